@@ -1,0 +1,1 @@
+"""The protocol: octets in, octets out; standard library only, no loop, no sockets, no clock."""

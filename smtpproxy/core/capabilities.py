@@ -1,0 +1,89 @@
+"""Capabilities: what the backend's EHLO reply says, and what the client gets to see of it.
+
+RFC 5321 section 4.1.1.1.  An extension changes the protocol that the proxy has to follow, so only
+known words pass: those that add parameters or plain commands, and those that are framed here.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+PASSED = frozenset(
+    b"""8BITMIME SIZE DSN ENHANCEDSTATUSCODES SMTPUTF8 DELIVERBY MT-PRIORITY RRVS FUTURERELEASE
+    MTRK CONPERM CONNEG SUBMITTER NO-SOLICITING LIMITS HELP VRFY EXPN ETRN SEND SOML SAML ONEX
+    VERP XVERP AUTH CHUNKING BINARYMIME""".split()
+)
+"""Words that pass unless a listener hides them."""
+
+NEVER_PASSED = frozenset(
+    b"""STARTTLS REQUIRETLS XCLIENT XFORWARD TURN ATRN VERB BURL CHECKPOINT XEXCH50 X-EXPS
+    X-ANONYMOUSTLS X-LINK2STATE PIPECONNECT X_PIPE_CONNECT""".split()
+)
+"""Words that no listener may let pass: they would break framing or trust."""
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """What a listener hides and lets pass beyond PASSED; words in capitals."""
+
+    hide: frozenset[bytes] = frozenset()
+    allow: frozenset[bytes] = frozenset()
+
+    def passes(self, word: bytes) -> bool:
+        """Tell whether the client may see a capability."""
+        return word not in self.hide and (word in PASSED or word in self.allow)
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """The EHLO reply for the client, and what of it the pipeline has to know.
+
+    pipelining: the backend itself offers PIPELINING.  chunking: the client is offered CHUNKING.
+    """
+
+    reply: bytes
+    pipelining: bool
+    chunking: bool
+
+
+def offer(reply: bytes, keep: Filter) -> Offer:
+    """Rewrite the backend's positive EHLO reply: first line and order kept, PIPELINING last."""
+    first, _, rest = reply.partition(b"\r\n")
+    kept, pipelining, chunking = _filter(rest, keep)
+    return Offer(_multi_line(first, kept), pipelining=pipelining, chunking=chunking)
+
+
+@lru_cache(maxsize=64)
+def _filter(rest: bytes, keep: Filter) -> tuple[tuple[bytes, ...], bool, bool]:
+    """Return what passes of the lines behind the first, and an Offer's flags.
+
+    A backend says the same to everybody, but for its first line, which names the client.
+    """
+    lines = rest.split(b"\r\n")[:-1]
+    words = [_word(line) for line in lines]
+    kept = [
+        line[4:]
+        for line, word in zip(lines, words, strict=True)
+        if word != b"PIPELINING" and keep.passes(word)
+    ]
+    if b"PIPELINING" not in keep.hide:
+        kept.append(b"PIPELINING")
+    chunking = b"CHUNKING" in words and keep.passes(b"CHUNKING")
+    return tuple(kept), b"PIPELINING" in words, chunking
+
+
+def offer_for_helo(reply: bytes, keep: Filter) -> bytes:
+    """Return the EHLO reply for a client of a backend that knows only HELO."""
+    first = reply.split(b"\r\n", 1)[0]
+    return _multi_line(first, () if b"PIPELINING" in keep.hide else (b"PIPELINING",))
+
+
+def _word(line: bytes) -> bytes:
+    """Return the keyword of a capability line; `AUTH=LOGIN` is AUTH as old clients want it."""
+    words = line[4:].split(None, 1)
+    return words[0].split(b"=", 1)[0].upper() if words else b""
+
+
+def _multi_line(first: bytes, capabilities: tuple[bytes, ...]) -> bytes:
+    code = first[:3]
+    *heads, last = [first[4:], *capabilities]
+    return b"".join([code + b"-" + line + b"\r\n" for line in heads]) + code + b" " + last + b"\r\n"

@@ -1,0 +1,148 @@
+"""The verb table: what the pipeline has to know of each command.
+
+The table is the truth of how a command is queued, grouped and answered (RFC 2920 section 3); the
+pipeline has no list of verbs of its own.  A row is frozen and shared by all sessions.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import Enum
+
+from smtpproxy.core import replies
+
+# What else the pipeline does about a command.  Hot path (bench S2): plain integers, and in this
+# order: up to RSET any reply will do, from DATA on a command may be refused when its turn comes.
+PLAIN, MAIL, RCPT, RSET, EHLO, HELO, GREETING, END_OF_DATA, AUTH, UNASKED, DATA, BDAT = range(12)
+
+
+class Sync(Enum):
+    """When a client that runs ahead of a reply is refused."""
+
+    SAFE = "safe"
+    """Where octets would mean something else by a reply not yet seen: behind DATA, STARTTLS."""
+    STRICT = "strict"
+    """Also before the greeting, behind EHLO HELO NOOP VRFY EXPN ETRN, and in groups after HELO."""
+    OFF = "off"
+    """Nowhere but behind STARTTLS: everything is serialised."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verb:
+    """One row of the table.
+
+    groupable: RFC 2920 section 3.1 lets it stand anywhere in a group, so its reply may be held.
+    gate: octets behind it are not framed before its reply is known.
+    guarded: a client that sends octets behind it before its reply is refused and closed.
+    secret: its parameters are cut before any observer sees them.
+    refusal: the reply if it is never forwarded, else empty.
+    closes: the session ends when its reply has been flushed.
+    limit: the name of the time limit for its reply.
+    """
+
+    name: bytes
+    groupable: bool = False
+    gate: bool = False
+    guarded: bool = False
+    secret: bool = False
+    refusal: bytes = b""
+    closes: bool = False
+    limit: str = "command"
+    role: int = PLAIN
+
+
+ROWS = (
+    Verb(b"MAIL", groupable=True, role=MAIL),
+    Verb(b"RCPT", groupable=True, role=RCPT),
+    Verb(b"RSET", groupable=True, role=RSET),
+    Verb(b"SEND", groupable=True, role=MAIL),
+    Verb(b"SOML", groupable=True, role=MAIL),
+    Verb(b"SAML", groupable=True, role=MAIL),
+    Verb(b"EHLO", role=EHLO),
+    Verb(b"HELO", role=HELO),
+    Verb(b"DATA", gate=True, guarded=True, limit="data", role=DATA),
+    Verb(b"BDAT", gate=True, limit="end_of_data", role=BDAT),
+    Verb(b"AUTH", gate=True, secret=True, role=AUTH),
+    Verb(b"STARTTLS", gate=True, guarded=True, refusal=replies.NOT_IMPLEMENTED),
+    Verb(b"QUIT", gate=True, closes=True),
+    Verb(b"NOOP"),
+    Verb(b"VRFY"),
+    Verb(b"EXPN"),
+    Verb(b"HELP"),
+    Verb(b"ETRN"),
+    # They change who is trusted, so a stranger's never reach the backend.
+    Verb(b"XCLIENT", gate=True, secret=True, refusal=replies.NOT_AUTHORIZED),
+    Verb(b"XFORWARD", gate=True, refusal=replies.NOT_AUTHORIZED),
+    # They turn the connection round, or change what the octets behind them mean.
+    Verb(b"TURN", refusal=replies.NOT_IMPLEMENTED),
+    Verb(b"ATRN", refusal=replies.NOT_IMPLEMENTED),
+    Verb(b"VERB", refusal=replies.NOT_IMPLEMENTED),
+    Verb(b"BURL", refusal=replies.NOT_IMPLEMENTED),
+    Verb(b"CHECKPOINT", refusal=replies.NOT_IMPLEMENTED),
+    Verb(b"X-EXPS", secret=True, refusal=replies.NOT_IMPLEMENTED),
+    Verb(b"X-ANONYMOUSTLS", gate=True, guarded=True, refusal=replies.NOT_IMPLEMENTED),
+    Verb(b"XEXCH50", gate=True, refusal=replies.NOT_IMPLEMENTED, closes=True),
+    Verb(b"X-LINK2STATE", gate=True, refusal=replies.NOT_IMPLEMENTED, closes=True),
+    # Other protocols: mostly a browser that was made to speak to a mail server.
+    *(
+        Verb(word, gate=True, refusal=replies.NOT_SMTP, closes=True)
+        for word in (b"GET", b"POST", b"PUT", b"HEAD", b"OPTIONS", b"CONNECT", b"PRI")
+    ),
+    # Any other word: one line, one reply; what follows it is framed when that reply has come.
+    Verb(b"", gate=True),
+)
+
+COMMONPLACE = (b"MAIL", b"RCPT", b"RSET", b"EHLO", b"HELO", b"DATA", b"QUIT", b"NOOP")
+"""Verbs of four letters whose lines need no look beyond the first five octets."""
+
+GREETING_OWED = Verb(b"", gate=True, limit="greeting", role=GREETING)
+"""Not a command: the reply that the backend owes from the start."""
+
+DATA_ENDED = Verb(b".", limit="end_of_data", role=END_OF_DATA)
+"""Message content with its end of data; the reply hands over responsibility: never held."""
+
+AUTH_LINE = Verb(b"", gate=True, secret=True, role=AUTH)
+"""A client's line behind a 334 (RFC 4954 section 4)."""
+
+NOT_ASKED = Verb(b"", role=UNASKED)
+"""Not a command: a reply that nobody asked for, as 421 may be (RFC 5321 section 3.8)."""
+
+MISFRAMED = Verb(b"")
+"""Something that is no command line, so that it is answered here."""
+
+
+def _strict(verb: Verb) -> Verb:
+    behind = verb.name in {b"EHLO", b"HELO", b"NOOP", b"VRFY", b"EXPN", b"ETRN"}
+    return replace(verb, gate=True, guarded=True) if behind else verb
+
+
+def _loose(verb: Verb) -> Verb:
+    return replace(verb, guarded=False) if verb.name == b"DATA" else verb
+
+
+def lock_step(table: Mapping[bytes, Verb]) -> Mapping[bytes, Verb]:
+    """Return the table for a client that may send nothing ahead of a reply."""
+    # QUIT and BDAT: nothing behind the one is ever read, the other's payload is part of it.
+    return {
+        word: verb if verb.name in {b"QUIT", b"BDAT"} else replace(verb, gate=True, guarded=True)
+        for word, verb in table.items()
+    }
+
+
+def table_for(sync: Sync, hidden: frozenset[bytes] = frozenset()) -> Mapping[bytes, Verb]:
+    """Return the table: word in capitals -> row; `hidden` words are refused, not forwarded.
+
+    Commonplace verbs stand in it with a space or CR behind them, too, as a line begins with them.
+    """
+    shape = {Sync.SAFE: lambda verb: verb, Sync.STRICT: _strict, Sync.OFF: _loose}[sync]
+    table = {verb.name: shape(verb) for verb in ROWS}
+    for word in hidden & table.keys():
+        if not table[word].refusal:
+            table[word] = replace(table[word], refusal=replies.NOT_IMPLEMENTED)
+    for word in COMMONPLACE:
+        table[word + b" "] = table[word + b"\r"] = table[word]
+    return table
+
+
+def greeting_for(sync: Sync) -> Verb:
+    """Return the row of the greeting: `strict` guards it as well."""
+    return replace(GREETING_OWED, guarded=sync is Sync.STRICT)

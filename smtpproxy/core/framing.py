@@ -1,0 +1,296 @@
+"""Framing: octets from the client become exchanges on the queue (steps 1 and 2 of the pipeline).
+
+Only LF ends a command line, and every line is sent on with CRLF, so that proxy and backend cannot
+disagree on where a command ends.  What a lenient backend could read as something else is answered
+here and never reaches it.  Nothing received is dropped, but behind STARTTLS and by a refusal that
+closes the session.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from smtpproxy.core import commands, lines, replies
+from smtpproxy.core.content import Content
+from smtpproxy.core.errors import ClientViolation
+from smtpproxy.core.exchange import Exchange
+from smtpproxy.core.rules import Rules
+
+# How the client's next octets are read.  Hot path (bench S2): plain integers.
+CLOSED, COMMANDS, CONTENT, PAYLOAD, AUTH_DATA, SKIPPED, DEAF = range(7)
+
+_ANSWERED = Exchange(commands.NOT_ASKED, b"", 0.0)
+"""Stands for an exchange that has been answered; never changed."""
+_ANSWERED.flushed = 1.0
+
+
+class Framer:
+    """What the client has sent and the backend has not got yet.
+
+    unframed: octets that wait for more of them, or for the gate to open.
+    mode: how the next octets are read; CLOSED while the reply to `gate` is to tell it.
+    queue: exchanges that wait to be sent, in order; the pipeline takes them from its front.
+    payload: octets of a BDAT payload still to come.
+    content_over: set when message content or a BDAT payload is complete; the pipeline clears it.
+    last: the exchange that was framed last.
+    commands, pipelined: how many were framed; how many before the reply before them was flushed.
+    """
+
+    __slots__ = (
+        "_content",
+        "_rules",
+        "_stalled",
+        "commands",
+        "content_over",
+        "gate",
+        "last",
+        "mode",
+        "payload",
+        "pipelined",
+        "queue",
+        "queue_octets",
+        "send_backend",
+        "table",
+        "unframed",
+    )
+
+    def __init__(
+        self, rules: Rules, greeting: Exchange, send_backend: Callable[[bytes], None]
+    ) -> None:
+        self._rules = rules
+        self.table = rules.table
+        self.send_backend = send_backend
+        self.unframed = bytearray()
+        self.mode = CLOSED
+        self.gate = self.last = greeting
+        self.queue: list[Exchange] = []
+        self.queue_octets = 0
+        self._stalled = False  # the queue was full, so whole lines wait unframed
+        self._content: Content | None = None
+        self.content_over = False
+        self.payload = 0
+        self.commands = self.pipelined = 0
+
+    @property
+    def full(self) -> bool:
+        """Tell whether as much waits as may wait."""
+        return (
+            len(self.queue) >= self._rules.queue_commands
+            or self.queue_octets + len(self.unframed) >= self._rules.queue_octets
+        )
+
+    def receive(self, octets: bytes, now: float) -> None:
+        """Append octets to what is not yet framed, and frame what can be."""
+        if self.unframed or self.mode == CLOSED:
+            self.unframed += octets
+            self.frame_waiting(now)
+        else:
+            self._frame(octets, now)
+
+    def frame_waiting(self, now: float) -> None:
+        """Frame what has waited, as far as it goes."""
+        if self.mode == CLOSED:
+            self._guard_gate()
+        elif self.unframed and not (self._stalled and self.queue):
+            octets = bytes(self.unframed)
+            self.unframed.clear()
+            self._frame(octets, now)
+
+    def take(self) -> Exchange:
+        """Take the first exchange from the queue."""
+        exchange = self.queue.pop(0)
+        self.queue_octets -= len(exchange.line)
+        return exchange
+
+    def forget(self, exchange: Exchange) -> None:
+        """Let go of an exchange whose reply was flushed: an idle session is to be small."""
+        if exchange is self.last and not exchange.verb.secret:
+            self.last = _ANSWERED
+
+    # --- how the pipeline opens the gate ------------------------------------------------------
+
+    def open_commands(self) -> None:
+        """Let command lines follow."""
+        self.mode = COMMANDS
+        self.gate = _ANSWERED
+
+    def open_content(self, exchange: Exchange) -> None:
+        """Let message content follow; `exchange` is to be answered at its end of data."""
+        self.mode = CONTENT
+        self.last = exchange
+        self.gate = _ANSWERED
+        self._content = Content(self._rules.bare_newlines)
+
+    def open_payload(self, size: int) -> None:
+        """Let the `size` octets of a BDAT chunk follow, then command lines."""
+        self.payload = size
+        self.mode = PAYLOAD if size else COMMANDS
+
+    def open_auth_data(self) -> None:
+        """Let one line follow that is data for the backend, whatever it looks like."""
+        self.mode = AUTH_DATA
+        self.gate = _ANSWERED
+
+    def close(self) -> None:
+        """Frame nothing any more."""
+        self.mode = DEAF
+        self.unframed.clear()
+
+    # --- framing ------------------------------------------------------------------------------
+
+    def _frame(self, octets: bytes, now: float) -> None:
+        """Frame until a gate closes, the queue is full or a line is incomplete; keep the rest."""
+        position, size, limit = 0, len(octets), self._rules.queue_commands
+        while position < size and self.mode != CLOSED and len(self.queue) < limit:
+            taken = _FRAME[self.mode](self, octets, position, now)
+            if not taken:
+                break
+            position += taken
+        self._stalled = len(self.queue) >= limit
+        if position < size:
+            self.unframed += octets[position:]
+            if self.mode == CLOSED:
+                self._guard_gate()
+
+    def _frame_command(self, octets: bytes, position: int, now: float) -> int:
+        end = octets.find(b"\n", position, position + self._rules.line) + 1
+        line = octets[position:end]
+        verb = self.table.get(line[:5].upper())
+        if verb is None or line.find(b"\r") != len(line) - 2 or b"\0" in line:
+            return self._frame_uncommon(octets, position, now)
+        exchange = Exchange(verb, line, now)
+        if verb.gate or not self.queue:
+            self._enqueue(exchange)
+        else:  # the short way: something before it still waits, so it is one round trip saved
+            exchange.pipelined = True
+            self.pipelined += 1
+            self.last = exchange
+            self.commands += 1
+            self.queue.append(exchange)
+            self.queue_octets += len(line)
+        return end - position
+
+    def _frame_uncommon(self, octets: bytes, position: int, now: float) -> int:
+        """Frame a line that is not one of the commonplace commands, or not a well-formed one."""
+        try:
+            limit = self._rules.auth_line if lines.is_auth(octets, position) else self._rules.line
+            end = lines.end_of_line(octets, position, limit)
+            if not end:
+                lines.check_protocol(octets[position:], first=not self.commands)
+                return 0
+            line = octets[position:end]
+            words = line.split(None, 1)
+            verb = self.table.get(words[0].upper()) if words else None
+            if verb is None:
+                lines.check_protocol(line, first=not self.commands)
+                verb = self.table[b""]
+                if self.last.verb.secret:  # behind AUTH it may be a password, sent ahead
+                    verb = replace(verb, secret=True)
+            line = lines.command_line(line)
+            if verb.refusal and verb.closes:
+                raise ClientViolation("forbidden_command", verb.refusal, line, closes=True)
+            exchange = Exchange(verb, line, now)
+            if verb.role == commands.BDAT:
+                exchange.octets = lines.bdat_size(line)
+        except ClientViolation as violation:
+            violation.closes = violation.closes or lines.is_bdat(octets, position)
+            if self.last.verb.secret:
+                violation.octets = b""
+            return self._refuse(violation, octets, position, now)
+        self._enqueue(exchange)
+        return end - position
+
+    def _frame_auth_data(self, octets: bytes, position: int, now: float) -> int:
+        try:
+            end = lines.end_of_line(octets, position, self._rules.auth_line)
+            line = lines.auth_line(octets[position:end]) if end else b""
+        except ClientViolation as violation:
+            # The backend waits for this line, so no reply of ours would leave both in step.
+            violation.closes = True
+            violation.octets = b""  # it is a secret
+            return self._refuse(violation, octets, position, now)
+        if end:
+            self._enqueue(Exchange(commands.AUTH_LINE, line, now))
+        return end and end - position
+
+    def _stream_content(self, octets: bytes, position: int, now: float) -> int:
+        """Pass message content on as it comes, up to its end of data (RFC 5321 section 4.1.1.4)."""
+        content, exchange = self._content, self.last
+        assert content is not None
+        out, taken = content.receive(octets[position:] if position else octets)
+        if out and not exchange.refusal:
+            self.send_backend(out)
+        if content.violation is not None and not exchange.refusal:
+            exchange.refuse(content.violation)
+        exchange.octets = content.octets
+        if content.ended:
+            self._content = None
+            self.mode = COMMANDS
+            self.content_over = True
+            exchange.framed = now
+        return taken
+
+    def _stream_payload(self, octets: bytes, position: int, now: float) -> int:  # noqa: ARG002  one shape for all modes
+        """Pass a BDAT payload on untouched: it is counted, never looked at (RFC 3030 section 2)."""
+        payload = octets[position : position + self.payload]
+        self.send_backend(payload)
+        self.payload -= len(payload)
+        if not self.payload:
+            self.mode = COMMANDS
+            self.content_over = True
+        return len(payload)
+
+    def _skip_line(self, octets: bytes, position: int, now: float) -> int:  # noqa: ARG002
+        """Pass over the rest of a line that is refused."""
+        end = octets.find(b"\n", position) + 1
+        if end:
+            self.mode = COMMANDS
+        return (end or len(octets)) - position
+
+    def _ignore(self, octets: bytes, position: int, now: float) -> int:  # noqa: ARG002
+        return len(octets) - position
+
+    # --- the queue ----------------------------------------------------------------------------
+
+    def _enqueue(self, exchange: Exchange) -> None:
+        if not self.last.flushed:
+            exchange.pipelined = True
+            self.pipelined += 1
+        self.last = exchange
+        self.commands += 1
+        self.queue.append(exchange)
+        self.queue_octets += len(exchange.line)
+        if exchange.verb.gate:
+            self.mode = CLOSED
+            self.gate = exchange
+
+    def _refuse(self, violation: ClientViolation, octets: bytes, position: int, now: float) -> int:
+        """Answer in its turn what is no command line; return the octets taken."""
+        exchange = Exchange(commands.MISFRAMED, b"", now)
+        exchange.refuse(violation)
+        self._enqueue(exchange)
+        if violation.closes:
+            self.mode = DEAF
+            return len(octets) - position
+        self.mode = SKIPPED
+        return self._skip_line(octets, position, now)
+
+    def _guard_gate(self) -> None:
+        """Refuse octets behind a guarded gate: what they mean depends on a reply not yet seen."""
+        if self.unframed and self.gate.verb.guarded:
+            # The first word alone: more of it may be content, or a password.
+            words = bytes(self.unframed[:64]).split(None, 1)
+            shown = words[0] if words and not self.gate.verb.secret else b""
+            self.gate.refuse(
+                ClientViolation("not_synchronized", replies.NOT_SYNCHRONIZED, shown, closes=True)
+            )
+            self.close()
+
+
+_FRAME = {
+    COMMANDS: Framer._frame_command,
+    CONTENT: Framer._stream_content,
+    PAYLOAD: Framer._stream_payload,
+    AUTH_DATA: Framer._frame_auth_data,
+    SKIPPED: Framer._skip_line,
+    DEAF: Framer._ignore,
+}

@@ -1,0 +1,104 @@
+"""Command lines: where one ends, and what may be one.  RFC 5321 section 2.3.8 and 4.1.1."""
+
+import re
+
+from smtpproxy.core import replies
+from smtpproxy.core.errors import ClientViolation
+
+WHITE_SPACE = b" \t\v\f"
+_HEADER = re.compile(rb"[!-9;-~]+:")
+"""How a header field begins (RFC 5322 section 2.2)."""
+_BDAT = re.compile(rb"BDAT[ \t]+([0-9]{1,20})([ \t]+LAST)?[ \t]*\r\n", re.IGNORECASE)
+TLS_HANDSHAKE = b"\x16\x03"
+"""How the record of a ClientHello begins (RFC 8446 section 5.1)."""
+_SECRET_BEHIND = {b"AUTH": 2, b"X-EXPS": 2, b"XCLIENT": 1}
+"""How many words of a command line are shown when what is behind them is secret."""
+
+
+def end_of_line(octets: bytes, start: int, limit: int) -> int:
+    """Return the index behind the line that begins at `start`, or 0 while its LF has not come.
+
+    Raises ClientViolation("line_too_long") if it has more than `limit` octets, the LF counted.
+    """
+    end = octets.find(b"\n", start, start + limit) + 1
+    if not end and len(octets) - start >= limit:
+        raise _violation("line_too_long", replies.LINE_TOO_LONG, octets[start : start + limit])
+    return end
+
+
+def is_auth(octets: bytes, start: int) -> bool:
+    """Tell whether an AUTH command begins at `start`: it may be longer (RFC 4954 section 4)."""
+    return octets[start : start + 5].upper() == b"AUTH "
+
+
+def command_line(line: bytes) -> bytes:
+    """Return a line, which ends in LF, as it goes to the backend.
+
+    Raises ClientViolation if another reader could see something else in it: a CR inside, or a NUL
+    (`NOOP<CR>MAIL FROM:<x>` is two commands to some MTAs), or white space before the verb, which
+    some skip and then find a verb that the table does not.
+    """
+    line = _checked(line)
+    if line[0] in WHITE_SPACE:
+        raise _violation("white_space_before_verb", replies.BAD_SYNTAX, line)
+    return line
+
+
+def auth_line(line: bytes) -> bytes:
+    """Return a client's line behind a 334 as it goes to the backend; raises as `command_line`."""
+    return _checked(line)
+
+
+def _checked(line: bytes) -> bytes:
+    line = line if line.endswith(b"\r\n") else line[:-1] + b"\r\n"
+    if line.find(b"\r") != len(line) - 2 or b"\0" in line:
+        raise _violation("bare_cr_or_nul_in_command", replies.BARE_CR_OR_NUL, line)
+    return line
+
+
+def check_protocol(octets: bytes, *, first: bool) -> None:
+    """Raise ClientViolation, which closes, if what is no known command is of another protocol.
+
+    `octets` begin where a command should; `first` tells that none came before: then something like
+    `Host: x` is a header.
+    """
+    if octets.startswith(TLS_HANDSHAKE):
+        raise ClientViolation("tls_unexpected", replies.TLS_NOT_EXPECTED, octets, closes=True)
+    header = first and octets.endswith(b"\n") and _HEADER.match(octets)
+    if header or octets.startswith(b"SSH-"):
+        raise ClientViolation("not_smtp", replies.NOT_SMTP, octets, closes=True)
+
+
+def is_bdat(octets: bytes, start: int) -> bool:
+    """Tell whether what begins at `start` may be taken for BDAT, whatever is wrong with it.
+
+    The client sends the payload behind it in any case, and it must not be read as commands.
+    """
+    return octets[start : start + 64].lstrip()[:4].upper() == b"BDAT"
+
+
+def bdat_size(line: bytes) -> int:
+    """Return how many octets of payload follow a BDAT line (RFC 3030 section 2).
+
+    Raises ClientViolation, which closes, if that cannot be told.
+    """
+    found = _BDAT.fullmatch(line)
+    if found is None:
+        raise ClientViolation("bad_bdat", replies.BAD_BDAT, line, closes=True)
+    return int(found[1])
+
+
+def is_last_chunk(line: bytes) -> bool:
+    """Tell whether a BDAT line announces the last chunk of its message."""
+    return line.upper().split()[2:] == [b"LAST"]
+
+
+def without_secret(line: bytes) -> bytes:
+    """Return a command line with all that may be secret replaced by `*`; others as they are."""
+    words = line.replace(b"\0", b" ").split(None, 2)
+    shown = _SECRET_BEHIND.get(words[0].upper(), 3) if words else 3
+    return b" ".join([*words[:shown], b"*\r\n"]) if len(words) > shown else line
+
+
+def _violation(kind: str, reply: bytes, line: bytes) -> ClientViolation:
+    return ClientViolation(kind, reply, without_secret(line))

@@ -1,0 +1,457 @@
+"""The pipeline of one session: the client's groups become single commands, the replies groups.
+
+The rules, in the order of the five steps that the octets take (RFC 2920):
+
+1. Octets from the client are appended to what is not yet framed.  Nothing received is dropped,
+   except behind STARTTLS and by a refusal that closes.
+2. Framing turns them into exchanges on the queue, until a gate closes: a command whose reply tells
+   how the octets behind it are to be read.  The greeting and AUTH lines are gates like any other.
+3. The first of the queue goes out when the backend owes no reply.  So exactly one is in flight;
+   more only when the backend itself offers PIPELINING and the rules let it be used.
+4. Octets from the backend become whole replies.  Each must have been asked for: a surplus one would
+   shift every later one.
+5. The reply settles its exchange: it joins the held replies, is flushed by the rule of RFC 2920
+   section 3.2, opens the gate if it was one, and the next exchange goes out.
+
+Steps 1 and 2 are the framer's, 3 to 5 are here.  A message is acknowledged only by the backend's
+own reply to its end of data.  The pipeline calls nothing but its two sinks and its observer, and it
+has no clock: every call brings the time.
+"""
+
+from collections.abc import Callable
+
+from smtpproxy.core import commands, replies
+from smtpproxy.core.commands import Sync
+from smtpproxy.core.errors import BackendViolation, ClientViolation, Violation
+from smtpproxy.core.exchange import Exchange, Observer
+from smtpproxy.core.extensions import Extensions
+from smtpproxy.core.framing import CLOSED, COMMANDS, CONTENT, PAYLOAD, Framer
+from smtpproxy.core.replies import ReplyReader, whole_reply_code
+from smtpproxy.core.rules import Rules
+
+HELD_OCTETS = 16 * 1024
+"""Held replies are flushed when they are this long."""
+
+
+class Pipeline:
+    """The protocol state of one session.
+
+    The caller owns both connections and has these duties.  It calls `connect_backend` before it
+    hands over the backend's first octets.  After each call it looks at `ended` (a reason, empty
+    while the session goes on): then it closes the client when all that was written to it has gone
+    out, and the backend.  While `full` it does not read the client.  While replies are `held` it
+    calls `flush` when the first of them is too old, and `expire` when a time limit of `waiting` is
+    over.  It keeps the clock: `now` is in seconds and never goes back.
+
+    active, replied: when the client sent octets, and the backend a reply, last.
+    transaction: MAIL was accepted, and the transaction is not over.
+    """
+
+    __slots__ = (
+        "active",
+        "client_ended",
+        "draining",
+        "ended",
+        "errors",
+        "extensions",
+        "framer",
+        "held",
+        "held_octets",
+        "in_flight",
+        "messages",
+        "observe",
+        "recipients",
+        "recipients_accepted",
+        "replied",
+        "reply_reader",
+        "rules",
+        "send_backend",
+        "send_client",
+        "transaction",
+    )
+
+    def __init__(
+        self, rules: Rules, send_client: Callable[[bytes], None], observe: Observer, now: float
+    ) -> None:
+        greeting = Exchange(rules.greeting, b"", now)
+        self.rules = rules
+        self.send_client = send_client
+        self.send_backend: Callable[[bytes], None] = _not_connected
+        self.observe = observe
+        self.framer = Framer(rules, greeting, _not_connected)
+        self.in_flight = [greeting]
+        self.reply_reader = ReplyReader()
+        self.held: list[Exchange] = []
+        self.held_octets = 0
+        self.extensions = Extensions(rules)
+        self.transaction = False
+        self.recipients = self.recipients_accepted = 0  # RCPT commands of this transaction
+        self.errors = 0  # in a row
+        self.messages = 0
+        self.client_ended = False
+        self.draining = False
+        self.ended = ""
+        self.active = self.replied = now
+
+    def connect_backend(self, send_backend: Callable[[bytes], None]) -> None:
+        """Name the sink for octets to the backend."""
+        self.send_backend = self.framer.send_backend = send_backend
+
+    @property
+    def full(self) -> bool:
+        """Tell whether the client may not be read for now (back-pressure, never an error)."""
+        return self.framer.full
+
+    @property
+    def greeting_owed(self) -> bool:
+        """Tell whether the backend has not greeted yet."""
+        return bool(self.in_flight) and self.in_flight[0].verb.role == commands.GREETING
+
+    def waiting(self) -> tuple[str, float]:
+        """Return which time limit runs and since when: a Verb.limit, "content" or "client"."""
+        if self.framer.mode in (CONTENT, PAYLOAD):
+            return "content", self.active
+        if self.in_flight:
+            first = self.in_flight[0]
+            return first.verb.limit, max(first.sent, first.framed, self.replied)
+        return "client", self.active
+
+    # --- steps 1 and 2: octets from the client ------------------------------------------------
+
+    def client_received(self, octets: bytes, now: float) -> None:
+        """Take octets from the client."""
+        if self.ended:
+            return
+        self.active = now
+        self.framer.receive(octets, now)
+        self._send(now)
+        if self.client_ended or self.draining:
+            self._end_if_done(now)
+
+    def client_eof(self, now: float) -> None:
+        """Take the end of the client's octets: what it sent is served, then the session ends.
+
+        Message content or a BDAT payload cut short ends it at once: the backend is to be closed
+        without an end of data.
+        """
+        self.client_ended = True
+        self._end_if_done(now)
+
+    # --- step 3: one command at a time goes to the backend ------------------------------------
+
+    def _send(self, now: float) -> None:
+        """Send what may be sent, and settle what is answered here when its turn comes."""
+        framer = self.framer
+        if framer.content_over:
+            self._end_content(now)
+        queue, in_flight = framer.queue, self.in_flight
+        while queue:
+            # Octets that nobody asked for have begun to come: they can only end the session.
+            if not self._may_join_group() if in_flight else self.reply_reader.unread or self.ended:
+                return
+            exchange = queue[0]
+            refusal = exchange.refusal
+            if exchange.verb.role >= commands.DATA:
+                refusal = refusal or self._refusal_in_turn(exchange)
+            if refusal:
+                if in_flight:
+                    return
+                framer.take().cut_secret()
+                self._settle(exchange, refusal, int(refusal[:3]), now)
+                framer.frame_waiting(now)
+                continue
+            del queue[0]
+            framer.queue_octets -= len(exchange.line)
+            in_flight.append(exchange)
+            exchange.sent = 0.0 if exchange.octets else now  # not before its payload is
+            self.send_backend(exchange.line)
+            if exchange.verb.secret:
+                exchange.cut_secret()
+            if exchange.verb.role == commands.BDAT:
+                framer.open_payload(exchange.octets)
+                framer.frame_waiting(now)
+                if framer.content_over:
+                    self._end_content(now)
+
+    def _may_join_group(self) -> bool:
+        """Tell whether a command may be sent behind those in flight, as the backend allows."""
+        # RFC 2920 section 3.1: others stand last in a group; the end of data may stand first.
+        last = self.in_flight[-1]
+        return self.extensions.pipelining and (
+            last.verb.groupable
+            or (last.verb.role in (commands.END_OF_DATA, commands.BDAT) and last.sent > 0)
+        )
+
+    def _refusal_in_turn(self, exchange: Exchange) -> bytes:
+        """Return the reply to what may not be forwarded as things stand now, else nothing."""
+        role = exchange.verb.role
+        if role == commands.DATA:
+            guarded = self.rules.guard_data and not self.extensions.pipelining
+            if guarded and self.recipients and not self.recipients_accepted:
+                return replies.NO_VALID_RECIPIENTS  # RFC 2920 section 3.2, items 3 and 4
+        elif role == commands.BDAT and not self.extensions.chunking:
+            # This backend would take the payload for commands.
+            exchange.refuse(
+                ClientViolation(
+                    "bdat_not_offered", replies.NOT_IMPLEMENTED, exchange.line, closes=True
+                )
+            )
+        return exchange.refusal
+
+    def _end_content(self, now: float) -> None:
+        """Let content or a payload wait for its reply, or answer it if that is known."""
+        self.framer.content_over = False
+        if not self.in_flight:
+            return  # BDAT was refused before its payload had come
+        exchange = self.in_flight[-1]
+        if exchange.refusal:
+            self.in_flight.pop()
+            exchange.closes = True
+            self._settle(exchange, exchange.refusal, int(exchange.refusal[:3]), now)
+        elif len(self.in_flight) > 1 or not self.reply_reader.unread:
+            exchange.sent = now  # else a reply has begun before the end: it can't be for it
+
+    # --- step 4: octets from the backend become replies ---------------------------------------
+
+    def backend_received(self, octets: bytes, now: float) -> None:
+        """Take octets from the backend."""
+        if self.ended:
+            return
+        reader = self.reply_reader
+        code = 0 if reader.unread else whole_reply_code(octets)
+        try:
+            if code:
+                self._take_reply(code, octets, now)
+            else:
+                self._take_replies(octets, now)
+        except BackendViolation as violation:
+            if self.in_flight and self._reads_on(self.in_flight[0]):
+                self.reply_reader = ReplyReader()  # what it says now is to take no room
+                return
+            self._fail(self._own(replies.BACKEND_BROKEN), "backend_violation", now, violation)
+        framer = self.framer
+        if framer.unframed:
+            framer.frame_waiting(now)
+        if framer.queue or framer.content_over:
+            self._send(now)
+        if self.client_ended or self.draining:
+            self._end_if_done(now)
+
+    def _take_replies(self, octets: bytes, now: float) -> None:
+        """Take all that came before anything more is sent.
+
+        So a surplus reply is not taken for one to a command that had not been sent when it came.
+        """
+        reader = self.reply_reader
+        reader.receive(octets)
+        while not self.ended and (reply := reader.next_reply()) is not None:
+            self._take_reply(*reply, now)
+
+    def _take_reply(self, code: int, reply: bytes, now: float) -> None:
+        """Give a reply to the exchange that waits for it.
+
+        Raises BackendViolation for a reply that none waits for, or that can't be an answer.
+        """
+        self.replied = now
+        in_flight = self.in_flight
+        exchange = in_flight[0] if in_flight else _NOTHING_ASKED
+        odd = 300 <= code < 400 or code == 421 or reply[:1] == b"3"
+        if odd or exchange.verb.role > commands.RSET:
+            code, reply = self._reply_for(exchange, code, reply, now)
+            if not reply:
+                return
+        del in_flight[0]
+        if exchange.refusal:  # its group was refused while it was in flight
+            reply, code = exchange.refusal, int(exchange.refusal[:3])
+        self._settle(exchange, reply, code, now)
+
+    def _reply_for(
+        self, exchange: Exchange, code: int, reply: bytes, now: float
+    ) -> tuple[int, bytes]:
+        """Look at a reply with a meaning of its own; return what the client gets, if anything now.
+
+        Raises BackendViolation as `_take_reply` does.
+        """
+        role = exchange.verb.role
+        if self._reads_on(exchange):
+            return code, b""
+        if code == 421 or (role == commands.GREETING and code >= 400):
+            self._fail(reply, "backend_closed", now)  # RFC 5321 section 3.8: unasked too
+            return code, b""
+        if exchange is _NOTHING_ASKED:
+            raise BackendViolation("reply_not_asked_for", reply)
+        if role == commands.END_OF_DATA and not exchange.sent:
+            self._take_early_reply(exchange, code, reply, now)
+            return code, b""
+        if not exchange.may_be_answered(code, reply):
+            raise BackendViolation("impossible_reply", reply)
+        if role != commands.EHLO:
+            return code, reply
+        if not self.extensions.falls_back(code, reply):
+            if code < 300:
+                self.framer.table = self.rules.table
+            return self.extensions.take_reply(code, reply)
+        if self.reply_reader.unread:
+            raise BackendViolation("reply_not_asked_for", self.reply_reader.unread)
+        self.send_backend(b"HELO" + exchange.line[4:])
+        return code, b""
+
+    def _reads_on(self, exchange: Exchange) -> bool:
+        """Tell whether the client is read to its end of data only to get a reply already known."""
+        return exchange.refusal != b"" and self.framer.mode == CONTENT
+
+    def _take_early_reply(self, exchange: Exchange, code: int, reply: bytes, now: float) -> None:
+        """Take a reply that began before the end of data was sent: it can only be a refusal."""
+        if code < 400:
+            raise BackendViolation("reply_before_end_of_data", reply)
+        exchange.refusal = reply
+        if self.framer.mode != CONTENT:  # the end of data has come meanwhile
+            self._end_content(now)
+
+    # --- step 5: a reply settles its exchange --------------------------------------------------
+
+    def _settle(self, exchange: Exchange, reply: bytes, code: int, now: float) -> None:
+        """Join the reply to the held ones, flush by the rule, open the gate if it was one."""
+        exchange.reply = reply
+        exchange.code = code
+        exchange.replied = now
+        self.held.append(exchange)
+        self.held_octets += len(reply)
+        self.errors = self.errors + 1 if code >= 500 else 0
+        verb = exchange.verb
+        if verb.role == commands.RCPT:
+            self.recipients += 1
+            self.recipients_accepted += code < 300
+        elif verb.role:
+            self._follow_transaction(exchange, code)
+        framer = self.framer
+        more = framer.queue or self.in_flight
+        if not (verb.groupable and more) or self.held_octets >= HELD_OCTETS:
+            self.flush(now)  # RFC 2920 section 3.2, items 2 and 5 to 7
+        if exchange.closes:
+            self._end(exchange.close_reason, now)
+        elif self.errors > self.rules.errors:
+            self._fail(self._own(replies.TOO_MANY_ERRORS), "too_many_errors", now)
+        elif exchange is framer.gate and framer.mode == CLOSED:
+            self._open_gate(code, now)
+
+    def _open_gate(self, code: int, now: float) -> None:
+        """Say how the client's next octets are read, now that the reply tells it."""
+        if code == 354:
+            content = Exchange(commands.DATA_ENDED, b"", now)
+            self.in_flight.append(content)
+            self.framer.open_content(content)
+        elif code == 334:
+            self.framer.open_auth_data()
+        else:
+            self.framer.open_commands()
+
+    def _follow_transaction(self, exchange: Exchange, code: int) -> None:
+        """Keep in mind what the guard of DATA and a drain have to know (RFC 5321 section 3.3)."""
+        role = exchange.verb.role
+        is_message = exchange.ends_message
+        if is_message or (code < 300 and role in _BEGIN_OR_END):
+            self.transaction = role == commands.MAIL
+            self.recipients = self.recipients_accepted = 0
+            self.messages += is_message and code < 300
+            if role == commands.HELO:
+                self.extensions.leave()
+                if self.rules.sync is Sync.STRICT:
+                    self.framer.table = self.rules.lock_step_table
+
+    def flush(self, now: float) -> None:
+        """Send the held replies to the client in one write, and show them to the observer."""
+        held = self.held
+        if not held:
+            return
+        self.held = []
+        self.held_octets = 0
+        if len(held) == 1:
+            self.send_client(held[0].reply)
+        else:
+            self.send_client(b"".join([exchange.reply for exchange in held]))
+        for exchange in held:
+            exchange.flushed = now
+        self.framer.forget(exchange)
+        self.observe(held)
+
+    # --- how a session ends --------------------------------------------------------------------
+
+    def backend_unavailable(self, greeting: bytes, now: float) -> None:
+        """No server could be had; `greeting` is the last one that refused, if there was any."""
+        self._fail(greeting or self._own(replies.BACKEND_UNAVAILABLE), "backend_unavailable", now)
+
+    def backend_lost(self, now: float) -> None:
+        """Take the end of the backend's octets, or the loss of its connection."""
+        if not (self.in_flight and self._reads_on(self.in_flight[0])):
+            self._fail(self._own(replies.BACKEND_LOST), "backend_lost", now)
+
+    def expire(self, now: float) -> None:
+        """The time limit that `waiting` names is over."""
+        self._fail(self._own(replies.TIME_LIMIT), f"{self.waiting()[0]}_time_limit", now)
+
+    def drain(self, now: float) -> None:
+        """End with 421 as soon as no transaction is open and the client waits for nothing."""
+        self.draining = True
+        self._end_if_done(now)
+
+    def stop(self, now: float) -> None:
+        """End at once, with 421, whatever is going on."""
+        self._fail(self._own(replies.DRAINING), "stopped", now)
+
+    def break_down(self, now: float) -> None:
+        """Something in the proxy itself went wrong: end with 421."""
+        self._fail(self._own(replies.INTERNAL_ERROR), "internal_error", now)
+
+    def _own(self, text: bytes) -> bytes:
+        return text % self.rules.hostname
+
+    def _end_if_done(self, now: float) -> None:
+        busy = self.framer.queue or self.in_flight
+        if self.client_ended and self.framer.mode in (CONTENT, PAYLOAD):
+            self._end("client_lost", now)
+        elif self.client_ended and not busy:
+            self._end("client_closed", now)
+        elif self.draining and not (busy or self.transaction) and self.framer.mode == COMMANDS:
+            self._fail(self._own(replies.DRAINING), "draining", now)
+
+    def _fail(
+        self, reply: bytes, reason: str, now: float, problem: Violation | None = None
+    ) -> None:
+        """Answer the oldest exchange that waits with a reply that ends the session."""
+        if self.ended:
+            return
+        waiting = self.in_flight or self.framer.queue
+        exchange = waiting.pop(0) if waiting else Exchange(commands.NOT_ASKED, b"", now)
+        exchange.cut_secret()
+        exchange.problem = exchange.problem or problem
+        exchange.reply = reply
+        exchange.code = int(reply[:3])
+        exchange.replied = now
+        self.held.append(exchange)
+        self._end(reason, now)
+
+    def _end(self, reason: str, now: float) -> None:
+        if self.ended:
+            return
+        self.ended = reason
+        self.flush(now)
+        unanswered = self.in_flight + self.framer.queue
+        self.in_flight.clear()
+        self.framer.queue.clear()
+        self.framer.close()
+        for exchange in unanswered:
+            exchange.cut_secret()
+        if unanswered:
+            self.observe(unanswered)
+
+
+_NOTHING_ASKED = Exchange(commands.NOT_ASKED, b"", 0.0)
+"""Stands for the exchange in flight where there is none; never changed."""
+
+_BEGIN_OR_END = frozenset((commands.MAIL, commands.RSET, commands.EHLO, commands.HELO))
+"""Roles whose positive reply begins a transaction, or ends the one there was."""
+
+
+def _not_connected(octets: bytes) -> None:
+    raise AssertionError(f"the backend is not connected: {octets!r}")

@@ -1,0 +1,119 @@
+"""Replies: those of the backend, read; and the proxy's own, all in one place.
+
+RFC 5321 section 4.2 gives the grammar.  Old servers are met half way: a bare LF ends a line, a code
+may stand without text, and codes may differ inside a multi-line reply (the last one counts).
+Anything else could be read differently by the client than here, so it is a violation.
+"""
+
+import re
+
+from smtpproxy.core.errors import BackendViolation
+
+LINE_LIMIT = 4096
+"""Octets of one reply line with its line end (RFC 5321 section 4.5.3.1.5 asks for 512)."""
+REPLY_LIMIT = 64 * 1024
+"""Octets of one whole reply."""
+
+# The proxy's own replies.  Fixed texts: nothing of the inside is ever shown to a peer.
+LINE_TOO_LONG = b"500 5.5.2 Error: line too long\r\n"
+BAD_SYNTAX = b"500 5.5.2 Error: bad syntax, a command begins with its verb\r\n"
+BARE_CR_OR_NUL = b"500 5.5.2 Error: bare <CR> or NUL in command\r\n"
+BAD_BDAT = b"501 5.5.4 Error: syntax: BDAT size [LAST]\r\n"
+NOT_IMPLEMENTED = b"502 5.5.1 Error: command not implemented\r\n"
+NOT_AUTHORIZED = b"550 5.7.0 Error: insufficient authorization\r\n"
+NOT_SYNCHRONIZED = b"554 5.5.0 Error: SMTP protocol synchronization\r\n"
+NO_VALID_RECIPIENTS = b"554 5.5.1 Error: no valid recipients\r\n"
+NOT_SMTP = b"221 2.7.0 Error: this is an SMTP server, goodbye\r\n"
+TLS_NOT_EXPECTED = b"501 5.5.1 Error: TLS was not expected here\r\n"
+BARE_NEWLINE = {
+    "bare_lf": b"550 5.5.2 Error: bare <LF> received\r\n",
+    "bare_cr": b"550 5.5.2 Error: bare <CR> received\r\n",
+    "nul": b"550 5.5.2 Error: bare <NUL> received\r\n",
+}
+
+# RFC 5321 section 4.2.2: the host's name follows the code; it is put in place of %b.
+BACKEND_UNAVAILABLE = b"421 4.4.1 %b Error: mail server not available, try again later\r\n"
+BACKEND_LOST = b"421 4.4.2 %b Error: connection to mail server lost\r\n"
+TIME_LIMIT = b"421 4.4.2 %b Error: timeout exceeded\r\n"
+BACKEND_BROKEN = b"421 4.3.0 %b Error: mail server broke the protocol\r\n"
+DRAINING = b"421 4.3.2 %b Error: service shutting down\r\n"
+TOO_MANY_ERRORS = b"421 4.7.0 %b Error: too many errors\r\n"
+INTERNAL_ERROR = b"421 4.3.0 %b Error: internal error\r\n"
+
+
+_MULTI_LINE = re.compile(rb"(?:[2-5][0-9][0-9]-[^\r\n\0]*\r\n)+([2-5][0-9][0-9]) [^\r\n\0]*\r\n")
+_ONE_LINE = {b"%d " % code: code for code in range(200, 600)}
+
+
+def whole_reply_code(octets: bytes) -> int:
+    """Return the code if the octets are just one whole well-formed reply, as most are; else 0."""
+    size = len(octets)
+    if size > LINE_LIMIT:
+        return 0
+    code = _ONE_LINE.get(octets[:4], 0)
+    if code and octets.find(b"\n") == size - 1 and octets.find(b"\r") == size - 2:
+        return code if b"\0" not in octets else 0
+    whole = _MULTI_LINE.fullmatch(octets)
+    return int(whole[1]) if whole else 0
+
+
+class ReplyReader:
+    """Octets of the backend become whole replies, multi-line ones too.
+
+    `unread` are the octets that have come and belong to no complete reply yet.
+    """
+
+    __slots__ = ("line_start", "unread")
+
+    def __init__(self) -> None:
+        self.unread = b""
+        self.line_start = 0  # where in `unread` the first line not looked at begins
+
+    def receive(self, octets: bytes) -> None:
+        """Append what came from the backend; `next_reply` bounds what is kept."""
+        self.unread = self.unread + octets if self.unread else octets
+
+    def next_reply(self) -> tuple[int, bytes] | None:
+        """Take the next complete reply: its code and its octets, or None until more has come.
+
+        The octets are the backend's own; only a bare LF at the end of a line is made CRLF, since
+        replies that travel together must not run into one another.
+
+        Raises BackendViolation for what is no reply, and for one without end.
+        """
+        unread, start = self.unread, self.line_start
+        while end := unread.find(b"\n", start, start + LINE_LIMIT) + 1:
+            code, last = read_line(unread[start:end])
+            if last:
+                reply = unread[:end]
+                self.unread, self.line_start = unread[end:], 0
+                if reply.count(b"\r") != reply.count(b"\n"):
+                    reply = reply.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
+                return code, reply
+            start = end
+            if start >= REPLY_LIMIT:
+                raise BackendViolation("reply_without_end", unread)
+        if len(unread) - start >= LINE_LIMIT:
+            raise BackendViolation("reply_line_too_long", unread[start:])
+        self.line_start = start
+        return None
+
+
+def read_line(line: bytes) -> tuple[int, bool]:
+    """Return the code of one reply line, which ends in LF, and whether it is the reply's last line.
+
+    Raises BackendViolation("malformed_reply") for anything but `ddd`, `ddd text` and `ddd-text`,
+    a code outside 200..599, a bare CR or a NUL.
+    """
+    text = line[:-2] if line.endswith(b"\r\n") else line[:-1]
+    code, mark = text[:3], text[3:4]
+    if (
+        len(code) == 3
+        and code.isdigit()
+        and b"2" <= code[:1] <= b"5"
+        and mark in {b" ", b"-", b""}
+        and b"\r" not in text
+        and b"\0" not in text
+    ):
+        return int(code), mark != b"-"
+    raise BackendViolation("malformed_reply", line)

@@ -1,0 +1,1 @@
+"""The tests of smtpproxy, one package per layer."""

@@ -1,0 +1,109 @@
+"""What the protocol core and the log cost, without sockets: `python -m tests.bench.core`.
+
+The scenarios have the names that remarks in the code use.  Figures are CPU time, the best of
+several rounds, so that two versions can be compared on a busy machine too.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+from smtpproxy.core.pipeline import Pipeline
+from smtpproxy.core.rules import Rules
+from smtpproxy.observe import log
+from smtpproxy.observe.sessions import ServiceLog
+
+ROUNDS = 7
+SECONDS_PER_ROUND = 0.15
+CHUNK_OCTETS = 256_000
+"""What one read brings when content comes fast."""
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One kind of session: so many messages, with so many recipients and octets each."""
+
+    name: str
+    title: str
+    messages: int
+    recipients: int
+    octets: int
+
+
+SCENARIOS = (
+    Scenario("S1", "a message of 2 KB", 1, 1, 2_048),
+    Scenario("S2", "a message to 50 recipients", 1, 50, 2_048),
+    Scenario("S3", "20 messages of 4 KB", 20, 2, 4_096),
+    Scenario("S4", "a message of 10 MB", 1, 1, 10_000_000),
+)
+
+
+def session(scenario: Scenario, service: ServiceLog | None) -> Callable[[], None]:
+    """Return what plays one session: a client that pipelines, a backend that accepts."""
+    rules = Rules()
+    group = b"MAIL FROM:<sender@bench.example>\r\n" + b"".join(
+        b"RCPT TO:<user%d@rcpt.example>\r\n" % number for number in range(scenario.recipients)
+    )
+    line = b"abcdefghijklmnopqrstuvwxyz" * 3 + b"\r\n"
+    content = line * (scenario.octets // len(line)) + b".\r\n"
+    chunks = [content[at : at + CHUNK_OCTETS] for at in range(0, len(content), CHUNK_OCTETS)]
+
+    def discard(_: object) -> None:
+        pass
+
+    def play() -> None:
+        observer = service.session("127.0.0.1:25", "127.0.0.1:4711").settled if service else discard
+        pipeline = Pipeline(rules, discard, observer, 1.0)
+        pipeline.connect_backend(discard)
+        says = pipeline.backend_received
+        says(b"220 sink.example\r\n", 1.0)
+        pipeline.client_received(b"EHLO client.example\r\n", 1.0)
+        says(b"250-sink.example\r\n250-SIZE 52428800\r\n250 8BITMIME\r\n", 1.0)
+        for _ in range(scenario.messages):
+            pipeline.client_received(group + b"DATA\r\n", 1.0)
+            for _ in range(scenario.recipients + 1):
+                says(b"250 2.1.5 <user@rcpt.example> ok\r\n", 1.0)
+            says(b"354 go ahead\r\n", 1.0)
+            for chunk in chunks:
+                pipeline.client_received(chunk, 1.0)
+            says(b"250 2.0.0 message accepted\r\n", 1.0)
+        pipeline.client_received(b"QUIT\r\n", 1.0)
+        says(b"221 2.0.0 bye\r\n", 1.0)
+        assert pipeline.messages == scenario.messages
+
+    return play
+
+
+def best_us(play: Callable[[], None]) -> float:
+    """Return the CPU time of one call in microseconds, the best of ROUNDS."""
+    began = time.process_time()
+    play()
+    calls = max(1, int(SECONDS_PER_ROUND / max(time.process_time() - began, 1e-6)))
+    rounds = []
+    for _ in range(ROUNDS):
+        began = time.process_time()
+        for _ in range(calls):
+            play()
+        rounds.append((time.process_time() - began) / calls)
+    return min(rounds) * 1e6
+
+
+def main() -> None:
+    """Measure all scenarios and print the table."""
+    with open("/dev/null", "wb") as nowhere:  # noqa: PTH123  a device
+        log.configure("info", "json", nowhere)
+        table = Table("scenario", "", "core µs", "with log µs", "core µs/message", box=None)
+        for scenario in SCENARIOS:
+            core = best_us(session(scenario, None))
+            logged = best_us(session(scenario, ServiceLog()))
+            per_message = f"{core / scenario.messages:,.1f}"
+            row = (scenario.name, scenario.title, f"{core:,.0f}", f"{logged:,.0f}", per_message)
+            table.add_row(*row)
+        Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""Capabilities: the EHLO reply that the client gets."""
+
+from smtpproxy.core.capabilities import NEVER_PASSED, PASSED, Filter, offer, offer_for_helo
+
+EVERYTHING = Filter()
+FIRST = b"250-mx.example.org Hello [10.0.0.1]\r\n"
+
+
+def test_first_line_and_order_are_kept_and_pipelining_is_last() -> None:
+    found = offer(FIRST + b"250-SIZE 10\r\n250-PIPELINING\r\n250 DSN\r\n", EVERYTHING)
+    assert found.reply == FIRST + b"250-SIZE 10\r\n250-DSN\r\n250 PIPELINING\r\n"
+    assert found.pipelining
+    assert not found.chunking
+
+
+def test_single_line_becomes_a_multi_line_reply() -> None:
+    assert offer(b"250 mx\r\n", EVERYTHING).reply == b"250-mx\r\n250 PIPELINING\r\n"
+    assert offer(b"250\r\n", EVERYTHING).reply == b"250-\r\n250 PIPELINING\r\n"
+
+
+def test_nothing_is_left_but_the_first_line() -> None:
+    hides = Filter(hide=frozenset((b"PIPELINING", b"SIZE")))
+    found = offer(FIRST + b"250-PIPELINING\r\n250 SIZE\r\n", hides)
+    assert found.reply == b"250 " + FIRST[4:]
+    assert found.pipelining
+
+
+def test_words_pass_in_any_case_and_with_parameters() -> None:
+    found = offer(b"250-mx\r\n250-aUtH=LOGIN\r\n250 size=10 20\r\n", EVERYTHING)
+    assert found.reply == b"250-mx\r\n250-aUtH=LOGIN\r\n250-size=10 20\r\n250 PIPELINING\r\n"
+
+
+def test_unknown_masked_and_empty_words_are_dropped() -> None:
+    found = offer(b"250-mx\r\n250-XXXX\r\n250-***\r\n250-\r\n250- \r\n250\r\n", EVERYTHING)
+    assert found.reply == b"250-mx\r\n250 PIPELINING\r\n"
+
+
+def test_each_allowed_word_passes_and_each_forbidden_one_does_not() -> None:
+    for word in PASSED:
+        assert b"250-" + word in offer(b"250-mx\r\n250 %b x\r\n" % word, EVERYTHING).reply
+    for word in NEVER_PASSED:
+        assert word not in offer(b"250-mx\r\n250 %b x\r\n" % word, EVERYTHING).reply
+    assert not PASSED & NEVER_PASSED
+
+
+def test_listener_allows_and_hides() -> None:
+    keep = Filter(hide=frozenset([b"DSN"]), allow=frozenset([b"XFOO", b"DSN"]))
+    assert keep.passes(b"XFOO")
+    assert not keep.passes(b"DSN")
+    assert not keep.passes(b"XBAR")
+
+
+def test_chunking_counts_only_if_the_client_sees_it() -> None:
+    reply = b"250-mx\r\n250 CHUNKING\r\n"
+    assert offer(reply, EVERYTHING).chunking
+    assert not offer(reply, Filter(hide=frozenset([b"CHUNKING"]))).chunking
+    assert not offer(b"250 CHUNKING\r\n", EVERYTHING).chunking  # it is the server's name
+
+
+def test_what_was_found_for_one_filter_is_not_used_for_another() -> None:
+    reply = b"250-mx\r\n250 CHUNKING\r\n"
+    for keep in (EVERYTHING, Filter(hide=frozenset([b"CHUNKING"])), EVERYTHING):
+        assert offer(reply, keep).chunking == keep.passes(b"CHUNKING")
+
+
+def test_helo_gives_its_first_line_and_pipelining() -> None:
+    assert offer_for_helo(b"250-mx\r\n250 old\r\n", EVERYTHING) == b"250-mx\r\n250 PIPELINING\r\n"
+    hides = Filter(hide=frozenset([b"PIPELINING"]))
+    assert offer_for_helo(b"250 mx\r\n", hides) == b"250 mx\r\n"

@@ -1,0 +1,152 @@
+"""Message content: where it ends, and what a backend sees of it."""
+
+import pytest
+
+from smtpproxy.core.content import BULK, LINE_KEPT, BareNewlines, Content, has_crlf_only
+
+NORMALIZE, REJECT, PASS = BareNewlines
+
+
+def _whole(policy: BareNewlines, octets: bytes) -> bytes:
+    """Return what the content filter gives for octets that hold their end of data."""
+    content = Content(policy)
+    out, taken = content.receive(octets)
+    assert taken == len(octets)
+    assert content.ended
+    return out
+
+
+@pytest.mark.parametrize("policy", BareNewlines)
+@pytest.mark.parametrize(
+    "text", [b"", b"x\r\n", b"..\r\n", b".x\r\n", b"\r\n", b"x.\r\n", b"\xff\r\n"]
+)
+def test_clean_content_passes_unchanged(policy: BareNewlines, text: bytes) -> None:
+    assert _whole(policy, text + b".\r\n") == text + b".\r\n"
+
+
+@pytest.mark.parametrize("policy", BareNewlines)
+def test_what_follows_the_end_of_data_is_not_taken(policy: BareNewlines) -> None:
+    content = Content(policy)
+    assert content.receive(b"x\r\n.\r\nQUIT\r\n") == (b"x\r\n.\r\n", 6)
+    assert content.octets == 3
+
+
+@pytest.mark.parametrize("policy", BareNewlines)
+@pytest.mark.parametrize("text", [b"x\r\n.\r\n", b".\r\n"])
+def test_end_of_data_is_found_however_it_is_cut(policy: BareNewlines, text: bytes) -> None:
+    for cut in range(len(text)):
+        content = Content(policy)
+        first, taken = content.receive(text[:cut])
+        assert (taken, content.ended) == (cut, False)
+        second, taken = content.receive(text[cut:] + b"QUIT\r\n")
+        assert (taken, content.ended) == (len(text) - cut, True)
+        assert first + second == text
+        assert content.octets == len(text) - 3
+
+
+@pytest.mark.parametrize(
+    ("text", "normal"),
+    [
+        (b"a\nb", b"a\r\nb"),
+        (b"a\rb", b"a\r\nb"),
+        (b"a\r\r\nb", b"a\r\nb"),
+        (b"a\r\r\r\nb", b"a\r\n\r\nb"),
+        (b"a\n\rb", b"a\r\n\r\nb"),
+        (b"a\0b", b"ab"),
+        (b"a\r\0\nb", b"a\r\nb"),
+        (b"\n.\n", b"\r\n..\r\n"),
+        (b".\n", b"..\r\n"),
+        (b".\0\n", b"..\r\n"),
+        (b"\0.\r\n", b"..\r\n"),
+        (b"a\r.\rb", b"a\r\n..\r\nb"),
+        (b"a\r\n.\r\r\nb", b"a\r\n..\r\nb"),
+        (b"a\n.b", b"a\r\n.b"),
+        (b"a\n..\n", b"a\r\n..\r\n"),
+        (b"\n.\n.\n.\n", b"\r\n..\r\n..\r\n..\r\n"),
+    ],
+)
+def test_normalize_in_one_piece_and_octet_by_octet(text: bytes, normal: bytes) -> None:
+    assert _whole(NORMALIZE, text + b"\r\n.\r\n") == normal + b"\r\n.\r\n"
+    content = Content(NORMALIZE)
+    octets = text + b"\r\n.\r\n"
+    out = b"".join(content.receive(octets[at : at + 1])[0] for at in range(len(octets)))
+    assert out == normal + b"\r\n.\r\n"
+
+
+def test_normalize_keeps_back_no_more_than_it_must() -> None:
+    content = Content(NORMALIZE)
+    assert content.receive(b"a line\r\n.")[0] == b"a line\r\n"
+    assert content.receive(b"\r")[0] == b""
+    assert content.receive(b"x")[0] == b"..\r\nx"
+    assert content.receive(b"\r\r")[0] == b""
+    assert content.receive(b".")[0] == b"\r\n\r\n"
+    assert content.receive(b"y")[0] == b".y"
+
+
+def test_reject_gives_out_whole_clean_lines_before_the_offence() -> None:
+    content = Content(REJECT)
+    assert content.receive(b"one\r\ntw")[0] == b"one\r\n"
+    assert content.receive(b"o\r\nthree\nfour\r\n")[0] == b"two\r\n"
+    assert content.violation is not None
+    assert content.violation.kind == "bare_lf"
+    assert content.violation.octets == b"two\r\nthree\nfour\r\n"
+    assert content.receive(b"five\r\n.\r\nQUIT") == (b"", 9)
+    assert content.ended
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [(b"\n", "bare_lf"), (b"\rx\r\n", "bare_cr"), (b"\r\r\n", "bare_cr"), (b"\0\r\n", "nul")],
+)
+def test_reject_names_the_offence(text: bytes, kind: str) -> None:
+    content = Content(REJECT)
+    assert content.receive(text)[0] == b""
+    assert content.violation is not None
+    assert content.violation.kind == kind
+    assert content.violation.closes
+
+
+def test_reject_keeps_back_a_bounded_part_of_a_long_line() -> None:
+    content = Content(REJECT)
+    assert content.receive(b"x" * LINE_KEPT)[0] == b""
+    assert content.receive(b"x\r")[0] == b"x" * (LINE_KEPT + 1)
+    assert content.receive(b"\n")[0] == b"\r\n"
+    assert content.receive(b"y" * LINE_KEPT + b"\0")[0] == b""
+    assert content.violation is not None
+
+
+@pytest.mark.parametrize(
+    "bulk",
+    [
+        b"x" * 76 + b"\r\n",
+        b"\r\n",
+        b"x\r\n",
+        b"x" * 998 + b"\r\n",
+        b"x" * 5000 + b"\r\n",
+    ],
+    ids=len,
+)
+def test_bulk_with_one_thing_amiss_is_noticed(bulk: bytes) -> None:
+    octets = bulk * (2 * BULK // len(bulk) + 3)
+    assert has_crlf_only(octets)
+    assert has_crlf_only(b"first\r\n" + octets + b"last")
+    middle = len(octets) // 2 - 1
+    for amiss in (b"\r", b"\n"):
+        for at in (0, 1, middle, len(octets) - 1):
+            changed = octets[:at] + amiss + octets[at:]
+            assert has_crlf_only(changed) == (changed.replace(b"\r\n", b"").strip(b"x") == b"")
+            changed = octets[:at] + amiss + octets[at + 1 :]
+            assert has_crlf_only(changed) == (changed.replace(b"\r\n", b"").strip(b"x") == b"")
+
+
+def test_bulk_larger_than_the_scratch_buffer() -> None:
+    line = b"x" * 76 + b"\r\n"
+    octets = line * 4000
+    assert has_crlf_only(octets)
+    assert not has_crlf_only(octets + b"\n")
+
+
+def test_bulk_passes_without_a_change() -> None:
+    octets = (b"x" * 76 + b"\r\n") * 100
+    for policy in BareNewlines:
+        assert Content(policy).receive(octets) == (octets, len(octets))

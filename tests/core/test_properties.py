@@ -1,0 +1,450 @@
+"""What must hold for any input: replies in order, octets unchanged, cuts without meaning.
+
+The reference is a lock-step client that speaks to the model MTA directly.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from smtpproxy.core.commands import Sync
+from smtpproxy.core.content import BareNewlines, Content, has_crlf_only
+from smtpproxy.core.errors import BackendViolation
+from smtpproxy.core.replies import ReplyReader, whole_reply_code
+from smtpproxy.core.rules import Rules
+from tests.core.mta import EHLO_OFFER, EHLO_REPLY, Mta, MtaStage, replies_in
+from tests.core.transcript import Stage, check_observed, seen_by_observers
+
+QUICK = settings(
+    max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+)
+THOROUGH = settings(QUICK, max_examples=400)
+
+# --- a client's dialogue --------------------------------------------------------------------------
+
+LINES = [
+    b"MAIL FROM:<a>",
+    b"mail from:<refused>",
+    b"RCPT TO:<b>",
+    b"RCPT TO:<refused>",
+    b"RSET",
+    b"NOOP",
+    b"VRFY joe",
+    b"FROB \xff",
+    b"",
+    b"EHLO again",
+    b"SOML FROM:<a>",
+    b"HELP",
+]
+SECRET = b"c2VjcmV0"
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a client sends at once; `then` is sent if the reply has the code (DATA, AUTH)."""
+
+    octets: bytes
+    code: bytes = b""
+    then: bytes = b""
+
+
+def _parts(end: bytes = b"\r\n") -> st.SearchStrategy[list[Part]]:
+    text = st.sampled_from([b"", b"hello", b"..", b".x", b"QUIT", b"\xff\x85", b"x" * 70])
+    body = st.lists(text, max_size=4).map(lambda rows: b"".join(row + b"\r\n" for row in rows))
+    return st.lists(
+        st.one_of(
+            st.sampled_from(LINES).map(lambda line: Part(line + end)),
+            st.sampled_from(LINES[:4]).map(lambda line: Part(line + end)),
+            body.map(lambda rows: Part(b"DATA\r\n", b"354", rows + b".\r\n")),
+            st.just(Part(b"AUTH LOGIN\r\n", b"334", SECRET + b"\r\n")),
+            st.tuples(st.binary(max_size=20), st.booleans()).map(
+                lambda it: Part(b"BDAT %d%b\r\n%b" % (len(it[0]), b" LAST" * it[1], it[0]))
+            ),
+        ),
+        min_size=1,
+        max_size=12,
+    )
+
+
+class Client:
+    """Sends its parts as far ahead of the replies as RFC 2920 lets it.
+
+    waits_for_all: it is a lock-step client, which has every reply before it goes on.
+    unsent: what it has written and the network not taken yet.
+    """
+
+    def __init__(self, parts: list[Part], *, waits_for_all: bool = False) -> None:
+        self._waits_for_all = waits_for_all
+        self._received = b""
+        self._needed = 0  # replies, before it goes on
+        self._script = self._play(parts)
+        self.unsent = b""
+        self.done = False
+
+    def advance(self, octets: bytes) -> None:
+        """Take octets of the server, and go on as far as they let it."""
+        self._received += octets
+        while not self.done and len(replies_in(self._received)) >= self._needed:
+            octets, self._needed = next(self._script, (b"", 0))
+            self.done = not octets
+            self.unsent += octets
+
+    def _play(self, parts: list[Part]) -> Iterator[tuple[bytes, int]]:
+        """Give what is sent next, and how many replies there must be before it goes on."""
+        owed = 2  # with the greeting
+        yield b"EHLO client\r\n", owed
+        for part in parts:
+            owed += 1
+            yield part.octets, owed if part.then or self._waits_for_all else 0
+            if part.then and replies_in(self._received)[owed - 1].startswith(part.code):
+                owed += 1
+                yield part.then, owed if self._waits_for_all else 0
+
+
+def _in_lock_step(parts: list[Part]) -> tuple[bytes, Mta]:
+    """Return what a lock-step client gets from the MTA itself."""
+    mta, client = Mta(), Client(parts, waits_for_all=True)
+    client.advance(b"")
+    received = b""
+    while mta.owed or client.unsent:
+        if mta.owed:
+            reply = mta.answer()
+            received += reply
+            client.advance(reply)
+        else:
+            octets, client.unsent = client.unsent, b""
+            mta.receive(octets)
+    return received, mta
+
+
+def _through_the_proxy(parts: list[Part], rules: Rules, draw: st.DataObject) -> MtaStage:
+    """Play the client against the proxy; who goes next, and how much of it, is drawn."""
+    stage, client = MtaStage(rules), Client(parts)
+    client.advance(b"")
+    coming = b""  # of the backend, given but not yet there
+    seen = 0
+    while client.unsent or coming or stage.mta.owed:
+        if stage.mta.owed and not coming:
+            coming = stage.mta.answer()
+        turns = [turn for turn, there in (("client", client.unsent), ("backend", coming)) if there]
+        size = draw.draw(st.sampled_from([1, 2, 3, 7, 30, 1000]))
+        if draw.draw(st.sampled_from(turns)) == "client":
+            octets, client.unsent = client.unsent[:size], client.unsent[size:]
+            stage.client(octets)
+        else:
+            octets, coming = coming[:size], coming[size:]
+            stage.backend(octets)
+        client.advance(stage.sent_to_client[seen:])
+        seen = len(stage.sent_to_client)
+    assert client.done
+    return stage
+
+
+@THOROUGH
+@given(
+    _parts(),
+    st.builds(
+        Rules,
+        sync=st.sampled_from([Sync.SAFE, Sync.OFF]),
+        bare_newlines=st.sampled_from(BareNewlines),
+        guard_data=st.just(False),
+        queue_commands=st.sampled_from([1, 2, 3, 1000]),
+        errors=st.just(10**6),
+    ),
+    st.data(),
+)
+def test_as_a_lock_step_client_at_the_backend_itself(
+    parts: list[Part], rules: Rules, draw: st.DataObject
+) -> None:
+    expected, mta = _in_lock_step(parts)
+    stage = _through_the_proxy(parts, rules, draw)
+    assert not stage.pipeline.ended
+    assert stage.sent_to_client == expected.replace(EHLO_REPLY, EHLO_OFFER)
+    assert stage.mta.octets == mta.octets
+    assert stage.mta.messages == mta.messages
+    assert stage.pipeline.messages == len(mta.messages)
+    _check(stage)
+
+
+@QUICK
+@given(_parts(b"\n"), st.data())
+def test_guarded_data_and_bare_lf_keep_the_order_of_replies(
+    parts: list[Part], draw: st.DataObject
+) -> None:
+    stage = _through_the_proxy(parts, Rules(errors=10**6), draw)
+    received = replies_in(stage.sent_to_client)
+    assert b"".join(received) == stage.sent_to_client
+    assert len(received) == len([exchange for exchange in stage.observed if exchange.flushed])
+    for exchange in stage.observed:
+        if exchange.verb.name in (b"MAIL", b"RCPT", b"RSET", b"NOOP") and exchange.flushed:
+            assert exchange.line.strip() in exchange.reply  # it is the reply to this command
+    _check(stage)
+
+
+def _check(stage: Stage) -> None:
+    assert SECRET not in seen_by_observers(
+        [exchange for exchange in stage.observed if b"235 auth" not in exchange.reply]
+    )
+    check_observed(stage)
+
+
+# --- anything from either side --------------------------------------------------------------------
+
+ANY_CLIENT = st.lists(
+    st.one_of(
+        st.binary(max_size=30),
+        st.sampled_from(LINES).map(lambda line: line + b"\r\n"),
+        st.sampled_from(
+            [
+                b"HELO old\r\n",
+                b"DATA\r\n",
+                b".\r\n",
+                b"AUTH X\r\n",
+                b"BDAT 3 LAST\r\n",
+                b"BDAT x\r\n",
+                b"QUIT\r\n",
+                b"STARTTLS\r\n",
+                b"TURN\r\n",
+                b"\r",
+                b"\n",
+                b"\0",
+                b".",
+                b"\x16\x03\x01",
+                b"x" * 3000,
+            ]
+        ),
+    ),
+    max_size=12,
+)
+ANY_BACKEND = st.lists(
+    st.one_of(
+        st.binary(max_size=10),
+        st.sampled_from(
+            [
+                b"220 mx\r\n",
+                b"250 ok\r\n",
+                b"250-a\r\n250 b\r\n",
+                b"354 go\r\n",
+                b"334 x\r\n",
+                b"421 bye\r\n",
+                b"500 what\r\n",
+                b"550 no\r\n",
+                b"250-",
+                b"250",
+                b"\r\n",
+                EHLO_REPLY,
+                b"250-mx\r\n250-PIPELINING\r\n250 CHUNKING\r\n",
+            ]
+        ),
+    ),
+    max_size=12,
+)
+RULES = st.builds(
+    Rules,
+    sync=st.sampled_from(Sync),
+    bare_newlines=st.sampled_from(BareNewlines),
+    use_pipelining=st.booleans(),
+    helo_fallback=st.booleans(),
+    guard_data=st.booleans(),
+    queue_commands=st.sampled_from([1, 2, 1000]),
+    errors=st.sampled_from([0, 1, 20]),
+)
+HAPPENINGS = ["hold", "drain", "C: EOF", "B< EOF", "expire", "stop"]
+
+
+@settings(THOROUGH, max_examples=1000)
+@given(RULES, ANY_CLIENT, ANY_BACKEND, st.data())
+def test_anything_from_either_side_is_handled(
+    rules: Rules, client: list[bytes], backend: list[bytes], draw: st.DataObject
+) -> None:
+    stage = Stage(rules)
+    backend = [b"220 mx\r\n", *backend] if draw.draw(st.booleans()) else backend
+    for happening in draw.draw(st.permutations(["C"] * len(client) + ["B"] * len(backend))):
+        if happening == "C":
+            stage.client(client.pop(0))
+        else:
+            stage.backend(backend.pop(0))
+        if draw.draw(st.integers(0, 15)) == 0:
+            stage.happen(draw.draw(st.sampled_from(HAPPENINGS)))
+    assert len(stage.pipeline.reply_reader.unread) < 4096
+    taken = [e for e in stage.observed if e.ends_message and e.code and e.code < 300]
+    assert stage.pipeline.messages >= len(taken)
+    stage.happen("stop")
+    assert stage.pipeline.ended
+    check_observed(stage)
+
+
+@QUICK
+@given(ANY_CLIENT, ANY_BACKEND)
+def test_observers_see_every_exchange_once_and_the_client_every_reply(
+    client: list[bytes], backend: list[bytes]
+) -> None:
+    stage = Stage(Rules())
+    stage.backend(b"220 mx\r\n")
+    for octets in client:
+        stage.client(octets)
+        if backend:
+            stage.backend(backend.pop())
+    stage.happen("stop")
+    check_observed(stage)
+    assert all(exchange.code or not exchange.reply for exchange in stage.observed)
+    framed = [e for e in stage.observed if e.framed and (e.line or e.problem)]
+    assert len(framed) >= stage.pipeline.framer.commands - 1
+
+
+# --- message content ------------------------------------------------------------------------------
+
+TRICKY = st.lists(
+    st.sampled_from([b"\r", b"\n", b".", b"\0", b"a", b"\r\n", b"\r\n.", b"\r\n.\r\n", b"x" * 40]),
+    max_size=14,
+).map(b"".join)
+CLEAN = st.lists(st.sampled_from([b"", b"..", b".x", b"abc", b"\xff"]), max_size=8).map(
+    lambda rows: b"".join(row + b"\r\n" for row in rows)
+)
+
+
+def _filtered(policy: BareNewlines, octets: bytes, cuts: list[int]) -> tuple[bytes, int, Content]:
+    """Return what the filter gives out for octets cut so, how many it took, and the filter."""
+    content, out, taken = Content(policy), b"", 0
+    borders = [0, *sorted({cut % (len(octets) + 1) for cut in cuts}), len(octets)]
+    for start, end in pairwise(borders):
+        if start < end and not content.ended:
+            given_out, took = content.receive(octets[start:end])
+            out += given_out
+            taken += took
+    return out, taken, content
+
+
+CUTS = st.lists(st.integers(0, 400), max_size=6)
+
+
+@THOROUGH
+@given(st.sampled_from(BareNewlines), TRICKY, CUTS)
+def test_content_does_not_depend_on_how_it_is_cut(
+    policy: BareNewlines, octets: bytes, cuts: list[int]
+) -> None:
+    octets += b"\r\n.\r\n"
+    out, taken, content = _filtered(policy, octets, [])
+    assert taken == (b"\r\n" + octets).index(b"\r\n.\r\n") + 3
+    assert content.ended
+    assert content.octets == taken - 3
+    for borders in (cuts, list(range(len(octets)))):
+        again = _filtered(policy, octets, borders)
+        assert again[:2] == (out, taken)
+        assert again[2].octets == content.octets
+        assert str(again[2].violation) == str(content.violation)
+
+
+@THOROUGH
+@given(TRICKY, CUTS)
+def test_normalize_gives_crlf_lines_no_nul_and_one_lone_dot_at_the_end(
+    octets: bytes, cuts: list[int]
+) -> None:
+    out, _, _ = _filtered(BareNewlines.NORMALIZE, octets + b"\r\n.\r\n", cuts)
+    lines = out.split(b"\r\n")
+    assert lines.pop() == b""
+    assert lines.index(b".") == len(lines) - 1
+    assert not re.search(rb"[\r\n\0]", b"".join(lines))
+
+
+@QUICK
+@given(st.sampled_from(BareNewlines), CLEAN, CUTS)
+def test_clean_content_is_unchanged(policy: BareNewlines, octets: bytes, cuts: list[int]) -> None:
+    octets += b".\r\n"
+    out, taken, content = _filtered(policy, octets, cuts)
+    assert (out, taken) == (octets, len(octets))
+    assert content.violation is None
+
+
+@QUICK
+@given(TRICKY, CUTS)
+def test_reject_lets_through_what_is_clean_and_nothing_else(octets: bytes, cuts: list[int]) -> None:
+    octets += b"\r\n.\r\n"
+    out, taken, content = _filtered(BareNewlines.REJECT, octets, cuts)
+    clean = not re.search(rb"(?<!\r)\n|\r(?!\n)|\0", octets[:taken])
+    assert (content.violation is None) == clean
+    assert octets.startswith(out)
+    if not clean:
+        assert out == b"" or out.endswith(b"\r\n")
+        assert b"\r\n.\r\n" not in b"\r\n" + out
+
+
+@QUICK
+@given(st.sampled_from([76, 998, 1]), st.integers(3, 70), TRICKY, st.integers(0, 6000))
+def test_regular_bulk_is_looked_at_as_carefully(
+    width: int, rows: int, tricky: bytes, at: int
+) -> None:
+    bulk = (b"x" * width + b"\r\n") * rows * (1 + 5000 // (width * rows))
+    for octets in (bulk, bulk[:at] + tricky + bulk[at:], bulk + tricky, bulk[:-at] + tricky):
+        bare = re.search(rb"(?<!\r)\n|\r(?!\n)", octets)
+        assert has_crlf_only(octets) == (bare is None)
+
+
+# --- replies --------------------------------------------------------------------------------------
+
+
+def _read(octets: bytes, size: int) -> tuple[list[tuple[int, bytes]], str]:
+    reader, found = ReplyReader(), []
+    try:
+        for at in range(0, len(octets), size):
+            reader.receive(octets[at : at + size])
+            while (reply := reader.next_reply()) is not None:
+                found.append(reply)
+    except BackendViolation as violation:
+        return found, violation.kind
+    return found, ""
+
+
+@THOROUGH
+@given(
+    st.lists(
+        st.one_of(
+            st.sampled_from(
+                [
+                    b"250 ok\r\n",
+                    b"250-a\r\n",
+                    b"550 b\n",
+                    b"250\r\n",
+                    b"354 \xff\r\n",
+                    b"x\r",
+                    b"\0",
+                ]
+            ),
+            st.from_regex(rb"[0-9]{2,4}[ -_]?[a-z\r]{0,3}\r?\n", fullmatch=True),
+            st.binary(max_size=5),
+            st.just(b"250-" + b"x" * 4090 + b"\r\n"),
+            st.just(b"250 " + b"x" * 4091 + b"\r\n"),
+        ),
+        max_size=20,
+    ),
+    st.integers(1, 50),
+)
+def test_replies_do_not_depend_on_how_they_are_cut(parts: list[bytes], size: int) -> None:
+    octets = b"".join(parts)
+    whole = _read(octets, max(1, len(octets)))
+    assert _read(octets, size) == whole
+    for code, reply in whole[0]:
+        assert reply.endswith(b"\r\n")
+        assert reply.count(b"\r") == reply.count(b"\n") == reply.count(b"\r\n")
+        assert int(reply.split(b"\r\n")[-2][:3]) == code
+        assert 200 <= code <= 599
+
+
+@THOROUGH
+@given(
+    st.one_of(
+        st.from_regex(rb"[1-6][0-9]{2}[ -]?[a-z\r\0\n]{0,4}\r?\n?", fullmatch=True),
+        st.binary(max_size=12),
+        st.integers(4085, 4100).map(lambda size: b"250 " + b"x" * (size - 6) + b"\r\n"),
+    )
+)
+def test_the_short_way_to_a_reply_sees_the_same(octets: bytes) -> None:
+    if code := whole_reply_code(octets):
+        assert _read(octets, len(octets)) == ([(code, octets)], "")
+    else:
+        whole = _read(octets, max(1, len(octets)))
+        assert whole != ([(250, octets)], "") or octets[:4] != b"250 " or b"\n" not in octets

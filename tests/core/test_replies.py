@@ -1,0 +1,129 @@
+"""Replies: the grammar that old servers may bend, and where it ends."""
+
+import pytest
+
+from smtpproxy.core import replies
+from smtpproxy.core.errors import BackendViolation
+from smtpproxy.core.replies import LINE_LIMIT, REPLY_LIMIT, ReplyReader, read_line, whole_reply_code
+
+
+def _read(octets: bytes) -> list[tuple[int, bytes]]:
+    reader = ReplyReader()
+    reader.receive(octets)
+    found = []
+    while (reply := reader.next_reply()) is not None:
+        found.append(reply)
+    return found
+
+
+def _kind(octets: bytes) -> str:
+    with pytest.raises(BackendViolation) as caught:
+        _read(octets)
+    return caught.value.kind
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "last"),
+    [
+        (b"250 ok\r\n", 250, True),
+        (b"250-ok\r\n", 250, False),
+        (b"250\r\n", 250, True),
+        (b"250 \n", 250, True),
+        (b"599-\n", 599, False),
+        (b"200 \xff\xe4\t\r\n", 200, True),
+    ],
+)
+def test_lines_that_are_met_half_way(line: bytes, code: int, last: bool) -> None:
+    assert read_line(line) == (code, last)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(b"25\n", b"2500 x\n", b"099 x\n", b"100 x\n", b"199\n", b"600 x\n", b"abc\n", b"250_x\n"),
+        *(b"\n", b"\r\n", b" 250 x\n", b"250 a\rb\r\n", b"250 a\r\r\n", b"250 a\0\r\n", b"-50 x\n"),
+        *(b"+50 x\n", b"2 0 x\n", "\uff12\uff15\uff10 x\n".encode(), b"250\tx\n"),
+    ],
+)
+def test_lines_that_are_no_reply(line: bytes) -> None:
+    assert _kind(line) == "malformed_reply"
+    assert whole_reply_code(line) == 0
+
+
+def test_multi_line_reply_is_one_and_the_last_code_counts() -> None:
+    assert _read(b"250-a\r\n550-b\r\n251 c\r\n550 d\r\n") == [
+        (251, b"250-a\r\n550-b\r\n251 c\r\n"),
+        (550, b"550 d\r\n"),
+    ]
+
+
+def test_bare_lf_becomes_crlf_and_nothing_else_changes() -> None:
+    assert _read(b"250-a\n250-b\r\n250 c\n") == [(250, b"250-a\r\n250-b\r\n250 c\r\n")]
+
+
+def test_reply_in_parts() -> None:
+    reader = ReplyReader()
+    for octets in (b"2", b"50-a\r", b"\n250", b" b\r"):
+        reader.receive(octets)
+        assert reader.next_reply() is None
+    reader.receive(b"\n421")
+    assert reader.next_reply() == (250, b"250-a\r\n250 b\r\n")
+    assert reader.next_reply() is None
+    assert reader.unread == b"421"
+    reader.receive(b"\n")
+    assert reader.next_reply() == (421, b"421\r\n")
+    assert reader.unread == b""
+
+
+def test_line_may_have_4096_octets() -> None:
+    line = b"250 " + b"x" * (LINE_LIMIT - 6) + b"\r\n"
+    assert _read(line) == [(250, line)]
+    assert _kind(b"250 x" + line[4:]) == "reply_line_too_long"
+    assert _kind(b"x" * LINE_LIMIT) == "reply_line_too_long"
+    assert _read(b"x" * (LINE_LIMIT - 1)) == []
+
+
+def test_reply_may_have_64_kib() -> None:
+    line = b"250-" + b"x" * 1018 + b"\r\n"
+    lines = line * (REPLY_LIMIT // len(line) - 1)
+    assert len(_read(lines + line.replace(b"-", b" "))) == 1
+    assert _kind(lines + line) == "reply_without_end"
+
+
+@pytest.mark.parametrize(
+    ("octets", "code"),
+    [
+        (b"250 ok\r\n", 250),
+        (b"250-a\r\n250 b\r\n", 250),
+        (b"250-a\r\n251-\r\n550 b\r\n", 550),
+        (b"599 \r\n", 599),
+    ],
+)
+def test_whole_reply_is_seen_at_a_glance(octets: bytes, code: int) -> None:
+    assert whole_reply_code(octets) == code
+    assert _read(octets) == [(code, octets)]
+
+
+@pytest.mark.parametrize(
+    "octets",
+    [
+        *(b"250 ok\n", b"250\r\n", b"250-a\r\n250\r\n", b"250-a\n250 b\r\n", b"250 a\r\n250 b\r\n"),
+        *(b"250-a\r\n250 b\r\n250 c\r\n", b"250 a\r\n250", b"250-a\r\n", b"", b"250 a\0\r\n"),
+        *(b"250-a\0\r\n250 b\r\n", b"250 " + b"x" * 4096 + b"\r\n", b"150 x\r\n", b"600 x\r\n"),
+    ],
+)
+def test_everything_else_takes_the_long_way(octets: bytes) -> None:
+    assert whole_reply_code(octets) == 0
+
+
+def test_own_replies_are_replies() -> None:
+    texts = [text for name, text in vars(replies).items() if name.isupper() and type(text) is bytes]
+    texts += replies.BARE_NEWLINE.values()
+    assert len(texts) > 15
+    for text in texts:
+        reply = text % b"mx.example.org" if b"%b" in text else text
+        (found,) = _read(reply)
+        assert found[1] == reply
+        assert found[0] == 221 or found[0] >= 400
+        assert len(reply) <= 512  # RFC 5321 section 4.5.3.1.5
+        assert (b"%b" in text) == (found[0] == 421)

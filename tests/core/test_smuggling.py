@@ -1,0 +1,154 @@
+"""SMTP smuggling: sequences that some MTA takes for the end of data, and another does not.
+
+The content of one message holds such a sequence and a whole second transaction behind it.  Whatever
+the backend takes for a line end: it gets that one message, or none, and no command of the second.
+"""
+
+import pytest
+
+from smtpproxy.core.content import BareNewlines
+from smtpproxy.core.rules import Rules
+from tests.core.mta import LineEnds, Mta, MtaStage, replies_in
+
+WOULD_BE_ENDS = [
+    bytes.fromhex(text)
+    for text in (
+        "0A 2E 0A",
+        "0A 2E 0D 0A",
+        "0D 0A 2E 0A",
+        "0D 2E 0D",
+        "0D 2E 0A",
+        "0D 2E 0D 0A",
+        "0A 2E 0D",
+        "0D 0A 2E 0D",
+        "0D 0A 00 2E 0D 0A",
+        "0D 0A 2E 00 0D 0A",
+        "0D 0A 2E 00 0A",
+        "0A 00 2E 00 0A",
+        "0D 00 0A 2E 0D 00 0A",
+        "0D 0A 2E 0D 0D 0A",
+        "0D 0D 0A 2E 0D 0D 0A",
+        "0D 0D 0D 0A 2E 0D 0D 0D 0A",
+        "0D 0A 2E 0A 0D",
+        "0A 0D 2E 0A 0D",
+    )
+]
+OTHER_LINE_ENDS = [
+    left + b"." + right
+    for end in (b"\x0b", b"\x0c", b"\x85", b"\xc2\x85", b"\xe2\x80\xa8", b"\x1c", b"\x1e")
+    for left, right in ((end, end), (b"\r\n", end), (end, b"\r\n"))
+]
+SECOND = b"MAIL FROM:<evil>\r\nRCPT TO:<victim>\r\nDATA\r\nFrom: ceo\r\n\r\nsmuggled"
+
+
+def _deliver(rules: Rules, line_ends: LineEnds, segments: list[bytes]) -> MtaStage:
+    stage = MtaStage(rules, Mta(line_ends))
+    stage.ready()
+    for segment in segments:
+        stage.client(segment)
+    stage.settle()
+    return stage
+
+
+def _holds(stage: MtaStage) -> None:
+    """Check that there was one message or none, and that the client knows which."""
+    assert not [line for line in stage.mta.commands if b"evil" in line or b"victim" in line]
+    assert len(stage.mta.messages) <= 1
+    taken = [reply for reply in replies_in(stage.sent_to_client) if b"queued" in reply]
+    assert len(taken) == len(stage.mta.messages) == stage.pipeline.messages
+
+
+@pytest.mark.parametrize("line_ends", LineEnds)
+@pytest.mark.parametrize("policy", [BareNewlines.NORMALIZE, BareNewlines.REJECT])
+@pytest.mark.parametrize("sequence", WOULD_BE_ENDS + OTHER_LINE_ENDS, ids=lambda it: it.hex(" "))
+def test_would_be_end_of_data_smuggles_nothing(
+    sequence: bytes, policy: BareNewlines, line_ends: LineEnds
+) -> None:
+    rules = Rules(bare_newlines=policy)
+    text = b"first" + sequence + SECOND + b"\r\n.\r\n"
+    for cut in range(len(text)):
+        stage = _deliver(rules, line_ends, [part for part in (text[:cut], text[cut:]) if part])
+        _holds(stage)
+        bare = sequence not in OTHER_LINE_ENDS
+        refused = bare and policy is BareNewlines.REJECT
+        assert len(stage.mta.messages) == (0 if refused else 1)
+        assert bool(stage.pipeline.ended) == refused
+    _holds(_deliver(rules, line_ends, [text[at : at + 1] for at in range(len(text))]))
+
+
+@pytest.mark.parametrize("sequence", WOULD_BE_ENDS, ids=lambda it: it.hex(" "))
+def test_would_be_end_at_the_very_start_smuggles_nothing(sequence: bytes) -> None:
+    for begin in (sequence, sequence.lstrip(b"\r\n\0")):
+        if begin.startswith(b".\r\n"):
+            continue  # this is the true end
+        text = begin + SECOND + b"\r\n.\r\n"
+        for line_ends in LineEnds:
+            for cut in range(8):
+                parts = [part for part in (text[:cut], text[cut:]) if part]
+                stage = _deliver(Rules(), line_ends, parts)
+                _holds(stage)
+                assert len(stage.mta.messages) == 1
+
+
+@pytest.mark.parametrize("sequence", WOULD_BE_ENDS, ids=lambda it: it.hex(" "))
+def test_pass_leaves_one_message_to_a_strict_backend(sequence: bytes) -> None:
+    text = b"first" + sequence + SECOND
+    stage = _deliver(
+        Rules(bare_newlines=BareNewlines.PASS), LineEnds.STRICT, [text + b"\r\n.\r\nQUIT\r\n"]
+    )
+    assert stage.mta.messages == [text.replace(b"\r\n", b"\n")]
+    assert stage.pipeline.ended == "quit"
+
+
+@pytest.mark.parametrize("sequence", WOULD_BE_ENDS, ids=lambda it: it.hex(" "))
+def test_would_be_end_and_then_eof_is_no_message(sequence: bytes) -> None:
+    for line_ends in LineEnds:
+        for policy in (BareNewlines.NORMALIZE, BareNewlines.REJECT):
+            stage = _deliver(Rules(bare_newlines=policy), line_ends, [b"first" + sequence])
+            stage.happen("C: EOF")
+            assert stage.pipeline.ended == "client_lost"
+            assert stage.mta.messages == []
+
+
+def test_true_end_is_found_however_it_is_cut() -> None:
+    text = b".\r\nRSET\r\n"
+    for content in (b"", b"x\r\n", b"..\r\n", b".x\r\n", b"x.\r\n", b"\r\n"):
+        for cut in range(1, len(content + text)):
+            for second in range(cut, len(content + text)):
+                whole = content + text
+                parts = [whole[:cut], whole[cut:second], whole[second:]]
+                stage = _deliver(Rules(), LineEnds.STRICT, [part for part in parts if part])
+                assert len(stage.mta.messages) == 1
+                assert stage.mta.octets.endswith(whole)
+
+
+def test_two_messages_back_to_back_stay_two() -> None:
+    text = b"one\r\n.\r\nMAIL FROM:<c>\r\nRCPT TO:<d>\r\nDATA\r\n"
+    for cut in range(len(text)):
+        stage = _deliver(Rules(), LineEnds.STRICT, [p for p in (text[:cut], text[cut:]) if p])
+        stage.client(b"two\r\n.\r\n")
+        stage.settle()
+        assert stage.mta.messages == [b"one", b"two"]
+
+
+def test_lenient_models_are_as_lenient_as_they_say() -> None:
+    taken = {
+        LineEnds.STRICT: [],
+        LineEnds.BARE_LF: [b"x\n.\n", b"x\r\n.\n", b"x\n.\r\r\n"],
+        LineEnds.ANY: [b"x\n.\n", b"x\r.\rx", b"x\r\n.\rx"],
+        LineEnds.C_STRINGS: [b"x\n.\n", b"x\r\n.\x00\r\n"],
+    }
+    for line_ends, ends in taken.items():
+        for text in ends:
+            mta = Mta(line_ends)
+            stage = MtaStage(Rules(bare_newlines=BareNewlines.PASS), mta)
+            stage.ready()
+            try:
+                stage.client(text + b"\r\n")
+            except AssertionError:
+                assert mta.owed  # it ended the message, so the rest of it was a command
+            assert mta.messages == [b"x"], (line_ends, text)
+
+
+def test_no_sequence_holds_a_true_end() -> None:
+    assert not [sequence for sequence in WOULD_BE_ENDS if b"\r\n.\r\n" in sequence]
