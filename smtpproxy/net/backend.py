@@ -1,0 +1,41 @@
+"""The backend's connection: calls of the event loop, handed on to the session."""
+
+import asyncio
+from typing import TYPE_CHECKING, cast
+
+if TYPE_CHECKING:
+    from smtpproxy.net.session import Session
+
+
+class BackendConnection(asyncio.Protocol):
+    """The side that faces the backend; never used for another session (state would leak)."""
+
+    __slots__ = ("_session", "_transport")
+
+    def __init__(self, session: "Session") -> None:
+        self._session = session
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Give the session its backend connection."""
+        self._transport = cast("asyncio.Transport", transport)
+        self._session.backend_connected(self._transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Take octets from the backend."""
+        self._session.backend_received(data)
+
+    def eof_received(self) -> None:
+        """Take the backend's half-close: it will answer nothing any more."""
+        self._session.backend_lost(self._transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        """Take the end of the connection."""
+        self._session.backend_lost(self._transport)
+
+    def pause_writing(self) -> None:
+        """Note that the backend does not take what is sent."""
+        self._session.backend_blocked(blocked=True)
+
+    def resume_writing(self) -> None:
+        """Note that the backend takes octets again."""
+        self._session.backend_blocked(blocked=False)

@@ -1,0 +1,43 @@
+"""The client's connection: calls of the event loop, handed on to the session."""
+
+import asyncio
+from typing import TYPE_CHECKING, cast
+
+from smtpproxy.net.session import Session
+
+if TYPE_CHECKING:
+    from smtpproxy.net.service import Service
+
+
+class ClientConnection(asyncio.Protocol):
+    """The side that faces the client."""
+
+    __slots__ = ("_service", "_session")
+
+    def __init__(self, service: "Service") -> None:
+        self._service = service
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin a session; what the client sends early waits until the backend has greeted."""
+        self._session = Session(self._service, cast("asyncio.Transport", transport))
+
+    def data_received(self, data: bytes) -> None:
+        """Take octets from the client."""
+        self._session.client_received(data)
+
+    def eof_received(self) -> bool:
+        """Take the client's half-close; True keeps the other half, so that replies can be given."""
+        self._session.client_eof()
+        return True
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        """Take the end of the connection."""
+        self._session.client_lost()
+
+    def pause_writing(self) -> None:
+        """Note that the client does not read its replies."""
+        self._session.client_blocked(blocked=True)
+
+    def resume_writing(self) -> None:
+        """Note that the client reads again."""
+        self._session.client_blocked(blocked=False)

@@ -1,0 +1,350 @@
+"""The session: a client connection, its backend connection and the pipeline between them.
+
+The only place that opens a backend connection and that closes either side.  It keeps time for the
+pipeline, finds a server that greets, and turns back-pressure on one side into silence on the other:
+while the client does not read, neither side is read; while the backend does not read, or as much
+waits as may wait, the client is not read.
+"""
+
+import asyncio
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from smtpproxy.core.errors import BackendViolation
+from smtpproxy.core.observer import Summary
+from smtpproxy.core.pipeline import Pipeline
+from smtpproxy.core.replies import ReplyReader
+from smtpproxy.net.backend import BackendConnection
+
+if TYPE_CHECKING:
+    from smtpproxy.net.servers import Server
+    from smtpproxy.net.service import Service
+
+
+class Session:
+    """One client, served by one connection to the backend.
+
+    When its pipeline has ended, the session lingers until the client has closed its side too: to
+    close with octets unread would reset the connection, and the client could lose the last reply.
+    """
+
+    __slots__ = (
+        "_backend",
+        "_backend_blocked",
+        "_choosing",
+        "_client",
+        "_client_blocked",
+        "_client_lost",
+        "_client_paused",
+        "_connecting",
+        "_greeting",
+        "_observer",
+        "_octets_backend",
+        "_octets_client",
+        "_pipeline",
+        "_service",
+        "_since",
+        "_started",
+        "_tried",
+    )
+
+    def __init__(self, service: "Service", client: asyncio.Transport) -> None:
+        now = monotonic()
+        self._service = service
+        self._client = client
+        self._client_lost = self._client_paused = False
+        self._client_blocked = self._backend_blocked = False  # it does not take what is written
+        self._octets_client = self._octets_backend = 0
+        self._started = self._since = now  # _since: begin of connecting, blocking or lingering
+        self._observer = service.observer.session(service.name, _peer_name(client))
+        self._pipeline = Pipeline(service.rules, self._send_client, self._observer.settled, now)
+        self._backend: asyncio.Transport | None = None
+        self._connecting: asyncio.Task[None] | None = None
+        self._tried = 0  # how many of the servers
+        self._choosing = len(service.servers) > 1  # another server may still take the session
+        self._greeting: ReplyReader | bytes = b""  # being read; or the last one that refused
+        service.sweeper.add(self)
+        self._connect_next(now)
+
+    # --- the backend's connection -------------------------------------------------------------
+
+    def _connect_next(self, now: float) -> None:
+        """Try the next server; when there is none left, the client is told so."""
+        self._backend = None
+        self._since = now
+        servers = self._service.servers
+        if self._tried == len(servers):
+            refusal = self._greeting if isinstance(self._greeting, bytes) else b""
+            self._pipeline.backend_unavailable(refusal, now)
+            self._end(now)
+            return
+        server = servers[self._tried]
+        self._tried += 1
+        self._choosing = self._choosing and self._tried < len(servers)
+        self._connecting = asyncio.get_running_loop().create_task(
+            self._connect(server), name=server.name
+        )
+
+    async def _connect(self, server: "Server") -> None:
+        try:
+            await server.connect(lambda: BackendConnection(self))
+        except OSError as error:
+            self._connecting = None
+            self._service.observer.server_down(server.name, error.strerror or str(error))
+            if not self._pipeline.ended:
+                self._connect_next(monotonic())
+        else:
+            self._connecting = None
+
+    def backend_connected(self, backend: asyncio.Transport) -> None:
+        """Take the backend's connection."""
+        self._backend = backend
+        if self._pipeline.ended:
+            backend.abort()
+            return
+        self._since = monotonic()
+        self._pipeline.connect_backend(self._send_backend)
+        self._observer.connected(self._server.name)
+
+    @property
+    def _server(self) -> "Server":
+        return self._service.servers[self._tried - 1]
+
+    def backend_received(self, octets: bytes) -> None:
+        """Take octets from the backend."""
+        now = monotonic()
+        pipeline = self._pipeline
+        self._octets_backend += len(octets)
+        try:
+            if self._choosing:
+                octets = self._choose_by_greeting(octets, now)
+            if octets:
+                pipeline.backend_received(octets, now)
+        except Exception as error:  # noqa: BLE001  the outermost callback: nobody above could close
+            self._break_down(error, now)
+        if pipeline.ended:
+            self._end(now)
+            return
+        if pipeline.held and pipeline.held[0].replied == now:
+            self._service.sweeper.watch_held(self, now)
+        if self._client_paused:
+            self._regulate()
+
+    def _choose_by_greeting(self, octets: bytes, now: float) -> bytes:
+        """Go on to the next server if this one refuses; return what the pipeline is to get.
+
+        Only before the greeting has reached the client: never once the session is open.
+        """
+        if isinstance(self._greeting, bytes):
+            self._greeting = ReplyReader()
+        reader = self._greeting
+        reader.receive(octets)
+        octets = reader.unread
+        try:
+            greeting = reader.next_reply()
+        except BackendViolation:
+            greeting = (500, b"")
+        if greeting is None:
+            return b""
+        code, reply = greeting
+        if code < 300:
+            self._choosing = False
+            return octets
+        self._give_up_server(reply, f"greeted with {code}", now)
+        return b""
+
+    def _give_up_server(self, greeting: bytes, why: str, now: float) -> None:
+        self._greeting = greeting
+        self._service.observer.server_down(self._server.name, why)
+        if self._backend is not None:
+            self._backend.abort()
+        self._connect_next(now)
+
+    def backend_lost(self, backend: asyncio.Transport) -> None:
+        """Take the end of a backend connection."""
+        if backend is not self._backend or self._pipeline.ended:
+            return
+        now = monotonic()
+        if self._pipeline.greeting_owed:
+            self._give_up_server(b"", "closed without a greeting", now)
+            return
+        self._pipeline.backend_lost(now)
+        if self._pipeline.ended:
+            self._end(now)
+
+    # --- the client's connection --------------------------------------------------------------
+
+    def client_received(self, octets: bytes) -> None:
+        """Take octets from the client."""
+        now = monotonic()
+        pipeline = self._pipeline
+        self._octets_client += len(octets)
+        try:
+            pipeline.client_received(octets, now)
+        except Exception as error:  # noqa: BLE001  the outermost callback: nobody above could close
+            self._break_down(error, now)
+        if pipeline.ended:
+            self._end(now)
+        elif pipeline.full:
+            self._regulate()
+
+    def client_eof(self) -> None:
+        """Take the client's half-close: what it has sent is served to the end."""
+        if self._pipeline.ended:
+            self._client.close()
+        else:
+            self._finish_client(monotonic())
+
+    def client_lost(self) -> None:
+        """Take the end of the client's connection; what it sent before is still served."""
+        self._client_lost = True
+        if self._pipeline.ended:
+            self._service.sweeper.remove(self)
+            return
+        self._pipeline.send_client = _discard
+        self._client_blocked = False
+        self._finish_client(monotonic())
+        self._regulate()
+
+    def _finish_client(self, now: float) -> None:
+        self._pipeline.client_eof(now)
+        if self._pipeline.ended:
+            self._end(now)
+
+    # --- writing, and back-pressure ---------------------------------------------------------
+
+    def _send_client(self, octets: bytes) -> None:
+        self._service.outbox.put(self._client, octets)
+
+    def _send_backend(self, octets: bytes) -> None:
+        assert self._backend is not None
+        self._service.outbox.put(self._backend, octets)
+
+    def client_blocked(self, *, blocked: bool) -> None:
+        """Note whether the client leaves replies unread.  Called inside write: sets flags only."""
+        self._client_blocked = blocked
+        self._since = monotonic()
+        if self._backend is not None and not self._backend.is_closing():
+            if blocked:
+                self._backend.pause_reading()
+            else:
+                self._backend.resume_reading()
+        self._regulate()
+
+    def backend_blocked(self, *, blocked: bool) -> None:
+        """Note whether the backend leaves unread what is sent.  Called inside write, too."""
+        self._backend_blocked = blocked
+        self._regulate()
+
+    def _regulate(self) -> None:
+        """Read the client, or not, as things stand."""
+        pause = self._client_blocked or self._backend_blocked or self._pipeline.full
+        if pause == self._client_paused or self._client_lost or self._pipeline.ended:
+            return
+        self._client_paused = pause
+        if pause:
+            self._client.pause_reading()
+        else:
+            self._client.resume_reading()
+
+    # --- time ---------------------------------------------------------------------------------
+
+    def waiting(self) -> tuple[str, float]:
+        """Return the name of the time limit that runs, and since when."""
+        if self._pipeline.ended:
+            return "close", self._since
+        if self._backend is None:
+            return "connect", self._since
+        if self._client_blocked:
+            return "client", self._since
+        return self._pipeline.waiting()
+
+    def expire(self, limit: str, now: float) -> None:
+        """Act on a time limit that is over."""
+        if limit == "close":
+            self._client.abort()
+        elif limit == "connect" or (limit == "greeting" and self._choosing):
+            if self._connecting is not None:
+                self._connecting.cancel()
+            self._give_up_server(b"", f"{limit} time limit", now)
+        else:
+            self._pipeline.expire(now)
+            self._end(now)
+
+    def release(self, now: float) -> None:
+        """Flush what has been held for long enough."""
+        held = self._pipeline.held
+        if held and now - held[0].replied >= self._service.sweeper.hold:
+            self._pipeline.flush(now)
+
+    def drain(self) -> None:
+        """End the session as soon as its transaction is over."""
+        now = monotonic()
+        self._pipeline.drain(now)
+        if self._pipeline.ended:
+            self._end(now)
+
+    def stop(self) -> None:
+        """End the session at once."""
+        if not self._pipeline.ended:
+            now = monotonic()
+            self._pipeline.stop(now)
+            self._end(now)
+        self._client.abort()
+
+    # --- the end ------------------------------------------------------------------------------
+
+    def _break_down(self, error: Exception, now: float) -> None:
+        self._service.observer.broken(error)
+        self._pipeline.break_down(now)
+
+    def _end(self, now: float) -> None:
+        """Close both sides, each in its way; called once, when the pipeline has ended."""
+        self._service.outbox.flush()
+        if self._backend is not None:
+            self._backend.abort()  # nothing that matters is unsent: least of all an end of data
+        if self._connecting is not None:
+            self._connecting.cancel()
+        self._report(now)
+        pipeline = self._pipeline
+        if self._client_lost:
+            self._service.sweeper.remove(self)
+        elif pipeline.client_ended or pipeline.ended == "quit":
+            self._since = now
+            self._client.close()
+        else:
+            self._linger(now)
+
+    def _linger(self, now: float) -> None:
+        """Say that nothing more comes, and read until the client has closed."""
+        self._since = now
+        self._client.write_eof()
+        if self._client_paused:
+            self._client.resume_reading()
+
+    def _report(self, now: float) -> None:
+        pipeline = self._pipeline
+        self._observer.closed(
+            Summary(
+                reason=pipeline.ended,
+                seconds=now - self._started,
+                commands=pipeline.framer.commands,
+                pipelined=pipeline.framer.pipelined,
+                messages=pipeline.messages,
+                client_octets=self._octets_client,
+                backend_octets=self._octets_backend,
+            )
+        )
+
+
+def _peer_name(client: asyncio.Transport) -> str:
+    """Return the client's address as `192.0.2.1:4711`, `[2001:db8::1]:4711`, or `unix`."""
+    name = client.get_extra_info("peername")
+    if not isinstance(name, tuple):
+        return "unix"
+    host, port = name[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _discard(octets: bytes) -> None:
+    """Take replies to a client that is gone."""

@@ -1,0 +1,104 @@
+"""Time limits: one timer for all sessions of a worker, instead of one for each command.
+
+A timer per command would cost more than framing it.  So nothing is armed while all is well: each
+session is asked at intervals which limit runs and since when.
+"""
+
+import asyncio
+import contextlib
+from time import monotonic
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from smtpproxy.net.session import Session
+
+SWEEPS_PER_LIMIT = 4
+"""A limit is noticed at most a quarter of the shortest one late."""
+LONGEST_INTERVAL_S = 1.0
+
+
+class Sweeper:
+    """Ends what has waited for too long, and flushes replies that were held for too long.
+
+    limits: seconds by the name of the limit, as `Session.waiting` names them.
+    hold: how long a reply may be held, in seconds.
+    sessions: those of the worker; a half-closed connection lives by this reference alone.
+    """
+
+    def __init__(self, limits: dict[str, float], hold: float) -> None:
+        self.limits = limits
+        self.hold = hold
+        self._interval = min(LONGEST_INTERVAL_S, min(limits.values()) / SWEEPS_PER_LIMIT)
+        self.sessions: set[Session] = set()
+        self._holding: list[tuple[float, Session]] = []
+        self._sweep_timer: asyncio.TimerHandle | None = None
+        self._hold_timer: asyncio.TimerHandle | None = None
+        self._empty: asyncio.Event | None = None
+
+    def add(self, session: "Session") -> None:
+        """Watch a session."""
+        self.sessions.add(session)
+        if self._sweep_timer is None:
+            self._sweep_timer = asyncio.get_running_loop().call_later(self._interval, self._wake)
+
+    def remove(self, session: "Session") -> None:
+        """Forget a session."""
+        self.sessions.discard(session)
+        if self._empty is not None and not self.sessions:
+            self._empty.set()
+
+    def watch_held(self, session: "Session", now: float) -> None:
+        """See to it that what the session holds from now on is flushed after `hold` seconds."""
+        self._holding.append((now + self.hold, session))
+        if self._hold_timer is None:
+            self._hold_timer = asyncio.get_running_loop().call_later(self.hold, self.release)
+
+    def drain(self) -> None:
+        """Have each session end as soon as its transaction is over."""
+        for session in list(self.sessions):
+            session.drain()
+
+    def stop(self) -> None:
+        """End all sessions at once."""
+        for session in list(self.sessions):
+            session.stop()
+
+    async def wait_until_empty(self, seconds: float) -> None:
+        """Wait until there is no session left, but no longer than `seconds`."""
+        self._empty = asyncio.Event()
+        if self.sessions:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._empty.wait()
+
+    def sweep(self) -> None:
+        """Look at the time limits of all sessions."""
+        now = monotonic()
+        for session in list(self.sessions):
+            limit, since = session.waiting()
+            if now - since >= self.limits[limit]:
+                session.expire(limit, now)
+
+    def _wake(self) -> None:
+        self.sweep()
+        self._sweep_timer = None
+        if self.sessions:
+            self._sweep_timer = asyncio.get_running_loop().call_later(self._interval, self._wake)
+
+    def release(self) -> None:
+        """Flush what is due; hold times are all the same, so the oldest come first."""
+        now = monotonic()
+        due = 0
+        for when, session in self._holding:
+            if when > now:
+                break
+            due += 1
+            session.release(now)
+        del self._holding[:due]
+        if self._hold_timer is not None:
+            self._hold_timer.cancel()
+            self._hold_timer = None
+        if self._holding:  # not one by one: under load they come by the thousand
+            self._hold_timer = asyncio.get_running_loop().call_later(
+                max(self._holding[0][0] - now, self.hold / 4), self.release
+            )

@@ -1,0 +1,1 @@
+"""Seeing what the proxy does: the log. The only home of structlog."""

@@ -1,0 +1,148 @@
+"""What is logged of sessions: a line for each message and for each session, none per command."""
+
+from itertools import count
+from os import urandom
+
+from structlog.typing import FilteringBoundLogger
+
+from smtpproxy.core import commands
+from smtpproxy.core.errors import BackendViolation
+from smtpproxy.core.exchange import Exchange
+from smtpproxy.core.observer import Summary
+from smtpproxy.observe import log
+from smtpproxy.observe.transaction import Transaction
+
+_CONTINUES = frozenset((commands.DATA, commands.END_OF_DATA, commands.BDAT))
+_BEGINS_ANEW = frozenset((commands.RSET, commands.EHLO, commands.HELO))
+
+
+class ServiceLog:
+    """Logs a worker's sessions; each has an id that no other session of the service has."""
+
+    def __init__(self) -> None:
+        self._log = log.get()
+        self._prefix = urandom(3).hex()
+        self._count = count(1)
+
+    def session(self, listener: str, client: str) -> "SessionLog":
+        """Begin to log a session."""
+        return SessionLog(f"{self._prefix}-{next(self._count)}", listener, client, self._log)
+
+    def server_down(self, server: str, why: str) -> None:
+        """Log that a server is not there."""
+        self._log.warning("server_down", server=server, why=why)
+
+    def broken(self, error: Exception) -> None:
+        """Log an error of the proxy itself, with its traceback."""
+        self._log.error("internal_error", exc_info=error)
+
+
+class SessionLog:
+    """Logs one session."""
+
+    __slots__ = ("_client", "_id", "_listener", "_log", "_server", "_transaction")
+
+    def __init__(
+        self, session: str, listener: str, client: str, logger: FilteringBoundLogger
+    ) -> None:
+        self._id = session
+        self._listener = listener
+        self._client = client
+        self._server = ""
+        self._log = logger
+        self._transaction: Transaction | None = None
+
+    def connected(self, server: str) -> None:
+        """Log that the session is open."""
+        self._server = server
+        self._log.debug(
+            "session_opened",
+            session=self._id,
+            listener=self._listener,
+            client=self._client,
+            server=server,
+        )
+
+    def settled(self, exchanges: list[Exchange]) -> None:
+        """Follow transactions, and log the one that is over; log what broke the protocol."""
+        for exchange in exchanges:
+            role = exchange.verb.role
+            if role == commands.RCPT:
+                if self._transaction is not None:
+                    self._transaction.add(exchange)
+            elif role == commands.MAIL:
+                self._begin(exchange)
+            elif role in _CONTINUES:
+                self._continue(exchange)
+            elif role in _BEGINS_ANEW and exchange.code < 300:
+                self._finish()
+            if exchange.problem is not None:
+                self._log_violation(exchange)
+
+    def _begin(self, mail: Exchange) -> None:
+        if self._transaction is not None and mail.code >= 300:
+            return  # a nested MAIL, refused: the transaction goes on
+        self._finish()
+        self._transaction = Transaction(mail)
+
+    def _continue(self, exchange: Exchange) -> None:
+        transaction = self._transaction
+        if transaction is None:
+            return
+        if exchange.ends_message:
+            transaction.end(exchange)
+            self._finish()
+        elif exchange.code >= 400:
+            transaction.end(exchange)  # DATA or BDAT was refused
+        else:
+            transaction.add(exchange)
+
+    def _finish(self) -> None:
+        transaction = self._transaction
+        if transaction is None:
+            return
+        self._transaction = None
+        self._log.info(
+            transaction.outcome,
+            session=self._id,
+            client=self._client,
+            server=self._server,
+            **transaction.fields(),
+        )
+
+    def _log_violation(self, exchange: Exchange) -> None:
+        problem = exchange.problem
+        assert problem is not None
+        by_backend = isinstance(problem, BackendViolation)
+        self._log.warning(
+            "backend_violation" if by_backend else "client_violation",
+            session=self._id,
+            client=self._client,
+            server=self._server,
+            kind=problem.kind,
+            octets=problem.octets,
+            command=exchange.line.rstrip(),
+        )
+
+    def closed(self, summary: Summary) -> None:
+        """Log the session, and what was left of its last transaction."""
+        self._finish()
+        if summary.reason == "backend_lost":
+            self._log.warning(
+                "backend_lost", session=self._id, client=self._client, server=self._server
+            )
+        self._log.info(
+            "session_closed",
+            session=self._id,
+            listener=self._listener,
+            client=self._client,
+            server=self._server,
+            reason=summary.reason,
+            seconds=round(summary.seconds, 4),
+            messages=summary.messages,
+            commands=summary.commands,
+            pipelined=summary.pipelined,
+            round_trips_saved=summary.pipelined,
+            octets_from_client=summary.client_octets,
+            octets_from_backend=summary.backend_octets,
+        )

@@ -1,0 +1,30 @@
+"""Fixtures of the edge's tests."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+
+from smtpproxy.core.rules import Rules
+from tests.net.edge import Clock, Server, Stage
+
+Opener = Callable[..., Awaitable[Stage]]
+
+
+@pytest.fixture
+async def opened(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Opener]:
+    """Return what opens a stage: servers, rules -> a session whose connecting has had its turn."""
+    clock = Clock()
+    monkeypatch.setattr("smtpproxy.net.session.monotonic", clock)
+    monkeypatch.setattr("smtpproxy.net.sweeper.monotonic", clock)
+    stages: list[Stage] = []
+
+    async def open_stage(*servers: Server, rules: Rules | None = None) -> Stage:
+        stage = Stage(list(servers) or [Server("first")], rules or Rules(), clock)
+        stages.append(stage)
+        await stage.settle()
+        return stage
+
+    yield open_stage
+    for stage in stages:
+        stage.sweeper.stop()
+        await stage.settle()

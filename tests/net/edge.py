@@ -1,0 +1,180 @@
+"""What the tests of the edge stand on: connections that only remember, and a clock set by hand."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from smtpproxy.core.exchange import Exchange
+from smtpproxy.core.observer import Summary
+from smtpproxy.core.rules import Rules
+from smtpproxy.net.client import ClientConnection
+from smtpproxy.net.outbox import Outbox
+from smtpproxy.net.service import Service
+from smtpproxy.net.sweeper import Sweeper
+
+LIMITS = {
+    "connect": 30.0,
+    "greeting": 300.0,
+    "command": 300.0,
+    "data": 120.0,
+    "content": 180.0,
+    "end_of_data": 600.0,
+    "client": 300.0,
+    "close": 30.0,
+}
+
+
+class Clock:
+    """Stands for time.monotonic."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Transport(asyncio.Transport):
+    """A connection that remembers what was done to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outbox = Outbox()
+        self.written: list[bytes] = []
+        self.reading = True
+        self.state = "open"
+        self.eof_sent = False
+
+    def write(self, data: Any) -> None:
+        assert self.state == "open"
+        self.written.append(bytes(data))
+
+    def write_eof(self) -> None:
+        self.eof_sent = True
+
+    def pause_reading(self) -> None:
+        assert self.reading
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        self.reading = True
+
+    def is_closing(self) -> bool:
+        return self.state != "open"
+
+    def close(self) -> None:
+        self.state = "closed"
+
+    def abort(self) -> None:
+        self.state = "aborted"
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return ("192.0.2.1", 4711) if name == "peername" else default
+
+    def taken(self) -> bytes:
+        """Return what was written since the last call."""
+        self.outbox.flush()
+        octets = b"".join(self.written)
+        self.written.clear()
+        return octets
+
+
+class Server:
+    """A server that can be reached, or not, or never answers."""
+
+    def __init__(self, name: str, behaviour: str = "reachable") -> None:
+        self.name = name
+        self.behaviour = behaviour
+        self.transport = Transport()
+        self.protocol: Any = None
+
+    async def connect(self, factory: Callable[[], asyncio.Protocol]) -> None:
+        if self.behaviour == "silent":
+            await asyncio.Event().wait()
+        if self.behaviour == "unreachable":
+            raise ConnectionRefusedError(111, "Connection refused")
+        self.protocol = factory()
+        self.protocol.connection_made(self.transport)
+
+    def says(self, octets: bytes) -> None:
+        """Let it send octets."""
+        self.protocol.data_received(octets)
+
+    def heard(self) -> bytes:
+        """Return what it got since the last call."""
+        return self.transport.taken()
+
+
+@dataclass
+class Watcher:
+    """An observer, of the service and of each of its sessions, that remembers."""
+
+    down: list[tuple[str, str]] = field(default_factory=list)
+    errors: list[Exception] = field(default_factory=list)
+    servers: list[str] = field(default_factory=list)
+    exchanges: list[Exchange] = field(default_factory=list)
+    summaries: list[Summary] = field(default_factory=list)
+
+    def session(self, listener: str, client: str) -> "Watcher":
+        assert (listener, client) == ("listener", "192.0.2.1:4711")
+        return self
+
+    def connected(self, server: str) -> None:
+        self.servers.append(server)
+
+    def settled(self, exchanges: list[Exchange]) -> None:
+        self.exchanges += exchanges
+
+    def closed(self, summary: Summary) -> None:
+        self.summaries.append(summary)
+
+    def server_down(self, server: str, why: str) -> None:
+        self.down.append((server, why))
+
+    def broken(self, error: Exception) -> None:
+        self.errors.append(error)
+
+
+class Stage:
+    """A client and its servers, with a session between them."""
+
+    def __init__(self, servers: list[Server], rules: Rules, clock: Clock) -> None:
+        self.clock = clock
+        self.servers = servers
+        self.watcher = Watcher()
+        self.sweeper = Sweeper(LIMITS, hold=0.2)
+        self.client = Transport()
+        self.outbox = Outbox()
+        for server in servers:
+            server.transport.outbox = self.outbox
+        self.client.outbox = self.outbox
+        service = Service(
+            "listener", rules, tuple(servers), self.sweeper, self.outbox, self.watcher
+        )  # type: ignore[arg-type]  # a stand-in for net's Server
+        self.connection = ClientConnection(service)
+        self.connection.connection_made(self.client)
+        (self.session,) = self.sweeper.sessions
+
+    async def settle(self) -> None:
+        """Let tasks that are ready run."""
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+    def sends(self, octets: bytes) -> None:
+        """Let the client send octets."""
+        self.connection.data_received(octets)
+
+    def gets(self) -> bytes:
+        """Return what the client got since the last call."""
+        return self.client.taken()
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass, and have time limits looked at."""
+        self.clock.now += seconds
+        self.sweeper.sweep()
+
+    @property
+    def ended(self) -> str:
+        """Why the session ended; empty while it goes on."""
+        return self.watcher.summaries[0].reason if self.watcher.summaries else ""

@@ -1,0 +1,1 @@
+"""Tests of what observers make of exchanges."""
