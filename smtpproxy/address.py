@@ -1,0 +1,149 @@
+"""Addresses: where a listener listens and where a server is reached.
+
+Two forms, `HOST:PORT` and `unix:/PATH`. The texts of the errors are read by whoever wrote the
+address, so each says what to write instead. No name is looked up here.
+"""
+
+import re
+from ipaddress import IPv4Address, IPv6Address, ip_address
+
+from msgspec import Struct
+
+# sockaddr_un has room for 108 octets, the closing NUL among them.
+_UNIX_PATH_OCTETS = 107
+_HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?", re.ASCII)
+
+
+class Address(Struct, frozen=True):
+    """A TCP host and port, or the path of a Unix socket (then `host` is empty, `port` is 0)."""
+
+    host: str = ""
+    port: int = 0
+    path: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> "Address":
+        """Read `127.0.0.1:25`, `[::1]:25`, `host.example:25` or `unix:/run/x.sock`.
+
+        IP addresses get their usual short spelling, so that equal ones compare equal. Raises
+        ValueError with a text for the user.
+        """
+        if text.startswith("unix:"):
+            return cls(path=_unix_path(text.removeprefix("unix:")))
+        if text.startswith("fd:"):
+            raise ValueError('is not a known form of address; write "127.0.0.1:25" or "unix:/PATH"')
+        host, port = _split(text)
+        return cls(host=host, port=_port(port))
+
+    @property
+    def is_unix(self) -> bool:
+        """Whether this is the path of a Unix socket."""
+        return bool(self.path)
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach it."""
+        if self.is_unix or self.host == "localhost":
+            return True
+        ip = _ip(self.host)
+        if isinstance(ip, IPv6Address) and ip.ipv4_mapped:
+            return ip.ipv4_mapped.is_loopback
+        return ip is not None and ip.is_loopback
+
+    def __str__(self) -> str:
+        if self.is_unix:
+            return f"unix:{self.path}"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def parse_listener(text: str) -> Address:
+    """Read an address to listen on: an IP address or localhost, any port (0: a free one)."""
+    address = Address.parse(text)
+    if address.is_unix or address.host == "localhost" or _ip(address.host):
+        return address
+    raise ValueError(
+        f'is a name; a listener needs an IP address of this machine, such as "127.0.0.1:'
+        f'{address.port}" or "[::1]:{address.port}" ("0.0.0.0:{address.port}" for all of IPv4)'
+    )
+
+
+def parse_server(text: str) -> Address:
+    """Read an address to connect to: a port from 1, and a host that can be reached."""
+    address = Address.parse(text)
+    if not address.is_unix and address.port == 0:
+        raise ValueError("has port 0; a server needs its real port, 1 to 65535")
+    ip = _ip(address.host)
+    if ip is not None and ip.is_unspecified:
+        raise ValueError(
+            f'means "any address"; a server needs one, such as "127.0.0.1:{address.port}"'
+        )
+    return address
+
+
+def _unix_path(path: str) -> str:
+    if not path.startswith("/"):
+        raise ValueError('needs the whole path of the socket, such as "unix:/run/smtp.sock"')
+    if "\0" in path or len(path.encode("utf-8", "surrogateescape")) > _UNIX_PATH_OCTETS:
+        raise ValueError(
+            f"has a path that is not possible: at most {_UNIX_PATH_OCTETS} octets, no NUL"
+        )
+    return path
+
+
+def _split(text: str) -> tuple[str, str]:
+    """Return host and port as they are written, the host known to be possible."""
+    bracketed = re.fullmatch(r"\[([^]]*)\](?::(.*))?", text)
+    if bracketed:
+        ip = _ip(bracketed[1])
+        if not isinstance(ip, IPv6Address):
+            raise ValueError('has no IPv6 address in its brackets; write, for example, "[::1]:25"')
+        return str(ip), _given_port(text, bracketed[2])
+    if text.count(":") > 1:
+        raise ValueError(
+            f'is not HOST:PORT; an IPv6 address goes in brackets: "{_in_brackets(text)}"'
+        )
+    host, colon, port = text.partition(":")
+    if not host or host == "*":
+        raise ValueError(f'has no host; write, for example, "127.0.0.1:{port or 25}"')
+    return _host(host), _given_port(text, port if colon else None)
+
+
+def _given_port(text: str, port: str | None) -> str:
+    if not port:
+        raise ValueError(f'has no port; write, for example, "{text.rstrip(":")}:25"')
+    return port
+
+
+def _port(port: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,5}", port, re.ASCII) or int(port) > 65535:
+        raise ValueError("has no possible port behind its colon: a number up to 65535")
+    return int(port)
+
+
+def _host(host: str) -> str:
+    ip = _ip(host)
+    if ip is not None:
+        return str(ip)
+    # A last label of digits only is never a host name (RFC 3696 section 2): a mistyped address.
+    if re.fullmatch(r"(.*\.)?[0-9]+", host):
+        raise ValueError("is not an IPv4 address; it has four numbers from 0 to 255")
+    if len(host) > 253 or not _HOST_NAME.fullmatch(host):
+        raise ValueError(
+            "has no possible host name: letters, digits, hyphens and dots (or xn--...)"
+        )
+    return host.lower()
+
+
+def _ip(host: str) -> IPv4Address | IPv6Address | None:
+    try:
+        return ip_address(host)
+    except ValueError:
+        return None
+
+
+def _in_brackets(text: str) -> str:
+    """Return what was most likely meant by an IPv6 address without brackets."""
+    host, _, port = text.rpartition(":")
+    if port and _ip(host) and (int(port) if port.isdecimal() else 0) in (25, 465, 587, 2525):
+        return f"[{host}]:{port}"
+    return f"[{text}]:25" if _ip(text) else "[::1]:25"

@@ -1,0 +1,210 @@
+"""The command line: what the user said, checked, and handed on.
+
+Exit codes: 0, 1 (failed), 2 (usage).  A user's mistake never shows a traceback.
+"""
+
+import platform
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import NoReturn
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from smtpproxy import __version__
+from smtpproxy.config import ConfigError, Settings, exposed_listeners, from_flags, load
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Try `smtpproxy demo` first: it shows in ten seconds what the proxy does.",
+)
+@click.version_option(
+    __version__,
+    message=(
+        f"smtpproxy {__version__}, Python {platform.python_version()}, uvloop {version('uvloop')}"
+    ),
+)
+def main() -> None:
+    """A transparent SMTP proxy that adds PIPELINING to an MTA that lacks it (RFC 2920)."""
+
+
+@main.command(
+    epilog="""
+    \b
+    Examples:
+      smtpproxy run -l 127.0.0.1:2525 -b 127.0.0.1:25
+      smtpproxy run -l [::]:25 -b 10.0.0.5:25 -b 10.0.0.6:25
+      smtpproxy run -l unix:/run/smtpproxy/smtp.sock -b mta.example.org:25
+      smtpproxy run -c /etc/smtpproxy/smtpproxy.toml --log-level debug
+
+    SIGTERM and SIGINT drain: sessions finish their transaction.  A second one stops at once.
+    """
+)
+@click.option(
+    "-c",
+    "--config",
+    "file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Settings, a TOML file; flags override it.",
+)
+@click.option(
+    "-l",
+    "--listen",
+    multiple=True,
+    metavar="ADDR",
+    help="Accept clients here: HOST:PORT, [IPV6]:PORT or unix:/PATH.  May be repeated.",
+)
+@click.option(
+    "-b",
+    "--backend",
+    multiple=True,
+    metavar="ADDR",
+    help="A server of the legacy MTA.  Repeated: the next is tried when one can't be reached.",
+)
+@click.option(
+    "--log-format",
+    type=click.Choice(["auto", "console", "json"]),
+    help="auto: JSON unless standard error is a terminal.",
+)
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]))
+def run(
+    file: Path | None,
+    listen: tuple[str, ...],
+    backend: tuple[str, ...],
+    log_format: str | None,
+    log_level: str | None,
+) -> None:
+    """Run the proxy in the foreground; logs go to standard error."""
+    if file is None and not (listen and backend):
+        raise click.UsageError(
+            "nothing to do: give a file with -c, or an address for clients with -l and the MTA's "
+            "with -b, as in\n\n  smtpproxy run -l 127.0.0.1:2525 -b 127.0.0.1:25"
+        )
+    try:
+        settings = load(file, need_listener=not listen, need_backend=not backend) if file else None
+        settings = from_flags(settings, listen, backend, log_format, log_level)
+    except ConfigError as error:
+        _fail(error)
+    for warning in _warnings(settings):
+        click.echo(warning, err=True)
+    from smtpproxy import app  # `check` and `--help` need no event loop
+
+    sys.exit(app.main(settings))
+
+
+@main.command(
+    epilog="""
+    \b
+    Example:
+      smtpproxy check -c /etc/smtpproxy/smtpproxy.toml && systemctl reload smtpproxy
+    """
+)
+@click.option(
+    "-c",
+    "--config",
+    "file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    required=True,
+    help="The file to check.",
+)
+def check(file: Path) -> None:
+    """Report every problem in a settings file, each with its line; exit 1 if there is one."""
+    try:
+        settings = load(file)
+    except ConfigError as error:
+        _fail(error)
+    # No markup: "[::1]:25" is an address.
+    Console(highlight=False, markup=False, emoji=False, soft_wrap=True).print(_table(settings))
+    for warning in _warnings(settings):
+        click.echo(warning, err=True)
+    click.echo(f"{file}: no problems found")
+
+
+@main.command(
+    epilog="""
+    \b
+    Examples:
+      smtpproxy demo
+      smtpproxy demo --rtt 0.3 --recipients 20
+      smtpproxy demo --serve
+    """
+)
+@click.option(
+    "--rtt",
+    type=click.FloatRange(0, 10),
+    default=0.1,
+    show_default=True,
+    metavar="SECONDS",
+    help="The simulated round trip between client and server.",
+)
+@click.option(
+    "--recipients",
+    type=click.IntRange(1, 100),
+    default=3,
+    show_default=True,
+    metavar="N",
+    help="How many recipients the message has.",
+)
+@click.option(
+    "--legacy",
+    metavar="FAILING",
+    help="Which failing of legacy MTAs to imitate; `list` names them all.",
+)
+@click.option("--serve", is_flag=True, help="Stay up, and say how to talk to it.")
+def demo(rtt: float, recipients: int, legacy: str | None, serve: bool) -> None:
+    """Show what the proxy does: the dialogues of RFC 2920, without it and through it.
+
+    Starts a legacy MTA and the proxy in front of it, both in this process, and exits 1 if any
+    reply is not what it must be.
+    """
+    from smtpproxy.demo import legacy as mta  # the demonstration alone needs it
+    from smtpproxy.demo import play
+
+    if legacy is not None and legacy not in mta.FAILINGS:
+        names = "\n".join(f"  {name:18} {text}" for name, text in mta.FAILINGS.items())
+        if legacy == "list":
+            click.echo(names)
+            return
+        raise click.BadParameter(f"{legacy!r} is not one of\n\n{names}", param_hint="--legacy")
+    failing = legacy or mta.DEFAULT_FAILING
+    sys.exit(play.main(rtt=rtt, recipients=recipients, serve=serve, failing=failing))
+
+
+def _fail(error: ConfigError) -> NoReturn:
+    """Print every problem and exit."""
+    for problem in error.problems:
+        click.echo(f"smtpproxy: {problem}", err=True)
+    sys.exit(1)
+
+
+def _warnings(settings: Settings) -> list[str]:
+    """Return what is no mistake, but may make an open relay."""
+    return [
+        f"smtpproxy: warning: listener {listener.address} can be reached from other machines, and "
+        f"the MTA sees this proxy's own address for each of their clients: if it relays for that "
+        f"address, it relays for everyone.  Make sure that it does not."
+        for listener in exposed_listeners(settings)
+    ]
+
+
+def _table(settings: Settings) -> Table:
+    """Draw what would run."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("listener", "backend", "servers", "sync", "bare newlines", "pipelining"):
+        table.add_column(column)
+    for listener in settings.listener:
+        backend = settings.backends[listener.backend]
+        table.add_row(
+            str(listener.address),
+            listener.backend,
+            ", ".join(map(str, backend.servers)),
+            listener.sync,
+            listener.bare_newlines,
+            backend.pipelining,
+        )
+    return table

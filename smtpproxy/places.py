@@ -1,0 +1,92 @@
+"""Places: in which line of a TOML text each key path is written.
+
+tomllib tells values but not where they stand. A statement parses on its own as soon as its lines
+are complete, and not before; so growing it line by line until it does finds where each one begins
+and ends, with no second TOML grammar of our own. Only asked when there is a problem to report.
+"""
+
+import tomllib
+from collections.abc import Iterator
+
+Path = tuple[str | int, ...]
+"""A way into the settings: keys, and positions (from 0) in arrays."""
+
+# What may still be open behind a line: nothing, an array, an array in an inline table.
+_CLOSINGS = ("", "]", "]}")
+
+
+def find_places(text: str) -> dict[Path, int]:
+    """Return the first line (from 1) of every key path in `text`, which must be valid TOML."""
+    places: dict[Path, int] = {}
+    arrays: dict[Path, int] = {}
+    table: Path = ()
+    begin, lines = 0, text.split("\n")
+    for end in range(1, len(lines) + 1):
+        statement = _parse(lines[begin:end])
+        if statement is None:
+            continue
+        if lines[begin].lstrip().startswith("["):
+            table = _open_table(statement, arrays)
+            for depth in range(1, len(table) + 1):
+                places.setdefault(table[:depth], begin + 1)
+        else:
+            for path, line in _places_in_statement(lines[begin:end], begin + 1):
+                places.setdefault(table + path, line)
+        begin = end
+    return places
+
+
+def line_of(path: Path, places: dict[Path, int]) -> int | None:
+    """Return the line of `path`, or else of the nearest thing around it that is written down."""
+    for depth in range(len(path), 0, -1):
+        if path[:depth] in places:
+            return places[path[:depth]]
+    return None
+
+
+def _open_table(header: object, arrays: dict[Path, int]) -> Path:
+    """Return where the keys behind `header` belong; count it if it adds a table to an array."""
+    path: Path = ()
+    while isinstance(header, dict) and header:
+        key, header = next(iter(header.items()))
+        path = (*path, key)
+        if isinstance(header, list):
+            arrays[path] = arrays.get(path, -1) + 1
+        if path in arrays:
+            path = (*path, arrays[path])
+    return path
+
+
+def _places_in_statement(lines: list[str], first: int) -> Iterator[tuple[Path, int]]:
+    """Yield the paths in one `key = value` whose first line is `first`; the earliest line is right.
+
+    An array over several lines is closed early, so that each of its items is found in its own line.
+    """
+    begin = 0
+    for end in range(1, len(lines) + 1):
+        for closing in _CLOSINGS:
+            parsed = _parse([*lines[:end], closing])
+            if parsed is not None:
+                for path in _paths_in(parsed):
+                    yield path, first + begin
+                begin = end
+                break
+
+
+def _paths_in(value: object) -> Iterator[Path]:
+    items: Iterator[tuple[str | int, object]] = iter(())
+    if isinstance(value, dict):
+        items = iter(value.items())
+    elif isinstance(value, list):
+        items = iter(enumerate(value))
+    for key, inside in items:
+        yield (key,)
+        for path in _paths_in(inside):
+            yield (key, *path)
+
+
+def _parse(lines: list[str]) -> dict[str, object] | None:
+    try:
+        return tomllib.loads("\n".join(lines))
+    except ValueError:
+        return None

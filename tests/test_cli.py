@@ -1,0 +1,225 @@
+"""The command line: what each command says, where it says it, and its exit code."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from smtpproxy import app, cli
+from smtpproxy.config import Settings
+from smtpproxy.demo import play
+from smtpproxy.demo.legacy import DEFAULT_FAILING, FAILINGS
+
+GOOD = """\
+[[listener]]
+address = "127.0.0.1:2525"
+[backends.old]
+servers = ["10.0.0.5:25", "[fe80::5]:25"]
+"""
+
+
+def invoke(*arguments: str | Path) -> Result:
+    result = CliRunner().invoke(cli.main, list(map(str, arguments)), prog_name="smtpproxy")
+    # Nothing but a chosen exit may end a command.
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    return result
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "p.toml"
+    path.write_text(GOOD)
+    return path
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
+    """What `run` would have run."""
+    ran: list[Settings] = []
+
+    def main(settings: Settings) -> int:
+        ran.append(settings)
+        return 0
+
+    monkeypatch.setattr(app, "main", main)
+    return ran
+
+
+class TestHelp:
+    def test_the_version_names_what_it_runs_on(self) -> None:
+        result = invoke("--version")
+        assert result.output.startswith("smtpproxy 0.")
+        assert ", Python 3." in result.output
+        assert ", uvloop 0." in result.output
+
+    @pytest.mark.parametrize("flag", ["-h", "--help"])
+    @pytest.mark.parametrize("command", [[], ["run"], ["check"], ["demo"]])
+    def test_is_everywhere(self, command: list[str], flag: str) -> None:
+        result = invoke(*command, flag)
+        assert result.exit_code == 0
+        assert "smtpproxy" in result.output
+
+    def test_its_examples_can_be_pasted(self) -> None:
+        """Each line of an example is a command that the parser takes."""
+        pasted = 0
+        for name in ("run", "check", "demo"):
+            for line in invoke(name, "-h").output.splitlines():
+                words = line.split("&&")[0].split()
+                if words[:2] == ["smtpproxy", name]:
+                    command = cli.main.commands[name]
+                    command.make_context(name, words[2:], parent=click.Context(cli.main))
+                    pasted += 1
+        assert pasted >= 6
+
+
+class TestRun:
+    def test_hands_on_what_the_flags_say(self, ran: list[Settings]) -> None:
+        result = invoke(
+            "run", "-l", "127.0.0.1:0", "--listen", "[::1]:0", "-b", "h:25", "--backend", "i:25",
+            "--log-format", "json", "--log-level", "debug",
+        )  # fmt: skip
+        assert (result.exit_code, result.output) == (0, "")
+        (settings,) = ran
+        assert [str(each.address) for each in settings.listener] == ["127.0.0.1:0", "[::1]:0"]
+        assert (settings.log.format, settings.log.level) == ("json", "debug")
+
+    def test_flags_override_the_file(self, file: Path, ran: list[Settings]) -> None:
+        assert invoke("run", "-c", file, "-l", "[::1]:0").exit_code == 0
+        assert [str(each.address) for each in ran[0].listener] == ["[::1]:0"]
+        assert list(ran[0].backends) == ["old"]
+
+    def test_flags_bring_what_the_file_lacks(self, file: Path, ran: list[Settings]) -> None:
+        file.write_text("[limits]\nerrors = 7\n")
+        assert invoke("run", "-c", file, "-l", "[::1]:0", "-b", "h:25").exit_code == 0
+        assert ran[0].limits.errors == 7
+
+    @pytest.mark.parametrize("given", [[], ["-l", "[::1]:0"], ["-b", "h:25"]])
+    def test_too_little_is_a_usage_error_with_an_example(
+        self, given: list[str], ran: list[Settings]
+    ) -> None:
+        result = invoke("run", *given)
+        assert result.exit_code == 2
+        assert "smtpproxy run -l 127.0.0.1:2525 -b 127.0.0.1:25" in result.stderr
+        assert not ran
+
+    def test_a_bad_address_names_its_flag(self, ran: list[Settings]) -> None:
+        result = invoke("run", "-l", "::1:2525", "-b", "h")
+        assert result.exit_code != 0
+        assert '-l: "::1:2525"' in result.stderr
+        assert '-b: "h"' in result.stderr
+        assert not ran
+
+    def test_a_bad_file_has_lines(self, file: Path, ran: list[Settings]) -> None:
+        file.write_text(GOOD + "x = 1\n")
+        result = invoke("run", "-c", file)
+        assert result.exit_code == 1
+        assert f"{file}:5: backends.old.x: is not a known setting" in result.stderr
+        assert not ran
+
+    def test_the_exit_code_is_the_proxys(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(app, "main", lambda _: 1)
+        assert invoke("run", "-l", "[::1]:0", "-b", "h:25").exit_code == 1
+
+    def test_warns_when_others_can_reach_it(self, ran: list[Settings]) -> None:
+        result = invoke("run", "-l", "0.0.0.0:0", "-l", "unix:/x", "-b", "h:25")
+        assert result.stderr.count("warning: listener 0.0.0.0:0") == 1
+        assert "unix:/x" not in result.stderr
+        assert ran
+
+
+class TestCheck:
+    def test_shows_what_would_run(self, file: Path) -> None:
+        result = invoke("check", "-c", file)
+        assert (result.exit_code, result.stderr) == (0, "")
+        for word in ("127.0.0.1:2525", "old", "10.0.0.5:25", "[fe80::5]:25", "safe", "no problems"):
+            assert word in result.stdout
+
+    def test_every_problem_is_on_standard_error_with_its_place(self, file: Path) -> None:
+        file.write_text('hostnam = "x"\n' + GOOD + "guard_data = 3\n")
+        result = invoke("check", "-c", file)
+        assert result.exit_code == 1
+        assert result.stdout == ""
+        first, second = result.stderr.splitlines()
+        assert f'{file}:1: hostnam: is not a known setting; did you mean "hostname"?' in first
+        assert f"{file}:6: backends.old.guard_data: must be true or false, not 3" in second
+
+    def test_an_open_door_is_a_warning_not_a_problem(self, file: Path) -> None:
+        file.write_text(GOOD.replace("127.0.0.1:2525", "[::]:25"))
+        result = invoke("check", "-c", file)
+        assert result.exit_code == 0
+        assert "warning: listener [::]:25" in result.stderr
+
+    def test_a_missing_file(self, tmp_path: Path) -> None:
+        result = invoke("check", "-c", tmp_path / "gone.toml")
+        assert result.exit_code == 1
+        assert "gone.toml: cannot be read: no such file" in result.stderr
+
+    def test_needs_a_file(self) -> None:
+        assert invoke("check").exit_code == 2
+
+
+class TestDemo:
+    def test_hands_on_its_options(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        played: list[dict[str, object]] = []
+        monkeypatch.setattr(play, "main", lambda **options: played.append(options) or 1)
+        assert invoke("demo").exit_code == 1
+        invoke("demo", "--rtt", "0", "--recipients", "9", "--serve", "--legacy", "helo-only")
+        assert played == [
+            {"rtt": 0.1, "recipients": 3, "serve": False, "failing": DEFAULT_FAILING},
+            {"rtt": 0.0, "recipients": 9, "serve": True, "failing": "helo-only"},
+        ]
+
+    def test_an_unknown_failing_shows_the_known(self) -> None:
+        result = invoke("demo", "--legacy", "x")
+        assert result.exit_code == 2
+        assert all(name in result.stderr for name in FAILINGS)
+
+    @pytest.mark.parametrize("wrong", [["--rtt", "-1"], ["--rtt", "x"], ["--recipients", "0"]])
+    def test_impossible_numbers(self, wrong: list[str]) -> None:
+        assert invoke("demo", *wrong).exit_code == 2
+
+
+class TestTheRealProgram:
+    def test_check_by_python_m(self, file: Path) -> None:
+        done = smtpproxy("check", "-c", str(file))
+        assert done.returncode == 0
+        assert "no problems found" in done.stdout
+
+    def test_a_mistake_shows_no_traceback(self, file: Path) -> None:
+        file.write_bytes(b"\xff")
+        done = smtpproxy("check", "-c", str(file))
+        assert done.returncode == 1
+        assert done.stderr.endswith(":1: octet 0xff is not UTF-8; save the file as UTF-8\n")
+
+    def test_run_does_not_load_the_demonstration(self) -> None:
+        code = "import sys, smtpproxy.cli; print([m for m in sys.modules if 'smtpproxy.demo' in m])"
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        )
+        assert done.stdout == "[]\n"
+
+    def test_run_says_where_it_listens_and_stops_when_told(self) -> None:
+        command = [*SMTPPROXY, "run", "-l", "127.0.0.1:0", "-b", "127.0.0.1:1"]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stderr is not None
+            listening = json.loads(process.stderr.readline())
+            os.kill(process.pid, signal.SIGTERM)
+            process.communicate(timeout=20)
+        assert listening["event"] == "listening"
+        assert not listening["address"].endswith(":0")
+        assert process.returncode == 0
+
+
+SMTPPROXY = [sys.executable, "-m", "smtpproxy"]
+
+
+def smtpproxy(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*SMTPPROXY, *arguments], capture_output=True, text=True, timeout=60, check=False
+    )

@@ -1,0 +1,433 @@
+"""Settings: what a file and flags may say, and that every mistake is told with its place."""
+
+from pathlib import Path
+
+import pytest
+
+from smtpproxy.address import Address, parse_listener, parse_server
+from smtpproxy.config import (
+    Backend,
+    ConfigError,
+    Listener,
+    Settings,
+    exposed_listeners,
+    from_flags,
+    load,
+)
+from smtpproxy.places import find_places, line_of
+
+GOOD = """\
+[[listener]]
+address = "127.0.0.1:2525"
+
+[backends.old]
+servers = ["10.0.0.5:25"]
+"""
+
+WRONG_EVERYWHERE = """\
+# a comment
+hostnam = "x"
+hostname = "a b"
+
+[[listener]]
+address = "127.0.0.1:25"
+sync = "saef"
+backend = "old"
+
+[[listener]]
+tls = "off"
+address = "127.0.0.1:25"
+bare_newlines = 7
+capabilities = { hide = [
+  "SIZE",
+  "FOO BAR",
+  # a comment
+  3,
+], alow = [] }
+
+[[listener]]
+sync = "off"
+
+[backends.old-mta]
+servers = [
+  "10.0.0.5:25",
+  "10.0.0:25",
+]
+helo_fallback = "yes"
+
+[backends."b c"]
+servers = []
+
+[limits]
+line = 100
+errors = true
+
+[timeouts]
+hold = inf
+data = nan
+
+[log]
+level = "warn"
+"""
+
+
+def write(directory: Path, text: str | bytes) -> Path:
+    path = directory / "p.toml"
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return path
+
+
+def problems(
+    directory: Path, text: str | bytes, **needs: bool
+) -> list[tuple[int | None, str, str]]:
+    """Return line, key and text of each problem of a file."""
+    path = write(directory, text)
+    with pytest.raises(ConfigError) as raised:
+        load(path, **needs)
+    assert all(problem.file == str(path) for problem in raised.value.problems)
+    return [(problem.line, problem.key, problem.text) for problem in raised.value.problems]
+
+
+def flag_problems(settings: Settings | None, listen: list[str], backend: list[str]) -> list[str]:
+    with pytest.raises(ConfigError) as raised:
+        from_flags(settings, listen, backend)
+    return [str(problem) for problem in raised.value.problems]
+
+
+class TestAGoodFile:
+    def test_two_settings_are_enough(self, tmp_path: Path) -> None:
+        settings = load(write(tmp_path, GOOD))
+        assert settings.listener == [Listener(address=Address("127.0.0.1", 2525), backend="old")]
+        assert settings.backends == {"old": Backend(servers=[Address("10.0.0.5", 25)])}
+        assert settings.hostname
+        assert (settings.limits.line, settings.timeouts.hold) == (2048, 0.2)
+
+    def test_all_settings(self, tmp_path: Path) -> None:
+        settings = load(
+            write(
+                tmp_path,
+                """
+hostname = "mx.example.org"
+log = { level = "debug", format = "json" }
+limits = { queue_commands = 1, queue_octets = 12288, line = 512, auth_line = 12288, errors = 1 }
+timeouts = { connect = 1, hold = 0.05 }
+[[listener]]
+address = "[::1]:0"
+backend = "b"
+sync = "strict"
+bare_newlines = "reject"
+capabilities = { hide = ["size"], allow = ["X-Ours"] }
+[backends.a]
+servers = ["unix:/run/a.sock"]
+[backends.b]
+servers = ["mta.Example:25", "10.0.0.6:2525"]
+pipelining = "never"
+helo_fallback = false
+guard_data = false
+""",
+            )
+        )
+        (listener,) = settings.listener
+        assert (listener.backend, listener.sync, listener.bare_newlines) == (
+            "b",
+            "strict",
+            "reject",
+        )
+        assert listener.capabilities.hide == ["SIZE"]
+        assert listener.capabilities.allow == ["X-OURS"]
+        assert list(map(str, settings.backends["b"].servers)) == ["mta.example:25", "10.0.0.6:2525"]
+        assert not settings.backends["b"].guard_data
+        assert settings.timeouts.connect == 1.0
+
+    def test_a_byte_order_mark_is_no_problem(self, tmp_path: Path) -> None:
+        assert load(write(tmp_path, b"\xef\xbb\xbf" + GOOD.encode())).listener
+
+    def test_port_0_may_be_asked_for_twice(self, tmp_path: Path) -> None:
+        listener = '[[listener]]\naddress = "127.0.0.1:0"\n'
+        assert len(load(write(tmp_path, listener * 2 + GOOD)).listener) == 3
+
+
+class TestMistakes:
+    def test_all_are_told_at_once_each_with_its_line(self, tmp_path: Path) -> None:
+        told = [(line, key) for line, key, _ in problems(tmp_path, WRONG_EVERYWHERE)]
+        assert told == [
+            (2, "hostnam"),
+            (3, "hostname"),
+            (7, "listener[0].sync"),
+            (8, "listener[0].backend"),
+            (10, "listener[1].backend"),
+            (11, "listener[1].tls"),
+            (12, "listener[1].address"),
+            (13, "listener[1].bare_newlines"),
+            (16, "listener[1].capabilities.hide[1]"),
+            (18, "listener[1].capabilities.hide[2]"),
+            (19, "listener[1].capabilities.alow"),
+            (21, "listener[2].address"),
+            (21, "listener[2].backend"),
+            (27, "backends.old-mta.servers[1]"),
+            (29, "backends.old-mta.helo_fallback"),
+            (31, 'backends."b c"'),
+            (32, 'backends."b c".servers'),
+            (35, "limits.line"),
+            (36, "limits.errors"),
+            (39, "timeouts.hold"),
+            (40, "timeouts.data"),
+            (43, "log.level"),
+        ]
+
+    @pytest.mark.parametrize(
+        ("more", "line", "key", "text"),
+        [
+            ('[log]\nlevel = "warn"', 7, "log.level", 'did you mean "warning"?'),
+            ("[log]\nformt = 1", 7, "log.formt", 'is not a known setting; did you mean "format"?'),
+            ("[trace]", 6, "trace", "is not a known setting; known here:"),
+            ("limits = 3", 6, "backends.old.limits", "is not a known setting"),
+            (
+                "pipelining = true",
+                6,
+                "backends.old.pipelining",
+                'must be "auto" or "never", not true',
+            ),
+            ("guard_data = 1", 6, "backends.old.guard_data", "must be true or false, not 1"),
+            ("[limits]\nerrors = 0", 7, "limits.errors", "must be a whole number from 1"),
+            ("[limits]\nerrors = 1.5", 7, "limits.errors", "not 1.5"),
+            ("[limits]\nqueue_octets = 5000", 7, "limits.queue_octets", "12288 octets"),
+            ("[timeouts]\ndata = 0", 7, "timeouts.data", "must be a number of seconds above 0"),
+            ("[timeouts]\ndata = true", 7, "timeouts.data", "not true"),
+            ("[[backends]]", 6, "", "is not TOML"),
+            ('[[listener]]\naddress = "mx.example:25"', 7, "listener[1].address", "is a name"),
+            ('[[listener]]\naddress = "fd:smtp"', 7, "listener[1].address", "not a known form"),
+            (
+                '[[listener]]\naddress = "127.0.0.1:2525"',
+                7,
+                "listener[1].address",
+                "like that of listener[0]",
+            ),
+            (
+                '[[listener]]\naddress = "[::1]:1"\ncapabilities = {hide = ["A"], allow = ["a"]}',
+                8,
+                "listener[1].capabilities.allow[0]",
+                "is hidden as well",
+            ),
+        ],
+    )
+    def test_what_is_wrong_and_what_to_do(
+        self, tmp_path: Path, more: str, line: int, key: str, text: str
+    ) -> None:
+        (told,) = problems(tmp_path, GOOD + more)
+        assert told[:2] == (line, key)
+        assert text in told[2]
+
+    def test_one_that_hides_others_is_told_alone(self, tmp_path: Path) -> None:
+        """What is wrong as a whole is not also searched for mistakes inside, nor does it crash."""
+        text = """\
+listener = [3, {address = 4, backend = 5}, {address = "[::1]:1", capabilities = 6},
+  {address = "[::1]:2", capabilities = {hide = 7}}]
+limits = 8
+[backends]
+a = 9
+b.servers = 10
+"""
+        told = [(line, key) for line, key, _ in problems(tmp_path, text)]
+        assert (1, "listener[0]") in told
+        assert (1, "listener[1].backend") in told
+        assert (2, "listener[3].capabilities.hide") in told
+        assert (3, "limits") in told
+        assert (5, "backends.a") in told
+        assert (6, "backends.b.servers") in told
+        assert problems(tmp_path, "listener = 1\nbackends = []\n")[0][:2] == (1, "listener")
+
+    def test_a_table_in_the_wrong_brackets(self, tmp_path: Path) -> None:
+        (told,) = problems(tmp_path, GOOD.replace("[[listener]]", "[listener]"))
+        assert told[:2] == (1, "listener")
+        assert "[[listener]]" in told[2]
+
+    def test_servers_as_one_text(self, tmp_path: Path) -> None:
+        (told,) = problems(tmp_path, GOOD.replace('["10.0.0.5:25"]', '"10.0.0.5:25"'))
+        assert told[:2] == (5, "backends.old.servers")
+        assert 'a list of addresses, such as ["10.0.0.5:25"], not "10.0.0.5:25"' in told[2]
+
+    def test_an_unknown_backend(self, tmp_path: Path) -> None:
+        text = GOOD.replace("\n\n", '\nbackend = "odl"\n\n')
+        (told,) = problems(tmp_path, text)
+        assert told == (
+            3,
+            "listener[0].backend",
+            '"odl" is not the name of a backend; did you mean "old"?',
+        )
+
+    def test_a_backend_left_out_among_several(self, tmp_path: Path) -> None:
+        (told,) = problems(tmp_path, GOOD + '[backends.new]\nservers = ["10.0.0.6:25"]')
+        assert told[:2] == (1, "listener[0].backend")
+        assert '"old", "new"' in told[2]
+
+    def test_an_empty_file_lacks_both_sides(self, tmp_path: Path) -> None:
+        listener, backend = problems(tmp_path, "")
+        assert listener[0] is backend[0] is None
+        assert "has no listener; add [[listener]]" in listener[2]
+        assert "has no backend; add [backends.NAME]" in backend[2]
+
+    def test_what_flags_bring_may_be_left_out(self, tmp_path: Path) -> None:
+        path = write(tmp_path, '[[listener]]\naddress = "[::1]:1"\nbackend = "gone"\n')
+        assert load(path, need_backend=False).listener[0].backend == "gone"
+        assert load(write(tmp_path, ""), need_listener=False, need_backend=False).listener == []
+
+    def test_octets_of_a_value_cannot_drive_the_terminal(self, tmp_path: Path) -> None:
+        text = GOOD + '"\\u001b[31m" = 1\nhelo_fallback = "\\u009b\\n' + "x" * 500 + '"\n'
+        for _, key, what in problems(tmp_path, text):
+            assert (key + what).isprintable()
+            assert len(what) < 200
+
+
+class TestAFileThatIsNoSettings:
+    def test_a_syntax_error_has_line_and_column(self, tmp_path: Path) -> None:
+        (told,) = problems(tmp_path, GOOD + "[limits]\nline == 3\n")
+        assert told[:2] == (7, "")
+        assert told[2].startswith("is not TOML: ")
+        assert "(column 7)" in told[2]
+
+    def test_an_unfinished_one_is_told_at_its_end(self, tmp_path: Path) -> None:
+        (told,) = problems(tmp_path, GOOD + "x = [\n")
+        assert told[0] == 6
+        assert told[2].startswith("is not TOML: ")
+
+    @pytest.mark.parametrize("text", ["a = " + "[" * 5000, "a = " + "9" * 5000])
+    def test_what_tomllib_itself_cannot_take(self, tmp_path: Path, text: str) -> None:
+        (told,) = problems(tmp_path, text)
+        assert told[2].startswith("is not TOML: ")
+
+    def test_octets_that_are_not_utf_8(self, tmp_path: Path) -> None:
+        (told,) = problems(tmp_path, GOOD.encode() + b'x = "\xe4"\n')
+        assert told == (6, "", "octet 0xe4 is not UTF-8; save the file as UTF-8")
+
+    def test_a_file_that_is_not_there(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=r"gone.toml: cannot be read: no such file"):
+            load(tmp_path / "gone.toml")
+
+    def test_a_directory(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match="cannot be read: is a directory"):
+            load(tmp_path)
+
+
+class TestFlags:
+    def test_they_are_enough(self) -> None:
+        settings = from_flags(None, ["127.0.0.1:0", "[::1]:25"], ["a.example:25", "10.0.0.5:25"])
+        assert [str(each.address) for each in settings.listener] == ["127.0.0.1:0", "[::1]:25"]
+        (backend,) = settings.backends.values()
+        assert list(map(str, backend.servers)) == ["a.example:25", "10.0.0.5:25"]
+        assert {each.backend for each in settings.listener} == set(settings.backends)
+
+    def test_they_replace_what_the_file_says_and_leave_the_rest(self, tmp_path: Path) -> None:
+        text = GOOD + '[limits]\nline = 600\n[log]\nlevel = "error"\nformat = "json"\n'
+        file = load(write(tmp_path, text))
+        settings = from_flags(file, ["[::1]:26"], [], log_level="debug")
+        assert settings.listener == [Listener(address=Address("::1", 26), backend="old")]
+        assert settings.backends == file.backends
+        assert (settings.limits.line, settings.log.level, settings.log.format) == (
+            600,
+            "debug",
+            "json",
+        )
+        settings = from_flags(file, [], ["10.9.9.9:25"], log_format="console")
+        (name,) = settings.backends
+        assert settings.listener[0].backend == name
+        assert str(settings.backends[name].servers[0]) == "10.9.9.9:25"
+        assert settings.log.format == "console"
+
+    def test_the_missing_ones_are_named(self) -> None:
+        listen, backend = flag_problems(None, [], [])
+        assert listen.startswith("-l: is missing")
+        assert backend.startswith("-b: is missing")
+
+    def test_every_bad_one_is_named(self) -> None:
+        told = flag_problems(None, ["x", "[::1]:1", "[::1]:1"], ["h:0", "10.0.0.5:25"])
+        assert sorted(each.split(":")[0] for each in told) == ["-b", "-l", "-l"]
+
+    def test_bad_words_for_the_log(self) -> None:
+        with pytest.raises(
+            ConfigError, match=r"--log-format: must be .*\n--log-level: must be"
+        ) as e:
+            from_flags(None, ["[::1]:1"], ["h:1"], log_format="xml", log_level="loud")
+        assert len(e.value.problems) == 2
+
+    def test_a_listener_cannot_choose_between_backends(self, tmp_path: Path) -> None:
+        text = '[backends.a]\nservers = ["h:1"]\n[backends.b]\nservers = ["h:2"]\n'
+        file = load(write(tmp_path, text), need_listener=False)
+        (told,) = flag_problems(file, ["[::1]:1"], [])
+        assert 'cannot choose between the backends "a", "b"; give -b too' in told
+
+
+class TestAddresses:
+    @pytest.mark.parametrize(
+        ("text", "shown"),
+        [
+            ("127.0.0.1:25", "127.0.0.1:25"),
+            ("[0:0::1]:25", "[::1]:25"),
+            ("localhost:0", "localhost:0"),
+            ("unix:/run/x.sock", "unix:/run/x.sock"),
+        ],
+    )
+    def test_what_a_listener_takes(self, text: str, shown: str) -> None:
+        assert str(parse_listener(text)) == shown
+
+    @pytest.mark.parametrize(
+        ("text", "advice"),
+        [
+            ("127.0.0.1", '"127.0.0.1:25"'),
+            ("::1", '"[::1]:25"'),
+            ("::1:2525", '"[::1]:2525"'),
+            ("[::1]", '"[::1]:25"'),
+            ("[127.0.0.1]:25", '"[::1]:25"'),
+            (":25", '"127.0.0.1:25"'),
+            ("*:25", '"127.0.0.1:25"'),
+            ("127.0.0.1:smtp", "up to 65535"),
+            ("127.0.0.1:65536", "up to 65535"),
+            ("127.0.0.1:-1", "up to 65535"),
+            ("127.0.0.1:\u0662\u0665", "up to 65535"),
+            ("10.0.0:25", "four numbers"),
+            ("h\u00f6st:25", "host name"),
+            ("-h:25", "host name"),
+            ("h..x:25", "host name"),
+            ("a b:25", "host name"),
+            ("", "no host"),
+            ("unix:run/x", "whole path"),
+            ("unix:", "whole path"),
+            ("unix:/" + "x" * 107, "107 octets"),
+            ("unix:/a\0b", "NUL"),
+            ("fd:smtp", "not a known form"),
+        ],
+    )
+    def test_what_no_one_takes(self, text: str, advice: str) -> None:
+        for parse in (parse_listener, parse_server):
+            with pytest.raises(ValueError) as raised:  # noqa: PT011  # the advice is the match
+                parse(text)
+            assert advice in str(raised.value)
+
+    def test_a_server_may_be_a_name_but_needs_a_port_and_a_place(self) -> None:
+        assert str(parse_server("MX.example.:25")) == "mx.example.:25"
+        for text in ("h:0", "0.0.0.0:25", "[::]:25"):
+            with pytest.raises(ValueError, match="a server needs"):
+                parse_server(text)
+
+    def test_only_what_others_can_reach_is_exposed(self) -> None:
+        near = ["127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "[::ffff:127.0.0.1]:1", "localhost:1"]
+        far = ["0.0.0.0:1", "[::]:1", "10.0.0.1:1", "[fe80::1%eth0]:1"]
+        settings = from_flags(None, [*near, "unix:/x", *far], ["h:1"])
+        assert [str(each.address) for each in exposed_listeners(settings)] == far
+
+
+class TestPlaces:
+    def test_tables_in_arrays_in_tables(self) -> None:
+        text = '[[a]]\n[[a.b]]\nx = 1\n[[a.b]]\ny.z = """\n]\n"""\n[[a]]\n[a.c]\nw = {v = 1}\n'
+        places = find_places(text)
+        assert places["a", 0, "b", 0, "x"] == 3
+        assert places["a", 0, "b", 1] == 4
+        assert places["a", 0, "b", 1, "y", "z"] == 5
+        assert places["a", 1] == 8
+        assert places["a", 1, "c", "w", "v"] == 10
+
+    def test_what_is_not_written_is_at_what_holds_it(self) -> None:
+        places = find_places("\n[a]\nb = 1\n")
+        assert line_of(("a", "missing", 3), places) == 2
+        assert line_of(("z",), places) is None
+        assert line_of((), places) is None
