@@ -1,0 +1,197 @@
+"""The golden dialogues of RFC 2920 section 4, as data: what is sent together, what is answered.
+
+It owns the commands, their groups, the refusals that the MTA needs to play its part, and what every
+reply must be, sent straight to the MTA and through the proxy. It never opens a connection.
+"""
+
+from dataclasses import dataclass
+
+from smtpproxy.demo.legacy_session import Message
+
+HOST = b"dbc.mtview.ca.us"
+SENDER = b"mrose@dbc.mtview.ca.us"
+
+CONTENT = (
+    b"From: Marshall T. Rose <mrose@dbc.mtview.ca.us>\r\n"
+    b"Subject: command pipelining\r\n"
+    b"\r\n"
+    b"..a line that begins with a dot\r\n"
+    b"and one of 8 bits: caf\xc3\xa9\r\n"
+    b".\r\n"
+)
+DELIVERED = CONTENT.removesuffix(b".\r\n").replace(b"\r\n..", b"\r\n.")
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """A command (or the content, end of data included) and what its reply must be.
+
+    code: the reply's code. names: what the text must mention, so that a reply to another command
+    is seen: the recipient for RCPT, PIPELINING for EHLO through the proxy.
+    """
+
+    command: bytes
+    code: int
+    names: bytes = b""
+
+
+Groups = tuple[tuple[Exchange, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Dialogue:
+    """One dialogue: title, groups for each way, the MTA's refusals, and what it must deliver.
+
+    straight: as the MTA must answer it; a client that was not offered PIPELINING sends it one
+    command at a time. proxied: as the proxy must answer it. reads_like: the letter of the dialogue
+    whose replies, through the proxy, must be octet for octet the same.
+    """
+
+    letter: str
+    title: str
+    straight: Groups
+    proxied: Groups
+    refused: dict[bytes, bytes]
+    delivered: tuple[Message, ...]
+    failing: str = "none"
+    reads_like: str = ""
+
+
+def golden(recipients: int = 3, failing: str = "none") -> tuple[Dialogue, ...]:
+    """Dialogues (a) to (f), with so many recipients in (b), for an MTA with this failing."""
+    refused_title = "2 recipients, both refused"
+    return (
+        _lock_step(failing),
+        _accepted(recipients, failing),
+        _refused("c", refused_title, failing),
+        _refused("d", "the same, but DATA gets 354", "data-accepted", "c"),
+        _mixed(failing),
+        _two_transactions(failing),
+    )
+
+
+def _lock_step(failing: str) -> Dialogue:
+    """(a): a client that does not pipeline, and says HELO."""
+    addresses = _addresses(3)
+    exchanges = [
+        _hello(b"HELO"),
+        _mail(),
+        *(_rcpt(a) for a in addresses),
+        _DATA,
+        _CONTENT,
+        _QUIT,
+    ]
+    groups = tuple((exchange,) for exchange in exchanges)
+    delivered = (Message(SENDER, addresses, DELIVERED),)
+    return Dialogue("a", "a client that never pipelines", groups, groups, {}, delivered, failing)
+
+
+def _accepted(recipients: int, failing: str) -> Dialogue:
+    """(b): pipelined, every recipient accepted."""
+    addresses = _addresses(recipients)
+    groups = ((_mail(), *(_rcpt(a) for a in addresses), _DATA), (_CONTENT, _QUIT))
+    return Dialogue(
+        "b",
+        f"{recipients} recipient{'s' * (recipients != 1)}, all accepted",
+        _straight_ehlo(failing) + groups,
+        (_PROXIED_EHLO, *groups),
+        {},
+        (Message(SENDER, addresses, DELIVERED),),
+        failing,
+    )
+
+
+def _refused(letter: str, title: str, failing: str, reads_like: str = "") -> Dialogue:
+    """(c) and (d): every recipient refused, and DATA judged so by the MTA or not."""
+    addresses = (b"nsb@thumper.bellcore.com", b"galvin@tis.com")
+    envelope = (_mail(), *(_rcpt(a, 550) for a in addresses))
+    judged = ((*envelope, Exchange(b"DATA\r\n", 554)), (_QUIT,))
+    # RFC 2920 section 3.1: a client answered 354 all the same must send an empty message.
+    misjudged = ((*envelope, _DATA), (Exchange(b".\r\n", 554), _QUIT))
+    return Dialogue(
+        letter,
+        title,
+        _straight_ehlo(failing) + (misjudged if failing == "data-accepted" else judged),
+        (_PROXIED_EHLO, *judged),
+        {a: b"550 <" + a + b">... User unknown" for a in addresses},
+        (),
+        failing,
+        reads_like,
+    )
+
+
+def _mixed(failing: str) -> Dialogue:
+    """(e): one recipient accepted, one refused, one put off; the last one decides for some."""
+    good, bad, later = b"ned@innosoft.com", b"nsb@thumper.bellcore.com", b"galvin@tis.com"
+    envelope = (_mail(), _rcpt(good), _rcpt(bad, 550), _rcpt(later, 452))
+    groups: Groups = ((*envelope, _DATA), (_CONTENT, _QUIT))
+    delivered: tuple[Message, ...] = (Message(SENDER, (good,), DELIVERED),)
+    if failing == "last-recipient":
+        # Not to be mended by a proxy: the MTA refuses the message, and says so.
+        groups, delivered = ((*envelope, Exchange(b"DATA\r\n", 554)), (_QUIT,)), ()
+    return Dialogue(
+        "e",
+        "accepted, refused, put off",
+        _straight_ehlo(failing) + groups,
+        (_PROXIED_EHLO, *groups),
+        {
+            bad: b"550 <" + bad + b">... User unknown",
+            later: b"452 <" + later + b">... Mailbox full, try later",
+        },
+        delivered,
+        failing,
+    )
+
+
+def _two_transactions(failing: str) -> Dialogue:
+    """(f): two messages in one connection, a multi-line refusal, RSET behind the final dot."""
+    ned, dan, old = b"ned@innosoft.com", b"dan@innosoft.com", b"moved@innosoft.com"
+    groups = (
+        (_mail(), _rcpt(old, 551), _rcpt(ned), _DATA),
+        (_CONTENT, Exchange(b"RSET\r\n", 250), _mail(), _rcpt(dan), _DATA),
+        (_CONTENT, _QUIT),
+    )
+    moved = b"551-<" + old + b">... User has moved\r\n551 please try <ned@innosoft.com>"
+    return Dialogue(
+        "f",
+        "2 messages, RSET in a group",
+        _straight_ehlo(failing) + groups,
+        (_PROXIED_EHLO, *groups),
+        {old: moved},
+        (Message(SENDER, (ned,), DELIVERED), Message(SENDER, (dan,), DELIVERED)),
+        failing,
+    )
+
+
+def lock_step(groups: Groups) -> Groups:
+    """Each exchange on its own: what a client must do that was not offered PIPELINING."""
+    return tuple((exchange,) for group in groups for exchange in group)
+
+
+def _addresses(count: int) -> tuple[bytes, ...]:
+    known = [b"ned@innosoft.com", b"dan@innosoft.com", b"kvc@innosoft.com"]
+    return tuple(known[:count] + [b"user%d@innosoft.com" % n for n in range(4, count + 1)])
+
+
+def _hello(verb: bytes, code: int = 250, names: bytes = b"") -> Exchange:
+    return Exchange(verb + b" " + HOST + b"\r\n", code, names)
+
+
+def _mail() -> Exchange:
+    return Exchange(b"MAIL FROM:<" + SENDER + b">\r\n", 250, SENDER)
+
+
+def _rcpt(address: bytes, code: int = 250) -> Exchange:
+    return Exchange(b"RCPT TO:<" + address + b">\r\n", code, b"<" + address + b">")
+
+
+def _straight_ehlo(failing: str) -> Groups:
+    if failing == "helo-only":
+        return ((_hello(b"EHLO", 500),), (_hello(b"HELO"),))
+    return ((_hello(b"EHLO"),),)
+
+
+_PROXIED_EHLO = (_hello(b"EHLO", names=b"PIPELINING"),)
+_DATA = Exchange(b"DATA\r\n", 354)
+_CONTENT = Exchange(CONTENT, 250)
+_QUIT = Exchange(b"QUIT\r\n", 221)
