@@ -1,0 +1,118 @@
+"""MTAs as clients: each takes messages into a queue of its own and relays them to the port.
+
+Their own bounces go nowhere: mail for the sender is discarded.
+"""
+
+import re
+import subprocess
+from collections.abc import Sequence
+
+from tests.interop.clients import HELO, TIMEOUT_S, Mail, Result
+from tests.interop.exim import ACCOUNT, Exim
+from tests.interop.postfix import Postfix
+from tests.interop.processes import eventually
+
+_POSTFIX = {
+    "myhostname": HELO,
+    "mydestination": "sender.example",
+    "local_transport": "discard:",
+    "smtp_tls_security_level": "none",
+    "smtp_host_lookup": "native",
+    "smtp_destination_recipient_limit": "1000",
+    # the message must stay as it is
+    "disable_mime_output_conversion": "yes",
+    "smtp_line_length_limit": "0",
+}
+
+
+def postfix(port: int, mails: Sequence[Mail]) -> list[Result]:
+    """Postfix's smtp(8): MAIL, all RCPT and DATA in one group; the final dot and QUIT, too."""
+    settings = {**_POSTFIX, "relayhost": f"[127.0.0.1]:{port}"}
+    if len(mails) > 1:
+        settings["smtp_connection_cache_destinations"] = "127.0.0.1"
+    with Postfix(settings) as program:
+        results = []
+        for mail in mails:
+            program.submit(mail.sender, list(mail.recipients), mail.message.as_kept())
+            results.append(_postfix_result(program, mail))
+        return results
+
+
+def _postfix_result(program: Postfix, mail: Mail) -> Result:
+    """Wait until the message has left the queue, and read from the log what became of it."""
+    arrived = re.compile(rf" (\w+): message-id=<{mail.message.token}@")
+    queue_id = eventually(lambda: arrived.search(program.log()), "message in Postfix's log")
+    left = f" {queue_id[1]}: removed"
+    eventually(lambda: left in program.log() or None, "message out of Postfix's queue", TIMEOUT_S)
+    log = program.log()
+    told = dict(re.findall(rf" {queue_id[1]}: to=<([^>]*)>.* status=(\w+)", log))
+    refused = frozenset(address for address, status in told.items() if status == "bounced")
+    assert set(told.values()) <= {"sent", "bounced"}, log
+    return Result("sent" in told.values(), refused, log)
+
+
+_EXIM = """\
+primary_hostname = client.example
+trusted_users = Debian-exim
+untrusted_set_sender = *
+begin routers
+bounces:
+  driver = redirect
+  senders = :
+  data = :blackhole:
+  allow_fail
+onward:
+  driver = manualroute
+  route_list = * 127.0.0.1
+  self = send
+  transport = onward
+begin transports
+onward:
+  driver = smtp
+  port = {port}
+  allow_localhost
+  hosts_avoid_tls = *
+  hosts_try_fastopen =
+  message_linelength_limit = 1000000
+  max_rcpt = 1000
+"""
+
+
+def exim(port: int, mails: Sequence[Mail]) -> list[Result]:
+    """Exim: groups like Postfix's, with BDAT where it is offered; half-closes behind QUIT."""
+    program = Exim(_EXIM.format(port=port))
+    with program.work:
+        for mail in mails:
+            # one message is delivered at once; several are queued and then sent by one queue run
+            mode = "-odi" if len(mails) == 1 else "-odq"
+            argv = (mode, "-oi", "-f", mail.sender, "--", *mail.recipients)
+            _exim(program, argv, mail.message.as_kept())
+        if len(mails) > 1:
+            _exim(program, ("-qq",))
+        return [_exim_result(program, mail) for mail in mails]
+
+
+def _exim(program: Exim, argv: Sequence[str], octets: bytes = b"") -> None:
+    done = subprocess.run(
+        [*program.argv, *argv],
+        input=octets,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        cwd=program.work.path,
+        user=ACCOUNT,
+        group=ACCOUNT,
+        extra_groups=[],
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    assert done.returncode in (0, 2), done.stdout.decode(errors="replace")  # 2: some bounced
+
+
+def _exim_result(program: Exim, mail: Mail) -> Result:
+    arrived = re.compile(rf" (\S+) <= .* id={mail.message.token}@")
+    queue_id = eventually(lambda: arrived.search(program.log()), "message in Exim's log")[1]
+    done = f" {queue_id} Completed"
+    eventually(lambda: done in program.log() or None, f"Exim's end of {queue_id}", TIMEOUT_S)
+    log = program.log()
+    refused = frozenset(re.findall(rf" {queue_id} \*\* (\S+)", log))
+    return Result(re.search(rf" {queue_id} [=-]> ", log) is not None, refused, log)

@@ -1,0 +1,151 @@
+"""Starts programs in a directory and a process group of their own, and stops exactly those."""
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Self, TypeVar
+
+START_S = 20.0
+STOP_S = 10.0
+POLL_S = 0.01
+
+T = TypeVar("T")
+
+
+def eventually(attempt: Callable[[], T | None], what: str, timeout_s: float = START_S) -> T:
+    """Return the first result of `attempt` that is not None, or fail at the deadline."""
+    deadline = time.monotonic() + timeout_s
+    while (result := attempt()) is None:
+        assert time.monotonic() < deadline, f"not within {timeout_s:g} s: {what}"
+        time.sleep(POLL_S)
+    return result
+
+
+def free_port() -> int:
+    """Return a TCP port of 127.0.0.1 that nobody listens on.
+
+    For programs that cannot choose one themselves. It lies below the range from which the kernel
+    takes the ports of outgoing connections, so nothing else picks it before the program does.
+    """
+    while True:
+        port = random.randrange(20000, 32000)
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+
+
+class Workplace:
+    """A temporary directory, deleted on exit.
+
+    Other accounts may enter it: daemons that drop root still need their files.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix=f"smtpproxy-{name}-"))
+        self.path.chmod(0o755)
+
+    def write(self, name: str, text: str, mode: int = 0o644) -> Path:
+        """Write a file of the program's configuration and return its path.
+
+        It is dated back: Postfix does not read a file that is less than a second old.
+        """
+        file = self.path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        file.chmod(mode)
+        os.utime(file, (0, 0))
+        return file
+
+    def directory(self, name: str, owner: str | None = None, mode: int = 0o755) -> Path:
+        """Make a directory, owned by `owner`, and return its path."""
+        directory = self.path / name
+        directory.mkdir(parents=True, exist_ok=True)
+        directory.chmod(mode)
+        if owner is not None:
+            shutil.chown(directory, owner)
+        return directory
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+class Process:
+    """A program that runs until `stop`; what it prints goes into the file `output`."""
+
+    def __init__(
+        self,
+        argv: Sequence[str | Path],
+        output: Path,
+        env: Mapping[str, str] | None = None,
+        user: str | None = None,
+    ) -> None:
+        self.argv = [str(word) for word in argv]
+        self.output = output
+        account = {} if user is None else {"user": user, "group": user, "extra_groups": []}
+        with output.open("ab") as log:
+            self._popen = subprocess.Popen(
+                self.argv,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=output.parent,
+                env={**os.environ, **(env or {})},
+                start_new_session=True,
+                **account,
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    def kill(self) -> None:
+        """End the program and everything in its process group at once: nothing of it is kept."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._popen.pid, signal.SIGKILL)
+        self._popen.wait(STOP_S)
+
+    def terminate(self) -> int:
+        """Ask the program to end, and return its exit code."""
+        self._popen.terminate()
+        return self._popen.wait(STOP_S)
+
+    def check_alive(self) -> None:
+        """Fail, showing what it printed, if the program has ended."""
+        code = self._popen.poll()
+        assert code is None, f"{self.argv} ended with {code}:\n{self.printed()}"
+
+    def printed(self) -> str:
+        """Return what the program has printed so far."""
+        return self.output.read_text(errors="replace")
+
+    def await_greeting(self, port: int) -> None:
+        """Wait until the program greets SMTP clients on this port."""
+        eventually(lambda: self._greets(port), f"greeting of {self.argv[0]}\n{self.printed()}")
+
+    def _greets(self, port: int) -> bool | None:
+        self.check_alive()
+        try:
+            with socket.create_connection(("127.0.0.1", port), timeout=START_S) as connection:
+                greeting = connection.recv(512)
+                connection.sendall(b"QUIT\r\n")
+                connection.recv(512)
+        except OSError:
+            return None
+        return greeting.startswith(b"220") or None

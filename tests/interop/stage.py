@@ -1,0 +1,51 @@
+"""A stage: an MTA, the proxy in front of it as an operator runs it, and a tap between the two."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+
+from tests.interop.peers import Backend
+from tests.interop.processes import Process, Workplace, eventually
+from tests.interop.tap import Tap
+
+
+@dataclass(frozen=True)
+class Stage:
+    """`port` is the proxy's; `tap` shows what the MTA sees."""
+
+    backend: Backend
+    tap: Tap
+    port: int
+
+
+@contextmanager
+def stage(backend: Callable[[], AbstractContextManager[Backend]]) -> Iterator[Stage]:
+    """Run an MTA behind a tap behind the proxy."""
+    with backend() as mta, Tap(mta.port) as tap, _proxy(tap.port) as port:
+        yield Stage(mta, tap, port)
+
+
+@contextmanager
+def _proxy(backend_port: int) -> Iterator[int]:
+    """Run the proxy; at the end it must go when told to, without an error of its own."""
+    argv = [sys.executable, "-m", "smtpproxy", "run", "-l", "127.0.0.1:0"]
+    argv += ["-b", f"127.0.0.1:{backend_port}"]
+    with Workplace("proxy") as work, Process(argv, work.path / "log") as process:
+        address = eventually(lambda: _listening(process), "the proxy's event `listening`")
+        yield int(address.rpartition(":")[2])
+        code = process.terminate()
+        printed = process.printed()
+        assert code == 0, f"the proxy ended with {code}:\n{printed}"
+        assert "Traceback" not in printed, printed
+
+
+def _listening(process: Process) -> str | None:
+    process.check_alive()
+    for line in process.printed().splitlines(keepends=True):
+        if line.startswith("{") and line.endswith("}\n"):
+            entry = json.loads(line)
+            if entry.get("event") == "listening":
+                return str(entry["address"])
+    return None

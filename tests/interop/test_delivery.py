@@ -1,0 +1,81 @@
+"""Every client delivers to every MTA through the proxy: the message whole, to the right people."""
+
+import pytest
+
+from tests.interop import clients, mta_clients
+from tests.interop.clients import Client, Mail
+from tests.interop.messages import awkward, brief, large, recipients
+from tests.interop.stage import Stage
+from tests.interop.tap import Tap
+
+CLIENTS = (
+    *(clients.smtplib_client, clients.swaks, clients.curl, clients.msmtp, clients.nodemailer),
+    *(mta_clients.postfix, mta_clients.exim),
+)
+PATIENT_CLIENTS = tuple(client for client in CLIENTS if client is not clients.msmtp)
+IN_ONE_CONNECTION = (
+    *(clients.smtplib_client, clients.curl, clients.nodemailer),
+    *(mta_clients.postfix, mta_clients.exim),
+)
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_an_awkward_message_arrives_as_it_was_sent(
+    client: Client, stage: Stage, front: Tap
+) -> None:
+    """Lines that begin with dots, 8-bit octets, long lines, no newline at the end."""
+    mail = Mail(awkward())
+    [result] = client(front.port, [mail])
+    assert result.sent, result.output
+    delivery = stage.backend.find(mail.message)
+    assert delivery.without_trace() == mail.message.as_kept()
+    assert delivery.recipients == set(mail.recipients)
+
+
+@pytest.mark.parametrize("client", PATIENT_CLIENTS)
+def test_a_large_message_arrives_at_those_of_30_recipients_who_exist(
+    client: Client, stage: Stage, front: Tap
+) -> None:
+    """The client is told of each refused recipient, and of no other."""
+    mail = Mail(large(), recipients(26, 4))
+    bad = {each for each in mail.recipients if each.startswith("bad")}
+    [result] = client(front.port, [mail])
+    assert result.sent, result.output
+    assert result.refused == (bad if stage.backend.refuses else set())
+    delivery = stage.backend.find(mail.message)
+    assert delivery.without_trace() == mail.message.as_kept()
+    assert delivery.recipients == set(mail.recipients) - result.refused
+
+
+def test_a_client_that_gives_up_behind_its_data_command_leaves_no_message(
+    stage: Stage, front: Tap
+) -> None:
+    """msmtp sends DATA before it knows, and closes without content when a recipient is refused."""
+    mail = Mail(brief(), recipients(5, 1))
+    [result] = clients.msmtp(front.port, [mail])
+    front.settled()
+    if stage.backend.refuses:
+        assert not result.sent
+        assert result.refused == {"bad0@rcpt.example"}
+        assert not stage.backend.has(mail.message)
+    else:
+        assert result.sent
+        assert stage.backend.find(mail.message).recipients == set(mail.recipients)
+
+
+@pytest.mark.parametrize("client", IN_ONE_CONNECTION)
+def test_several_messages_go_through_one_connection(
+    client: Client, stage: Stage, front: Tap
+) -> None:
+    """Each arrives whole, and at its own recipients."""
+    bodies = (b"first", b"second", b"third")
+    mails = [
+        Mail(brief(body), (f"{body.decode()}@rcpt.example", "all@rcpt.example")) for body in bodies
+    ]
+    results = client(front.port, mails)
+    assert all(result.sent for result in results), [result.output for result in results]
+    for mail in mails:
+        delivery = stage.backend.find(mail.message)
+        assert delivery.without_trace() == mail.message.as_kept()
+        assert delivery.recipients == set(mail.recipients)
+    front.only()
