@@ -8,8 +8,6 @@ import signal
 
 import uvloop
 
-from smtpproxy.config import Backend, Settings
-from smtpproxy.config import Listener as ListenerSettings
 from smtpproxy.core.capabilities import Filter
 from smtpproxy.core.commands import Sync
 from smtpproxy.core.content import BareNewlines
@@ -21,6 +19,8 @@ from smtpproxy.net.service import Service
 from smtpproxy.net.sweeper import Sweeper
 from smtpproxy.observe import log
 from smtpproxy.observe.sessions import ServiceLog
+from smtpproxy.settings import Backend, Settings
+from smtpproxy.settings import Listener as ListenerSettings
 
 CLOSE_LIMIT_S = 30.0
 """How long a client that was told good-bye may take to close its side."""

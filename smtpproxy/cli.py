@@ -14,7 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from smtpproxy import __version__
-from smtpproxy.config import ConfigError, Settings, exposed_listeners, from_flags, load
+from smtpproxy.config import exposed_listeners, from_flags, load
+from smtpproxy.problems import ConfigError
+from smtpproxy.settings import Settings
 
 
 @click.group(

@@ -12,9 +12,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from smtpproxy import app, cli
-from smtpproxy.config import Settings
 from smtpproxy.demo import play
 from smtpproxy.demo.legacy import DEFAULT_FAILING, FAILINGS
+from smtpproxy.settings import Settings
 
 GOOD = """\
 [[listener]]

@@ -10,7 +10,7 @@ import smtpproxy
 
 ROOT = Path(smtpproxy.__file__).parent
 
-SETTINGS = {"address", "config", "places", "problems"}
+SETTINGS = {"address", "config", "contradictions", "places", "problems", "settings"}
 """Files at the top that read the settings: nothing of the proxy but each other, and core."""
 
 ALLOWED = {

@@ -1,0 +1,142 @@
+"""Settings: the list of all that smtpproxy can be told, typed, with bounds and defaults.
+
+What is not here is an error, never ignored. `smtpproxy.config` reads them from a file and
+from flags; the README explains each.
+"""
+
+import re
+import socket
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct, field
+
+from smtpproxy.address import Address, parse_listener, parse_server
+from smtpproxy.problems import Parsed, Written
+
+Sync = Literal["safe", "strict", "off"]
+BareNewlines = Literal["normalize", "reject", "pass"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+LogFormat = Literal["auto", "console", "json"]
+
+_MOST = 1_000_000_000
+
+
+def _host_name(text: str) -> str:
+    """Read the name the proxy gives itself in its replies: a domain or an address literal."""
+    if len(text) <= 255 and re.fullmatch(r"[A-Za-z0-9_.-]+|\[[A-Za-z0-9:.]+\]", text, re.ASCII):
+        return text
+    raise ValueError('is not a host name; write, for example, "mx.example.org"')
+
+
+def _backend_name(text: str) -> str:
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text, re.ASCII):
+        return text
+    raise ValueError("is not a possible name: letters, digits, hyphens, dots and underscores")
+
+
+def _capability(text: str) -> str:
+    """Read an esmtp-keyword (RFC 5321 section 4.1.1.1)."""
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]*", text, re.ASCII):
+        return text.upper()
+    raise ValueError(
+        'is not a capability: one word of letters, digits and hyphens, such as "CHUNKING"'
+    )
+
+
+def _whole(least: int) -> Meta:
+    return Meta(ge=least, le=_MOST, description=f"a whole number from {least} to {_MOST}")
+
+
+Seconds = Annotated[
+    float, Meta(gt=0, le=86400, description="a number of seconds above 0, at most 86400 (a day)")
+]
+CapabilityWords = Annotated[
+    list[Annotated[str, Parsed(_capability, 'a capability in quotes, such as "CHUNKING"')]],
+    Written('a list of capabilities, such as ["CHUNKING"]'),
+]
+
+
+ListenAddress = Annotated[Address, Parsed(parse_listener, 'an address, such as "127.0.0.1:25"')]
+ServerAddress = Annotated[Address, Parsed(parse_server, 'an address, such as "10.0.0.5:25"')]
+
+
+class Capabilities(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Capabilities of the backend to hide from clients, and unknown ones to let through.
+
+    In upper case.
+    """
+
+    hide: CapabilityWords = []
+    allow: CapabilityWords = []
+
+
+class Listener(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where clients connect, and how they are treated there."""
+
+    address: ListenAddress
+    # Left out in the file when there is one backend; once loaded, always the name of a backend.
+    backend: str = ""
+    sync: Sync = "safe"
+    bare_newlines: BareNewlines = "normalize"
+    capabilities: Capabilities = Capabilities()
+
+
+class Backend(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A legacy MTA: its servers in order of preference, and what it needs."""
+
+    servers: Annotated[list[ServerAddress], Written('a list of addresses, such as ["10.0.0.5:25"]')]
+    pipelining: Literal["auto", "never"] = "auto"
+    helo_fallback: bool = True
+    guard_data: bool = True
+
+
+class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Bounds. Queue bounds are back-pressure, never an error; sizes are in octets."""
+
+    queue_commands: Annotated[int, _whole(1)] = 1000
+    queue_octets: Annotated[int, _whole(4096)] = 262144
+    # RFC 5321 section 4.5.3.1.4 asks for 512 at least.
+    line: Annotated[int, _whole(512)] = 2048
+    # RFC 4954 section 4 asks for 12288; smaller ones break large Kerberos and OAuth tokens.
+    auth_line: Annotated[int, _whole(512)] = 12288
+    # 5xx replies in a row before a client is closed.
+    errors: Annotated[int, _whole(1)] = 20
+
+
+class Timeouts(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Longest waits, in seconds."""
+
+    connect: Seconds = 30.0
+    greeting: Seconds = 300.0
+    command: Seconds = 300.0
+    data: Seconds = 120.0
+    content: Seconds = 180.0
+    end_of_data: Seconds = 600.0
+    client: Seconds = 300.0
+    drain: Seconds = 60.0
+    hold: Seconds = 0.2
+
+
+class Log(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is logged, and how it looks (auto: JSON unless standard error is a terminal)."""
+
+    level: LogLevel = "info"
+    format: LogFormat = "auto"
+
+
+class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything one smtpproxy runs on."""
+
+    hostname: Annotated[str, Parsed(_host_name, 'a name, such as "mx.example.org"')] = field(
+        default_factory=socket.gethostname
+    )
+    listener: Annotated[
+        list[Listener], Written("written [[listener]], in two brackets, once for each listener")
+    ] = []
+    backends: Annotated[
+        dict[Annotated[str, Parsed(_backend_name, "a name")], Backend],
+        Written("a table for each backend, written [backends.NAME]"),
+    ] = {}
+    limits: Limits = Limits()
+    timeouts: Timeouts = Timeouts()
+    log: Log = Log()
