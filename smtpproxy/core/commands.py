@@ -131,7 +131,8 @@ def lock_step(table: Mapping[bytes, Verb]) -> Mapping[bytes, Verb]:
 def table_for(sync: Sync, hidden: frozenset[bytes] = frozenset()) -> Mapping[bytes, Verb]:
     """Return the table: word in capitals -> row; `hidden` words are refused, not forwarded.
 
-    Commonplace verbs stand in it with a space or CR behind them, too, as a line begins with them.
+    Commonplace verbs stand in it as a line begins with them, too: with a space or CR behind, and in
+    small letters as well.
     """
     shape = {Sync.SAFE: lambda verb: verb, Sync.STRICT: _strict, Sync.OFF: _loose}[sync]
     table = {verb.name: shape(verb) for verb in ROWS}
@@ -139,7 +140,8 @@ def table_for(sync: Sync, hidden: frozenset[bytes] = frozenset()) -> Mapping[byt
         if not table[word].refusal:
             table[word] = replace(table[word], refusal=replies.NOT_IMPLEMENTED)
     for word in COMMONPLACE:
-        table[word + b" "] = table[word + b"\r"] = table[word]
+        for begin in (word + b" ", word + b"\r"):
+            table[begin] = table[begin.lower()] = table[word]
     return table
 
 

@@ -7,6 +7,7 @@ waits as may wait, the client is not read.
 """
 
 import asyncio
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -57,7 +58,8 @@ class Session:
         self._octets_client = self._octets_backend = 0
         self._started = self._since = now  # _since: begin of connecting, blocking or lingering
         self._observer = service.observer.session(service.name, _peer_name(client))
-        self._pipeline = Pipeline(service.rules, self._send_client, self._observer.settled, now)
+        send_client = partial(service.outbox.put, client)
+        self._pipeline = Pipeline(service.rules, send_client, self._observer.settled, now)
         self._backend: asyncio.Transport | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._tried = 0  # how many of the servers
@@ -103,7 +105,7 @@ class Session:
             backend.abort()
             return
         self._since = monotonic()
-        self._pipeline.connect_backend(self._send_backend)
+        self._pipeline.connect_backend(partial(self._service.outbox.put, backend))
         self._observer.connected(self._server.name)
 
     @property
@@ -126,7 +128,7 @@ class Session:
             self._end(now)
             return
         if pipeline.held and pipeline.held[0].replied == now:
-            self._service.sweeper.watch_held(self, now)
+            self._service.sweeper.watch_held(self)
         if self._client_paused:
             self._regulate()
 
@@ -211,14 +213,7 @@ class Session:
         if self._pipeline.ended:
             self._end(now)
 
-    # --- writing, and back-pressure ---------------------------------------------------------
-
-    def _send_client(self, octets: bytes) -> None:
-        self._service.outbox.put(self._client, octets)
-
-    def _send_backend(self, octets: bytes) -> None:
-        assert self._backend is not None
-        self._service.outbox.put(self._backend, octets)
+    # --- back-pressure ------------------------------------------------------------------------
 
     def client_blocked(self, *, blocked: bool) -> None:
         """Note whether the client leaves replies unread.  Called inside write: sets flags only."""
@@ -271,11 +266,12 @@ class Session:
             self._pipeline.expire(now)
             self._end(now)
 
-    def release(self, now: float) -> None:
-        """Flush what has been held for long enough."""
+    def release(self, now: float) -> bool:
+        """Flush what has been held for long enough; tell whether anything is still held."""
         held = self._pipeline.held
         if held and now - held[0].replied >= self._service.sweeper.hold:
             self._pipeline.flush(now)
+        return bool(self._pipeline.held)
 
     def drain(self) -> None:
         """End the session as soon as its transaction is over."""
