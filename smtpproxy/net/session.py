@@ -178,8 +178,10 @@ class Session:
 
     def client_received(self, octets: bytes) -> None:
         """Take octets from the client."""
-        now = monotonic()
         pipeline = self._pipeline
+        if pipeline.ended:
+            return  # it lingers
+        now = monotonic()
         self._octets_client += len(octets)
         try:
             pipeline.client_received(octets, now)
@@ -275,6 +277,8 @@ class Session:
 
     def drain(self) -> None:
         """End the session as soon as its transaction is over."""
+        if self._pipeline.ended:
+            return
         now = monotonic()
         self._pipeline.drain(now)
         if self._pipeline.ended:

@@ -253,6 +253,27 @@ class TestEnd:
         stage.wait(30)
         assert stage.client.state == "aborted"
 
+    async def test_a_client_that_goes_on_sending_is_not_waited_for_any_longer(
+        self, opened: Opener
+    ) -> None:
+        stage = await greeted(opened)
+        stage.sends(b"POST / HTTP/1.1\r\n")
+        stage.wait(29)
+        stage.sends(b"x")
+        stage.wait(1)
+        assert stage.client.state == "aborted"
+
+    async def test_a_session_is_reported_once_whatever_comes_behind_its_end(
+        self, opened: Opener
+    ) -> None:
+        stage = await greeted(opened)
+        stage.sends(b"POST / HTTP/1.1\r\n")
+        stage.sends(b"Host: x\r\n")
+        stage.sweeper.drain()
+        stage.connection.eof_received()
+        stage.connection.connection_lost(None)
+        assert [summary.reason for summary in stage.watcher.summaries] == ["forbidden_command"]
+
     async def test_a_lost_backend_is_told_at_once(self, opened: Opener) -> None:
         stage = await in_content(opened)
         stage.sends(b"text\r\n")
