@@ -254,6 +254,8 @@ class Session:
             return "connect", self._since
         if self._client_blocked:
             return "client", self._since
+        if self._pipeline.greeting_owed:
+            return "greeting", self._since  # that of this server, not of those tried before
         return self._pipeline.waiting()
 
     def expire(self, limit: str, now: float) -> None:

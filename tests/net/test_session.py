@@ -131,6 +131,15 @@ class TestServers:
         stage.servers[1].says(b"220 two\r\n")
         assert stage.gets() == b"220 two\r\n"
 
+    async def test_each_server_has_the_whole_time_to_greet(self, opened: Opener) -> None:
+        stage = await opened(Server("one"), Server("two"), Server("three"))
+        for seconds in (300, 299, 1, 299):
+            stage.wait(seconds)
+            await stage.settle()
+        assert [name for name, _ in stage.watcher.down] == ["one", "two"]
+        stage.servers[2].says(b"220 three\r\n")
+        assert stage.gets() == b"220 three\r\n"
+
     async def test_there_is_no_failover_once_the_client_was_greeted(self, opened: Opener) -> None:
         stage = await greeted(opened, Server("one"), Server("two"))
         stage.servers[0].protocol.eof_received()
