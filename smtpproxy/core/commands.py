@@ -138,7 +138,8 @@ def table_for(sync: Sync, hidden: frozenset[bytes] = frozenset()) -> Mapping[byt
     table = {verb.name: shape(verb) for verb in ROWS}
     for word in hidden & table.keys():
         if not table[word].refusal:
-            table[word] = replace(table[word], refusal=replies.NOT_IMPLEMENTED)
+            # Not held: the edge begins to time held replies when the backend answers.
+            table[word] = replace(table[word], refusal=replies.NOT_IMPLEMENTED, groupable=False)
     for word in COMMONPLACE:
         for begin in (word + b" ", word + b"\r"):
             table[begin] = table[begin.lower()] = table[word]
