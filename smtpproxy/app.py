@@ -1,39 +1,29 @@
-"""The composition root: settings become listeners, sessions and observers on one event loop."""
+"""The composition root of one worker: settings become listeners, sessions and observers."""
 
-import asyncio
-import gc
-import os
-import resource
-import signal
-
-import uvloop
+import socket
 
 from smtpproxy.core.capabilities import Filter
 from smtpproxy.core.commands import Sync
 from smtpproxy.core.content import BareNewlines
 from smtpproxy.core.rules import Rules
+from smtpproxy.figures import Figures
 from smtpproxy.net.listener import Listener
 from smtpproxy.net.outbox import Outbox
 from smtpproxy.net.servers import Server
 from smtpproxy.net.service import Service
 from smtpproxy.net.sweeper import Sweeper
-from smtpproxy.observe import log
 from smtpproxy.observe.sessions import ServiceLog
 from smtpproxy.settings import Backend, Settings
 from smtpproxy.settings import Listener as ListenerSettings
 
 CLOSE_LIMIT_S = 30.0
 """How long a client that was told good-bye may take to close its side."""
-LOG_DELAY_S = 0.02
-"""How long a log line may wait for others, to be written together with them."""
 
 
 class App:
     """The proxy on the running event loop."""
 
     def __init__(self, settings: Settings) -> None:
-        self._timeouts = settings.timeouts
-        self._log = log.get()
         self._sweeper = Sweeper(_limits(settings), settings.timeouts.hold)
         outbox = Outbox()
         observer = ServiceLog()
@@ -59,85 +49,41 @@ class App:
         """The addresses that are listened on, with their real ports."""
         return [address for listener in self._listeners for address in listener.addresses]
 
-    async def start(self) -> None:
-        """Open all listeners; raises OSError, with none left open, if one can't be."""
-        for listener in self._listeners:
+    async def start(self, sockets: list[list[socket.socket]] | None = None) -> None:
+        """Begin to accept clients, from these sockets for each listener, which stay the caller's.
+
+        Without them it opens its own; raises OSError, with none left open, if one can't be had.
+        """
+        for index, listener in enumerate(self._listeners):
             try:
-                await listener.open()
-            except OSError as error:
-                self._log.error(
-                    "cannot_listen", address=str(listener.wanted), why=os.strerror(error.errno or 0)
-                )
-                self._close_listeners()
+                await listener.open(sockets[index] if sockets else None)
+            except OSError:
+                self.close()
                 raise
-        for address in self.addresses:
-            self._log.info("listening", address=address)
 
-    async def drain(self) -> None:
-        """Take no new clients; let each session finish its transaction, for `drain` seconds."""
-        self._close_listeners()
-        self._log.info("draining", sessions=len(self._sweeper.sessions))
-        self._sweeper.drain()
-        await self._sweeper.wait_until_empty(self._timeouts.drain)
+    def figures(self) -> Figures:
+        """Return what this worker tells of itself; see `smtpproxy.figures`."""
+        return Figures(gauges={"sessions": len(self._sweeper.sessions)})
 
-    async def stop(self) -> None:
-        """Close everything at once."""
-        self._close_listeners()
-        self._sweeper.stop()
-        await self._sweeper.wait_until_empty(1.0)
-
-    def _close_listeners(self) -> None:
+    def close(self) -> None:
+        """Take no new clients."""
         for listener in self._listeners:
             listener.close()
 
+    def drain(self) -> None:
+        """Take no new clients, and let each session end with its transaction, with 421."""
+        self.close()
+        self._sweeper.drain()
 
-async def serve(settings: Settings) -> int:
-    """Run until a signal: the first SIGTERM or SIGINT drains, the second stops at once."""
-    app = App(settings)
-    try:
-        await app.start()
-    except OSError:
-        return 1
-    asked, insisted = asyncio.Event(), asyncio.Event()
+    async def wait_until_empty(self, seconds: float | None = None) -> None:
+        """Wait until no session is left, but no longer than this."""
+        await self._sweeper.wait_until_empty(seconds)
 
-    def on_signal() -> None:
-        (insisted if asked.is_set() else asked).set()
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
-    await asked.wait()
-    draining = asyncio.create_task(app.drain(), name="drain")
-    stopping = asyncio.create_task(insisted.wait(), name="second signal")
-    await asyncio.wait((draining, stopping), return_when=asyncio.FIRST_COMPLETED)
-    draining.cancel()
-    stopping.cancel()
-    await app.stop()
-    log.get().info("stopped")
-    return 0
-
-
-def main(settings: Settings) -> int:
-    """Run the proxy in this process; return its exit code."""
-    log.configure(settings.log.level, settings.log.format)
-    _raise_file_limit()
-    # What is loaded by now stays; collecting it over and over cost a third of all CPU (bench S1).
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(10_000, 20, 50)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        loop = runner.get_loop()
-        log.gather(lambda flush: loop.call_later(LOG_DELAY_S, flush))
-        try:
-            return runner.run(serve(settings))
-        finally:
-            log.gather(None)
-
-
-def _raise_file_limit() -> None:
-    """Use as many file descriptors as the system lets us: a session takes two."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    async def stop(self) -> None:
+        """Close everything at once."""
+        self.close()
+        self._sweeper.stop()
+        await self._sweeper.wait_until_empty(1.0)
 
 
 def _rules(settings: Settings, listener: ListenerSettings, backend: Backend) -> Rules:

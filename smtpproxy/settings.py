@@ -43,13 +43,14 @@ def _capability(text: str) -> str:
     )
 
 
-def _whole(least: int) -> Meta:
-    return Meta(ge=least, le=_MOST, description=f"a whole number from {least} to {_MOST}")
+def _whole(least: int, most: int = _MOST) -> Meta:
+    return Meta(ge=least, le=most, description=f"a whole number from {least} to {most}")
 
 
 Seconds = Annotated[
     float, Meta(gt=0, le=86400, description="a number of seconds above 0, at most 86400 (a day)")
 ]
+WorkerCount = Annotated[int, _whole(0, 64)]
 CapabilityWords = Annotated[
     list[Annotated[str, Parsed(_capability, 'a capability in quotes, such as "CHUNKING"')]],
     Written('a list of capabilities, such as ["CHUNKING"]'),
@@ -114,6 +115,8 @@ class Timeouts(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     end_of_data: Seconds = 600.0
     client: Seconds = 300.0
     drain: Seconds = 60.0
+    # A worker that says nothing for so long hangs, and is replaced.
+    heartbeat: Seconds = 20.0
     hold: Seconds = 0.2
 
 
@@ -130,6 +133,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     hostname: Annotated[str, Parsed(_host_name, 'a name, such as "mx.example.org"')] = field(
         default_factory=socket.gethostname
     )
+    # Processes that serve clients; 0: one for each CPU.
+    workers: WorkerCount = 1
     listener: Annotated[
         list[Listener], Written("written [[listener]], in two brackets, once for each listener")
     ] = []

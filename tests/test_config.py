@@ -190,7 +190,7 @@ class TestMistakes:
             ("[timeouts]\ndata = true", 7, "timeouts.data", "not true"),
             ("[[backends]]", 6, "", "is not TOML"),
             ('[[listener]]\naddress = "mx.example:25"', 7, "listener[1].address", "is a name"),
-            ('[[listener]]\naddress = "fd:smtp"', 7, "listener[1].address", "not a known form"),
+            ('[[listener]]\naddress = "fd:"', 7, "listener[1].address", 'such as "fd:smtp"'),
             (
                 '[[listener]]\naddress = "127.0.0.1:2525"',
                 7,
@@ -359,6 +359,7 @@ class TestAddresses:
             ("[0:0::1]:25", "[::1]:25"),
             ("localhost:0", "localhost:0"),
             ("unix:/run/x.sock", "unix:/run/x.sock"),
+            ("fd:smtp", "fd:smtp"),
         ],
     )
     def test_what_a_listener_takes(self, text: str, shown: str) -> None:
@@ -388,7 +389,8 @@ class TestAddresses:
             ("unix:", "whole path"),
             ("unix:/" + "x" * 107, "107 octets"),
             ("unix:/a\0b", "NUL"),
-            ("fd:smtp", "not a known form"),
+            ("fd:", 'such as "fd:smtp"'),
+            ("fd:a:b", 'such as "fd:smtp"'),
         ],
     )
     def test_what_no_one_takes(self, text: str, advice: str) -> None:
@@ -399,7 +401,7 @@ class TestAddresses:
 
     def test_a_server_may_be_a_name_but_needs_a_port_and_a_place(self) -> None:
         assert str(parse_server("MX.example.:25")) == "mx.example.:25"
-        for text in ("h:0", "0.0.0.0:25", "[::]:25"):
+        for text in ("h:0", "0.0.0.0:25", "[::]:25", "fd:smtp"):
             with pytest.raises(ValueError, match="a server needs"):
                 parse_server(text)
 
