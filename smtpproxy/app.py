@@ -1,6 +1,9 @@
 """The composition root of one worker: settings become listeners, sessions and observers."""
 
 import socket
+from collections.abc import Callable
+from functools import partial
+from math import inf
 
 from smtpproxy.core.capabilities import Filter
 from smtpproxy.core.commands import Sync
@@ -9,7 +12,8 @@ from smtpproxy.core.rules import Rules
 from smtpproxy.figures import Figures
 from smtpproxy.net.listener import Listener
 from smtpproxy.net.outbox import Outbox
-from smtpproxy.net.servers import Server
+from smtpproxy.net.places import Places, Queue
+from smtpproxy.net.servers import Server, Servers
 from smtpproxy.net.service import Service
 from smtpproxy.net.sweeper import Sweeper
 from smtpproxy.observe.sessions import ServiceLog
@@ -20,25 +24,50 @@ CLOSE_LIMIT_S = 30.0
 """How long a client that was told good-bye may take to close its side."""
 
 
-class App:
-    """The proxy on the running event loop."""
+Changed = Callable[[str, str, bool, str], None]
+"""Is told that a server of a backend has gone down or come up, and why."""
+MakePlaces = Callable[[str, Backend], Places]
+"""Makes what gives out the places of a backend that has only so many."""
 
-    def __init__(self, settings: Settings) -> None:
+
+class App:
+    """The proxy on the running event loop.
+
+    changed, places: where other workers have to know, or to be asked; left out if it is alone.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        changed: Changed | None = None,
+        places: MakePlaces | None = None,
+    ) -> None:
+        observer = ServiceLog()
         self._sweeper = Sweeper(_limits(settings), settings.timeouts.hold)
         outbox = Outbox()
-        observer = ServiceLog()
+        self._servers = {
+            name: _servers(name, backend, changed or observer.server_changed)
+            for name, backend in settings.backends.items()
+        }
+        make_places = places or (
+            lambda _, backend: Queue(backend.max_connections, backend.max_wait)
+        )
+        own_places = {
+            name: make_places(name, backend) if backend.max_connections else None
+            for name, backend in settings.backends.items()
+        }
         self._listeners = [
             Listener(
                 listener.address,
                 Service(
                     name=str(listener.address),
                     rules=_rules(settings, listener, settings.backends[listener.backend]),
-                    servers=tuple(
-                        Server(address) for address in settings.backends[listener.backend].servers
-                    ),
+                    servers=self._servers[listener.backend],
                     sweeper=self._sweeper,
                     outbox=outbox,
                     observer=observer,
+                    places=own_places[listener.backend],
                 ),
             )
             for listener in settings.listener
@@ -60,6 +89,11 @@ class App:
             except OSError:
                 self.close()
                 raise
+
+    def learn(self, backend: str, server: str, *, up: bool) -> None:
+        """Take it from another worker that a server has gone down or come up."""
+        if backend in self._servers:
+            self._servers[backend].learn(server, up=up)
 
     def figures(self) -> Figures:
         """Return what this worker tells of itself; see `smtpproxy.figures`."""
@@ -84,6 +118,15 @@ class App:
         self.close()
         self._sweeper.stop()
         await self._sweeper.wait_until_empty(1.0)
+
+
+def _servers(name: str, backend: Backend, changed: Changed) -> Servers:
+    return Servers(
+        [Server(address) for address in backend.servers],
+        backend.retry_after,
+        least=backend.balance == "least",
+        changed=partial(changed, name),
+    )
 
 
 def _rules(settings: Settings, listener: ListenerSettings, backend: Backend) -> Rules:
@@ -111,6 +154,7 @@ def _limits(settings: Settings) -> dict[str, float]:
     """Return the seconds of each time limit by the name that the verb table and sessions use."""
     times = settings.timeouts
     return {
+        "place": inf,  # who gives out the places keeps the time
         "connect": times.connect,
         "greeting": times.greeting,
         "command": times.command,

@@ -38,7 +38,7 @@ class Stop(Struct, tag=True):
     """To a worker: end at once."""
 
 
-class Answer(Struct, tag=True):
+class Granted(Struct, tag=True):
     """To a worker: whether a session that asked for a place at a backend has got it."""
 
     ticket: int
@@ -78,7 +78,7 @@ class Leave(Struct, tag=True):
     ticket: int
 
 
-ToWorker = Start | Retire | Drain | Stop | Answer | Health
+ToWorker = Start | Retire | Drain | Stop | Granted | Health
 FromWorker = Ready | Beat | Ask | Leave | Health
 
 encode_line: Callable[[object], bytes] = msgspec.json.Encoder().encode

@@ -89,6 +89,16 @@ class Backend(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     pipelining: Literal["auto", "never"] = "auto"
     helo_fallback: bool = True
     guard_data: bool = True
+    balance: Literal["first", "least"] = "first"
+    # How long a server that has failed is left alone.
+    retry_after: Seconds = 10.0
+    # How often each server is greeted to see whether it is there; 0: never.
+    check_every: Annotated[
+        float, Meta(ge=0, le=86400, description="a number of seconds, at most 86400 (0: never)")
+    ] = 0.0
+    # Connections of the whole service, over all workers; 0: no limit. Above it clients wait.
+    max_connections: Annotated[int, _whole(0)] = 0
+    max_wait: Seconds = 30.0
 
 
 class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

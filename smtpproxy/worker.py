@@ -9,100 +9,32 @@ import gc
 import signal
 import socket
 import sys
-from typing import cast
 
 import uvloop
 
 from smtpproxy.app import App
-from smtpproxy.control import (
-    Beat,
-    Drain,
-    FromWorker,
-    Lines,
-    Ready,
-    Retire,
-    Start,
-    Stop,
-    ToWorker,
-    encode,
-)
+from smtpproxy.control import Beat, Lines, Ready, Start
+from smtpproxy.link import Link, SharedPlaces
 from smtpproxy.observe import log
 
 LOG_DELAY_S = 0.02
 """How long a log line may wait for others, to be written together with them."""
-BEAT_S = 1.0
-UNREAD_OCTETS = 1024 * 1024
-"""A supervisor that leaves so much unread gets no more figures."""
-
-
-class Link(asyncio.Protocol):
-    """The worker's end of the control channel.
-
-    retire, drain, stop: set when the supervisor has told so.
-    closed: set when the channel is, and with it `drain` if it was not us who closed it.
-    """
-
-    def __init__(self, lines: Lines) -> None:
-        self.retire, self.drain, self.stop = asyncio.Event(), asyncio.Event(), asyncio.Event()
-        self.closed = asyncio.Event()
-        self._lines = lines
-        self._transport: asyncio.Transport | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Take the channel."""
-        self._transport = cast("asyncio.Transport", transport)
-
-    def data_received(self, data: bytes) -> None:
-        """Take what the supervisor says."""
-        for message in self._lines.to_worker(data):
-            self._take(message)
-
-    def _take(self, message: ToWorker) -> None:
-        if isinstance(message, Retire):
-            self.retire.set()
-        elif isinstance(message, Drain):
-            self.retire.set()
-            self.drain.set()
-        elif isinstance(message, Stop):
-            self.retire.set()
-            self.stop.set()
-
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
-        """Follow the end of the supervisor: nobody can reload or stop this worker any more."""
-        self._transport = None
-        self.retire.set()
-        self.drain.set()
-        self.closed.set()
-
-    def tell(self, message: FromWorker) -> None:
-        """Tell the supervisor something."""
-        if self._transport is not None:
-            self._transport.write(encode(message))
-
-    def beat(self, app: App) -> None:
-        """Send the figures now, and then every second."""
-        if self._transport is None:
-            return
-        if self._transport.get_write_buffer_size() < UNREAD_OCTETS:
-            self.tell(Beat(app.figures()))
-        asyncio.get_running_loop().call_later(BEAT_S, self.beat, app)
-
-    async def close(self) -> None:
-        """Close the channel when all that was told has gone out."""
-        if self._transport is not None:
-            self._transport.close()
-        await self.closed.wait()
 
 
 async def serve(start: Start, channel: socket.socket, lines: Lines) -> int:
     """Serve clients until told otherwise; return the exit code."""
-    app = App(start.settings)
+    link = Link(lines)
+    app = App(
+        start.settings,
+        changed=link.changed,
+        places=lambda backend, _: SharedPlaces(link, backend),
+    )
+    link.learn = lambda health: app.learn(health.backend, health.server, up=health.up)
+    await asyncio.get_running_loop().create_unix_connection(lambda: link, sock=channel)
     sockets = [[socket.socket(fileno=each) for each in listener] for listener in start.sockets]
     await app.start(sockets)
-    link = Link(lines)
-    await asyncio.get_running_loop().create_unix_connection(lambda: link, sock=channel)
     link.tell(Ready())
-    link.beat(app)
+    link.beat(app.figures)
     await link.retire.wait()
     app.close()
     for listening in [each for listener in sockets for each in listener]:

@@ -103,8 +103,9 @@ class TestAGoodFile:
                 """
 hostname = "mx.example.org"
 log = { level = "debug", format = "json" }
+workers = 0
 limits = { queue_commands = 1, queue_octets = 12288, line = 512, auth_line = 12288, errors = 1 }
-timeouts = { connect = 1, hold = 0.05 }
+timeouts = { connect = 1, hold = 0.05, heartbeat = 5 }
 [[listener]]
 address = "[::1]:0"
 backend = "b"
@@ -118,6 +119,11 @@ servers = ["mta.Example:25", "10.0.0.6:2525"]
 pipelining = "never"
 helo_fallback = false
 guard_data = false
+balance = "least"
+retry_after = 1
+check_every = 0.5
+max_connections = 9
+max_wait = 5
 """,
             )
         )
@@ -131,6 +137,11 @@ guard_data = false
         assert listener.capabilities.allow == ["X-OURS"]
         assert list(map(str, settings.backends["b"].servers)) == ["mta.example:25", "10.0.0.6:2525"]
         assert not settings.backends["b"].guard_data
+        assert (settings.workers, settings.timeouts.heartbeat) == (0, 5)
+        assert (settings.backends["b"].balance, settings.backends["b"].check_every) == (
+            "least",
+            0.5,
+        )
         assert settings.timeouts.connect == 1.0
 
     def test_a_byte_order_mark_is_no_problem(self, tmp_path: Path) -> None:
@@ -182,6 +193,9 @@ class TestMistakes:
                 "backends.old.pipelining",
                 'must be "auto" or "never", not true',
             ),
+            ("check_every = -1", 6, "backends.old.check_every", "at most 86400 (0: never)"),
+            ("max_connections = -1", 6, "backends.old.max_connections", "a whole number from 0"),
+            ('balance = "round"', 6, "backends.old.balance", 'must be "first" or "least"'),
             ("guard_data = 1", 6, "backends.old.guard_data", "must be true or false, not 1"),
             ("[limits]\nerrors = 0", 7, "limits.errors", "must be a whole number from 1"),
             ("[limits]\nerrors = 1.5", 7, "limits.errors", "not 1.5"),

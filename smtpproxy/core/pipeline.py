@@ -381,6 +381,10 @@ class Pipeline:
         """No server could be had; `greeting` is the last one that refused, if there was any."""
         self._fail(greeting or self._own(replies.BACKEND_UNAVAILABLE), "backend_unavailable", now)
 
+    def backend_full(self, now: float) -> None:
+        """No place at the backend has become free in time."""
+        self._fail(self._own(replies.BACKEND_FULL), "backend_full", now)
+
     def backend_lost(self, now: float) -> None:
         """Take the end of the backend's octets, or the loss of its connection."""
         if not (self.in_flight and self._reads_on(self.in_flight[0])):
@@ -398,6 +402,10 @@ class Pipeline:
     def stop(self, now: float) -> None:
         """End at once, with 421, whatever is going on."""
         self._fail(self._own(replies.DRAINING), "stopped", now)
+
+    def abandon(self, now: float) -> None:
+        """The client is gone before it had a server: there is nobody to serve."""
+        self._end("client_lost", now)
 
     def break_down(self, now: float) -> None:
         """Something in the proxy itself went wrong: end with 421."""

@@ -33,6 +33,7 @@ BARE_NEWLINE = {
 
 # RFC 5321 section 4.2.2: the host's name follows the code; it is put in place of %b.
 BACKEND_UNAVAILABLE = b"421 4.4.1 %b Error: mail server not available, try again later\r\n"
+BACKEND_FULL = b"421 4.3.2 %b Error: mail server is busy, try again later\r\n"
 BACKEND_LOST = b"421 4.4.2 %b Error: connection to mail server lost\r\n"
 TIME_LIMIT = b"421 4.4.2 %b Error: timeout exceeded\r\n"
 BACKEND_BROKEN = b"421 4.3.0 %b Error: mail server broke the protocol\r\n"

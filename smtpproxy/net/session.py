@@ -53,18 +53,27 @@ class Session:
         self._observer = service.observer.session(service.name, _peer_name(client))
         self._pipeline = Pipeline(service.rules, self._send_client, self._observer.settled, now)
         self._backend: asyncio.Transport | None = None
-        self._choice = Choice(self, service.servers)
+        self._choice = Choice(self, service.servers, service.places)
         service.sweeper.add(self)
-        self._connect(now)
+        self._choice.begin()
 
     # --- the backend's connection -------------------------------------------------------------
+
+    def placed(self, *, granted: bool) -> None:
+        """Take the answer to the choice's question for a place at the backend."""
+        now = monotonic()
+        if granted:
+            self._connect(now)
+        else:
+            self._pipeline.backend_full(now)
+            self._end(now)
 
     def _connect(self, now: float) -> None:
         """Try the next server; when there is none left, the client is told so."""
         self._backend = None
         self._since = now
         if not self._choice.try_next():
-            self._pipeline.backend_unavailable(self._choice.greeting, now)
+            self._pipeline.backend_unavailable(self._choice.refusal, now)
             self._end(now)
 
     def backend_connected(self, backend: asyncio.Transport) -> None:
@@ -105,7 +114,8 @@ class Session:
         """Go on to the next server: this one has not greeted, or not as it should."""
         server = self._choice.server
         assert server is not None
-        self._service.observer.server_down(server.name, why)
+        self._observer.gave_up(server.name, why)
+        self._choice.cancel()
         if self._backend is not None:
             self._backend.abort()
         if not self._pipeline.ended:
@@ -117,7 +127,8 @@ class Session:
             return
         now = monotonic()
         if self._pipeline.greeting_owed:
-            self._choice.greeting = b""
+            self._choice.refusal = b""
+            self._choice.failed("closed without a greeting")
             self.give_up_server("closed without a greeting", now)
             return
         self._pipeline.backend_lost(now)
@@ -153,9 +164,12 @@ class Session:
         if self._pipeline.ended:
             self._service.sweeper.remove(self)
             return
+        now = monotonic()
         self._pipeline.send_client = _discard
         self._client_blocked = False
-        self._finish_client(monotonic())
+        if self._choice.waits:  # what it has sent has reached nobody: no place for it
+            self._pipeline.abandon(now)
+        self._finish_client(now)
         self._regulate()
 
     def _finish_client(self, now: float) -> None:
@@ -206,7 +220,7 @@ class Session:
         if self._pipeline.ended:
             return "close", self._since
         if self._backend is None:
-            return "connect", self._since
+            return "place" if self._choice.waits else "connect", self._since
         if self._client_blocked:
             return "client", self._since
         return self._pipeline.waiting()
@@ -216,9 +230,13 @@ class Session:
         if limit == "close":
             self._client.abort()
         elif limit == "connect" or (limit == "greeting" and self._choice.open):
-            self._choice.cancel()
-            self._choice.greeting = b""
-            self.give_up_server(f"{limit} time limit", now)
+            self._choice.failed(f"{limit} time limit")
+            self._choice.refusal = b""
+            if limit == "connect" or self._choice.more:
+                self.give_up_server(f"{limit} time limit", now)
+                return
+            self._pipeline.expire(now)
+            self._end(now)
         else:
             self._pipeline.expire(now)
             self._end(now)
@@ -255,7 +273,7 @@ class Session:
         self._service.outbox.flush()
         if self._backend is not None:
             self._backend.abort()  # nothing that matters is unsent: least of all an end of data
-        self._choice.cancel()
+        self._choice.end()
         self._report(now)
         pipeline = self._pipeline
         if self._client_lost:

@@ -14,14 +14,17 @@ import signal
 from collections.abc import Callable
 from time import monotonic
 
+from smtpproxy.control import ToWorker
 from smtpproxy.figures import Figures
 from smtpproxy.observe import log
 from smtpproxy.problems import ConfigError
 from smtpproxy.settings import Settings
+from smtpproxy.supervisor.checks import Checks
 from smtpproxy.supervisor.crew import Crew
 from smtpproxy.supervisor.desk import Desk
 from smtpproxy.supervisor.doors import Doors
 from smtpproxy.supervisor.notify import Notifier
+from smtpproxy.supervisor.process import WorkerProcess
 
 CHECK_INTERVAL_S = 1.0
 
@@ -38,7 +41,8 @@ class Service:
         self._log = log.get()
         self._notifier = Notifier()
         self._doors = Doors()
-        self._desk = Desk()
+        self._desk = Desk(self._tell_all)
+        self._checks = Checks(self._desk.change)
         self._crew: Crew | None = None
         self._leaving: set[Crew] = set()
         self._reload_wanted = asyncio.Event()
@@ -46,7 +50,7 @@ class Service:
 
     def figures(self) -> Figures:
         """Return the figures of all workers, and of the service itself."""
-        figures = self._desk.totals.sum()
+        figures = self._desk.figures()
         figures.gauges["workers"] = sum(crew.workers for crew in self._crews)
         return figures
 
@@ -74,6 +78,7 @@ class Service:
         finally:
             for task in tasks:
                 task.cancel()
+            self._checks.stop()
             for crew in self._crews:
                 crew.stop()
                 await crew.empty.wait()
@@ -88,14 +93,19 @@ class Service:
             self._doors.open(settings)
         except OSError:
             return False
-        crew = self._make_crew(settings)
-        self._crew = crew
+        self._desk.settle(settings)
+        crew = self._crew = self._make_crew(settings)
         if not await crew.start():
             return False
+        self._checks.settle(settings)
         for address in self._doors.addresses:
             self._log.info("listening", address=address)
         self._notifier.ready(self._status())
         return True
+
+    def _tell_all(self, message: ToWorker, but: WorkerProcess | None) -> None:
+        for crew in self._crews:
+            crew.tell(message, but)
 
     def _make_crew(self, settings: Settings) -> Crew:
         size = settings.workers or len(os.sched_getaffinity(0))
@@ -137,6 +147,8 @@ class Service:
         log.configure(settings.log.level, settings.log.format)
         self._log = log.get()
         self._settings, self._crew = settings, crew
+        self._desk.settle(settings)
+        self._checks.settle(settings)
         for address in added:
             self._log.info("listening", address=address)
         self._log.info("reloaded", workers=crew.workers, sessions=self._sessions())
@@ -188,7 +200,7 @@ class Service:
             await asyncio.sleep(self._notifier.watchdog_s / 3)
 
     def _sessions(self) -> int:
-        return int(self._desk.totals.sum().gauges.get("sessions", 0))
+        return int(self._desk.figures().gauges.get("sessions", 0))
 
     def _status(self) -> str:
         workers = sum(crew.workers for crew in self._crews)
