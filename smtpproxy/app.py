@@ -1,8 +1,10 @@
 """The composition root of one worker: settings become listeners, sessions and observers."""
 
+import resource
 import socket
 from collections.abc import Callable
 from functools import partial
+from ipaddress import ip_network
 from math import inf
 
 from smtpproxy.core.capabilities import Filter
@@ -10,12 +12,14 @@ from smtpproxy.core.commands import Sync
 from smtpproxy.core.content import BareNewlines
 from smtpproxy.core.rules import Rules
 from smtpproxy.figures import Figures
+from smtpproxy.net.admission import SPARE_DESCRIPTORS, Admission, Bounds
 from smtpproxy.net.listener import Listener
 from smtpproxy.net.outbox import Outbox
 from smtpproxy.net.places import Places, Queue
 from smtpproxy.net.servers import Server, Servers
 from smtpproxy.net.service import Service
 from smtpproxy.net.sweeper import Sweeper
+from smtpproxy.net.tally import Tally
 from smtpproxy.observe.sessions import ServiceLog
 from smtpproxy.settings import Backend, Settings
 from smtpproxy.settings import Listener as ListenerSettings
@@ -33,7 +37,8 @@ MakePlaces = Callable[[str, Backend], Places]
 class App:
     """The proxy on the running event loop.
 
-    changed, places: where other workers have to know, or to be asked; left out if it is alone.
+    changed, places, tally: where other workers have to know, to be asked or to be counted; left
+    out if it is alone.
     """
 
     def __init__(
@@ -42,8 +47,12 @@ class App:
         *,
         changed: Changed | None = None,
         places: MakePlaces | None = None,
+        tally: Tally | None = None,
     ) -> None:
         observer = ServiceLog()
+        self._admission = Admission(
+            _bounds(settings), tally or Tally(), _hostname(settings), observer
+        )
         self._sweeper = Sweeper(_limits(settings), settings.timeouts.hold)
         outbox = Outbox()
         self._servers = {
@@ -68,6 +77,7 @@ class App:
                     outbox=outbox,
                     observer=observer,
                     places=own_places[listener.backend],
+                    admission=self._admission,
                 ),
             )
             for listener in settings.listener
@@ -83,6 +93,7 @@ class App:
 
         Without them it opens its own; raises OSError, with none left open, if one can't be had.
         """
+        self._admission.start()
         for index, listener in enumerate(self._listeners):
             try:
                 await listener.open(sockets[index] if sockets else None)
@@ -97,7 +108,13 @@ class App:
 
     def figures(self) -> Figures:
         """Return what this worker tells of itself; see `smtpproxy.figures`."""
-        return Figures(gauges={"sessions": len(self._sweeper.sessions)})
+        return Figures(
+            counts={
+                f'clients_refused{{reason="{reason}"}}': count
+                for reason, count in self._admission.refused.items()
+            },
+            gauges={"sessions": len(self._sweeper.sessions)},
+        )
 
     def close(self) -> None:
         """Take no new clients."""
@@ -116,6 +133,7 @@ class App:
     async def stop(self) -> None:
         """Close everything at once."""
         self.close()
+        self._admission.stop()
         self._sweeper.stop()
         await self._sweeper.wait_until_empty(1.0)
 
@@ -132,7 +150,7 @@ def _servers(name: str, backend: Backend, changed: Changed) -> Servers:
 def _rules(settings: Settings, listener: ListenerSettings, backend: Backend) -> Rules:
     limits = settings.limits
     return Rules(
-        hostname=settings.hostname.encode("ascii", "replace"),
+        hostname=_hostname(settings),
         sync=Sync(listener.sync),
         bare_newlines=BareNewlines(listener.bare_newlines),
         capabilities=Filter(
@@ -147,6 +165,25 @@ def _rules(settings: Settings, listener: ListenerSettings, backend: Backend) -> 
         line=limits.line,
         auth_line=limits.auth_line,
         errors=limits.errors,
+        message_octets=limits.message_octets,
+        recipients=limits.recipients,
+    )
+
+
+def _hostname(settings: Settings) -> bytes:
+    return settings.hostname.encode("ascii", "replace")
+
+
+def _bounds(settings: Settings) -> Bounds:
+    limits = settings.limits
+    descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return Bounds(
+        sessions=limits.sessions,
+        sessions_per_address=limits.sessions_per_address,
+        new_sessions_per_minute=limits.new_sessions_per_minute,
+        own_sessions=max(1, (descriptors - SPARE_DESCRIPTORS) // 2),
+        loop_lag=limits.loop_lag,
+        exempt=tuple(ip_network(network.text) for network in limits.exempt),
     )
 
 

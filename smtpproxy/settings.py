@@ -6,6 +6,7 @@ from flags; the README explains each.
 
 import re
 import socket
+from ipaddress import ip_network
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, field
@@ -41,6 +42,19 @@ def _capability(text: str) -> str:
     raise ValueError(
         'is not a capability: one word of letters, digits and hyphens, such as "CHUNKING"'
     )
+
+
+class Network(Struct, frozen=True):
+    """A network of IP addresses, in its usual spelling."""
+
+    text: str
+
+
+def _network(text: str) -> Network:
+    try:
+        return Network(str(ip_network(text)))
+    except ValueError:
+        raise ValueError('is not a network; write, for example, "10.0.0.0/8"') from None
 
 
 def _whole(least: int, most: int = _MOST) -> Meta:
@@ -112,6 +126,23 @@ class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     auth_line: Annotated[int, _whole(512)] = 12288
     # 5xx replies in a row before a client is closed.
     errors: Annotated[int, _whole(1)] = 20
+    # Sessions of the whole service, over all workers; 0: no bound.
+    sessions: Annotated[int, _whole(0)] = 10000
+    # Of one address; an IPv6 network of 64 bits counts as one.
+    sessions_per_address: Annotated[int, _whole(0)] = 100
+    new_sessions_per_minute: Annotated[int, _whole(0)] = 0
+    # Networks that are not counted by address.
+    exempt: Annotated[
+        list[Annotated[Network, Parsed(_network, 'a network, such as "10.0.0.0/8"')]],
+        Written('a list of networks, such as ["10.0.0.0/8"]'),
+    ] = field(default_factory=lambda: [_network("127.0.0.0/8"), _network("::1/128")])
+    # How late the loop may be before new clients are turned away; 0: never.
+    loop_lag: Annotated[
+        float, Meta(ge=0, le=3600, description="a number of seconds, at most 3600 (0: never)")
+    ] = 2.0
+    # Octets of a message, and recipients that may be accepted for one; 0: as the MTA likes.
+    message_octets: Annotated[int, _whole(0)] = 0
+    recipients: Annotated[int, _whole(0)] = 0
 
 
 class Timeouts(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -15,6 +15,7 @@ import uvloop
 from smtpproxy.app import App
 from smtpproxy.control import Beat, Lines, Ready, Start
 from smtpproxy.link import Link, SharedPlaces
+from smtpproxy.net.tally import Tally
 from smtpproxy.observe import log
 
 LOG_DELAY_S = 0.02
@@ -28,6 +29,7 @@ async def serve(start: Start, channel: socket.socket, lines: Lines) -> int:
         start.settings,
         changed=link.changed,
         places=lambda backend, _: SharedPlaces(link, backend),
+        tally=Tally(start.tally, start.row),
     )
     link.learn = lambda health: app.learn(health.backend, health.server, up=health.up)
     await asyncio.get_running_loop().create_unix_connection(lambda: link, sock=channel)

@@ -155,8 +155,11 @@ class Session:
         """Take the client's half-close: what it has sent is served to the end."""
         if self._pipeline.ended:
             self._client.close()
-        else:
-            self._finish_client(monotonic())
+            return
+        now = monotonic()
+        if self._choice.waits and not self._octets_client:  # it has left the queue
+            self._pipeline.abandon(now)
+        self._finish_client(now)
 
     def client_lost(self) -> None:
         """Take the end of the client's connection; what it sent before is still served."""
