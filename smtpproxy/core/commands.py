@@ -137,18 +137,21 @@ def table_for(
 
     weighed: roles of commands that may be over a limit, so that their turn must come to tell.
 
-    Commonplace verbs stand in it with a space or CR behind them, too, as a line begins with them.
+    Commonplace verbs stand in it as a line begins with them, too: with a space or CR behind, and in
+    small letters as well.
     """
     shape = {Sync.SAFE: lambda verb: verb, Sync.STRICT: _strict, Sync.OFF: _loose}[sync]
     table = {verb.name: shape(verb) for verb in ROWS}
     for word in hidden & table.keys():
         if not table[word].refusal:
-            table[word] = replace(table[word], refusal=replies.NOT_IMPLEMENTED)
+            # Not held: the edge begins to time held replies when the backend answers.
+            table[word] = replace(table[word], refusal=replies.NOT_IMPLEMENTED, groupable=False)
     for word, verb in table.items():
         if verb.role in weighed:
             table[word] = replace(verb, weighed=True)
     for word in COMMONPLACE:
-        table[word + b" "] = table[word + b"\r"] = table[word]
+        for begin in (word + b" ", word + b"\r"):
+            table[begin] = table[begin.lower()] = table[word]
     return table
 
 

@@ -56,8 +56,8 @@ def whole_reply_code(octets: bytes) -> int:
     if size > LINE_LIMIT:
         return 0
     code = _ONE_LINE.get(octets[:4], 0)
-    if code and octets.find(b"\n") == size - 1 and octets.find(b"\r") == size - 2:
-        return code if b"\0" not in octets else 0
+    if code and octets.endswith(b"\r\n") and len(octets.translate(None, b"\r\n\0")) == size - 2:
+        return code
     whole = _MULTI_LINE.fullmatch(octets)
     return int(whole[1]) if whole else 0
 
