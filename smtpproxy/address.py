@@ -1,7 +1,7 @@
 """Addresses: where a listener listens and where a server is reached.
 
-Two forms, `HOST:PORT` and `unix:/PATH`. The texts of the errors are read by whoever wrote the
-address, so each says what to write instead. No name is looked up here.
+Three forms: `HOST:PORT`, `unix:/PATH` and, for listeners, `fd:NAME`. The texts of the errors are
+read by whoever wrote the address, so each says what to write instead. No name is looked up here.
 """
 
 import re
@@ -15,15 +15,19 @@ _HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?", 
 
 
 class Address(Struct, frozen=True):
-    """A TCP host and port, or the path of a Unix socket (then `host` is empty, `port` is 0)."""
+    """A TCP host and port, or the path of a Unix socket, or the name of a socket given by systemd.
+
+    What it is not, is empty or 0.
+    """
 
     host: str = ""
     port: int = 0
     path: str = ""
+    given: str = ""
 
     @classmethod
     def parse(cls, text: str) -> "Address":
-        """Read `127.0.0.1:25`, `[::1]:25`, `host.example:25` or `unix:/run/x.sock`.
+        """Read `127.0.0.1:25`, `[::1]:25`, `host.example:25`, `unix:/run/x.sock` or `fd:NAME`.
 
         IP addresses get their usual short spelling, so that equal ones compare equal. Raises
         ValueError with a text for the user.
@@ -31,7 +35,7 @@ class Address(Struct, frozen=True):
         if text.startswith("unix:"):
             return cls(path=_unix_path(text.removeprefix("unix:")))
         if text.startswith("fd:"):
-            raise ValueError('is not a known form of address; write "127.0.0.1:25" or "unix:/PATH"')
+            return cls(given=_given_name(text.removeprefix("fd:")))
         host, port = _split(text)
         return cls(host=host, port=_port(port))
 
@@ -51,6 +55,8 @@ class Address(Struct, frozen=True):
         return ip is not None and ip.is_loopback
 
     def __str__(self) -> str:
+        if self.given:
+            return f"fd:{self.given}"
         if self.is_unix:
             return f"unix:{self.path}"
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
@@ -59,7 +65,7 @@ class Address(Struct, frozen=True):
 def parse_listener(text: str) -> Address:
     """Read an address to listen on: an IP address or localhost, any port (0: a free one)."""
     address = Address.parse(text)
-    if address.is_unix or address.host == "localhost" or _ip(address.host):
+    if address.given or address.is_unix or address.host == "localhost" or _ip(address.host):
         return address
     raise ValueError(
         f'is a name; a listener needs an IP address of this machine, such as "127.0.0.1:'
@@ -70,6 +76,8 @@ def parse_listener(text: str) -> Address:
 def parse_server(text: str) -> Address:
     """Read an address to connect to: a port from 1, and a host that can be reached."""
     address = Address.parse(text)
+    if address.given:
+        raise ValueError('is a listening socket; a server needs an address, "127.0.0.1:25"')
     if not address.is_unix and address.port == 0:
         raise ValueError("has port 0; a server needs its real port, 1 to 65535")
     ip = _ip(address.host)
@@ -88,6 +96,13 @@ def _unix_path(path: str) -> str:
             f"has a path that is not possible: at most {_UNIX_PATH_OCTETS} octets, no NUL"
         )
     return path
+
+
+def _given_name(name: str) -> str:
+    """Read a name as systemd has them (sd_listen_fds_with_names(3))."""
+    if re.fullmatch(r"[!-9;-~]{1,255}", name, re.ASCII):
+        return name
+    raise ValueError('needs the name of a socket that systemd passes, such as "fd:smtp"')
 
 
 def _split(text: str) -> tuple[str, str]:

@@ -1,54 +1,83 @@
-"""The composition root: settings become listeners, sessions and observers on one event loop."""
+"""The composition root of one worker: settings become listeners, sessions and observers."""
 
-import asyncio
-import gc
-import os
 import resource
-import signal
-
-import uvloop
+import socket
+from collections.abc import Callable
+from functools import partial
+from ipaddress import ip_network
+from math import inf
 
 from smtpproxy.core.capabilities import Filter
 from smtpproxy.core.commands import Sync
 from smtpproxy.core.content import BareNewlines
 from smtpproxy.core.rules import Rules
+from smtpproxy.figures import Figures
+from smtpproxy.net.admission import SPARE_DESCRIPTORS, Admission, Bounds
 from smtpproxy.net.listener import Listener
 from smtpproxy.net.outbox import Outbox
-from smtpproxy.net.servers import Server
+from smtpproxy.net.places import Places, Queue
+from smtpproxy.net.servers import Server, Servers
 from smtpproxy.net.service import Service
 from smtpproxy.net.sweeper import Sweeper
-from smtpproxy.observe import log
+from smtpproxy.net.tally import Tally
 from smtpproxy.observe.sessions import ServiceLog
 from smtpproxy.settings import Backend, Settings
 from smtpproxy.settings import Listener as ListenerSettings
 
 CLOSE_LIMIT_S = 30.0
 """How long a client that was told good-bye may take to close its side."""
-LOG_DELAY_S = 0.02
-"""How long a log line may wait for others, to be written together with them."""
+
+
+Changed = Callable[[str, str, bool, str], None]
+"""Is told that a server of a backend has gone down or come up, and why."""
+MakePlaces = Callable[[str, Backend], Places]
+"""Makes what gives out the places of a backend that has only so many."""
 
 
 class App:
-    """The proxy on the running event loop."""
+    """The proxy on the running event loop.
 
-    def __init__(self, settings: Settings) -> None:
-        self._timeouts = settings.timeouts
-        self._log = log.get()
+    changed, places, tally: where other workers have to know, to be asked or to be counted; left
+    out if it is alone.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        changed: Changed | None = None,
+        places: MakePlaces | None = None,
+        tally: Tally | None = None,
+    ) -> None:
+        observer = ServiceLog()
+        self._admission = Admission(
+            _bounds(settings), tally or Tally(), _hostname(settings), observer
+        )
         self._sweeper = Sweeper(_limits(settings), settings.timeouts.hold)
         outbox = Outbox()
-        observer = ServiceLog()
+        self._servers = {
+            name: _servers(name, backend, changed or observer.server_changed)
+            for name, backend in settings.backends.items()
+        }
+        make_places = places or (
+            lambda _, backend: Queue(backend.max_connections, backend.max_wait)
+        )
+        own_places = {
+            name: make_places(name, backend) if backend.max_connections else None
+            for name, backend in settings.backends.items()
+        }
         self._listeners = [
             Listener(
                 listener.address,
                 Service(
                     name=str(listener.address),
                     rules=_rules(settings, listener, settings.backends[listener.backend]),
-                    servers=tuple(
-                        Server(address) for address in settings.backends[listener.backend].servers
-                    ),
+                    servers=self._servers[listener.backend],
                     sweeper=self._sweeper,
                     outbox=outbox,
                     observer=observer,
+                    places=own_places[listener.backend],
+                    admission=self._admission,
                 ),
             )
             for listener in settings.listener
@@ -59,91 +88,69 @@ class App:
         """The addresses that are listened on, with their real ports."""
         return [address for listener in self._listeners for address in listener.addresses]
 
-    async def start(self) -> None:
-        """Open all listeners; raises OSError, with none left open, if one can't be."""
-        for listener in self._listeners:
+    async def start(self, sockets: list[list[socket.socket]] | None = None) -> None:
+        """Begin to accept clients, from these sockets for each listener, which stay the caller's.
+
+        Without them it opens its own; raises OSError, with none left open, if one can't be had.
+        """
+        self._admission.start()
+        for index, listener in enumerate(self._listeners):
             try:
-                await listener.open()
-            except OSError as error:
-                self._log.error(
-                    "cannot_listen", address=str(listener.wanted), why=os.strerror(error.errno or 0)
-                )
-                self._close_listeners()
+                await listener.open(sockets[index] if sockets else None)
+            except OSError:
+                self.close()
                 raise
-        for address in self.addresses:
-            self._log.info("listening", address=address)
 
-    async def drain(self) -> None:
-        """Take no new clients; let each session finish its transaction, for `drain` seconds."""
-        self._close_listeners()
-        self._log.info("draining", sessions=len(self._sweeper.sessions))
-        self._sweeper.drain()
-        await self._sweeper.wait_until_empty(self._timeouts.drain)
+    def learn(self, backend: str, server: str, *, up: bool) -> None:
+        """Take it from another worker that a server has gone down or come up."""
+        if backend in self._servers:
+            self._servers[backend].learn(server, up=up)
 
-    async def stop(self) -> None:
-        """Close everything at once."""
-        self._close_listeners()
-        self._sweeper.stop()
-        await self._sweeper.wait_until_empty(1.0)
+    def figures(self) -> Figures:
+        """Return what this worker tells of itself; see `smtpproxy.figures`."""
+        return Figures(
+            counts={
+                f'clients_refused{{reason="{reason}"}}': count
+                for reason, count in self._admission.refused.items()
+            },
+            gauges={"sessions": len(self._sweeper.sessions)},
+        )
 
-    def _close_listeners(self) -> None:
+    def close(self) -> None:
+        """Take no new clients."""
         for listener in self._listeners:
             listener.close()
 
+    def drain(self) -> None:
+        """Take no new clients, and let each session end with its transaction, with 421."""
+        self.close()
+        self._sweeper.drain()
 
-async def serve(settings: Settings) -> int:
-    """Run until a signal: the first SIGTERM or SIGINT drains, the second stops at once."""
-    app = App(settings)
-    try:
-        await app.start()
-    except OSError:
-        return 1
-    asked, insisted = asyncio.Event(), asyncio.Event()
+    async def wait_until_empty(self, seconds: float | None = None) -> None:
+        """Wait until no session is left, but no longer than this."""
+        await self._sweeper.wait_until_empty(seconds)
 
-    def on_signal() -> None:
-        (insisted if asked.is_set() else asked).set()
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
-    await asked.wait()
-    draining = asyncio.create_task(app.drain(), name="drain")
-    stopping = asyncio.create_task(insisted.wait(), name="second signal")
-    await asyncio.wait((draining, stopping), return_when=asyncio.FIRST_COMPLETED)
-    draining.cancel()
-    stopping.cancel()
-    await app.stop()
-    log.get().info("stopped")
-    return 0
+    async def stop(self) -> None:
+        """Close everything at once."""
+        self.close()
+        self._admission.stop()
+        self._sweeper.stop()
+        await self._sweeper.wait_until_empty(1.0)
 
 
-def main(settings: Settings) -> int:
-    """Run the proxy in this process; return its exit code."""
-    log.configure(settings.log.level, settings.log.format)
-    _raise_file_limit()
-    # What is loaded by now stays; collecting it over and over cost a third of all CPU (bench S1).
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(10_000, 20, 50)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        loop = runner.get_loop()
-        log.gather(lambda flush: loop.call_later(LOG_DELAY_S, flush))
-        try:
-            return runner.run(serve(settings))
-        finally:
-            log.gather(None)
-
-
-def _raise_file_limit() -> None:
-    """Use as many file descriptors as the system lets us: a session takes two."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+def _servers(name: str, backend: Backend, changed: Changed) -> Servers:
+    return Servers(
+        [Server(address) for address in backend.servers],
+        backend.retry_after,
+        least=backend.balance == "least",
+        changed=partial(changed, name),
+    )
 
 
 def _rules(settings: Settings, listener: ListenerSettings, backend: Backend) -> Rules:
     limits = settings.limits
     return Rules(
-        hostname=settings.hostname.encode("ascii", "replace"),
+        hostname=_hostname(settings),
         sync=Sync(listener.sync),
         bare_newlines=BareNewlines(listener.bare_newlines),
         capabilities=Filter(
@@ -158,6 +165,25 @@ def _rules(settings: Settings, listener: ListenerSettings, backend: Backend) -> 
         line=limits.line,
         auth_line=limits.auth_line,
         errors=limits.errors,
+        message_octets=limits.message_octets,
+        recipients=limits.recipients,
+    )
+
+
+def _hostname(settings: Settings) -> bytes:
+    return settings.hostname.encode("ascii", "replace")
+
+
+def _bounds(settings: Settings) -> Bounds:
+    limits = settings.limits
+    descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return Bounds(
+        sessions=limits.sessions,
+        sessions_per_address=limits.sessions_per_address,
+        new_sessions_per_minute=limits.new_sessions_per_minute,
+        own_sessions=max(1, (descriptors - SPARE_DESCRIPTORS) // 2),
+        loop_lag=limits.loop_lag,
+        exempt=tuple(ip_network(network.text) for network in limits.exempt),
     )
 
 
@@ -165,6 +191,7 @@ def _limits(settings: Settings) -> dict[str, float]:
     """Return the seconds of each time limit by the name that the verb table and sessions use."""
     times = settings.timeouts
     return {
+        "place": inf,  # who gives out the places keeps the time
         "connect": times.connect,
         "greeting": times.greeting,
         "command": times.command,

@@ -40,9 +40,10 @@ def main() -> None:
       smtpproxy run -l 127.0.0.1:2525 -b 127.0.0.1:25
       smtpproxy run -l [::]:25 -b 10.0.0.5:25 -b 10.0.0.6:25
       smtpproxy run -l unix:/run/smtpproxy/smtp.sock -b mta.example.org:25
-      smtpproxy run -c /etc/smtpproxy/smtpproxy.toml --log-level debug
+      smtpproxy run -c /etc/smtpproxy/smtpproxy.toml -w 0 --log-level debug
 
     SIGTERM and SIGINT drain: sessions finish their transaction.  A second one stops at once.
+    SIGHUP reads the file again: new workers take over, sessions that are open go on.
     """
 )
 @click.option(
@@ -58,7 +59,8 @@ def main() -> None:
     "--listen",
     multiple=True,
     metavar="ADDR",
-    help="Accept clients here: HOST:PORT, [IPV6]:PORT or unix:/PATH.  May be repeated.",
+    help="Accept clients here: HOST:PORT, [IPV6]:PORT, unix:/PATH, or fd:NAME for a socket that "
+    "systemd passes.  May be repeated.",
 )
 @click.option(
     "-b",
@@ -66,6 +68,13 @@ def main() -> None:
     multiple=True,
     metavar="ADDR",
     help="A server of the legacy MTA.  Repeated: the next is tried when one can't be reached.",
+)
+@click.option(
+    "-w",
+    "--workers",
+    type=int,
+    metavar="N",
+    help="Processes that serve clients; 0: one for each CPU.",
 )
 @click.option(
     "--log-format",
@@ -77,6 +86,7 @@ def run(
     file: Path | None,
     listen: tuple[str, ...],
     backend: tuple[str, ...],
+    workers: int | None,
     log_format: str | None,
     log_level: str | None,
 ) -> None:
@@ -86,16 +96,20 @@ def run(
             "nothing to do: give a file with -c, or an address for clients with -l and the MTA's "
             "with -b, as in\n\n  smtpproxy run -l 127.0.0.1:2525 -b 127.0.0.1:25"
         )
-    try:
+
+    def read() -> Settings:
         settings = load(file, need_listener=not listen, need_backend=not backend) if file else None
-        settings = from_flags(settings, listen, backend, log_format, log_level)
+        return from_flags(settings, listen, backend, log_format, log_level, workers)
+
+    try:
+        settings = read()
     except ConfigError as error:
         _fail(error)
     for warning in _warnings(settings):
         click.echo(warning, err=True)
-    from smtpproxy import app  # `check` and `--help` need no event loop
+    from smtpproxy.supervisor import service  # `check` and `--help` need no event loop
 
-    sys.exit(app.main(settings))
+    sys.exit(service.main(settings, read))
 
 
 @main.command(

@@ -25,6 +25,7 @@ from smtpproxy.settings import (
     LogLevel,
     ServerAddress,
     Settings,
+    WorkerCount,
 )
 
 _FLAG_BACKEND = "default"
@@ -59,6 +60,7 @@ def from_flags(
     backend: Sequence[str],
     log_format: str | None = None,
     log_level: str | None = None,
+    workers: int | None = None,
 ) -> Settings:
     """Lay the flags over `settings` (those of a file, or None).
 
@@ -73,6 +75,9 @@ def from_flags(
     if log_level is not None:
         level = cast("LogLevel", reader.read(log_level, LogLevel, ("--log-level",)))
         settings = replace(settings, log=replace(settings.log, level=level))
+    if workers is not None:
+        read = cast("int", reader.read(workers, WorkerCount, ("-w",)))
+        settings = replace(settings, workers=read)
     if backend:
         servers = [cast("Address", reader.read(text, ServerAddress, ("-b",))) for text in backend]
         listeners = [replace(listener, backend="") for listener in settings.listener]

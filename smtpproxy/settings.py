@@ -6,6 +6,7 @@ from flags; the README explains each.
 
 import re
 import socket
+from ipaddress import ip_network
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, field
@@ -43,13 +44,27 @@ def _capability(text: str) -> str:
     )
 
 
-def _whole(least: int) -> Meta:
-    return Meta(ge=least, le=_MOST, description=f"a whole number from {least} to {_MOST}")
+class Network(Struct, frozen=True):
+    """A network of IP addresses, in its usual spelling."""
+
+    text: str
+
+
+def _network(text: str) -> Network:
+    try:
+        return Network(str(ip_network(text)))
+    except ValueError:
+        raise ValueError('is not a network; write, for example, "10.0.0.0/8"') from None
+
+
+def _whole(least: int, most: int = _MOST) -> Meta:
+    return Meta(ge=least, le=most, description=f"a whole number from {least} to {most}")
 
 
 Seconds = Annotated[
     float, Meta(gt=0, le=86400, description="a number of seconds above 0, at most 86400 (a day)")
 ]
+WorkerCount = Annotated[int, _whole(0, 64)]
 CapabilityWords = Annotated[
     list[Annotated[str, Parsed(_capability, 'a capability in quotes, such as "CHUNKING"')]],
     Written('a list of capabilities, such as ["CHUNKING"]'),
@@ -88,6 +103,16 @@ class Backend(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     pipelining: Literal["auto", "never"] = "auto"
     helo_fallback: bool = True
     guard_data: bool = True
+    balance: Literal["first", "least"] = "first"
+    # How long a server that has failed is left alone.
+    retry_after: Seconds = 10.0
+    # How often each server is greeted to see whether it is there; 0: never.
+    check_every: Annotated[
+        float, Meta(ge=0, le=86400, description="a number of seconds, at most 86400 (0: never)")
+    ] = 0.0
+    # Connections of the whole service, over all workers; 0: no limit. Above it clients wait.
+    max_connections: Annotated[int, _whole(0)] = 0
+    max_wait: Seconds = 30.0
 
 
 class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -101,6 +126,23 @@ class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     auth_line: Annotated[int, _whole(512)] = 12288
     # 5xx replies in a row before a client is closed.
     errors: Annotated[int, _whole(1)] = 20
+    # Sessions of the whole service, over all workers; 0: no bound.
+    sessions: Annotated[int, _whole(0)] = 10000
+    # Of one address; an IPv6 network of 64 bits counts as one.
+    sessions_per_address: Annotated[int, _whole(0)] = 100
+    new_sessions_per_minute: Annotated[int, _whole(0)] = 0
+    # Networks that are not counted by address.
+    exempt: Annotated[
+        list[Annotated[Network, Parsed(_network, 'a network, such as "10.0.0.0/8"')]],
+        Written('a list of networks, such as ["10.0.0.0/8"]'),
+    ] = field(default_factory=lambda: [_network("127.0.0.0/8"), _network("::1/128")])
+    # How late the loop may be before new clients are turned away; 0: never.
+    loop_lag: Annotated[
+        float, Meta(ge=0, le=3600, description="a number of seconds, at most 3600 (0: never)")
+    ] = 2.0
+    # Octets of a message, and recipients that may be accepted for one; 0: as the MTA likes.
+    message_octets: Annotated[int, _whole(0)] = 0
+    recipients: Annotated[int, _whole(0)] = 0
 
 
 class Timeouts(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -114,6 +156,8 @@ class Timeouts(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     end_of_data: Seconds = 600.0
     client: Seconds = 300.0
     drain: Seconds = 60.0
+    # A worker that says nothing for so long hangs, and is replaced.
+    heartbeat: Seconds = 20.0
     hold: Seconds = 0.2
 
 
@@ -130,6 +174,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     hostname: Annotated[str, Parsed(_host_name, 'a name, such as "mx.example.org"')] = field(
         default_factory=socket.gethostname
     )
+    # Processes that serve clients; 0: one for each CPU.
+    workers: WorkerCount = 1
     listener: Annotated[
         list[Listener], Written("written [[listener]], in two brackets, once for each listener")
     ] = []

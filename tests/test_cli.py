@@ -5,16 +5,18 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner, Result
 
-from smtpproxy import app, cli
+from smtpproxy import cli
 from smtpproxy.demo import play
 from smtpproxy.demo.legacy import DEFAULT_FAILING, FAILINGS
 from smtpproxy.settings import Settings
+from smtpproxy.supervisor import service
 
 GOOD = """\
 [[listener]]
@@ -43,11 +45,12 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
     """What `run` would have run."""
     ran: list[Settings] = []
 
-    def main(settings: Settings) -> int:
+    def main(settings: Settings, read: Callable[[], Settings]) -> int:
         ran.append(settings)
+        assert read() == settings
         return 0
 
-    monkeypatch.setattr(app, "main", main)
+    monkeypatch.setattr(service, "main", main)
     return ran
 
 
@@ -82,12 +85,13 @@ class TestRun:
     def test_hands_on_what_the_flags_say(self, ran: list[Settings]) -> None:
         result = invoke(
             "run", "-l", "127.0.0.1:0", "--listen", "[::1]:0", "-b", "h:25", "--backend", "i:25",
-            "--log-format", "json", "--log-level", "debug",
+            "--log-format", "json", "--log-level", "debug", "-w", "3",
         )  # fmt: skip
         assert (result.exit_code, result.output) == (0, "")
         (settings,) = ran
         assert [str(each.address) for each in settings.listener] == ["127.0.0.1:0", "[::1]:0"]
         assert (settings.log.format, settings.log.level) == ("json", "debug")
+        assert settings.workers == 3
 
     def test_flags_override_the_file(self, file: Path, ran: list[Settings]) -> None:
         assert invoke("run", "-c", file, "-l", "[::1]:0").exit_code == 0
@@ -115,6 +119,12 @@ class TestRun:
         assert '-b: "h"' in result.stderr
         assert not ran
 
+    def test_an_impossible_number_of_workers(self, ran: list[Settings]) -> None:
+        result = invoke("run", "-l", "[::1]:0", "-b", "h:25", "-w", "65")
+        assert result.exit_code == 1
+        assert "-w: must be a whole number from 0 to 64, not 65" in result.stderr
+        assert not ran
+
     def test_a_bad_file_has_lines(self, file: Path, ran: list[Settings]) -> None:
         file.write_text(GOOD + "x = 1\n")
         result = invoke("run", "-c", file)
@@ -123,7 +133,7 @@ class TestRun:
         assert not ran
 
     def test_the_exit_code_is_the_proxys(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(app, "main", lambda _: 1)
+        monkeypatch.setattr(service, "main", lambda *_: 1)
         assert invoke("run", "-l", "[::1]:0", "-b", "h:25").exit_code == 1
 
     def test_warns_when_others_can_reach_it(self, ran: list[Settings]) -> None:

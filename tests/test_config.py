@@ -103,8 +103,8 @@ class TestAGoodFile:
                 """
 hostname = "mx.example.org"
 log = { level = "debug", format = "json" }
-limits = { queue_commands = 1, queue_octets = 12288, line = 512, auth_line = 12288, errors = 1 }
-timeouts = { connect = 1, hold = 0.05 }
+workers = 0
+timeouts = { connect = 1, hold = 0.05, heartbeat = 5 }
 [[listener]]
 address = "[::1]:0"
 backend = "b"
@@ -118,6 +118,24 @@ servers = ["mta.Example:25", "10.0.0.6:2525"]
 pipelining = "never"
 helo_fallback = false
 guard_data = false
+balance = "least"
+retry_after = 1
+check_every = 0.5
+max_connections = 9
+max_wait = 5
+[limits]
+queue_commands = 1
+queue_octets = 12288
+line = 512
+auth_line = 12288
+errors = 1
+sessions = 9
+sessions_per_address = 8
+new_sessions_per_minute = 7
+loop_lag = 0.5
+exempt = ["2001:DB8::/32"]
+message_octets = 6
+recipients = 5
 """,
             )
         )
@@ -131,7 +149,17 @@ guard_data = false
         assert listener.capabilities.allow == ["X-OURS"]
         assert list(map(str, settings.backends["b"].servers)) == ["mta.example:25", "10.0.0.6:2525"]
         assert not settings.backends["b"].guard_data
+        assert (settings.workers, settings.timeouts.heartbeat) == (0, 5)
+        assert (settings.backends["b"].balance, settings.backends["b"].check_every) == (
+            "least",
+            0.5,
+        )
         assert settings.timeouts.connect == 1.0
+        limits = settings.limits
+        assert (limits.sessions, limits.sessions_per_address) == (9, 8)
+        assert (limits.new_sessions_per_minute, limits.loop_lag) == (7, 0.5)
+        assert [network.text for network in limits.exempt] == ["2001:db8::/32"]
+        assert (limits.message_octets, limits.recipients) == (6, 5)
 
     def test_a_byte_order_mark_is_no_problem(self, tmp_path: Path) -> None:
         assert load(write(tmp_path, b"\xef\xbb\xbf" + GOOD.encode())).listener
@@ -182,15 +210,21 @@ class TestMistakes:
                 "backends.old.pipelining",
                 'must be "auto" or "never", not true',
             ),
+            ("check_every = -1", 6, "backends.old.check_every", "at most 86400 (0: never)"),
+            ("max_connections = -1", 6, "backends.old.max_connections", "a whole number from 0"),
+            ('balance = "round"', 6, "backends.old.balance", 'must be "first" or "least"'),
             ("guard_data = 1", 6, "backends.old.guard_data", "must be true or false, not 1"),
             ("[limits]\nerrors = 0", 7, "limits.errors", "must be a whole number from 1"),
+            ('[limits]\nexempt = ["10.0.0.1/8"]', 7, "limits.exempt[0]", "is not a network"),
+            ("[limits]\nsessions = -1", 7, "limits.sessions", "a whole number from 0"),
+            ("[limits]\nloop_lag = -1", 7, "limits.loop_lag", "at most 3600 (0: never)"),
             ("[limits]\nerrors = 1.5", 7, "limits.errors", "not 1.5"),
             ("[limits]\nqueue_octets = 5000", 7, "limits.queue_octets", "12288 octets"),
             ("[timeouts]\ndata = 0", 7, "timeouts.data", "must be a number of seconds above 0"),
             ("[timeouts]\ndata = true", 7, "timeouts.data", "not true"),
             ("[[backends]]", 6, "", "is not TOML"),
             ('[[listener]]\naddress = "mx.example:25"', 7, "listener[1].address", "is a name"),
-            ('[[listener]]\naddress = "fd:smtp"', 7, "listener[1].address", "not a known form"),
+            ('[[listener]]\naddress = "fd:"', 7, "listener[1].address", 'such as "fd:smtp"'),
             (
                 '[[listener]]\naddress = "127.0.0.1:2525"',
                 7,
@@ -359,6 +393,7 @@ class TestAddresses:
             ("[0:0::1]:25", "[::1]:25"),
             ("localhost:0", "localhost:0"),
             ("unix:/run/x.sock", "unix:/run/x.sock"),
+            ("fd:smtp", "fd:smtp"),
         ],
     )
     def test_what_a_listener_takes(self, text: str, shown: str) -> None:
@@ -388,7 +423,8 @@ class TestAddresses:
             ("unix:", "whole path"),
             ("unix:/" + "x" * 107, "107 octets"),
             ("unix:/a\0b", "NUL"),
-            ("fd:smtp", "not a known form"),
+            ("fd:", 'such as "fd:smtp"'),
+            ("fd:a:b", 'such as "fd:smtp"'),
         ],
     )
     def test_what_no_one_takes(self, text: str, advice: str) -> None:
@@ -399,7 +435,7 @@ class TestAddresses:
 
     def test_a_server_may_be_a_name_but_needs_a_port_and_a_place(self) -> None:
         assert str(parse_server("MX.example.:25")) == "mx.example.:25"
-        for text in ("h:0", "0.0.0.0:25", "[::]:25"):
+        for text in ("h:0", "0.0.0.0:25", "[::]:25", "fd:smtp"):
             with pytest.raises(ValueError, match="a server needs"):
                 parse_server(text)
 

@@ -1,4 +1,4 @@
-"""Imports point one way: cli -> supervisor -> app -> {admin, observe, net} -> core."""
+"""Imports point one way: cli -> supervisor, worker -> app -> {admin, observe, net} -> core."""
 
 import ast
 import sys
@@ -19,10 +19,14 @@ ALLOWED = {
     "observe": {"core", "address"},
     "admin": {"core", "address"},
     "settings": {"core"},
-    "app": {"settings", "admin", "observe", "net", "core"},
+    "figures": set(),
+    "control": {"settings", "figures"},
+    "app": {"settings", "admin", "observe", "net", "core", "figures"},
     "demo": {"app", "settings", "observe"},
-    "supervisor": {"app", "settings", "observe", "net"},
-    "cli": {"supervisor", "app", "settings", "demo", "observe"},
+    "link": {"control", "figures", "net"},
+    "worker": {"app", "link", "control", "net", "observe"},
+    "supervisor": {"control", "figures", "settings", "admin", "observe", "net"},
+    "cli": {"supervisor", "settings", "demo", "observe"},
     "__main__": {"cli"},
     "": set(),
 }
@@ -96,6 +100,7 @@ def test_module_imports_only_what_its_part_may(module: str) -> None:
         ("smtpproxy.observe.log", "from smtpproxy.net.session import x", ["smtpproxy.net.session"]),
         ("smtpproxy.config", "from smtpproxy.app import App", ["smtpproxy.app"]),
         ("smtpproxy.app", "from smtpproxy.cli import main", ["smtpproxy.cli"]),
+        ("smtpproxy.supervisor.crew", "import smtpproxy.worker", ["smtpproxy.worker"]),
         ("smtpproxy.demo.play", "from smtpproxy.net import session", ["smtpproxy.net.session"]),
         ("smtpproxy.demo.play", "from smtpproxy.app import App", []),
         ("smtpproxy.cli", "from smtpproxy import __version__", []),

@@ -231,6 +231,12 @@ class Framer:
         content, exchange = self._content, self.last
         assert content is not None
         out, taken = content.receive(octets[position:] if position else octets)
+        limit = self._rules.message_octets
+        # Of octets that may yet turn out to be the end of data, two are at hand at most.
+        most = limit if content.ended else limit + 2
+        if limit and content.octets > most and not exchange.refusal:
+            too_big = ClientViolation("message_too_big", replies.MESSAGE_TOO_BIG, closes=True)
+            exchange.refuse(too_big)  # nothing more goes on; told at the end of data
         if out and not exchange.refusal:
             self.send_backend(out)
         if content.violation is not None and not exchange.refusal:

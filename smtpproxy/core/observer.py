@@ -32,6 +32,9 @@ class SessionObserver(Protocol):
     def connected(self, server: str) -> None:
         """The session got its backend connection, to the server of this address."""
 
+    def gave_up(self, server: str, why: str) -> None:
+        """A server could not be connected to, or did not greet as it should."""
+
     def settled(self, exchanges: list[Exchange]) -> None:
         """These replies were flushed in one write; or, at the end, these got none."""
 
@@ -45,8 +48,11 @@ class Observer(Protocol):
     def session(self, listener: str, client: str) -> SessionObserver:
         """A client has connected to a listener; return who is to watch its session."""
 
-    def server_down(self, server: str, why: str) -> None:
-        """A server could not be connected to, or refused with its greeting."""
+    def server_changed(self, backend: str, server: str, up: bool, why: str) -> None:
+        """A server is down, or up again; once for each change."""
+
+    def refused(self, reason: str, client: str, clients: int) -> None:
+        """So many clients more were turned away for this reason, this one last."""
 
     def broken(self, error: Exception) -> None:
         """Something in the proxy itself went wrong; the session it met is closed with 421."""

@@ -2,14 +2,16 @@
 
 import asyncio
 import socket
-import stat
-from pathlib import Path
+import sys
+from typing import Any
 
 from smtpproxy.address import Address
+from smtpproxy.net import sockets
 from smtpproxy.net.client import ClientConnection
 from smtpproxy.net.service import Service
 
-BACKLOG = 4096
+_KEEP_PATH: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
+"""The path of a Unix socket is not the loop's to remove: others may accept there."""
 
 
 class Listener:
@@ -21,63 +23,42 @@ class Listener:
     def __init__(self, address: Address, service: Service) -> None:
         self.wanted = address
         self._service = service
-        self._server: asyncio.Server | None = None
+        self._servers: list[asyncio.Server] = []
+        self._own: list[socket.socket] = []
         self.addresses: list[str] = []
 
-    async def open(self) -> None:
-        """Begin to listen; `addresses` are then the real ones, ports chosen by the system too.
+    async def open(self, given: list[socket.socket] | None = None) -> None:
+        """Begin to accept; `addresses` are then the real ones, ports chosen by the system too.
 
-        Raises OSError if the address can't be had.
+        `given` are listening sockets that others accept from as well, and that stay theirs.  With
+        None the listener opens its own; raises OSError if the address can't be had.
         """
+        if given is None:
+            given = self._own = sockets.listen(self.wanted)
+        for each in given:
+            self._servers.append(await self._accept_from(each))
+        self.addresses = [sockets.name_of(each) for each in given]
+
+    async def _accept_from(self, listening: socket.socket) -> asyncio.Server:
         loop = asyncio.get_running_loop()
-        if self.wanted.is_unix:
-            # Bound here: the loop would remove whatever stands at the path, a live socket too.
-            self._server = await loop.create_unix_server(
-                self._make_client, sock=_bind_unix(self.wanted.path), backlog=BACKLOG
+        accepting = listening.dup()  # the loop closes the one that it gets
+        if listening.family == socket.AF_UNIX:
+            return await loop.create_unix_server(
+                self._make_client,
+                sock=accepting,
+                backlog=sockets.BACKLOG,
+                **_KEEP_PATH,
             )
-            self.addresses = [str(self.wanted)]
-            return
-        self._server = await loop.create_server(
-            self._make_client, self.wanted.host, self.wanted.port, backlog=BACKLOG
-        )
-        self.addresses = [
-            str(Address(host=name[0], port=name[1]))
-            for name in (bound.getsockname() for bound in self._server.sockets)
-        ]
+        return await loop.create_server(self._make_client, sock=accepting, backlog=sockets.BACKLOG)
 
     def _make_client(self) -> ClientConnection:
         return ClientConnection(self._service)
 
     def close(self) -> None:
         """Accept no more clients."""
-        if self._server is not None:
-            self._server.close()
-            if self.wanted.is_unix:
-                Path(self.wanted.path).unlink(missing_ok=True)
-            self._server = None
-
-
-def _bind_unix(path: str) -> socket.socket:
-    """Bind a socket, in place of one that a proxy which was killed has left behind."""
-    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        if _is_dead(path):
-            Path(path).unlink(missing_ok=True)
-        bound.bind(path)
-    except OSError:
-        bound.close()
-        raise
-    return bound
-
-
-def _is_dead(path: str) -> bool:
-    """Tell whether a socket is at the path that nobody serves."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            return stat.S_ISSOCK(Path(path).stat().st_mode)
-        except OSError:
-            return False
-    return False
+        for server in self._servers:
+            server.close()
+        self._servers.clear()
+        if self._own:
+            sockets.close(self._own, self.wanted)
+            self._own = []

@@ -1,19 +1,29 @@
-"""The servers of a backend: the addresses at which it can be reached."""
+"""The servers of a backend: where it can be reached, and where it can't just now."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from time import monotonic
 
 from smtpproxy.address import Address
 
+Changed = Callable[[str, bool, str], None]
+"""Is told the name of a server, whether it is up now, and why not."""
+
 
 class Server:
-    """One address of a backend; a name is resolved at each connect, without blocking the loop."""
+    """One address of a backend; a name is resolved at each connect, without blocking the loop.
 
-    __slots__ = ("_address", "name")
+    sessions: of this worker, on it or on the way to it.
+    left_alone_until: when a server that is down is tried again; 0.0 while it is up.
+    """
+
+    __slots__ = ("_address", "left_alone_until", "name", "sessions")
 
     def __init__(self, address: Address) -> None:
         self._address = address
         self.name = str(address)
+        self.sessions = 0
+        self.left_alone_until = 0.0
 
     async def connect(self, factory: Callable[[], asyncio.Protocol]) -> None:
         """Open a connection; raises OSError if the server can't be reached."""
@@ -22,3 +32,67 @@ class Server:
             await loop.create_unix_connection(factory, self._address.path)
         else:
             await loop.create_connection(factory, self._address.host, self._address.port)
+
+
+class Servers:
+    """The servers of one backend, shared by all sessions of a worker.
+
+    retry_after: how many seconds one that has failed is left alone.
+    least: the one with the fewest sessions comes first, instead of the first one named.
+    changed: is called once for each change, not for each session that finds a server down.
+    """
+
+    def __init__(
+        self,
+        servers: Sequence[Server],
+        retry_after: float = 10.0,
+        *,
+        least: bool = False,
+        changed: Changed,
+    ) -> None:
+        self._servers = tuple(servers)
+        self._retry_after = retry_after
+        self._least = least
+        self._changed = changed
+
+    def in_order(self) -> list[Server]:
+        """Return all, those to be tried first at the front.
+
+        Those that are left alone come last: a client is not refused before all have been tried.
+        """
+        order = list(self._servers)
+        if len(order) == 1:
+            return order
+        if self._least:
+            order.sort(key=_sessions)
+        now = monotonic()
+        alone = [server for server in order if server.left_alone_until > now]
+        if alone:
+            order = [server for server in order if server.left_alone_until <= now] + alone
+        if order[0].left_alone_until:
+            # This session finds out whether it is back; the others go on without it meanwhile.
+            order[0].left_alone_until = now + self._retry_after
+        return order
+
+    def failed(self, server: Server, why: str) -> None:
+        """Leave a server alone: it could not be reached, or had no greeting for a client."""
+        was_up = not server.left_alone_until
+        server.left_alone_until = monotonic() + self._retry_after
+        if was_up:
+            self._changed(server.name, False, why)
+
+    def greeted(self, server: Server) -> None:
+        """Follow a greeting: the server is there (again)."""
+        if server.left_alone_until:
+            server.left_alone_until = 0.0
+            self._changed(server.name, True, "")
+
+    def learn(self, name: str, *, up: bool) -> None:
+        """Take it from somebody else that a server is up or down; nobody is told."""
+        for server in self._servers:
+            if server.name == name:
+                server.left_alone_until = 0.0 if up else monotonic() + self._retry_after
+
+
+def _sessions(server: Server) -> int:
+    return server.sessions

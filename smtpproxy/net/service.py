@@ -4,8 +4,10 @@ from dataclasses import dataclass
 
 from smtpproxy.core.observer import Observer
 from smtpproxy.core.rules import Rules
+from smtpproxy.net.admission import Admission
 from smtpproxy.net.outbox import Outbox
-from smtpproxy.net.servers import Server
+from smtpproxy.net.places import Places
+from smtpproxy.net.servers import Servers
 from smtpproxy.net.sweeper import Sweeper
 
 
@@ -13,12 +15,16 @@ from smtpproxy.net.sweeper import Sweeper
 class Service:
     """Made once for each listener.
 
-    name: the listener's address, for observers.  servers: of its backend, in order of preference.
+    name: the listener's address, for observers.
+    servers: those of its backend.  places: at the backend; None if there are as many as wanted.
+    admission: who decides whether a client is served; None lets everybody in.
     """
 
     name: str
     rules: Rules
-    servers: tuple[Server, ...]
+    servers: Servers
     sweeper: Sweeper
     outbox: Outbox
     observer: Observer
+    places: Places | None = None
+    admission: Admission | None = None

@@ -1,9 +1,9 @@
 """The session: a client connection, its backend connection and the pipeline between them.
 
-The only place that opens a backend connection and that closes either side.  It keeps time for the
-pipeline, finds a server that greets, and turns back-pressure on one side into silence on the other:
-while the client does not read, neither side is read; while the backend does not read, or as much
-waits as may wait, the client is not read.
+The only place that closes either side.  It keeps time for the pipeline, goes on to the next server
+while none has greeted, and turns back-pressure on one side into silence on the other: while the
+client does not read, neither side is read; while the backend does not read, or as much waits as may
+wait, the client is not read.
 """
 
 import asyncio
@@ -11,14 +11,11 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from smtpproxy.core.errors import BackendViolation
 from smtpproxy.core.observer import Summary
 from smtpproxy.core.pipeline import Pipeline
-from smtpproxy.core.replies import ReplyReader
-from smtpproxy.net.backend import BackendConnection
+from smtpproxy.net.choice import Choice
 
 if TYPE_CHECKING:
-    from smtpproxy.net.servers import Server
     from smtpproxy.net.service import Service
 
 
@@ -32,13 +29,11 @@ class Session:
     __slots__ = (
         "_backend",
         "_backend_blocked",
-        "_choosing",
+        "_choice",
         "_client",
         "_client_blocked",
         "_client_lost",
         "_client_paused",
-        "_connecting",
-        "_greeting",
         "_observer",
         "_octets_backend",
         "_octets_client",
@@ -46,7 +41,6 @@ class Session:
         "_service",
         "_since",
         "_started",
-        "_tried",
     )
 
     def __init__(self, service: "Service", client: asyncio.Transport) -> None:
@@ -61,42 +55,28 @@ class Session:
         send_client = partial(service.outbox.put, client)
         self._pipeline = Pipeline(service.rules, send_client, self._observer.settled, now)
         self._backend: asyncio.Transport | None = None
-        self._connecting: asyncio.Task[None] | None = None
-        self._tried = 0  # how many of the servers
-        self._choosing = len(service.servers) > 1  # another server may still take the session
-        self._greeting: ReplyReader | bytes = b""  # being read; or the last one that refused
+        self._choice = Choice(self, service.servers, service.places)
         service.sweeper.add(self)
-        self._connect_next(now)
+        self._choice.begin()
 
     # --- the backend's connection -------------------------------------------------------------
 
-    def _connect_next(self, now: float) -> None:
+    def placed(self, *, granted: bool) -> None:
+        """Take the answer to the choice's question for a place at the backend."""
+        now = monotonic()
+        if granted:
+            self._connect(now)
+        else:
+            self._pipeline.backend_full(now)
+            self._end(now)
+
+    def _connect(self, now: float) -> None:
         """Try the next server; when there is none left, the client is told so."""
         self._backend = None
         self._since = now
-        servers = self._service.servers
-        if self._tried == len(servers):
-            refusal = self._greeting if isinstance(self._greeting, bytes) else b""
-            self._pipeline.backend_unavailable(refusal, now)
+        if not self._choice.try_next():
+            self._pipeline.backend_unavailable(self._choice.refusal, now)
             self._end(now)
-            return
-        server = servers[self._tried]
-        self._tried += 1
-        self._choosing = self._choosing and self._tried < len(servers)
-        self._connecting = asyncio.get_running_loop().create_task(
-            self._connect(server), name=server.name
-        )
-
-    async def _connect(self, server: "Server") -> None:
-        try:
-            await server.connect(lambda: BackendConnection(self))
-        except OSError as error:
-            self._connecting = None
-            self._service.observer.server_down(server.name, error.strerror or str(error))
-            if not self._pipeline.ended:
-                self._connect_next(monotonic())
-        else:
-            self._connecting = None
 
     def backend_connected(self, backend: asyncio.Transport) -> None:
         """Take the backend's connection."""
@@ -106,11 +86,9 @@ class Session:
             return
         self._since = monotonic()
         self._pipeline.connect_backend(partial(self._service.outbox.put, backend))
-        self._observer.connected(self._server.name)
-
-    @property
-    def _server(self) -> "Server":
-        return self._service.servers[self._tried - 1]
+        server = self._choice.server
+        assert server is not None
+        self._observer.connected(server.name)
 
     def backend_received(self, octets: bytes) -> None:
         """Take octets from the backend."""
@@ -118,8 +96,10 @@ class Session:
         pipeline = self._pipeline
         self._octets_backend += len(octets)
         try:
-            if self._choosing:
-                octets = self._choose_by_greeting(octets, now)
+            if self._choice.open:
+                octets, why_not = self._choice.receive(octets)
+                if why_not:
+                    self.give_up_server(why_not, now)
             if octets:
                 pipeline.backend_received(octets, now)
         except Exception as error:  # noqa: BLE001  the outermost callback: nobody above could close
@@ -132,35 +112,16 @@ class Session:
         if self._client_paused:
             self._regulate()
 
-    def _choose_by_greeting(self, octets: bytes, now: float) -> bytes:
-        """Go on to the next server if this one refuses; return what the pipeline is to get.
-
-        Only before the greeting has reached the client: never once the session is open.
-        """
-        if isinstance(self._greeting, bytes):
-            self._greeting = ReplyReader()
-        reader = self._greeting
-        reader.receive(octets)
-        octets = reader.unread
-        try:
-            greeting = reader.next_reply()
-        except BackendViolation:
-            greeting = (500, b"")
-        if greeting is None:
-            return b""
-        code, reply = greeting
-        if code < 300:
-            self._choosing = False
-            return octets
-        self._give_up_server(reply, f"greeted with {code}", now)
-        return b""
-
-    def _give_up_server(self, greeting: bytes, why: str, now: float) -> None:
-        self._greeting = greeting
-        self._service.observer.server_down(self._server.name, why)
+    def give_up_server(self, why: str, now: float) -> None:
+        """Go on to the next server: this one has not greeted, or not as it should."""
+        server = self._choice.server
+        assert server is not None
+        self._observer.gave_up(server.name, why)
+        self._choice.cancel()
         if self._backend is not None:
             self._backend.abort()
-        self._connect_next(now)
+        if not self._pipeline.ended:
+            self._connect(now)
 
     def backend_lost(self, backend: asyncio.Transport) -> None:
         """Take the end of a backend connection."""
@@ -168,7 +129,9 @@ class Session:
             return
         now = monotonic()
         if self._pipeline.greeting_owed:
-            self._give_up_server(b"", "closed without a greeting", now)
+            self._choice.refusal = b""
+            self._choice.failed("closed without a greeting")
+            self.give_up_server("closed without a greeting", now)
             return
         self._pipeline.backend_lost(now)
         if self._pipeline.ended:
@@ -196,8 +159,11 @@ class Session:
         """Take the client's half-close: what it has sent is served to the end."""
         if self._pipeline.ended:
             self._client.close()
-        else:
-            self._finish_client(monotonic())
+            return
+        now = monotonic()
+        if self._choice.waits and not self._octets_client:  # it has left the queue
+            self._pipeline.abandon(now)
+        self._finish_client(now)
 
     def client_lost(self) -> None:
         """Take the end of the client's connection; what it sent before is still served."""
@@ -205,9 +171,12 @@ class Session:
         if self._pipeline.ended:
             self._service.sweeper.remove(self)
             return
+        now = monotonic()
         self._pipeline.send_client = _discard
         self._client_blocked = False
-        self._finish_client(monotonic())
+        if self._choice.waits:  # what it has sent has reached nobody: no place for it
+            self._pipeline.abandon(now)
+        self._finish_client(now)
         self._regulate()
 
     def _finish_client(self, now: float) -> None:
@@ -251,7 +220,7 @@ class Session:
         if self._pipeline.ended:
             return "close", self._since
         if self._backend is None:
-            return "connect", self._since
+            return "place" if self._choice.waits else "connect", self._since
         if self._client_blocked:
             return "client", self._since
         if self._pipeline.greeting_owed:
@@ -262,10 +231,14 @@ class Session:
         """Act on a time limit that is over."""
         if limit == "close":
             self._client.abort()
-        elif limit == "connect" or (limit == "greeting" and self._choosing):
-            if self._connecting is not None:
-                self._connecting.cancel()
-            self._give_up_server(b"", f"{limit} time limit", now)
+        elif limit == "connect" or (limit == "greeting" and self._choice.open):
+            self._choice.failed(f"{limit} time limit")
+            self._choice.refusal = b""
+            if limit == "connect" or self._choice.more:
+                self.give_up_server(f"{limit} time limit", now)
+                return
+            self._pipeline.expire(now)
+            self._end(now)
         else:
             self._pipeline.expire(now)
             self._end(now)
@@ -305,8 +278,7 @@ class Session:
         self._service.outbox.flush()
         if self._backend is not None:
             self._backend.abort()  # nothing that matters is unsent: least of all an end of data
-        if self._connecting is not None:
-            self._connecting.cancel()
+        self._choice.end()
         self._report(now)
         pipeline = self._pipeline
         if self._client_lost:

@@ -69,9 +69,10 @@ class Sweeper:
         for session in list(self.sessions):
             session.stop()
 
-    async def wait_until_empty(self, seconds: float) -> None:
+    async def wait_until_empty(self, seconds: float | None) -> None:
         """Wait until there is no session left, but no longer than `seconds`."""
-        self._empty = asyncio.Event()
+        self._empty = self._empty or asyncio.Event()
+        self._empty.clear()
         if self.sessions:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(seconds):

@@ -28,9 +28,16 @@ class ServiceLog:
         """Begin to log a session."""
         return SessionLog(f"{self._prefix}-{next(self._count)}", listener, client, self._log)
 
-    def server_down(self, server: str, why: str) -> None:
-        """Log that a server is not there."""
-        self._log.warning("server_down", server=server, why=why)
+    def server_changed(self, backend: str, server: str, up: bool, why: str) -> None:
+        """Log that a server is down, or up again."""
+        if up:
+            self._log.info("server_up", backend=backend, server=server)
+        else:
+            self._log.warning("server_down", backend=backend, server=server, why=why)
+
+    def refused(self, reason: str, client: str, clients: int) -> None:
+        """Log that clients were turned away."""
+        self._log.warning("clients_refused", reason=reason, client=client, clients=clients)
 
     def broken(self, error: Exception) -> None:
         """Log an error of the proxy itself, with its traceback."""
@@ -62,6 +69,10 @@ class SessionLog:
             client=self._client,
             server=server,
         )
+
+    def gave_up(self, server: str, why: str) -> None:
+        """Log that this session goes on to another server, or to none."""
+        self._log.debug("server_given_up", session=self._id, server=server, why=why)
 
     def settled(self, exchanges: list[Exchange]) -> None:
         """Follow transactions, and log the one that is over; log what broke the protocol."""

@@ -14,7 +14,8 @@ stand for raw octets, `{x*2048}` for repetition.  `#` at the start of a line is 
 
 What the proxy writes stands below what made it write; anything more or less fails the dialogue.
 Other happenings: `hold` (the oldest held reply is old enough), `expire` (a time limit is over),
-`drain`, `stop`, `break down`, `unavailable` (no server; a greeting that refused may follow).
+`drain`, `stop`, `break down`, `unavailable` (no server; a greeting that refused may follow), `no
+place` (the backend has as many connections as it may), `abandon` (the client is gone before).
 
 Settings, before the first line: `rules: sync=strict errors=2 hide=AUTH,SIZE`; `secret: word` (no
 observer may ever see it); `segments: as written` (what happens depends on how the client's or the
@@ -43,7 +44,16 @@ TRANSCRIPTS = Path(__file__).parent.parent / "transcripts"
 _LINE = re.compile(r"(C:|C\||S:|S\||B>|B<\||B<|[a-z ]+:|[a-z ]+$) ?(.*)")
 _REPEATED = re.compile(r"\{(.+?)\*(\d+)\}")
 _SENDERS = ("C:", "B<")
-_HAPPENINGS = ("hold", "expire", "drain", "stop", "break down", "unavailable")
+_HAPPENINGS = (
+    "hold",
+    "expire",
+    "drain",
+    "stop",
+    "break down",
+    "unavailable",
+    "no place",
+    "abandon",
+)
 _CLAIMS = ("ends", "full", "waiting")
 _WHOLE = ("violation", "observed", "waits", "pipelined", "messages")
 _SETTINGS = ("rules", "secret", "segments", "given")
@@ -204,6 +214,8 @@ class Stage:
             "drain": pipeline.drain,
             "stop": pipeline.stop,
             "break down": pipeline.break_down,
+            "no place": pipeline.backend_full,
+            "abandon": pipeline.abandon,
         }[kind](self.now)
 
     def come_to(self, given: str) -> None:

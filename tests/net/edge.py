@@ -3,6 +3,8 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from math import inf
 from typing import Any
 
 from smtpproxy.core.exchange import Exchange
@@ -10,10 +12,12 @@ from smtpproxy.core.observer import Summary
 from smtpproxy.core.rules import Rules
 from smtpproxy.net.client import ClientConnection
 from smtpproxy.net.outbox import Outbox
+from smtpproxy.net.servers import Servers
 from smtpproxy.net.service import Service
 from smtpproxy.net.sweeper import Sweeper
 
 LIMITS = {
+    "place": inf,
     "connect": 30.0,
     "greeting": 300.0,
     "command": 300.0,
@@ -85,6 +89,8 @@ class Server:
 
     def __init__(self, name: str, behaviour: str = "reachable") -> None:
         self.name = name
+        self.sessions = 0
+        self.left_alone_until = 0.0
         self.behaviour = behaviour
         self.transport = Transport()
         self.protocol: Any = None
@@ -111,6 +117,9 @@ class Watcher:
     """An observer, of the service and of each of its sessions, that remembers."""
 
     down: list[tuple[str, str]] = field(default_factory=list)
+    turned_away: list[tuple[str, str, int]] = field(default_factory=list)
+    up: list[str] = field(default_factory=list)
+    given_up: list[tuple[str, str]] = field(default_factory=list)
     errors: list[Exception] = field(default_factory=list)
     servers: list[str] = field(default_factory=list)
     exchanges: list[Exchange] = field(default_factory=list)
@@ -129,8 +138,18 @@ class Watcher:
     def closed(self, summary: Summary) -> None:
         self.summaries.append(summary)
 
-    def server_down(self, server: str, why: str) -> None:
-        self.down.append((server, why))
+    def gave_up(self, server: str, why: str) -> None:
+        self.given_up.append((server, why))
+
+    def server_changed(self, backend: str, server: str, up: bool, why: str) -> None:
+        assert backend == "backend"
+        if up:
+            self.up.append(server)
+        else:
+            self.down.append((server, why))
+
+    def refused(self, reason: str, client: str, clients: int) -> None:
+        self.turned_away.append((reason, client, clients))
 
     def broken(self, error: Exception) -> None:
         self.errors.append(error)
@@ -149,9 +168,11 @@ class Stage:
         for server in servers:
             server.transport.outbox = self.outbox
         self.client.outbox = self.outbox
-        service = Service(
-            "listener", rules, tuple(servers), self.sweeper, self.outbox, self.watcher
-        )  # type: ignore[arg-type]  # a stand-in for net's Server
+        group = Servers(
+            servers,  # type: ignore[arg-type]  # stand-ins for net's Server
+            changed=partial(self.watcher.server_changed, "backend"),
+        )
+        service = Service("listener", rules, group, self.sweeper, self.outbox, self.watcher)
         self.connection = ClientConnection(service)
         self.connection.connection_made(self.client)
         (self.session,) = self.sweeper.sessions

@@ -11,7 +11,7 @@ from smtpproxy.address import Address
 from smtpproxy.core.rules import Rules
 from smtpproxy.net.listener import Listener
 from smtpproxy.net.outbox import Outbox
-from smtpproxy.net.servers import Server
+from smtpproxy.net.servers import Server, Servers
 from smtpproxy.net.service import Service
 from smtpproxy.net.sweeper import Sweeper
 from tests.net.edge import LIMITS, Watcher
@@ -22,6 +22,10 @@ class AnyWatcher(Watcher):
 
     def session(self, listener: str, client: str) -> "AnyWatcher":  # noqa: ARG002
         return self
+
+
+def only(address: Address) -> Servers:
+    return Servers([Server(address)], changed=lambda *_: None)
 
 
 @pytest.fixture
@@ -61,9 +65,7 @@ async def test_a_session_goes_through(host: str, mta: Address, tmp_path: Path) -
         Address(path=str(tmp_path / "proxy.sock")) if host == "unix" else Address(host=host, port=0)
     )
     sweeper = Sweeper(LIMITS, hold=0.2)
-    listener = Listener(
-        wanted, Service("l", Rules(), (Server(mta),), sweeper, Outbox(), AnyWatcher())
-    )
+    listener = Listener(wanted, Service("l", Rules(), only(mta), sweeper, Outbox(), AnyWatcher()))
     await listener.open()
     (address,) = listener.addresses
     assert not address.endswith(":0")
@@ -81,7 +83,7 @@ async def test_a_socket_left_behind_is_replaced_but_a_live_one_is_not(
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
     sweeper = Sweeper(LIMITS, hold=0.2)
-    service = Service("l", Rules(), (Server(mta),), sweeper, Outbox(), AnyWatcher())
+    service = Service("l", Rules(), only(mta), sweeper, Outbox(), AnyWatcher())
     first = Listener(Address(path=str(path)), service)
     await first.open()
     second = Listener(Address(path=str(path)), service)
@@ -95,7 +97,7 @@ async def test_a_socket_left_behind_is_replaced_but_a_live_one_is_not(
 
 async def test_an_address_in_use_is_an_error(mta: Address) -> None:
     sweeper = Sweeper(LIMITS, hold=0.2)
-    service = Service("l", Rules(), (Server(mta),), sweeper, Outbox(), AnyWatcher())
+    service = Service("l", Rules(), only(mta), sweeper, Outbox(), AnyWatcher())
     first = Listener(Address(host="127.0.0.1", port=0), service)
     await first.open()
     port = int(first.addresses[0].rpartition(":")[2])

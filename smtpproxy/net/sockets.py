@@ -1,0 +1,94 @@
+"""Listening sockets: opened here, whoever accepts from them."""
+
+import contextlib
+import os
+import socket
+import stat
+from pathlib import Path
+
+from smtpproxy.address import Address
+
+BACKLOG = 4096
+
+
+def listen(address: Address) -> list[socket.socket]:
+    """Open the sockets of an address: one, or one for each meaning of `localhost`.
+
+    Raises OSError, with none left open, if one can't be had.
+    """
+    if address.is_unix:
+        return [_listen_unix(address.path)]
+    found = socket.getaddrinfo(
+        address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )
+    opened: list[socket.socket] = []
+    try:
+        for family, _, _, _, name in found:
+            # A free port is chosen once.
+            port = opened[0].getsockname()[1] if opened else address.port
+            opened.append(_listen_tcp(family, (name[0], port, *name[2:])))
+    except OSError:
+        for each in opened:
+            each.close()
+        raise
+    return opened
+
+
+def name_of(listening: socket.socket) -> str:
+    """Return the address that a socket really has, as `listening` tells it."""
+    name = listening.getsockname()
+    if listening.family == socket.AF_UNIX:
+        return f"unix:{os.fsdecode(name)}"
+    return str(Address(host=name[0], port=name[1]))
+
+
+def close(sockets: list[socket.socket], address: Address) -> None:
+    """Close the sockets of an address, and leave no path of a Unix socket behind."""
+    for each in sockets:
+        each.close()
+    if address.is_unix:
+        with contextlib.suppress(OSError):
+            Path(address.path).unlink()
+
+
+def _listen_tcp(family: int, name: tuple[str | int, ...]) -> socket.socket:
+    opened = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        opened.bind(name)
+        opened.listen(BACKLOG)
+    except OSError:
+        opened.close()
+        raise
+    opened.setblocking(False)
+    return opened
+
+
+def _listen_unix(path: str) -> socket.socket:
+    """Bind a socket, in place of one that a proxy which was killed has left behind."""
+    opened = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if _is_dead(path):
+            Path(path).unlink(missing_ok=True)
+        opened.bind(path)
+        opened.listen(BACKLOG)
+    except OSError:
+        opened.close()
+        raise
+    opened.setblocking(False)
+    return opened
+
+
+def _is_dead(path: str) -> bool:
+    """Tell whether a socket is at the path that nobody serves."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            return stat.S_ISSOCK(Path(path).stat().st_mode)
+        except OSError:
+            return False
+    return False

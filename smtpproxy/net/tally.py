@@ -1,0 +1,112 @@
+"""The tally: how many sessions there are, and how many each address has, over all workers.
+
+All workers map the same memory, in which each has a row that it alone writes; whoever wants to know
+adds up the rows.  So nobody asks anybody and nothing is locked: it costs microseconds per session.
+Two workers that look at the same moment may both let the last one in; that is all there is to it.
+
+An address has two places in a row, by a hash whose key no client knows, and counts at both; the
+smaller sum is its count.  It is never too low, and too high only if other addresses with many
+sessions have met both places: with 10000 sessions of 10000 addresses none counts for a dozen.
+"""
+
+import mmap
+import os
+import tempfile
+from hashlib import blake2b
+
+SLOTS = 16384
+ROWS = 256
+"""More than workers there can be, for those of an older version drain beside the new ones."""
+
+# In words of 32 bits.  A head: how many rows were ever used; the key of the hash.
+_KEY, _HEAD = 4, 8
+# A row: its sessions; a minute; the sessions at each place; those begun in that minute.
+_SESSIONS, _MINUTE, _OPEN, _RECENT, _ROW = 0, 1, 2, 2 + SLOTS, 2 + 2 * SLOTS
+OCTETS = 4 * (_HEAD + ROWS * _ROW)
+"""How much is mapped; of it only what was written takes room."""
+_EMPTY = memoryview(bytes(4 * _ROW)).cast("I")
+
+Slots = tuple[int, int]
+
+
+class Tally:
+    """One row of the memory to write, all of them to read.
+
+    descriptor: of the shared memory; -1 makes memory of our own, for a worker that is alone.
+    """
+
+    def __init__(self, descriptor: int = -1, row: int = 0) -> None:
+        words = self._words = memoryview(mmap.mmap(descriptor, OCTETS)).cast("I")
+        if descriptor < 0:
+            words[_KEY:_HEAD] = memoryview(_new_key()).cast("I")
+        self._key = bytes(words[_KEY:_HEAD])
+        self._base = _HEAD + row * _ROW
+        words[0] = max(words[0], row + 1)
+
+    def sessions(self) -> int:
+        """Return how many sessions there are."""
+        return self._sum(_SESSIONS, None)
+
+    @property
+    def own_sessions(self) -> int:
+        """How many there are in this worker."""
+        return self._words[self._base + _SESSIONS]
+
+    def slots(self, address: bytes) -> Slots:
+        """Return the places of an address."""
+        found = int.from_bytes(blake2b(address, digest_size=8, key=self._key).digest(), "big")
+        return found % SLOTS, (found >> 32) % SLOTS
+
+    def add(self, slots: Slots, minute: int) -> None:
+        """Count a session that begins in this minute."""
+        words, base = self._words, self._base
+        words[base + _SESSIONS] += 1
+        if words[base + _MINUTE] != minute:
+            words[base + _RECENT : base + _ROW] = _EMPTY[_RECENT:]
+            words[base + _MINUTE] = minute
+        for slot in set(slots):
+            words[base + _OPEN + slot] += 1
+            words[base + _RECENT + slot] += 1
+
+    def remove(self, slots: Slots) -> None:
+        """Count a session of this worker no more."""
+        words, base = self._words, self._base
+        words[base + _SESSIONS] -= 1
+        for slot in set(slots):
+            words[base + _OPEN + slot] -= 1
+
+    def open(self, slots: Slots) -> int:
+        """Return how many sessions an address has."""
+        return min(self._sum(slot + _OPEN, None) for slot in slots)
+
+    def recent(self, slots: Slots, minute: int) -> int:
+        """Return how many sessions of an address have begun in this minute."""
+        return min(self._sum(slot + _RECENT, minute) for slot in slots)
+
+    def _sum(self, offset: int, minute: int | None) -> int:
+        words = self._words
+        total = 0
+        for base in range(_HEAD, _HEAD + words[0] * _ROW, _ROW):
+            if minute is None or words[base + _MINUTE] == minute:
+                total += words[base + offset]
+        return total
+
+    def clear(self) -> None:
+        """Forget what the row says: whoever wrote it is gone."""
+        self._words[self._base : self._base + _ROW] = _EMPTY
+
+
+def create() -> int:
+    """Make memory for all workers, with a key of its own; return its descriptor."""
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("smtpproxy-tally")
+    else:
+        with tempfile.TemporaryFile(prefix="smtpproxy-") as file:
+            descriptor = os.dup(file.fileno())
+    os.ftruncate(descriptor, OCTETS)
+    os.pwrite(descriptor, _new_key(), 4 * _KEY)
+    return descriptor
+
+
+def _new_key() -> bytes:
+    return os.urandom(4 * (_HEAD - _KEY))

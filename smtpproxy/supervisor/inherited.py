@@ -1,0 +1,30 @@
+"""Sockets that systemd has opened for us (sd_listen_fds(3)), by their names."""
+
+import os
+import socket
+
+FIRST_DESCRIPTOR = 3
+
+
+def take() -> dict[str, list[socket.socket]]:
+    """Return the listening sockets that were passed, by name; several may share one.
+
+    The environment variables are taken out, so that no worker thinks them its own.
+    """
+    for_us = os.environ.pop("LISTEN_PID", "") == str(os.getpid())
+    count = os.environ.pop("LISTEN_FDS", "")
+    names = os.environ.pop("LISTEN_FDNAMES", "").split(":")
+    found: dict[str, list[socket.socket]] = {}
+    if not for_us or not count.isdecimal():
+        return found
+    for index in range(int(count)):
+        descriptor = FIRST_DESCRIPTOR + index
+        os.set_inheritable(descriptor, False)
+        name = names[index] if index < len(names) and names[index] else "unknown"
+        try:
+            listening = socket.socket(fileno=descriptor)
+        except OSError:  # a FIFO or the like, which the same unit may open as well
+            continue
+        listening.setblocking(False)
+        found.setdefault(name, []).append(listening)
+    return found

@@ -1,0 +1,216 @@
+"""The service: sockets that stay open while crews of workers come and go, and signals obeyed.
+
+One way of running, also with one worker.  SIGHUP reads the settings again: new workers start, and
+when they are ready the old ones accept nobody any more and end with their sessions.  Both accept
+from the same sockets, so that no client is refused and no session is cut.  What is wrong keeps
+everything as it is.  SIGTERM and SIGINT drain; a second one, or the time limit of the drain, ends
+the rest.
+"""
+
+import asyncio
+import os
+import resource
+import signal
+from collections.abc import Callable
+from time import monotonic
+
+from smtpproxy.control import ToWorker
+from smtpproxy.figures import Figures
+from smtpproxy.observe import log
+from smtpproxy.problems import ConfigError
+from smtpproxy.settings import Settings
+from smtpproxy.supervisor.checks import Checks
+from smtpproxy.supervisor.crew import Crew
+from smtpproxy.supervisor.desk import Desk
+from smtpproxy.supervisor.doors import Doors
+from smtpproxy.supervisor.notify import Notifier
+from smtpproxy.supervisor.process import WorkerProcess
+
+CHECK_INTERVAL_S = 1.0
+
+Read = Callable[[], Settings]
+"""Reads the settings again; raises ConfigError."""
+
+
+class Service:
+    """Everything that runs as one smtpproxy."""
+
+    def __init__(self, settings: Settings, read: Read) -> None:
+        self._settings = settings
+        self._read = read
+        self._log = log.get()
+        self._notifier = Notifier()
+        self._doors = Doors()
+        self._desk = Desk(self._tell_all)
+        self._checks = Checks(self._desk.change)
+        self._crew: Crew | None = None
+        self._leaving: set[Crew] = set()
+        self._reload_wanted = asyncio.Event()
+        self._end_wanted, self._insisted = asyncio.Event(), asyncio.Event()
+
+    def figures(self) -> Figures:
+        """Return the figures of all workers, and of the service itself."""
+        figures = self._desk.figures()
+        figures.gauges["workers"] = sum(crew.workers for crew in self._crews)
+        return figures
+
+    @property
+    def _crews(self) -> set[Crew]:
+        return self._leaving | ({self._crew} if self._crew else set())
+
+    async def run(self) -> int:
+        """Run until a signal tells to end; return the exit code."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_end)
+        loop.add_signal_handler(signal.SIGHUP, self._reload_wanted.set)
+        tasks = [
+            loop.create_task(self._check(), name="check"),
+            loop.create_task(self._reload_when_told(), name="reload"),
+        ]
+        if self._notifier.watchdog_s:
+            tasks.append(loop.create_task(self._stroke_watchdog(), name="watchdog"))
+        try:
+            if not await self._start():
+                return 1
+            await self._end_wanted.wait()
+            await self._drain()
+        finally:
+            for task in tasks:
+                task.cancel()
+            self._checks.stop()
+            for crew in self._crews:
+                crew.stop()
+                await crew.empty.wait()
+            self._doors.close()
+        self._log.info("stopped")
+        return 0
+
+    async def _start(self) -> bool:
+        """Open the doors and start the first crew; False if either can't be."""
+        settings = self._settings
+        try:
+            self._doors.open(settings)
+        except OSError:
+            return False
+        self._desk.settle(settings)
+        crew = self._crew = self._make_crew(settings)
+        if not await crew.start():
+            return False
+        self._checks.settle(settings)
+        for address in self._doors.addresses:
+            self._log.info("listening", address=address)
+        self._notifier.ready(self._status())
+        return True
+
+    def _tell_all(self, message: ToWorker, but: WorkerProcess | None) -> None:
+        for crew in self._crews:
+            crew.tell(message, but)
+
+    def _make_crew(self, settings: Settings) -> Crew:
+        size = settings.workers or len(os.sched_getaffinity(0))
+        return Crew(settings, self._doors.descriptors(settings), size, self._desk)
+
+    # --- reload -------------------------------------------------------------------------------
+
+    async def _reload_when_told(self) -> None:
+        while True:
+            await self._reload_wanted.wait()
+            self._reload_wanted.clear()
+            if self._crew is not None and not self._end_wanted.is_set():
+                self._notifier.reloading()
+                await self._reload()
+                self._notifier.ready(self._status())
+
+    async def _reload(self) -> None:
+        """Change to what the settings say now, or change nothing."""
+        try:
+            settings = self._read()
+        except ConfigError as error:
+            self._log.error("reload_failed", problems=list(map(str, error.problems)))
+            return
+        old = self._crew
+        assert old is not None
+        try:
+            added = self._doors.open(settings)
+        except OSError:
+            self._log.error("reload_failed", problems=["a listener can't be opened"])
+            return
+        crew = self._make_crew(settings)
+        self._leaving.add(crew)  # until it is the one
+        started = await crew.start()
+        if not started or self._end_wanted.is_set():
+            self._doors.keep_for(self._settings)
+            self._log.error("reload_failed", problems=["the new workers did not start"])
+            return
+        self._leaving.remove(crew)
+        log.configure(settings.log.level, settings.log.format)
+        self._log = log.get()
+        self._settings, self._crew = settings, crew
+        self._desk.settle(settings)
+        self._checks.settle(settings)
+        for address in added:
+            self._log.info("listening", address=address)
+        self._log.info("reloaded", workers=crew.workers, sessions=self._sessions())
+        self._leave(old)
+        self._doors.keep_for(settings)
+
+    def _leave(self, crew: Crew) -> None:
+        """Let a crew go, in its own time."""
+        crew.retire()
+        self._leaving.add(crew)
+        task = asyncio.get_running_loop().create_task(crew.empty.wait(), name="leaving crew")
+        task.add_done_callback(lambda _: self._leaving.discard(crew))
+
+    # --- the end ------------------------------------------------------------------------------
+
+    def _on_end(self) -> None:
+        (self._insisted if self._end_wanted.is_set() else self._end_wanted).set()
+
+    async def _drain(self) -> None:
+        """Let all sessions finish, until told again or out of time."""
+        self._notifier.stopping()
+        self._doors.close()
+        crews = self._crews
+        for crew in crews:
+            crew.drain()
+        self._log.info("draining", sessions=self._sessions())
+        waiting = [asyncio.create_task(crew.empty.wait(), name="drain") for crew in crews]
+        drained = asyncio.gather(*waiting)
+        insisted = asyncio.create_task(self._insisted.wait(), name="second signal")
+        await asyncio.wait((drained, insisted), return_when=asyncio.FIRST_COMPLETED)
+        insisted.cancel()
+        drained.cancel()
+
+    # --- watching -----------------------------------------------------------------------------
+
+    async def _check(self) -> None:
+        """Look at the workers' hearts."""
+        while True:
+            await asyncio.sleep(CHECK_INTERVAL_S)
+            now = monotonic()
+            for crew in self._crews:
+                crew.check(now)
+            if self._notifier.wanted:
+                self._notifier.status(self._status())
+
+    async def _stroke_watchdog(self) -> None:
+        while True:
+            self._notifier.alive()
+            await asyncio.sleep(self._notifier.watchdog_s / 3)
+
+    def _sessions(self) -> int:
+        return int(self._desk.figures().gauges.get("sessions", 0))
+
+    def _status(self) -> str:
+        workers = sum(crew.workers for crew in self._crews)
+        return f"{self._sessions()} sessions, {workers} workers"
+
+
+def main(settings: Settings, read: Read) -> int:
+    """Run the service in this process; return its exit code."""
+    log.configure(settings.log.level, settings.log.format)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # a session takes two
+    with asyncio.Runner() as runner:
+        return runner.run(Service(settings, read).run())

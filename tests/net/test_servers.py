@@ -1,0 +1,99 @@
+"""The servers of a backend: which is tried first, and which is left alone."""
+
+from typing import Any
+
+import pytest
+
+from smtpproxy.address import Address
+from smtpproxy.net.servers import Server, Servers
+from tests.net.edge import Clock
+
+
+class Told(list[tuple[str, bool]]):
+    """Remembers which server has gone down or come up."""
+
+    def __call__(self, name: str, up: bool, why: str) -> None:  # noqa: ARG002
+        self.append((name, up))
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("smtpproxy.net.servers.monotonic", clock)
+    return clock
+
+
+def group(told: Any = None, **options: Any) -> tuple[Servers, list[Server]]:
+    servers = [Server(Address(host, 25)) for host in ("one", "two", "three")]
+    return Servers(servers, 10, changed=Told() if told is None else told, **options), servers
+
+
+@pytest.mark.usefixtures("clock")
+def test_the_first_named_is_first() -> None:
+    servers, order = group()
+    order[0].sessions = 9
+    assert servers.in_order() == order
+
+
+@pytest.mark.usefixtures("clock")
+def test_the_one_with_the_fewest_sessions_is_first_if_told_so() -> None:
+    servers, (one, two, three) = group(least=True)
+    one.sessions, two.sessions = 2, 1
+    assert servers.in_order() == [three, two, one]
+    three.sessions = 2
+    assert servers.in_order() == [two, one, three]  # of equals, the first named
+
+
+def test_one_that_failed_is_left_alone_for_a_while(clock: Clock) -> None:
+    servers, (one, two, three) = group()
+    servers.failed(one, "why")
+    clock.now += 9.9
+    assert servers.in_order() == [two, three, one]
+    clock.now += 0.1
+    assert servers.in_order() == [one, two, three]
+
+
+def test_only_one_session_finds_out_whether_it_is_back(clock: Clock) -> None:
+    """With a server that swallows connects, each session would wait for the time limit."""
+    servers, (one, two, three) = group()
+    servers.failed(one, "why")
+    clock.now += 10
+    assert servers.in_order() == [one, two, three]
+    assert servers.in_order() == [two, three, one]
+    servers.greeted(one)
+    assert servers.in_order() == [one, two, three]
+
+
+@pytest.mark.usefixtures("clock")
+def test_all_are_tried_when_all_have_failed() -> None:
+    servers, order = group()
+    for server in order:
+        servers.failed(server, "why")
+    assert servers.in_order() == order
+
+
+def test_each_change_is_told_once(clock: Clock) -> None:
+    told = Told()
+    servers, (one, two, _) = group(told)
+    servers.greeted(one)
+    assert told == []
+    servers.failed(one, "why")
+    servers.failed(one, "why")
+    clock.now += 20
+    servers.failed(one, "why")
+    assert told == [("one:25", False)]
+    servers.greeted(one)
+    servers.greeted(one)
+    assert told == [("one:25", False), ("one:25", True)]
+    assert two.left_alone_until == 0.0
+
+
+@pytest.mark.usefixtures("clock")
+def test_what_others_have_found_is_followed_and_not_told_again() -> None:
+    told = Told()
+    servers, (one, two, three) = group(told)
+    servers.learn("one:25", up=False)
+    assert servers.in_order() == [two, three, one]
+    servers.learn("one:25", up=True)
+    assert servers.in_order() == [one, two, three]
+    assert told == []

@@ -1,0 +1,152 @@
+"""SIGHUP: new settings, the same sockets, nobody refused and no session cut."""
+
+import signal
+import smtplib
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from smtpproxy.demo.legacy import LegacyMTA
+from tests.interop.processes import eventually
+from tests.supervisor.program import Program, send
+
+Run = Callable[..., Program]
+
+
+class File:
+    """A settings file that can be written anew."""
+
+    def __init__(self, path: Path, mta: LegacyMTA) -> None:
+        self.path = path
+        self._mta = mta
+
+    def write(self, *listeners: str, more: str = "") -> None:
+        tables = "".join(f'[[listener]]\naddress = "{each}"\n{more}\n' for each in listeners)
+        self.path.write_text(f'{tables}[backends.old]\nservers = ["{self._mta.address}"]\n')
+
+
+@pytest.fixture
+def file(tmp_path: Path, mta: LegacyMTA) -> File:
+    file = File(tmp_path / "p.toml", mta)
+    file.write("127.0.0.1:0")
+    return file
+
+
+def test_an_open_session_goes_on_and_new_ones_have_the_new_settings(
+    mta: LegacyMTA, run: Run, file: File
+) -> None:
+    program = run("-c", file.path)
+    port = program.port()
+    old = program.workers()
+    with smtplib.SMTP("127.0.0.1", port, timeout=10) as client:
+        assert client.ehlo()[0] == 250
+        assert client.mail("a@example.org")[0] == 250
+        file.write("127.0.0.1:0", more='capabilities = {hide = ["PIPELINING"]}')
+        program.signal(signal.SIGHUP)
+        assert program.event("reloaded")["workers"] == 1
+        assert b"PIPELINING" not in send(port)
+        assert client.rcpt("b@example.org")[0] == 250
+        assert client.data(b"Subject: kept\r\n\r\n")[0] == 250
+        client.close()
+    assert len(mta.messages) == 2
+    eventually(lambda: not set(old) & set(program.workers()) or None, "the end of the old worker")
+
+
+def test_not_one_client_is_refused_while_it_reloads(mta: LegacyMTA, run: Run, file: File) -> None:
+    program = run("-c", file.path, "-w", "2")
+    port = program.port()
+    over = threading.Event()
+    failed: list[Exception] = []
+    sent = [0, 0, 0]
+
+    def clients(which: int) -> None:
+        while not over.is_set():
+            try:
+                send(port)
+                sent[which] += 1
+            except (OSError, smtplib.SMTPException) as error:
+                failed.append(error)
+
+    threads = [threading.Thread(target=clients, args=(which,)) for which in range(len(sent))]
+    for thread in threads:
+        thread.start()
+    for _ in range(3):
+        program.signal(signal.SIGHUP)
+        program.event("reloaded")
+    over.set()
+    for thread in threads:
+        thread.join()
+    assert not failed
+    assert len(mta.messages) == sum(sent) > 3
+
+
+def test_a_bad_file_changes_nothing_and_every_mistake_is_told(run: Run, file: File) -> None:
+    program = run("-c", file.path)
+    port = program.port()
+    workers = program.workers()
+    file.path.write_text(file.path.read_text() + "servres = 3\nguard_data = 7\n")
+    program.signal(signal.SIGHUP)
+    problems = program.event("reload_failed")["problems"]
+    assert [problem.split(": ")[1] for problem in problems] == [
+        "backends.old.servres",
+        "backends.old.guard_data",
+    ]
+    assert program.workers() == workers
+    send(port)
+    file.write("127.0.0.1:0")
+    program.signal(signal.SIGHUP)
+    program.event("reloaded")
+    send(port)
+
+
+def test_an_address_that_cannot_be_had_changes_nothing(run: Run, file: File) -> None:
+    program = run("-c", file.path)
+    port = program.port()
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = f"127.0.0.1:{other.getsockname()[1]}"
+        file.write("127.0.0.1:0", "[::1]:0", taken)
+        program.signal(signal.SIGHUP)
+        assert program.event("cannot_listen")["address"] == taken
+        program.event("reload_failed")
+    send(port)
+
+
+def test_listeners_come_and_go(run: Run, file: File, tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    file.write(f"unix:{path}", "127.0.0.1:0")
+    program = run("-c", file.path)
+    assert program.event("listening")["address"] == f"unix:{path}"
+    port = program.port()
+    file.write("[::1]:0", "127.0.0.1:0")
+    program.signal(signal.SIGHUP)
+    added = program.event("listening")["address"]
+    assert added.startswith("[::1]:")
+    program.event("reloaded")
+    assert not path.exists()
+    send(port)
+    send(int(added.rpartition(":")[2]), "::1")
+    file.write("[::1]:0")
+    program.signal(signal.SIGHUP)
+    program.event("reloaded")
+
+    def refused() -> bool | None:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=5).close()
+        except ConnectionRefusedError:
+            return True
+        return None
+
+    eventually(refused, "the end of the listener")
+
+
+def test_the_log_changes_with_the_file(run: Run, file: File) -> None:
+    program = run("-c", file.path)
+    port = program.port()
+    file.path.write_text(file.path.read_text() + '[log]\nlevel = "debug"\n')
+    program.signal(signal.SIGHUP)
+    program.event("reloaded")
+    send(port)
+    program.event("session_opened")  # told at debug only

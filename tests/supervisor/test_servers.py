@@ -1,0 +1,133 @@
+"""Servers, as all workers see them: one event for each change, one queue for the places."""
+
+import os
+import signal
+import socket
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Self
+
+import pytest
+
+from smtpproxy.demo.legacy import LegacyMTA
+from tests.interop.processes import eventually
+from tests.supervisor.program import Program, send
+
+Run = Callable[..., Program]
+
+
+def write(path: Path, servers: list[str], more: str) -> Path:
+    path.write_text(
+        f'[[listener]]\naddress = "127.0.0.1:0"\n[backends.old]\nservers = {servers}\n{more}\n'
+    )
+    return path
+
+
+def _greeted(clients: list["Client"]) -> "Client | None":
+    return next((client for client in clients if client.greeting()), None)
+
+
+class Client:
+    """A client that only waits for its greeting."""
+
+    def __init__(self, port: int) -> None:
+        self._socket = socket.create_connection(("127.0.0.1", port))
+        self._socket.setblocking(False)
+        self.got = b""
+
+    def greeting(self) -> bytes | None:
+        """Return what has come, if a line has."""
+        try:
+            self.got += self._socket.recv(1000)
+        except BlockingIOError:
+            return None
+        return self.got if self.got.endswith(b"\n") else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+
+@pytest.fixture
+def dead() -> str:
+    """An address at which nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+def test_workers_learn_from_one_another_that_a_server_is_down(
+    mta: LegacyMTA, run: Run, tmp_path: Path, dead: str
+) -> None:
+    program = run("-c", write(tmp_path / "p", [dead, mta.address], "retry_after = 60"), "-w", "2")
+    port = program.port()
+    for _ in range(8):
+        send(port)
+    program.signal(signal.SIGTERM)
+    program.wait()
+    down = [fields for fields in program.log() if fields["event"] == "server_down"]
+    assert [(fields["server"], fields["why"]) for fields in down] == [(dead, "Connection refused")]
+
+
+def test_a_check_finds_a_server_down_and_up_without_clients(
+    mta: LegacyMTA, run: Run, tmp_path: Path, dead: str
+) -> None:
+    host, _, port = dead.rpartition(":")
+    program = run("-c", write(tmp_path / "p", [dead, mta.address], "check_every = 0.1"))
+    assert program.event("server_down")["server"] == dead
+    with socket.create_server((host, int(port))) as back:
+        connection, _ = back.accept()
+        with connection, connection.makefile("rwb", buffering=0) as file:
+            file.write(b"220 back\r\n")
+            assert file.readline().startswith(b"EHLO ")
+            file.write(b"250-back\r\n250 HELP\r\n")
+            assert file.readline() == b"QUIT\r\n"
+            file.write(b"221 bye\r\n")
+            assert file.readline() == b""
+        assert program.event("server_up")["server"] == dead
+    assert mta.sessions[0].events  # the other one is checked as well
+
+
+def test_places_at_a_backend_are_given_out_once_for_all_workers(
+    mta: LegacyMTA, run: Run, tmp_path: Path
+) -> None:
+    program = run("-c", write(tmp_path / "p", [mta.address], "max_connections = 2"), "-w", "2")
+    port = program.port()
+    with Client(port) as one, Client(port) as two:
+        for client in (one, two):
+            assert eventually(client.greeting, "a greeting").startswith(b"220 ")
+        with Client(port) as three, Client(port) as gone, Client(port) as four:
+            gone.__exit__()
+            assert len(mta.sessions) == 2
+            waiting = [three, four]  # the order in which two workers ask is not ours to tell
+            for holder in (one, two):
+                assert not any(client.greeting() for client in waiting)
+                holder.__exit__()
+                served = eventually(partial(_greeted, waiting), "the place of another")
+                waiting.remove(served)
+    assert len(mta.sessions) == 4
+
+
+def test_who_has_waited_too_long_for_a_place_is_told_so(
+    mta: LegacyMTA, run: Run, tmp_path: Path
+) -> None:
+    more = "max_connections = 1\nmax_wait = 0.1"
+    program = run("-c", write(tmp_path / "p", [mta.address], more), "-w", "2")
+    port = program.port()
+    with Client(port) as one:
+        assert eventually(one.greeting, "a greeting").startswith(b"220 ")
+        with Client(port) as two:
+            assert eventually(two.greeting, "a refusal").startswith(b"421 4.3.2 ")
+    assert program.event("session_closed")["reason"] == "backend_full"
+
+
+def test_a_worker_that_dies_gives_its_places_back(mta: LegacyMTA, run: Run, tmp_path: Path) -> None:
+    program = run("-c", write(tmp_path / "p", [mta.address], "max_connections = 1"))
+    port = program.port()
+    with Client(port) as one:
+        assert eventually(one.greeting, "a greeting").startswith(b"220 ")
+        os.kill(program.workers()[0], signal.SIGKILL)
+        send(port)

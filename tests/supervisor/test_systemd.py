@@ -1,0 +1,99 @@
+"""systemd: sockets that it passes, and what it is told."""
+
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from smtpproxy.demo.legacy import LegacyMTA
+from tests.interop.processes import eventually
+from tests.supervisor.program import SMTPPROXY, Program, send
+
+Run = Callable[..., Program]
+
+
+@pytest.fixture
+def systemd(tmp_path: Path) -> Iterator[socket.socket]:
+    """The socket that systemd reads notifications from."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
+        listening.bind(str(tmp_path / "notify"))
+        listening.settimeout(20)
+        yield listening
+
+
+def told(systemd: socket.socket, first: str) -> dict[str, str]:
+    """Return the next notification that begins with this field."""
+
+    def look() -> dict[str, str] | None:
+        fields = dict(line.split("=", 1) for line in systemd.recv(4096).decode().splitlines())
+        return fields if first in fields else None
+
+    return eventually(look, f"notification {first}")
+
+
+def test_it_is_told_how_the_service_is(
+    mta: LegacyMTA, run: Run, systemd: socket.socket, tmp_path: Path
+) -> None:
+    file = tmp_path / "p.toml"
+    file.write_text(
+        f'[[listener]]\naddress = "127.0.0.1:0"\nbackends.b.servers = ["{mta.address}"]'
+    )
+    file.write_text(
+        f'[[listener]]\naddress = "127.0.0.1:0"\n[backends.b]\nservers = ["{mta.address}"]\n'
+    )
+    env = {"NOTIFY_SOCKET": systemd.getsockname(), "WATCHDOG_USEC": "300000"}
+    program = run("-c", file, env=env)
+    assert told(systemd, "READY") == {"READY": "1", "STATUS": "0 sessions, 1 workers"}
+    told(systemd, "WATCHDOG")
+    program.signal(signal.SIGHUP)
+    assert int(told(systemd, "RELOADING")["MONOTONIC_USEC"]) > 0
+    told(systemd, "READY")
+    file.write_text("x")
+    program.signal(signal.SIGHUP)
+    told(systemd, "RELOADING")
+    told(systemd, "READY")  # a bad file: the reload is over all the same
+    program.signal(signal.SIGTERM)
+    told(systemd, "STOPPING")
+    assert program.wait() == 0
+
+
+def test_sockets_that_it_passes_are_taken_by_name(mta: LegacyMTA) -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as first,
+        socket.create_server(("127.0.0.1", 0)) as second,
+    ):
+        arguments = ["-l", "fd:smtp", "-b", mta.address, "-w", "2"]
+        # As systemd does it: descriptors from 3 on, and a process id that is only known then.
+        script = (
+            f"exec 3<&{first.fileno()} 4<&{second.fileno()}; "
+            'export LISTEN_PID=$$ LISTEN_FDS=2 LISTEN_FDNAMES=other:smtp; exec "$@"'
+        )
+        for each in (first, second):
+            os.set_inheritable(each.fileno(), True)
+        process = subprocess.Popen(
+            ["bash", "-c", script, "bash", *SMTPPROXY, "run", *arguments],
+            stderr=subprocess.PIPE,
+            close_fds=False,
+        )
+        assert process.stderr is not None
+        try:
+            assert b"warning: listener fd:smtp can be reached" in process.stderr.readline()
+            address = f'"address":"127.0.0.1:{second.getsockname()[1]}"'
+            assert address.encode() in process.stderr.readline()
+            send(second.getsockname()[1])
+        finally:
+            process.terminate()
+            assert process.wait(20) == 0
+            process.stderr.close()
+    assert len(mta.messages) == 1
+
+
+def test_a_socket_that_was_not_passed_is_an_error(mta: LegacyMTA, run: Run) -> None:
+    program = run("-l", "fd:smtp", "-b", mta.address)
+    assert program.wait() == 1
+    (error,) = [fields for fields in program.log() if fields["event"] == "cannot_listen"]
+    assert (error["address"], "no socket of this name" in error["why"]) == ("fd:smtp", True)

@@ -1,0 +1,109 @@
+"""Workers: they share the work, and one that is lost is replaced."""
+
+import os
+import signal
+import smtplib
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+from smtpproxy.demo.legacy import LegacyMTA
+from tests.interop.processes import eventually
+from tests.supervisor.program import Program, is_alive, send
+
+Run = Callable[..., Program]
+
+
+def test_as_many_as_told_serve_the_same_address(mta: LegacyMTA, run: Run) -> None:
+    program = run("-l", "127.0.0.1:0", "-b", mta.address, "-w", "3")
+    port = program.port()
+    assert len(program.workers()) == 3
+    for _ in range(10):
+        send(port)
+    assert len(mta.messages) == 10
+    program.signal(signal.SIGTERM)
+    assert program.wait() == 0
+    events = [fields["event"] for fields in program.log()]
+    once = [event for event in events if event not in ("message_relayed", "session_closed")]
+    assert once == ["listening", "draining", "stopped"]
+
+
+def test_one_that_dies_is_replaced(mta: LegacyMTA, run: Run) -> None:
+    program = run("-l", "127.0.0.1:0", "-b", mta.address)
+    port = program.port()
+    (worker,) = program.workers()
+    os.kill(worker, signal.SIGKILL)
+    lost = program.event("worker_lost")
+    assert (lost["pid"], lost["code"]) == (worker, -9)
+    send(port)  # it waits for the new one
+    assert worker not in program.workers()
+    assert len(mta.messages) == 1
+
+
+def test_one_that_hangs_is_replaced(mta: LegacyMTA, run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "p.toml"
+    file.write_text(
+        f"""
+        timeouts = {{ heartbeat = 2 }}
+        [[listener]]
+        address = "127.0.0.1:0"
+        [backends.old]
+        servers = ["{mta.address}"]
+        """
+    )
+    program = run("-c", file)
+    port = program.port()
+    (worker,) = program.workers()
+    os.kill(worker, signal.SIGSTOP)
+    assert program.event("worker_hangs")["pid"] == worker
+    assert program.event("worker_lost")["pid"] == worker
+    send(port)
+
+
+def test_workers_end_when_the_supervisor_is_killed(mta: LegacyMTA, run: Run) -> None:
+    program = run("-l", "127.0.0.1:0", "-b", mta.address, "-w", "2")
+    port = program.port()
+    workers = program.workers()
+    with smtplib.SMTP("127.0.0.1", port, timeout=10) as client:
+        client.ehlo()
+        program.signal(signal.SIGKILL)
+        program.wait()
+        assert client.docmd("NOOP")[0] == 421  # idle sessions are told so
+        client.close()
+    eventually(lambda: not any(map(is_alive, workers)) or None, "the end of the workers")
+
+
+def test_an_address_in_use_is_told_and_nothing_is_left_running(mta: LegacyMTA, run: Run) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        program = run("-l", "127.0.0.1:0", "-l", address, "-b", mta.address)
+        assert program.wait() == 1
+    (told,) = program.log()
+    assert (told["event"], told["address"]) == ("cannot_listen", address)
+    assert "in use" in told["why"]
+
+
+def test_the_path_of_a_unix_socket_is_gone_at_the_end(
+    mta: LegacyMTA, run: Run, tmp_path: Path
+) -> None:
+    path = tmp_path / "s"
+    program = run("-l", f"unix:{path}", "-b", mta.address, "-w", "2")
+    assert program.event("listening")["address"] == f"unix:{path}"
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+        assert client.recv(100).startswith(b"220 ")
+    program.signal(signal.SIGTERM)
+    assert program.wait() == 0
+    assert not path.exists()
+
+
+def test_a_second_signal_stops_at_once(mta: LegacyMTA, run: Run) -> None:
+    program = run("-l", "127.0.0.1:0", "-b", mta.address, "-w", "2")
+    with smtplib.SMTP("127.0.0.1", program.port(), timeout=10) as client:
+        client.ehlo()
+        client.mail("a@example.org")  # in a transaction: the drain would wait for it
+        program.signal(signal.SIGTERM)
+        program.event("draining")
+        program.signal(signal.SIGTERM)
+        assert program.wait() == 0
+        client.close()
