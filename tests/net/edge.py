@@ -97,7 +97,11 @@ class Server:
 
     async def connect(self, factory: Callable[[], asyncio.Protocol]) -> None:
         if self.behaviour == "silent":
-            await asyncio.Event().wait()
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                self.behaviour = "cancelled"
+                raise
         if self.behaviour == "unreachable":
             raise ConnectionRefusedError(111, "Connection refused")
         self.protocol = factory()

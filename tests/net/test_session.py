@@ -7,7 +7,8 @@ import pytest
 
 from smtpproxy.core.commands import Sync
 from smtpproxy.core.rules import Rules
-from tests.net.edge import Server, Stage
+from smtpproxy.net.client import ClientConnection
+from tests.net.edge import Server, Stage, Transport
 
 Opener = Callable[..., Awaitable[Stage]]
 
@@ -76,6 +77,27 @@ class TestServers:
         assert stage.servers[0].transport.state == "aborted"
         stage.servers[1].says(b"220 two\r\n")
         assert stage.gets() == b"220 two\r\n"
+
+    async def test_the_end_of_one_that_was_given_up_is_not_that_of_the_next(
+        self, opened: Opener
+    ) -> None:
+        stage = await opened(Server("one"), Server("two"))
+        stage.servers[0].says(b"554 no\r\n")
+        await stage.settle()
+        stage.servers[0].protocol.connection_lost(None)
+        stage.servers[1].says(b"220 two\r\n")
+        assert stage.gets() == b"220 two\r\n"
+        assert not stage.ended
+
+    async def test_nobody_is_connected_to_for_a_client_that_is_gone(self, opened: Opener) -> None:
+        stage = await opened(Server("one", "silent"))
+        stage.connection.eof_received()
+        stage.connection.connection_lost(None)
+        stage.wait(30)
+        await stage.settle()
+        assert stage.ended
+        assert stage.servers[0].behaviour == "cancelled"
+        assert not stage.sweeper.sessions
 
     async def test_a_greeting_that_is_no_reply_is_a_refusal(self, opened: Opener) -> None:
         stage = await opened(Server("one"), Server("two"))
@@ -184,6 +206,17 @@ class TestBackPressure:
         stage.wait(30)
         assert stage.client.state == "aborted"
 
+    async def test_a_silenced_client_is_read_to_its_end_once_the_session_is_over(
+        self, opened: Opener
+    ) -> None:
+        """Closed with octets unread, its connection would be reset, and the last reply lost."""
+        stage = await greeted(opened, rules=Rules(queue_commands=3, queue_octets=32))
+        stage.sends(b"NOOP\r\n" * 8)
+        assert not stage.client.reading
+        stage.servers[0].says(b"421 enough\r\n")
+        assert stage.gets() == b"421 enough\r\n"
+        assert stage.client.reading
+
 
 class TestEnd:
     async def test_quit_closes_both(self, opened: Opener) -> None:
@@ -225,6 +258,7 @@ class TestEnd:
         stage.connection.connection_lost(ConnectionResetError())
         stage.servers[0].says(b"250 taken\r\n")
         assert stage.servers[0].heard() == b"text\r\n.\r\nQUIT\r\n"
+        assert stage.gets() == b""
         stage.servers[0].says(b"221 bye\r\n")
         assert stage.ended == "quit"
         assert not stage.sweeper.sessions
@@ -345,7 +379,10 @@ class TestTime:
         stage.sends(GROUP)
         stage.servers[0].says(b"250 a\r\n")
         assert stage.gets() == b""
-        stage.clock.now += 0.2
+        stage.clock.now += 0.1
+        stage.sweeper.release()
+        assert stage.gets() == b""
+        stage.clock.now += 0.1
         stage.sweeper.release()
         assert stage.gets() == b"250 a\r\n"
 
@@ -390,7 +427,12 @@ class TestDrain:
         waiting = asyncio.ensure_future(stage.sweeper.wait_until_empty(5))
         await stage.settle()
         assert not waiting.done()
+        other = ClientConnection(stage.session._service)
+        other.connection_made(Transport())
         stage.connection.connection_lost(None)
+        await stage.settle()
+        assert not waiting.done()
+        other.connection_lost(None)
         await waiting
 
 
