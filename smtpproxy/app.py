@@ -1,9 +1,12 @@
 """The composition root of one worker: settings become listeners, sessions and observers."""
 
+import asyncio
 import socket
 from collections.abc import Callable
 from functools import partial
+from ipaddress import ip_network
 from math import inf
+from pathlib import Path
 
 from smtpproxy.core.capabilities import Filter
 from smtpproxy.core.commands import Sync
@@ -16,12 +19,19 @@ from smtpproxy.net.places import Places, Queue
 from smtpproxy.net.servers import Server, Servers
 from smtpproxy.net.service import Service
 from smtpproxy.net.sweeper import Sweeper
+from smtpproxy.observe.captured import Kept
+from smtpproxy.observe.exchanges import ExchangeLog
+from smtpproxy.observe.fanout import Fanout, Watcher
+from smtpproxy.observe.files import Files
 from smtpproxy.observe.sessions import ServiceLog
+from smtpproxy.observe.trace import Trace
 from smtpproxy.settings import Backend, Settings
 from smtpproxy.settings import Listener as ListenerSettings
 
 CLOSE_LIMIT_S = 30.0
 """How long a client that was told good-bye may take to close its side."""
+TRACE_DELAY_S = 0.1
+"""How long a trace's records may wait for others, to be made lines together."""
 
 
 Changed = Callable[[str, str, bool, str], None]
@@ -34,6 +44,7 @@ class App:
     """The proxy on the running event loop.
 
     changed, places: where other workers have to know, or to be asked; left out if it is alone.
+    worker: its number, by which its trace files are told from those of others.
     """
 
     def __init__(
@@ -42,8 +53,10 @@ class App:
         *,
         changed: Changed | None = None,
         places: MakePlaces | None = None,
+        worker: int = 0,
     ) -> None:
-        observer = ServiceLog()
+        self._trace = _trace(settings, worker)
+        observer = Fanout(ServiceLog(), self._watchers(settings))
         self._sweeper = Sweeper(_limits(settings), settings.timeouts.hold)
         outbox = Outbox()
         self._servers = {
@@ -72,6 +85,15 @@ class App:
             )
             for listener in settings.listener
         ]
+
+    def _watchers(self, settings: Settings) -> list[Watcher]:
+        """Return who watches beside the log; what is off is not among them and costs nothing."""
+        found: list[Watcher] = []
+        if settings.log.level == "debug":
+            found.append(ExchangeLog())
+        if self._trace is not None:
+            found.append(self._trace)
+        return found
 
     @property
     def addresses(self) -> list[str]:
@@ -118,6 +140,8 @@ class App:
         self.close()
         self._sweeper.stop()
         await self._sweeper.wait_until_empty(1.0)
+        if self._trace is not None:
+            self._trace.close()
 
 
 def _servers(name: str, backend: Backend, changed: Changed) -> Servers:
@@ -126,6 +150,25 @@ def _servers(name: str, backend: Backend, changed: Changed) -> Servers:
         backend.retry_after,
         least=backend.balance == "least",
         changed=partial(changed, name),
+    )
+
+
+def _trace(settings: Settings, worker: int) -> Trace | None:
+    """Return what records sessions, if anything does."""
+    wanted = settings.trace
+    if not wanted.directory or wanted.when == "off":
+        return None
+
+    def later(flush: Callable[[], None]) -> None:
+        asyncio.get_running_loop().call_later(TRACE_DELAY_S, flush)
+
+    return Trace(
+        Files(Path(wanted.directory), worker, wanted.max_file, wanted.max_files),
+        later,
+        only_errors=wanted.when == "errors",
+        networks=[ip_network(network) for network in wanted.networks],
+        kept=Kept(wanted.content),
+        most=wanted.max_content,
     )
 
 

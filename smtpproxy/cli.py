@@ -39,6 +39,7 @@ def main() -> None:
     Examples:
       smtpproxy run -l 127.0.0.1:2525 -b 127.0.0.1:25
       smtpproxy run -l [::]:25 -b 10.0.0.5:25 -b 10.0.0.6:25
+      smtpproxy run -l 127.0.0.1:2525 -b 127.0.0.1:25 --trace /var/tmp/smtp
       smtpproxy run -l unix:/run/smtpproxy/smtp.sock -b mta.example.org:25
       smtpproxy run -c /etc/smtpproxy/smtpproxy.toml -w 0 --log-level debug
 
@@ -77,6 +78,12 @@ def main() -> None:
     help="Processes that serve clients; 0: one for each CPU.",
 )
 @click.option(
+    "--trace",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Record every session in files of this directory; `smtpproxy trace` reads them.",
+)
+@click.option(
     "--log-format",
     type=click.Choice(["auto", "console", "json"]),
     help="auto: JSON unless standard error is a terminal.",
@@ -87,6 +94,7 @@ def run(
     listen: tuple[str, ...],
     backend: tuple[str, ...],
     workers: int | None,
+    trace: Path | None,
     log_format: str | None,
     log_level: str | None,
 ) -> None:
@@ -98,8 +106,15 @@ def run(
         )
 
     def read() -> Settings:
-        settings = load(file, need_listener=not listen, need_backend=not backend) if file else None
-        return from_flags(settings, listen, backend, log_format, log_level, workers)
+        settings = None
+        if file:
+            settings = load(
+                file,
+                need_listener=not listen,
+                need_backend=not backend,
+                need_trace_directory=trace is None,
+            )
+        return from_flags(settings, listen, backend, log_format, log_level, workers, trace)
 
     try:
         settings = read()

@@ -6,6 +6,7 @@ from flags; the README explains each.
 
 import re
 import socket
+from ipaddress import ip_network
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, field
@@ -47,6 +48,34 @@ def _whole(least: int, most: int = _MOST) -> Meta:
     return Meta(ge=least, le=most, description=f"a whole number from {least} to {most}")
 
 
+def _size(text: str) -> int:
+    """Read a number of octets: `65536`, `64KiB`, `64MiB` or `1GiB`."""
+    found = re.fullmatch(r"([0-9]{1,12}) ?(|[KMG]iB)", text, re.ASCII)
+    octets = int(found[1]) << _UNITS[found[2]] if found else 0
+    if not 4096 <= octets <= 1 << 40:
+        raise ValueError('is not a size from "4KiB" to "1024GiB"')
+    return octets
+
+
+def _network(text: str) -> str:
+    try:
+        return str(ip_network(text))
+    except ValueError:
+        raise ValueError(
+            'is not a network; write, for example, "10.0.0.0/8", "2001:db8::/32" or "192.0.2.1"'
+        ) from None
+
+
+def _directory(text: str) -> str:
+    if text.startswith("/") and "\0" not in text:
+        return text
+    raise ValueError('is not a whole path, such as "/var/log/smtpproxy"')
+
+
+_UNITS = {"": 0, "KiB": 10, "MiB": 20, "GiB": 30}
+Size = Annotated[int, Parsed(_size, 'a size in quotes, such as "64MiB"')]
+Network = Annotated[str, Parsed(_network, 'a network in quotes, such as "10.0.0.0/8"')]
+NetworkList = Annotated[list[Network], Written('a list of networks, such as ["10.0.0.0/8"]')]
 Seconds = Annotated[
     float, Meta(gt=0, le=86400, description="a number of seconds above 0, at most 86400 (a day)")
 ]
@@ -137,6 +166,21 @@ class Log(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     format: LogFormat = "auto"
 
 
+class Trace(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is recorded of sessions, in files of `directory`; without one, nothing is."""
+
+    directory: Annotated[str, Parsed(_directory, 'a path, such as "/var/log/smtpproxy"')] = ""
+    when: Literal["all", "errors", "off"] = "all"
+    # Of which clients; empty: of all.
+    networks: NetworkList = []
+    content: Literal["none", "headers", "full"] = "none"
+    # With "full", octets of each message that are kept.
+    max_content: Size = 1024 * 1024
+    # Of each worker.
+    max_file: Size = 64 * 1024 * 1024
+    max_files: Annotated[int, _whole(1)] = 10
+
+
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything one smtpproxy runs on."""
 
@@ -155,3 +199,4 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     limits: Limits = Limits()
     timeouts: Timeouts = Timeouts()
     log: Log = Log()
+    trace: Trace = Trace()

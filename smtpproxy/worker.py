@@ -28,6 +28,7 @@ async def serve(start: Start, channel: socket.socket, lines: Lines) -> int:
         start.settings,
         changed=link.changed,
         places=lambda backend, _: SharedPlaces(link, backend),
+        worker=start.row,
     )
     link.learn = lambda health: app.learn(health.backend, health.server, up=health.up)
     await asyncio.get_running_loop().create_unix_connection(lambda: link, sock=channel)

@@ -106,6 +106,14 @@ log = { level = "debug", format = "json" }
 workers = 0
 limits = { queue_commands = 1, queue_octets = 12288, line = 512, auth_line = 12288, errors = 1 }
 timeouts = { connect = 1, hold = 0.05, heartbeat = 5 }
+[trace]
+directory = "/var/log/smtpproxy"
+when = "errors"
+networks = ["10.0.0.0/8", "2001:db8::1"]
+content = "full"
+max_content = "8KiB"
+max_file = "1GiB"
+max_files = 1
 [[listener]]
 address = "[::1]:0"
 backend = "b"
@@ -143,6 +151,10 @@ max_wait = 5
             0.5,
         )
         assert settings.timeouts.connect == 1.0
+        trace = settings.trace
+        assert (trace.when, trace.content, trace.max_files) == ("errors", "full", 1)
+        assert (trace.max_content, trace.max_file) == (8192, 1 << 30)
+        assert trace.networks == ["10.0.0.0/8", "2001:db8::1/128"]
 
     def test_a_byte_order_mark_is_no_problem(self, tmp_path: Path) -> None:
         assert load(write(tmp_path, b"\xef\xbb\xbf" + GOOD.encode())).listener
@@ -185,7 +197,17 @@ class TestMistakes:
         [
             ('[log]\nlevel = "warn"', 7, "log.level", 'did you mean "warning"?'),
             ("[log]\nformt = 1", 7, "log.formt", 'is not a known setting; did you mean "format"?'),
-            ("[trace]", 6, "trace", "is not a known setting; known here:"),
+            ("[trac]", 6, "trac", 'is not a known setting; did you mean "trace"?'),
+            ("[tls]", 6, "tls", "is not a known setting; known here:"),
+            ('[trace]\nwhen = "errors"', 6, "trace.directory", "is missing; write, for"),
+            ('[trace]\ndirectory = "x"', 7, "trace.directory", "is not a whole path"),
+            ('[trace]\nwhen = "al"', 7, "trace.when", 'did you mean "all"?'),
+            ('[trace]\nnetworks = ["10.0.0.1/8"]', 7, "trace.networks[0]", "not a network"),
+            ("[trace]\nnetworks = 3", 7, "trace.networks", "must be a list of networks"),
+            ("[trace]\nmax_file = 65536", 7, "trace.max_file", 'such as "64MiB"'),
+            ('[trace]\nmax_file = "64MB"', 7, "trace.max_file", "is not a size"),
+            ('[trace]\nmax_content = "4KB"', 7, "trace.max_content", "is not a size"),
+            ("[trace]\nmax_files = 0", 7, "trace.max_files", "must be a whole number from 1"),
             ("limits = 3", 6, "backends.old.limits", "is not a known setting"),
             (
                 "pipelining = true",

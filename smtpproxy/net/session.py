@@ -10,7 +10,7 @@ import asyncio
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from smtpproxy.core.observer import Summary
+from smtpproxy.core.observer import Ends, Summary
 from smtpproxy.core.pipeline import Pipeline
 from smtpproxy.net.choice import Choice
 
@@ -50,7 +50,7 @@ class Session:
         self._client_blocked = self._backend_blocked = False  # it does not take what is written
         self._octets_client = self._octets_backend = 0
         self._started = self._since = now  # _since: begin of connecting, blocking or lingering
-        self._observer = service.observer.session(service.name, _peer_name(client))
+        self._observer = service.observer.session(service.name, _end_name(client))
         self._pipeline = Pipeline(service.rules, self._send_client, self._observer.settled, now)
         self._backend: asyncio.Transport | None = None
         self._choice = Choice(self, service.servers, service.places)
@@ -86,7 +86,19 @@ class Session:
         self._pipeline.connect_backend(self._send_backend)
         server = self._choice.server
         assert server is not None
-        self._observer.connected(server.name)
+        if self._observer.content is not None:
+            self._pipeline.framer.send_backend = self._send_content
+        self._observer.connected(server.name, self._ends)
+
+    def _ends(self) -> Ends:
+        """Return both ends of both connections."""
+        assert self._backend is not None
+        return Ends(
+            client=_end_name(self._client),
+            listener=_end_name(self._client, "sockname"),
+            proxy=_end_name(self._backend, "sockname"),
+            server=_end_name(self._backend),
+        )
 
     def backend_received(self, octets: bytes) -> None:
         """Take octets from the backend."""
@@ -186,6 +198,12 @@ class Session:
         assert self._backend is not None
         self._service.outbox.put(self._backend, octets)
 
+    def _send_content(self, octets: bytes) -> None:
+        """Send content that somebody watches."""
+        self._send_backend(octets)
+        assert self._observer.content is not None
+        self._observer.content(octets)
+
     def client_blocked(self, *, blocked: bool) -> None:
         """Note whether the client leaves replies unread.  Called inside write: sets flags only."""
         self._client_blocked = blocked
@@ -210,6 +228,7 @@ class Session:
         self._client_paused = pause
         if pause:
             self._client.pause_reading()
+            self._observer.stalled()
         else:
             self._client.resume_reading()
 
@@ -306,9 +325,9 @@ class Session:
         )
 
 
-def _peer_name(client: asyncio.Transport) -> str:
-    """Return the client's address as `192.0.2.1:4711`, `[2001:db8::1]:4711`, or `unix`."""
-    name = client.get_extra_info("peername")
+def _end_name(transport: asyncio.BaseTransport, which: str = "peername") -> str:
+    """Return one end of a connection as `192.0.2.1:4711`, `[2001:db8::1]:4711`, or `unix`."""
+    name = transport.get_extra_info(which)
     if not isinstance(name, tuple):
         return "unix"
     host, port = name[:2]
