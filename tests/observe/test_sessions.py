@@ -187,4 +187,4 @@ def test_at_level_debug_each_exchange_is_logged() -> None:
     assert [line["event"] for line in lines[-4:]] == [*["exchange"] * 3, "client_stalled"]
     auth, noop = lines[-3:-1]
     assert (auth["verb"], auth["command"], auth["reply"]) == ("AUTH", "AUTH PLAIN *", "235 in")
-    assert (noop["waited"], noop["taken"], noop["held"]) == (0.25, 0.25, 0.0)
+    assert (auth["taken"], noop["taken"], noop["held"]) == (0.25, 0.25, 0.0)
