@@ -17,6 +17,7 @@ from smtpproxy import __version__
 from smtpproxy.config import exposed_listeners, from_flags, load
 from smtpproxy.problems import ConfigError
 from smtpproxy.settings import Settings
+from smtpproxy.tracing.commands import trace
 
 
 @click.group(
@@ -204,6 +205,9 @@ def demo(rtt: float, recipients: int, legacy: str | None, serve: bool) -> None:
         raise click.BadParameter(f"{legacy!r} is not one of\n\n{names}", param_hint="--legacy")
     failing = legacy or mta.DEFAULT_FAILING
     sys.exit(play.main(rtt=rtt, recipients=recipients, serve=serve, failing=failing))
+
+
+main.add_command(trace)
 
 
 def _fail(error: ConfigError) -> NoReturn:
