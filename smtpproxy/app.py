@@ -8,6 +8,7 @@ from ipaddress import ip_network
 from math import inf
 from pathlib import Path
 
+from smtpproxy.address import Address
 from smtpproxy.core.capabilities import Filter
 from smtpproxy.core.commands import Sync
 from smtpproxy.core.content import BareNewlines
@@ -23,6 +24,8 @@ from smtpproxy.observe.captured import Kept
 from smtpproxy.observe.exchanges import ExchangeLog
 from smtpproxy.observe.fanout import Fanout, Watcher
 from smtpproxy.observe.files import Files
+from smtpproxy.observe.metrics import Metrics
+from smtpproxy.observe.recent import Recent
 from smtpproxy.observe.sessions import ServiceLog
 from smtpproxy.observe.trace import Trace
 from smtpproxy.settings import Backend, Settings
@@ -56,6 +59,9 @@ class App:
         worker: int = 0,
     ) -> None:
         self._trace = _trace(settings, worker)
+        watched = settings.admin.address != Address()
+        self._metrics = Metrics() if watched else None
+        self._recent = Recent() if watched else None
         observer = Fanout(ServiceLog(), self._watchers(settings))
         self._sweeper = Sweeper(_limits(settings), settings.timeouts.hold)
         outbox = Outbox()
@@ -91,8 +97,7 @@ class App:
         found: list[Watcher] = []
         if settings.log.level == "debug":
             found.append(ExchangeLog())
-        if self._trace is not None:
-            found.append(self._trace)
+        found += [each for each in (self._trace, self._metrics, self._recent) if each is not None]
         return found
 
     @property
@@ -119,7 +124,18 @@ class App:
 
     def figures(self) -> Figures:
         """Return what this worker tells of itself; see `smtpproxy.figures`."""
-        return Figures(gauges={"sessions": len(self._sweeper.sessions)})
+        figures = Figures(gauges={"sessions": len(self._sweeper.sessions)})
+        if self._metrics is not None and self._recent is not None:
+            figures.counts.update(self._metrics.counts())
+            figures.lists["sessions"] = self._recent.changed()
+        if self._trace is not None:
+            figures.counts["trace_records_lost"] = self._trace.lost
+        return figures
+
+    def look(self) -> None:
+        """Somebody looks at the live page: the figures are to tell of sessions for a while."""
+        if self._recent is not None:
+            self._recent.look()
 
     def close(self) -> None:
         """Take no new clients."""

@@ -79,6 +79,11 @@ def main() -> None:
     help="Processes that serve clients; 0: one for each CPU.",
 )
 @click.option(
+    "--admin",
+    metavar="ADDR",
+    help="Serve metrics and the live page here, such as 127.0.0.1:8025.",
+)
+@click.option(
     "--trace",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
@@ -95,6 +100,7 @@ def run(
     listen: tuple[str, ...],
     backend: tuple[str, ...],
     workers: int | None,
+    admin: str | None,
     trace: Path | None,
     log_format: str | None,
     log_level: str | None,
@@ -115,7 +121,7 @@ def run(
                 need_backend=not backend,
                 need_trace_directory=trace is None,
             )
-        return from_flags(settings, listen, backend, log_format, log_level, workers, trace)
+        return from_flags(settings, listen, backend, log_format, log_level, workers, trace, admin)
 
     try:
         settings = read()

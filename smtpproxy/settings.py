@@ -72,6 +72,15 @@ def _directory(text: str) -> str:
     raise ValueError('is not a whole path, such as "/var/log/smtpproxy"')
 
 
+AdminAddress = Annotated[Address, Parsed(parse_listener, 'an address, such as "127.0.0.1:8025"')]
+
+
+def _token(text: str) -> str:
+    if len(text) >= 16 and text.isascii() and text.isprintable() and " " not in text:
+        return text
+    raise ValueError("is too short or has odd characters; 16 letters and digits at least")
+
+
 _UNITS = {"": 0, "KiB": 10, "MiB": 20, "GiB": 30}
 Size = Annotated[int, Parsed(_size, 'a size in quotes, such as "64MiB"')]
 Network = Annotated[str, Parsed(_network, 'a network in quotes, such as "10.0.0.0/8"')]
@@ -181,6 +190,14 @@ class Trace(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_files: Annotated[int, _whole(1)] = 10
 
 
+class Admin(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where metrics and the live page are served; without an address, nowhere."""
+
+    address: AdminAddress = Address()
+    # Needed where other machines can ask.
+    token: Annotated[str, Parsed(_token, "a text in quotes")] = ""
+
+
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything one smtpproxy runs on."""
 
@@ -200,3 +217,4 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     timeouts: Timeouts = Timeouts()
     log: Log = Log()
     trace: Trace = Trace()
+    admin: Admin = Admin()

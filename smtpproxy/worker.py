@@ -31,6 +31,7 @@ async def serve(start: Start, channel: socket.socket, lines: Lines) -> int:
         worker=start.row,
     )
     link.learn = lambda health: app.learn(health.backend, health.server, up=health.up)
+    link.look = app.look
     await asyncio.get_running_loop().create_unix_connection(lambda: link, sock=channel)
     sockets = [[socket.socket(fileno=each) for each in listener] for listener in start.sockets]
     await app.start(sockets)
