@@ -17,10 +17,26 @@ from smtpproxy import __version__
 from smtpproxy.config import exposed_listeners, from_flags, load
 from smtpproxy.problems import ConfigError
 from smtpproxy.settings import Settings
-from smtpproxy.tracing.commands import trace
+
+
+class Commands(click.Group):
+    """Those below, and `trace`, which is loaded only when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all commands."""
+        return sorted([*super().list_commands(ctx), "trace"])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a command by its name."""
+        if cmd_name == "trace":
+            from smtpproxy.tracing.commands import trace
+
+            return trace
+        return super().get_command(ctx, cmd_name)
 
 
 @click.group(
+    cls=Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Try `smtpproxy demo` first: it shows in ten seconds what the proxy does.",
 )
@@ -211,9 +227,6 @@ def demo(rtt: float, recipients: int, legacy: str | None, serve: bool) -> None:
         raise click.BadParameter(f"{legacy!r} is not one of\n\n{names}", param_hint="--legacy")
     failing = legacy or mta.DEFAULT_FAILING
     sys.exit(play.main(rtt=rtt, recipients=recipients, serve=serve, failing=failing))
-
-
-main.add_command(trace)
 
 
 def _fail(error: ConfigError) -> NoReturn:

@@ -106,6 +106,9 @@ log = { level = "debug", format = "json" }
 workers = 0
 limits = { queue_commands = 1, queue_octets = 12288, line = 512, auth_line = 12288, errors = 1 }
 timeouts = { connect = 1, hold = 0.05, heartbeat = 5 }
+[admin]
+address = "[::]:8025"
+token = "0123456789abcdef"
 [trace]
 directory = "/var/log/smtpproxy"
 when = "errors"
@@ -151,6 +154,7 @@ max_wait = 5
             0.5,
         )
         assert settings.timeouts.connect == 1.0
+        assert (str(settings.admin.address), len(settings.admin.token)) == ("[::]:8025", 16)
         trace = settings.trace
         assert (trace.when, trace.content, trace.max_files) == ("errors", "full", 1)
         assert (trace.max_content, trace.max_file) == (8192, 1 << 30)
@@ -197,6 +201,9 @@ class TestMistakes:
         [
             ('[log]\nlevel = "warn"', 7, "log.level", 'did you mean "warning"?'),
             ("[log]\nformt = 1", 7, "log.formt", 'is not a known setting; did you mean "format"?'),
+            ('[admin]\naddress = "0.0.0.0:8025"', 6, "admin.token", "is missing: other machines"),
+            ('[admin]\naddress = "mx.example:80"', 7, "admin.address", "is a name"),
+            ('[admin]\ntoken = "short"', 7, "admin.token", "is too short"),
             ("[trac]", 6, "trac", 'is not a known setting; did you mean "trace"?'),
             ("[tls]", 6, "tls", "is not a known setting; known here:"),
             ('[trace]\nwhen = "errors"', 6, "trace.directory", "is missing; write, for"),
@@ -463,3 +470,21 @@ class TestPlaces:
         assert line_of(("a", "missing", 3), places) == 2
         assert line_of(("z",), places) is None
         assert line_of((), places) is None
+
+
+class TestAdminAndTraceFlags:
+    def test_they_lay_over_the_file(self, tmp_path: Path) -> None:
+        settings = from_flags(
+            load(write(tmp_path, GOOD + '[trace]\nwhen = "off"\ncontent = "headers"')),
+            [],
+            [],
+            trace=tmp_path,
+            admin="127.0.0.1:8025",
+        )
+        assert settings.trace.directory == str(tmp_path)
+        assert (settings.trace.when, settings.trace.content) == ("all", "headers")
+        assert settings.admin.address == Address("127.0.0.1", 8025)
+
+    def test_an_address_for_all_needs_a_token(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=r"--admin: admin.token is missing"):
+            from_flags(load(write(tmp_path, GOOD)), [], [], admin="0.0.0.0:8025")

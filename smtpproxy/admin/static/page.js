@@ -1,7 +1,7 @@
 "use strict";
 // The live page: events from the proxy become figures, a list of sessions and one picture.
 
-const KEPT = 300, SHOWN = 120, POINTS = 120;
+const KEPT = 300, SHOWN = 120, POINTS = 60;
 const sessions = new Map(), rows = new Map();
 const history = {rate: [], saved: [], reply: [], open: []};
 let last = null, chosen = null, paused = false, pending = false;
@@ -124,7 +124,7 @@ function rowOf(session) {
   if (row.session !== session) {
     row.session = session;
     const [style, text] = outcome(session);
-    row.replaceChildren(make("td", "", new Date(session.opened * 1000).toTimeString().slice(0, 8)), make("td", "", session.client),
+    row.replaceChildren(make("td", "", new Date(session.opened * 1000).toTimeString().slice(0, 8)), make("td", "client", session.client.replace(/:\d+$/, "")),
       make("td", "", words(session)), make("td", "number", session.saved), make("td", style, text));
   }
   row.setAttribute("aria-selected", session.id === chosen);

@@ -94,7 +94,8 @@ function drawSession(place, records) {
       const bad = row.codes.some((code) => code >= 400);
       svg(picture, "text", {x: proxy - 8, y: row.y - 5, class: bad ? "no" : "ok", "text-anchor": "end"}, cut(row.text, most));
     } else {
-      svg(picture, "rect", {x: mta - 4, y: row.y - 7, width: 8, height: 14, rx: 3, class: "bar"});
+      const next = rows[rows.indexOf(row) + 1];
+      svg(picture, "rect", {x: mta - 4, y: row.y, width: 8, height: Math.max(8, (next ? next.y : row.y + 16) - row.y - 4), rx: 3, class: "bar"});
       arrow(proxy, mta - 4, row.y);
       svg(picture, "text", {x: proxy + 8, y: row.y - 5, class: "command"}, row.verb === "." ? "content ." : row.verb);
       const reply = svg(picture, "text", {x: mta - 10, y: row.y - 5, class: row.code >= 400 ? "no" : "ok", "text-anchor": "end"});
