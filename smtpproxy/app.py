@@ -1,6 +1,7 @@
 """The composition root of one worker: settings become listeners, sessions and observers."""
 
 import asyncio
+import resource
 import socket
 from collections.abc import Callable
 from functools import partial
@@ -14,12 +15,14 @@ from smtpproxy.core.commands import Sync
 from smtpproxy.core.content import BareNewlines
 from smtpproxy.core.rules import Rules
 from smtpproxy.figures import Figures
+from smtpproxy.net.admission import SPARE_DESCRIPTORS, Admission, Bounds
 from smtpproxy.net.listener import Listener
 from smtpproxy.net.outbox import Outbox
 from smtpproxy.net.places import Places, Queue
 from smtpproxy.net.servers import Server, Servers
 from smtpproxy.net.service import Service
 from smtpproxy.net.sweeper import Sweeper
+from smtpproxy.net.tally import Tally
 from smtpproxy.observe.captured import Kept
 from smtpproxy.observe.exchanges import ExchangeLog
 from smtpproxy.observe.fanout import Fanout, Watcher
@@ -46,7 +49,8 @@ MakePlaces = Callable[[str, Backend], Places]
 class App:
     """The proxy on the running event loop.
 
-    changed, places: where other workers have to know, or to be asked; left out if it is alone.
+    changed, places, tally: where other workers have to know, to be asked or to be counted; left
+    out if it is alone.
     worker: its number, by which its trace files are told from those of others.
     """
 
@@ -56,6 +60,7 @@ class App:
         *,
         changed: Changed | None = None,
         places: MakePlaces | None = None,
+        tally: Tally | None = None,
         worker: int = 0,
     ) -> None:
         self._trace = _trace(settings, worker)
@@ -63,6 +68,9 @@ class App:
         self._metrics = Metrics() if watched else None
         self._recent = Recent() if watched else None
         observer = Fanout(ServiceLog(), self._watchers(settings))
+        self._admission = Admission(
+            _bounds(settings), tally or Tally(), _hostname(settings), observer
+        )
         self._sweeper = Sweeper(_limits(settings), settings.timeouts.hold)
         outbox = Outbox()
         self._servers = {
@@ -87,6 +95,7 @@ class App:
                     outbox=outbox,
                     observer=observer,
                     places=own_places[listener.backend],
+                    admission=self._admission,
                 ),
             )
             for listener in settings.listener
@@ -110,6 +119,7 @@ class App:
 
         Without them it opens its own; raises OSError, with none left open, if one can't be had.
         """
+        self._admission.start()
         for index, listener in enumerate(self._listeners):
             try:
                 await listener.open(sockets[index] if sockets else None)
@@ -124,7 +134,13 @@ class App:
 
     def figures(self) -> Figures:
         """Return what this worker tells of itself; see `smtpproxy.figures`."""
-        figures = Figures(gauges={"sessions": len(self._sweeper.sessions)})
+        figures = Figures(
+            counts={
+                f'clients_refused{{reason="{reason}"}}': count
+                for reason, count in self._admission.refused.items()
+            },
+            gauges={"sessions": len(self._sweeper.sessions)},
+        )
         if self._metrics is not None and self._recent is not None:
             figures.counts.update(self._metrics.counts())
             figures.lists["sessions"] = self._recent.changed()
@@ -154,6 +170,7 @@ class App:
     async def stop(self) -> None:
         """Close everything at once."""
         self.close()
+        self._admission.stop()
         self._sweeper.stop()
         await self._sweeper.wait_until_empty(1.0)
         if self._trace is not None:
@@ -182,7 +199,7 @@ def _trace(settings: Settings, worker: int) -> Trace | None:
         Files(Path(wanted.directory), worker, wanted.max_file, wanted.max_files),
         later,
         only_errors=wanted.when == "errors",
-        networks=[ip_network(network) for network in wanted.networks],
+        networks=[ip_network(network.text) for network in wanted.networks],
         kept=Kept(wanted.content),
         most=wanted.max_content,
     )
@@ -191,7 +208,7 @@ def _trace(settings: Settings, worker: int) -> Trace | None:
 def _rules(settings: Settings, listener: ListenerSettings, backend: Backend) -> Rules:
     limits = settings.limits
     return Rules(
-        hostname=settings.hostname.encode("ascii", "replace"),
+        hostname=_hostname(settings),
         sync=Sync(listener.sync),
         bare_newlines=BareNewlines(listener.bare_newlines),
         capabilities=Filter(
@@ -206,6 +223,25 @@ def _rules(settings: Settings, listener: ListenerSettings, backend: Backend) -> 
         line=limits.line,
         auth_line=limits.auth_line,
         errors=limits.errors,
+        message_octets=limits.message_octets,
+        recipients=limits.recipients,
+    )
+
+
+def _hostname(settings: Settings) -> bytes:
+    return settings.hostname.encode("ascii", "replace")
+
+
+def _bounds(settings: Settings) -> Bounds:
+    limits = settings.limits
+    descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return Bounds(
+        sessions=limits.sessions,
+        sessions_per_address=limits.sessions_per_address,
+        new_sessions_per_minute=limits.new_sessions_per_minute,
+        own_sessions=max(1, (descriptors - SPARE_DESCRIPTORS) // 2),
+        loop_lag=limits.loop_lag,
+        exempt=tuple(ip_network(network.text) for network in limits.exempt),
     )
 
 

@@ -216,6 +216,8 @@ def demo(rtt: float, recipients: int, legacy: str | None, serve: bool) -> None:
     Starts a legacy MTA and the proxy in front of it, both in this process, and exits 1 if any
     reply is not what it must be.
     """
+    if rtt != rtt:  # NaN is in every range
+        raise click.BadParameter("nan is not a number of seconds", param_hint="--rtt")
     from smtpproxy.demo import legacy as mta  # the demonstration alone needs it
     from smtpproxy.demo import play
 

@@ -44,6 +44,19 @@ def _capability(text: str) -> str:
     )
 
 
+class Network(Struct, frozen=True):
+    """A network of IP addresses, in its usual spelling."""
+
+    text: str
+
+
+def _network(text: str) -> Network:
+    try:
+        return Network(str(ip_network(text)))
+    except ValueError:
+        raise ValueError('is not a network; write, for example, "10.0.0.0/8"') from None
+
+
 def _whole(least: int, most: int = _MOST) -> Meta:
     return Meta(ge=least, le=most, description=f"a whole number from {least} to {most}")
 
@@ -55,15 +68,6 @@ def _size(text: str) -> int:
     if not 4096 <= octets <= 1 << 40:
         raise ValueError('is not a size from "4KiB" to "1024GiB"')
     return octets
-
-
-def _network(text: str) -> str:
-    try:
-        return str(ip_network(text))
-    except ValueError:
-        raise ValueError(
-            'is not a network; write, for example, "10.0.0.0/8", "2001:db8::/32" or "192.0.2.1"'
-        ) from None
 
 
 def _directory(text: str) -> str:
@@ -83,8 +87,10 @@ def _token(text: str) -> str:
 
 _UNITS = {"": 0, "KiB": 10, "MiB": 20, "GiB": 30}
 Size = Annotated[int, Parsed(_size, 'a size in quotes, such as "64MiB"')]
-Network = Annotated[str, Parsed(_network, 'a network in quotes, such as "10.0.0.0/8"')]
-NetworkList = Annotated[list[Network], Written('a list of networks, such as ["10.0.0.0/8"]')]
+NetworkList = Annotated[
+    list[Annotated[Network, Parsed(_network, 'a network, such as "10.0.0.0/8"')]],
+    Written('a list of networks, such as ["10.0.0.0/8"]'),
+]
 Seconds = Annotated[
     float, Meta(gt=0, le=86400, description="a number of seconds above 0, at most 86400 (a day)")
 ]
@@ -150,6 +156,23 @@ class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     auth_line: Annotated[int, _whole(512)] = 12288
     # 5xx replies in a row before a client is closed.
     errors: Annotated[int, _whole(1)] = 20
+    # Sessions of the whole service, over all workers; 0: no bound.
+    sessions: Annotated[int, _whole(0)] = 10000
+    # Of one address; an IPv6 network of 64 bits counts as one.
+    sessions_per_address: Annotated[int, _whole(0)] = 100
+    new_sessions_per_minute: Annotated[int, _whole(0)] = 0
+    # Networks that are not counted by address.
+    exempt: Annotated[
+        list[Annotated[Network, Parsed(_network, 'a network, such as "10.0.0.0/8"')]],
+        Written('a list of networks, such as ["10.0.0.0/8"]'),
+    ] = field(default_factory=lambda: [_network("127.0.0.0/8"), _network("::1/128")])
+    # How late the loop may be before new clients are turned away; 0: never.
+    loop_lag: Annotated[
+        float, Meta(ge=0, le=3600, description="a number of seconds, at most 3600 (0: never)")
+    ] = 2.0
+    # Octets of a message, and recipients that may be accepted for one; 0: as the MTA likes.
+    message_octets: Annotated[int, _whole(0)] = 0
+    recipients: Annotated[int, _whole(0)] = 0
 
 
 class Timeouts(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -15,6 +15,7 @@ import uvloop
 from smtpproxy.app import App
 from smtpproxy.control import Beat, Lines, Ready, Start
 from smtpproxy.link import Link, SharedPlaces
+from smtpproxy.net.tally import Tally
 from smtpproxy.observe import log
 
 LOG_DELAY_S = 0.02
@@ -29,6 +30,7 @@ async def serve(start: Start, channel: socket.socket, lines: Lines) -> int:
         changed=link.changed,
         places=lambda backend, _: SharedPlaces(link, backend),
         worker=start.row,
+        tally=Tally(start.tally, start.row),
     )
     link.learn = lambda health: app.learn(health.backend, health.server, up=health.up)
     link.look = app.look

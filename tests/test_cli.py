@@ -190,7 +190,9 @@ class TestDemo:
         assert result.exit_code == 2
         assert all(name in result.stderr for name in FAILINGS)
 
-    @pytest.mark.parametrize("wrong", [["--rtt", "-1"], ["--rtt", "x"], ["--recipients", "0"]])
+    @pytest.mark.parametrize(
+        "wrong", [["--rtt", "-1"], ["--rtt", "nan"], ["--rtt", "x"], ["--recipients", "0"]]
+    )
     def test_impossible_numbers(self, wrong: list[str]) -> None:
         assert invoke("demo", *wrong).exit_code == 2
 

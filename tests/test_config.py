@@ -104,7 +104,6 @@ class TestAGoodFile:
 hostname = "mx.example.org"
 log = { level = "debug", format = "json" }
 workers = 0
-limits = { queue_commands = 1, queue_octets = 12288, line = 512, auth_line = 12288, errors = 1 }
 timeouts = { connect = 1, hold = 0.05, heartbeat = 5 }
 [admin]
 address = "[::]:8025"
@@ -135,6 +134,19 @@ retry_after = 1
 check_every = 0.5
 max_connections = 9
 max_wait = 5
+[limits]
+queue_commands = 1
+queue_octets = 12288
+line = 512
+auth_line = 12288
+errors = 1
+sessions = 9
+sessions_per_address = 8
+new_sessions_per_minute = 7
+loop_lag = 0.5
+exempt = ["2001:DB8::/32"]
+message_octets = 6
+recipients = 5
 """,
             )
         )
@@ -158,7 +170,12 @@ max_wait = 5
         trace = settings.trace
         assert (trace.when, trace.content, trace.max_files) == ("errors", "full", 1)
         assert (trace.max_content, trace.max_file) == (8192, 1 << 30)
-        assert trace.networks == ["10.0.0.0/8", "2001:db8::1/128"]
+        assert [each.text for each in trace.networks] == ["10.0.0.0/8", "2001:db8::1/128"]
+        limits = settings.limits
+        assert (limits.sessions, limits.sessions_per_address) == (9, 8)
+        assert (limits.new_sessions_per_minute, limits.loop_lag) == (7, 0.5)
+        assert [network.text for network in limits.exempt] == ["2001:db8::/32"]
+        assert (limits.message_octets, limits.recipients) == (6, 5)
 
     def test_a_byte_order_mark_is_no_problem(self, tmp_path: Path) -> None:
         assert load(write(tmp_path, b"\xef\xbb\xbf" + GOOD.encode())).listener
@@ -227,6 +244,9 @@ class TestMistakes:
             ('balance = "round"', 6, "backends.old.balance", 'must be "first" or "least"'),
             ("guard_data = 1", 6, "backends.old.guard_data", "must be true or false, not 1"),
             ("[limits]\nerrors = 0", 7, "limits.errors", "must be a whole number from 1"),
+            ('[limits]\nexempt = ["10.0.0.1/8"]', 7, "limits.exempt[0]", "is not a network"),
+            ("[limits]\nsessions = -1", 7, "limits.sessions", "a whole number from 0"),
+            ("[limits]\nloop_lag = -1", 7, "limits.loop_lag", "at most 3600 (0: never)"),
             ("[limits]\nerrors = 1.5", 7, "limits.errors", "not 1.5"),
             ("[limits]\nqueue_octets = 5000", 7, "limits.queue_octets", "12288 octets"),
             ("[timeouts]\ndata = 0", 7, "timeouts.data", "must be a number of seconds above 0"),

@@ -24,7 +24,7 @@ ALLOWED = {
     "app": {"settings", "admin", "observe", "net", "core", "figures"},
     "demo": {"app", "settings", "observe"},
     "link": {"control", "figures", "net"},
-    "worker": {"app", "link", "control", "observe"},
+    "worker": {"app", "link", "control", "net", "observe"},
     "supervisor": {"control", "figures", "settings", "admin", "observe", "net"},
     "tracing": {"core", "address", "observe", "demo"},
     "cli": {"supervisor", "settings", "demo", "observe", "tracing"},

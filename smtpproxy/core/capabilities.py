@@ -45,15 +45,18 @@ class Offer:
     chunking: bool
 
 
-def offer(reply: bytes, keep: Filter) -> Offer:
-    """Rewrite the backend's positive EHLO reply: first line and order kept, PIPELINING last."""
+def offer(reply: bytes, keep: Filter, largest: int = 0) -> Offer:
+    """Rewrite the backend's positive EHLO reply: first line and order kept, PIPELINING last.
+
+    largest: octets of a message; SIZE is lowered to it, where it is not 0 (RFC 1870 section 3).
+    """
     first, _, rest = reply.partition(b"\r\n")
-    kept, pipelining, chunking = _filter(rest, keep)
+    kept, pipelining, chunking = _filter(rest, keep, largest)
     return Offer(_multi_line(first, kept), pipelining=pipelining, chunking=chunking)
 
 
 @lru_cache(maxsize=64)
-def _filter(rest: bytes, keep: Filter) -> tuple[tuple[bytes, ...], bool, bool]:
+def _filter(rest: bytes, keep: Filter, largest: int) -> tuple[tuple[bytes, ...], bool, bool]:
     """Return what passes of the lines behind the first, and an Offer's flags.
 
     A backend says the same to everybody, but for its first line, which names the client.
@@ -61,7 +64,7 @@ def _filter(rest: bytes, keep: Filter) -> tuple[tuple[bytes, ...], bool, bool]:
     lines = rest.split(b"\r\n")[:-1]
     words = [_word(line) for line in lines]
     kept = [
-        line[4:]
+        _lowered(line[4:], largest) if word == b"SIZE" and largest else line[4:]
         for line, word in zip(lines, words, strict=True)
         if word != b"PIPELINING" and keep.passes(word)
     ]
@@ -69,6 +72,13 @@ def _filter(rest: bytes, keep: Filter) -> tuple[tuple[bytes, ...], bool, bool]:
         kept.append(b"PIPELINING")
     chunking = b"CHUNKING" in words and keep.passes(b"CHUNKING")
     return tuple(kept), b"PIPELINING" in words, chunking
+
+
+def _lowered(size: bytes, largest: int) -> bytes:
+    """Return the capability SIZE with no more in it than `largest`; 0 in it is no limit."""
+    words = size.split()
+    offered = int(words[1]) if len(words) > 1 and words[1][:20].isdigit() else 0
+    return b"SIZE %d" % (min(offered, largest) if offered else largest)
 
 
 def offer_for_helo(reply: bytes, keep: Filter) -> bytes:

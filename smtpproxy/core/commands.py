@@ -11,7 +11,7 @@ from enum import Enum
 from smtpproxy.core import replies
 
 # What else the pipeline does about a command.  Hot path (bench S2): plain integers, and in this
-# order: up to RSET any reply will do, from DATA on a command may be refused when its turn comes.
+# order: up to RSET any reply will do.
 PLAIN, MAIL, RCPT, RSET, EHLO, HELO, GREETING, END_OF_DATA, AUTH, UNASKED, DATA, BDAT = range(12)
 
 
@@ -37,6 +37,7 @@ class Verb:
     refusal: the reply if it is never forwarded, else empty.
     closes: the session ends when its reply has been flushed.
     limit: the name of the time limit for its reply.
+    weighed: whether it is refused is decided when its turn comes.
     """
 
     name: bytes
@@ -48,6 +49,7 @@ class Verb:
     closes: bool = False
     limit: str = "command"
     role: int = PLAIN
+    weighed: bool = False
 
 
 ROWS = (
@@ -59,8 +61,8 @@ ROWS = (
     Verb(b"SAML", groupable=True, role=MAIL),
     Verb(b"EHLO", role=EHLO),
     Verb(b"HELO", role=HELO),
-    Verb(b"DATA", gate=True, guarded=True, limit="data", role=DATA),
-    Verb(b"BDAT", gate=True, limit="end_of_data", role=BDAT),
+    Verb(b"DATA", gate=True, guarded=True, limit="data", role=DATA, weighed=True),
+    Verb(b"BDAT", gate=True, limit="end_of_data", role=BDAT, weighed=True),
     Verb(b"AUTH", gate=True, secret=True, role=AUTH),
     Verb(b"STARTTLS", gate=True, guarded=True, refusal=replies.NOT_IMPLEMENTED),
     Verb(b"QUIT", gate=True, closes=True),
@@ -128,18 +130,28 @@ def lock_step(table: Mapping[bytes, Verb]) -> Mapping[bytes, Verb]:
     }
 
 
-def table_for(sync: Sync, hidden: frozenset[bytes] = frozenset()) -> Mapping[bytes, Verb]:
+def table_for(
+    sync: Sync, hidden: frozenset[bytes] = frozenset(), weighed: frozenset[int] = frozenset()
+) -> Mapping[bytes, Verb]:
     """Return the table: word in capitals -> row; `hidden` words are refused, not forwarded.
 
-    Commonplace verbs stand in it with a space or CR behind them, too, as a line begins with them.
+    weighed: roles of commands that may be over a limit, so that their turn must come to tell.
+
+    Commonplace verbs stand in it as a line begins with them, too: with a space or CR behind, and in
+    small letters as well.
     """
     shape = {Sync.SAFE: lambda verb: verb, Sync.STRICT: _strict, Sync.OFF: _loose}[sync]
     table = {verb.name: shape(verb) for verb in ROWS}
     for word in hidden & table.keys():
         if not table[word].refusal:
-            table[word] = replace(table[word], refusal=replies.NOT_IMPLEMENTED)
+            # Not held: the edge begins to time held replies when the backend answers.
+            table[word] = replace(table[word], refusal=replies.NOT_IMPLEMENTED, groupable=False)
+    for word, verb in table.items():
+        if verb.role in weighed:
+            table[word] = replace(verb, weighed=True)
     for word in COMMONPLACE:
-        table[word + b" "] = table[word + b"\r"] = table[word]
+        for begin in (word + b" ", word + b"\r"):
+            table[begin] = table[begin.lower()] = table[word]
     return table
 
 

@@ -34,7 +34,7 @@ class Extensions:
         if refusal:
             self.leave()
             return code, capabilities.offer_for_helo(reply, keep)
-        offer = capabilities.offer(reply, keep)
+        offer = capabilities.offer(reply, keep, self._rules.message_octets)
         self.pipelining = offer.pipelining and self._rules.use_pipelining
         self.chunking = offer.chunking
         return code, offer.reply

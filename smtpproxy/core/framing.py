@@ -18,6 +18,9 @@ from smtpproxy.core.rules import Rules
 # How the client's next octets are read.  Hot path (bench S2): plain integers.
 CLOSED, COMMANDS, CONTENT, PAYLOAD, AUTH_DATA, SKIPPED, DEAF = range(7)
 
+WINDOW = 16 * 1024
+"""So many octets are looked at in one go for commands: what is behind a gate is none of them."""
+
 _ANSWERED = Exchange(commands.NOT_ASKED, b"", 0.0)
 """Stands for an exchange that has been answered; never changed."""
 _ANSWERED.flushed = 1.0
@@ -151,23 +154,34 @@ class Framer:
             if self.mode == CLOSED:
                 self._guard_gate()
 
-    def _frame_command(self, octets: bytes, position: int, now: float) -> int:
-        end = octets.find(b"\n", position, position + self._rules.line) + 1
-        line = octets[position:end]
-        verb = self.table.get(line[:5].upper())
-        if verb is None or line.find(b"\r") != len(line) - 2 or b"\0" in line:
+    def _frame_commands(self, octets: bytes, position: int, now: float) -> int:
+        """Frame commonplace commands, as many as come in one group up to the first gate."""
+        rules, table, queue = self._rules, self.table, self.queue
+        before, pipelined, taken = len(queue), not self.last.flushed, 0
+        window = octets[position : position + WINDOW]
+        # Octets are parted at CR, LF and CRLF only: a line with a bare one in it is not plain.
+        for line in window.splitlines(keepends=True) if window.find(b"\0") < 0 else ():
+            verb = table.get(line[:5])
+            if verb is None or not line.endswith(b"\r\n") or len(line) > rules.line:
+                break
+            exchange = Exchange(verb, line, now)
+            exchange.pipelined = pipelined or taken > 0
+            queue.append(exchange)
+            taken += len(line)
+            if verb.gate:
+                self.mode = CLOSED
+                self.gate = exchange
+                break
+            if len(queue) >= rules.queue_commands:
+                break
+        if not taken:
             return self._frame_uncommon(octets, position, now)
-        exchange = Exchange(verb, line, now)
-        if verb.gate or not self.queue:
-            self._enqueue(exchange)
-        else:  # the short way: something before it still waits, so it is one round trip saved
-            exchange.pipelined = True
-            self.pipelined += 1
-            self.last = exchange
-            self.commands += 1
-            self.queue.append(exchange)
-            self.queue_octets += len(line)
-        return end - position
+        framed = len(queue) - before
+        self.last = exchange
+        self.commands += framed
+        self.pipelined += framed - (not pipelined)
+        self.queue_octets += taken
+        return taken
 
     def _frame_uncommon(self, octets: bytes, position: int, now: float) -> int:
         """Frame a line that is not one of the commonplace commands, or not a well-formed one."""
@@ -217,6 +231,12 @@ class Framer:
         content, exchange = self._content, self.last
         assert content is not None
         out, taken = content.receive(octets[position:] if position else octets)
+        limit = self._rules.message_octets
+        # Of octets that may yet turn out to be the end of data, two are at hand at most.
+        most = limit if content.ended else limit + 2
+        if limit and content.octets > most and not exchange.refusal:
+            too_big = ClientViolation("message_too_big", replies.MESSAGE_TOO_BIG, closes=True)
+            exchange.refuse(too_big)  # nothing more goes on; told at the end of data
         if out and not exchange.refusal:
             self.send_backend(out)
         if content.violation is not None and not exchange.refusal:
@@ -288,7 +308,7 @@ class Framer:
 
 
 _FRAME = {
-    COMMANDS: Framer._frame_command,
+    COMMANDS: Framer._frame_commands,
     CONTENT: Framer._stream_content,
     PAYLOAD: Framer._stream_payload,
     AUTH_DATA: Framer._frame_auth_data,

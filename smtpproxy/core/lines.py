@@ -102,3 +102,12 @@ def without_secret(line: bytes) -> bytes:
 
 def _violation(kind: str, reply: bytes, line: bytes) -> ClientViolation:
     return ClientViolation(kind, reply, without_secret(line))
+
+
+_DECLARED_SIZE = re.compile(rb"(?i) SIZE=([0-9]{1,20})[ \r]")
+
+
+def declared_size(line: bytes) -> int:
+    """Return what a MAIL command says of the size of its message (RFC 1870); 0 if nothing."""
+    declared = _DECLARED_SIZE.search(line, line.rfind(b">") + 1)
+    return int(declared[1]) if declared else 0

@@ -78,5 +78,8 @@ class Observer(Protocol):
     def server_changed(self, backend: str, server: str, up: bool, why: str) -> None:
         """A server is down, or up again; once for each change."""
 
+    def refused(self, reason: str, client: str, clients: int) -> None:
+        """So many clients more were turned away for this reason, this one last."""
+
     def broken(self, error: Exception) -> None:
         """Something in the proxy itself went wrong; the session it met is closed with 421."""

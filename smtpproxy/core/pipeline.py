@@ -20,7 +20,7 @@ has no clock: every call brings the time.
 
 from collections.abc import Callable
 
-from smtpproxy.core import commands, replies
+from smtpproxy.core import commands, lines, replies
 from smtpproxy.core.commands import Sync
 from smtpproxy.core.errors import BackendViolation, ClientViolation, Violation
 from smtpproxy.core.exchange import Exchange, Observer
@@ -49,6 +49,7 @@ class Pipeline:
 
     __slots__ = (
         "active",
+        "chunk_octets",
         "client_ended",
         "draining",
         "ended",
@@ -86,6 +87,7 @@ class Pipeline:
         self.extensions = Extensions(rules)
         self.transaction = False
         self.recipients = self.recipients_accepted = 0  # RCPT commands of this transaction
+        self.chunk_octets = 0  # of this message
         self.errors = 0  # in a row
         self.messages = 0
         self.client_ended = False
@@ -151,13 +153,14 @@ class Pipeline:
                 return
             exchange = queue[0]
             refusal = exchange.refusal
-            if exchange.verb.role >= commands.DATA:
+            if exchange.verb.weighed:
                 refusal = refusal or self._refusal_in_turn(exchange)
             if refusal:
                 if in_flight:
                     return
                 framer.take().cut_secret()
                 self._settle(exchange, refusal, int(refusal[:3]), now)
+                self.flush(now)  # the edge begins to time held replies when the backend answers
                 framer.frame_waiting(now)
                 continue
             del queue[0]
@@ -168,6 +171,7 @@ class Pipeline:
             if exchange.verb.secret:
                 exchange.cut_secret()
             if exchange.verb.role == commands.BDAT:
+                self.chunk_octets += exchange.octets
                 framer.open_payload(exchange.octets)
                 framer.frame_waiting(now)
                 if framer.content_over:
@@ -185,18 +189,37 @@ class Pipeline:
     def _refusal_in_turn(self, exchange: Exchange) -> bytes:
         """Return the reply to what may not be forwarded as things stand now, else nothing."""
         role = exchange.verb.role
-        if role == commands.DATA:
+        rules = self.rules
+        if role == commands.RCPT:
+            # Those in flight may yet be refused; then this one is looked at again.
+            if self.recipients_accepted + len(self.in_flight) >= rules.recipients:
+                return replies.TOO_MANY_RECIPIENTS  # RFC 5321 section 4.5.3.1.10
+        elif role == commands.MAIL:
+            if lines.declared_size(exchange.line) > rules.message_octets:
+                return replies.MESSAGE_TOO_BIG  # RFC 1870 section 6.1
+        elif role == commands.DATA:
             guarded = self.rules.guard_data and not self.extensions.pipelining
             if guarded and self.recipients and not self.recipients_accepted:
                 return replies.NO_VALID_RECIPIENTS  # RFC 2920 section 3.2, items 3 and 4
-        elif role == commands.BDAT and not self.extensions.chunking:
+        elif not self.extensions.chunking:
             # This backend would take the payload for commands.
             exchange.refuse(
                 ClientViolation(
                     "bdat_not_offered", replies.NOT_IMPLEMENTED, exchange.line, closes=True
                 )
             )
+        elif rules.message_octets:
+            self._weigh_chunk(exchange)
         return exchange.refusal
+
+    def _weigh_chunk(self, chunk: Exchange) -> None:
+        """Refuse a BDAT chunk that makes its message too big (RFC 3030 section 2).
+
+        It ends the session: to the backend a later chunk would complete a message that lacks this.
+        """
+        if self.chunk_octets + chunk.octets > self.rules.message_octets:
+            violation = ClientViolation("message_too_big", replies.MESSAGE_TOO_BIG, closes=True)
+            chunk.refuse(violation)
 
     def _end_content(self, now: float) -> None:
         """Let content or a payload wait for its reply, or answer it if that is known."""
@@ -219,6 +242,8 @@ class Pipeline:
             return
         reader = self.reply_reader
         code = 0 if reader.unread else whole_reply_code(octets)
+        if 200 <= code < 300 and self._goes_on(code, octets, now):
+            return
         try:
             if code:
                 self._take_reply(code, octets, now)
@@ -236,6 +261,44 @@ class Pipeline:
             self._send(now)
         if self.client_ended or self.draining:
             self._end_if_done(now)
+
+    def _goes_on(self, code: int, reply: bytes, now: float) -> bool:
+        """Take the short way of a group: a command is accepted, and the next one goes out.
+
+        Tell whether it was taken; all that is not so plain takes the five steps.
+        """
+        queue, in_flight = self.framer.queue, self.in_flight
+        if not (len(queue) > 1 and len(in_flight) == 1):
+            return False
+        exchange, following = in_flight[0], queue[0]
+        role = exchange.verb.role
+        if (
+            not commands.MAIL <= role <= commands.RCPT
+            or following.verb.role > commands.RSET
+            or following.verb.weighed
+            or exchange.refusal
+            or following.refusal
+            or self.held_octets + len(reply) >= HELD_OCTETS
+        ):
+            return False
+        exchange.reply = reply
+        exchange.code = code
+        exchange.replied = self.replied = following.sent = now
+        self.held.append(exchange)
+        self.held_octets += len(reply)
+        self.errors = 0
+        if role == commands.RCPT:
+            self.recipients += 1
+            self.recipients_accepted += 1
+        else:
+            self.transaction = True
+            self.recipients = self.recipients_accepted = self.chunk_octets = 0
+        line = following.line
+        self.framer.queue_octets -= len(line)
+        in_flight[0] = following
+        del queue[0]
+        self.send_backend(line)
+        return True
 
     def _take_replies(self, octets: bytes, now: float) -> None:
         """Take all that came before anything more is sent.
@@ -352,7 +415,7 @@ class Pipeline:
         is_message = exchange.ends_message
         if is_message or (code < 300 and role in _BEGIN_OR_END):
             self.transaction = role == commands.MAIL
-            self.recipients = self.recipients_accepted = 0
+            self.recipients = self.recipients_accepted = self.chunk_octets = 0
             self.messages += is_message and code < 300
             if role == commands.HELO:
                 self.extensions.leave()

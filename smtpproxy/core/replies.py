@@ -25,6 +25,8 @@ NOT_SYNCHRONIZED = b"554 5.5.0 Error: SMTP protocol synchronization\r\n"
 NO_VALID_RECIPIENTS = b"554 5.5.1 Error: no valid recipients\r\n"
 NOT_SMTP = b"221 2.7.0 Error: this is an SMTP server, goodbye\r\n"
 TLS_NOT_EXPECTED = b"501 5.5.1 Error: TLS was not expected here\r\n"
+MESSAGE_TOO_BIG = b"552 5.3.4 Error: message too big\r\n"
+TOO_MANY_RECIPIENTS = b"452 4.5.3 Error: too many recipients\r\n"
 BARE_NEWLINE = {
     "bare_lf": b"550 5.5.2 Error: bare <LF> received\r\n",
     "bare_cr": b"550 5.5.2 Error: bare <CR> received\r\n",
@@ -39,6 +41,8 @@ TIME_LIMIT = b"421 4.4.2 %b Error: timeout exceeded\r\n"
 BACKEND_BROKEN = b"421 4.3.0 %b Error: mail server broke the protocol\r\n"
 DRAINING = b"421 4.3.2 %b Error: service shutting down\r\n"
 TOO_MANY_ERRORS = b"421 4.7.0 %b Error: too many errors\r\n"
+TOO_MANY_SESSIONS = b"421 4.3.2 %b Error: too busy, try again later\r\n"
+TOO_MANY_FROM_ADDRESS = b"421 4.7.0 %b Error: too many connections from your address\r\n"
 INTERNAL_ERROR = b"421 4.3.0 %b Error: internal error\r\n"
 
 
@@ -52,8 +56,8 @@ def whole_reply_code(octets: bytes) -> int:
     if size > LINE_LIMIT:
         return 0
     code = _ONE_LINE.get(octets[:4], 0)
-    if code and octets.find(b"\n") == size - 1 and octets.find(b"\r") == size - 2:
-        return code if b"\0" not in octets else 0
+    if code and octets.endswith(b"\r\n") and len(octets.translate(None, b"\r\n\0")) == size - 2:
+        return code
     whole = _MULTI_LINE.fullmatch(octets)
     return int(whole[1]) if whole else 0
 

@@ -22,6 +22,8 @@ class Rules:
     queue_commands, queue_octets: how much may wait before the client is no longer read.
     line, auth_line: octets of a command line and of an AUTH line, line end included.
     errors: how many 5xx replies in a row a client may collect.
+    message_octets: how big a message may be.  recipients: how many may be accepted for one.
+    Of both, 0 means as the backend likes.
     table, lock_step_table, greeting: rows of the verb table that follow from the rest.
     """
 
@@ -37,13 +39,17 @@ class Rules:
     line: int = 2048
     auth_line: int = 12288
     errors: int = 20
+    message_octets: int = 0
+    recipients: int = 0
     table: Mapping[bytes, Verb] = field(init=False)
     lock_step_table: Mapping[bytes, Verb] = field(init=False)
     greeting: Verb = field(init=False)
 
     def __post_init__(self) -> None:
         """Make the tables, once for all sessions."""
-        table = commands.table_for(self.sync, self.capabilities.hide)
+        limited = {commands.MAIL: self.message_octets, commands.RCPT: self.recipients}
+        weighed = frozenset(role for role, limit in limited.items() if limit)
+        table = commands.table_for(self.sync, self.capabilities.hide, weighed)
         object.__setattr__(self, "table", table)
         object.__setattr__(self, "lock_step_table", commands.lock_step(table))
         object.__setattr__(self, "greeting", commands.greeting_for(self.sync))

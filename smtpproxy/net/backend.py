@@ -10,19 +10,17 @@ if TYPE_CHECKING:
 class BackendConnection(asyncio.Protocol):
     """The side that faces the backend; never used for another session (state would leak)."""
 
-    __slots__ = ("_session", "_transport")
+    # Hot path (bench S2): the loop calls the session itself.
+    __slots__ = ("_session", "_transport", "data_received")
 
     def __init__(self, session: "Session") -> None:
         self._session = session
+        self.data_received = session.backend_received  # type: ignore[method-assign, assignment]  # a slot
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Give the session its backend connection."""
         self._transport = cast("asyncio.Transport", transport)
         self._session.backend_connected(self._transport)
-
-    def data_received(self, data: bytes) -> None:
-        """Take octets from the backend."""
-        self._session.backend_received(data)
 
     def eof_received(self) -> None:
         """Take the backend's half-close: it will answer nothing any more."""

@@ -7,18 +7,27 @@ from smtpproxy.net.session import Session
 
 if TYPE_CHECKING:
     from smtpproxy.net.service import Service
+    from smtpproxy.net.tally import Slots
 
 
 class ClientConnection(asyncio.Protocol):
     """The side that faces the client."""
 
-    __slots__ = ("_service", "_session")
+    __slots__ = ("_seat", "_service", "_session")
 
     def __init__(self, service: "Service") -> None:
         self._service = service
+        self._seat: Slots | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin a session; what the client sends early waits until the backend has greeted."""
+        admission = self._service.admission
+        if admission is not None:
+            name = transport.get_extra_info("peername")
+            self._seat = admission.enter(name[0] if isinstance(name, tuple) else "")
+            if self._seat is None:
+                _turn_away(cast("asyncio.Transport", transport), admission.refusal)
+                return
         self._session = Session(self._service, cast("asyncio.Transport", transport))
 
     def data_received(self, data: bytes) -> None:
@@ -32,6 +41,9 @@ class ClientConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         """Take the end of the connection."""
+        if self._seat is not None and self._service.admission is not None:
+            self._service.admission.leave(self._seat)
+            self._seat = None
         self._session.client_lost()
 
     def pause_writing(self) -> None:
@@ -41,3 +53,10 @@ class ClientConnection(asyncio.Protocol):
     def resume_writing(self) -> None:
         """Note that the client reads again."""
         self._session.client_blocked(blocked=False)
+
+
+def _turn_away(transport: asyncio.Transport, reply: bytes) -> None:
+    """Tell a client that it is not served, and be done with it."""
+    transport.set_protocol(asyncio.Protocol())
+    transport.write(reply)
+    transport.close()

@@ -18,9 +18,10 @@ class Outbox:
 
     def put(self, transport: asyncio.WriteTransport, octets: bytes) -> None:
         """Have octets written when the turn is over, or at once if they are many."""
-        if not self._pending:
+        pending = self._pending
+        if not pending:
             asyncio.get_running_loop().call_soon(self.flush)
-        self._pending.append((transport, octets))
+        pending.append((transport, octets))
         if len(octets) >= BULK:
             self.flush()
 

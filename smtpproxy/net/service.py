@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from smtpproxy.core.observer import Observer
 from smtpproxy.core.rules import Rules
+from smtpproxy.net.admission import Admission
 from smtpproxy.net.outbox import Outbox
 from smtpproxy.net.places import Places
 from smtpproxy.net.servers import Servers
@@ -16,6 +17,7 @@ class Service:
 
     name: the listener's address, for observers.
     servers: those of its backend.  places: at the backend; None if there are as many as wanted.
+    admission: who decides whether a client is served; None lets everybody in.
     """
 
     name: str
@@ -25,3 +27,4 @@ class Service:
     outbox: Outbox
     observer: Observer
     places: Places | None = None
+    admission: Admission | None = None

@@ -7,6 +7,8 @@ wait, the client is not read.
 """
 
 import asyncio
+from collections.abc import Callable
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -51,7 +53,8 @@ class Session:
         self._octets_client = self._octets_backend = 0
         self._started = self._since = now  # _since: begin of connecting, blocking or lingering
         self._observer = service.observer.session(service.name, _end_name(client))
-        self._pipeline = Pipeline(service.rules, self._send_client, self._observer.settled, now)
+        send_client = partial(service.outbox.put, client)
+        self._pipeline = Pipeline(service.rules, send_client, self._observer.settled, now)
         self._backend: asyncio.Transport | None = None
         self._choice = Choice(self, service.servers, service.places)
         service.sweeper.add(self)
@@ -83,12 +86,18 @@ class Session:
             backend.abort()
             return
         self._since = monotonic()
-        self._pipeline.connect_backend(self._send_backend)
+        self._pipeline.connect_backend(partial(self._service.outbox.put, backend))
         server = self._choice.server
         assert server is not None
-        if self._observer.content is not None:
-            self._pipeline.framer.send_backend = self._send_content
+        watch = self._observer.content
+        if watch is not None:
+            self._pipeline.framer.send_backend = partial(self._send_content, watch)
         self._observer.connected(server.name, self._ends)
+
+    def _send_content(self, watch: Callable[[bytes], None], octets: bytes) -> None:
+        """Send content that somebody watches."""
+        self._pipeline.send_backend(octets)
+        watch(octets)
 
     def _ends(self) -> Ends:
         """Return both ends of both connections."""
@@ -118,7 +127,7 @@ class Session:
             self._end(now)
             return
         if pipeline.held and pipeline.held[0].replied == now:
-            self._service.sweeper.watch_held(self, now)
+            self._service.sweeper.watch_held(self)
         if self._client_paused:
             self._regulate()
 
@@ -151,8 +160,10 @@ class Session:
 
     def client_received(self, octets: bytes) -> None:
         """Take octets from the client."""
-        now = monotonic()
         pipeline = self._pipeline
+        if pipeline.ended:
+            return  # it lingers
+        now = monotonic()
         self._octets_client += len(octets)
         try:
             pipeline.client_received(octets, now)
@@ -167,8 +178,11 @@ class Session:
         """Take the client's half-close: what it has sent is served to the end."""
         if self._pipeline.ended:
             self._client.close()
-        else:
-            self._finish_client(monotonic())
+            return
+        now = monotonic()
+        if self._choice.waits and not self._octets_client:  # it has left the queue
+            self._pipeline.abandon(now)
+        self._finish_client(now)
 
     def client_lost(self) -> None:
         """Take the end of the client's connection; what it sent before is still served."""
@@ -189,20 +203,7 @@ class Session:
         if self._pipeline.ended:
             self._end(now)
 
-    # --- writing, and back-pressure ---------------------------------------------------------
-
-    def _send_client(self, octets: bytes) -> None:
-        self._service.outbox.put(self._client, octets)
-
-    def _send_backend(self, octets: bytes) -> None:
-        assert self._backend is not None
-        self._service.outbox.put(self._backend, octets)
-
-    def _send_content(self, octets: bytes) -> None:
-        """Send content that somebody watches."""
-        self._send_backend(octets)
-        assert self._observer.content is not None
-        self._observer.content(octets)
+    # --- back-pressure ------------------------------------------------------------------------
 
     def client_blocked(self, *, blocked: bool) -> None:
         """Note whether the client leaves replies unread.  Called inside write: sets flags only."""
@@ -242,6 +243,8 @@ class Session:
             return "place" if self._choice.waits else "connect", self._since
         if self._client_blocked:
             return "client", self._since
+        if self._pipeline.greeting_owed:
+            return "greeting", self._since  # that of this server, not of those tried before
         return self._pipeline.waiting()
 
     def expire(self, limit: str, now: float) -> None:
@@ -260,14 +263,17 @@ class Session:
             self._pipeline.expire(now)
             self._end(now)
 
-    def release(self, now: float) -> None:
-        """Flush what has been held for long enough."""
+    def release(self, now: float) -> bool:
+        """Flush what has been held for long enough; tell whether anything is still held."""
         held = self._pipeline.held
         if held and now - held[0].replied >= self._service.sweeper.hold:
             self._pipeline.flush(now)
+        return bool(self._pipeline.held)
 
     def drain(self) -> None:
         """End the session as soon as its transaction is over."""
+        if self._pipeline.ended:
+            return
         now = monotonic()
         self._pipeline.drain(now)
         if self._pipeline.ended:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 SWEEPS_PER_LIMIT = 4
 """A limit is noticed at most a quarter of the shortest one late."""
 LONGEST_INTERVAL_S = 1.0
+LOOKS_PER_HOLD = 4
+"""A held reply is flushed at most a quarter of the time too late."""
 
 
 class Sweeper:
@@ -30,7 +32,7 @@ class Sweeper:
         self.hold = hold
         self._interval = min(LONGEST_INTERVAL_S, min(limits.values()) / SWEEPS_PER_LIMIT)
         self.sessions: set[Session] = set()
-        self._holding: list[tuple[float, Session]] = []
+        self._holding: set[Session] = set()
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._hold_timer: asyncio.TimerHandle | None = None
         self._empty: asyncio.Event | None = None
@@ -44,12 +46,13 @@ class Sweeper:
     def remove(self, session: "Session") -> None:
         """Forget a session."""
         self.sessions.discard(session)
+        self._holding.discard(session)
         if self._empty is not None and not self.sessions:
             self._empty.set()
 
-    def watch_held(self, session: "Session", now: float) -> None:
+    def watch_held(self, session: "Session") -> None:
         """See to it that what the session holds from now on is flushed after `hold` seconds."""
-        self._holding.append((now + self.hold, session))
+        self._holding.add(session)
         if self._hold_timer is None:
             self._hold_timer = asyncio.get_running_loop().call_later(self.hold, self.release)
 
@@ -87,19 +90,13 @@ class Sweeper:
             self._sweep_timer = asyncio.get_running_loop().call_later(self._interval, self._wake)
 
     def release(self) -> None:
-        """Flush what is due; hold times are all the same, so the oldest come first."""
+        """Flush what has been held for long enough; look again soon while anything is held."""
         now = monotonic()
-        due = 0
-        for when, session in self._holding:
-            if when > now:
-                break
-            due += 1
-            session.release(now)
-        del self._holding[:due]
+        self._holding = {each for each in self._holding if each.release(now)}
         if self._hold_timer is not None:
             self._hold_timer.cancel()
             self._hold_timer = None
-        if self._holding:  # not one by one: under load they come by the thousand
+        if self._holding:
             self._hold_timer = asyncio.get_running_loop().call_later(
-                max(self._holding[0][0] - now, self.hold / 4), self.release
+                self.hold / LOOKS_PER_HOLD, self.release
             )

@@ -6,7 +6,7 @@ Two workers that look at the same moment may both let the last one in; that is a
 
 An address has two places in a row, by a hash whose key no client knows, and counts at both; the
 smaller sum is its count.  It is never too low, and too high only if other addresses with many
-sessions have met both places: with 10000 sessions of 10000 addresses a wrong count of 3 is rare.
+sessions have met both places: with 10000 sessions of 10000 addresses none counts for a dozen.
 """
 
 import mmap

@@ -59,6 +59,10 @@ class Fanout:
         for each in self._watchers:
             each.server_changed(backend, server, up, why)
 
+    def refused(self, reason: str, client: str, clients: int) -> None:
+        """Log that clients were turned away; the figures count them."""
+        self._log.refused(reason, client, clients)
+
     def broken(self, error: Exception) -> None:
         """Log an error of the proxy itself."""
         self._log.broken(error)

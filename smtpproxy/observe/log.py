@@ -97,9 +97,7 @@ def _complete(level: str, fields: Line) -> Line:
         fields["exception"] = text
     line: Line = {"timestamp": datetime.now(UTC), "level": level, "event": "", **fields}
     for key, value in fields.items():
-        if type(value) is bytes:
-            line[key] = printable(value)
-        elif type(value) not in _AS_THEY_ARE:
+        if type(value) not in _AS_THEY_ARE:
             line[key] = _plain(value)
     return line
 
@@ -109,6 +107,8 @@ def _plain(value: object) -> object:
         return value
     if isinstance(value, bytes):
         return printable(value)
+    if type(value) is list and set(map(type, value)) <= _AS_THEY_ARE:  # the recipients
+        return value
     if isinstance(value, (list, tuple, set, frozenset)):
         return [_plain(item) for item in value]
     if isinstance(value, Mapping):

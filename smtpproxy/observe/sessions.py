@@ -32,6 +32,10 @@ class ServiceLog:
         else:
             self._log.warning("server_down", backend=backend, server=server, why=why)
 
+    def refused(self, reason: str, client: str, clients: int) -> None:
+        """Log that clients were turned away."""
+        self._log.warning("clients_refused", reason=reason, client=client, clients=clients)
+
     def broken(self, error: Exception) -> None:
         """Log an error of the proxy itself, with its traceback."""
         self._log.error("internal_error", exc_info=error)

@@ -49,21 +49,15 @@ class Transaction:
 
     def fields(self) -> dict[str, object]:
         """Return what the log says of it; sizes in octets."""
-        lines = [self._mail.line]
-        refused: list[Exchange] = []
-        groups = [1]
-        for exchange in self._kept:
-            if exchange.pipelined:
-                groups[-1] += 1
-            else:
-                groups.append(1)
-            if exchange.verb.role == commands.RCPT:
-                if exchange.code < 300:
-                    lines.append(exchange.line)
-                else:
-                    refused.append(exchange)
-        sender, *recipients = paths(lines)
-        last = self._kept[-1] if self._kept else self._mail
+        kept = self._kept
+        rcpts = [exchange for exchange in kept if exchange.verb.role == commands.RCPT]
+        refused = [exchange for exchange in rcpts if exchange.code >= 300]
+        if refused:
+            rcpts = [exchange for exchange in rcpts if exchange.code < 300]
+        sender, *recipients = paths([self._mail.line] + [exchange.line for exchange in rcpts])
+        # A group is begun by what was not pipelined; MAIL begins the first in any case.
+        begun = bytes([exchange.pipelined for exchange in kept]).split(b"\0")
+        last = kept[-1] if kept else self._mail
         fields: dict[str, object] = {
             "sender": sender,
             "recipients": recipients,
@@ -71,7 +65,7 @@ class Transaction:
             "size": self._octets,
             "reply": self.reply.rstrip(),
             "seconds": round(last.replied - self._mail.framed, 4),
-            "groups": groups,
+            "groups": [len(pipelined) + 1 for pipelined in begun],
         }
         if self._more:
             fields["commands_not_shown"] = self._more

@@ -100,11 +100,14 @@ def test_hidden_words_are_refused_and_keep_what_else_they_are() -> None:
 def test_commonplace_verbs_are_found_by_how_a_line_begins(sync: Sync) -> None:
     table = table_for(sync)
     for word in commands.COMMONPLACE:
-        assert table[word + b" "] is table[word + b"\r"] is table[word]
+        for begin in (word + b" ", word + b"\r"):
+            assert table[begin] is table[begin.lower()] is table[word]
         assert not table[word].refusal
         assert not table[word].secret
         assert len(word) == 4
-    assert not [word for word in table if len(word) == 5 and word[:4] not in commands.COMMONPLACE]
+    assert not [
+        word for word in table if len(word) == 5 and word[:4].upper() not in commands.COMMONPLACE
+    ]
 
 
 def test_roles_stand_in_the_order_that_the_pipeline_counts_on() -> None:

@@ -117,6 +117,7 @@ class Watcher:
     """An observer, of the service and of each of its sessions, that remembers."""
 
     down: list[tuple[str, str]] = field(default_factory=list)
+    turned_away: list[tuple[str, str, int]] = field(default_factory=list)
     up: list[str] = field(default_factory=list)
     given_up: list[tuple[str, str]] = field(default_factory=list)
     errors: list[Exception] = field(default_factory=list)
@@ -153,6 +154,9 @@ class Watcher:
             self.up.append(server)
         else:
             self.down.append((server, why))
+
+    def refused(self, reason: str, client: str, clients: int) -> None:
+        self.turned_away.append((reason, client, clients))
 
     def broken(self, error: Exception) -> None:
         self.errors.append(error)

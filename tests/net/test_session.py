@@ -155,6 +155,15 @@ class TestServers:
         stage.servers[1].says(b"220 two\r\n")
         assert stage.gets() == b"220 two\r\n"
 
+    async def test_each_server_has_the_whole_time_to_greet(self, opened: Opener) -> None:
+        stage = await opened(Server("one"), Server("two"), Server("three"))
+        for seconds in (300, 299, 1, 299):
+            stage.wait(seconds)
+            await stage.settle()
+        assert [name for name, _ in stage.watcher.down] == ["one", "two"]
+        stage.servers[2].says(b"220 three\r\n")
+        assert stage.gets() == b"220 three\r\n"
+
     async def test_there_is_no_failover_once_the_client_was_greeted(self, opened: Opener) -> None:
         stage = await greeted(opened, Server("one"), Server("two"))
         stage.servers[0].protocol.eof_received()
@@ -283,6 +292,27 @@ class TestEnd:
         stage.sends(b"POST / HTTP/1.1\r\n")
         stage.wait(30)
         assert stage.client.state == "aborted"
+
+    async def test_a_client_that_goes_on_sending_is_not_waited_for_any_longer(
+        self, opened: Opener
+    ) -> None:
+        stage = await greeted(opened)
+        stage.sends(b"POST / HTTP/1.1\r\n")
+        stage.wait(29)
+        stage.sends(b"x")
+        stage.wait(1)
+        assert stage.client.state == "aborted"
+
+    async def test_a_session_is_reported_once_whatever_comes_behind_its_end(
+        self, opened: Opener
+    ) -> None:
+        stage = await greeted(opened)
+        stage.sends(b"POST / HTTP/1.1\r\n")
+        stage.sends(b"Host: x\r\n")
+        stage.sweeper.drain()
+        stage.connection.eof_received()
+        stage.connection.connection_lost(None)
+        assert [summary.reason for summary in stage.watcher.summaries] == ["forbidden_command"]
 
     async def test_a_lost_backend_is_told_at_once(self, opened: Opener) -> None:
         stage = await in_content(opened)

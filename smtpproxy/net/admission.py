@@ -1,0 +1,139 @@
+"""Admission: whether a new client is served.
+
+Who is turned away gets 421 at once and takes nothing else; who is in stays in.  Bounds count the
+sessions of the whole service, over all workers (`smtpproxy.net.tally`).  An IPv6 network of 64 bits
+counts as one address, since whoever has one of its addresses has them all.
+"""
+
+import asyncio
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_address
+from time import monotonic, time
+
+from smtpproxy.core import replies
+from smtpproxy.core.observer import Observer
+from smtpproxy.net.tally import Slots, Tally
+
+Network = IPv4Network | IPv6Network
+
+TICK_S = 0.25
+"""How often the loop's lag is looked at."""
+TOLD_EVERY_S = 1.0
+"""Of clients turned away for the same reason one line is logged in this time, with their number."""
+SPARE_DESCRIPTORS = 64
+"""What a worker needs besides the two of each session."""
+
+_REPLIES = {
+    "sessions": replies.TOO_MANY_SESSIONS,
+    "file_descriptors": replies.TOO_MANY_SESSIONS,
+    "loop_lag": replies.TOO_MANY_SESSIONS,
+    "sessions_per_address": replies.TOO_MANY_FROM_ADDRESS,
+    "new_sessions_per_minute": replies.TOO_MANY_FROM_ADDRESS,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What is admitted; 0 is no bound.
+
+    sessions, sessions_per_address, new_sessions_per_minute (and address): of the whole service.
+    own_sessions: of this worker.  loop_lag: how late its loop may be, in seconds.
+    exempt: networks whose clients are not counted by address.
+    """
+
+    sessions: int = 0
+    sessions_per_address: int = 0
+    new_sessions_per_minute: int = 0
+    own_sessions: int = 0
+    loop_lag: float = 0.0
+    exempt: tuple[Network, ...] = ()
+
+
+class Admission:
+    """Made once for a worker.
+
+    refused: how many clients were turned away, by reason.
+    refusal: what the last of them was to be told.
+    """
+
+    def __init__(self, bounds: Bounds, tally: Tally, hostname: bytes, observer: Observer) -> None:
+        self._bounds = bounds
+        self._tally = tally
+        self._hostname = hostname
+        self._observer = observer
+        self._nobody = tally.slots(b"")
+        self._lag = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._told: dict[str, tuple[float, int]] = {}  # when last, and of how many all in all
+        self.refused = dict.fromkeys(_REPLIES, 0)
+        self.refusal = b""
+
+    def start(self) -> None:
+        """Begin to watch the loop."""
+        if self._bounds.loop_lag:
+            self._watch(monotonic())
+
+    def stop(self) -> None:
+        """Watch the loop no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _watch(self, due: float) -> None:
+        now = monotonic()
+        self._lag = now - due
+        due = now + TICK_S
+        self._timer = asyncio.get_running_loop().call_later(TICK_S, self._watch, due)
+
+    def enter(self, host: str) -> Slots | None:
+        """Count a new client in, or return None: then it is to be told `refusal`.
+
+        `host` is its IP address, or empty.  What is returned is to be given to `leave`.
+        """
+        bounds, tally = self._bounds, self._tally
+        minute = int(time()) // 60
+        slots = self._slots_of(host)
+        reason = ""
+        if bounds.sessions and tally.sessions() >= bounds.sessions:
+            reason = "sessions"
+        elif bounds.own_sessions and tally.own_sessions >= bounds.own_sessions:
+            reason = "file_descriptors"
+        elif self._lag > bounds.loop_lag > 0:
+            reason = "loop_lag"
+        elif slots is self._nobody:
+            pass
+        elif bounds.sessions_per_address and tally.open(slots) >= bounds.sessions_per_address:
+            reason = "sessions_per_address"
+        elif (
+            bounds.new_sessions_per_minute
+            and tally.recent(slots, minute) >= bounds.new_sessions_per_minute
+        ):
+            reason = "new_sessions_per_minute"
+        if reason:
+            self._refuse(reason, host)
+            return None
+        tally.add(slots, minute)
+        return slots
+
+    def leave(self, slots: Slots) -> None:
+        """Count a client out."""
+        self._tally.remove(slots)
+
+    def _slots_of(self, host: str) -> Slots:
+        bounds = self._bounds
+        if not host or not (bounds.sessions_per_address or bounds.new_sessions_per_minute):
+            return self._nobody
+        address = ip_address(host.partition("%")[0])
+        mapped = getattr(address, "ipv4_mapped", None)
+        address = mapped or address
+        if any(address in network for network in bounds.exempt):
+            return self._nobody
+        return self._tally.slots(address.packed[:8])
+
+    def _refuse(self, reason: str, host: str) -> None:
+        self.refused[reason] += 1
+        self.refusal = _REPLIES[reason] % self._hostname
+        now = monotonic()
+        when, before = self._told.get(reason, (-TOLD_EVERY_S, 0))
+        if now - when >= TOLD_EVERY_S:
+            self._told[reason] = (now, self.refused[reason])
+            self._observer.refused(reason, host, self.refused[reason] - before)

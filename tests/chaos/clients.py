@@ -1,0 +1,89 @@
+"""Clients that pipeline, check that each reply is their own, and vanish at random."""
+
+import asyncio
+import random
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Told:
+    """What clients were told.
+
+    acknowledged: the content of each message by its sender, which is another for each attempt.
+    attempts: how many there were.  out_of_step: replies that belong to another command.
+    """
+
+    acknowledged: dict[bytes, bytes] = field(default_factory=dict)
+    attempts: int = 0
+    out_of_step: list[tuple[bytes, bytes]] = field(default_factory=list)
+
+
+class Ended(Exception):
+    """The session is over: 421, or nothing more came."""
+
+
+async def send_messages(port: int, name: str, told: Told, over: asyncio.Event, seed: int) -> None:
+    """Send messages, one session after the other, until told to end."""
+    chance = random.Random(seed)
+    while not over.is_set():
+        try:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        except OSError:
+            continue
+        try:
+            async with asyncio.timeout(20):
+                await _session(reader, writer, name, told, chance)
+        except (Ended, OSError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            if chance.random() < 0.1:
+                writer.transport.abort()
+            writer.close()
+
+
+async def _session(
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    name: str,
+    told: Told,
+    chance: random.Random,
+) -> None:
+    await _reply(reader, b"recorder", told)
+    writer.write(b"EHLO client\r\n")
+    await _reply(reader, b"EHLO client", told)
+    for _ in range(chance.randrange(1, 5)):
+        told.attempts += 1
+        sender = f"{name}-{told.attempts}".encode()
+        bad = b"bad" if chance.random() < 0.3 else b""
+        group = [
+            b"MAIL FROM:<%b>" % sender,
+            b"RCPT TO:<1-%b>" % sender,
+            b"RCPT TO:<%b2-%b>" % (bad, sender),
+            b"DATA",
+        ]
+        writer.write(b"\r\n".join(group) + b"\r\n")
+        for command in group:
+            await _reply(reader, command, told)
+        content = (b"%b of %b\r\n" % (sender * 3, sender)) * chance.choice((1, 20, 3000))
+        writer.write(content[: len(content) // 2])
+        if chance.random() < 0.05:
+            writer.transport.abort()
+            raise Ended
+        writer.write(content[len(content) // 2 :] + b".\r\n")
+        await _reply(reader, b". of " + sender, told)
+        told.acknowledged[sender] = content.removesuffix(b"\r\n")
+    writer.write(b"QUIT\r\n")
+    await _reply(reader, b"QUIT", told)
+
+
+async def _reply(reader: asyncio.StreamReader, to: bytes, told: Told) -> None:
+    """Read the reply to a command; the backend says in it which one it answers."""
+    reply = line = await reader.readuntil(b"\n")
+    while line[3:4] == b"-":
+        line = await reader.readuntil(b"\n")
+        reply += line
+    if reply.startswith(b"421 "):
+        raise Ended
+    if to not in reply:
+        told.out_of_step.append((to, reply))
+        raise Ended

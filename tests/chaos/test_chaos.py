@@ -1,0 +1,89 @@
+"""What clients were told to be accepted, the backend has accepted: whole, and once per attempt.
+
+Seconds of chaos: $SMTPPROXY_CHAOS_S (a longer run: SMTPPROXY_CHAOS_S=600 pytest tests/chaos).
+"""
+
+import asyncio
+import os
+import random
+import signal
+from pathlib import Path
+
+from tests.chaos.backend import Connection, Record
+from tests.chaos.clients import Told, send_messages
+from tests.supervisor.program import Program
+
+SECONDS = float(os.environ.get("SMTPPROXY_CHAOS_S", "6"))
+CLIENTS = 12
+
+
+async def test_nothing_that_was_acknowledged_is_lost(tmp_path: Path) -> None:
+    seed = int(os.environ.get("SMTPPROXY_CHAOS_SEED", random.randrange(10**6)))
+    print(f"SMTPPROXY_CHAOS_SEED={seed}")  # shown if it fails
+    record, told, over = Record(seed), Told(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: Connection(record), "127.0.0.1", 0)
+    host, number = server.sockets[0].getsockname()
+    file = tmp_path / "p"
+    file.write_text(
+        f"""
+        workers = 2
+        [[listener]]
+        address = "127.0.0.1:0"
+        [backends.recorder]
+        servers = ["{host}:{number}"]
+        [timeouts]
+        hold = 0.05
+        drain = 1
+        """
+    )
+    with Program(tmp_path, "-c", file) as program:
+        port = await asyncio.to_thread(program.port)
+        clients = [
+            asyncio.create_task(send_messages(port, f"c{which}", told, over, seed + which))
+            for which in range(CLIENTS)
+        ]
+        await _make_chaos(program, record, random.Random(seed))
+        over.set()
+        await asyncio.gather(*clients)
+        program.signal(signal.SIGTERM)
+        assert await asyncio.to_thread(program.wait) == 0
+        events = [fields["event"] for fields in program.log()]
+    server.close()
+    assert "internal_error" not in events
+    assert "backend_violation" not in events
+    assert record.wrong == []
+    assert told.out_of_step == []
+    for sender, content in told.acknowledged.items():
+        assert record.accepted[sender] == [content], sender
+    for sender, contents in record.accepted.items():
+        assert len(contents) == 1, f"{sender!r} was accepted {len(contents)} times"
+    # It was no idle run: faults were met, and yet messages went through.
+    assert len(told.acknowledged) > 20 * SECONDS
+    assert told.attempts > len(told.acknowledged)
+    assert record.faults > SECONDS
+    assert events.count("worker_lost") >= SECONDS // 3
+    assert "reloaded" in events
+
+
+async def _make_chaos(program: Program, record: Record, chance: random.Random) -> None:
+    """Reset connections all the time; kill, stall and replace workers now and then."""
+    end = asyncio.get_running_loop().time() + SECONDS
+    turn = 0
+    while asyncio.get_running_loop().time() < end:
+        turn += 1
+        for _ in range(10):
+            await asyncio.sleep(0.1)
+            record.reset_one()
+        workers = program.workers()
+        if not workers:
+            continue
+        victim = chance.choice(workers)
+        if turn % 3 == 0:
+            program.signal(signal.SIGHUP)
+        elif turn % 3 == 1:
+            os.kill(victim, signal.SIGKILL)
+        else:
+            os.kill(victim, signal.SIGSTOP)
+            await asyncio.sleep(0.3)
+            os.kill(victim, signal.SIGCONT)

@@ -1,0 +1,152 @@
+"""Admission: who is turned away, with which words, and that it is counted over all workers."""
+
+import asyncio
+import os
+from collections.abc import Iterator
+from ipaddress import ip_network
+from time import time
+
+import pytest
+
+from smtpproxy.net import tally
+from smtpproxy.net.admission import Admission, Bounds
+from smtpproxy.net.client import ClientConnection
+from smtpproxy.net.tally import Tally
+from tests.net.edge import Transport, Watcher
+
+
+@pytest.fixture
+def memory() -> Iterator[int]:
+    descriptor = tally.create()
+    yield descriptor
+    os.close(descriptor)
+
+
+def admission(
+    watcher: Watcher | None = None, row: Tally | None = None, **bounds: object
+) -> Admission:
+    return Admission(
+        Bounds(**bounds),  # type: ignore[arg-type]  # checked by the dataclass's use
+        row or Tally(),
+        b"mx.example",
+        watcher or Watcher(),
+    )
+
+
+def test_over_all_sessions_a_client_is_told_to_come_later() -> None:
+    door = admission(sessions=2)
+    seats = [door.enter(host) for host in ("192.0.2.1", "", "192.0.2.3")]
+    assert [seat is not None for seat in seats] == [True, True, False]
+    assert door.refusal == b"421 4.3.2 mx.example Error: too busy, try again later\r\n"
+    assert seats[0] is not None
+    door.leave(seats[0])
+    assert door.enter("192.0.2.3") is not None
+
+
+def test_an_address_has_so_many_sessions_and_no_more() -> None:
+    door = admission(sessions_per_address=2)
+    seats = [door.enter("192.0.2.1") for _ in range(3)]
+    assert seats[2] is None
+    assert door.refusal.startswith(b"421 4.7.0 mx.example ")
+    assert door.enter("192.0.2.2") is not None
+    assert seats[0] is not None
+    door.leave(seats[0])
+    assert door.enter("::ffff:192.0.2.1") is not None
+    assert door.enter("192.0.2.1") is None
+
+
+def test_a_network_of_64_bits_counts_as_one_address() -> None:
+    door = admission(sessions_per_address=1)
+    assert door.enter("2001:db8::1") is not None
+    assert door.enter("2001:db8::ffff:1") is None
+    assert door.enter("2001:db8:0:1::1") is not None
+    assert door.enter("fe80::1%eth0") is not None
+
+
+def test_new_sessions_are_counted_by_the_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [time()]
+    monkeypatch.setattr("smtpproxy.net.admission.time", lambda: now[0])
+    door = admission(new_sessions_per_minute=2)
+    for _ in range(2):
+        seat = door.enter("192.0.2.1")
+        assert seat is not None
+        door.leave(seat)
+    assert door.enter("192.0.2.1") is None
+    assert door.refused["new_sessions_per_minute"] == 1
+    now[0] += 60
+    assert door.enter("192.0.2.1") is not None
+
+
+def test_exempt_networks_and_unix_sockets_are_not_counted_by_address() -> None:
+    exempt = (ip_network("127.0.0.0/8"), ip_network("2001:db8::/32"))
+    door = admission(sessions_per_address=1, exempt=exempt)
+    for host in ("127.0.0.1", "2001:db8::1", ""):
+        assert door.enter(host) is not None
+        assert door.enter(host) is not None
+
+
+def test_workers_count_together_and_one_that_is_gone_counts_no_more(memory: int) -> None:
+    rows = [Tally(memory, row) for row in range(3)]
+    doors = [admission(row=row, sessions=4, sessions_per_address=2) for row in rows]
+    assert doors[0].enter("192.0.2.1") is not None
+    assert doors[1].enter("192.0.2.1") is not None
+    assert doors[2].enter("192.0.2.1") is None
+    assert [row.sessions() for row in rows] == [2, 2, 2]
+    rows[0].clear()
+    assert doors[2].enter("192.0.2.1") is not None
+
+
+def test_addresses_do_not_get_into_each_others_counts() -> None:
+    """10000 addresses with a session each: none is taken for one that has a dozen."""
+    row = Tally()
+    for number in range(10000):
+        row.add(row.slots(number.to_bytes(4, "big")), 0)
+    counts = [row.open(row.slots(number.to_bytes(4, "big"))) for number in range(10000)]
+    assert row.sessions() == 10000
+    assert 1 <= min(counts) <= max(counts) < 12
+
+
+async def test_a_loop_that_is_late_lets_nobody_in_until_it_has_caught_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("smtpproxy.net.admission.monotonic", lambda: now[0])
+    door = admission(loop_lag=2.0)
+    door.start()
+    assert door.enter("192.0.2.1") is not None
+    door._watch(now[0] - 2.1)
+    assert door.enter("192.0.2.1") is None
+    door._watch(now[0] - 0.1)
+    assert door.enter("192.0.2.1") is not None
+    door.stop()
+
+
+def test_a_storm_is_one_line_a_second_with_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("smtpproxy.net.admission.monotonic", lambda: now[0])
+    watcher = Watcher()
+    door = admission(watcher, own_sessions=1)
+    door.enter("192.0.2.1")
+    for _ in range(50):
+        door.enter("192.0.2.2")
+    assert watcher.turned_away == [("file_descriptors", "192.0.2.2", 1)]
+    now[0] += 1
+    door.enter("192.0.2.3")
+    assert watcher.turned_away[1:] == [("file_descriptors", "192.0.2.3", 50)]
+    assert door.refused["file_descriptors"] == 51
+
+
+async def test_who_is_turned_away_costs_no_session() -> None:
+    class OneClient:
+        """A service that lets in one client."""
+
+        admission = admission(sessions=1)
+
+    OneClient.admission.enter("192.0.2.9")
+    transport = Transport()
+    swapped: list[asyncio.BaseProtocol] = []
+    transport.set_protocol = swapped.append  # type: ignore[method-assign]
+    ClientConnection(OneClient()).connection_made(transport)  # type: ignore[arg-type]
+    assert b"".join(transport.written).startswith(b"421 4.3.2 ")
+    assert transport.state == "closed"
+    assert swapped  # nothing that the client sends is looked at

@@ -1,0 +1,64 @@
+"""Limits of the whole service: new clients are turned away, old ones are served."""
+
+import resource
+import smtplib
+import socket
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+from smtpproxy.demo.legacy import LegacyMTA
+from tests.supervisor.program import SMTPPROXY, Program
+
+Run = Callable[..., Program]
+
+
+def client(port: int) -> smtplib.SMTP:
+    return smtplib.SMTP("127.0.0.1", port, timeout=20)
+
+
+def refusal(port: int) -> bytes:
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+        return connection.recv(1000)
+
+
+def test_sessions_are_counted_over_all_workers(mta: LegacyMTA, run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "p"
+    file.write_text(
+        f"""
+        workers = 2
+        [[listener]]
+        address = "127.0.0.1:0"
+        [backends.old]
+        servers = ["{mta.address}"]
+        [limits]
+        sessions = 5
+        """
+    )
+    program = run("-c", file)
+    port = program.port()
+    with ExitStack() as stack:
+        clients = [stack.enter_context(client(port)) for _ in range(5)]
+        assert refusal(port).startswith(b"421 4.3.2 ")
+        told = program.event("clients_refused")
+        assert (told["reason"], told["client"], told["clients"]) == ("sessions", "127.0.0.1", 1)
+        assert all(each.noop()[0] == 250 for each in clients)
+    with client(port) as again:
+        assert again.noop()[0] == 250
+
+
+def test_short_of_descriptors_it_serves_who_is_in_and_tells_the_others(
+    mta: LegacyMTA, run: Run
+) -> None:
+    script = 'ulimit -n 96; exec "$@"'
+    assert resource.getrlimit(resource.RLIMIT_NOFILE)[1] > 96
+    program = run(
+        "-l", "127.0.0.1:0", "-b", mta.address, argv=("bash", "-c", script, "bash", *SMTPPROXY)
+    )
+    port = program.port()
+    with ExitStack() as stack:
+        clients = [stack.enter_context(client(port)) for _ in range(16)]
+        for _ in range(20):
+            assert refusal(port).startswith(b"421 4.3.2 ")
+        assert program.event("clients_refused")["reason"] == "file_descriptors"
+        assert all(each.noop()[0] == 250 for each in clients)
