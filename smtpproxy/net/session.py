@@ -91,13 +91,11 @@ class Session:
         assert server is not None
         watch = self._observer.content
         if watch is not None:
-            self._pipeline.framer.send_backend = partial(self._send_content, watch)
+            # No method of ours: a session that refers to itself would wait for the collector.
+            self._pipeline.framer.send_backend = partial(
+                _send_watched, self._pipeline.send_backend, watch
+            )
         self._observer.connected(server.name, self._ends)
-
-    def _send_content(self, watch: Callable[[bytes], None], octets: bytes) -> None:
-        """Send content that somebody watches."""
-        self._pipeline.send_backend(octets)
-        watch(octets)
 
     def _ends(self) -> Ends:
         """Return both ends of both connections."""
@@ -329,6 +327,14 @@ class Session:
                 backend_octets=self._octets_backend,
             )
         )
+
+
+def _send_watched(
+    send: Callable[[bytes], None], watch: Callable[[bytes], None], octets: bytes
+) -> None:
+    """Send content that somebody watches."""
+    send(octets)
+    watch(octets)
 
 
 def _end_name(transport: asyncio.BaseTransport, which: str = "peername") -> str:
