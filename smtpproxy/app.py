@@ -1,12 +1,15 @@
 """The composition root of one worker: settings become listeners, sessions and observers."""
 
+import asyncio
 import resource
 import socket
 from collections.abc import Callable
 from functools import partial
 from ipaddress import ip_network
 from math import inf
+from pathlib import Path
 
+from smtpproxy.address import Address
 from smtpproxy.core.capabilities import Filter
 from smtpproxy.core.commands import Sync
 from smtpproxy.core.content import BareNewlines
@@ -20,12 +23,21 @@ from smtpproxy.net.servers import Server, Servers
 from smtpproxy.net.service import Service
 from smtpproxy.net.sweeper import Sweeper
 from smtpproxy.net.tally import Tally
+from smtpproxy.observe.captured import Kept
+from smtpproxy.observe.exchanges import ExchangeLog
+from smtpproxy.observe.fanout import Fanout, Watcher
+from smtpproxy.observe.files import Files
+from smtpproxy.observe.metrics import Metrics
+from smtpproxy.observe.recent import Recent
 from smtpproxy.observe.sessions import ServiceLog
+from smtpproxy.observe.trace import Trace
 from smtpproxy.settings import Backend, Settings
 from smtpproxy.settings import Listener as ListenerSettings
 
 CLOSE_LIMIT_S = 30.0
 """How long a client that was told good-bye may take to close its side."""
+TRACE_DELAY_S = 0.1
+"""How long a trace's records may wait for others, to be made lines together."""
 
 
 Changed = Callable[[str, str, bool, str], None]
@@ -39,6 +51,7 @@ class App:
 
     changed, places, tally: where other workers have to know, to be asked or to be counted; left
     out if it is alone.
+    worker: its number, by which its trace files are told from those of others.
     """
 
     def __init__(
@@ -48,8 +61,13 @@ class App:
         changed: Changed | None = None,
         places: MakePlaces | None = None,
         tally: Tally | None = None,
+        worker: int = 0,
     ) -> None:
-        observer = ServiceLog()
+        self._trace = _trace(settings, worker)
+        watched = settings.admin.address != Address()
+        self._metrics = Metrics() if watched else None
+        self._recent = Recent() if watched else None
+        observer = Fanout(ServiceLog(), self._watchers(settings))
         self._admission = Admission(
             _bounds(settings), tally or Tally(), _hostname(settings), observer
         )
@@ -83,6 +101,14 @@ class App:
             for listener in settings.listener
         ]
 
+    def _watchers(self, settings: Settings) -> list[Watcher]:
+        """Return who watches beside the log; what is off is not among them and costs nothing."""
+        found: list[Watcher] = []
+        if settings.log.level == "debug":
+            found.append(ExchangeLog())
+        found += [each for each in (self._trace, self._metrics, self._recent) if each is not None]
+        return found
+
     @property
     def addresses(self) -> list[str]:
         """The addresses that are listened on, with their real ports."""
@@ -108,13 +134,24 @@ class App:
 
     def figures(self) -> Figures:
         """Return what this worker tells of itself; see `smtpproxy.figures`."""
-        return Figures(
+        figures = Figures(
             counts={
                 f'clients_refused{{reason="{reason}"}}': count
                 for reason, count in self._admission.refused.items()
             },
             gauges={"sessions": len(self._sweeper.sessions)},
         )
+        if self._metrics is not None and self._recent is not None:
+            figures.counts.update(self._metrics.counts())
+            figures.lists["sessions"] = self._recent.changed()
+        if self._trace is not None:
+            figures.counts["trace_records_lost"] = self._trace.lost
+        return figures
+
+    def look(self) -> None:
+        """Somebody looks at the live page: the figures are to tell of sessions for a while."""
+        if self._recent is not None:
+            self._recent.look()
 
     def close(self) -> None:
         """Take no new clients."""
@@ -136,6 +173,8 @@ class App:
         self._admission.stop()
         self._sweeper.stop()
         await self._sweeper.wait_until_empty(1.0)
+        if self._trace is not None:
+            self._trace.close()
 
 
 def _servers(name: str, backend: Backend, changed: Changed) -> Servers:
@@ -144,6 +183,25 @@ def _servers(name: str, backend: Backend, changed: Changed) -> Servers:
         backend.retry_after,
         least=backend.balance == "least",
         changed=partial(changed, name),
+    )
+
+
+def _trace(settings: Settings, worker: int) -> Trace | None:
+    """Return what records sessions, if anything does."""
+    wanted = settings.trace
+    if not wanted.directory or wanted.when == "off":
+        return None
+
+    def later(flush: Callable[[], None]) -> None:
+        asyncio.get_running_loop().call_later(TRACE_DELAY_S, flush)
+
+    return Trace(
+        Files(Path(wanted.directory), worker, wanted.max_file, wanted.max_files),
+        later,
+        only_errors=wanted.when == "errors",
+        networks=[ip_network(network.text) for network in wanted.networks],
+        kept=Kept(wanted.content),
+        most=wanted.max_content,
     )
 
 

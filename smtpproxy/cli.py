@@ -19,7 +19,24 @@ from smtpproxy.problems import ConfigError
 from smtpproxy.settings import Settings
 
 
+class Commands(click.Group):
+    """Those below, and `trace`, which is loaded only when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all commands."""
+        return sorted([*super().list_commands(ctx), "trace"])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a command by its name."""
+        if cmd_name == "trace":
+            from smtpproxy.tracing.commands import trace
+
+            return trace
+        return super().get_command(ctx, cmd_name)
+
+
 @click.group(
+    cls=Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Try `smtpproxy demo` first: it shows in ten seconds what the proxy does.",
 )
@@ -39,6 +56,7 @@ def main() -> None:
     Examples:
       smtpproxy run -l 127.0.0.1:2525 -b 127.0.0.1:25
       smtpproxy run -l [::]:25 -b 10.0.0.5:25 -b 10.0.0.6:25
+      smtpproxy run -l 127.0.0.1:2525 -b 127.0.0.1:25 --trace /var/tmp/smtp
       smtpproxy run -l unix:/run/smtpproxy/smtp.sock -b mta.example.org:25
       smtpproxy run -c /etc/smtpproxy/smtpproxy.toml -w 0 --log-level debug
 
@@ -77,6 +95,17 @@ def main() -> None:
     help="Processes that serve clients; 0: one for each CPU.",
 )
 @click.option(
+    "--admin",
+    metavar="ADDR",
+    help="Serve metrics and the live page here, such as 127.0.0.1:8025.",
+)
+@click.option(
+    "--trace",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Record every session in files of this directory; `smtpproxy trace` reads them.",
+)
+@click.option(
     "--log-format",
     type=click.Choice(["auto", "console", "json"]),
     help="auto: JSON unless standard error is a terminal.",
@@ -87,6 +116,8 @@ def run(
     listen: tuple[str, ...],
     backend: tuple[str, ...],
     workers: int | None,
+    admin: str | None,
+    trace: Path | None,
     log_format: str | None,
     log_level: str | None,
 ) -> None:
@@ -98,8 +129,15 @@ def run(
         )
 
     def read() -> Settings:
-        settings = load(file, need_listener=not listen, need_backend=not backend) if file else None
-        return from_flags(settings, listen, backend, log_format, log_level, workers)
+        settings = None
+        if file:
+            settings = load(
+                file,
+                need_listener=not listen,
+                need_backend=not backend,
+                need_trace_directory=trace is None,
+            )
+        return from_flags(settings, listen, backend, log_format, log_level, workers, trace, admin)
 
     try:
         settings = read()

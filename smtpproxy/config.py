@@ -14,10 +14,11 @@ from typing import cast
 from msgspec.structs import replace
 
 from smtpproxy.address import Address
-from smtpproxy.contradictions import Fault, contradictions, repeated_addresses
+from smtpproxy.contradictions import Fault, contradictions, open_admin, repeated_addresses
 from smtpproxy.places import find_places, line_of
 from smtpproxy.problems import ConfigError, Problem, Reader, dotted, shown
 from smtpproxy.settings import (
+    AdminAddress,
     Backend,
     ListenAddress,
     Listener,
@@ -32,19 +33,23 @@ _FLAG_BACKEND = "default"
 
 
 def load(
-    path: str | os.PathLike[str], *, need_listener: bool = True, need_backend: bool = True
+    path: str | os.PathLike[str],
+    *,
+    need_listener: bool = True,
+    need_backend: bool = True,
+    need_trace_directory: bool = True,
 ) -> Settings:
     """Read the settings in the file `path`.
 
-    With `need_listener` or `need_backend` false the file may do without them, because `from_flags`
-    brings them. Raises ConfigError with all problems of the file.
+    With a `need_...` false the file may do without it, because `from_flags` brings it. Raises
+    ConfigError with all problems of the file.
     """
     name = os.fspath(path)
     text = _read_text(name)
     tree = _parse_toml(name, text)
     reader = Reader()
     settings = cast("Settings", reader.read(tree, Settings))
-    for fault, what in contradictions(settings, need_listener, need_backend):
+    for fault, what in contradictions(settings, need_listener, need_backend, need_trace_directory):
         reader.add(fault, what)
     if reader.found:
         places = find_places(text)
@@ -61,6 +66,8 @@ def from_flags(
     log_format: str | None = None,
     log_level: str | None = None,
     workers: int | None = None,
+    trace: FilePath | None = None,
+    admin: str | None = None,
 ) -> Settings:
     """Lay the flags over `settings` (those of a file, or None).
 
@@ -78,6 +85,7 @@ def from_flags(
     if workers is not None:
         read = cast("int", reader.read(workers, WorkerCount, ("-w",)))
         settings = replace(settings, workers=read)
+    settings = _watched(settings, trace, admin, reader)
     if backend:
         servers = [cast("Address", reader.read(text, ServerAddress, ("-b",))) for text in backend]
         listeners = [replace(listener, backend="") for listener in settings.listener]
@@ -91,6 +99,23 @@ def from_flags(
     if reader.found:
         raise ConfigError(Problem("", None, dotted(path), what) for path, what in reader.found)
     return _with_backends_named(settings)
+
+
+def _watched(
+    settings: Settings, trace: FilePath | None, admin: str | None, reader: Reader
+) -> Settings:
+    """Lay the flags that have to do with seeing the traffic over the settings."""
+    if trace is not None:
+        # Whoever gives the flag wants to see something.
+        when = "all" if settings.trace.when == "off" else settings.trace.when
+        directory = str(trace.absolute())
+        settings = replace(settings, trace=replace(settings.trace, directory=directory, when=when))
+    if admin is not None:
+        address = cast("Address", reader.read(admin, AdminAddress, ("--admin",)))
+        settings = replace(settings, admin=replace(settings.admin, address=address))
+        for _, fault in open_admin(settings.admin):
+            reader.add(("--admin",), f"admin.token {fault}")
+    return settings
 
 
 def exposed_listeners(settings: Settings) -> list[Listener]:

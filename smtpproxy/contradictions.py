@@ -5,16 +5,23 @@ Any value may be BAD here: that it is wrong has been reported already.
 
 from collections.abc import Iterator, Sequence
 
+from msgspec.structs import astuple
+
 from smtpproxy.address import Address
 from smtpproxy.core.capabilities import NEVER_PASSED
 from smtpproxy.places import Path
 from smtpproxy.problems import BAD, instead, show, shown
-from smtpproxy.settings import Limits, Listener, Settings
+from smtpproxy.settings import Admin, Limits, Listener, Settings, Trace
 
 Fault = tuple[Path, str]
 
 
-def contradictions(settings: Settings, need_listener: bool, need_backend: bool) -> Iterator[Fault]:
+def contradictions(
+    settings: Settings,
+    need_listener: bool,
+    need_backend: bool,
+    need_trace_directory: bool = True,
+) -> Iterator[Fault]:
     """Find what no setting shows alone: the place of each fault, and what it is."""
     if settings.listener is not BAD:
         if need_listener and not settings.listener:
@@ -32,6 +39,7 @@ def contradictions(settings: Settings, need_listener: bool, need_backend: bool) 
         yield from _wrong_backends(settings.listener, list(settings.backends))
     if settings.limits is not BAD:
         yield from _small_queue(settings.limits)
+    yield from _watching(settings, need_trace_directory)
 
 
 def repeated_addresses(listeners: Sequence[Listener]) -> Iterator[Fault]:
@@ -73,6 +81,29 @@ def _hidden_and_allowed(listeners: Sequence[Listener]) -> Iterator[Fault]:
                 yield where, f"{show(word)} is hidden as well; write it in one of the two lists"
             elif word is not BAD and word.encode() in NEVER_PASSED:
                 yield where, f"{show(word)} can never pass: it would break framing or trust"
+
+
+def _watching(settings: Settings, need_trace_directory: bool) -> Iterator[Fault]:
+    if settings.trace is not BAD and need_trace_directory:
+        yield from _trace_nowhere(settings.trace)
+    if settings.admin is not BAD:
+        yield from open_admin(settings.admin)
+
+
+def _trace_nowhere(trace: Trace) -> Iterator[Fault]:
+    """Whoever asks for a trace and names no directory would wait for it in vain."""
+    wrong = BAD in astuple(trace) or (trace.networks and BAD in trace.networks)
+    if not wrong and trace.directory == "" and trace != Trace() and trace.when != "off":
+        yield ("trace", "directory"), 'is missing; write, for example, "/var/log/smtpproxy"'
+
+
+def open_admin(admin: Admin) -> Iterator[Fault]:
+    """Whoever reaches the admin address reads who writes to whom."""
+    if BAD in astuple(admin) or admin.address == Address():
+        return
+    if not admin.address.is_loopback and not admin.token:
+        what = "is missing: other machines can reach the address, and nobody else may read it"
+        yield ("admin", "token"), what
 
 
 def _small_queue(limits: Limits) -> Iterator[Fault]:

@@ -54,6 +54,10 @@ class Health(Struct, tag=True):
     why: str = ""
 
 
+class Look(Struct, tag=True):
+    """To a worker: somebody looks at the live page, so for a few seconds tell of sessions."""
+
+
 class Ready(Struct, tag=True):
     """From a worker: it accepts clients."""
 
@@ -78,7 +82,7 @@ class Leave(Struct, tag=True):
     ticket: int
 
 
-ToWorker = Start | Retire | Drain | Stop | Granted | Health
+ToWorker = Start | Retire | Drain | Stop | Granted | Health | Look
 FromWorker = Ready | Beat | Ask | Leave | Health
 
 encode_line: Callable[[object], bytes] = msgspec.json.Encoder().encode

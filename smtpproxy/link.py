@@ -14,6 +14,7 @@ from smtpproxy.control import (
     Health,
     Leave,
     Lines,
+    Look,
     Retire,
     Stop,
     ToWorker,
@@ -35,10 +36,12 @@ class Link(asyncio.Protocol):
     retire, drain, stop: set when the supervisor has told so.
     closed: set when the channel is, and with it `retire` and `drain`: the supervisor is gone.
     learn: is told that another worker has found a server down or up.
+    look: is called while somebody looks at the live page.
     """
 
     def __init__(self, lines: Lines) -> None:
         self.learn: Learn = _learn_nothing
+        self.look: Callable[[], None] = _look_at_nothing
         self.retire, self.drain, self.stop = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self.closed = asyncio.Event()
         self._lines = lines
@@ -70,6 +73,8 @@ class Link(asyncio.Protocol):
                 answer(message.granted)
         elif isinstance(message, Health):
             self.learn(message)
+        elif isinstance(message, Look):
+            self.look()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         """Follow the end of the supervisor: nobody can reload or stop this worker any more."""
@@ -132,6 +137,10 @@ class SharedPlaces:
     def leave(self, ticket: Hashable) -> None:
         """Give the place back, or wait for one no more."""
         self._link.leave(self._backend, self._tickets.pop(ticket))
+
+
+def _look_at_nothing() -> None:
+    """Nobody has asked to be called yet."""
 
 
 def _learn_nothing(health: Health) -> None:

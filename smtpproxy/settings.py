@@ -61,6 +61,36 @@ def _whole(least: int, most: int = _MOST) -> Meta:
     return Meta(ge=least, le=most, description=f"a whole number from {least} to {most}")
 
 
+def _size(text: str) -> int:
+    """Read a number of octets: `65536`, `64KiB`, `64MiB` or `1GiB`."""
+    found = re.fullmatch(r"([0-9]{1,12}) ?(|[KMG]iB)", text, re.ASCII)
+    octets = int(found[1]) << _UNITS[found[2]] if found else 0
+    if not 4096 <= octets <= 1 << 40:
+        raise ValueError('is not a size from "4KiB" to "1024GiB"')
+    return octets
+
+
+def _directory(text: str) -> str:
+    if text.startswith("/") and "\0" not in text:
+        return text
+    raise ValueError('is not a whole path, such as "/var/log/smtpproxy"')
+
+
+AdminAddress = Annotated[Address, Parsed(parse_listener, 'an address, such as "127.0.0.1:8025"')]
+
+
+def _token(text: str) -> str:
+    if len(text) >= 16 and text.isascii() and text.isprintable() and " " not in text:
+        return text
+    raise ValueError("is too short or has odd characters; 16 letters and digits at least")
+
+
+_UNITS = {"": 0, "KiB": 10, "MiB": 20, "GiB": 30}
+Size = Annotated[int, Parsed(_size, 'a size in quotes, such as "64MiB"')]
+NetworkList = Annotated[
+    list[Annotated[Network, Parsed(_network, 'a network, such as "10.0.0.0/8"')]],
+    Written('a list of networks, such as ["10.0.0.0/8"]'),
+]
 Seconds = Annotated[
     float, Meta(gt=0, le=86400, description="a number of seconds above 0, at most 86400 (a day)")
 ]
@@ -168,6 +198,29 @@ class Log(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     format: LogFormat = "auto"
 
 
+class Trace(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is recorded of sessions, in files of `directory`; without one, nothing is."""
+
+    directory: Annotated[str, Parsed(_directory, 'a path, such as "/var/log/smtpproxy"')] = ""
+    when: Literal["all", "errors", "off"] = "all"
+    # Of which clients; empty: of all.
+    networks: NetworkList = []
+    content: Literal["none", "headers", "full"] = "none"
+    # With "full", octets of each message that are kept.
+    max_content: Size = 1024 * 1024
+    # Of each worker.
+    max_file: Size = 64 * 1024 * 1024
+    max_files: Annotated[int, _whole(1)] = 10
+
+
+class Admin(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where metrics and the live page are served; without an address, nowhere."""
+
+    address: AdminAddress = Address()
+    # Needed where other machines can ask.
+    token: Annotated[str, Parsed(_token, "a text in quotes")] = ""
+
+
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything one smtpproxy runs on."""
 
@@ -186,3 +239,5 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     limits: Limits = Limits()
     timeouts: Timeouts = Timeouts()
     log: Log = Log()
+    trace: Trace = Trace()
+    admin: Admin = Admin()

@@ -29,9 +29,11 @@ async def serve(start: Start, channel: socket.socket, lines: Lines) -> int:
         start.settings,
         changed=link.changed,
         places=lambda backend, _: SharedPlaces(link, backend),
+        worker=start.row,
         tally=Tally(start.tally, start.row),
     )
     link.learn = lambda health: app.learn(health.backend, health.server, up=health.up)
+    link.look = app.look
     await asyncio.get_running_loop().create_unix_connection(lambda: link, sock=channel)
     sockets = [[socket.socket(fileno=each) for each in listener] for listener in start.sockets]
     await app.start(sockets)

@@ -68,6 +68,24 @@ async def test_settings_of_the_file_reach_the_sessions(mta: LegacyMTA, tmp_path:
     await app.stop()
 
 
+async def test_a_trace_has_what_was_said_to_both_sides(mta: LegacyMTA, tmp_path: Path) -> None:
+    settings = from_flags(None, ["127.0.0.1:0"], [mta.address], None, "error", trace=tmp_path)
+    app = App(settings)
+    await app.start()
+    host, _, port = app.addresses[0].rpartition(":")
+    await asyncio.to_thread(_send, host, int(port))
+    await app.stop()
+    (file,) = tmp_path.iterdir()
+    records = [json.loads(line) for line in file.read_text().splitlines()]
+    connected = records[1]
+    assert connected["listener_end"] == app.addresses[0]
+    assert connected["server_end"] == mta.address
+    assert connected["proxy_end"].startswith("127.0.0.1:")
+    content = next(each for each in records if each.get("verb") == ".")
+    assert content["octets"] == len(b"Subject: x\r\n\r\n..text\r\n")
+    assert content["framed"] <= content["sent"] < content["replied"] <= content["flushed"]
+
+
 def _send(host: str, port: int) -> None:
     with smtplib.SMTP(host, port, timeout=5) as client:
         assert client.ehlo()[0] == 250

@@ -105,6 +105,17 @@ hostname = "mx.example.org"
 log = { level = "debug", format = "json" }
 workers = 0
 timeouts = { connect = 1, hold = 0.05, heartbeat = 5 }
+[admin]
+address = "[::]:8025"
+token = "0123456789abcdef"
+[trace]
+directory = "/var/log/smtpproxy"
+when = "errors"
+networks = ["10.0.0.0/8", "2001:db8::1"]
+content = "full"
+max_content = "8KiB"
+max_file = "1GiB"
+max_files = 1
 [[listener]]
 address = "[::1]:0"
 backend = "b"
@@ -155,6 +166,11 @@ recipients = 5
             0.5,
         )
         assert settings.timeouts.connect == 1.0
+        assert (str(settings.admin.address), len(settings.admin.token)) == ("[::]:8025", 16)
+        trace = settings.trace
+        assert (trace.when, trace.content, trace.max_files) == ("errors", "full", 1)
+        assert (trace.max_content, trace.max_file) == (8192, 1 << 30)
+        assert [each.text for each in trace.networks] == ["10.0.0.0/8", "2001:db8::1/128"]
         limits = settings.limits
         assert (limits.sessions, limits.sessions_per_address) == (9, 8)
         assert (limits.new_sessions_per_minute, limits.loop_lag) == (7, 0.5)
@@ -202,7 +218,20 @@ class TestMistakes:
         [
             ('[log]\nlevel = "warn"', 7, "log.level", 'did you mean "warning"?'),
             ("[log]\nformt = 1", 7, "log.formt", 'is not a known setting; did you mean "format"?'),
-            ("[trace]", 6, "trace", "is not a known setting; known here:"),
+            ('[admin]\naddress = "0.0.0.0:8025"', 6, "admin.token", "is missing: other machines"),
+            ('[admin]\naddress = "mx.example:80"', 7, "admin.address", "is a name"),
+            ('[admin]\ntoken = "short"', 7, "admin.token", "is too short"),
+            ("[trac]", 6, "trac", 'is not a known setting; did you mean "trace"?'),
+            ("[tls]", 6, "tls", "is not a known setting; known here:"),
+            ('[trace]\nwhen = "errors"', 6, "trace.directory", "is missing; write, for"),
+            ('[trace]\ndirectory = "x"', 7, "trace.directory", "is not a whole path"),
+            ('[trace]\nwhen = "al"', 7, "trace.when", 'did you mean "all"?'),
+            ('[trace]\nnetworks = ["10.0.0.1/8"]', 7, "trace.networks[0]", "not a network"),
+            ("[trace]\nnetworks = 3", 7, "trace.networks", "must be a list of networks"),
+            ("[trace]\nmax_file = 65536", 7, "trace.max_file", 'such as "64MiB"'),
+            ('[trace]\nmax_file = "64MB"', 7, "trace.max_file", "is not a size"),
+            ('[trace]\nmax_content = "4KB"', 7, "trace.max_content", "is not a size"),
+            ("[trace]\nmax_files = 0", 7, "trace.max_files", "must be a whole number from 1"),
             ("limits = 3", 6, "backends.old.limits", "is not a known setting"),
             (
                 "pipelining = true",
@@ -461,3 +490,21 @@ class TestPlaces:
         assert line_of(("a", "missing", 3), places) == 2
         assert line_of(("z",), places) is None
         assert line_of((), places) is None
+
+
+class TestAdminAndTraceFlags:
+    def test_they_lay_over_the_file(self, tmp_path: Path) -> None:
+        settings = from_flags(
+            load(write(tmp_path, GOOD + '[trace]\nwhen = "off"\ncontent = "headers"')),
+            [],
+            [],
+            trace=tmp_path,
+            admin="127.0.0.1:8025",
+        )
+        assert settings.trace.directory == str(tmp_path)
+        assert (settings.trace.when, settings.trace.content) == ("all", "headers")
+        assert settings.admin.address == Address("127.0.0.1", 8025)
+
+    def test_an_address_for_all_needs_a_token(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=r"--admin: admin.token is missing"):
+            from_flags(load(write(tmp_path, GOOD)), [], [], admin="0.0.0.0:8025")

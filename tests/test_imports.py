@@ -17,7 +17,7 @@ ALLOWED = {
     "core": set(),
     "net": {"core", "address"},
     "observe": {"core", "address"},
-    "admin": {"core", "address"},
+    "admin": {"core", "address", "figures"},
     "settings": {"core"},
     "figures": set(),
     "control": {"settings", "figures"},
@@ -26,7 +26,8 @@ ALLOWED = {
     "link": {"control", "figures", "net"},
     "worker": {"app", "link", "control", "net", "observe"},
     "supervisor": {"control", "figures", "settings", "admin", "observe", "net"},
-    "cli": {"supervisor", "settings", "demo", "observe"},
+    "tracing": {"core", "address", "observe", "demo"},
+    "cli": {"supervisor", "settings", "demo", "observe", "tracing"},
     "__main__": {"cli"},
     "": set(),
 }

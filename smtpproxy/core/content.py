@@ -42,10 +42,20 @@ class Content:
     octets: how many have come, the end of data not counted.
     ended: the true end of data has come.
     violation: why it is refused (`reject` only); nothing more is given out then.
+    mended: what `normalize` has changed first, and `reject` would have refused.
     """
 
     # Hot path (bench S4): whole chunks, no loop over lines.
-    __slots__ = ("_kept", "_line_start", "_policy", "_tail", "ended", "octets", "violation")
+    __slots__ = (
+        "_kept",
+        "_line_start",
+        "_policy",
+        "_tail",
+        "ended",
+        "mended",
+        "octets",
+        "violation",
+    )
 
     def __init__(self, policy: BareNewlines) -> None:
         self._policy = policy
@@ -55,6 +65,7 @@ class Content:
         self.octets = 0
         self.ended = False
         self.violation: ClientViolation | None = None
+        self.mended: ClientViolation | None = None
 
     def receive(self, octets: bytes) -> tuple[bytes, int]:
         """Return what goes to the backend, and how many of `octets` belong to the content."""
@@ -93,12 +104,16 @@ class Content:
         """Give out lines that end in CRLF only, and a lone dot only as the true end of data."""
         changed = b"\0" in octets
         if changed:
+            self._note(b"\0", octets.find(b"\0"), octets)
             octets = octets.replace(b"\0", b"")
         undecided = b""
         if not self.ended and octets.endswith(b"\r"):  # CR CR LF is one line end, CR CR is two
             undecided = b"\r\r" if octets.endswith(b"\r\r") else b"\r"
             octets = octets[: -len(undecided)]
         if not has_crlf_only(octets):
+            bare = _BARE.search(octets)
+            assert bare is not None
+            self._note(bare[0], bare.start(), octets)
             octets = _NEWLINE.sub(b"\r\n", octets)
             changed = True
         if not self.ended and (octets.endswith(b"\r\n.") or (self._line_start and octets == b".")):
@@ -112,6 +127,11 @@ class Content:
         if octets:
             self._line_start = octets.endswith(b"\r\n")
         return octets
+
+    def _note(self, bare: bytes, at: int, octets: bytes) -> None:
+        """Note the first thing that is mended, so that one can tell whom `reject` would refuse."""
+        if self.mended is None:
+            self.mended = _violation(bare, at, octets)
 
     def _double_lone_dots(self, octets: bytes) -> bytes:
         """Double the dots that have become a line of their own, but for the true end of data."""
@@ -129,12 +149,16 @@ class Content:
             return octets
         bare = _BARE.search(octets)
         assert bare is not None
-        kind = _BARE_KIND[bare[0]]
         self._kept = b""
-        around = octets[max(0, bare.start() - 32) : bare.end() + 32]
-        self.violation = ClientViolation(kind, BARE_NEWLINE[kind], around, closes=True)
+        self.violation = _violation(bare[0], bare.start(), octets)
         line = octets.rfind(b"\r\n", 0, bare.start())
         return octets[: line + 2] if line >= 0 else b""
+
+
+def _violation(bare: bytes, at: int, octets: bytes) -> ClientViolation:
+    kind = _BARE_KIND[bare]
+    around = octets[max(0, at - 32) : at + 33]
+    return ClientViolation(kind, BARE_NEWLINE[kind], around, closes=True)
 
 
 def has_crlf_only(octets: bytes) -> bool:

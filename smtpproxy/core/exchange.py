@@ -21,7 +21,7 @@ class Exchange:
     reply, code: what the client gets; empty and 0 if the session ended before.
     pipelined: framed before the reply to the command before it was flushed: a round trip saved.
     closes: the session ends when the reply has been flushed.
-    problem: the violation that it met, if any.
+    problem: the violation that it met, if any; one in content may have been mended, not refused.
     framed, sent, replied, flushed: its four times.
     """
 
@@ -83,9 +83,18 @@ class Exchange:
         return code < 300 or (role == commands.AUTH and code == 334)
 
     @property
+    def mended(self) -> bool:
+        """Tell whether its problem was put right, so that it is not the problem's reply it gets."""
+        problem = self.problem
+        return isinstance(problem, ClientViolation) and problem.reply not in (
+            self.reply,
+            self.refusal,
+        )
+
+    @property
     def close_reason(self) -> str:
         """Return why it closes the session."""
-        if self.problem is not None:
+        if self.problem is not None and not self.mended:
             return self.problem.kind
         return "content_refused" if self.verb.role == commands.END_OF_DATA else "quit"
 

@@ -243,6 +243,7 @@ class Framer:
             exchange.refuse(content.violation)
         exchange.octets = content.octets
         if content.ended:
+            exchange.problem = exchange.problem or content.mended
             self._content = None
             self.mode = COMMANDS
             self.content_over = True

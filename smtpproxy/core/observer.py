@@ -1,5 +1,6 @@
 """What the edge tells those who watch: plain values and the exchanges of the core."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -26,17 +27,43 @@ class Summary:
     backend_octets: int
 
 
-class SessionObserver(Protocol):
-    """Watches one session.  No method may raise or block."""
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """The two ends of each connection, as `192.0.2.1:4711`, `[2001:db8::1]:4711` or `unix`.
 
-    def connected(self, server: str) -> None:
-        """The session got its backend connection, to the server of this address."""
+    client, listener: of the client's connection.  proxy, server: of the backend's.
+    """
+
+    client: str
+    listener: str
+    proxy: str
+    server: str
+
+
+class SessionObserver(Protocol):
+    """Watches one session.  No method may raise or block.
+
+    content: is called with message content and BDAT payload as they go to the backend, the end of
+    data included; None, as for most observers, costs nothing.
+    """
+
+    @property
+    def content(self) -> Callable[[bytes], None] | None: ...
+
+    def connected(self, server: str, ends: Callable[[], Ends]) -> None:
+        """The session got its backend connection, to the server of this address.
+
+        `ends` looks up both ends of both connections; only now, since they may close any time.
+        """
 
     def gave_up(self, server: str, why: str) -> None:
         """A server could not be connected to, or did not greet as it should."""
 
     def settled(self, exchanges: list[Exchange]) -> None:
         """These replies were flushed in one write; or, at the end, these got none."""
+
+    def stalled(self) -> None:
+        """The client is no longer read for now, as a peer is slow or its queue is full."""
 
     def closed(self, summary: Summary) -> None:
         """The session is over."""

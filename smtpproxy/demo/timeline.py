@@ -28,7 +28,8 @@ class Row:
 
     to_mta, to_client: the group that went right, and left; on the proxy's MTA side a row has both,
     a command and its reply. wait is the number of the wait it belongs to, wait_s stands where that
-    ends. skipped rows were left out here.
+    ends. took_s: how long the MTA took for its reply, if that is to be told. skipped rows were left
+    out here.
     """
 
     at: float
@@ -38,6 +39,7 @@ class Row:
     wait: int = 0
     wait_begins: bool = False
     wait_s: float | None = None
+    took_s: float | None = None
     skipped: int = 0
 
     @property
@@ -57,8 +59,18 @@ class Timeline:
         self, groups: Sequence[Group], opened_at: float, events: Sequence[Event] | None = None
     ) -> None:
         rows = [*_client_rows(groups, opened_at), *_mta_rows(events or (), opened_at)]
+        self._take(rows, proxied=events is not None)
+
+    @classmethod
+    def of(cls, rows: Sequence[Row]) -> "Timeline":
+        """Return the time line of rows that somebody else has made, with a proxy between."""
+        timeline = cls((), 0.0, ())
+        timeline._take(list(rows), proxied=True)
+        return timeline
+
+    def _take(self, rows: list[Row], *, proxied: bool) -> None:
         rows.sort(key=lambda row: row.at)
-        self.proxied = events is not None
+        self.proxied = proxied
         self.rows = _with_waits(rows)
         ends = [row for row in self.rows if row.wait_s is not None]
         self.waits = len(ends)
@@ -230,8 +242,17 @@ def _arrow(row: Row, width: int) -> Text:
 def _both_ways(row: Row, width: int) -> Text:
     """A command and its reply between proxy and MTA, where a round trip takes no time."""
     command, reply = _short(row.to_mta), _short(row.to_client)
+    if row.took_s is not None:
+        reply.append(f" {seconds_told(row.took_s)}", QUIET)
     rest = "─" * (width - command.cell_len - reply.cell_len - 6)
     return Text.assemble(("─ ", LINE), command, (" " + rest, LINE), ("▶ ", "bold"), reply, " ")
+
+
+def seconds_told(seconds: float) -> str:
+    """Return a duration in at most seven characters."""
+    if seconds < 0.01:
+        return f"{seconds * 1000:.1f} ms"
+    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
 
 
 def _short(labels: tuple[Label, ...]) -> Text:

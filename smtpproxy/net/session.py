@@ -7,11 +7,12 @@ wait, the client is not read.
 """
 
 import asyncio
+from collections.abc import Callable
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from smtpproxy.core.observer import Summary
+from smtpproxy.core.observer import Ends, Summary
 from smtpproxy.core.pipeline import Pipeline
 from smtpproxy.net.choice import Choice
 
@@ -51,7 +52,7 @@ class Session:
         self._client_blocked = self._backend_blocked = False  # it does not take what is written
         self._octets_client = self._octets_backend = 0
         self._started = self._since = now  # _since: begin of connecting, blocking or lingering
-        self._observer = service.observer.session(service.name, _peer_name(client))
+        self._observer = service.observer.session(service.name, _end_name(client))
         send_client = partial(service.outbox.put, client)
         self._pipeline = Pipeline(service.rules, send_client, self._observer.settled, now)
         self._backend: asyncio.Transport | None = None
@@ -88,7 +89,23 @@ class Session:
         self._pipeline.connect_backend(partial(self._service.outbox.put, backend))
         server = self._choice.server
         assert server is not None
-        self._observer.connected(server.name)
+        watch = self._observer.content
+        if watch is not None:
+            # No method of ours: a session that refers to itself would wait for the collector.
+            self._pipeline.framer.send_backend = partial(
+                _send_watched, self._pipeline.send_backend, watch
+            )
+        self._observer.connected(server.name, self._ends)
+
+    def _ends(self) -> Ends:
+        """Return both ends of both connections."""
+        assert self._backend is not None
+        return Ends(
+            client=_end_name(self._client),
+            listener=_end_name(self._client, "sockname"),
+            proxy=_end_name(self._backend, "sockname"),
+            server=_end_name(self._backend),
+        )
 
     def backend_received(self, octets: bytes) -> None:
         """Take octets from the backend."""
@@ -210,6 +227,7 @@ class Session:
         self._client_paused = pause
         if pause:
             self._client.pause_reading()
+            self._observer.stalled()
         else:
             self._client.resume_reading()
 
@@ -311,9 +329,17 @@ class Session:
         )
 
 
-def _peer_name(client: asyncio.Transport) -> str:
-    """Return the client's address as `192.0.2.1:4711`, `[2001:db8::1]:4711`, or `unix`."""
-    name = client.get_extra_info("peername")
+def _send_watched(
+    send: Callable[[bytes], None], watch: Callable[[bytes], None], octets: bytes
+) -> None:
+    """Send content that somebody watches."""
+    send(octets)
+    watch(octets)
+
+
+def _end_name(transport: asyncio.BaseTransport, which: str = "peername") -> str:
+    """Return one end of a connection as `192.0.2.1:4711`, `[2001:db8::1]:4711`, or `unix`."""
+    name = transport.get_extra_info(which)
     if not isinstance(name, tuple):
         return "unix"
     host, port = name[:2]

@@ -1,14 +1,13 @@
 """What is logged of sessions: a line for each message and for each session, none per command."""
 
-from itertools import count
-from os import urandom
+from collections.abc import Callable, Sequence
 
 from structlog.typing import FilteringBoundLogger
 
 from smtpproxy.core import commands
 from smtpproxy.core.errors import BackendViolation
 from smtpproxy.core.exchange import Exchange
-from smtpproxy.core.observer import Summary
+from smtpproxy.core.observer import Ends, Summary
 from smtpproxy.observe import log
 from smtpproxy.observe.transaction import Transaction
 
@@ -17,16 +16,14 @@ _BEGINS_ANEW = frozenset((commands.RSET, commands.EHLO, commands.HELO))
 
 
 class ServiceLog:
-    """Logs a worker's sessions; each has an id that no other session of the service has."""
+    """Logs a worker's sessions."""
 
     def __init__(self) -> None:
         self._log = log.get()
-        self._prefix = urandom(3).hex()
-        self._count = count(1)
 
-    def session(self, listener: str, client: str) -> "SessionLog":
-        """Begin to log a session."""
-        return SessionLog(f"{self._prefix}-{next(self._count)}", listener, client, self._log)
+    def session(self, session: str, listener: str, client: str) -> "SessionLog":
+        """Begin to log a session, under an id that no other session has."""
+        return SessionLog(session, listener, client, self._log)
 
     def server_changed(self, backend: str, server: str, up: bool, why: str) -> None:
         """Log that a server is down, or up again."""
@@ -45,9 +42,14 @@ class ServiceLog:
 
 
 class SessionLog:
-    """Logs one session."""
+    """Logs one session.
 
-    __slots__ = ("_client", "_id", "_listener", "_log", "_server", "_transaction")
+    told: who else learns what each transaction came to: the event and its fields.
+    """
+
+    __slots__ = ("_client", "_id", "_listener", "_log", "_server", "_transaction", "told")
+
+    content = None
 
     def __init__(
         self, session: str, listener: str, client: str, logger: FilteringBoundLogger
@@ -58,8 +60,9 @@ class SessionLog:
         self._server = ""
         self._log = logger
         self._transaction: Transaction | None = None
+        self.told: Sequence[Callable[[str, dict[str, object]], None]] = ()
 
-    def connected(self, server: str) -> None:
+    def connected(self, server: str, ends: Callable[[], Ends]) -> None:  # noqa: ARG002
         """Log that the session is open."""
         self._server = server
         self._log.debug(
@@ -113,19 +116,20 @@ class SessionLog:
         if transaction is None:
             return
         self._transaction = None
+        outcome, fields = transaction.outcome, transaction.fields()
         self._log.info(
-            transaction.outcome,
-            session=self._id,
-            client=self._client,
-            server=self._server,
-            **transaction.fields(),
+            outcome, session=self._id, client=self._client, server=self._server, **fields
         )
+        for tell in self.told:
+            tell(outcome, fields)
 
     def _log_violation(self, exchange: Exchange) -> None:
         problem = exchange.problem
         assert problem is not None
         by_backend = isinstance(problem, BackendViolation)
-        self._log.warning(
+        # What was mended did no harm, but tells who would be refused by `reject`.
+        tell = self._log.info if exchange.mended else self._log.warning
+        tell(
             "backend_violation" if by_backend else "client_violation",
             session=self._id,
             client=self._client,
@@ -133,7 +137,11 @@ class SessionLog:
             kind=problem.kind,
             octets=problem.octets,
             command=exchange.line.rstrip(),
+            refused=not exchange.mended,
         )
+
+    def stalled(self) -> None:
+        """Say nothing: it happens to every large message."""
 
     def closed(self, summary: Summary) -> None:
         """Log the session, and what was left of its last transaction."""

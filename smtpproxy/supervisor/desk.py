@@ -28,6 +28,7 @@ class Desk:
         self._places: dict[str, Queue] = {}
         self._tickets: dict[WorkerProcess, set[tuple[str, int]]] = {}
         self._down: set[tuple[str, str]] = set()
+        self._named: set[tuple[str, str]] = set()
         self._observer = ServiceLog()
 
     def settle(self, settings: Settings) -> None:
@@ -44,12 +45,16 @@ class Desk:
             for server in backend.servers
         }
         self._down &= named
+        self._named = named
         self._observer = ServiceLog()  # the log may have changed
 
     def figures(self) -> Figures:
         """Return the figures of all workers, and what is known here alone."""
         figures = self._totals.sum()
         figures.gauges["servers_down"] = len(self._down)
+        for backend, server in sorted(self._named):
+            up = (backend, server) not in self._down
+            figures.gauges[f'server_up{{backend="{backend}",server="{server}"}}'] = int(up)
         for name, queue in self._places.items():
             figures.gauges[f'places_taken{{backend="{name}"}}'] = queue.taken
             figures.gauges[f'places_waited_for{{backend="{name}"}}'] = queue.waiting

@@ -13,8 +13,10 @@ import resource
 import signal
 from collections.abc import Callable
 from time import monotonic
+from typing import TYPE_CHECKING
 
-from smtpproxy.control import ToWorker
+from smtpproxy.address import Address
+from smtpproxy.control import Look, ToWorker
 from smtpproxy.figures import Figures
 from smtpproxy.observe import log
 from smtpproxy.problems import ConfigError
@@ -25,6 +27,9 @@ from smtpproxy.supervisor.desk import Desk
 from smtpproxy.supervisor.doors import Doors
 from smtpproxy.supervisor.notify import Notifier
 from smtpproxy.supervisor.process import WorkerProcess
+
+if TYPE_CHECKING:
+    from smtpproxy.admin.server import Admin
 
 CHECK_INTERVAL_S = 1.0
 
@@ -44,6 +49,7 @@ class Service:
         self._desk = Desk(self._tell_all)
         self._checks = Checks(self._desk.change)
         self._crew: Crew | None = None
+        self._admin: Admin | None = None
         self._leaving: set[Crew] = set()
         self._reload_wanted = asyncio.Event()
         self._end_wanted, self._insisted = asyncio.Event(), asyncio.Event()
@@ -53,6 +59,16 @@ class Service:
         figures = self._desk.figures()
         figures.gauges["workers"] = sum(crew.workers for crew in self._crews)
         return figures
+
+    def look(self) -> None:
+        """Have the workers tell of sessions for a while, as somebody looks at the live page."""
+        self._tell_all(Look(), None)
+
+    def ready(self) -> bool:
+        """Tell whether clients are taken and a server is there for them."""
+        gauges = self._desk.figures().gauges
+        servers = [up for name, up in gauges.items() if name.startswith("server_up{")]
+        return self._crew is not None and not self._end_wanted.is_set() and any(servers)
 
     @property
     def _crews(self) -> set[Crew]:
@@ -83,6 +99,8 @@ class Service:
                 crew.stop()
                 await crew.empty.wait()
             self._doors.close()
+            if self._admin is not None:
+                await self._admin.stop()
         self._log.info("stopped")
         return 0
 
@@ -98,9 +116,25 @@ class Service:
         if not await crew.start():
             return False
         self._checks.settle(settings)
+        if settings.admin.address != Address() and not await self._start_admin():
+            return False
         for address in self._doors.addresses:
             self._log.info("listening", address=address)
         self._notifier.ready(self._status())
+        return True
+
+    async def _start_admin(self) -> bool:
+        from smtpproxy.admin.server import Admin  # its HTTP server is not loaded for nothing
+
+        admin = Admin(self._settings.admin.address, self._settings.admin.token, self)
+        try:
+            address = await admin.start()
+        except OSError as error:
+            wanted = str(self._settings.admin.address)
+            self._log.error("cannot_listen", address=wanted, why=os.strerror(error.errno or 0))
+            return False
+        self._admin = admin
+        self._log.info("admin_listening", address=address)
         return True
 
     def _tell_all(self, message: ToWorker, but: WorkerProcess | None) -> None:

@@ -14,6 +14,7 @@ from rich.table import Table
 from smtpproxy.core.pipeline import Pipeline
 from smtpproxy.core.rules import Rules
 from smtpproxy.observe import log
+from smtpproxy.observe.fanout import Fanout
 from smtpproxy.observe.sessions import ServiceLog
 
 ROUNDS = 7
@@ -41,7 +42,7 @@ SCENARIOS = (
 )
 
 
-def session(scenario: Scenario, service: ServiceLog | None) -> Callable[[], None]:
+def session(scenario: Scenario, service: Fanout | None) -> Callable[[], None]:
     """Return what plays one session: a client that pipelines, a backend that accepts."""
     rules = Rules()
     group = b"MAIL FROM:<sender@bench.example>\r\n" + b"".join(
@@ -55,9 +56,11 @@ def session(scenario: Scenario, service: ServiceLog | None) -> Callable[[], None
         pass
 
     def play() -> None:
-        observer = service.session("127.0.0.1:25", "127.0.0.1:4711").settled if service else discard
-        pipeline = Pipeline(rules, discard, observer, 1.0)
+        observer = service.session("127.0.0.1:25", "127.0.0.1:4711") if service else None
+        pipeline = Pipeline(rules, discard, observer.settled if observer else discard, 1.0)
         pipeline.connect_backend(discard)
+        if observer and observer.content:
+            pipeline.framer.send_backend = observer.content
         says = pipeline.backend_received
         says(b"220 sink.example\r\n", 1.0)
         pipeline.client_received(b"EHLO client.example\r\n", 1.0)
@@ -98,7 +101,7 @@ def main() -> None:
         table = Table("scenario", "", "core µs", "with log µs", "core µs/message", box=None)
         for scenario in SCENARIOS:
             core = best_us(session(scenario, None))
-            logged = best_us(session(scenario, ServiceLog()))
+            logged = best_us(session(scenario, Fanout(ServiceLog())))
             per_message = f"{core / scenario.messages:,.1f}"
             row = (scenario.name, scenario.title, f"{core:,.0f}", f"{logged:,.0f}", per_message)
             table.add_row(*row)

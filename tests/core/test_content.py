@@ -3,6 +3,9 @@
 import pytest
 
 from smtpproxy.core.content import BULK, LINE_KEPT, BareNewlines, Content, has_crlf_only
+from smtpproxy.core.exchange import Exchange
+from smtpproxy.core.pipeline import Pipeline
+from smtpproxy.core.rules import Rules
 
 NORMALIZE, REJECT, PASS = BareNewlines
 
@@ -150,3 +153,33 @@ def test_bulk_passes_without_a_change() -> None:
     octets = (b"x" * 76 + b"\r\n") * 100
     for policy in BareNewlines:
         assert Content(policy).receive(octets) == (octets, len(octets))
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [(b"a\nb\rc\0", "nul"), (b"a\nb\r", "bare_lf"), (b"a\rb\n", "bare_cr"), (b"a\r\n", "")],
+)
+def test_normalize_tells_what_reject_would_have_refused(text: bytes, kind: str) -> None:
+    content = Content(NORMALIZE)
+    content.receive(text + b"\r\n\n.\r\n" if kind else text + b".\r\n")
+    mended = content.mended
+    assert (mended.kind if mended else "") == kind
+    first = mended
+    content.receive(b"\0 and more\r\n.\r\n")
+    assert content.mended is (first or content.mended)
+
+
+def test_a_mended_message_is_relayed_and_known() -> None:
+    seen: list[Exchange] = []
+    pipeline = Pipeline(Rules(), lambda _: None, seen.extend, 1.0)
+    pipeline.connect_backend(lambda _: None)
+    pipeline.backend_received(b"220 mx\r\n", 1.0)
+    pipeline.client_received(b"DATA\r\n", 1.0)
+    pipeline.backend_received(b"354 go\r\n", 1.0)
+    pipeline.client_received(b"a\nb\r\n.\r\n", 1.0)
+    pipeline.backend_received(b"250 ok\r\n", 1.0)
+    problem = seen[-1].problem
+    assert problem is not None
+    assert (problem.kind, problem.octets) == ("bare_lf", b"a\nb\r\n.\r\n")
+    assert seen[-1].mended
+    assert not pipeline.ended

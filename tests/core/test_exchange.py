@@ -94,3 +94,13 @@ def test_closes_for_a_reason() -> None:
     exchange.refuse(ClientViolation("not_smtp", b"221 x\r\n"))
     assert exchange.close_reason == "not_smtp"
     assert Exchange(commands.DATA_ENDED, b"", 0.0).close_reason == "content_refused"
+
+
+def test_what_was_mended_in_content_is_no_reason_to_close() -> None:
+    exchange = Exchange(commands.DATA_ENDED, b"", 0.0)
+    exchange.problem = ClientViolation("bare_lf", b"550 bare\r\n")
+    exchange.reply = b"250 ok\r\n"
+    assert exchange.mended
+    assert exchange.close_reason == "content_refused"
+    exchange.reply = b"550 bare\r\n"
+    assert not exchange.mended

@@ -18,8 +18,12 @@ async def opened(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Opener]:
     monkeypatch.setattr("smtpproxy.net.sweeper.monotonic", clock)
     stages: list[Stage] = []
 
-    async def open_stage(*servers: Server, rules: Rules | None = None) -> Stage:
-        stage = Stage(list(servers) or [Server("first")], rules or Rules(), clock)
+    async def open_stage(
+        *servers: Server,
+        rules: Rules | None = None,
+        content: Callable[[bytes], None] | None = None,
+    ) -> Stage:
+        stage = Stage(list(servers) or [Server("first")], rules or Rules(), clock, content)
         stages.append(stage)
         await stage.settle()
         return stage

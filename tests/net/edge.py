@@ -8,7 +8,7 @@ from math import inf
 from typing import Any
 
 from smtpproxy.core.exchange import Exchange
-from smtpproxy.core.observer import Summary
+from smtpproxy.core.observer import Ends, Summary
 from smtpproxy.core.rules import Rules
 from smtpproxy.net.client import ClientConnection
 from smtpproxy.net.outbox import Outbox
@@ -133,8 +133,15 @@ class Watcher:
         assert (listener, client) == ("listener", "192.0.2.1:4711")
         return self
 
-    def connected(self, server: str) -> None:
+    content: Callable[[bytes], None] | None = None
+    stalls: int = 0
+
+    def connected(self, server: str, ends: Callable[[], Ends]) -> None:
         self.servers.append(server)
+        self.ends = ends
+
+    def stalled(self) -> None:
+        self.stalls += 1
 
     def settled(self, exchanges: list[Exchange]) -> None:
         self.exchanges += exchanges
@@ -162,10 +169,16 @@ class Watcher:
 class Stage:
     """A client and its servers, with a session between them."""
 
-    def __init__(self, servers: list[Server], rules: Rules, clock: Clock) -> None:
+    def __init__(
+        self,
+        servers: list[Server],
+        rules: Rules,
+        clock: Clock,
+        content: Callable[[bytes], None] | None = None,
+    ) -> None:
         self.clock = clock
         self.servers = servers
-        self.watcher = Watcher()
+        self.watcher = Watcher(content=content)
         self.sweeper = Sweeper(LIMITS, hold=0.2)
         self.client = Transport()
         self.outbox = Outbox()

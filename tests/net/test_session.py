@@ -15,9 +15,14 @@ Opener = Callable[..., Awaitable[Stage]]
 GROUP = b"MAIL FROM:<a@x>\r\nRCPT TO:<b@y>\r\nDATA\r\n"
 
 
-async def greeted(opened: Opener, *servers: Server, rules: Rules | None = None) -> Stage:
+async def greeted(
+    opened: Opener,
+    *servers: Server,
+    rules: Rules | None = None,
+    content: Callable[[bytes], None] | None = None,
+) -> Stage:
     """Open a stage whose first server has greeted."""
-    stage = await opened(*servers, rules=rules)
+    stage = await opened(*servers, rules=rules, content=content)
     stage.servers[0].says(b"220 mx ready\r\n")
     assert stage.gets() == b"220 mx ready\r\n"
     return stage
@@ -57,6 +62,25 @@ async def test_octets_that_come_before_the_greeting_wait(opened: Opener) -> None
     assert stage.servers[0].heard() == b""
     stage.servers[0].says(b"220 mx\r\n")
     assert stage.servers[0].heard() == b"EHLO x\r\n"
+
+
+async def test_content_is_shown_as_it_goes_to_the_backend(opened: Opener) -> None:
+    shown: list[bytes] = []
+    stage = await greeted(opened, content=shown.append)
+    stage.sends(GROUP)
+    for reply in (b"250 a\r\n", b"250 b\r\n", b"354 go\r\n"):
+        stage.servers[0].says(reply)
+    assert shown == []
+    stage.servers[0].heard()
+    stage.sends(b"a\nb\r\n.\r\nQUIT\r\n")
+    assert b"".join(shown) == b"a\r\nb\r\n.\r\n"
+    assert stage.servers[0].heard() == b"a\r\nb\r\n.\r\n"
+
+
+async def test_both_ends_of_both_connections_are_told(opened: Opener) -> None:
+    stage = await greeted(opened)
+    ends = stage.watcher.ends()
+    assert (ends.client, ends.proxy) == ("192.0.2.1:4711", "unix")
 
 
 class TestServers:
@@ -185,6 +209,13 @@ class TestBackPressure:
         stage.connection.resume_writing()
         assert stage.client.reading
         assert stage.servers[0].transport.reading
+
+    async def test_observers_learn_that_the_client_is_silenced(self, opened: Opener) -> None:
+        stage = await in_content(opened)
+        stage.servers[0].protocol.pause_writing()
+        assert stage.watcher.stalls == 1
+        stage.servers[0].protocol.resume_writing()
+        assert stage.watcher.stalls == 1
 
     async def test_a_full_queue_silences_the_client_and_loses_nothing(self, opened: Opener) -> None:
         stage = await greeted(opened, rules=Rules(queue_commands=3, queue_octets=32))

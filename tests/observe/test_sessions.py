@@ -5,12 +5,18 @@ import json
 
 import pytest
 
-from smtpproxy.core.observer import Summary
+from smtpproxy.core.observer import Ends, Summary
 from smtpproxy.core.pipeline import Pipeline
 from smtpproxy.core.rules import Rules
 from smtpproxy.observe import log
+from smtpproxy.observe.exchanges import ExchangeLog
 from smtpproxy.observe.sessions import ServiceLog
 from smtpproxy.observe.transaction import KEPT, paths
+from tests.observe.stage import Watched
+
+
+def ends() -> Ends:
+    raise AssertionError("the log does not ask")
 
 
 class Logged:
@@ -19,8 +25,8 @@ class Logged:
     def __init__(self, level: str = "info") -> None:
         self._stream = io.BytesIO()
         log.configure(level, "json", self._stream)
-        self.session = ServiceLog().session("127.0.0.1:2525", "192.0.2.1:4711")
-        self.session.connected("10.0.0.5:25")
+        self.session = ServiceLog().session("1-1", "127.0.0.1:2525", "192.0.2.1:4711")
+        self.session.connected("10.0.0.5:25", ends)
         self.pipeline = Pipeline(Rules(), lambda _: None, self.session.settled, 10.0)
         self.pipeline.connect_backend(lambda _: None)
         self.says("220 mx")
@@ -169,3 +175,16 @@ def test_paths_of_command_lines(line: bytes, path: str) -> None:
 
 def test_no_lines_have_no_paths() -> None:
     assert paths([]) == []
+
+
+def test_at_level_debug_each_exchange_is_logged() -> None:
+    session = Watched(ExchangeLog(), level="debug")
+    session.sends("AUTH PLAIN AHVzZXIAc2VjcmV0", "NOOP")
+    session.says("235 in", "250 ok")
+    session.pipeline.client_eof(40.0)
+    session.observer.stalled()
+    lines = [json.loads(line) for line in session.logged.getvalue().splitlines()]
+    assert [line["event"] for line in lines[-4:]] == [*["exchange"] * 3, "client_stalled"]
+    auth, noop = lines[-3:-1]
+    assert (auth["verb"], auth["command"], auth["reply"]) == ("AUTH", "AUTH PLAIN *", "235 in")
+    assert (auth["taken"], noop["taken"], noop["held"]) == (0.25, 0.25, 0.0)

@@ -1,0 +1,171 @@
+"""Metrics: what a worker counts.  Plain integers here, names and labels when they are asked for.
+
+hot path: measure before changing (python -m tests.bench.trace).
+"""
+
+from bisect import bisect_left
+from collections.abc import Callable
+from typing import Any
+
+from smtpproxy.core import commands
+from smtpproxy.core.errors import BackendViolation
+from smtpproxy.core.exchange import Exchange
+from smtpproxy.core.observer import Ends, Summary
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+"""Upper bounds of the histogram of reply times."""
+GROUPS = (1, 2, 3, 5, 10, 20, 50, 100, 500)
+"""Upper bounds of the histogram of group sizes."""
+Number = int | float
+
+
+class Histogram:
+    """Counts by upper bound; the last count is of what is above all of them."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: tuple[Number, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total: Number = 0
+
+    def add(self, value: Number) -> None:
+        """Count a value."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+    def put(self, name: str, label: str, found: dict[str, Number]) -> None:
+        """Put it into figures, cumulative as Prometheus has it."""
+        inside = f"{label}," if label else ""
+        count = 0
+        for bound, number in zip((*self.bounds, "+Inf"), self.counts, strict=True):
+            count += number
+            found[f'{name}_bucket{{{inside}le="{bound}"}}'] = count
+        labels = f"{{{label}}}" if label else ""
+        found[f"{name}_sum{labels}"] = self.total
+        found[f"{name}_count{labels}"] = count
+
+
+class Metrics:
+    """Counts for all sessions of a worker."""
+
+    def __init__(self) -> None:
+        self.commands: dict[bytes, list[int]] = {}
+        self.seconds: dict[bytes, Histogram] = {}
+        self.groups = Histogram(GROUPS)
+        self.messages = {"relayed": 0, "refused": 0, "abandoned": 0}
+        self.violations: dict[tuple[str, str], int] = {}
+        self.ended: dict[str, int] = {}
+        self.sessions = self.held = self.stalls = self.pipelined = 0
+        self.from_client = self.from_backend = self.to_client = self.content = 0
+
+    def session(self, session: str, listener: str, client: str) -> "SessionMetrics":  # noqa: ARG002
+        """Begin to count for a session."""
+        self.sessions += 1
+        return SessionMetrics(self)
+
+    def server_changed(self, backend: str, server: str, up: bool, why: str) -> None:
+        """Count nothing: the supervisor knows which servers are up."""
+
+    def counts(self) -> dict[str, Number]:
+        """Return all figures, by name and labels."""
+        found: dict[str, Number] = {
+            "sessions_opened": self.sessions,
+            "pipelined_commands": self.pipelined,
+            "round_trips_saved": self.pipelined,
+            "held_replies": self.held,
+            "client_stalls": self.stalls,
+            "content_octets": self.content,
+            'octets{leg="client",direction="in"}': self.from_client,
+            'octets{leg="client",direction="out"}': self.to_client,
+            'octets{leg="backend",direction="in"}': self.from_backend,
+        }
+        for verb, row in self.commands.items():
+            for reply, number in enumerate(row):
+                if number:
+                    label = f"{reply}xx" if reply else "none"
+                    found[f'commands{{verb="{_name(verb)}",reply="{label}"}}'] = number
+        for outcome, number in self.messages.items():
+            found[f'messages{{outcome="{outcome}"}}'] = number
+        for reason, number in self.ended.items():
+            found[f'sessions_closed{{reason="{reason}"}}'] = number
+        for (peer, kind), number in self.violations.items():
+            found[f'violations{{by="{peer}",kind="{kind}"}}'] = number
+        for verb, histogram in self.seconds.items():
+            histogram.put("backend_reply_seconds", f'verb="{_name(verb)}"', found)
+        self.groups.put("group_commands", "", found)
+        return found
+
+
+class SessionMetrics:
+    """Counts for one session."""
+
+    __slots__ = ("_group", "_metrics")
+
+    content = None
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._group = 0
+
+    def connected(self, server: str, ends: Callable[[], Ends]) -> None:
+        """Count nothing."""
+
+    def gave_up(self, server: str, why: str) -> None:
+        """Count nothing."""
+
+    def settled(self, exchanges: list[Exchange]) -> None:
+        """Count exchanges."""
+        metrics = self._metrics
+        rows, seconds = metrics.commands, metrics.seconds
+        metrics.held += len(exchanges) - 1
+        for exchange in exchanges:
+            name = exchange.verb.name
+            if not name and exchange.verb.role == commands.GREETING:
+                name = b"greeting"
+            row = rows.get(name)
+            if row is None:
+                row = rows[name] = [0] * 6
+                seconds[name] = Histogram(SECONDS)
+            row[exchange.code // 100] += 1
+            metrics.to_client += len(exchange.reply)
+            if exchange.sent and exchange.replied:
+                seconds[name].add(exchange.replied - exchange.sent)
+            if exchange.pipelined:
+                metrics.pipelined += 1
+                self._group += 1
+            elif exchange.verb.role != commands.GREETING:
+                if self._group:
+                    metrics.groups.add(self._group)
+                self._group = 1
+            if exchange.problem is not None or exchange.octets:
+                self._count_uncommon(exchange)
+
+    def _count_uncommon(self, exchange: Exchange) -> None:
+        metrics = self._metrics
+        metrics.content += exchange.octets
+        if exchange.problem is not None:
+            peer = "backend" if isinstance(exchange.problem, BackendViolation) else "client"
+            key = (peer, exchange.problem.kind)
+            metrics.violations[key] = metrics.violations.get(key, 0) + 1
+
+    def transaction(self, outcome: str, fields: dict[str, Any]) -> None:  # noqa: ARG002
+        """Count a message."""
+        self._metrics.messages[outcome.removeprefix("message_")] += 1
+
+    def stalled(self) -> None:
+        """Count that the client is not read for now."""
+        self._metrics.stalls += 1
+
+    def closed(self, summary: Summary) -> None:
+        """Count the end of the session."""
+        metrics = self._metrics
+        if self._group:
+            metrics.groups.add(self._group)
+        metrics.ended[summary.reason] = metrics.ended.get(summary.reason, 0) + 1
+        metrics.from_client += summary.client_octets
+        metrics.from_backend += summary.backend_octets
+
+
+def _name(verb: bytes) -> str:
+    return {b".": "end-of-data", b"": "other"}.get(verb) or verb.decode()

@@ -1,0 +1,1 @@
+"""Reading trace files: lists, time lines, exports, and sessions played again."""

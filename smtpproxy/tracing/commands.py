@@ -1,0 +1,266 @@
+"""The commands that read trace files: `smtpproxy trace list|show|follow|export|replay`."""
+
+import asyncio
+import sys
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NoReturn
+
+import click
+import msgspec
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress
+from rich.table import Table
+from rich.text import Text
+
+from smtpproxy.address import Address, parse_server
+from smtpproxy.demo.labels import BAD, COMMAND, GOOD
+from smtpproxy.demo.timeline import seconds_told
+from smtpproxy.observe.log import printable
+from smtpproxy.observe.records import Closed, Exchanged, Record, decode
+from smtpproxy.tracing import drawing, html, pcapng
+from smtpproxy.tracing.reader import Session, closed_sessions, files_of, octets_of_all, session_of
+from smtpproxy.tracing.replay import Performance
+from smtpproxy.tracing.replay import replay as play_again
+
+POLL_S = 0.2
+PROGRESS_OCTETS = 64 * 1024 * 1024
+"""From this size on a bar shows how far reading has come."""
+
+_directory = click.option(
+    "-d",
+    "--directory",
+    type=click.Path(path_type=Path, exists=True),
+    required=True,
+    metavar="DIR",
+    envvar="SMTPPROXY_TRACE",
+    help="Where the trace files are, or one of them; also $SMTPPROXY_TRACE.",
+)
+
+
+@click.group()
+def trace() -> None:
+    """Read what `smtpproxy run --trace DIR` has recorded."""
+
+
+@trace.command(
+    "list",
+    epilog="""
+    \b
+    Examples:
+      smtpproxy trace list -d /var/log/smtpproxy --since 2026-11-24T08:00
+      smtpproxy trace list -d /var/log/smtpproxy --address joe@example.org --code 550
+      smtpproxy trace list -d /var/log/smtpproxy --text bare_lf     # whom `reject` would refuse
+    """,
+)
+@_directory
+@click.option("--since", type=click.DateTime(), help="Sessions that began then or later (UTC).")
+@click.option("--until", type=click.DateTime(), help="Sessions that began before (UTC).")
+@click.option("--address", metavar="TEXT", help="Client, sender or recipient has this in it.")
+@click.option("--code", type=int, help="A reply had this code: 550, or 5 for all of 5xx.")
+@click.option("--text", help="Anything in a session's last record has this in it.")
+@click.option("-n", "--last", type=click.IntRange(1), help="Only so many, the latest.")
+def list_sessions(
+    directory: Path,
+    since: datetime | None,
+    until: datetime | None,
+    address: str | None,
+    code: int | None,
+    text: str | None,
+    last: int | None,
+) -> None:
+    """List the sessions that are over: when, who, to whom, with what outcome."""
+    begin = since.replace(tzinfo=UTC).timestamp() if since else 0.0
+    end = until.replace(tzinfo=UTC).timestamp() if until else float("inf")
+    found = [
+        each
+        for each in _read_all(files_of(directory))
+        if begin <= each.opened < end
+        and (not address or _has_address(each, address))
+        and (not code or _has_code(each, str(code)))
+        and (not text or text.lower() in msgspec.json.encode(each).decode().lower())
+    ]
+    found.sort(key=lambda each: each.opened)
+    shown = found[-last:] if last else found
+    _console().print(drawing.list_table(shown))
+    click.echo(f"{len(found)} sessions", err=True)
+
+
+def _read_all(paths: list[Path]) -> Iterator[Closed]:
+    size = octets_of_all(paths)
+    console = Console(stderr=True)
+    hidden = size < PROGRESS_OCTETS or not console.is_terminal
+    columns = ("reading", BarColumn(), DownloadColumn())
+    with Progress(*columns, console=console, disable=hidden, transient=True) as progress:
+        task = progress.add_task("", total=size)
+        yield from closed_sessions(paths, lambda octets: progress.advance(task, octets))
+
+
+def _has_address(session: Closed, address: str) -> bool:
+    wanted = address.lower()
+    names = [session.client]
+    for message in session.transactions:
+        names += [message.sender, *message.recipients, *message.refused]
+    return any(wanted in name.lower() for name in names)
+
+
+def _has_code(session: Closed, code: str) -> bool:
+    codes = list(map(str, session.codes))
+    codes += [message.reply[:3] for message in session.transactions]
+    return any(each.startswith(code) for each in codes)
+
+
+@trace.command()
+@_directory
+@click.argument("session")
+def show(directory: Path, session: str) -> None:
+    """Show the dialogue of SESSION, both sides on one time line.
+
+    In it: what the client sent in one group, when each command went to the MTA, how long that took
+    for it, and when the replies were flushed.
+    """
+    drawing.show(_console(), _find(directory, session))
+
+
+@trace.command()
+@_directory
+@click.option("--text", help="Only lines that have this in them.")
+def follow(directory: Path, text: str | None) -> None:
+    """Print each exchange as it is recorded, until interrupted."""
+    console = _console()
+    positions = {path: path.stat().st_size for path in files_of(directory)}
+    try:
+        while True:
+            for line in _new_lines(directory, positions):
+                if text and text.encode() not in line:
+                    continue
+                try:
+                    record = decode(line)
+                except msgspec.DecodeError:
+                    continue
+                if told := _told(record):
+                    console.print(told)
+            time.sleep(POLL_S)
+    except KeyboardInterrupt:
+        return
+
+
+def _new_lines(directory: Path, positions: dict[Path, int]) -> Iterator[bytes]:
+    """Yield the whole lines that have come since the last time, and note how far that was."""
+    for path in files_of(directory):
+        with path.open("rb") as file:
+            file.seek(positions.get(path, 0))
+            octets = file.read()
+        whole = octets[: octets.rfind(b"\n") + 1]
+        positions[path] = positions.get(path, 0) + len(whole)
+        yield from whole.splitlines()
+
+
+def _told(record: Record) -> Text | None:
+    if isinstance(record, Closed):
+        told = f"closed, {record.reason}, {record.saved} round trips saved"
+        return Text(f"{drawing.clock(record.at, '%H:%M:%S')} {record.session:12} {told}", "dim")
+    if not isinstance(record, Exchanged):
+        return None
+    took = seconds_told(record.replied - record.sent) if record.sent else ""
+    asked = "  +" if record.pipelined else "   "
+    command = printable(record.line) or f"{record.verb} {record.octets or ''}".strip()
+    reply = printable(record.reply.split("\r\n")[-1])
+    return Text.assemble(
+        (f"{drawing.clock(record.flushed or record.framed, '%H:%M:%S')} ", "dim"),
+        f"{record.session:12}{asked}",
+        (command, COMMAND),
+        "  ",
+        (reply, BAD if record.code >= 400 else GOOD),
+        (f"  {took}", "dim"),
+    )
+
+
+@trace.command()
+@_directory
+@click.argument("session")
+@click.option("--pcapng", "capture", type=click.Path(path_type=Path), metavar="FILE")
+@click.option("--html", "page", type=click.Path(path_type=Path), metavar="FILE")
+def export(directory: Path, session: str, capture: Path | None, page: Path | None) -> None:
+    """Write SESSION to a file: for Wireshark, or as a page that needs nothing else."""
+    if capture is None and page is None:
+        raise click.UsageError("give --pcapng FILE, --html FILE, or both")
+    found = _find(directory, session)
+    try:
+        if capture is not None:
+            capture.write_bytes(pcapng.capture(found))
+        if page is not None:
+            page.write_text(html.page(found), encoding="utf-8")
+    except (OSError, ValueError) as error:
+        _fail(str(error))
+
+
+@trace.command(
+    epilog="""
+    \b
+    Example:
+      smtpproxy trace replay -d /var/log/smtpproxy 53b4b0-1 --to 127.0.0.1:2525
+    """
+)
+@_directory
+@click.argument("session")
+@click.option("--to", "target", required=True, metavar="ADDR", help="The server to play it to.")
+@click.option("--lock-step", is_flag=True, help="One command at a time instead of in groups.")
+@click.option("--full-speed", is_flag=True, help="Without the pauses of the original.")
+def replay(directory: Path, session: str, target: str, lock_step: bool, full_speed: bool) -> None:
+    """Play the client's side of SESSION to any server, and compare the replies.
+
+    A message may be delivered: mind the server.  AUTH is left out, and content that was not
+    recorded is replaced by as many octets.  Exits 1 if a reply code differs.
+    """
+    try:
+        address: Address = parse_server(target)
+    except ValueError as error:
+        raise click.BadParameter(f"{target!r} {error}", param_hint="--to") from None
+    found = _find(directory, session)
+    try:
+        performance = asyncio.run(
+            play_again(found, address, lock_step=lock_step, as_fast=full_speed)
+        )
+    except OSError as error:
+        _fail(f"cannot connect to {target}: {error.strerror or error}")
+    _console().print(_difference(performance))
+    if performance.stopped:
+        click.echo(f"stopped: {performance.stopped}", err=True)
+    if performance.stopped or any(each.differs for each in performance.played):
+        sys.exit(1)
+
+
+def _difference(performance: Performance) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("", "command", "reply then", "reply now"):
+        table.add_column(name, overflow="fold")
+    for each in performance.played:
+        mark = Text("≠", BAD) if each.differs else Text("=", GOOD)
+        command = printable(each.exchange.line) or each.exchange.verb
+        then, now = (reply.replace("\r\n", "\n") for reply in (each.exchange.reply, each.now))
+        same = then == now
+        table.add_row(mark, command, _lines(then), Text("same", "dim") if same else _lines(now))
+    return table
+
+
+def _lines(text: str) -> str:
+    return "\n".join(map(printable, text.split("\n")))
+
+
+def _find(directory: Path, name: str) -> Session:
+    session = session_of(files_of(directory), name)
+    if session is None:
+        _fail(f"no session {name} in {directory}")
+    return session
+
+
+def _fail(text: str) -> NoReturn:
+    click.echo(f"smtpproxy: {text}", err=True)
+    sys.exit(1)
+
+
+def _console() -> Console:
+    return Console(highlight=False, markup=False, emoji=False)

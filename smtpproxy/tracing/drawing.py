@@ -1,0 +1,143 @@
+"""Drawings for the terminal: the list of sessions, and one as a time line of both sides."""
+
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from itertools import groupby
+
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from smtpproxy.demo.labels import BAD, COMMAND, GOOD, QUIET, Label
+from smtpproxy.demo.timeline import Row, Timeline, seconds_told
+from smtpproxy.observe.log import printable
+from smtpproxy.observe.records import Closed, Exchanged, Message
+from smtpproxy.observe.text import octets_of
+from smtpproxy.tracing.reader import Session
+
+
+def list_table(sessions: Sequence[Closed]) -> Table:
+    """Return the table of sessions: one row for each message, or for one without any."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("time (UTC)", "session", "client", "sender", "recipients", "outcome"):
+        addresses = name in {"sender", "recipients"}
+        table.add_column(name, overflow="fold" if addresses else "ellipsis", no_wrap=not addresses)
+    table.add_column("saved", justify="right")
+    for session in sessions:
+        first = (clock(session.opened), session.session, session.client)
+        saved = str(session.saved)
+        if not session.transactions:
+            table.add_row(*first, "", "", _reason(session), saved)
+        for message in session.transactions:
+            told = (printable(message.sender) or "<>", _recipients(message), _outcome(message))
+            table.add_row(*first, *told, saved)
+            first, saved = ("", "", ""), ""
+        if session.more_transactions:
+            table.add_row("", "", "", "", "", f"{session.more_transactions} messages more", "")
+    return table
+
+
+def clock(at: float, form: str = "%Y-%m-%d %H:%M:%S") -> str:
+    """Return a time as text."""
+    return datetime.fromtimestamp(at, UTC).strftime(form)
+
+
+def _recipients(message: Message) -> Text:
+    shown = [Text(printable(each)) for each in message.recipients[:3]]
+    shown += [Text(printable(each), BAD) for each in message.refused[:3]]
+    more = len(message.recipients) + len(message.refused) - len(shown)
+    if more:
+        shown.append(Text(f"and {more} more", QUIET))
+    return Text("\n").join(shown)
+
+
+def _outcome(message: Message) -> Text:
+    style = GOOD if message.outcome == "relayed" else BAD
+    return Text(f"{message.outcome} {message.reply[:3]}".rstrip(), style)
+
+
+def _reason(session: Closed) -> Text:
+    bad = bool(session.codes or session.violations)
+    codes = " ".join(map(str, session.codes))
+    return Text(f"{session.reason} {codes}".rstrip(), BAD if bad else QUIET)
+
+
+def show(console: Console, session: Session) -> None:
+    """Print a session: who with whom, the time line of both sides, and what it came to."""
+    console.print(Text(f"session {session.id}  {clock(session.began)} UTC", "bold"))
+    if session.connected is not None:
+        ends = session.connected
+        console.print(
+            Text(
+                f"{ends.client_end} -> {ends.listener_end}   {ends.proxy_end} -> {ends.server_end}",
+                QUIET,
+            )
+        )
+    for gone in session.gave_up:
+        console.print(Text(f"gave up {gone.server}: {printable(gone.why)}", BAD))
+    console.print()
+    console.print(Timeline.of(list(rows_of(session))))
+    if session.gap is not None:
+        console.print(Text(f"{session.gap.exchanges} exchanges between were not kept", BAD))
+    for line in _what_went_on(session):
+        console.print(line)
+
+
+def rows_of(session: Session) -> Iterator[Row]:
+    """Yield what is to be drawn: groups in, single commands to the MTA, replies flushed."""
+    began = session.began
+    yield Row(0.0, to_mta=(Label("", "connects", QUIET),))
+    asked = [each for each in session.exchanges if _is_asked(each)]
+    for framed, group in groupby(asked, lambda each: each.framed):
+        yield Row(framed - began, to_mta=tuple(map(_command, group)))
+    for each in session.exchanges:
+        if each.replied and (each.sent or each.verb == "greeting"):
+            at = each.sent or each.framed
+            label = Label("open", "open", QUIET) if each.verb == "greeting" else _command(each)
+            yield Row(at - began, True, (label,), (_reply(each),), took_s=each.replied - at)
+    answered = [each for each in session.exchanges if each.flushed]
+    for flushed, replies in groupby(answered, lambda each: each.flushed):
+        yield Row(flushed - began, to_client=tuple(map(_reply, replies)))
+
+
+def _is_asked(exchange: Exchanged) -> bool:
+    return exchange.verb not in {"greeting", "unasked"}
+
+
+def _command(exchange: Exchanged) -> Label:
+    if exchange.verb == ".":
+        return Label(".", f"content, {exchange.octets} octets, and .", COMMAND)
+    told = printable(exchange.line) or exchange.verb
+    return Label(exchange.verb, told, COMMAND)
+
+
+def _reply(exchange: Exchanged) -> Label:
+    first, *more = exchange.reply.split("\r\n")
+    told = printable(first) + (f" ... {printable(more[-1])}" if more else "")
+    return Label(str(exchange.code), told, BAD if exchange.code >= 400 else GOOD)
+
+
+def _what_went_on(session: Session) -> Iterator[RenderableType]:
+    for each in session.exchanges:
+        if each.violation is not None:
+            how = "mended" if each.violation.mended else "refused"
+            octets = printable(octets_of(each.violation.octets))
+            yield Text(f"violation by the {each.violation.by}: {each.violation.kind}, {how}", BAD)
+            yield Text(f"    {octets}", QUIET)
+        if each.content:
+            yield Text("content as it went to the MTA" + (" (cut)" if each.cut else ""), "bold")
+            for line in octets_of(each.content).split(b"\r\n"):
+                yield Text("    " + printable(line), QUIET)
+    slow = sorted((e for e in session.exchanges if e.sent), key=lambda e: e.sent - e.replied)[:3]
+    if slow:
+        told = ", ".join(f"{e.verb} {seconds_told(max(0, e.replied - e.sent))}" for e in slow)
+        yield Text(f"the MTA took longest for {told}", QUIET)
+    closed = session.closed
+    if closed is None:
+        yield Text("the session is not over, or its end was not recorded", BAD)
+        return
+    yield Text(
+        f"{closed.reason} after {seconds_told(closed.seconds)}: {closed.messages} messages, "
+        f"{closed.commands} commands, {closed.saved} round trips saved",
+        "bold",
+    )

@@ -1,0 +1,125 @@
+"""A session played again: the client's side against any server, and how the replies differ."""
+
+import asyncio
+from dataclasses import dataclass
+from itertools import groupby
+
+from smtpproxy.address import Address
+from smtpproxy.observe.records import Exchanged
+from smtpproxy.observe.text import octets_of, text_of
+from smtpproxy.tracing.reader import Session
+
+REPLY_LIMIT_S = 300.0
+NOT_PLAYED = frozenset(("AUTH", "auth-line", "XCLIENT", "X-EXPS"))
+"""What was secret in these was not recorded."""
+FILLER = b"x" * 76 + b"\r\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """A command with the reply of then and of now; `now` is empty where none came."""
+
+    exchange: Exchanged
+    now: str
+
+    @property
+    def differs(self) -> bool:
+        """Whether the codes differ."""
+        return self.now[:3] != self.exchange.reply[:3]
+
+
+@dataclass(slots=True)
+class Performance:
+    """What came of it; stopped: why not all was played, if so."""
+
+    played: list[Played]
+    stopped: str = ""
+
+
+async def replay(
+    session: Session, address: Address, *, lock_step: bool = False, as_fast: bool = False
+) -> Performance:
+    """Play the client's side; raises OSError if the server can't be reached."""
+    if address.is_unix:
+        reader, writer = await asyncio.open_unix_connection(address.path)
+    else:
+        reader, writer = await asyncio.open_connection(address.host, address.port)
+    performance = Performance([])
+    try:
+        async with asyncio.timeout(REPLY_LIMIT_S):
+            await _Player(reader, writer, performance).play(session, lock_step, as_fast)
+    except TimeoutError:
+        performance.stopped = "the server did not reply in time"
+    except (OSError, EOFError):
+        performance.stopped = "the server closed the connection"
+    finally:
+        writer.close()
+    return performance
+
+
+class _Player:
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, performance: Performance
+    ) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._performance = performance
+
+    async def play(self, session: Session, lock_step: bool, as_fast: bool) -> None:
+        asked = []
+        for each in session.exchanges:
+            if each.verb == "greeting":
+                await self._take(each)
+            elif each.verb not in {"unasked", "misframed"} and each.code:
+                asked.append(each)
+        loop = asyncio.get_running_loop()
+        began, first = loop.time(), session.began
+        for framed, exchanges in groupby(asked, lambda each: each.framed):
+            if not as_fast:
+                await asyncio.sleep(max(0.0, framed - first - (loop.time() - began)))
+            group = [each for each in exchanges if each.verb not in NOT_PLAYED]
+            for part in [[each] for each in group] if lock_step else [group]:
+                if not await self._play_group(part):
+                    return
+
+    async def _play_group(self, group: list[Exchanged]) -> bool:
+        """Send a group and take its replies; False when it can't go on from there."""
+        self._writer.write(b"".join(map(played_octets, group)))
+        for each in group:
+            reply = await self._take(each)
+            if each.verb == "DATA" and reply[:3] != each.reply[:3]:
+                self._performance.stopped = "DATA was answered otherwise, so no content can follow"
+                return False
+            if each.verb == "STARTTLS" and reply[:1] == "2":
+                self._performance.stopped = "behind STARTTLS nothing can be played"
+                return False
+        return True
+
+    async def _take(self, exchange: Exchanged) -> str:
+        lines = []
+        while True:
+            line = await self._reader.readline()
+            if not line.endswith(b"\n"):
+                raise EOFError
+            lines.append(line)
+            if line[3:4] != b"-":
+                break
+        reply = text_of(b"".join(lines).removesuffix(b"\r\n"))
+        self._performance.played.append(Played(exchange, reply))
+        return reply
+
+
+def played_octets(exchange: Exchanged) -> bytes:
+    """Return what is sent; content that was not recorded is replaced by as much of nothing."""
+    line = octets_of(exchange.line) + b"\r\n" if exchange.line else b""
+    content = octets_of(exchange.content)
+    if exchange.verb == "BDAT":
+        return line + content.ljust(exchange.octets, b"-")[: exchange.octets]
+    if exchange.verb != ".":
+        return line
+    if content and not exchange.cut:
+        return content
+    whole = content[: content.rfind(b"\n") + 1]
+    missing = max(0, exchange.octets - len(whole))
+    filler = (FILLER * (missing // len(FILLER) + 1))[: max(0, missing - 2)]
+    return whole + filler + (b"\r\n" if missing else b"") + b".\r\n"

@@ -1,0 +1,339 @@
+"""The trace: what is recorded of a session, when, and that it never holds up the mail."""
+
+import errno
+import json
+import os
+from hashlib import sha256
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from smtpproxy.observe import files as files_module
+from smtpproxy.observe import recorded
+from smtpproxy.observe.captured import DIGESTED_OCTETS, Kept
+from smtpproxy.observe.files import Files
+from smtpproxy.observe.trace import GATHERED_EXCHANGES, Trace
+from tests.observe.stage import Later, Watched
+
+
+class Traced:
+    """A trace into a directory, and what is in its files."""
+
+    def __init__(self, directory: Path, *, max_octets: int = 1 << 20, **kinds: Any) -> None:
+        self.directory = directory
+        self.later = Later()
+        self.files = Files(directory, 0, max_octets, 3)
+        self.trace = Trace(self.files, self.later, **kinds)
+
+    def records(self) -> list[dict[str, Any]]:
+        """Write all that is left, and return it."""
+        self.trace.close()
+        paths = sorted(self.directory.glob("*.jsonl"))
+        return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+
+
+def exchanges(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [record for record in records if record["what"] == "exchange"]
+
+
+class TestAll:
+    def test_a_session_is_told_from_its_begin_to_its_end(self, tmp_path: Path) -> None:
+        traced = Traced(tmp_path)
+        session = Watched(traced.trace)
+        session.sends("EHLO x")
+        session.says("250 mx")
+        session.relay("text")
+        session.sends("QUIT")
+        session.says("221 bye")
+        session.close()
+        records = traced.records()
+        kinds = [record["what"] for record in records]
+        assert kinds == ["opened", "connected", *["exchange"] * 7, "closed"]
+        assert len({record["session"] for record in records}) == 1
+        assert [record["verb"] for record in exchanges(records)] == [
+            *("greeting", "EHLO", "MAIL", "RCPT", "DATA", ".", "QUIT")
+        ]
+        opened, connected, closed = records[0], records[1], records[-1]
+        assert opened["client"] == "192.0.2.1:4711"
+        assert (connected["proxy_end"], connected["server_end"]) == (
+            "10.0.0.1:33333",
+            "10.0.0.5:25",
+        )
+        assert (closed["reason"], closed["saved"], closed["messages"]) == ("quit", 2, 1)
+        (message,) = closed["transactions"]
+        assert (message["outcome"], message["sender"]) == ("relayed", "a@x")
+        assert message["groups"] == [3, 1]
+
+    def test_an_exchange_has_its_four_times_on_the_wall_clock(self, tmp_path: Path) -> None:
+        traced = Traced(tmp_path)
+        session = Watched(traced.trace)
+        session.sends("MAIL FROM:<a@x>", "RCPT TO:<b@y>")
+        session.says("250 a", "550 5.1.1 no b")
+        mail, rcpt = exchanges(traced.records())[1:]
+        offset = traced.trace.offset
+        times = [
+            [each[name] - offset for name in ("framed", "sent", "replied", "flushed")]
+            for each in (mail, rcpt)
+        ]
+        assert times == [
+            pytest.approx([11.25, 11.25, 11.5, 11.75], abs=1e-3),
+            pytest.approx([11.25, 11.5, 11.75, 11.75], abs=1e-3),
+        ]
+        assert "pipelined" not in mail
+        assert rcpt["pipelined"]
+        assert (rcpt["code"], rcpt["reply"]) == (550, "550 5.1.1 no b")
+
+    def test_a_violation_has_its_octets_escaped(self, tmp_path: Path) -> None:
+        traced = Traced(tmp_path)
+        session = Watched(traced.trace)
+        session.pipeline.client_received(b"MAIL\0\xff FROM\r\n", 12.0)
+        session.close()
+        *_, broken, closed = traced.records()
+        assert broken["violation"] == {
+            "by": "client",
+            "kind": "bare_cr_or_nul_in_command",
+            "octets": "MAIL\0\\xff FROM\r\n",
+        }
+        assert (closed["violations"], closed["codes"]) == (["bare_cr_or_nul_in_command"], [500])
+
+    def test_what_was_mended_is_told_too(self, tmp_path: Path) -> None:
+        traced = Traced(tmp_path)
+        Watched(traced.trace).relay("a\nb")
+        violation = exchanges(traced.records())[-1]["violation"]
+        assert (violation["kind"], violation["mended"]) == ("bare_lf", True)
+
+    def test_exchanges_do_not_pile_up(self, tmp_path: Path) -> None:
+        traced = Traced(tmp_path)
+        session = Watched(traced.trace)
+        for _ in range(GATHERED_EXCHANGES):
+            session.sends("NOOP")
+            session.says("250 ok")
+        assert len(traced.trace._waiting) < GATHERED_EXCHANGES
+        assert len(traced.later.calls) < 4
+        assert len(exchanges(traced.records())) == GATHERED_EXCHANGES + 1
+
+    def test_only_clients_of_the_networks_are_recorded(self, tmp_path: Path) -> None:
+        traced = Traced(tmp_path, networks=[ip_network("192.0.2.0/28"), ip_network("::1")])
+        clients = ["192.0.2.1:1", "192.0.2.77:1", "[::1]:1", "[::ffff:192.0.2.2]:1", "unix"]
+        for client in clients:
+            Watched(traced.trace, client=client).close()
+        recorded_clients = [each["client"] for each in traced.records() if each["what"] == "closed"]
+        assert recorded_clients == [clients[0], clients[2], clients[3]]
+
+
+class TestContent:
+    TEXT = "Subject: x\r\nTo: jörg\r\n\r\nbody\r\n..dot"
+
+    def record(self, directory: Path, text: str, **kinds: Any) -> dict[str, Any]:
+        traced = Traced(directory, **kinds)
+        Watched(traced.trace).relay(text)
+        return exchanges(traced.records())[-1]
+
+    def test_none_is_its_size_and_digest(self, tmp_path: Path) -> None:
+        record = self.record(tmp_path, self.TEXT)
+        octets = f"{self.TEXT}\r\n.\r\n".encode()
+        assert record["octets"] == len(octets) - 3
+        assert record["sha256"] == sha256(octets).hexdigest()
+        assert record["digested"] == len(octets)
+        assert "content" not in record
+
+    def test_a_digest_is_of_the_first_octets(self, tmp_path: Path) -> None:
+        text = "x" * 60000
+        record = self.record(tmp_path, text)
+        assert record["sha256"] == sha256(text[:DIGESTED_OCTETS].encode()).hexdigest()
+        assert record["digested"] == DIGESTED_OCTETS
+        assert record["octets"] == 60002
+
+    @pytest.mark.parametrize(
+        ("text", "header"),
+        [
+            (TEXT, "Subject: x\r\nTo: jörg\r\n\r\n"),
+            ("Subject: x", "Subject: x\r\n.\r\n"),
+            ("\r\nbody: x\r\n\r\nx", ""),
+        ],
+    )
+    def test_headers_end_where_the_body_begins(
+        self, tmp_path: Path, text: str, header: str
+    ) -> None:
+        record = self.record(tmp_path, text, kept=Kept.HEADERS)
+        assert record.get("content", "") == header
+
+    def test_full_has_a_bound(self, tmp_path: Path) -> None:
+        record = self.record(tmp_path / "a", self.TEXT, kept=Kept.FULL, most=4096)
+        assert record["content"] == self.TEXT + "\r\n.\r\n"
+        assert "cut" not in record
+        record = self.record(tmp_path / "b", "x" * 60000, kept=Kept.FULL, most=4096)
+        assert (record["content"], record["cut"]) == ("x" * 4096, True)
+
+    def test_each_bdat_chunk_has_its_own(self, tmp_path: Path) -> None:
+        traced = Traced(tmp_path, kept=Kept.FULL, most=4096)
+        session = Watched(traced.trace)
+        session.sends("EHLO x")
+        session.says("250-mx\r\n250-PIPELINING\r\n250 CHUNKING")
+        session.pipeline.client_received(b"BDAT 3\r\nabcBDAT 2 LAST\r\nde", 20.0)
+        session.says("250 3", "250 2")
+        *_, first, second = exchanges(traced.records())
+        assert (first["content"], second["content"]) == ("abc", "de")
+
+    def test_content_cut_short_is_told(self, tmp_path: Path) -> None:
+        traced = Traced(tmp_path, kept=Kept.FULL, most=4096)
+        session = Watched(traced.trace)
+        session.sends("MAIL FROM:<a@x>", "DATA")
+        session.says("250 a", "354 go")
+        session.sends("half of it")
+        session.pipeline.client_eof(30.0)
+        session.close()
+        (last,) = [each for each in exchanges(traced.records()) if each["verb"] == "."]
+        assert (last["content"], last.get("code", 0)) == ("half of it\r\n", 0)
+
+
+class TestErrors:
+    @pytest.mark.parametrize("reply", ["250 2.0.0 queued", "451 4.3.0 later", "554 5.7.1 spam"])
+    def test_only_what_went_wrong_is_written(self, tmp_path: Path, reply: str) -> None:
+        traced = Traced(tmp_path, only_errors=True)
+        session = Watched(traced.trace)
+        session.relay("text", reply=reply)
+        assert not traced.later.calls
+        session.close()
+        records = traced.records()
+        if reply.startswith("250"):
+            assert records == []
+            return
+        assert [record["what"] for record in records] == [
+            *("opened", "connected", *["exchange"] * 5, "closed")
+        ]
+        assert records[-2]["sha256"]
+        assert records[-1]["codes"] == [int(reply[:3])]
+
+    @pytest.mark.parametrize("end", ["backend_lost", "expire"])
+    def test_lost_backends_and_time_limits_went_wrong(self, tmp_path: Path, end: str) -> None:
+        traced = Traced(tmp_path, only_errors=True)
+        session = Watched(traced.trace)
+        session.sends("NOOP")
+        getattr(session.pipeline, end)(99.0)
+        session.close()
+        assert traced.records()[-1]["codes"] == [421]
+
+    def test_a_mended_newline_went_wrong(self, tmp_path: Path) -> None:
+        traced = Traced(tmp_path, only_errors=True)
+        session = Watched(traced.trace)
+        session.relay("a\rb")
+        session.close()
+        assert traced.records()[-1]["violations"] == ["bare_cr"]
+
+    def test_a_long_session_keeps_its_begin_and_its_end(self, tmp_path: Path) -> None:
+        traced = Traced(tmp_path, only_errors=True)
+        session = Watched(traced.trace)
+        for number in range(2000):
+            session.sends(f"NOOP {number}")
+            session.says("250 ok")
+        session.sends("VRFY x")
+        session.says("550 no")
+        session.close()
+        records = traced.records()
+        lines = [each["line"] for each in exchanges(records) if "line" in each]
+        (gap,) = [each for each in records if each["what"] == "gap"]
+        assert len(exchanges(records)) == recorded.KEPT_EXCHANGES
+        assert gap["exchanges"] == 2002 - recorded.KEPT_EXCHANGES
+        assert (lines[0], lines[-1]) == ("NOOP 0", "VRFY x")
+
+    def test_long_replies_and_content_are_bounded_too(self, tmp_path: Path) -> None:
+        traced = Traced(tmp_path, only_errors=True, kept=Kept.FULL, most=30000)
+        session = Watched(traced.trace)
+        for _ in range(20):
+            session.relay("x" * 30000, reply="550 " + "y" * 3000)
+        session.close()
+        octets = sum(
+            len(each.get("content", "")) + len(each.get("reply", ""))
+            for each in exchanges(traced.records())
+        )
+        assert recorded.KEPT_OCTETS // 2 < octets < recorded.KEPT_OCTETS + 40000
+
+
+class TestFiles:
+    def test_they_are_rotated_by_size_and_the_oldest_removed(self, tmp_path: Path) -> None:
+        files = Files(tmp_path, 1, 100, 3)
+        others = tmp_path / "trace-20200101T000000.000000-w0-1-1.jsonl"
+        others.touch()
+        for number in range(10):
+            files.write(b'{"number":%d%s}\n' % (number, b" " * 60), 1)
+        files.close()
+        paths = sorted(tmp_path.glob("*-w1-*"))
+        assert [json.loads(path.read_text())["number"] for path in paths] == [7, 8, 9]
+        assert paths[0].stat().st_mode & 0o777 == 0o640
+        assert others.exists()
+
+    def test_a_full_disk_is_logged_once_and_counted(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        full = OSError(errno.ENOSPC, "No space left on device")
+
+        def write(*_: object) -> int:
+            raise full
+
+        traced = Traced(tmp_path)
+        session = Watched(traced.trace)
+        traced.trace._log = files_log = Lines()
+        with monkeypatch.context() as patch:
+            patch.setattr(files_module.os, "write", write)
+            for _ in range(3):
+                session.relay("text")
+                traced.later.run()
+                traced.files._queue.put((b"", 0))
+                while not traced.files._queue.empty():
+                    pass
+        assert session.got[-1] == b"250 2.0.0 queued\r\n"
+        assert traced.trace.lost > 5
+        traced.records()
+        assert [event for event, _ in files_log.lines] == ["trace_records_lost"] * 2
+        assert files_log.lines[0][1]["why"] == "No space left on device"
+
+    def test_a_torn_line_does_not_swallow_the_next(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        real = os.write
+        answers = iter([3, OSError(errno.ENOSPC, "full")])
+
+        def write(descriptor: int, octets: bytes) -> int:
+            answer = next(answers, None)
+            if isinstance(answer, OSError):
+                raise answer
+            return real(descriptor, octets[:answer])
+
+        monkeypatch.setattr(files_module.os, "write", write)
+        files = Files(tmp_path, 0, 1000, 3)
+        files.write(b'{"a":1}\n', 1)
+        files.write(b'{"b":2}\n', 1)
+        files.close()
+        (path,) = tmp_path.iterdir()
+        assert path.read_bytes() == b'{"a\n{"b":2}\n'
+        assert files.lost == 1
+
+    def test_a_slow_disk_loses_records_not_memory(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(files_module, "WAITING_OCTETS", 10)
+        files = Files(tmp_path, 0, 1000, 3)
+        monkeypatch.setattr(files, "_written", -100)
+        files.write(b"x\n", 1)
+        assert (files.lost, files.why) == (1, "the disk is too slow")
+        files.close()
+
+    def test_a_directory_that_cannot_be_made_stops_nothing(self, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        files = Files(tmp_path / "file" / "deep", 0, 1000, 3)
+        files.write(b"x\n", 1)
+        files.close()
+        assert files.lost == 1
+
+
+class Lines:
+    """Stands for the log."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, dict[str, Any]]] = []
+
+    def error(self, event: str, **fields: Any) -> None:
+        self.lines.append((event, fields))

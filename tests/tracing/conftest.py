@@ -1,0 +1,32 @@
+"""A directory of trace files, of sessions whose every record is known."""
+
+from pathlib import Path
+
+import pytest
+
+from smtpproxy.observe.captured import Kept
+from smtpproxy.observe.files import Files
+from smtpproxy.observe.trace import Trace
+from tests.observe.stage import Later, Watched
+
+
+@pytest.fixture
+def recorded(tmp_path: Path) -> Path:
+    """Return a directory with three sessions: relayed, refused with 550, a bare newline mended."""
+    directory = tmp_path / "trace"
+    files = Files(directory, 0, 1 << 20, 5)
+    trace = Trace(files, Later(), kept=Kept.FULL, most=4096)
+    for content, reply in (
+        ("text", "250 2.0.0 queued"),
+        ("text", "550 5.7.1 spam"),
+        ("a\nb", "250 2.0.0 queued"),
+    ):
+        session = Watched(trace)
+        session.sends("EHLO x")
+        session.says("250-mx\r\n250 SIZE")
+        session.relay(content, reply=reply)
+        session.sends("QUIT")
+        session.says("221 bye")
+        session.close()
+    trace.close()
+    return directory

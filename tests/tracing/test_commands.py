@@ -1,0 +1,192 @@
+"""`smtpproxy trace`: what each command says of recorded sessions."""
+
+import re
+import subprocess
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from smtpproxy.address import parse_server
+from smtpproxy.cli import main
+from smtpproxy.demo.legacy import LegacyMTA
+from smtpproxy.observe.records import Exchanged
+from smtpproxy.tracing import commands, pcapng
+from smtpproxy.tracing.reader import Session, closed_sessions, files_of, session_of
+from smtpproxy.tracing.replay import played_octets, replay
+from tests.interop.programs import command
+
+
+def run(*arguments: str | Path) -> Result:
+    result = CliRunner().invoke(main, ["trace", *map(str, arguments)], env={"COLUMNS": "120"})
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    return result
+
+
+def ids(directory: Path) -> list[str]:
+    return [each.session for each in closed_sessions(files_of(directory), lambda _: None)]
+
+
+class TestList:
+    def test_all_sessions_with_what_they_came_to(self, recorded: Path) -> None:
+        result = run("list", "-d", recorded)
+        lines = result.stdout.splitlines()
+        assert len(lines) == 4
+        assert [line.split()[-3:] for line in lines[1:]] == [
+            ["relayed", "250", "2"],
+            ["refused", "550", "2"],
+            ["relayed", "250", "2"],
+        ]
+        assert lines[1].split()[3:6] == ["192.0.2.1:4711", "a@x", "b@y"]
+
+    @pytest.mark.parametrize(
+        ("filters", "count"),
+        [
+            (["--code", "550"], 1),
+            (["--code", "5"], 1),
+            (["--code", "4"], 0),
+            (["--text", "BARE_LF"], 1),
+            (["--address", "B@y"], 3),
+            (["--address", "192.0.2.1"], 3),
+            (["--address", "nobody"], 0),
+            (["--since", "2020-01-01"], 3),
+            (["--until", "2020-01-01"], 0),
+            (["--last", "2"], 2),
+        ],
+    )
+    def test_filters(self, recorded: Path, filters: list[str], count: int) -> None:
+        result = run("list", "-d", recorded, *filters)
+        assert len(result.stdout.splitlines()) == 1 + count
+
+    def test_torn_lines_are_passed_over(self, recorded: Path) -> None:
+        (recorded / "trace-3.jsonl").write_bytes(b'{"what":"closed","sess\n\nx')
+        (recorded / "trace-4.jsonl").touch()
+        assert len(ids(recorded)) == 3
+
+    def test_how_far_it_has_come_is_told(self, recorded: Path) -> None:
+        told: list[int] = []
+        assert list(closed_sessions(files_of(recorded), told.append))
+        assert sum(told) == sum(path.stat().st_size for path in files_of(recorded))
+
+
+class TestShow:
+    def test_both_sides_on_one_time_line(self, recorded: Path) -> None:
+        result = run("show", "-d", recorded, ids(recorded)[1])
+        assert "192.0.2.1:4711 -> 192.0.2.9:25   10.0.0.1:33333 -> 10.0.0.5:25" in result.stdout
+        assert re.search(r"│─ MAIL \| RCPT \| DATA ─+▶│", result.stdout)
+        assert re.search(r"│─ RCPT ─+▶ 250 250 ms │", result.stdout)
+        assert re.search(r"◀─+ 250 \| 250 \| 354 ─│", result.stdout)
+        assert re.search(r"│─ \. ─+▶ 550 250 ms │", result.stdout)
+        assert "2 round trips saved" in result.stdout
+
+    def test_violations_and_content(self, recorded: Path) -> None:
+        result = run("show", "-d", recorded, ids(recorded)[2])
+        assert "violation by the client: bare_lf, mended" in result.stdout
+        assert "    a\\nb\\r\\n.\\r\\n" in result.stdout
+
+    def test_no_such_session(self, recorded: Path) -> None:
+        result = run("show", "-d", recorded, "nobody-1")
+        assert (result.exit_code, result.stderr[:26]) == (1, "smtpproxy: no session nobo")
+
+
+def test_follow_yields_whole_lines_once(recorded: Path) -> None:
+    positions: dict[Path, int] = {}
+    before = list(commands._new_lines(recorded, positions))
+    assert len(before) == 30
+    with (recorded / "trace-9.jsonl").open("ab") as file:
+        file.write(b"one\ntw")
+        file.flush()
+        assert list(commands._new_lines(recorded, positions)) == [b"one"]
+        file.write(b"o\n")
+        file.flush()
+        assert list(commands._new_lines(recorded, positions)) == [b"two"]
+
+
+def test_follow_tells_each_exchange(recorded: Path) -> None:
+    session = session_of(files_of(recorded), ids(recorded)[0])
+    assert session is not None
+    told = [str(text) for record in session.records if (text := commands._told(record))]
+    assert any(re.search(r"\+RCPT TO:<b@y>  250 b  250 ms$", line) for line in told)
+    assert told[-1].endswith("closed, quit, 2 round trips saved")
+
+
+class TestCapture:
+    def test_wireshark_reads_both_legs_as_smtp(self, recorded: Path, tmp_path: Path) -> None:
+        tshark = command("tshark")
+        file = tmp_path / "session.pcapng"
+        result = run("export", "-d", recorded, ids(recorded)[0], "--pcapng", file)
+        assert result.exit_code == 0
+        fields = ["-T", "fields", "-e", "tcp.stream", "-e", "smtp.req.command"]
+        checks = ["-o", "tcp.check_checksum:TRUE", "-o", "ip.check_checksum:TRUE"]
+        argv = [tshark, "-r", str(file), *checks, "-Y", "smtp.req.command", *fields]
+        found = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+        assert [line.split("\t") for line in found.splitlines()] == [
+            ["0", "EHLO"],
+            ["1", "EHLO"],
+            ["0", "MAIL,RCPT,DATA"],
+            ["1", "MAIL"],
+            ["1", "RCPT"],
+            ["1", "DATA"],
+            ["0", "QUIT"],
+            ["1", "QUIT"],
+        ]
+        wrong = [tshark, "-r", str(file), *checks, "-Y", "_ws.expert.severity >= 0x600000"]
+        assert not subprocess.run(wrong, capture_output=True, text=True, check=True).stdout
+
+    def test_ends_of_any_kind(self) -> None:
+        assert str(pcapng._end("[2001:db8::1]:4711").address) == "2001:db8::1"
+        assert pcapng._end("127.0.0.1:2525", server=True).port == 25
+        assert pcapng._end("127.0.0.1:587", server=True).port == 587
+        assert str(pcapng._end("unix").address) == "127.0.0.1"
+
+    def test_content_that_was_not_recorded_is_told(self) -> None:
+        record = Exchanged("s", ".", octets=90, content="Subject: x\r\ncut he", cut=True)
+        assert pcapng.command_octets(record) == (
+            b"Subject: x\r\n[90 octets of content, of which 12 were recorded]\r\n.\r\n"
+        )
+
+    def test_without_a_server_there_is_nothing(self) -> None:
+        with pytest.raises(ValueError, match="never had a connection"):
+            pcapng.capture(Session("s"))
+
+
+class TestReplay:
+    @pytest.fixture
+    async def mta(self) -> AsyncIterator[LegacyMTA]:
+        async with LegacyMTA(refused={b"b@y": b"550 no b"}) as mta:
+            yield mta
+
+    @pytest.mark.parametrize("lock_step", [True, False])
+    async def test_the_replies_are_compared(
+        self, recorded: Path, mta: LegacyMTA, lock_step: bool
+    ) -> None:
+        session = session_of(files_of(recorded), ids(recorded)[0])
+        assert session is not None
+        performance = await replay(
+            session, parse_server(mta.address), lock_step=lock_step, as_fast=True
+        )
+        differing = [each.exchange.verb for each in performance.played if each.differs]
+        assert differing[:2] == ["RCPT", "DATA"]
+        assert performance.stopped == "DATA was answered otherwise, so no content can follow"
+
+    async def test_a_message_arrives_again(self, recorded: Path) -> None:
+        session = session_of(files_of(recorded), ids(recorded)[0])
+        assert session is not None
+        async with LegacyMTA() as mta:
+            performance = await replay(session, parse_server(mta.address), as_fast=True)
+        assert not performance.stopped
+        assert not any(each.differs for each in performance.played)
+        (message,) = mta.messages
+        assert (message.sender, message.content) == (b"a@x", b"text\r\n")
+
+    def test_nobody_there(self, recorded: Path) -> None:
+        result = run("replay", "-d", recorded, ids(recorded)[0], "--to", "127.0.0.1:1")
+        assert (result.exit_code, "cannot connect" in result.stderr) == (1, True)
+
+    @pytest.mark.parametrize("octets", [0, 1, 2, 77, 78, 79, 5000])
+    def test_as_much_content_as_there_was(self, octets: int) -> None:
+        record = Exchanged("s", ".", octets=octets)
+        played = played_octets(record)
+        assert played.endswith(b".\r\n")
+        assert abs(len(played) - 3 - octets) <= 1
