@@ -11,10 +11,11 @@ from smtpproxy.core.capabilities import Filter
 from smtpproxy.core.commands import Sync
 from smtpproxy.core.content import BareNewlines
 from smtpproxy.core.rules import Rules
-from smtpproxy.figures import Figures
+from smtpproxy.figures import Figures, Number
 from smtpproxy.net.admission import SPARE_DESCRIPTORS, Admission, Bounds
 from smtpproxy.net.listener import Listener
 from smtpproxy.net.outbox import Outbox
+from smtpproxy.net.pace import Pacing
 from smtpproxy.net.places import Places, Queue
 from smtpproxy.net.servers import Server, Servers
 from smtpproxy.net.service import Service
@@ -55,6 +56,8 @@ class App:
         )
         self._sweeper = Sweeper(_limits(settings), settings.timeouts.hold)
         outbox = Outbox()
+        rate = settings.limits.commands_per_second
+        self._pacing = Pacing(rate) if rate else None
         self._servers = {
             name: _servers(name, backend, changed or observer.server_changed)
             for name, backend in settings.backends.items()
@@ -78,6 +81,7 @@ class App:
                     observer=observer,
                     places=own_places[listener.backend],
                     admission=self._admission,
+                    pacing=self._pacing,
                 ),
             )
             for listener in settings.listener
@@ -108,13 +112,12 @@ class App:
 
     def figures(self) -> Figures:
         """Return what this worker tells of itself; see `smtpproxy.figures`."""
-        return Figures(
-            counts={
-                f'clients_refused{{reason="{reason}"}}': count
-                for reason, count in self._admission.refused.items()
-            },
-            gauges={"sessions": len(self._sweeper.sessions)},
-        )
+        counts: dict[str, Number] = {
+            f'clients_refused{{reason="{reason}"}}': count
+            for reason, count in self._admission.refused.items()
+        }
+        counts["clients_slowed"] = self._pacing.slowed if self._pacing else 0
+        return Figures(counts=counts, gauges={"sessions": len(self._sweeper.sessions)})
 
     def close(self) -> None:
         """Take no new clients."""

@@ -38,6 +38,9 @@ class SessionObserver(Protocol):
     def settled(self, exchanges: list[Exchange]) -> None:
         """These replies were flushed in one write; or, at the end, these got none."""
 
+    def slowed(self) -> None:
+        """The client sends commands faster than it may, and is read more slowly; told once."""
+
     def closed(self, summary: Summary) -> None:
         """The session is over."""
 

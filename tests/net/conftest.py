@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 
 from smtpproxy.core.rules import Rules
+from smtpproxy.net.pace import Pacing
 from tests.net.edge import Clock, Server, Stage
 
 Opener = Callable[..., Awaitable[Stage]]
@@ -18,8 +19,10 @@ async def opened(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Opener]:
     monkeypatch.setattr("smtpproxy.net.sweeper.monotonic", clock)
     stages: list[Stage] = []
 
-    async def open_stage(*servers: Server, rules: Rules | None = None) -> Stage:
-        stage = Stage(list(servers) or [Server("first")], rules or Rules(), clock)
+    async def open_stage(
+        *servers: Server, rules: Rules | None = None, pacing: Pacing | None = None
+    ) -> Stage:
+        stage = Stage(list(servers) or [Server("first")], rules or Rules(), clock, pacing)
         stages.append(stage)
         await stage.settle()
         return stage

@@ -12,6 +12,7 @@ from smtpproxy.core.observer import Summary
 from smtpproxy.core.rules import Rules
 from smtpproxy.net.client import ClientConnection
 from smtpproxy.net.outbox import Outbox
+from smtpproxy.net.pace import Pacing
 from smtpproxy.net.servers import Servers
 from smtpproxy.net.service import Service
 from smtpproxy.net.sweeper import Sweeper
@@ -118,6 +119,7 @@ class Watcher:
 
     down: list[tuple[str, str]] = field(default_factory=list)
     turned_away: list[tuple[str, str, int]] = field(default_factory=list)
+    slowdowns: int = 0
     up: list[str] = field(default_factory=list)
     given_up: list[tuple[str, str]] = field(default_factory=list)
     errors: list[Exception] = field(default_factory=list)
@@ -134,6 +136,9 @@ class Watcher:
 
     def settled(self, exchanges: list[Exchange]) -> None:
         self.exchanges += exchanges
+
+    def slowed(self) -> None:
+        self.slowdowns += 1
 
     def closed(self, summary: Summary) -> None:
         self.summaries.append(summary)
@@ -158,7 +163,9 @@ class Watcher:
 class Stage:
     """A client and its servers, with a session between them."""
 
-    def __init__(self, servers: list[Server], rules: Rules, clock: Clock) -> None:
+    def __init__(
+        self, servers: list[Server], rules: Rules, clock: Clock, pacing: Pacing | None = None
+    ) -> None:
         self.clock = clock
         self.servers = servers
         self.watcher = Watcher()
@@ -172,7 +179,9 @@ class Stage:
             servers,  # type: ignore[arg-type]  # stand-ins for net's Server
             changed=partial(self.watcher.server_changed, "backend"),
         )
-        service = Service("listener", rules, group, self.sweeper, self.outbox, self.watcher)
+        service = Service(
+            "listener", rules, group, self.sweeper, self.outbox, self.watcher, pacing=pacing
+        )
         self.connection = ClientConnection(service)
         self.connection.connection_made(self.client)
         (self.session,) = self.sweeper.sessions
