@@ -17,6 +17,8 @@ SWEEPS_PER_LIMIT = 4
 LONGEST_INTERVAL_S = 1.0
 LOOKS_PER_HOLD = 4
 """A held reply is flushed at most a quarter of the time too late."""
+CLOSE_WHILE_DRAINING_S = 2.0
+"""How long a client that got its 421 may take to close, so that a restart need not wait for it."""
 
 
 class Sweeper:
@@ -58,6 +60,7 @@ class Sweeper:
 
     def drain(self) -> None:
         """Have each session end as soon as its transaction is over."""
+        self.limits = {**self.limits, "close": min(self.limits["close"], CLOSE_WHILE_DRAINING_S)}
         for session in list(self.sessions):
             session.drain()
 

@@ -398,6 +398,16 @@ class TestDrain:
         stage.sweeper.drain()
         assert stage.gets().startswith(b"421 4.3.2 ")
 
+    async def test_a_client_that_does_not_close_delays_the_end_by_seconds_only(
+        self, opened: Opener
+    ) -> None:
+        stage = await greeted(opened)
+        stage.sweeper.drain()
+        stage.wait(1)
+        assert stage.client.state == "open"
+        stage.wait(1)
+        assert stage.client.state == "aborted"
+
     async def test_a_transaction_is_finished_first(self, opened: Opener) -> None:
         stage = await in_content(opened)
         stage.sweeper.drain()
