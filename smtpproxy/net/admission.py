@@ -7,6 +7,7 @@ counts as one address, since whoever has one of its addresses has them all.
 
 import asyncio
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from time import monotonic, time
 
@@ -20,6 +21,8 @@ TICK_S = 0.25
 """How often the loop's lag is looked at."""
 TOLD_EVERY_S = 1.0
 """Of clients turned away for the same reason one line is logged in this time, with their number."""
+REMEMBERED = 4096
+"""So many addresses need not be read and hashed again: that takes longer than all the rest."""
 SPARE_DESCRIPTORS = 64
 """What a worker needs besides the two of each session."""
 
@@ -62,6 +65,7 @@ class Admission:
         self._hostname = hostname
         self._observer = observer
         self._nobody = tally.slots(b"")
+        self._slots_of = lru_cache(REMEMBERED)(self._find_slots)
         self._lag = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._told: dict[str, tuple[float, int]] = {}  # when last, and of how many all in all
@@ -118,7 +122,7 @@ class Admission:
         """Count a client out."""
         self._tally.remove(slots)
 
-    def _slots_of(self, host: str) -> Slots:
+    def _find_slots(self, host: str) -> Slots:
         bounds = self._bounds
         if not host or not (bounds.sessions_per_address or bounds.new_sessions_per_minute):
             return self._nobody

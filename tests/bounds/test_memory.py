@@ -2,6 +2,8 @@
 
 $SMTPPROXY_IDLE_SESSIONS and $SMTPPROXY_MESSAGES make the tests as long as one likes; the whole:
 SMTPPROXY_IDLE_SESSIONS=10000 SMTPPROXY_MESSAGES=1000000 pytest tests/bounds
+
+A session takes two descriptors of the worker and two of the test: 10000 need `ulimit -n 20200`.
 """
 
 import asyncio
