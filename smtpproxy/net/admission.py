@@ -21,8 +21,8 @@ TICK_S = 0.25
 """How often the loop's lag is looked at."""
 TOLD_EVERY_S = 1.0
 """Of clients turned away for the same reason one line is logged in this time, with their number."""
-REMEMBERED = 4096
-"""So many addresses need not be read and hashed again: that takes longer than all the rest."""
+ADDRESSES_KNOWN = 4096
+"""Of so many addresses it is kept in mind where they are counted: finding it costs a log line."""
 SPARE_DESCRIPTORS = 64
 """What a worker needs besides the two of each session."""
 
@@ -65,7 +65,7 @@ class Admission:
         self._hostname = hostname
         self._observer = observer
         self._nobody = tally.slots(b"")
-        self._slots_of = lru_cache(REMEMBERED)(self._find_slots)
+        self._slots_of = lru_cache(ADDRESSES_KNOWN)(self._find_slots)
         self._lag = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._told: dict[str, tuple[float, int]] = {}  # when last, and of how many all in all
