@@ -18,6 +18,7 @@ from smtpproxy.figures import Figures
 from smtpproxy.net.admission import SPARE_DESCRIPTORS, Admission, Bounds
 from smtpproxy.net.listener import Listener
 from smtpproxy.net.outbox import Outbox
+from smtpproxy.net.pace import Pacing
 from smtpproxy.net.places import Places, Queue
 from smtpproxy.net.servers import Server, Servers
 from smtpproxy.net.service import Service
@@ -73,6 +74,8 @@ class App:
         )
         self._sweeper = Sweeper(_limits(settings), settings.timeouts.hold)
         outbox = Outbox()
+        rate = settings.limits.commands_per_second
+        self._pacing = Pacing(rate) if rate else None
         self._servers = {
             name: _servers(name, backend, changed or observer.server_changed)
             for name, backend in settings.backends.items()
@@ -96,6 +99,7 @@ class App:
                     observer=observer,
                     places=own_places[listener.backend],
                     admission=self._admission,
+                    pacing=self._pacing,
                 ),
             )
             for listener in settings.listener
@@ -141,6 +145,7 @@ class App:
             },
             gauges={"sessions": len(self._sweeper.sessions)},
         )
+        figures.counts["clients_slowed"] = self._pacing.slowed if self._pacing else 0
         if self._metrics is not None and self._recent is not None:
             figures.counts.update(self._metrics.counts())
             figures.lists["sessions"] = self._recent.changed()

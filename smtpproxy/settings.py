@@ -161,6 +161,8 @@ class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     # Of one address; an IPv6 network of 64 bits counts as one.
     sessions_per_address: Annotated[int, _whole(0)] = 100
     new_sessions_per_minute: Annotated[int, _whole(0)] = 0
+    # Of one session; who is faster is read more slowly. 0: no bound.
+    commands_per_second: Annotated[int, _whole(0)] = 0
     # Networks that are not counted by address.
     exempt: Annotated[
         list[Annotated[Network, Parsed(_network, 'a network, such as "10.0.0.0/8"')]],

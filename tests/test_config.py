@@ -144,6 +144,7 @@ sessions = 9
 sessions_per_address = 8
 new_sessions_per_minute = 7
 loop_lag = 0.5
+commands_per_second = 4
 exempt = ["2001:DB8::/32"]
 message_octets = 6
 recipients = 5
@@ -176,6 +177,7 @@ recipients = 5
         assert (limits.new_sessions_per_minute, limits.loop_lag) == (7, 0.5)
         assert [network.text for network in limits.exempt] == ["2001:db8::/32"]
         assert (limits.message_octets, limits.recipients) == (6, 5)
+        assert limits.commands_per_second == 4
 
     def test_a_byte_order_mark_is_no_problem(self, tmp_path: Path) -> None:
         assert load(write(tmp_path, b"\xef\xbb\xbf" + GOOD.encode())).listener

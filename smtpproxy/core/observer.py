@@ -65,6 +65,9 @@ class SessionObserver(Protocol):
     def stalled(self) -> None:
         """The client is no longer read for now, as a peer is slow or its queue is full."""
 
+    def slowed(self) -> None:
+        """The client sends commands faster than it may, and is read more slowly; told once."""
+
     def closed(self, summary: Summary) -> None:
         """The session is over."""
 

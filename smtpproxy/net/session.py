@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from smtpproxy.core.observer import Ends, Summary
 from smtpproxy.core.pipeline import Pipeline
 from smtpproxy.net.choice import Choice
+from smtpproxy.net.pace import Pace
 
 if TYPE_CHECKING:
     from smtpproxy.net.service import Service
@@ -38,6 +39,7 @@ class Session:
         "_observer",
         "_octets_backend",
         "_octets_client",
+        "_pace",
         "_pipeline",
         "_service",
         "_since",
@@ -56,6 +58,7 @@ class Session:
         send_client = partial(service.outbox.put, client)
         self._pipeline = Pipeline(service.rules, send_client, self._observer.settled, now)
         self._backend: asyncio.Transport | None = None
+        self._pace = None if service.pacing is None else Pace(service.pacing, now)
         self._choice = Choice(self, service.servers, service.places)
         service.sweeper.add(self)
         self._choice.begin()
@@ -171,6 +174,8 @@ class Session:
             self._end(now)
         elif pipeline.full:
             self._regulate()
+        if self._pace is not None and not self._pace.paused:
+            self._slow_down()
 
     def client_eof(self) -> None:
         """Take the client's half-close: what it has sent is served to the end."""
@@ -222,6 +227,8 @@ class Session:
     def _regulate(self) -> None:
         """Read the client, or not, as things stand."""
         pause = self._client_blocked or self._backend_blocked or self._pipeline.full
+        if self._pace is not None and self._pace.paused:
+            pause = True
         if pause == self._client_paused or self._client_lost or self._pipeline.ended:
             return
         self._client_paused = pause
@@ -230,6 +237,24 @@ class Session:
             self._observer.stalled()
         else:
             self._client.resume_reading()
+
+    def _slow_down(self) -> None:
+        """Do not read a client for a while that sends commands too fast."""
+        pipeline, pace = self._pipeline, self._pace
+        if pipeline.ended or pace is None:
+            return
+        now = monotonic()
+        was_slowed, was_paused = pace.was_slowed, pace.paused
+        seconds = pace.pause(pipeline.framer.commands, now)
+        pace.paused = seconds > 0
+        if pace.paused:
+            asyncio.get_running_loop().call_later(seconds, self._slow_down)
+        if pace.was_slowed and not was_slowed:
+            self._observer.slowed()
+        if was_paused:
+            pipeline.active = now  # its silence was ours
+        if was_paused != pace.paused:
+            self._regulate()
 
     # --- time ---------------------------------------------------------------------------------
 

@@ -58,6 +58,9 @@ class SessionExchangeLog:
     def transaction(self, outcome: str, fields: dict[str, Any]) -> None:
         """Say nothing: the log does already."""
 
+    def slowed(self) -> None:
+        """Say nothing: the log does."""
+
     def stalled(self) -> None:
         """Log that the client is not read for now."""
         self._log.debug("client_stalled", session=self._session)

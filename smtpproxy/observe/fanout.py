@@ -94,6 +94,11 @@ class SessionFanout:
         for each in self._observers:
             each.settled(exchanges)
 
+    def slowed(self) -> None:
+        """The client sends commands too fast."""
+        for each in self._observers:
+            each.slowed()
+
     def stalled(self) -> None:
         """The client is not read for now."""
         for each in self._observers:

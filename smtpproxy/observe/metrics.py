@@ -153,6 +153,9 @@ class SessionMetrics:
         """Count a message."""
         self._metrics.messages[outcome.removeprefix("message_")] += 1
 
+    def slowed(self) -> None:
+        """Count nothing: pacing itself counts."""
+
     def stalled(self) -> None:
         """Count that the client is not read for now."""
         self._metrics.stalls += 1

@@ -120,6 +120,9 @@ class SessionTrace:
         else:
             self._more_messages += 1
 
+    def slowed(self) -> None:
+        """Record nothing: the times tell."""
+
     def stalled(self) -> None:
         """Record nothing: the times tell."""
 

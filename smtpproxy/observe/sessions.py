@@ -143,6 +143,10 @@ class SessionLog:
     def stalled(self) -> None:
         """Say nothing: it happens to every large message."""
 
+    def slowed(self) -> None:
+        """Log that the client is slowed down."""
+        self._log.info("client_slowed", session=self._id, client=self._client)
+
     def closed(self, summary: Summary) -> None:
         """Log the session, and what was left of its last transaction."""
         self._finish()

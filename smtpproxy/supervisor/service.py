@@ -185,9 +185,9 @@ class Service:
         self._checks.settle(settings)
         for address in added:
             self._log.info("listening", address=address)
-        self._log.info("reloaded", workers=crew.workers, sessions=self._sessions())
         self._leave(old)
         self._doors.keep_for(settings)
+        self._log.info("reloaded", workers=crew.workers, sessions=self._sessions())
 
     def _leave(self, crew: Crew) -> None:
         """Let a crew go, in its own time."""

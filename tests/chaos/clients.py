@@ -1,6 +1,7 @@
 """Clients that pipeline, check that each reply is their own, and vanish at random."""
 
 import asyncio
+import contextlib
 import random
 from dataclasses import dataclass, field
 
@@ -39,6 +40,8 @@ async def send_messages(port: int, name: str, told: Told, over: asyncio.Event, s
             if chance.random() < 0.1:
                 writer.transport.abort()
             writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
 
 
 async def _session(

@@ -29,9 +29,9 @@ def stage(backend: Callable[[], AbstractContextManager[Backend]]) -> Iterator[St
 
 @contextmanager
 def _proxy(backend_port: int) -> Iterator[int]:
-    """Run the proxy; at the end it must go when told to, without an error of its own."""
+    """Run the proxy with two workers; at the end it must go when told to, without an error."""
     argv = [sys.executable, "-m", "smtpproxy", "run", "-l", "127.0.0.1:0"]
-    argv += ["-b", f"127.0.0.1:{backend_port}"]
+    argv += ["-b", f"127.0.0.1:{backend_port}", "-w", "2"]
     with Workplace("proxy") as work, Process(argv, work.path / "log") as process:
         address = eventually(lambda: _listening(process), "the proxy's event `listening`")
         yield int(address.rpartition(":")[2])

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 
 from smtpproxy.core.rules import Rules
+from smtpproxy.net.pace import Pacing
 from tests.net.edge import Clock, Server, Stage
 
 Opener = Callable[..., Awaitable[Stage]]
@@ -22,8 +23,9 @@ async def opened(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Opener]:
         *servers: Server,
         rules: Rules | None = None,
         content: Callable[[bytes], None] | None = None,
+        pacing: Pacing | None = None,
     ) -> Stage:
-        stage = Stage(list(servers) or [Server("first")], rules or Rules(), clock, content)
+        stage = Stage(list(servers) or [Server("first")], rules or Rules(), clock, content, pacing)
         stages.append(stage)
         await stage.settle()
         return stage

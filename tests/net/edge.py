@@ -12,6 +12,7 @@ from smtpproxy.core.observer import Ends, Summary
 from smtpproxy.core.rules import Rules
 from smtpproxy.net.client import ClientConnection
 from smtpproxy.net.outbox import Outbox
+from smtpproxy.net.pace import Pacing
 from smtpproxy.net.servers import Servers
 from smtpproxy.net.service import Service
 from smtpproxy.net.sweeper import Sweeper
@@ -122,6 +123,7 @@ class Watcher:
 
     down: list[tuple[str, str]] = field(default_factory=list)
     turned_away: list[tuple[str, str, int]] = field(default_factory=list)
+    slowdowns: int = 0
     up: list[str] = field(default_factory=list)
     given_up: list[tuple[str, str]] = field(default_factory=list)
     errors: list[Exception] = field(default_factory=list)
@@ -145,6 +147,9 @@ class Watcher:
 
     def settled(self, exchanges: list[Exchange]) -> None:
         self.exchanges += exchanges
+
+    def slowed(self) -> None:
+        self.slowdowns += 1
 
     def closed(self, summary: Summary) -> None:
         self.summaries.append(summary)
@@ -175,6 +180,7 @@ class Stage:
         rules: Rules,
         clock: Clock,
         content: Callable[[bytes], None] | None = None,
+        pacing: Pacing | None = None,
     ) -> None:
         self.clock = clock
         self.servers = servers
@@ -189,7 +195,9 @@ class Stage:
             servers,  # type: ignore[arg-type]  # stand-ins for net's Server
             changed=partial(self.watcher.server_changed, "backend"),
         )
-        service = Service("listener", rules, group, self.sweeper, self.outbox, self.watcher)
+        service = Service(
+            "listener", rules, group, self.sweeper, self.outbox, self.watcher, pacing=pacing
+        )
         self.connection = ClientConnection(service)
         self.connection.connection_made(self.client)
         (self.session,) = self.sweeper.sessions

@@ -8,6 +8,7 @@ import pytest
 from smtpproxy.core.commands import Sync
 from smtpproxy.core.rules import Rules
 from smtpproxy.net.client import ClientConnection
+from smtpproxy.net.pace import Pacing
 from tests.net.edge import Server, Stage, Transport
 
 Opener = Callable[..., Awaitable[Stage]]
@@ -15,14 +16,9 @@ Opener = Callable[..., Awaitable[Stage]]
 GROUP = b"MAIL FROM:<a@x>\r\nRCPT TO:<b@y>\r\nDATA\r\n"
 
 
-async def greeted(
-    opened: Opener,
-    *servers: Server,
-    rules: Rules | None = None,
-    content: Callable[[bytes], None] | None = None,
-) -> Stage:
+async def greeted(opened: Opener, *servers: Server, **options: object) -> Stage:
     """Open a stage whose first server has greeted."""
-    stage = await opened(*servers, rules=rules, content=content)
+    stage = await opened(*servers, **options)
     stage.servers[0].says(b"220 mx ready\r\n")
     assert stage.gets() == b"220 mx ready\r\n"
     return stage
@@ -247,6 +243,38 @@ class TestBackPressure:
         stage.servers[0].says(b"421 enough\r\n")
         assert stage.gets() == b"421 enough\r\n"
         assert stage.client.reading
+
+
+class TestPace:
+    async def test_a_client_that_is_too_fast_is_read_more_slowly(self, opened: Opener) -> None:
+        pacing = Pacing(10)
+        stage = await greeted(opened, pacing=pacing)
+        stage.sends(b"NOOP\r\n" * 10)
+        assert stage.client.reading  # a group within a second's worth is no offence
+        stage.sends(b"NOOP\r\n" * 5)
+        assert not stage.client.reading
+        assert (pacing.slowed, stage.watcher.slowdowns) == (1, 1)
+        stage.clock.now += 0.4
+        stage.session._slow_down()
+        assert not stage.client.reading
+        stage.clock.now += 0.2
+        stage.session._slow_down()
+        assert stage.client.reading
+        assert (pacing.slowed, stage.watcher.slowdowns) == (1, 1)
+        for _ in range(15):
+            stage.servers[0].says(b"250 ok\r\n")
+        assert stage.gets() == b"250 ok\r\n" * 15  # nothing was dropped
+
+    async def test_a_pause_is_not_taken_for_silence(self, opened: Opener) -> None:
+        stage = await greeted(opened, pacing=Pacing(1))
+        stage.sends(b"NOOP\r\n" * 400)
+        for _ in range(400):
+            stage.servers[0].says(b"250 ok\r\n")
+        for _ in range(350):
+            stage.wait(1)
+            stage.session._slow_down()
+        assert not stage.ended
+        assert not stage.client.reading
 
 
 class TestEnd:

@@ -130,4 +130,5 @@ def test_a_worker_that_dies_gives_its_places_back(mta: LegacyMTA, run: Run, tmp_
     with Client(port) as one:
         assert eventually(one.greeting, "a greeting").startswith(b"220 ")
         os.kill(program.workers()[0], signal.SIGKILL)
+        program.event("worker_lost")  # before that, the dying one may still accept
         send(port)

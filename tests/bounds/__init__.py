@@ -1,0 +1,1 @@
+"""Bounds: what hostile or broken peers can cost in memory and time."""

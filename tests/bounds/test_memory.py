@@ -1,0 +1,207 @@
+"""Memory of a worker, whatever its peers do.
+
+$SMTPPROXY_IDLE_SESSIONS and $SMTPPROXY_MESSAGES make the tests as long as one likes; the whole:
+SMTPPROXY_IDLE_SESSIONS=10000 SMTPPROXY_MESSAGES=1000000 pytest tests/bounds
+
+A session takes two descriptors of the worker and two of the test: 10000 need `ulimit -n 20200`.
+"""
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.supervisor.program import Program
+
+IDLE = int(os.environ.get("SMTPPROXY_IDLE_SESSIONS", "1000"))
+MESSAGES = int(os.environ.get("SMTPPROXY_MESSAGES", "3000"))
+MIB = 1024 * 1024
+FLOOD = 64 * MIB
+"""What a flooding peer would send, if somebody took it."""
+QUEUES = 6 * MIB
+"""What the worker may take more for one flooding session: queue, transport, allocator."""
+
+Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+class Running:
+    """The program in front of a backend that the test plays."""
+
+    def __init__(self, program: Program, port: int) -> None:
+        self.program = program
+        self.port = port
+
+    def memory(self) -> int:
+        """Return what the only worker has of its own, in octets."""
+        (worker,) = self.program.workers()
+        lines = Path(f"/proc/{worker}/smaps_rollup").read_text().splitlines()
+        fields = dict(line.split(":") for line in lines[1:])
+        return sum(int(fields[name].split()[0]) * 1024 for name in fields if "Private" in name)
+
+
+@asynccontextmanager
+async def running(tmp_path: Path, serve: Serve, more: str = "") -> AsyncIterator[Running]:
+    path = tmp_path / "mta"
+    serving: set[asyncio.Task[object]] = set()
+
+    async def serve_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        serving.add(task)
+        try:
+            await serve(reader, writer)
+        except (asyncio.CancelledError, OSError, asyncio.IncompleteReadError):
+            pass  # the test is over, or the session is
+        finally:
+            serving.discard(task)
+            writer.transport.abort()
+
+    server = await asyncio.start_unix_server(serve_one, path, limit=MIB)
+    file = tmp_path / "p"
+    file.write_text(
+        f'[[listener]]\naddress = "127.0.0.1:0"\n'
+        f'[backends.b]\nservers = ["unix:{path}"]\n{more}\n[limits]\nsessions = 20000\n'
+        f'[log]\nlevel = "warning"\n'
+    )
+    # The event `listening` is info, so the port is one that was free just now.
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with Program(tmp_path, "-c", file, "-l", f"127.0.0.1:{port}") as program:
+        await _greeted(port)
+        try:
+            yield Running(program, port)
+        finally:
+            server.close()
+            for task in serving:
+                task.cancel()
+            if serving:
+                await asyncio.wait(serving)
+            await asyncio.sleep(0.05)  # the loop closes what was aborted
+
+
+async def _greeted(port: int) -> None:
+    """Wait until a session goes through: then the worker has all that it needs."""
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            except OSError:
+                await asyncio.sleep(0.02)
+                continue
+            assert await reader.readline() == b"220 mx\r\n"
+            writer.close()
+            await writer.wait_closed()
+            return
+
+
+async def obliging(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Serve as an MTA that takes everything and keeps nothing."""
+    writer.write(b"220 mx\r\n")
+    while line := await reader.readline():
+        verb = line[:4].upper()
+        if verb == b"DATA":
+            writer.write(b"354 go\r\n")
+            await reader.readuntil(b"\r\n.\r\n")
+            writer.write(b"250 taken\r\n")
+        elif verb == b"QUIT":
+            writer.write(b"221 bye\r\n")
+            await writer.drain()
+            await reader.read()
+        else:
+            writer.write(b"250 ok\r\n")
+            await writer.drain()
+
+
+async def test_idle_sessions_are_small(tmp_path: Path) -> None:
+    async with running(tmp_path, obliging) as proxy:
+        before = proxy.memory()
+        clients = []
+        for _ in range(IDLE):
+            reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port, limit=512)
+            assert await reader.readline() == b"220 mx\r\n"
+            clients.append((reader, writer))
+        assert (proxy.memory() - before) / IDLE < 8192
+        reader, writer = clients[IDLE // 2]
+        writer.write(b"NOOP\r\n")
+        assert await reader.readline() == b"250 ok\r\n"
+        for _, writer in clients:
+            writer.transport.abort()
+        await asyncio.sleep(0.05)
+
+
+async def test_memory_stays_flat_over_many_messages(tmp_path: Path) -> None:
+    async with running(tmp_path, obliging) as proxy:
+        await _send(proxy.port, MESSAGES // 3)
+        before = proxy.memory()
+        await _send(proxy.port, MESSAGES - MESSAGES // 3)
+        assert proxy.memory() - before < MIB
+
+
+async def _send(port: int, messages: int) -> None:
+    group = b"MAIL FROM:<a@example.org>\r\nRCPT TO:<b@example.org>\r\nDATA\r\n"
+    while messages > 0:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        await reader.readline()
+        for _ in range(min(messages, 50)):
+            writer.write(group)
+            for _ in range(3):
+                await reader.readline()
+            writer.write(b"Subject: x\r\n\r\ntext\r\n.\r\n")
+            assert await reader.readline() == b"250 taken\r\n"
+        messages -= 50
+        writer.write(b"QUIT\r\n")
+        assert await reader.readline() == b"221 bye\r\n"
+        writer.close()
+        await writer.wait_closed()
+
+
+@pytest.mark.parametrize("command", [b"NOOP\r\n", b"RCPT TO:<a@example.org>\r\n", b"x"])
+async def test_a_client_that_only_sends_is_not_read_for_ever(
+    tmp_path: Path, command: bytes
+) -> None:
+    """It sends and never reads: first its replies stand still, then it does."""
+    async with running(tmp_path, obliging) as proxy:
+        before = proxy.memory()
+        sent = await asyncio.to_thread(_flood, proxy.port, command * (65536 // len(command)))
+        # A line without end is thrown away as it comes, so that it may go on; it takes no room.
+        assert command == b"x" or sent < FLOOD
+        assert proxy.memory() - before < QUEUES
+
+
+async def test_a_backend_that_never_reads_stops_the_client(tmp_path: Path) -> None:
+    async def deaf(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"220 mx\r\n")
+        for reply in (b"250 ok\r\n", b"250 ok\r\n", b"354 go\r\n"):
+            if not await reader.readline():
+                break
+            writer.write(reply)
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        await asyncio.sleep(3600)
+
+    async with running(tmp_path, deaf) as proxy:
+        before = proxy.memory()
+        content = b"MAIL FROM:<a@a>\r\nRCPT TO:<b@b>\r\nDATA\r\n"
+        sent = await asyncio.to_thread(_flood, proxy.port, b"line of text\r\n" * 5000, content)
+        assert sent < FLOOD
+        assert proxy.memory() - before < QUEUES
+
+
+def _flood(port: int, octets: bytes, first: bytes = b"") -> int:
+    """Send without ever reading, until nothing is taken for a second; return how much was."""
+    sent = 0
+    with socket.create_connection(("127.0.0.1", port), timeout=1) as connection:
+        try:
+            if first:
+                connection.sendall(first)
+                while not connection.recv(1000).endswith(b"354 go\r\n"):
+                    pass
+            while sent < FLOOD:
+                sent += connection.send(octets)
+        except (TimeoutError, ConnectionError):
+            pass
+    return sent
