@@ -8,11 +8,13 @@ import os
 import re
 import tomllib
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path as FilePath
 from typing import cast
 
 from msgspec.structs import replace
 
+from smtpproxy import certificates, trust
 from smtpproxy.address import Address
 from smtpproxy.contradictions import Fault, contradictions, repeated_addresses
 from smtpproxy.places import find_places, line_of
@@ -45,6 +47,8 @@ def load(
     reader = Reader()
     settings = cast("Settings", reader.read(tree, Settings))
     for fault, what in contradictions(settings, need_listener, need_backend):
+        reader.add(fault, what)
+    for fault, what in chain(trust.faults(settings), certificates.faults(settings)):
         reader.add(fault, what)
     if reader.found:
         places = find_places(text)

@@ -29,7 +29,7 @@ sync = "saef"
 backend = "old"
 
 [[listener]]
-tls = "off"
+tlss = "off"
 address = "127.0.0.1:25"
 bare_newlines = 7
 capabilities = { hide = [
@@ -178,7 +178,7 @@ class TestMistakes:
             (7, "listener[0].sync"),
             (8, "listener[0].backend"),
             (10, "listener[1].backend"),
-            (11, "listener[1].tls"),
+            (11, "listener[1].tlss"),
             (12, "listener[1].address"),
             (13, "listener[1].bare_newlines"),
             (16, "listener[1].capabilities.hide[1]"),

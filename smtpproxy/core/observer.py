@@ -38,6 +38,9 @@ class SessionObserver(Protocol):
     def settled(self, exchanges: list[Exchange]) -> None:
         """These replies were flushed in one write; or, at the end, these got none."""
 
+    def noted(self, event: str, **values: str) -> None:
+        """Something besides the dialogue: TLS began or failed, or the client was turned away."""
+
     def closed(self, summary: Summary) -> None:
         """The session is over."""
 

@@ -509,9 +509,9 @@ class Pipeline:
         self.replied = now
         self.send_backend(self.hello.secured())
 
-    def not_secured(self, now: float) -> None:
-        """The handshake with the backend has failed."""
-        self._fail(self._own(replies.BACKEND_TLS_FAILED), "backend_tls_failed", now)
+    def not_secured(self, reason: str, now: float) -> None:
+        """A handshake has failed; where it was the client's, nobody gets the reply."""
+        self._fail(self._own(replies.BACKEND_TLS_FAILED), reason, now)
 
     # --- how a session ends --------------------------------------------------------------------
 

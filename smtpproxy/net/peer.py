@@ -1,7 +1,7 @@
 """The peer: who the client is, as far as anybody in front of the proxy has told.
 
-No I/O.  For a client that connects itself these are the addresses of its connection; for one that
-comes by way of another proxy, those that this proxy names.
+For a client that connects itself these are the addresses of its connection; for one that comes by
+way of another proxy, those that this proxy names.
 """
 
 import asyncio
@@ -13,10 +13,14 @@ Endpoint = tuple[str, int]
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A client's own endpoint, and the one that it wanted to reach; None on a Unix socket."""
+    """A client's own endpoint, and the one that it wanted to reach; None on a Unix socket.
+
+    redirected: it wanted another machine, and did not know of the proxy.
+    """
 
     source: Endpoint | None = None
     target: Endpoint | None = None
+    redirected: bool = False
 
     @classmethod
     def of(cls, transport: asyncio.BaseTransport) -> "Peer":

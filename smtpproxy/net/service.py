@@ -7,6 +7,7 @@ from smtpproxy.core.rules import Rules
 from smtpproxy.net.admission import Admission
 from smtpproxy.net.outbox import Outbox
 from smtpproxy.net.places import Places
+from smtpproxy.net.security import Security
 from smtpproxy.net.servers import Servers
 from smtpproxy.net.sweeper import Sweeper
 
@@ -18,6 +19,7 @@ class Service:
     name: the listener's address, for observers.
     servers: those of its backend.  places: at the backend; None if there are as many as wanted.
     admission: who decides whether a client is served; None lets everybody in.
+    security: None where there is no TLS, and nobody is introduced or believed.
     """
 
     name: str
@@ -28,3 +30,4 @@ class Service:
     observer: Observer
     places: Places | None = None
     admission: Admission | None = None
+    security: Security | None = None

@@ -12,10 +12,14 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from smtpproxy.core.observer import Summary
-from smtpproxy.core.pipeline import Pipeline
+from smtpproxy.core.pipeline import SECURE_BACKEND, Pipeline
 from smtpproxy.net.choice import Choice
+from smtpproxy.net.upgrade import Upgrade
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from smtpproxy.net.peer import Peer
     from smtpproxy.net.service import Service
 
 
@@ -24,6 +28,8 @@ class Session:
 
     When its pipeline has ended, the session lingers until the client has closed its side too: to
     close with octets unread would reset the connection, and the client could lose the last reply.
+
+    peer: who the client is.
     """
 
     __slots__ = (
@@ -41,9 +47,11 @@ class Session:
         "_service",
         "_since",
         "_started",
+        "_upgrade",
+        "peer",
     )
 
-    def __init__(self, service: "Service", client: asyncio.Transport) -> None:
+    def __init__(self, service: "Service", client: asyncio.Transport, peer: "Peer") -> None:
         now = monotonic()
         self._service = service
         self._client = client
@@ -51,9 +59,17 @@ class Session:
         self._client_blocked = self._backend_blocked = False  # it does not take what is written
         self._octets_client = self._octets_backend = 0
         self._started = self._since = now  # _since: begin of connecting, blocking or lingering
-        self._observer = service.observer.session(service.name, _peer_name(client))
+        self.peer = peer
+        self._upgrade: Upgrade | None = None
+        self._observer = service.observer.session(service.name, peer.name)
+        security = service.security
+        rules = service.rules if security is None else security.rules_for(peer) or service.rules
         send_client = partial(service.outbox.put, client)
-        self._pipeline = Pipeline(service.rules, send_client, self._observer.settled, now)
+        self._pipeline = Pipeline(rules, send_client, self._observer.settled, now)
+        if security is not None:
+            self._pipeline.upgrade = self._begin_upgrade
+            if security.introduce is not None:
+                self._pipeline.hello.introduction = security.introduce(peer)
         self._backend: asyncio.Transport | None = None
         self._choice = Choice(self, service.servers, service.places)
         service.sweeper.add(self)
@@ -88,7 +104,7 @@ class Session:
         self._pipeline.connect_backend(partial(self._service.outbox.put, backend))
         server = self._choice.server
         assert server is not None
-        self._observer.connected(server.name)
+        self._observer.connected(str(server.address_for(self.peer)))
 
     def backend_received(self, octets: bytes) -> None:
         """Take octets from the backend."""
@@ -155,15 +171,18 @@ class Session:
         elif pipeline.full:
             self._regulate()
 
-    def client_eof(self) -> None:
-        """Take the client's half-close: what it has sent is served to the end."""
+    def client_eof(self) -> bool:
+        """Take the client's half-close: what it has sent is served to the end.
+
+        Return whether replies can still be given; inside TLS the loop closes both halves.
+        """
         if self._pipeline.ended:
             self._client.close()
-            return
-        now = monotonic()
+            return False
         if self._choice.waits and not self._octets_client:  # it has left the queue
-            self._pipeline.abandon(now)
-        self._finish_client(now)
+            self._pipeline.abandon(monotonic())
+        self._finish(self._pipeline.client_eof)
+        return self._client.can_write_eof()
 
     def client_lost(self) -> None:
         """Take the end of the client's connection; what it sent before is still served."""
@@ -171,16 +190,19 @@ class Session:
         if self._pipeline.ended:
             self._service.sweeper.remove(self)
             return
-        now = monotonic()
         self._pipeline.send_client = _discard
         self._client_blocked = False
         if self._choice.waits:  # what it has sent has reached nobody: no place for it
-            self._pipeline.abandon(now)
-        self._finish_client(now)
+            self._pipeline.abandon(monotonic())
+        self._finish(self._pipeline.client_eof)
         self._regulate()
 
-    def _finish_client(self, now: float) -> None:
-        self._pipeline.client_eof(now)
+    def _finish(self, happen: "Callable[[float], None]") -> None:
+        """Let something happen in the pipeline that may end it."""
+        if self._pipeline.ended:
+            return
+        now = monotonic()
+        happen(now)
         if self._pipeline.ended:
             self._end(now)
 
@@ -213,6 +235,56 @@ class Session:
         else:
             self._client.resume_reading()
 
+    # --- TLS ----------------------------------------------------------------------------------
+
+    def _begin_upgrade(self, what: int) -> None:
+        security, server = self._service.security, self._choice.server
+        assert security is not None
+        assert self._backend is not None
+        assert server is not None
+        self._service.outbox.flush()
+        if what != SECURE_BACKEND:
+            self._pipeline.send_client = _discard  # in plaintext nothing may follow
+        host = server.address_for(self.peer).host or "localhost"
+        self._upgrade = Upgrade(self, security, what, self._client, self._backend, host)
+
+    def note(self, event: str, **values: str) -> None:
+        """Tell who watches of something besides the dialogue."""
+        self._observer.noted(event, **values)
+
+    def client_secured(self, inside: asyncio.Transport) -> None:
+        """Take the client's connection inside TLS."""
+        self._upgrade = None
+        self._client = inside
+        self._client_paused = False
+        if self._client_blocked:
+            self.client_blocked(blocked=False)
+        self._pipeline.send_client = partial(self._service.outbox.put, inside)
+        self._finish(self._pipeline.client_secured)
+
+    def backend_secured(self, inside: asyncio.Transport) -> None:
+        """Take the backend's connection inside TLS."""
+        self._upgrade = None
+        self._backend = inside
+        self._pipeline.connect_backend(partial(self._service.outbox.put, inside))
+        self._pipeline.backend_secured(monotonic())
+
+    def not_secured(self, reason: str) -> None:
+        """Take the end of a handshake that failed."""
+        self._finish(lambda now: self._pipeline.not_secured(reason, now))
+
+    def tunnel_over(self) -> None:
+        """Take the end of the tunnel: both have said all, or one is gone."""
+        assert self._upgrade is not None
+        assert self._upgrade.tunnel is not None
+        assert self._backend is not None
+        self._octets_client += self._upgrade.tunnel.from_client
+        self._octets_backend += self._upgrade.tunnel.from_backend
+        self._backend.close()
+        self._backend = None  # what is on its way goes out
+        self._client.close()
+        self._finish(self._pipeline.client_eof)
+
     # --- time ---------------------------------------------------------------------------------
 
     def waiting(self) -> tuple[str, float]:
@@ -221,6 +293,8 @@ class Session:
             return "close", self._since
         if self._backend is None:
             return "place" if self._choice.waits else "connect", self._since
+        if self._upgrade is not None and self._upgrade.tunnel is not None:
+            return "client", self._upgrade.tunnel.active
         if self._client_blocked:
             return "client", self._since
         if self._pipeline.greeting_owed:
@@ -254,10 +328,7 @@ class Session:
         """End the session as soon as its transaction is over."""
         if self._pipeline.ended:
             return
-        now = monotonic()
-        self._pipeline.drain(now)
-        if self._pipeline.ended:
-            self._end(now)
+        self._finish(self._pipeline.drain)
 
     def stop(self) -> None:
         """End the session at once."""
@@ -281,6 +352,12 @@ class Session:
         self._choice.end()
         self._report(now)
         pipeline = self._pipeline
+        if self._upgrade is not None:
+            self._upgrade.cancel()
+            if self._upgrade.of_client:  # none of our words can go there
+                self._client_lost = True
+                if not self._client.is_closing():
+                    self._client.abort()
         if self._client_lost:
             self._service.sweeper.remove(self)
         elif pipeline.client_ended or pipeline.ended == "quit":
@@ -292,6 +369,9 @@ class Session:
     def _linger(self, now: float) -> None:
         """Say that nothing more comes, and read until the client has closed."""
         self._since = now
+        if not self._client.can_write_eof():  # TLS has a good-bye of its own
+            self._client.close()
+            return
         self._client.write_eof()
         if self._client_paused:
             self._client.resume_reading()
@@ -309,15 +389,6 @@ class Session:
                 backend_octets=self._octets_backend,
             )
         )
-
-
-def _peer_name(client: asyncio.Transport) -> str:
-    """Return the client's address as `192.0.2.1:4711`, `[2001:db8::1]:4711`, or `unix`."""
-    name = client.get_extra_info("peername")
-    if not isinstance(name, tuple):
-        return "unix"
-    host, port = name[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _discard(octets: bytes) -> None:

@@ -254,7 +254,7 @@ class Stage:
             "abandon": pipeline.abandon,
             "client secured": pipeline.client_secured,
             "backend secured": pipeline.backend_secured,
-            "not secured": pipeline.not_secured,
+            "not secured": lambda now: pipeline.not_secured("backend_tls_failed", now),
         }[kind](self.now)
 
     def come_to(self, given: str) -> None:

@@ -12,6 +12,7 @@ from smtpproxy.core.observer import Summary
 from smtpproxy.core.rules import Rules
 from smtpproxy.net.client import ClientConnection
 from smtpproxy.net.outbox import Outbox
+from smtpproxy.net.peer import Peer
 from smtpproxy.net.servers import Servers
 from smtpproxy.net.service import Service
 from smtpproxy.net.sweeper import Sweeper
@@ -54,6 +55,9 @@ class Transport(asyncio.Transport):
         assert self.state == "open"
         self.written.append(bytes(data))
 
+    def can_write_eof(self) -> bool:
+        return True
+
     def write_eof(self) -> None:
         self.eof_sent = True
 
@@ -95,7 +99,11 @@ class Server:
         self.transport = Transport()
         self.protocol: Any = None
 
-    async def connect(self, factory: Callable[[], asyncio.Protocol]) -> None:
+    def address_for(self, peer: Peer) -> str:  # noqa: ARG002
+        return self.name
+
+    async def connect(self, factory: Callable[[], asyncio.Protocol], peer: Peer) -> None:
+        self.peer = peer
         if self.behaviour == "silent":
             await asyncio.Event().wait()
         if self.behaviour == "unreachable":
@@ -124,6 +132,7 @@ class Watcher:
     servers: list[str] = field(default_factory=list)
     exchanges: list[Exchange] = field(default_factory=list)
     summaries: list[Summary] = field(default_factory=list)
+    notes: list[tuple[str, dict[str, str]]] = field(default_factory=list)
 
     def session(self, listener: str, client: str) -> "Watcher":
         assert (listener, client) == ("listener", "192.0.2.1:4711")
@@ -134,6 +143,9 @@ class Watcher:
 
     def settled(self, exchanges: list[Exchange]) -> None:
         self.exchanges += exchanges
+
+    def noted(self, event: str, **values: str) -> None:
+        self.notes.append((event, values))
 
     def closed(self, summary: Summary) -> None:
         self.summaries.append(summary)
