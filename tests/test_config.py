@@ -304,7 +304,7 @@ b.servers = 10
         text = GOOD + '"\\u001b[31m" = 1\nhelo_fallback = "\\u009b\\n' + "x" * 500 + '"\n'
         for _, key, what in problems(tmp_path, text):
             assert (key + what).isprintable()
-            assert len(what) < 200
+            assert len(what) < 300
 
 
 class TestAFileThatIsNoSettings:
