@@ -97,15 +97,6 @@ def from_flags(
     return _with_backends_named(settings)
 
 
-def exposed_listeners(settings: Settings) -> list[Listener]:
-    """Return the listeners that other machines can reach.
-
-    The backend sees the proxy's own address for each of their clients, so that a backend which
-    trusts that address relays for everyone: worth a warning.
-    """
-    return [listener for listener in settings.listener if not listener.address.is_loopback]
-
-
 def _missing_for_flags(settings: Settings, listen: Sequence[str]) -> Iterator[Fault]:
     if not settings.listener:
         yield ("-l",), "is missing: an address for clients, such as -l 127.0.0.1:2525"

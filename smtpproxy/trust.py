@@ -31,6 +31,31 @@ def faults(settings: Settings) -> Iterator[Fault]:
             yield from _pair(listener, its, place)
 
 
+def exposed_listeners(settings: Settings) -> list[Listener]:
+    """Return the listeners whose clients come from elsewhere while the backend can't tell.
+
+    It sees the proxy's own address for each of them, so that a backend which trusts that address
+    relays for everyone.  XFORWARD does not help: an MTA's log believes it, its access rules do not.
+    """
+    return [
+        listener
+        for listener in settings.listener
+        if settings.backends[listener.backend].identity in ("none", "xforward")
+        and (listener.proxy_protocol or not listener.address.is_loopback)
+    ]
+
+
+def weak_backends(settings: Settings) -> list[tuple[str, str]]:
+    """Return the backends whose TLS may be weaker than it should be: the name, and how."""
+    found = []
+    for name, backend in settings.backends.items():
+        if backend.minimum_tls in ("1.0", "1.1"):
+            found.append((name, f"TLS {backend.minimum_tls} is allowed"))
+        if backend.tls in ("starttls", "implicit") and not backend.verify:
+            found.append((name, "its certificate is not verified"))
+    return found
+
+
 def _backend_of(listener: Listener, backends: dict[str, Backend]) -> Backend | None:
     found = backends.get(listener.backend) if isinstance(listener.backend, str) else None
     if listener.backend == "" and len(backends) == 1:

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 
 from smtpproxy.address import Address, parse_listener, parse_server
-from smtpproxy.config import exposed_listeners, from_flags, load
+from smtpproxy.config import from_flags, load
 from smtpproxy.places import find_places, line_of
 from smtpproxy.problems import ConfigError
 from smtpproxy.settings import Backend, Listener, Settings
+from smtpproxy.trust import exposed_listeners
 
 GOOD = """\
 [[listener]]
