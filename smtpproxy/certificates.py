@@ -5,6 +5,7 @@ settings, so that a reload with it keeps what there was.
 """
 
 import ssl
+import warnings
 from collections.abc import Iterator
 from pathlib import Path as FilePath
 
@@ -47,7 +48,10 @@ def for_backend(backend: Backend) -> ssl.SSLContext:
     if backend.tls == "opportunistic" or not backend.verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
-    context.minimum_version = VERSIONS[backend.minimum_tls]
+    with warnings.catch_warnings():
+        # Python calls them deprecated, as we do: whoever asks for one is told at the start.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        context.minimum_version = VERSIONS[backend.minimum_tls]
     if backend.minimum_tls in ("1.0", "1.1"):
         context.set_ciphers("DEFAULT:@SECLEVEL=0")  # OpenSSL allows neither at a higher level
     return context
