@@ -5,7 +5,8 @@ Their own bounces go nowhere: mail for the sender is discarded.
 
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from tests.interop.clients import HELO, TIMEOUT_S, Mail, Result
 from tests.interop.exim import ACCOUNT, Exim
@@ -27,10 +28,14 @@ _POSTFIX = {
 
 
 def postfix(
-    port: int, mails: Sequence[Mail], host: str = "127.0.0.1", machine: Machine | None = None
+    port: int,
+    mails: Sequence[Mail],
+    host: str = "127.0.0.1",
+    machine: Machine | None = None,
+    settings: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Result]:
     """Postfix's smtp(8): MAIL, all RCPT and DATA in one group; the final dot and QUIT, too."""
-    settings = {**_POSTFIX, "relayhost": f"[{host}]:{port}"}
+    settings = {**_POSTFIX, **settings, "relayhost": f"[{host}]:{port}"}
     if len(mails) > 1:
         settings["smtp_connection_cache_destinations"] = "127.0.0.1"
     with Postfix(settings, machine=machine) as program:

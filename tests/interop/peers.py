@@ -7,11 +7,12 @@ them.
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 from tests.interop.exim import ACCOUNT, Exim
 from tests.interop.jail import Jail
@@ -186,19 +187,22 @@ _POSTFIX = {
 
 
 @contextmanager
-def postfix() -> Iterator[Backend]:
+def postfix(settings: Mapping[str, str] = MappingProxyType({})) -> Iterator[Backend]:
     """Run Postfix's smtpd with PIPELINING switched off; it offers CHUNKING, too."""
     port = free_port()
     services = (
         f"127.0.0.1:{port} inet n - n - - smtpd\n"
         "keep unix - n n - - pipe user=nobody argv=@work@/keep @work@/mail ${recipient}\n"
     )
-    program = Postfix(_POSTFIX, services)
+    program = Postfix({**_POSTFIX, **settings}, services)
     program.work.write("refused", "/^bad/ 550 5.1.1 no such recipient\n")
     mail = _add_agent(program.work, "nobody")
     with program:
-        program.process.await_greeting(port)
-        yield Backend(port, partial(_agents_files, mail))
+        if "smtpd_upstream_proxy_protocol" in settings:
+            program.process.await_open(port)
+        else:
+            program.process.await_greeting(port)
+        yield Backend(port, partial(_agents_files, mail), printed=program.log)
 
 
 @contextmanager

@@ -33,6 +33,7 @@ defer     unix  - - n - 0 bounce
 trace     unix  - - n - 0 bounce
 proxymap  unix  - - n - - proxymap
 anvil     unix  - - n - 1 anvil
+tlsmgr    unix  - - n 1000? 1 tlsmgr
 scache    unix  - - n - 1 scache
 smtp      unix  - - n - - smtp
 error     unix  - - n - - error
