@@ -118,9 +118,9 @@ def _why(error: OSError) -> str:
         known = {
             "KEY_VALUES_MISMATCH": "does not belong to the key",
             "NO_START_LINE": "is not a PEM file with a certificate and its key",
-            "PEM_LIB": "is not a PEM file with a certificate, or its key is not in it or in key",
             "NO_CERTIFICATE_OR_CRL_FOUND": "is not a PEM file with certificates",
         }
-        reason = error.reason or str(error)
+        # OpenSSL has no reason but "PEM lib" for most of what is no certificate or no key.
+        reason = error.reason or "NO_START_LINE"
         return known.get(reason, f"cannot be used: {reason.lower().replace('_', ' ')}")
     return f"cannot be read: {(error.strerror or str(error)).lower()}"

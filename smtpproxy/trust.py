@@ -112,11 +112,11 @@ def _servers(backend: Backend, place: Path) -> Iterator[Fault]:
 
 
 def _pair(listener: Listener, backend: Backend, place: Path) -> Iterator[Fault]:
-    name = show(listener.backend)
+    name = f"the backend {show(listener.backend)}" if listener.backend else "its backend"
     servers = [] if backend.servers is BAD else backend.servers
     original = any(each is not BAD and each.is_original for each in servers)
     if original and listener.transparent is False:
         yield (*place, "transparent"), f'must be true: the servers of {name} are "original"'
     if listener.tls == "passthrough" and backend.tls not in ("off", BAD):
-        text = f'needs tls = "off" in the backend {name}: else there is nothing to pass'
+        text = f'needs tls = "off" in {name}: else there is nothing to pass'
         yield (*place, "tls"), text

@@ -1,6 +1,7 @@
 """XCLIENT and XFORWARD: what the proxy itself says of a client, which nobody may misread."""
 
 import re
+from ipaddress import ip_network
 
 import pytest
 from hypothesis import given
@@ -9,7 +10,6 @@ from hypothesis import strategies as st
 from smtpproxy.net.peer import Peer
 from smtpproxy.net.security import Security, is_in
 from smtpproxy.net.xclient import LINE_LIMIT, Introduction, xtext
-from smtpproxy.wiring import _networks
 
 ALL = frozenset(b"NAME ADDR PORT PROTO HELO LOGIN DESTADDR DESTPORT SOURCE IDENT".split())
 V4 = Peer(("192.0.2.1", 4711), ("198.51.100.7", 25))
@@ -78,7 +78,7 @@ def test_no_name_can_break_out_of_its_value(name: bytes, peer: Peer) -> None:
     ],
 )
 def test_a_network_holds_its_addresses_however_they_are_written(host: str, inside: bool) -> None:
-    networks = _networks(["192.0.2.0/24", "2001:db8::/32"])
+    networks = (ip_network("192.0.2.0/24"), ip_network("2001:db8::/32"))
     assert is_in(host, networks) == inside
     assert not is_in(host, ())
     security = Security(trusted=networks)
