@@ -180,7 +180,7 @@ class Session:
             self._client.close()
             return False
         if self._choice.waits and not self._octets_client:  # it has left the queue
-            self._pipeline.abandon(monotonic())
+            self._finish(self._pipeline.abandon)
         self._finish(self._pipeline.client_eof)
         return self._client.can_write_eof()
 
@@ -193,7 +193,7 @@ class Session:
         self._pipeline.send_client = _discard
         self._client_blocked = False
         if self._choice.waits:  # what it has sent has reached nobody: no place for it
-            self._pipeline.abandon(monotonic())
+            self._finish(self._pipeline.abandon)
         self._finish(self._pipeline.client_eof)
         self._regulate()
 
