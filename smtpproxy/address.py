@@ -13,6 +13,9 @@ from msgspec import Struct
 _UNIX_PATH_OCTETS = 107
 _HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?", re.ASCII)
 
+ORIGINAL = "original"
+"""Written in place of a server's address: where the client wanted to go."""
+
 
 class Address(Struct, frozen=True):
     """A TCP host and port, or the path of a Unix socket, or the name of a socket given by systemd.
@@ -45,6 +48,11 @@ class Address(Struct, frozen=True):
         return bool(self.path)
 
     @property
+    def is_original(self) -> bool:
+        """Whether this is no address, but whichever the client wanted to reach."""
+        return self.host == ORIGINAL and not self.port
+
+    @property
     def is_loopback(self) -> bool:
         """Whether only this machine can reach it."""
         if self.is_unix or self.host == "localhost":
@@ -59,6 +67,8 @@ class Address(Struct, frozen=True):
             return f"fd:{self.given}"
         if self.is_unix:
             return f"unix:{self.path}"
+        if self.is_original:
+            return ORIGINAL
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
@@ -74,7 +84,9 @@ def parse_listener(text: str) -> Address:
 
 
 def parse_server(text: str) -> Address:
-    """Read an address to connect to: a port from 1, and a host that can be reached."""
+    """Read an address to connect to: a port from 1, and a host that can be reached; or ORIGINAL."""
+    if text == ORIGINAL:
+        return Address(host=ORIGINAL)
     address = Address.parse(text)
     if address.given:
         raise ValueError('is a listening socket; a server needs an address, "127.0.0.1:25"')

@@ -9,11 +9,12 @@ from ipaddress import ip_network
 from math import inf
 from pathlib import Path
 
+from smtpproxy import wiring
 from smtpproxy.address import Address
 from smtpproxy.core.capabilities import Filter
 from smtpproxy.core.commands import Sync
 from smtpproxy.core.content import BareNewlines
-from smtpproxy.core.rules import Rules
+from smtpproxy.core.rules import Auth, Rules
 from smtpproxy.figures import Figures
 from smtpproxy.net.admission import SPARE_DESCRIPTORS, Admission, Bounds
 from smtpproxy.net.listener import Listener
@@ -73,37 +74,45 @@ class App:
             _bounds(settings), tally or Tally(), _hostname(settings), observer
         )
         self._sweeper = Sweeper(_limits(settings), settings.timeouts.hold)
-        outbox = Outbox()
+        self._outbox = Outbox()
+        self._observer = observer
         rate = settings.limits.commands_per_second
         self._pacing = Pacing(rate) if rate else None
         self._servers = {
-            name: _servers(name, backend, changed or observer.server_changed)
+            name: _servers(settings, name, changed or observer.server_changed)
             for name, backend in settings.backends.items()
         }
         make_places = places or (
             lambda _, backend: Queue(backend.max_connections, backend.max_wait)
         )
-        own_places = {
+        self._places = {
             name: make_places(name, backend) if backend.max_connections else None
             for name, backend in settings.backends.items()
         }
         self._listeners = [
-            Listener(
-                listener.address,
-                Service(
-                    name=str(listener.address),
-                    rules=_rules(settings, listener, settings.backends[listener.backend]),
-                    servers=self._servers[listener.backend],
-                    sweeper=self._sweeper,
-                    outbox=outbox,
-                    observer=observer,
-                    places=own_places[listener.backend],
-                    admission=self._admission,
-                    pacing=self._pacing,
-                ),
-            )
+            Listener(listener.address, self._service(settings, listener), listener.transparent)
             for listener in settings.listener
         ]
+
+    def _service(self, settings: Settings, listener: ListenerSettings) -> Service:
+        backend = settings.backends[listener.backend]
+        return Service(
+            name=str(listener.address),
+            rules=_rules(settings, listener, backend),
+            servers=self._servers[listener.backend],
+            sweeper=self._sweeper,
+            outbox=self._outbox,
+            observer=self._observer,
+            places=self._places[listener.backend],
+            admission=self._admission,
+            pacing=self._pacing,
+            security=wiring.security(
+                settings,
+                listener,
+                backend,
+                lambda: _rules(settings, listener, backend, trusted=True),
+            ),
+        )
 
     def _watchers(self, settings: Settings) -> list[Watcher]:
         """Return who watches beside the log; what is off is not among them and costs nothing."""
@@ -182,9 +191,11 @@ class App:
             self._trace.close()
 
 
-def _servers(name: str, backend: Backend, changed: Changed) -> Servers:
+def _servers(settings: Settings, name: str, changed: Changed) -> Servers:
+    backend = settings.backends[name]
+    route = wiring.route(settings, backend)
     return Servers(
-        [Server(address) for address in backend.servers],
+        [Server(address, route) for address in backend.servers],
         backend.retry_after,
         least=backend.balance == "least",
         changed=partial(changed, name),
@@ -210,7 +221,9 @@ def _trace(settings: Settings, worker: int) -> Trace | None:
     )
 
 
-def _rules(settings: Settings, listener: ListenerSettings, backend: Backend) -> Rules:
+def _rules(
+    settings: Settings, listener: ListenerSettings, backend: Backend, *, trusted: bool = False
+) -> Rules:
     limits = settings.limits
     return Rules(
         hostname=_hostname(settings),
@@ -230,6 +243,13 @@ def _rules(settings: Settings, listener: ListenerSettings, backend: Backend) -> 
         errors=limits.errors,
         message_octets=limits.message_octets,
         recipients=limits.recipients,
+        client_tls=wiring.CLIENT_TLS[listener.tls],
+        require_tls=listener.require_tls,
+        auth=Auth(listener.auth),
+        backend_tls=wiring.BACKEND_TLS[backend.tls],
+        trusted=trusted,
+        # Else a client could have its mail passed on ahead of TLS, or as if it were the proxy's.
+        hello_first=backend.tls == "starttls" or backend.identity == "xclient",
     )
 
 
@@ -262,5 +282,7 @@ def _limits(settings: Settings) -> dict[str, float]:
         "content": times.content,
         "end_of_data": times.end_of_data,
         "client": times.client,
+        "proxy_header": times.proxy_header,
+        "handshake": times.tls_handshake + CLOSE_LIMIT_S,  # the loop keeps the exact one
         "close": CLOSE_LIMIT_S,
     }

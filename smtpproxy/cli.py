@@ -14,9 +14,10 @@ from rich.console import Console
 from rich.table import Table
 
 from smtpproxy import __version__
-from smtpproxy.config import exposed_listeners, from_flags, load
+from smtpproxy.config import from_flags, load
 from smtpproxy.problems import ConfigError
 from smtpproxy.settings import Settings
+from smtpproxy.trust import exposed_listeners, weak_backends
 
 
 class Commands(click.Group):
@@ -243,24 +244,26 @@ def _warnings(settings: Settings) -> list[str]:
     return [
         f"smtpproxy: warning: listener {listener.address} can be reached from other machines, and "
         f"the MTA sees this proxy's own address for each of their clients: if it relays for that "
-        f"address, it relays for everyone.  Make sure that it does not."
+        f"address, it relays for everyone.  Make sure that it does not, or give the backend an "
+        f'identity: "transparent" works with any MTA.'
         for listener in exposed_listeners(settings)
-    ]
+    ] + [f"smtpproxy: warning: backend {name}: {how}" for name, how in weak_backends(settings)]
 
 
 def _table(settings: Settings) -> Table:
     """Draw what would run."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("listener", "backend", "servers", "sync", "bare newlines", "pipelining"):
+    for column in ("listener", "tls", "backend", "servers", "tls", "identity", "sync"):
         table.add_column(column)
     for listener in settings.listener:
         backend = settings.backends[listener.backend]
         table.add_row(
             str(listener.address),
+            listener.tls,
             listener.backend,
             ", ".join(map(str, backend.servers)),
+            backend.tls,
+            backend.identity,
             listener.sync,
-            listener.bare_newlines,
-            backend.pipelining,
         )
     return table

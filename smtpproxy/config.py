@@ -8,11 +8,13 @@ import os
 import re
 import tomllib
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path as FilePath
 from typing import cast
 
 from msgspec.structs import replace
 
+from smtpproxy import certificates, trust
 from smtpproxy.address import Address
 from smtpproxy.contradictions import Fault, contradictions, open_admin, repeated_addresses
 from smtpproxy.places import find_places, line_of
@@ -50,6 +52,8 @@ def load(
     reader = Reader()
     settings = cast("Settings", reader.read(tree, Settings))
     for fault, what in contradictions(settings, need_listener, need_backend, need_trace_directory):
+        reader.add(fault, what)
+    for fault, what in chain(trust.faults(settings), certificates.faults(settings)):
         reader.add(fault, what)
     if reader.found:
         places = find_places(text)
@@ -116,15 +120,6 @@ def _watched(
         for _, fault in open_admin(settings.admin):
             reader.add(("--admin",), f"admin.token {fault}")
     return settings
-
-
-def exposed_listeners(settings: Settings) -> list[Listener]:
-    """Return the listeners that other machines can reach.
-
-    The backend sees the proxy's own address for each of their clients, so that a backend which
-    trusts that address relays for everyone: worth a warning.
-    """
-    return [listener for listener in settings.listener if not listener.address.is_loopback]
 
 
 def _missing_for_flags(settings: Settings, listen: Sequence[str]) -> Iterator[Fault]:

@@ -17,6 +17,9 @@ from smtpproxy.problems import Parsed, Written
 Sync = Literal["safe", "strict", "off"]
 BareNewlines = Literal["normalize", "reject", "pass"]
 LogLevel = Literal["debug", "info", "warning", "error"]
+ListenerTls = Literal["off", "starttls", "implicit", "passthrough"]
+BackendTls = Literal["off", "opportunistic", "starttls", "implicit"]
+Identity = Literal["none", "proxy-v1", "proxy-v2", "xclient", "xforward", "transparent"]
 LogFormat = Literal["auto", "console", "json"]
 
 _MOST = 1_000_000_000
@@ -51,10 +54,28 @@ class Network(Struct, frozen=True):
 
 
 def _network(text: str) -> Network:
+    """Read a network or an address; returned in its usual spelling."""
     try:
         return Network(str(ip_network(text)))
     except ValueError:
-        raise ValueError('is not a network; write, for example, "10.0.0.0/8"') from None
+        raise ValueError(
+            'is not a network; write, for example, "10.0.0.0/8", "2001:db8::/32" or "192.0.2.1"'
+        ) from None
+
+
+def _file_path(text: str) -> str:
+    if text.startswith("/") and "\0" not in text:
+        return text
+    raise ValueError('needs the whole path of the file, such as "/etc/smtpproxy/cert.pem"')
+
+
+def _served_name(text: str) -> str:
+    """Read a host name that clients ask for, or `*.` and the rest of one."""
+    if len(text) <= 255 and re.fullmatch(
+        r"(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", text, re.ASCII
+    ):
+        return text
+    raise ValueError('is not a host name; write, for example, "mx.example.org" or "*.example.org"')
 
 
 def _whole(least: int, most: int = _MOST) -> Meta:
@@ -105,6 +126,22 @@ ListenAddress = Annotated[Address, Parsed(parse_listener, 'an address, such as "
 ServerAddress = Annotated[Address, Parsed(parse_server, 'an address, such as "10.0.0.5:25"')]
 
 
+Networks = Annotated[
+    list[Annotated[Network, Parsed(_network, 'a network in quotes, such as "192.0.2.0/24"')]],
+    Written('a list of networks, such as ["192.0.2.0/24"]'),
+]
+File = Annotated[str, Parsed(_file_path, 'the path of a file, such as "/etc/smtpproxy/cert.pem"')]
+ServedName = Annotated[str, Parsed(_served_name, "a host name")]
+HostName = Annotated[str, Parsed(_host_name, 'a name, such as "mx.example.org"')]
+
+
+class Certificate(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A PEM file with a certificate and its chain, and one with its key if that is another."""
+
+    certificate: File
+    key: File = ""
+
+
 class Capabilities(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Capabilities of the backend to hide from clients, and unknown ones to let through.
 
@@ -124,6 +161,21 @@ class Listener(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     sync: Sync = "safe"
     bare_newlines: BareNewlines = "normalize"
     capabilities: Capabilities = Capabilities()
+    tls: ListenerTls = "off"
+    certificate: File = ""
+    key: File = ""
+    # Further certificates, by the host name that the client asks for.
+    sni: Annotated[
+        dict[ServedName, Certificate],
+        Written('a table for each host name, written [listener.sni."mx.example.org"]'),
+    ] = {}
+    require_tls: bool = False
+    auth: Literal["any", "tls-only", "hidden"] = "any"
+    # Who must send a PROXY header, and who may send XCLIENT and XFORWARD.
+    proxy_protocol: Networks = []
+    xclient: Networks = []
+    # Accept connections to other machines, too.
+    transparent: bool = False
 
 
 class Backend(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -143,6 +195,12 @@ class Backend(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     # Connections of the whole service, over all workers; 0: no limit. Above it clients wait.
     max_connections: Annotated[int, _whole(0)] = 0
     max_wait: Seconds = 30.0
+    identity: Identity = "none"
+    tls: BackendTls = "off"
+    verify: bool = True
+    ca_file: File = ""
+    server_name: Annotated[str, Parsed(_host_name, "a host name")] = ""
+    minimum_tls: Literal["1.0", "1.1", "1.2", "1.3"] = "1.2"
 
 
 class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -164,10 +222,7 @@ class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     # Of one session; who is faster is read more slowly. 0: no bound.
     commands_per_second: Annotated[int, _whole(0)] = 0
     # Networks that are not counted by address.
-    exempt: Annotated[
-        list[Annotated[Network, Parsed(_network, 'a network, such as "10.0.0.0/8"')]],
-        Written('a list of networks, such as ["10.0.0.0/8"]'),
-    ] = field(default_factory=lambda: [_network("127.0.0.0/8"), _network("::1/128")])
+    exempt: Networks = field(default_factory=lambda: [_network("127.0.0.0/8"), _network("::1/128")])
     # How late the loop may be before new clients are turned away; 0: never.
     loop_lag: Annotated[
         float, Meta(ge=0, le=3600, description="a number of seconds, at most 3600 (0: never)")
@@ -187,6 +242,8 @@ class Timeouts(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     content: Seconds = 180.0
     end_of_data: Seconds = 600.0
     client: Seconds = 300.0
+    tls_handshake: Seconds = 30.0
+    proxy_header: Seconds = 5.0
     drain: Seconds = 60.0
     # A worker that says nothing for so long hangs, and is replaced.
     heartbeat: Seconds = 20.0
@@ -226,9 +283,7 @@ class Admin(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything one smtpproxy runs on."""
 
-    hostname: Annotated[str, Parsed(_host_name, 'a name, such as "mx.example.org"')] = field(
-        default_factory=socket.gethostname
-    )
+    hostname: HostName = field(default_factory=socket.gethostname)
     # Processes that serve clients; 0: one for each CPU.
     workers: WorkerCount = 1
     listener: Annotated[

@@ -10,7 +10,16 @@ import smtpproxy
 
 ROOT = Path(smtpproxy.__file__).parent
 
-SETTINGS = {"address", "config", "contradictions", "places", "problems", "settings"}
+SETTINGS = {
+    "address",
+    "certificates",
+    "config",
+    "contradictions",
+    "places",
+    "problems",
+    "settings",
+    "trust",
+}
 """Files at the top that read the settings: nothing of the proxy but each other, and core."""
 
 ALLOWED = {
@@ -21,7 +30,8 @@ ALLOWED = {
     "settings": {"core"},
     "figures": set(),
     "control": {"settings", "figures"},
-    "app": {"settings", "admin", "observe", "net", "core", "figures"},
+    "wiring": {"settings", "net", "core"},
+    "app": {"wiring", "settings", "admin", "observe", "net", "core", "figures"},
     "demo": {"app", "settings", "observe"},
     "link": {"control", "figures", "net"},
     "worker": {"app", "link", "control", "net", "observe"},

@@ -23,10 +23,11 @@ NEVER_PASSED = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """What a listener hides and lets pass beyond PASSED; words in capitals."""
+    """What a listener hides, lets pass beyond PASSED, and adds of its own; words in capitals."""
 
     hide: frozenset[bytes] = frozenset()
     allow: frozenset[bytes] = frozenset()
+    add: tuple[bytes, ...] = ()
 
     def passes(self, word: bytes) -> bool:
         """Tell whether the client may see a capability."""
@@ -68,8 +69,7 @@ def _filter(rest: bytes, keep: Filter, largest: int) -> tuple[tuple[bytes, ...],
         for line, word in zip(lines, words, strict=True)
         if word != b"PIPELINING" and keep.passes(word)
     ]
-    if b"PIPELINING" not in keep.hide:
-        kept.append(b"PIPELINING")
+    kept += _own(keep)
     chunking = b"CHUNKING" in words and keep.passes(b"CHUNKING")
     return tuple(kept), b"PIPELINING" in words, chunking
 
@@ -84,7 +84,18 @@ def _lowered(size: bytes, largest: int) -> bytes:
 def offer_for_helo(reply: bytes, keep: Filter) -> bytes:
     """Return the EHLO reply for a client of a backend that knows only HELO."""
     first = reply.split(b"\r\n", 1)[0]
-    return _multi_line(first, () if b"PIPELINING" in keep.hide else (b"PIPELINING",))
+    return _multi_line(first, _own(keep))
+
+
+def words(reply: bytes) -> dict[bytes, frozenset[bytes]]:
+    """Return the capabilities of an EHLO reply with the parameters of each, all in capitals."""
+    lines = [line[4:].upper().split() for line in reply.split(b"\r\n")[1:]]
+    return {line[0]: frozenset(line[1:]) for line in lines if line}
+
+
+def _own(keep: Filter) -> tuple[bytes, ...]:
+    """Return what the proxy itself offers."""
+    return keep.add if b"PIPELINING" in keep.hide else (*keep.add, b"PIPELINING")
 
 
 def _word(line: bytes) -> bytes:

@@ -7,12 +7,15 @@ pipeline has no list of verbs of its own.  A row is frozen and shared by all ses
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
+from types import MappingProxyType
 
 from smtpproxy.core import replies
 
 # What else the pipeline does about a command.  Hot path (bench S2): plain integers, and in this
 # order: up to RSET any reply will do.
-PLAIN, MAIL, RCPT, RSET, EHLO, HELO, GREETING, END_OF_DATA, AUTH, UNASKED, DATA, BDAT = range(12)
+# order: up to RSET any reply will do.
+PLAIN, MAIL, RCPT, RSET, EHLO, HELO, GREETING, END_OF_DATA, AUTH, UNASKED = range(10)
+TUNNEL, XCLIENT, DATA, BDAT, STARTTLS = range(10, 15)
 
 
 class Sync(Enum):
@@ -93,6 +96,19 @@ ROWS = (
     Verb(b"", gate=True),
 )
 
+# What takes the place of a row as a listener is set up.
+STARTTLS_HERE = Verb(b"STARTTLS", gate=True, guarded=True, role=STARTTLS, weighed=True)
+STARTTLS_PASSED = Verb(b"STARTTLS", gate=True, guarded=True, role=TUNNEL)
+STARTTLS_AGAIN = Verb(b"STARTTLS", gate=True, guarded=True, refusal=replies.TLS_ACTIVE)
+AUTH_IN_PLAIN = Verb(b"AUTH", gate=True, secret=True, refusal=replies.TLS_FOR_AUTH, role=AUTH)
+INTRODUCTIONS = {
+    b"XCLIENT": Verb(b"XCLIENT", gate=True, secret=True, role=XCLIENT),
+    b"XFORWARD": Verb(b"XFORWARD", gate=True),
+}
+
+ALWAYS_TAKEN = frozenset((b"EHLO", b"HELO", b"STARTTLS", b"NOOP", b"RSET", b"QUIT"))
+"""What may come before TLS and before a hello, where either is demanded (RFC 3207 section 4)."""
+
 COMMONPLACE = (b"MAIL", b"RCPT", b"RSET", b"EHLO", b"HELO", b"DATA", b"QUIT", b"NOOP")
 """Verbs of four letters whose lines need no look beyond the first five octets."""
 
@@ -130,22 +146,57 @@ def lock_step(table: Mapping[bytes, Verb]) -> Mapping[bytes, Verb]:
     }
 
 
+def refused(changed: Mapping[bytes, Verb], refusal: bytes) -> dict[bytes, Verb]:
+    """Return rows that refuse all but what is always taken; the others as they were `changed`."""
+    rows = {verb.name: verb for verb in ROWS} | dict(changed)
+    return {
+        word: verb if word in ALWAYS_TAKEN else _refused(verb, refusal)
+        for word, verb in rows.items()
+    }
+
+
+def _refused(verb: Verb, refusal: bytes) -> Verb:
+    if verb.refusal:
+        return verb
+    # The payload of a BDAT that is refused follows all the same: it must not be read as commands.
+    closes = verb.closes or verb.role == BDAT
+    # Not held: the edge begins to time held replies when the backend answers.
+    return replace(verb, refusal=refusal, groupable=False, closes=closes)
+
+
+def hello_first(table: Mapping[bytes, Verb]) -> Mapping[bytes, Verb]:
+    """Return the table that is in force until EHLO or HELO was accepted.
+
+    What stands behind these two is framed when that is known.
+    """
+    return {word: _before_hello(verb) for word, verb in table.items()}
+
+
+def _before_hello(verb: Verb) -> Verb:
+    if verb.role in (EHLO, HELO):
+        return replace(verb, gate=True)
+    return verb if verb.name in ALWAYS_TAKEN else _refused(verb, replies.HELLO_FIRST)
+
+
 def table_for(
-    sync: Sync, hidden: frozenset[bytes] = frozenset(), weighed: frozenset[int] = frozenset()
+    sync: Sync,
+    hidden: frozenset[bytes] = frozenset(),
+    weighed: frozenset[int] = frozenset(),
+    changed: Mapping[bytes, Verb] = MappingProxyType({}),
 ) -> Mapping[bytes, Verb]:
     """Return the table: word in capitals -> row; `hidden` words are refused, not forwarded.
 
     weighed: roles of commands that may be over a limit, so that their turn must come to tell.
+    changed: rows that take the place of those of ROWS.
 
     Commonplace verbs stand in it as a line begins with them, too: with a space or CR behind, and in
     small letters as well.
     """
     shape = {Sync.SAFE: lambda verb: verb, Sync.STRICT: _strict, Sync.OFF: _loose}[sync]
-    table = {verb.name: shape(verb) for verb in ROWS}
+    rows = {verb.name: verb for verb in ROWS} | dict(changed)
+    table = {word: shape(verb) for word, verb in rows.items()}
     for word in hidden & table.keys():
-        if not table[word].refusal:
-            # Not held: the edge begins to time held replies when the backend answers.
-            table[word] = replace(table[word], refusal=replies.NOT_IMPLEMENTED, groupable=False)
+        table[word] = _refused(table[word], replies.NOT_IMPLEMENTED)
     for word, verb in table.items():
         if verb.role in weighed:
             table[word] = replace(verb, weighed=True)

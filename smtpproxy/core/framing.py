@@ -60,7 +60,7 @@ class Framer:
         self, rules: Rules, greeting: Exchange, send_backend: Callable[[bytes], None]
     ) -> None:
         self._rules = rules
-        self.table = rules.table
+        self.table = rules.first_table
         self.send_backend = send_backend
         self.unframed = bytearray()
         self.mode = CLOSED
@@ -115,6 +115,12 @@ class Framer:
         """Let command lines follow."""
         self.mode = COMMANDS
         self.gate = _ANSWERED
+
+    def begin_anew(self, rules: Rules) -> None:
+        """Let command lines follow, under other rules."""
+        self._rules = rules
+        self.table = rules.first_table
+        self.open_commands()
 
     def open_content(self, exchange: Exchange) -> None:
         """Let message content follow; `exchange` is to be answered at its end of data."""

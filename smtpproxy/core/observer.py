@@ -68,6 +68,9 @@ class SessionObserver(Protocol):
     def slowed(self) -> None:
         """The client sends commands faster than it may, and is read more slowly; told once."""
 
+    def noted(self, event: str, **values: str) -> None:
+        """Something besides the dialogue: TLS began or failed, or the client was turned away."""
+
     def closed(self, summary: Summary) -> None:
         """The session is over."""
 

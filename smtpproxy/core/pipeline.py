@@ -25,12 +25,16 @@ from smtpproxy.core.commands import Sync
 from smtpproxy.core.errors import BackendViolation, ClientViolation, Violation
 from smtpproxy.core.exchange import Exchange, Observer
 from smtpproxy.core.extensions import Extensions
-from smtpproxy.core.framing import CLOSED, COMMANDS, CONTENT, PAYLOAD, Framer
+from smtpproxy.core.framing import CLOSED, COMMANDS, CONTENT, DEAF, PAYLOAD, Framer
+from smtpproxy.core.hello import DONE, FAILED, SECURE, Hello
 from smtpproxy.core.replies import ReplyReader, whole_reply_code
 from smtpproxy.core.rules import Rules
 
 HELD_OCTETS = 16 * 1024
 """Held replies are flushed when they are this long."""
+
+SECURE_CLIENT, SECURE_BACKEND, TUNNEL = range(3)
+"""What `Pipeline.upgrade` is called with: begin TLS on a connection, or join both for good."""
 
 
 class Pipeline:
@@ -43,12 +47,17 @@ class Pipeline:
     calls `flush` when the first of them is too old, and `expire` when a time limit of `waiting` is
     over.  It keeps the clock: `now` is in seconds and never goes back.
 
+    `upgrade` is to be set where the rules speak of TLS.  When it is called the caller reads nothing
+    more of that connection in plaintext, and calls `client_secured`, `backend_secured` or
+    `not_secured` when the handshake is over.  With TUNNEL, both connections are the caller's alone.
+
     active, replied: when the client sent octets, and the backend a reply, last.
     transaction: MAIL was accepted, and the transaction is not over.
     """
 
     __slots__ = (
         "active",
+        "authenticated",
         "chunk_octets",
         "client_ended",
         "draining",
@@ -58,6 +67,7 @@ class Pipeline:
         "framer",
         "held",
         "held_octets",
+        "hello",
         "in_flight",
         "messages",
         "observe",
@@ -69,6 +79,7 @@ class Pipeline:
         "send_backend",
         "send_client",
         "transaction",
+        "upgrade",
     )
 
     def __init__(
@@ -85,6 +96,9 @@ class Pipeline:
         self.held: list[Exchange] = []
         self.held_octets = 0
         self.extensions = Extensions(rules)
+        self.hello = Hello(rules, self.extensions)
+        self.upgrade: Callable[[int], None] = _not_upgradable
+        self.authenticated = False
         self.transaction = False
         self.recipients = self.recipients_accepted = 0  # RCPT commands of this transaction
         self.chunk_octets = 0  # of this message
@@ -167,10 +181,12 @@ class Pipeline:
             framer.queue_octets -= len(exchange.line)
             in_flight.append(exchange)
             exchange.sent = 0.0 if exchange.octets else now  # not before its payload is
-            self.send_backend(exchange.line)
+            role = exchange.verb.role
+            said = role not in _HELLO
+            self.send_backend(exchange.line if said else self.hello.begin(exchange.line))
             if exchange.verb.secret:
                 exchange.cut_secret()
-            if exchange.verb.role == commands.BDAT:
+            if role == commands.BDAT:
                 self.chunk_octets += exchange.octets
                 framer.open_payload(exchange.octets)
                 framer.frame_waiting(now)
@@ -201,6 +217,8 @@ class Pipeline:
             guarded = self.rules.guard_data and not self.extensions.pipelining
             if guarded and self.recipients and not self.recipients_accepted:
                 return replies.NO_VALID_RECIPIENTS  # RFC 2920 section 3.2, items 3 and 4
+        elif role == commands.STARTTLS:
+            return self._starttls_reply(exchange)
         elif not self.extensions.chunking:
             # This backend would take the payload for commands.
             exchange.refuse(
@@ -220,6 +238,13 @@ class Pipeline:
         if self.chunk_octets + chunk.octets > self.rules.message_octets:
             violation = ClientViolation("message_too_big", replies.MESSAGE_TOO_BIG, closes=True)
             chunk.refuse(violation)
+
+    def _starttls_reply(self, exchange: Exchange) -> bytes:
+        """Return the proxy's own reply to STARTTLS (RFC 3207 section 4)."""
+        if exchange.line[8:].strip():
+            return replies.STARTTLS_ARGUMENT
+        # The backend could not be made to forget who the client is.
+        return replies.AUTH_BEFORE_TLS if self.authenticated else replies.READY_FOR_TLS
 
     def _end_content(self, now: float) -> None:
         """Let content or a payload wait for its reply, or answer it if that is known."""
@@ -348,15 +373,28 @@ class Pipeline:
             return code, b""
         if not exchange.may_be_answered(code, reply):
             raise BackendViolation("impossible_reply", reply)
-        if role != commands.EHLO:
-            return code, reply
-        if not self.extensions.falls_back(code, reply):
-            if code < 300:
+        if role in _HELLO:
+            return self._take_hello(code, reply, now)
+        if role == commands.TUNNEL and code == 220 and self.reply_reader.unread:
+            raise BackendViolation("reply_behind_starttls", self.reply_reader.unread)
+        return code, reply
+
+    def _take_hello(self, code: int, reply: bytes, now: float) -> tuple[int, bytes]:
+        """Do what the reply to EHLO, HELO, or to what was said because of it, leads to."""
+        hello = self.hello
+        step = hello.take(code, reply)
+        if step == DONE:
+            if hello.code < 300:
                 self.framer.table = self.rules.table
-            return self.extensions.take_reply(code, reply)
+            return hello.code, hello.reply
         if self.reply_reader.unread:
             raise BackendViolation("reply_not_asked_for", self.reply_reader.unread)
-        self.send_backend(b"HELO" + exchange.line[4:])
+        if step == FAILED:
+            self._fail(self._own(replies.BACKEND_UNFIT), hello.reason, now)
+        elif step == SECURE:
+            self.upgrade(SECURE_BACKEND)
+        else:
+            self.send_backend(hello.line)
         return code, b""
 
     def _reads_on(self, exchange: Exchange) -> bool:
@@ -396,11 +434,15 @@ class Pipeline:
         elif self.errors > self.rules.errors:
             self._fail(self._own(replies.TOO_MANY_ERRORS), "too_many_errors", now)
         elif exchange is framer.gate and framer.mode == CLOSED:
-            self._open_gate(code, now)
+            self._open_gate(verb.role, code, now)
 
-    def _open_gate(self, code: int, now: float) -> None:
+    def _open_gate(self, role: int, code: int, now: float) -> None:
         """Say how the client's next octets are read, now that the reply tells it."""
-        if code == 354:
+        if code == 220 and role in _UPGRADES:
+            # A gate stays closed: nothing may follow in plaintext.
+            self.framer.gate = Exchange(self.framer.gate.verb, b"", now)
+            self.upgrade(_UPGRADES[role])
+        elif code == 354:
             content = Exchange(commands.DATA_ENDED, b"", now)
             self.in_flight.append(content)
             self.framer.open_content(content)
@@ -421,6 +463,8 @@ class Pipeline:
                 self.extensions.leave()
                 if self.rules.sync is Sync.STRICT:
                     self.framer.table = self.rules.lock_step_table
+        elif role == commands.AUTH and code == 235:
+            self.authenticated = True
 
     def flush(self, now: float) -> None:
         """Send the held replies to the client in one write, and show them to the observer."""
@@ -437,6 +481,37 @@ class Pipeline:
             exchange.flushed = now
         self.framer.forget(exchange)
         self.observe(held)
+
+    # --- TLS ------------------------------------------------------------------------------------
+
+    def client_secured(self, now: float) -> None:
+        """The client's connection is inside TLS: the session begins anew (RFC 3207 section 4.2).
+
+        Nothing that was said before counts, and what was sent behind STARTTLS in plaintext ends it:
+        somebody on the way could have put it there (CVE-2011-0411).
+        """
+        framer = self.framer
+        if framer.mode == DEAF:
+            self._fail(replies.NOT_SYNCHRONIZED, "not_synchronized", now, framer.gate.problem)
+            return
+        assert self.rules.inside_tls is not None
+        self.rules = self.extensions.rules = self.rules.inside_tls
+        self.hello.begin_anew(self.rules)
+        self.extensions.leave()
+        self.transaction = False
+        self.recipients = self.recipients_accepted = self.errors = 0
+        self.active = now
+        framer.begin_anew(self.rules)
+        self._end_if_done(now)
+
+    def backend_secured(self, now: float) -> None:
+        """The backend's connection is inside TLS: it gets the client's EHLO once more."""
+        self.replied = now
+        self.send_backend(self.hello.secured())
+
+    def not_secured(self, reason: str, now: float) -> None:
+        """A handshake has failed; where it was the client's, nobody gets the reply."""
+        self._fail(self._own(replies.BACKEND_TLS_FAILED), reason, now)
 
     # --- how a session ends --------------------------------------------------------------------
 
@@ -520,9 +595,16 @@ class Pipeline:
 _NOTHING_ASKED = Exchange(commands.NOT_ASKED, b"", 0.0)
 """Stands for the exchange in flight where there is none; never changed."""
 
-_BEGIN_OR_END = frozenset((commands.MAIL, commands.RSET, commands.EHLO, commands.HELO))
+_HELLO = frozenset((commands.EHLO, commands.HELO))
+_BEGIN_OR_END = _HELLO | {commands.MAIL, commands.RSET, commands.XCLIENT}
 """Roles whose positive reply begins a transaction, or ends the one there was."""
+_UPGRADES = {commands.STARTTLS: SECURE_CLIENT, commands.TUNNEL: TUNNEL}
+"""Roles whose 220 ends plaintext."""
 
 
 def _not_connected(octets: bytes) -> None:
     raise AssertionError(f"the backend is not connected: {octets!r}")
+
+
+def _not_upgradable(what: int) -> None:
+    raise AssertionError(f"the rules do not speak of TLS: {what}")

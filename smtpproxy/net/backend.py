@@ -8,10 +8,13 @@ if TYPE_CHECKING:
 
 
 class BackendConnection(asyncio.Protocol):
-    """The side that faces the backend; never used for another session (state would leak)."""
+    """The side that faces the backend; never used for another session (state would leak).
+
+    transport: the one that its octets come from; another one once it is inside TLS.
+    """
 
     # Hot path (bench S2): the loop calls the session itself.
-    __slots__ = ("_session", "_transport", "data_received")
+    __slots__ = ("_session", "data_received", "transport")
 
     def __init__(self, session: "Session") -> None:
         self._session = session
@@ -19,16 +22,16 @@ class BackendConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Give the session its backend connection."""
-        self._transport = cast("asyncio.Transport", transport)
-        self._session.backend_connected(self._transport)
+        self.transport: asyncio.Transport = cast("asyncio.Transport", transport)
+        self._session.backend_connected(self.transport)
 
     def eof_received(self) -> None:
         """Take the backend's half-close: it will answer nothing any more."""
-        self._session.backend_lost(self._transport)
+        self._session.backend_lost(self.transport)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         """Take the end of the connection."""
-        self._session.backend_lost(self._transport)
+        self._session.backend_lost(self.transport)
 
     def pause_writing(self) -> None:
         """Note that the backend does not take what is sent."""

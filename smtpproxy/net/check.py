@@ -17,7 +17,7 @@ async def check(server: Server, hostname: str, limit_s: float) -> str:
     dialogue = _Dialogue()
     try:
         async with asyncio.timeout(limit_s):
-            await server.connect(lambda: dialogue)
+            await server.connect(lambda: dialogue, None)
             return await _converse(dialogue, hostname)
     except TimeoutError:
         return "check time limit"

@@ -92,7 +92,7 @@ class Choice:
     async def _connect(self, server: "Server") -> None:
         session = self._session
         try:
-            await server.connect(lambda: BackendConnection(session))
+            await server.connect(lambda: BackendConnection(session), session.peer)
         except OSError as error:
             self._connecting = None
             why = error.strerror or str(error)

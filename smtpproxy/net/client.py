@@ -3,6 +3,7 @@
 import asyncio
 from typing import TYPE_CHECKING, cast
 
+from smtpproxy.net.peer import Peer
 from smtpproxy.net.session import Session
 
 if TYPE_CHECKING:
@@ -11,24 +12,25 @@ if TYPE_CHECKING:
 
 
 class ClientConnection(asyncio.Protocol):
-    """The side that faces the client."""
+    """The side that faces the client; `peer` is who it is, if its connection doesn't tell."""
 
-    __slots__ = ("_seat", "_service", "_session")
+    __slots__ = ("_peer", "_seat", "_service", "_session")
 
-    def __init__(self, service: "Service") -> None:
+    def __init__(self, service: "Service", peer: Peer | None = None) -> None:
         self._service = service
+        self._peer = peer
         self._seat: Slots | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin a session; what the client sends early waits until the backend has greeted."""
+        peer = self._peer or Peer.of(transport)
         admission = self._service.admission
         if admission is not None:
-            name = transport.get_extra_info("peername")
-            self._seat = admission.enter(name[0] if isinstance(name, tuple) else "")
+            self._seat = admission.enter(peer.host)
             if self._seat is None:
                 _turn_away(cast("asyncio.Transport", transport), admission.refusal)
                 return
-        self._session = Session(self._service, cast("asyncio.Transport", transport))
+        self._session = Session(self._service, cast("asyncio.Transport", transport), peer)
 
     def data_received(self, data: bytes) -> None:
         """Take octets from the client."""
@@ -36,8 +38,7 @@ class ClientConnection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """Take the client's half-close; True keeps the other half, so that replies can be given."""
-        self._session.client_eof()
-        return True
+        return self._session.client_eof()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         """Take the end of the connection."""

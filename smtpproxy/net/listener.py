@@ -7,6 +7,7 @@ from typing import Any
 
 from smtpproxy.address import Address
 from smtpproxy.net import sockets
+from smtpproxy.net.arrival import Arrival
 from smtpproxy.net.client import ClientConnection
 from smtpproxy.net.service import Service
 
@@ -20,8 +21,9 @@ class Listener:
     wanted: the address asked for.  addresses: those that are listened on.
     """
 
-    def __init__(self, address: Address, service: Service) -> None:
+    def __init__(self, address: Address, service: Service, transparent: bool = False) -> None:
         self.wanted = address
+        self._transparent = transparent
         self._service = service
         self._servers: list[asyncio.Server] = []
         self._own: list[socket.socket] = []
@@ -34,7 +36,7 @@ class Listener:
         None the listener opens its own; raises OSError if the address can't be had.
         """
         if given is None:
-            given = self._own = sockets.listen(self.wanted)
+            given = self._own = sockets.listen(self.wanted, transparent=self._transparent)
         for each in given:
             self._servers.append(await self._accept_from(each))
         self.addresses = [sockets.name_of(each) for each in given]
@@ -51,7 +53,10 @@ class Listener:
             )
         return await loop.create_server(self._make_client, sock=accepting, backlog=sockets.BACKLOG)
 
-    def _make_client(self) -> ClientConnection:
+    def _make_client(self) -> asyncio.Protocol:
+        security = self._service.security
+        if security is not None and security.keeps_waiting:
+            return Arrival(self._service, security)
         return ClientConnection(self._service)
 
     def close(self) -> None:

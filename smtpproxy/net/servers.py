@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from time import monotonic
 
 from smtpproxy.address import Address
+from smtpproxy.net.peer import Peer
+from smtpproxy.net.route import Route
 
 Changed = Callable[[str, bool, str], None]
 """Is told the name of a server, whether it is up now, and why not."""
@@ -17,18 +19,30 @@ class Server:
     left_alone_until: when a server that is down is tried again; 0.0 while it is up.
     """
 
-    __slots__ = ("_address", "left_alone_until", "name", "sessions")
+    __slots__ = ("_address", "_route", "left_alone_until", "name", "sessions")
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, route: Route | None = None) -> None:
         self._address = address
+        self._route = route
         self.name = str(address)
         self.sessions = 0
         self.left_alone_until = 0.0
 
-    async def connect(self, factory: Callable[[], asyncio.Protocol]) -> None:
-        """Open a connection; raises OSError if the server can't be reached."""
+    def address_for(self, peer: Peer) -> Address:
+        """Return the address: the one that the client wanted, if it is to be that."""
+        if not self._address.is_original or peer.target is None:
+            return self._address
+        return Address(*peer.target)
+
+    async def connect(self, factory: Callable[[], asyncio.Protocol], peer: Peer | None) -> None:
+        """Open a connection for a client, or with None for the proxy itself.
+
+        Raises OSError if the server can't be reached.
+        """
         loop = asyncio.get_running_loop()
-        if self._address.is_unix:
+        if self._route is not None:
+            await self._route.connect(self._address, factory, peer)
+        elif self._address.is_unix:
             await loop.create_unix_connection(factory, self._address.path)
         else:
             await loop.create_connection(factory, self._address.host, self._address.port)

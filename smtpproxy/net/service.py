@@ -8,6 +8,7 @@ from smtpproxy.net.admission import Admission
 from smtpproxy.net.outbox import Outbox
 from smtpproxy.net.pace import Pacing
 from smtpproxy.net.places import Places
+from smtpproxy.net.security import Security
 from smtpproxy.net.servers import Servers
 from smtpproxy.net.sweeper import Sweeper
 
@@ -20,6 +21,7 @@ class Service:
     servers: those of its backend.  places: at the backend; None if there are as many as wanted.
     admission: who decides whether a client is served; None lets everybody in.
     pacing: how fast commands may come; None if as fast as they do.
+    security: None where there is no TLS, and nobody is introduced or believed.
     """
 
     name: str
@@ -31,3 +33,4 @@ class Service:
     places: Places | None = None
     admission: Admission | None = None
     pacing: Pacing | None = None
+    security: Security | None = None

@@ -13,11 +13,13 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from smtpproxy.core.observer import Ends, Summary
-from smtpproxy.core.pipeline import Pipeline
+from smtpproxy.core.pipeline import SECURE_BACKEND, Pipeline
 from smtpproxy.net.choice import Choice
 from smtpproxy.net.pace import Pace
+from smtpproxy.net.upgrade import Upgrade
 
 if TYPE_CHECKING:
+    from smtpproxy.net.peer import Peer
     from smtpproxy.net.service import Service
 
 
@@ -26,6 +28,8 @@ class Session:
 
     When its pipeline has ended, the session lingers until the client has closed its side too: to
     close with octets unread would reset the connection, and the client could lose the last reply.
+
+    peer: who the client is.
     """
 
     __slots__ = (
@@ -44,9 +48,11 @@ class Session:
         "_service",
         "_since",
         "_started",
+        "_upgrade",
+        "peer",
     )
 
-    def __init__(self, service: "Service", client: asyncio.Transport) -> None:
+    def __init__(self, service: "Service", client: asyncio.Transport, peer: "Peer") -> None:
         now = monotonic()
         self._service = service
         self._client = client
@@ -54,9 +60,17 @@ class Session:
         self._client_blocked = self._backend_blocked = False  # it does not take what is written
         self._octets_client = self._octets_backend = 0
         self._started = self._since = now  # _since: begin of connecting, blocking or lingering
-        self._observer = service.observer.session(service.name, _end_name(client))
+        self.peer = peer
+        self._upgrade: Upgrade | None = None
+        self._observer = service.observer.session(service.name, peer.name)
+        security = service.security
+        rules = service.rules if security is None else security.rules_for(peer) or service.rules
         send_client = partial(service.outbox.put, client)
-        self._pipeline = Pipeline(service.rules, send_client, self._observer.settled, now)
+        self._pipeline = Pipeline(rules, send_client, self._observer.settled, now)
+        if security is not None:
+            self._pipeline.upgrade = self._begin_upgrade
+            if security.introduce is not None:
+                self._pipeline.hello.introduction = security.introduce(peer)
         self._backend: asyncio.Transport | None = None
         self._pace = None if service.pacing is None else Pace(service.pacing, now)
         self._choice = Choice(self, service.servers, service.places)
@@ -89,25 +103,29 @@ class Session:
             backend.abort()
             return
         self._since = monotonic()
-        self._pipeline.connect_backend(partial(self._service.outbox.put, backend))
+        self._attach_backend(backend)
         server = self._choice.server
         assert server is not None
+        self._observer.connected(str(server.address_for(self.peer)), self._ends)
+
+    def _attach_backend(self, backend: asyncio.Transport) -> None:
+        """Let the pipeline send there, and whoever watches content see it."""
+        self._pipeline.connect_backend(partial(self._service.outbox.put, backend))
         watch = self._observer.content
         if watch is not None:
             # No method of ours: a session that refers to itself would wait for the collector.
             self._pipeline.framer.send_backend = partial(
                 _send_watched, self._pipeline.send_backend, watch
             )
-        self._observer.connected(server.name, self._ends)
 
     def _ends(self) -> Ends:
         """Return both ends of both connections."""
         assert self._backend is not None
         return Ends(
-            client=_end_name(self._client),
+            client=self.peer.name,
             listener=_end_name(self._client, "sockname"),
             proxy=_end_name(self._backend, "sockname"),
-            server=_end_name(self._backend),
+            server=_end_name(self._backend, "peername"),
         )
 
     def backend_received(self, octets: bytes) -> None:
@@ -177,15 +195,18 @@ class Session:
         if self._pace is not None and not self._pace.paused:
             self._slow_down()
 
-    def client_eof(self) -> None:
-        """Take the client's half-close: what it has sent is served to the end."""
+    def client_eof(self) -> bool:
+        """Take the client's half-close: what it has sent is served to the end.
+
+        Return whether replies can still be given; inside TLS the loop closes both halves.
+        """
         if self._pipeline.ended:
             self._client.close()
-            return
-        now = monotonic()
+            return False
         if self._choice.waits and not self._octets_client:  # it has left the queue
-            self._pipeline.abandon(now)
-        self._finish_client(now)
+            self._finish(self._pipeline.abandon)
+        self._finish(self._pipeline.client_eof)
+        return self._client.can_write_eof()
 
     def client_lost(self) -> None:
         """Take the end of the client's connection; what it sent before is still served."""
@@ -193,16 +214,19 @@ class Session:
         if self._pipeline.ended:
             self._service.sweeper.remove(self)
             return
-        now = monotonic()
         self._pipeline.send_client = _discard
         self._client_blocked = False
         if self._choice.waits:  # what it has sent has reached nobody: no place for it
-            self._pipeline.abandon(now)
-        self._finish_client(now)
+            self._finish(self._pipeline.abandon)
+        self._finish(self._pipeline.client_eof)
         self._regulate()
 
-    def _finish_client(self, now: float) -> None:
-        self._pipeline.client_eof(now)
+    def _finish(self, happen: "Callable[[float], None]") -> None:
+        """Let something happen in the pipeline that may end it."""
+        if self._pipeline.ended:
+            return
+        now = monotonic()
+        happen(now)
         if self._pipeline.ended:
             self._end(now)
 
@@ -256,6 +280,56 @@ class Session:
         if was_paused != pace.paused:
             self._regulate()
 
+    # --- TLS ----------------------------------------------------------------------------------
+
+    def _begin_upgrade(self, what: int) -> None:
+        security, server = self._service.security, self._choice.server
+        assert security is not None
+        assert self._backend is not None
+        assert server is not None
+        self._service.outbox.flush()
+        if what != SECURE_BACKEND:
+            self._pipeline.send_client = _discard  # in plaintext nothing may follow
+        host = server.address_for(self.peer).host or "localhost"
+        self._upgrade = Upgrade(self, security, what, self._client, self._backend, host)
+
+    def note(self, event: str, **values: str) -> None:
+        """Tell who watches of something besides the dialogue."""
+        self._observer.noted(event, **values)
+
+    def client_secured(self, inside: asyncio.Transport) -> None:
+        """Take the client's connection inside TLS."""
+        self._upgrade = None
+        self._client = inside
+        self._client_paused = False
+        if self._client_blocked:
+            self.client_blocked(blocked=False)
+        self._pipeline.send_client = partial(self._service.outbox.put, inside)
+        self._finish(self._pipeline.client_secured)
+
+    def backend_secured(self, inside: asyncio.Transport) -> None:
+        """Take the backend's connection inside TLS."""
+        self._upgrade = None
+        self._backend = inside
+        self._attach_backend(inside)
+        self._pipeline.backend_secured(monotonic())
+
+    def not_secured(self, reason: str) -> None:
+        """Take the end of a handshake that failed."""
+        self._finish(lambda now: self._pipeline.not_secured(reason, now))
+
+    def tunnel_over(self) -> None:
+        """Take the end of the tunnel: both have said all, or one is gone."""
+        assert self._upgrade is not None
+        assert self._upgrade.tunnel is not None
+        assert self._backend is not None
+        self._octets_client += self._upgrade.tunnel.from_client
+        self._octets_backend += self._upgrade.tunnel.from_backend
+        self._backend.close()
+        self._backend = None  # what is on its way goes out
+        self._client.close()
+        self._finish(self._pipeline.client_eof)
+
     # --- time ---------------------------------------------------------------------------------
 
     def waiting(self) -> tuple[str, float]:
@@ -264,6 +338,8 @@ class Session:
             return "close", self._since
         if self._backend is None:
             return "place" if self._choice.waits else "connect", self._since
+        if self._upgrade is not None and self._upgrade.tunnel is not None:
+            return "client", self._upgrade.tunnel.active
         if self._client_blocked:
             return "client", self._since
         if self._pipeline.greeting_owed:
@@ -297,10 +373,7 @@ class Session:
         """End the session as soon as its transaction is over."""
         if self._pipeline.ended:
             return
-        now = monotonic()
-        self._pipeline.drain(now)
-        if self._pipeline.ended:
-            self._end(now)
+        self._finish(self._pipeline.drain)
 
     def stop(self) -> None:
         """End the session at once."""
@@ -324,6 +397,12 @@ class Session:
         self._choice.end()
         self._report(now)
         pipeline = self._pipeline
+        if self._upgrade is not None:
+            self._upgrade.cancel()
+            if self._upgrade.of_client:  # none of our words can go there
+                self._client_lost = True
+                if not self._client.is_closing():
+                    self._client.abort()
         if self._client_lost:
             self._service.sweeper.remove(self)
         elif pipeline.client_ended or pipeline.ended == "quit":
@@ -335,6 +414,9 @@ class Session:
     def _linger(self, now: float) -> None:
         """Say that nothing more comes, and read until the client has closed."""
         self._since = now
+        if not self._client.can_write_eof():  # TLS has a good-bye of its own
+            self._client.close()
+            return
         self._client.write_eof()
         if self._client_paused:
             self._client.resume_reading()
@@ -362,7 +444,7 @@ def _send_watched(
     watch(octets)
 
 
-def _end_name(transport: asyncio.BaseTransport, which: str = "peername") -> str:
+def _end_name(transport: asyncio.BaseTransport, which: str) -> str:
     """Return one end of a connection as `192.0.2.1:4711`, `[2001:db8::1]:4711`, or `unix`."""
     name = transport.get_extra_info(which)
     if not isinstance(name, tuple):

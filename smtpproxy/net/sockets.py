@@ -7,14 +7,16 @@ import stat
 from pathlib import Path
 
 from smtpproxy.address import Address
+from smtpproxy.net.transparent import allow
 
 BACKLOG = 4096
 
 
-def listen(address: Address) -> list[socket.socket]:
+def listen(address: Address, *, transparent: bool = False) -> list[socket.socket]:
     """Open the sockets of an address: one, or one for each meaning of `localhost`.
 
-    Raises OSError, with none left open, if one can't be had.
+    A transparent one also accepts connections to other machines' addresses.  Raises OSError, with
+    none left open, if one can't be had.
     """
     if address.is_unix:
         return [_listen_unix(address.path)]
@@ -26,7 +28,7 @@ def listen(address: Address) -> list[socket.socket]:
         for family, _, _, _, name in found:
             # A free port is chosen once.
             port = opened[0].getsockname()[1] if opened else address.port
-            opened.append(_listen_tcp(family, (name[0], port, *name[2:])))
+            opened.append(_listen_tcp(family, (name[0], port, *name[2:]), transparent))
     except OSError:
         for each in opened:
             each.close()
@@ -51,12 +53,14 @@ def close(sockets: list[socket.socket], address: Address) -> None:
             Path(address.path).unlink()
 
 
-def _listen_tcp(family: int, name: tuple[str | int, ...]) -> socket.socket:
+def _listen_tcp(family: int, name: tuple[str | int, ...], transparent: bool) -> socket.socket:
     opened = socket.socket(family, socket.SOCK_STREAM)
     try:
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if transparent:
+            allow(opened)
         opened.bind(name)
         opened.listen(BACKLOG)
     except OSError:

@@ -7,10 +7,7 @@ session is asked at intervals which limit runs and since when.
 import asyncio
 import contextlib
 from time import monotonic
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from smtpproxy.net.session import Session
+from typing import Protocol
 
 SWEEPS_PER_LIMIT = 4
 """A limit is noticed at most a quarter of the shortest one late."""
@@ -19,6 +16,25 @@ LOOKS_PER_HOLD = 4
 """A held reply is flushed at most a quarter of the time too late."""
 CLOSE_WHILE_DRAINING_S = 2.0
 """How long a client that got its 421 may take to close, so that a restart need not wait for it."""
+
+
+class Watched(Protocol):
+    """A session, or a client on its way to one."""
+
+    def waiting(self) -> tuple[str, float]:
+        """Return the name of the time limit that runs, and since when."""
+
+    def expire(self, limit: str, now: float) -> None:
+        """Act on a time limit that is over."""
+
+    def release(self, now: float) -> bool:
+        """Flush what has been held for long enough; tell whether anything is held still."""
+
+    def drain(self) -> None:
+        """End when nothing is left to be finished."""
+
+    def stop(self) -> None:
+        """End at once."""
 
 
 class Sweeper:
@@ -33,26 +49,26 @@ class Sweeper:
         self.limits = limits
         self.hold = hold
         self._interval = min(LONGEST_INTERVAL_S, min(limits.values()) / SWEEPS_PER_LIMIT)
-        self.sessions: set[Session] = set()
-        self._holding: set[Session] = set()
+        self.sessions: set[Watched] = set()
+        self._holding: set[Watched] = set()
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._hold_timer: asyncio.TimerHandle | None = None
         self._empty: asyncio.Event | None = None
 
-    def add(self, session: "Session") -> None:
+    def add(self, session: Watched) -> None:
         """Watch a session."""
         self.sessions.add(session)
         if self._sweep_timer is None:
             self._sweep_timer = asyncio.get_running_loop().call_later(self._interval, self._wake)
 
-    def remove(self, session: "Session") -> None:
+    def remove(self, session: Watched) -> None:
         """Forget a session."""
         self.sessions.discard(session)
         self._holding.discard(session)
         if self._empty is not None and not self.sessions:
             self._empty.set()
 
-    def watch_held(self, session: "Session") -> None:
+    def watch_held(self, session: Watched) -> None:
         """See to it that what the session holds from now on is flushed after `hold` seconds."""
         self._holding.add(session)
         if self._hold_timer is None:

@@ -58,6 +58,9 @@ class SessionExchangeLog:
     def transaction(self, outcome: str, fields: dict[str, Any]) -> None:
         """Say nothing: the log does already."""
 
+    def noted(self, event: str, **values: str) -> None:
+        """Say nothing: the log does."""
+
     def slowed(self) -> None:
         """Say nothing: the log does."""
 

@@ -94,6 +94,11 @@ class SessionFanout:
         for each in self._observers:
             each.settled(exchanges)
 
+    def noted(self, event: str, **values: str) -> None:
+        """Something happened besides the dialogue."""
+        for each in self._observers:
+            each.noted(event, **values)
+
     def slowed(self) -> None:
         """The client sends commands too fast."""
         for each in self._observers:

@@ -153,6 +153,9 @@ class SessionMetrics:
         """Count a message."""
         self._metrics.messages[outcome.removeprefix("message_")] += 1
 
+    def noted(self, event: str, **values: str) -> None:
+        """Count nothing."""
+
     def slowed(self) -> None:
         """Count nothing: pacing itself counts."""
 

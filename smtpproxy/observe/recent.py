@@ -128,6 +128,9 @@ class RecentSession:
         if len(self._messages) < KEPT_EXCHANGES:
             self._messages.append(records.message_of(outcome, fields))
 
+    def noted(self, event: str, **values: str) -> None:
+        """Keep nothing."""
+
     def slowed(self) -> None:
         """Keep nothing."""
 

@@ -120,6 +120,9 @@ class SessionTrace:
         else:
             self._more_messages += 1
 
+    def noted(self, event: str, **values: str) -> None:
+        """Record nothing: it is in the log."""
+
     def slowed(self) -> None:
         """Record nothing: the times tell."""
 

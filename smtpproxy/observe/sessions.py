@@ -93,6 +93,11 @@ class SessionLog:
             if exchange.problem is not None:
                 self._log_violation(exchange)
 
+    def noted(self, event: str, **values: str) -> None:
+        """Log what happened besides the dialogue; only failures matter to everybody."""
+        level = self._log.debug if event == "tls_started" else self._log.warning
+        level(event, session=self._id, client=self._client, server=self._server, **values)
+
     def _begin(self, mail: Exchange) -> None:
         if self._transaction is not None and mail.code >= 300:
             return  # a nested MAIL, refused: the transaction goes on

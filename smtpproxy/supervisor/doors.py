@@ -11,8 +11,9 @@ from smtpproxy.observe import log
 from smtpproxy.settings import Settings
 from smtpproxy.supervisor import inherited
 
-Key = tuple[Address, int]
-"""An address, and its position among equal ones: port 0 is another port each time."""
+Key = tuple[Address, int, bool]
+"""An address, its position among equal ones (port 0 is another port each time), and whether it is
+open to connections for other machines, too."""
 
 
 class Doors:
@@ -37,19 +38,19 @@ class Doors:
             if key in self._open:
                 continue
             try:
-                added[key] = self._open_one(key[0])
+                added[key] = self._open_one(*key)
             except OSError as error:
                 why = os.strerror(error.errno) if error.errno else str(error)
                 log.get().error("cannot_listen", address=str(key[0]), why=why)
-                for (address, _), found in added.items():
+                for (address, _, _), found in added.items():
                     _close(address, found)
                 raise
         self._open |= added
         return [sockets.name_of(each) for found in added.values() for each in found]
 
-    def _open_one(self, address: Address) -> list[socket.socket]:
+    def _open_one(self, address: Address, _: int, transparent: bool) -> list[socket.socket]:
         if not address.given:
-            return sockets.listen(address)
+            return sockets.listen(address, transparent=transparent)
         if address.given not in self._given:
             raise OSError("systemd has passed no socket of this name")
         return self._given[address.given]
@@ -66,7 +67,7 @@ class Doors:
 
     def close(self) -> None:
         """Close all."""
-        for (address, _), found in self._open.items():
+        for (address, _, _), found in self._open.items():
             _close(address, found)
         self._open.clear()
 
@@ -85,6 +86,6 @@ def _keys(settings: Settings) -> list[Key]:
     seen: Counter[Address] = Counter()
     keys = []
     for listener in settings.listener:
-        keys.append((listener.address, seen[listener.address]))
+        keys.append((listener.address, seen[listener.address], listener.transparent))
         seen[listener.address] += 1
     return keys

@@ -27,6 +27,7 @@ from smtpproxy.supervisor.desk import Desk
 from smtpproxy.supervisor.doors import Doors
 from smtpproxy.supervisor.notify import Notifier
 from smtpproxy.supervisor.process import WorkerProcess
+from smtpproxy.trust import weak_backends
 
 if TYPE_CHECKING:
     from smtpproxy.admin.server import Admin
@@ -120,6 +121,8 @@ class Service:
             return False
         for address in self._doors.addresses:
             self._log.info("listening", address=address)
+        for name, how in weak_backends(settings):
+            self._log.warning("weak_tls", backend=name, how=how)
         self._notifier.ready(self._status())
         return True
 

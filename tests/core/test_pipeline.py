@@ -7,7 +7,7 @@ import pytest
 
 from smtpproxy.core.pipeline import HELD_OCTETS, Pipeline
 from smtpproxy.core.replies import REPLY_LIMIT
-from smtpproxy.core.rules import Rules
+from smtpproxy.core.rules import ClientTls, Rules
 from tests.core.mta import MtaStage
 from tests.core.transcript import Stage, check_observed, seen_by_observers
 
@@ -34,6 +34,14 @@ def test_backend_is_connected_before_anything_is_sent_to_it() -> None:
     pipeline.client_received(b"EHLO x\r\n", 2.0)
     with pytest.raises(AssertionError, match="not connected"):
         pipeline.backend_received(b"220 mx\r\n", 3.0)
+
+
+def test_upgrade_is_set_where_the_rules_speak_of_tls() -> None:
+    pipeline = Pipeline(Rules(client_tls=ClientTls.OFFERED), [].append, [].extend, 1.0)
+    pipeline.connect_backend([].append)
+    pipeline.backend_received(b"220 mx\r\n", 2.0)
+    with pytest.raises(AssertionError, match="TLS"):
+        pipeline.client_received(b"STARTTLS\r\n", 3.0)
 
 
 def test_exchange_has_its_four_times() -> None:

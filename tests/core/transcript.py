@@ -15,15 +15,18 @@ stand for raw octets, `{x*2048}` for repetition.  `#` at the start of a line is 
 What the proxy writes stands below what made it write; anything more or less fails the dialogue.
 Other happenings: `hold` (the oldest held reply is old enough), `expire` (a time limit is over),
 `drain`, `stop`, `break down`, `unavailable` (no server; a greeting that refused may follow), `no
-place` (the backend has as many connections as it may), `abandon` (the client is gone before).
+place` (the backend has as many connections as it may), `abandon` (the client is gone before),
+`client secured`, `backend secured`, `not secured` (a TLS handshake is over).
 
 Settings, before the first line: `rules: sync=strict errors=2 hide=AUTH,SIZE`; `secret: word` (no
-observer may ever see it); `segments: as written` (what happens depends on how the client's or the
+observer may ever see it); `introduce: XCLIENT` (or XFORWARD; the client, to the backend, as it
+says in INTRODUCED); `segments: as written` (what happens depends on how the client's or the
 backend's octets are cut, so the dialogue is not played again octet by octet); `given:` one of
 `greeting`, `HELO`, `EHLO [CAPABILITY...]`, `MAIL [CAPABILITY...]`, `DATA [CAPABILITY...]`: the
 session has come as far as that.
 
-Claims, anywhere: `ends: reason`; `full: yes|no`; `waiting: time limit`; and, on the whole dialogue,
+Claims, anywhere: `ends: reason`; `full: yes|no`; `waiting: time limit`; `upgrade: client|backend|
+tunnel` (what is asked of the caller); and, on the whole dialogue,
 `violation: kind [octets]`, `observed: command line`, `waits: n` (turnarounds that the client
 makes), `pipelined: n`, `messages: n`.
 """
@@ -37,13 +40,14 @@ from smtpproxy.core.commands import Sync
 from smtpproxy.core.content import BareNewlines
 from smtpproxy.core.exchange import Exchange
 from smtpproxy.core.pipeline import Pipeline
-from smtpproxy.core.rules import Rules
+from smtpproxy.core.rules import Auth, BackendTls, ClientTls, Rules
 
 TRANSCRIPTS = Path(__file__).parent.parent / "transcripts"
 
 _LINE = re.compile(r"(C:|C\||S:|S\||B>|B<\||B<|[a-z ]+:|[a-z ]+$) ?(.*)")
 _REPEATED = re.compile(r"\{(.+?)\*(\d+)\}")
 _SENDERS = ("C:", "B<")
+_HANDSHAKES = ("client secured", "backend secured", "not secured")
 _HAPPENINGS = (
     "hold",
     "expire",
@@ -53,10 +57,15 @@ _HAPPENINGS = (
     "unavailable",
     "no place",
     "abandon",
+    *_HANDSHAKES,
 )
-_CLAIMS = ("ends", "full", "waiting")
+_CLAIMS = ("ends", "full", "waiting", "upgrade")
 _WHOLE = ("violation", "observed", "waits", "pipelined", "messages")
-_SETTINGS = ("rules", "secret", "segments", "given")
+_SETTINGS = ("rules", "secret", "segments", "given", "introduce")
+_UPGRADES = ("client", "backend", "tunnel")
+
+INTRODUCED = (b"HELO=%b", b"ADDR=192.0.2.1")
+"""What the client is introduced by: these attributes, each in a line of its own."""
 
 
 @dataclass
@@ -144,6 +153,29 @@ def as_octets(text: str) -> bytes:
     return text.encode().decode("unicode_escape").encode("latin-1")
 
 
+_CHOICES = {
+    "sync": Sync,
+    "bare_newlines": BareNewlines,
+    "client_tls": ClientTls,
+    "backend_tls": BackendTls,
+    "auth": Auth,
+}
+
+
+class Introduced:
+    """Introduces the client with what is asked of it."""
+
+    def __init__(self, verb: str) -> None:
+        self.verb = verb.encode()
+
+    def lines(self, attributes: frozenset[bytes], hello: bytes) -> list[bytes]:
+        """Return a line for each attribute in INTRODUCED that the backend knows."""
+        words = [word % hello[5:].strip() if b"%" in word else word for word in INTRODUCED]
+        return [
+            self.verb + b" " + word + b"\r\n" for word in words if word.split(b"=")[0] in attributes
+        ]
+
+
 def rules_of(text: str) -> Rules:
     """Return the rules that `name=value` pairs lay down."""
     values: dict[str, object] = {}
@@ -152,10 +184,8 @@ def rules_of(text: str) -> Rules:
         name, value = pair.split("=")
         if name in ("hide", "allow"):
             words[name] = frozenset(value.encode().split(b","))
-        elif name == "sync":
-            values[name] = Sync(value)
-        elif name == "bare_newlines":
-            values[name] = BareNewlines(value)
+        elif name in _CHOICES:
+            values[name] = _CHOICES[name](value)
         elif name == "hostname":
             values[name] = value.encode()
         else:
@@ -178,6 +208,11 @@ class Stage:
         self.sent_to_client = b""
         self.pipeline = Pipeline(rules or rules_of(""), self._write, self.observed.extend, self.now)
         self.pipeline.connect_backend(self.to_backend.append)
+        self.pipeline.upgrade = self._upgrade
+        self.upgrades: list[str] = []
+
+    def _upgrade(self, what: int) -> None:
+        self.upgrades.append(_UPGRADES[what])
 
     def _write(self, octets: bytes) -> None:
         assert octets, "an empty write"
@@ -188,6 +223,7 @@ class Stage:
         """Forget what was written so far."""
         self.to_client.clear()
         self.to_backend.clear()
+        self.upgrades.clear()
 
     def client(self, octets: bytes) -> None:
         """Let the client send a segment."""
@@ -216,6 +252,9 @@ class Stage:
             "break down": pipeline.break_down,
             "no place": pipeline.backend_full,
             "abandon": pipeline.abandon,
+            "client secured": pipeline.client_secured,
+            "backend secured": pipeline.backend_secured,
+            "not secured": lambda now: pipeline.not_secured("backend_tls_failed", now),
         }[kind](self.now)
 
     def come_to(self, given: str) -> None:
@@ -245,6 +284,8 @@ class Stage:
 def play(dialogue: Dialogue, *, octet_by_octet: bool = False) -> None:
     """Play a dialogue and fail where the proxy does anything else than it says."""
     stage = Stage(rules_of(" ".join(dialogue.all_settings("rules"))))
+    for verb in dialogue.all_settings("introduce"):
+        stage.pipeline.hello.introduction = Introduced(verb)
     for given in dialogue.all_settings("given"):
         stage.come_to(given)
     for step in dialogue.steps:
@@ -271,6 +312,7 @@ def _check(stage: Stage, step: Step, *, octet_by_octet: bool) -> None:
     else:
         assert stage.to_client == step.to_client, place
     assert b"".join(stage.to_backend) == step.to_backend, place
+    assert " ".join(stage.upgrades) == step.claims.get("upgrade", ""), place
     assert stage.pipeline.ended == step.claims.get("ends", stage.pipeline.ended), place
     assert "ends" not in step.claims or stage.pipeline.ended, place
     if "full" in step.claims:

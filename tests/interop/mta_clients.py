@@ -5,10 +5,12 @@ Their own bounces go nowhere: mail for the sender is discarded.
 
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from tests.interop.clients import HELO, TIMEOUT_S, Mail, Result
 from tests.interop.exim import ACCOUNT, Exim
+from tests.interop.networks import Machine
 from tests.interop.postfix import Postfix
 from tests.interop.processes import eventually
 
@@ -25,12 +27,18 @@ _POSTFIX = {
 }
 
 
-def postfix(port: int, mails: Sequence[Mail]) -> list[Result]:
+def postfix(
+    port: int,
+    mails: Sequence[Mail],
+    host: str = "127.0.0.1",
+    machine: Machine | None = None,
+    settings: Mapping[str, str] = MappingProxyType({}),
+) -> list[Result]:
     """Postfix's smtp(8): MAIL, all RCPT and DATA in one group; the final dot and QUIT, too."""
-    settings = {**_POSTFIX, "relayhost": f"[127.0.0.1]:{port}"}
+    settings = {**_POSTFIX, **settings, "relayhost": f"[{host}]:{port}"}
     if len(mails) > 1:
         settings["smtp_connection_cache_destinations"] = "127.0.0.1"
-    with Postfix(settings) as program:
+    with Postfix(settings, machine=machine) as program:
         results = []
         for mail in mails:
             program.submit(mail.sender, list(mail.recipients), mail.message.as_kept())

@@ -7,15 +7,17 @@ them.
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 from tests.interop.exim import ACCOUNT, Exim
 from tests.interop.jail import Jail
 from tests.interop.messages import Delivery, Message
+from tests.interop.networks import Machine
 from tests.interop.postfix import Postfix, programs_environment
 from tests.interop.processes import Process, Workplace, eventually, free_port
 from tests.interop.programs import require_root, root_of
@@ -28,6 +30,7 @@ class Backend:
     port: int
     kept: Callable[[], Iterable[Delivery]]
     refuses: bool = True  # does it refuse bad*@rcpt.example?
+    printed: Callable[[], str] = str  # its log so far, where a test reads it
 
     def find(self, message: Message) -> Delivery:
         """Wait until this message has been kept and return it; fail if it is there twice."""
@@ -48,7 +51,7 @@ _OPENSMTPD = """\
 smtp max-message-size "64M"
 smtp limit max-rcpt 1000
 smtp limit max-mails 1000
-listen on 127.0.0.1 port {port} hostname mx.example
+{listeners}
 action keep relay host smtp://127.0.0.1:9
 match from any for any rcpt-to regex "^bad" reject
 match from any for any action keep
@@ -56,11 +59,13 @@ match from any for any action keep
 
 
 @contextmanager
-def opensmtpd() -> Iterator[Backend]:
+def opensmtpd(
+    listen: Sequence[str] = ("127.0.0.1",), machine: Machine | None = None
+) -> Iterator[Backend]:
     """Run OpenSMTPD: it lacks PIPELINING, and answers a client that pipelines with 500 and a close.
 
     Its paths are compiled in, so it runs in a jail. Its delivery side is paused: messages stay in
-    the queue, as plain text.
+    the queue, as plain text. On a machine of its own it listens at port 25.
     """
     require_root("OpenSMTPD")
     root = root_of("opensmtpd", "usr/sbin/smtpd")
@@ -69,12 +74,18 @@ def opensmtpd() -> Iterator[Backend]:
     for directory in ("var/lib/opensmtpd/empty", "var/run", "tmp"):
         jail.work.directory(directory)
     jail.work.directory("var/spool/smtpd", mode=0o711)
-    port = free_port()
-    jail.work.write("etc/smtpd.conf", _OPENSMTPD.format(port=port))
+    port = 25 if machine else free_port()
+    listeners = [f"listen on {each} port {port} hostname mx.example" for each in listen]
+    jail.work.write("etc/smtpd.conf", _OPENSMTPD.format(listeners="\n".join(listeners)))
     argv = jail.argv("/usr/sbin/smtpd", "-d", "-P", "mda", "-P", "mta")
+    argv = [*(machine.inside if machine else ()), *argv]
     with jail.work, Process(argv, jail.path / "printed") as process:
-        process.await_greeting(port)
-        yield Backend(port, partial(_opensmtpd_queue, jail.path / "var/spool/smtpd/queue"))
+        if machine:
+            machine.await_listening(port)
+        else:
+            process.await_greeting(port)
+        queue = jail.path / "var/spool/smtpd/queue"
+        yield Backend(port, partial(_opensmtpd_queue, queue), printed=process.printed)
 
 
 def _opensmtpd_queue(queue: Path) -> Iterator[Delivery]:
@@ -176,19 +187,22 @@ _POSTFIX = {
 
 
 @contextmanager
-def postfix() -> Iterator[Backend]:
+def postfix(settings: Mapping[str, str] = MappingProxyType({})) -> Iterator[Backend]:
     """Run Postfix's smtpd with PIPELINING switched off; it offers CHUNKING, too."""
     port = free_port()
     services = (
         f"127.0.0.1:{port} inet n - n - - smtpd\n"
         "keep unix - n n - - pipe user=nobody argv=@work@/keep @work@/mail ${recipient}\n"
     )
-    program = Postfix(_POSTFIX, services)
+    program = Postfix({**_POSTFIX, **settings}, services)
     program.work.write("refused", "/^bad/ 550 5.1.1 no such recipient\n")
     mail = _add_agent(program.work, "nobody")
     with program:
-        program.process.await_greeting(port)
-        yield Backend(port, partial(_agents_files, mail))
+        if "smtpd_upstream_proxy_protocol" in settings:
+            program.process.await_open(port)
+        else:
+            program.process.await_greeting(port)
+        yield Backend(port, partial(_agents_files, mail), printed=program.log)
 
 
 @contextmanager

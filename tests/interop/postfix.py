@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
+from tests.interop.networks import Machine
 from tests.interop.processes import Process, Workplace
 from tests.interop.programs import require_account, require_root, root_of
 
@@ -32,6 +33,7 @@ defer     unix  - - n - 0 bounce
 trace     unix  - - n - 0 bounce
 proxymap  unix  - - n - - proxymap
 anvil     unix  - - n - 1 anvil
+tlsmgr    unix  - - n 1000? 1 tlsmgr
 scache    unix  - - n - 1 scache
 smtp      unix  - - n - - smtp
 error     unix  - - n - - error
@@ -50,15 +52,18 @@ class Postfix:
     """A Postfix that runs while it is entered.
 
     `main` is added to main.cf, `services` to master.cf; in both, `@work@` stands for the directory
-    that it lives in.
+    that it lives in. With `machine` it runs there.
     """
 
-    def __init__(self, main: Mapping[str, str], services: str = "") -> None:
+    def __init__(
+        self, main: Mapping[str, str], services: str = "", machine: Machine | None = None
+    ) -> None:
         require_root("Postfix")
         require_account("postfix")
         root = root_of("postfix", "usr/lib/postfix/sbin/master")
         self._programs = root / "usr/lib/postfix/sbin"
         self._commands = root / "usr/sbin"
+        self._inside = machine.inside if machine else ()
         self._env = programs_environment(root)
         self.work = Workplace("postfix")
         self._lay_out()
@@ -69,7 +74,7 @@ class Postfix:
         self.work.write("etc/master.cf", text.replace("@work@", str(self.work.path)))
 
     def __enter__(self) -> Self:
-        master = (self._programs / "master", "-c", self.work.path / "etc", "-d")
+        master = (*self._inside, self._programs / "master", "-c", self.work.path / "etc", "-d")
         self.process = Process(master, self.work.path / "printed", self._env)
         return self
 

@@ -126,6 +126,10 @@ class Process:
         self._popen.terminate()
         return self._popen.wait(STOP_S)
 
+    def hang_up(self) -> None:
+        """Tell the program to read its settings again."""
+        self._popen.send_signal(signal.SIGHUP)
+
     def check_alive(self) -> None:
         """Fail, showing what it printed, if the program has ended."""
         code = self._popen.poll()
@@ -138,6 +142,18 @@ class Process:
     def await_greeting(self, port: int) -> None:
         """Wait until the program greets SMTP clients on this port."""
         eventually(lambda: self._greets(port), f"greeting of {self.argv[0]}\n{self.printed()}")
+
+    def await_open(self, port: int) -> None:
+        """Wait until the program accepts connections on this port."""
+        eventually(lambda: self._accepts(port), f"{self.argv[0]} at its port\n{self.printed()}")
+
+    def _accepts(self, port: int) -> bool | None:
+        self.check_alive()
+        try:
+            with socket.create_connection(("127.0.0.1", port), timeout=START_S):
+                return True
+        except OSError:
+            return None
 
     def _greets(self, port: int) -> bool | None:
         self.check_alive()

@@ -29,12 +29,27 @@ def stage(backend: Callable[[], AbstractContextManager[Backend]]) -> Iterator[St
 
 @contextmanager
 def _proxy(backend_port: int) -> Iterator[int]:
+    """Run the proxy by flags."""
+    with _running("-l", "127.0.0.1:0", "-b", f"127.0.0.1:{backend_port}") as (port, _):
+        yield port
+
+
+@contextmanager
+def configured(listener: str, backend: str) -> Iterator[tuple[int, Process]]:
+    """Run the proxy by a file with these settings; give its port, and the process."""
+    with Workplace("settings") as work:
+        text = f'[[listener]]\naddress = "127.0.0.1:0"\n{listener}\n[backends.mta]\n{backend}\n'
+        with _running("-c", str(work.write("smtpproxy.toml", text))) as running:
+            yield running
+
+
+@contextmanager
+def _running(*flags: str) -> Iterator[tuple[int, Process]]:
     """Run the proxy with two workers; at the end it must go when told to, without an error."""
-    argv = [sys.executable, "-m", "smtpproxy", "run", "-l", "127.0.0.1:0"]
-    argv += ["-b", f"127.0.0.1:{backend_port}", "-w", "2"]
+    argv = [sys.executable, "-m", "smtpproxy", "run", *flags, "-w", "2"]
     with Workplace("proxy") as work, Process(argv, work.path / "log") as process:
         address = eventually(lambda: _listening(process), "the proxy's event `listening`")
-        yield int(address.rpartition(":")[2])
+        yield int(address.rpartition(":")[2]), process
         code = process.terminate()
         printed = process.printed()
         assert code == 0, f"the proxy ended with {code}:\n{printed}"

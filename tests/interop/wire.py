@@ -23,6 +23,12 @@ class Wire:
         self._file.close()
         self._socket.close()
 
+    @property
+    def own_address(self) -> str:
+        """This end of the connection, as the proxy's log writes it."""
+        host, port = self._socket.getsockname()
+        return f"{host}:{port}"
+
     def send(self, *commands: bytes) -> None:
         """Send commands, each ended here, in one segment."""
         self._socket.sendall(b"".join(command + b"\r\n" for command in commands))

@@ -13,6 +13,7 @@ from smtpproxy.core.rules import Rules
 from smtpproxy.net.client import ClientConnection
 from smtpproxy.net.outbox import Outbox
 from smtpproxy.net.pace import Pacing
+from smtpproxy.net.peer import Peer
 from smtpproxy.net.servers import Servers
 from smtpproxy.net.service import Service
 from smtpproxy.net.sweeper import Sweeper
@@ -55,6 +56,9 @@ class Transport(asyncio.Transport):
         assert self.state == "open"
         self.written.append(bytes(data))
 
+    def can_write_eof(self) -> bool:
+        return True
+
     def write_eof(self) -> None:
         self.eof_sent = True
 
@@ -96,7 +100,11 @@ class Server:
         self.transport = Transport()
         self.protocol: Any = None
 
-    async def connect(self, factory: Callable[[], asyncio.Protocol]) -> None:
+    def address_for(self, peer: Peer) -> str:  # noqa: ARG002
+        return self.name
+
+    async def connect(self, factory: Callable[[], asyncio.Protocol], peer: Peer) -> None:
+        self.peer = peer
         if self.behaviour == "silent":
             try:
                 await asyncio.Event().wait()
@@ -130,6 +138,7 @@ class Watcher:
     servers: list[str] = field(default_factory=list)
     exchanges: list[Exchange] = field(default_factory=list)
     summaries: list[Summary] = field(default_factory=list)
+    notes: list[tuple[str, dict[str, str]]] = field(default_factory=list)
 
     def session(self, listener: str, client: str) -> "Watcher":
         assert (listener, client) == ("listener", "192.0.2.1:4711")
@@ -150,6 +159,9 @@ class Watcher:
 
     def slowed(self) -> None:
         self.slowdowns += 1
+
+    def noted(self, event: str, **values: str) -> None:
+        self.notes.append((event, values))
 
     def closed(self, summary: Summary) -> None:
         self.summaries.append(summary)

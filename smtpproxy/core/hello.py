@@ -1,0 +1,232 @@
+"""The hello: what one EHLO or HELO of the client becomes towards the backend.
+
+Mostly itself.  But an MTA that does not know EHLO gets HELO in its place; and where the rules ask
+for it the backend connection is secured by STARTTLS (RFC 3207), or the client is introduced by
+XCLIENT or XFORWARD, before the client gets the reply to the last EHLO.  All that is said to the
+backend then is the client's own EHLO once more: neither side learns another name for the other.
+
+A client that said HELO is introduced in the same way, by EHLO with its argument, for capabilities
+are offered to EHLO alone; it gets the first line of the reply to it.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from smtpproxy.core import capabilities
+from smtpproxy.core.errors import BackendViolation
+from smtpproxy.core.extensions import Extensions
+from smtpproxy.core.rules import BackendTls, Rules
+
+DONE, SAY, SECURE, FAILED = range(4)
+"""What comes next: the client gets `code` and `reply`; the backend gets `line`; TLS is to begin on
+the backend's connection, then `secured` is called; the session fails for `reason`."""
+
+_HELLO, _STARTTLS, _HANDSHAKE, _INTRODUCTION, _RSET = range(5)
+"""What was said last, whose reply is awaited."""
+
+
+class Introduction(Protocol):
+    """How a client is made known to the backend."""
+
+    verb: bytes
+    """XCLIENT, without which the session fails, or XFORWARD, which is for the backend's log."""
+
+    def lines(self, attributes: frozenset[bytes], hello: bytes) -> Sequence[bytes]:
+        """Return the commands, of the attributes that the backend knows.
+
+        `hello` is the client's EHLO or HELO line.
+        """
+
+
+class Hello:
+    """Follows every EHLO and HELO of a session, and what is said to the backend because of it.
+
+    code, reply, line, reason: see DONE to FAILED.
+    secure: the backend's connection is inside TLS.
+    introduction: of the client, where one is still to be made.
+    """
+
+    __slots__ = (
+        "_awaits",
+        "_before",
+        "_extensions",
+        "_lines",
+        "_offer",
+        "_refusal",
+        "_rules",
+        "_said",
+        "_tls_refused",
+        "code",
+        "introduction",
+        "line",
+        "reason",
+        "reply",
+        "secure",
+    )
+
+    def __init__(self, rules: Rules, extensions: Extensions) -> None:
+        self._rules = rules
+        self._extensions = extensions
+        self.secure = rules.backend_tls is BackendTls.IMPLICIT
+        self.introduction: Introduction | None = None
+        self._said = b""  # the client's line
+        self._awaits = _HELLO
+        self._lines: Sequence[bytes] = ()  # of the introduction, not said yet
+        self._refusal = b""  # of the EHLO in whose place something else was said
+        self._tls_refused = False
+        self._offer = (b"", b"")  # the EHLO that was accepted last, and the reply to it
+        self._before = (b"", b"")  # ... before the client's connection was secured
+        self.code = 0
+        self.reply = self.line = b""
+        self.reason = ""
+
+    def begin(self, line: bytes) -> bytes:
+        """Take the client's line; return what the backend gets."""
+        self._said = line
+        self._awaits = _HELLO
+        self._refusal = b""
+        self.line = self._ehlo if self._wants_tls or self.introduction is not None else line
+        return self.line
+
+    def begin_anew(self, rules: Rules) -> None:
+        """Forget, as the client must, what was said before its connection was secured.
+
+        But keep in mind what the backend was told: some MTAs accept one EHLO only.
+        """
+        self._rules = rules
+        self._before = self._offer
+
+    def secured(self) -> bytes:
+        """Return what the backend gets now that its connection is inside TLS."""
+        self.secure = self._extensions.backend_secure = True
+        self._awaits = _HELLO
+        self.line = self._ehlo
+        return self.line
+
+    def take(self, code: int, reply: bytes) -> int:
+        """Take the reply to what was said last; return what comes next.
+
+        Raises BackendViolation for a reply behind the 220 to STARTTLS and ahead of TLS: somebody on
+        the way could have put it there (the counterpart of CVE-2011-0411).
+        """
+        if self._awaits == _HANDSHAKE:
+            raise BackendViolation("reply_behind_starttls", reply)
+        return _TAKE[self._awaits](self, code, reply)
+
+    @property
+    def _ehlo(self) -> bytes:
+        return self._said if self._said_ehlo else b"EHLO" + self._said[4:]
+
+    @property
+    def _said_ehlo(self) -> bool:
+        return self._said[:1] in b"Ee"
+
+    @property
+    def _wants_tls(self) -> bool:
+        wanted = self._rules.backend_tls in (BackendTls.OPPORTUNISTIC, BackendTls.REQUIRED)
+        return wanted and not (self.secure or self._tls_refused)
+
+    # --- what a reply leads to ----------------------------------------------------------------
+
+    def _take_hello(self, code: int, reply: bytes) -> int:
+        asked = self.line[:1] in b"Ee"
+        if code in (500, 502) and asked:
+            return self._fall_back(code, reply)
+        if code == 503 and asked and self._before[0][4:].lower() == self.line[4:].lower():
+            self._refusal = reply
+            return self._say(b"RSET\r\n", _RSET)
+        if code >= 300:
+            reply = self._refusal or reply
+            return self._finish(int(reply[:3]), reply)
+        if asked:
+            self._offer = (self.line, reply)
+            return self._go_on()
+        if self._refusal:  # HELO was said in place of an EHLO
+            self._extensions.leave()
+            reply = self._extensions.offer_for_helo(reply)
+        return self._finish(code, reply)
+
+    def _fall_back(self, code: int, reply: bytes) -> int:
+        """Say HELO to an MTA that does not know EHLO (RFC 5321 section 3.2)."""
+        if self._rules.backend_tls is BackendTls.REQUIRED:
+            return self._fail("backend_tls_not_offered")
+        if self._must_introduce:
+            return self._fail("xclient_not_offered")
+        if not self._said_ehlo:
+            return self._say(self._said, _HELLO)
+        if not self._rules.helo_fallback:
+            return self._finish(code, reply)
+        self._refusal = reply
+        return self._say(b"HELO" + self._said[4:], _HELLO)
+
+    def _take_starttls(self, code: int, reply: bytes) -> int:  # noqa: ARG002  one shape for all
+        if code == 220:
+            self._awaits = _HANDSHAKE
+            return SECURE
+        self._tls_refused = True
+        return self._go_on()
+
+    def _take_introduction(self, code: int, reply: bytes) -> int:  # noqa: ARG002
+        if code >= 300 and self._must_introduce:
+            return self._fail("xclient_refused")
+        if code < 300 and self._lines:
+            return self._introduce()
+        must_begin_again = self._must_introduce
+        self.introduction = None
+        # XCLIENT takes the session back to the greeting, XFORWARD changes nothing in it.
+        return self._say(self._ehlo, _HELLO) if must_begin_again else self._go_on()
+
+    def _take_rset(self, code: int, reply: bytes) -> int:  # noqa: ARG002
+        """It knows the client by this very name already, and has no transaction any more."""
+        if code >= 300:
+            return self._finish(int(self._refusal[:3]), self._refusal)
+        return self._go_on()
+
+    def _go_on(self) -> int:
+        """Do what remains to be done with what the backend has offered."""
+        offered = capabilities.words(self._offer[1])
+        if self._wants_tls and b"STARTTLS" in offered:
+            return self._say(b"STARTTLS\r\n", _STARTTLS)
+        if self._rules.backend_tls is BackendTls.REQUIRED and not self.secure:
+            refused = self._tls_refused
+            return self._fail("backend_tls_refused" if refused else "backend_tls_not_offered")
+        introduction = self.introduction
+        if introduction is not None and introduction.verb in offered:
+            self._lines = introduction.lines(offered[introduction.verb], self._said)
+            return self._introduce()
+        if self._must_introduce:
+            return self._fail("xclient_not_offered")
+        if self._said_ehlo:
+            return self._finish(250, self._extensions.take_offer(self._offer[1]))
+        first = self._offer[1].split(b"\r\n", 1)[0]
+        return self._finish(250, b"250 " + first[4:] + b"\r\n")
+
+    @property
+    def _must_introduce(self) -> bool:
+        return self.introduction is not None and self.introduction.verb == b"XCLIENT"
+
+    def _introduce(self) -> int:
+        line, *self._lines = self._lines
+        return self._say(line, _INTRODUCTION)
+
+    def _say(self, line: bytes, awaits: int) -> int:
+        self.line = line
+        self._awaits = awaits
+        return SAY
+
+    def _finish(self, code: int, reply: bytes) -> int:
+        self.code = code
+        self.reply = reply
+        return DONE
+
+    def _fail(self, reason: str) -> int:
+        self.reason = reason
+        return FAILED
+
+
+_TAKE = {
+    _HELLO: Hello._take_hello,
+    _STARTTLS: Hello._take_starttls,
+    _INTRODUCTION: Hello._take_introduction,
+    _RSET: Hello._take_rset,
+}

@@ -1,0 +1,132 @@
+"""The arrival: what must come before a session can begin, a PROXY header or a TLS handshake.
+
+Only at listeners that ask for one.  A client that keeps neither is closed, without a word: it is
+not known yet who it is, or in which language to say it.
+"""
+
+import asyncio
+from time import monotonic
+from typing import TYPE_CHECKING, cast
+
+from smtpproxy.core.observer import Summary
+from smtpproxy.net import handshake, transparent
+from smtpproxy.net.client import ClientConnection
+from smtpproxy.net.peer import Peer
+from smtpproxy.net.proxy_header import BadProxyHeader, read
+from smtpproxy.net.security import is_in
+
+if TYPE_CHECKING:
+    from smtpproxy.net.security import Security
+    from smtpproxy.net.service import Service
+
+
+class Arrival(asyncio.Protocol):
+    """One client on its way to a session; the sweeper watches it like one."""
+
+    def __init__(self, service: "Service", security: "Security") -> None:
+        self._service = service
+        self._security = security
+        self._octets = b""
+        self._started = monotonic()
+        self._handshake: asyncio.Task[None] | None = None
+        self._over = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin with what is owed first; a stranger's PROXY header is just a bad command."""
+        self._transport = cast("asyncio.Transport", transport)
+        self._peer = Peer.of(transport)
+        if self._security.transparent:
+            opened = transport.get_extra_info("socket")
+            self._peer = transparent.found(self._peer, opened, self._security.own_port)
+        self._service.sweeper.add(self)
+        if not is_in(self._peer.host, self._security.proxies):
+            self._go_on()
+
+    def data_received(self, data: bytes) -> None:
+        """Take octets of the PROXY header, and what may follow it."""
+        self._octets += data
+        try:
+            peer, taken = read(self._octets)
+        except BadProxyHeader as error:
+            self._turn_away("bad_proxy_header", str(error))
+            return
+        if taken:
+            self._octets = self._octets[taken:]
+            self._peer = peer or self._peer
+            self._go_on()
+
+    def eof_received(self) -> None:
+        """Take the end of what was no whole header."""
+        self._turn_away("bad_proxy_header", "cut short")
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        """Take the end of the connection."""
+        self._turn_away("bad_proxy_header", "cut short")
+
+    # --- as the sweeper sees it ---------------------------------------------------------------
+
+    def waiting(self) -> tuple[str, float]:
+        """Return the time limit that runs; a handshake keeps its own."""
+        return ("handshake" if self._handshake else "proxy_header"), self._started
+
+    def expire(self, limit: str, now: float) -> None:  # noqa: ARG002
+        """Act on a time limit that is over."""
+        self._turn_away(f"{limit}_time_limit", "nothing came")
+
+    def release(self, now: float) -> bool:  # noqa: ARG002
+        """Hold no replies."""
+        return False
+
+    def drain(self) -> None:
+        """End: nothing was begun."""
+        self._turn_away("draining", "")
+
+    def stop(self) -> None:
+        """End at once."""
+        self._turn_away("stopped", "")
+
+    # --- from here to the session -------------------------------------------------------------
+
+    def _go_on(self) -> None:
+        security = self._security
+        if not security.implicit:
+            self._begin_session(self._transport)
+            return
+        assert security.client is not None
+        self._started = monotonic()
+        early, self._octets = self._octets, b""  # a ClientHello, in one segment with the header
+        self._handshake = handshake.begin(
+            self._transport,
+            security.client,
+            self._begin_session,
+            lambda why: self._turn_away("client_tls_failed", why),
+            limit_s=security.handshake_s,
+            early=early,
+        )
+
+    def _begin_session(self, transport: asyncio.Transport) -> asyncio.Protocol:
+        connection = ClientConnection(self._service, self._peer)
+        transport.set_protocol(connection)
+        connection.connection_made(transport)
+        self._leave()
+        protocol = cast("asyncio.Protocol", transport.get_protocol())  # it may be turned away
+        if self._octets:
+            protocol.data_received(self._octets)
+        return protocol
+
+    def _leave(self) -> None:
+        self._over = True
+        self._service.sweeper.remove(self)
+
+    def _turn_away(self, reason: str, why: str) -> None:
+        if self._over:
+            return
+        self._leave()
+        if self._handshake is not None:
+            self._handshake.cancel()
+        self._transport.abort()
+        observer = self._service.observer.session(self._service.name, self._peer.name)
+        if why:
+            observer.noted("client_turned_away", kind=reason, why=why)
+        seconds = monotonic() - self._started
+        observer.closed(Summary(reason, seconds, 0, 0, 0, len(self._octets), 0))

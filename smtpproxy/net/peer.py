@@ -1,0 +1,51 @@
+"""The peer: who the client is, as far as anybody in front of the proxy has told.
+
+For a client that connects itself these are the addresses of its connection; for one that comes by
+way of another proxy, those that this proxy names.
+"""
+
+import asyncio
+from dataclasses import dataclass
+
+Endpoint = tuple[str, int]
+"""An IP address, in its usual spelling, and a port."""
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A client's own endpoint, and the one that it wanted to reach; None on a Unix socket.
+
+    redirected: it wanted another machine, and did not know of the proxy.
+    """
+
+    source: Endpoint | None = None
+    target: Endpoint | None = None
+    redirected: bool = False
+
+    @classmethod
+    def of(cls, transport: asyncio.BaseTransport) -> "Peer":
+        """Return the two ends of a connection."""
+        return cls(
+            _endpoint(transport.get_extra_info("peername")),
+            _endpoint(transport.get_extra_info("sockname")),
+        )
+
+    @property
+    def host(self) -> str:
+        """The client's IP address; empty on a Unix socket."""
+        return self.source[0] if self.source else ""
+
+    @property
+    def name(self) -> str:
+        """The client as `192.0.2.1:4711`, `[2001:db8::1]:4711`, or `unix`."""
+        if self.source is None:
+            return "unix"
+        host, port = self.source
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _endpoint(name: object) -> Endpoint | None:
+    if not isinstance(name, tuple):
+        return None
+    host, port = name[:2]
+    return host, port

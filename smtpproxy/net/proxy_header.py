@@ -1,0 +1,150 @@
+"""The PROXY protocol's header, versions 1 and 2: read, and made.
+
+No I/O.  The header stands ahead of all else on a connection and names the client for whom another
+proxy makes it (HAProxy's proxy-protocol.txt).  Who may send one is not decided here: it is
+believed, so it is read only from networks that were named for it.
+"""
+
+import re
+import struct
+from ipaddress import IPv4Address, IPv6Address, ip_address
+
+from smtpproxy.net.peer import Endpoint, Peer
+
+V1_LIMIT = 107
+"""Octets of a version 1 line at most, its CRLF counted (section 2.1)."""
+V2_LIMIT = 4096
+"""Octets of a version 2 header at most, though its length could announce 65551.
+
+The addresses take 52; the rest are TLVs, of which a TLS certificate's names are the largest.
+"""
+
+_V1_BEGIN = b"PROXY "
+_V2_BEGIN = b"\r\n\r\n\0\r\nQUIT\n"
+_V1 = re.compile(rb"PROXY TCP([46]) ([0-9A-Fa-f:.]+) ([0-9A-Fa-f:.]+) ([0-9]{1,5}) ([0-9]{1,5})")
+_V1_UNKNOWN = re.compile(rb"PROXY UNKNOWN(?: [^\r\n\0]*)?")
+_V2_HEAD = struct.Struct("!12sBBH")
+_LOCAL, _PROXY = 0x20, 0x21  # version 2 in the upper four bits
+_TCP4, _TCP6 = 0x11, 0x21
+_OTHER_FAMILIES = frozenset((0x00, 0x12, 0x22, 0x31, 0x32))
+"""Unspecified, UDP and Unix sockets: legal, and no address of a client that speaks SMTP."""
+_ADDRESSES = {_TCP4: struct.Struct("!4s4sHH"), _TCP6: struct.Struct("!16s16sHH")}
+
+
+class BadProxyHeader(Exception):
+    """What stands first on the connection is no PROXY header, or not one that can be right."""
+
+
+def read(octets: bytes) -> tuple[Peer | None, int]:
+    """Return who the client is, and how many octets the header takes; 0 until it is complete.
+
+    None instead of a peer stands for the connection's own addresses: LOCAL, UNKNOWN, and families
+    other than TCP over IPv4 and IPv6.  Raises BadProxyHeader, as soon as it can be told.
+    """
+    if octets.startswith(_V1_BEGIN):
+        return _read_v1(octets)
+    if octets.startswith(_V2_BEGIN):
+        return _read_v2(octets)
+    if _V1_BEGIN.startswith(octets) or _V2_BEGIN.startswith(octets):
+        return None, 0
+    raise BadProxyHeader("no PROXY header")
+
+
+def make_v1(peer: Peer) -> bytes:
+    """Return a version 1 header for a client."""
+    ends = _ends(peer)
+    if ends is None:
+        return b"PROXY UNKNOWN\r\n"
+    family, source, target = ends
+    words = (f"TCP{family}", source[0], target[0], source[1], target[1])
+    return "PROXY {} {} {} {} {}\r\n".format(*words).encode("ascii")
+
+
+def make_v2(peer: Peer) -> bytes:
+    """Return a version 2 header for a client, without TLVs."""
+    ends = _ends(peer)
+    if ends is None:
+        return _V2_HEAD.pack(_V2_BEGIN, _PROXY, 0x00, 0)
+    family, source, target = ends
+    kind = _TCP4 if family == 4 else _TCP6
+    addresses = _ADDRESSES[kind].pack(source[0].packed, target[0].packed, source[1], target[1])
+    return _V2_HEAD.pack(_V2_BEGIN, _PROXY, kind, len(addresses)) + addresses
+
+
+def _read_v1(octets: bytes) -> tuple[Peer | None, int]:
+    end = octets.find(b"\n", 0, V1_LIMIT) + 1
+    if not end:
+        if len(octets) >= V1_LIMIT:
+            raise BadProxyHeader("version 1 line too long")
+        return None, 0
+    line = octets[: end - 2]
+    if octets[end - 2 : end] != b"\r\n":
+        raise BadProxyHeader("version 1 line without CRLF")
+    if _V1_UNKNOWN.fullmatch(line):
+        return None, end
+    found = _V1.fullmatch(line)
+    if found is None:
+        raise BadProxyHeader("malformed version 1 line")
+    family, *hosts = (found[number].decode("ascii") for number in (1, 2, 3))
+    source, target = (_v1_host(host, family) for host in hosts)
+    return Peer((source, _v1_port(found[4])), (target, _v1_port(found[5]))), end
+
+
+def _v1_host(text: str, family: str) -> str:
+    kind = IPv4Address if family == "4" else IPv6Address
+    try:
+        return str(kind(text))
+    except ValueError:
+        raise BadProxyHeader("impossible address") from None
+
+
+def _v1_port(text: bytes) -> int:
+    port = int(text)
+    if port > 65535 or text != b"%d" % port:
+        raise BadProxyHeader("impossible port")
+    return port
+
+
+def _read_v2(octets: bytes) -> tuple[Peer | None, int]:
+    if len(octets) < _V2_HEAD.size:
+        return None, 0
+    _, command, family, size = _V2_HEAD.unpack_from(octets)
+    end = _V2_HEAD.size + size
+    if command not in (_LOCAL, _PROXY):
+        raise BadProxyHeader("unknown version or command")
+    if family not in _OTHER_FAMILIES and family not in _ADDRESSES:
+        raise BadProxyHeader("unknown family")
+    if end > V2_LIMIT:
+        raise BadProxyHeader("version 2 header too long")
+    addresses = _ADDRESSES.get(family) if command == _PROXY else None
+    if addresses is not None and size < addresses.size:
+        raise BadProxyHeader("version 2 header too short for its addresses")
+    if len(octets) < end:
+        return None, 0
+    if addresses is None:
+        return None, end
+    source, target, source_port, target_port = addresses.unpack_from(octets, _V2_HEAD.size)
+    return Peer((str(ip_address(source)), source_port), (str(ip_address(target)), target_port)), end
+
+
+_End = tuple[IPv4Address | IPv6Address, int]
+
+
+def _ends(peer: Peer) -> tuple[int, _End, _End] | None:
+    """Return the family and both ends, which must be of one: else IPv4 is mapped into IPv6."""
+    if peer.source is None or peer.target is None:
+        return None
+    source, target = _end(peer.source), _end(peer.target)
+    if source[0].version == target[0].version:
+        return source[0].version, source, target
+    return 6, _mapped(source), _mapped(target)
+
+
+def _end(endpoint: Endpoint) -> _End:
+    host, port = endpoint
+    return ip_address(host.partition("%")[0]), port  # a scope means nothing on another machine
+
+
+def _mapped(end: _End) -> _End:
+    ip, port = end
+    return (IPv6Address(f"::ffff:{ip}"), port) if ip.version == 4 else end

@@ -1,0 +1,129 @@
+"""Who the client is: what a real MTA learns of it, and a real proxy in front tells."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.interop.messages import brief
+from tests.interop.peers import Backend, opensmtpd, postfix
+from tests.interop.processes import Process, Workplace, eventually, free_port
+from tests.interop.programs import command
+from tests.interop.stage import configured
+from tests.interop.wire import Wire
+
+FROM_A_PROXY = 'proxy_protocol = ["127.0.0.0/8"]'
+HEADER = b"PROXY TCP4 192.0.2.7 198.51.100.1 4711 25"
+GROUP = (b"EHLO client.example", b"MAIL FROM:<a@sender.example>", b"RCPT TO:<good@rcpt.example>")
+
+
+def send(port: int, header: bytes = HEADER) -> bytes:
+    """Send a message in groups, as a client behind another proxy; return its token."""
+    message = brief()
+    with Wire(port) as wire:
+        if header:
+            wire.send(header)
+        assert wire.replies(1) == [220]
+        assert wire.ask(*GROUP, b"DATA") == [250, 250, 250, 354]
+        assert wire.ask(message.octets + b".", b"QUIT") == [250, 221]
+    return message.token.encode()
+
+
+def logged_by(mta: Backend, text: str) -> None:
+    """Wait until the MTA has logged a text."""
+    eventually(lambda: text in mta.printed() or None, f"{text} in the MTA's log")
+
+
+def backend(mta: Backend, identity: str) -> str:
+    return f'servers = ["127.0.0.1:{mta.port}"]\nidentity = "{identity}"'
+
+
+@pytest.mark.parametrize("identity", ["proxy-v1", "proxy-v2"])
+def test_postfix_learns_the_client_from_a_proxy_header(identity: str) -> None:
+    settings = {
+        "smtpd_upstream_proxy_protocol": "haproxy",
+        "mynetworks": "192.0.2.0/24",
+    }
+    with (
+        postfix(settings) as mta,
+        configured(FROM_A_PROXY, backend(mta, identity)) as (port, process),
+    ):
+        send(port)
+        logged = '"client":"192.0.2.7:4711"'
+        eventually(lambda: logged in process.printed() or None, "the client in the log")
+        logged_by(mta, "client=unknown[192.0.2.7]")
+
+
+def test_postfix_learns_the_client_by_xclient_and_does_not_relay_for_it() -> None:
+    """It relays for 127.0.0.1, from where the proxy comes, but not for 192.0.2.7."""
+    with (
+        postfix({"smtpd_authorized_xclient_hosts": "127.0.0.1"}) as mta,
+        configured(FROM_A_PROXY, backend(mta, "xclient")) as (port, _),
+        Wire(port) as wire,
+    ):
+        wire.send(HEADER)
+        assert wire.replies(1) == [220]
+        assert wire.ask(*GROUP) == [250, 250, 554]
+        logged_by(mta, "from unknown[192.0.2.7]")
+        wire.ask(b"QUIT")
+        send(port, HEADER.replace(b"192.0.2.7", b"127.0.0.9"))  # one of its own network
+
+
+def test_an_mta_without_xclient_gets_no_mail_from_strangers() -> None:
+    """It would take them for the proxy."""
+    with (
+        opensmtpd() as mta,
+        configured("", backend(mta, "xclient")) as (port, process),
+        Wire(port) as wire,
+    ):
+        assert wire.replies(1) == [220]
+        assert wire.ask(b"EHLO client.example") == [421]
+        assert wire.rest() == b""
+        eventually(lambda: "xclient_not_offered" in process.printed() or None, "the reason")
+
+
+def test_postfix_logs_the_client_by_xforward_for_the_first_message() -> None:
+    """It forgets it after each; an MTA's access rules know nothing of it in any case."""
+    with (
+        postfix({"smtpd_authorized_xforward_hosts": "127.0.0.1"}) as mta,
+        configured(FROM_A_PROXY, backend(mta, "xforward")) as (port, _),
+    ):
+        send(port)
+        logged_by(mta, "orig_client=unknown[192.0.2.7]")
+
+
+_HAPROXY = """\
+defaults
+    mode tcp
+    timeout connect 10s
+    timeout client 30s
+    timeout server 30s
+listen front
+    bind 127.0.0.1:{port}
+    server proxy 127.0.0.1:{target} send-proxy-v2
+"""
+
+
+@contextmanager
+def haproxy(target: int) -> Iterator[int]:
+    """Run HAProxy in front of a port; it tells by PROXY headers, version 2, who its clients are."""
+    port = free_port()
+    with Workplace("haproxy") as work:
+        file = work.write("haproxy.cfg", _HAPROXY.format(port=port, target=target))
+        argv = (command("haproxy"), "-db", "-f", file)
+        with Process(argv, work.path / "printed") as process:
+            process.await_open(port)
+            yield port
+
+
+def test_haproxy_in_front_tells_who_its_clients_are() -> None:
+    with (
+        opensmtpd() as mta,
+        configured(FROM_A_PROXY, f'servers = ["127.0.0.1:{mta.port}"]') as (port, process),
+        haproxy(port) as front,
+        Wire(front) as wire,
+    ):
+        assert wire.replies(1) == [220]
+        assert wire.ask(*GROUP, b"QUIT") == [250, 250, 250, 221]
+        client = wire.own_address
+        eventually(lambda: f'"client":"{client}"' in process.printed() or None, "the client")

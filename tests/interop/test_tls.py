@@ -1,0 +1,149 @@
+"""TLS between real programs: in front of MTAs that have none, and behind clients that have none."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+import trustme
+
+from tests.interop import mta_clients
+from tests.interop.clients import Mail
+from tests.interop.messages import brief, recipients
+from tests.interop.peers import opensmtpd, postfix
+from tests.interop.processes import Workplace, eventually
+from tests.interop.programs import command
+from tests.interop.stage import configured
+from tests.interop.wire import Wire
+
+STARTTLS = 'tls = "starttls"\ncertificate = "{}/mx.pem"'
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Path:
+    """A directory with an authority's certificate, and one for mx.example and 127.0.0.1."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    issued = authority.issue_cert("mx.example", "127.0.0.1")
+    issued.private_key_and_cert_chain_pem.write_to_path(tmp_path / "mx.pem")
+    return tmp_path
+
+
+def servers(port: int, more: str = "") -> str:
+    return f'servers = ["127.0.0.1:{port}"]\n{more}'
+
+
+def test_openssl_verifies_the_certificate_and_is_served(keys: Path) -> None:
+    """The MTA takes EHLO once only, and answers the second one with 503."""
+    with opensmtpd() as mta, configured(STARTTLS.format(keys), servers(mta.port)) as (port, _):
+        done = subprocess.run(
+            [
+                *(command("openssl"), "s_client", "-connect", f"127.0.0.1:{port}"),
+                *("-starttls", "smtp", "-name", "client.example", "-quiet"),
+                *("-CAfile", str(keys / "ca.pem"), "-verify_return_error"),
+                *("-servername", "mx.example"),
+            ],
+            input=b"EHLO client.example\r\nMAIL FROM:<a@sender.example>\r\nQUIT\r\n",
+            capture_output=True,
+            timeout=30,
+            check=False,
+        )
+        lines = done.stdout.splitlines()
+    assert b"250 PIPELINING" in lines, done.stderr
+    assert lines[-1].startswith(b"221 ")
+    assert b"250 2.0.0: Ok" in lines[-2] or lines[-2].startswith(b"250 ")
+
+
+@pytest.mark.parametrize("implicit", [False, True], ids=["starttls", "implicit"])
+def test_swaks_delivers_in_one_group_inside_tls(implicit: bool, keys: Path) -> None:
+    listener = STARTTLS.format(keys)
+    if implicit:
+        listener = listener.replace("starttls", "implicit")
+    message = brief()
+    with opensmtpd() as mta, configured(listener, servers(mta.port)) as (port, _):
+        content = message.octets.removesuffix(b"\r\n") + b"\r\n."
+        done = subprocess.run(
+            [
+                *(command("swaks"), "--server", "127.0.0.1", "--port", str(port), "--pipeline"),
+                *("--helo", "client.example", "--from", "a@sender.example"),
+                *("--to", "good@rcpt.example", "--no-data-fixup", "--data", "-"),
+                "--tls-on-connect" if implicit else "--tls",
+            ],
+            input=content,
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert mta.find(message).without_trace() == message.as_kept()
+
+
+def test_postfix_delivers_inside_tls_that_it_insists_on(keys: Path) -> None:
+    """And the MTA behind the proxy has no TLS at all."""
+    mail = Mail(brief(), recipients(3))
+    settings = {
+        "smtp_tls_security_level": "secure",
+        "smtp_tls_CAfile": str(keys / "ca.pem"),
+        "smtp_tls_secure_cert_match": "mx.example",
+        "smtp_tls_loglevel": "1",
+    }
+    keys.chmod(0o755)
+    for parent in keys.parents:
+        if parent.name.startswith("pytest"):
+            parent.chmod(0o755)
+    with opensmtpd() as mta, configured(STARTTLS.format(keys), servers(mta.port)) as (port, _):
+        [result] = mta_clients.postfix(port, [mail], settings=settings)
+        assert result.sent, result.output
+        assert "Verified TLS connection established" in result.output
+        assert mta.find(mail.message).recipients == set(mail.recipients)
+
+
+@pytest.mark.parametrize("hello", [b"EHLO", b"HELO"])
+def test_postfix_behind_is_reached_by_tls_only(hello: bytes, keys: Path) -> None:
+    """It refuses everything in plaintext, so what it takes came inside TLS."""
+    message = brief()
+    with Workplace("keys") as work:
+        pem = work.write("mx.pem", (keys / "mx.pem").read_text(), 0o600)
+        settings = {
+            "smtpd_tls_security_level": "encrypt",
+            "smtpd_tls_chain_files": str(pem),
+            "smtpd_tls_loglevel": "1",
+        }
+        trust = f'tls = "starttls"\nca_file = "{keys}/ca.pem"\nserver_name = "mx.example"'
+        with (
+            postfix(settings) as mta,
+            configured("", servers(mta.port, trust)) as (port, _),
+            Wire(port) as wire,
+        ):
+            assert wire.replies(1) == [220]
+            assert wire.ask(hello + b" client.example") == [250]
+            group = (b"MAIL FROM:<a@sender.example>", b"RCPT TO:<good@rcpt.example>", b"DATA")
+            assert wire.ask(*group) == [250, 250, 354]
+            assert wire.ask(message.octets + b".", b"QUIT") == [250, 221]
+            assert mta.find(message).without_trace() == message.as_kept()
+            tls = "TLS connection established from"
+            eventually(lambda: tls in mta.printed() or None, "TLS in the MTA's log")
+
+
+def test_a_new_certificate_is_read_at_reload_and_a_bad_one_keeps_the_old(keys: Path) -> None:
+    with opensmtpd() as mta, configured(STARTTLS.format(keys), servers(mta.port)) as (port, run):
+        first = _certificate(port)
+        good = (keys / "mx.pem").read_text()
+        (keys / "mx.pem").write_text("no certificate")
+        run.hang_up()
+        eventually(lambda: "reload_failed" in run.printed() or None, "reload_failed")
+        assert _certificate(port) == first
+        other = trustme.CA().issue_cert("mx.example")
+        other.private_key_and_cert_chain_pem.write_to_path(keys / "mx.pem")
+        run.hang_up()
+        eventually(lambda: _certificate(port) != first or None, "the new certificate")
+        (keys / "mx.pem").write_text(good)
+
+
+def _certificate(port: int) -> str:
+    argv = (command("openssl"), "s_client", "-connect", f"127.0.0.1:{port}", "-starttls", "smtp")
+    done = subprocess.run(
+        argv, input=b"QUIT\r\n", capture_output=True, timeout=30, check=False
+    ).stdout.decode(errors="replace")
+    begin = done.find("-----BEGIN CERTIFICATE")
+    assert begin >= 0, done
+    return done[begin : done.index("-----END CERTIFICATE")]

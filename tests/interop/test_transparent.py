@@ -1,0 +1,122 @@
+"""The proxy on the path: neither client nor MTA is configured, and each sees the other's address.
+
+With the files of deploy/transparent as they are, in network namespaces.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.interop import mta_clients
+from tests.interop.clients import Mail
+from tests.interop.messages import brief, recipients
+from tests.interop.networks import (
+    CLIENT,
+    CLIENT6,
+    DEPLOY,
+    MTA,
+    MTA6,
+    ROUTER,
+    Machine,
+    Networks,
+    networks,
+    talk,
+)
+from tests.interop.peers import Backend, opensmtpd
+from tests.interop.processes import Process, Workplace, eventually
+
+GROUP = ("EHLO client.example", "MAIL FROM:<a@sender.example>", "RCPT TO:<good@rcpt.example>")
+
+
+@contextmanager
+def proxy(machine: Machine, settings: Path) -> Iterator[Process]:
+    """Run the proxy on a machine, as an operator would."""
+    argv = (*machine.inside, sys.executable, "-m", "smtpproxy", "run", "-c", settings)
+    with Workplace("proxy") as work, Process(argv, work.path / "log") as process:
+        machine.await_listening(2525)
+        yield process
+        assert "Traceback" not in process.printed(), process.printed()
+
+
+@pytest.fixture(scope="module")
+def row() -> Iterator[Networks]:
+    with networks("path") as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def mta(row: Networks) -> Iterator[Backend]:
+    with opensmtpd(listen=(MTA, MTA6), machine=row.mta) as backend:
+        yield backend
+
+
+@pytest.fixture
+def tproxy(row: Networks) -> Iterator[Process]:
+    row.proxy.run("nft", "-f", DEPLOY / "tproxy.nft")
+    row.proxy.run("sh", DEPLOY / "routes.sh")
+    with proxy(row.proxy, DEPLOY / "smtpproxy.toml") as process:
+        yield process
+    row.proxy.run("sh", DEPLOY / "routes.sh", "del")
+    row.proxy.run("nft", "delete", "table", "inet", "smtpproxy")
+
+
+@pytest.mark.parametrize(("host", "source"), [(MTA, CLIENT), (MTA6, f"[{CLIENT6}]")])
+@pytest.mark.usefixtures("tproxy")
+def test_both_sides_see_each_other_and_the_client_sees_pipelining(
+    host: str, source: str, row: Networks, mta: Backend
+) -> None:
+    """A group is served that OpenSMTPD itself would answer with 500 and a close."""
+    lines = talk(row.client, host, (*GROUP, "QUIT"))
+    assert "250 PIPELINING" in lines
+    assert lines[-1].startswith("221 ")
+    eventually(lambda: f"address={source}" in mta.printed() or None, "the client in the MTA's log")
+    assert ROUTER not in mta.printed()
+
+
+@pytest.mark.usefixtures("mta")
+def test_without_the_proxy_the_same_group_fails(row: Networks) -> None:
+    lines = talk(row.client, MTA, (*GROUP, "QUIT"))
+    assert not any("PIPELINING" in line for line in lines)
+    assert lines[-1].startswith("500 ")
+
+
+@pytest.mark.usefixtures("tproxy")
+def test_a_real_client_delivers_to_a_real_mta(row: Networks, mta: Backend) -> None:
+    """Postfix sends MAIL, all RCPT and DATA in one group; the MTA notes where it came from."""
+    mail = Mail(brief(), recipients(3))
+    [result] = mta_clients.postfix(25, [mail], host=MTA, machine=row.client)
+    assert result.sent, result.output
+    delivery = mta.find(mail.message)
+    assert delivery.recipients == set(mail.recipients)
+    assert f"[{CLIENT}]".encode() in delivery.kept
+
+
+def test_who_means_the_proxy_itself_is_not_sent_round_in_circles(
+    row: Networks, tproxy: Process
+) -> None:
+    """It listens at every address of its machine, and would go on to connect to itself."""
+    lines = talk(row.client, "10.91.1.1", ("QUIT",), port=2525)
+    assert lines[0].startswith("421 4.4.1 ")
+    closed = '"session_closed"'
+    eventually(lambda: closed in tproxy.printed() or None, "the end of the session")
+    assert tproxy.printed().count(closed) == 1
+
+
+def test_redirected_clients_reach_the_mta_that_they_wanted(
+    row: Networks, mta: Backend, tmp_path: Path
+) -> None:
+    """As redirect.nft has it, and the MTA then sees the proxy's address."""
+    settings = tmp_path / "smtpproxy.toml"
+    settings.write_text(
+        (DEPLOY / "smtpproxy.toml").read_text().replace('"transparent" ', '"none" ')
+    )
+    row.proxy.run("nft", "-f", DEPLOY / "redirect.nft")
+    with proxy(row.proxy, settings):
+        for host in (MTA, MTA6):
+            lines = talk(row.client, host, (*GROUP, "QUIT"))
+            assert "250 PIPELINING" in lines
+    row.proxy.run("nft", "delete", "table", "inet", "smtpproxy-redirect")
+    eventually(lambda: f"address={ROUTER}" in mta.printed() or None, "the proxy in the MTA's log")

@@ -1,0 +1,85 @@
+"""XCLIENT and XFORWARD: what the proxy itself says of a client, which nobody may misread."""
+
+import re
+from ipaddress import ip_network
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from smtpproxy.net.peer import Peer
+from smtpproxy.net.security import Security, is_in
+from smtpproxy.net.xclient import LINE_LIMIT, Introduction, xtext
+
+ALL = frozenset(b"NAME ADDR PORT PROTO HELO LOGIN DESTADDR DESTPORT SOURCE IDENT".split())
+V4 = Peer(("192.0.2.1", 4711), ("198.51.100.7", 25))
+V6 = Peer(("2001:db8::1", 4711), ("2001:db8::25", 25))
+
+
+def test_a_client_is_introduced_by_all_that_is_known_and_the_address_comes_last() -> None:
+    assert Introduction(b"XCLIENT", V4).lines(ALL, b"EHLO c.example\r\n") == [
+        (
+            b"XCLIENT NAME=[UNAVAILABLE] HELO=c.example PROTO=ESMTP DESTADDR=198.51.100.7"
+            b" DESTPORT=25 PORT=4711 ADDR=192.0.2.1\r\n"
+        )
+    ]
+    assert Introduction(b"XFORWARD", V6).lines(ALL, b"HELO c.example\r\n") == [
+        (
+            b"XFORWARD NAME=[UNAVAILABLE] HELO=c.example PROTO=SMTP SOURCE=REMOTE"
+            b" PORT=4711 ADDR=IPV6:2001:db8::1\r\n"
+        )
+    ]
+
+
+def test_only_what_the_backend_knows_is_said() -> None:
+    lines = Introduction(b"XCLIENT", V4).lines(frozenset([b"ADDR", b"NAME"]), b"EHLO c\r\n")
+    assert lines == [b"XCLIENT NAME=[UNAVAILABLE] ADDR=192.0.2.1\r\n"]
+
+
+def test_a_client_without_an_address_has_none() -> None:
+    lines = Introduction(b"XCLIENT", Peer()).lines(frozenset([b"ADDR"]), b"EHLO c\r\n")
+    assert lines == [b"XCLIENT ADDR=[UNAVAILABLE]\r\n"]
+
+
+@pytest.mark.parametrize(
+    ("octets", "text"),
+    [(b"a b", b"a+20b"), (b"a+b=c", b"a+2Bb+3Dc"), (b"\r\n\0", b"+0D+0A+00"), (b"\xff", b"+FF")],
+)
+def test_what_could_end_a_value_is_written_in_hexadecimal(octets: bytes, text: bytes) -> None:
+    assert xtext(octets) == text
+
+
+@given(st.binary(max_size=2040), st.sampled_from([V4, V6, Peer()]))
+def test_no_name_can_break_out_of_its_value(name: bytes, peer: Peer) -> None:
+    for verb in (b"XCLIENT", b"XFORWARD"):
+        lines = Introduction(verb, peer).lines(ALL, b"EHLO " + name + b"\r\n")
+        for line in lines:
+            assert len(line) <= LINE_LIMIT
+            assert re.fullmatch(rb"%b( [A-Z]+=[!-<>-~]+)+\r\n" % verb, line)
+            assert b"LOGIN" not in line
+        words = b"".join(lines).split()
+        assert words[-1].startswith(b"ADDR=")
+        assert sum(word.startswith(b"ADDR=") for word in words) == 1
+        (helo,) = [word[5:] for word in words if word.startswith(b"HELO=")]
+        said = re.sub(rb"\+(..)", lambda hexed: bytes.fromhex(hexed[1].decode()), helo)
+        assert helo == b"[UNAVAILABLE]" or said == name.strip()
+
+
+@pytest.mark.parametrize(
+    ("host", "inside"),
+    [
+        ("192.0.2.9", True),
+        ("192.0.3.9", False),
+        ("::ffff:192.0.2.9", True),
+        ("2001:db8::5", True),
+        ("2001:db9::5", False),
+        ("fe80::1%eth0", False),
+        ("", False),
+    ],
+)
+def test_a_network_holds_its_addresses_however_they_are_written(host: str, inside: bool) -> None:
+    networks = (ip_network("192.0.2.0/24"), ip_network("2001:db8::/32"))
+    assert is_in(host, networks) == inside
+    assert not is_in(host, ())
+    security = Security(trusted=networks)
+    assert security.rules_for(Peer((host, 1))) is None
