@@ -15,6 +15,8 @@ from smtpproxy.core.replies import BARE_NEWLINE
 END_OF_DATA = b"\r\n.\r\n"
 BULK = 4096
 """From this many octets on it pays to look whether all lines are equally long, as base64 is."""
+SHOWN = 4
+"""So many octets before and behind a bare CR, LF or NUL are shown to observers: it is content."""
 LINE_KEPT = 2048
 """How much of an unfinished line `reject` keeps back to see whether it ends well."""
 
@@ -157,7 +159,7 @@ class Content:
 
 def _violation(bare: bytes, at: int, octets: bytes) -> ClientViolation:
     kind = _BARE_KIND[bare]
-    around = octets[max(0, at - 32) : at + 33]
+    around = octets[max(0, at - SHOWN) : at + SHOWN + 1]
     return ClientViolation(kind, BARE_NEWLINE[kind], around, closes=True)
 
 

@@ -92,7 +92,7 @@ def test_reject_gives_out_whole_clean_lines_before_the_offence() -> None:
     assert content.receive(b"o\r\nthree\nfour\r\n")[0] == b"two\r\n"
     assert content.violation is not None
     assert content.violation.kind == "bare_lf"
-    assert content.violation.octets == b"two\r\nthree\nfour\r\n"
+    assert content.violation.octets == b"hree\nfour"  # little of it, since it is content
     assert content.receive(b"five\r\n.\r\nQUIT") == (b"", 9)
     assert content.ended
 
@@ -180,6 +180,6 @@ def test_a_mended_message_is_relayed_and_known() -> None:
     pipeline.backend_received(b"250 ok\r\n", 1.0)
     problem = seen[-1].problem
     assert problem is not None
-    assert (problem.kind, problem.octets) == ("bare_lf", b"a\nb\r\n.\r\n")
+    assert (problem.kind, problem.octets) == ("bare_lf", b"a\nb\r\n.")
     assert seen[-1].mended
     assert not pipeline.ended

@@ -101,6 +101,7 @@ def test_places_at_a_backend_are_given_out_once_for_all_workers(
             assert eventually(client.greeting, "a greeting").startswith(b"220 ")
         with Client(port) as three, Client(port) as gone, Client(port) as four:
             gone.__exit__()
+            assert program.event("session_closed")["reason"] == "client_lost"
             assert len(mta.sessions) == 2
             waiting = [three, four]  # the order in which two workers ask is not ours to tell
             for holder in (one, two):
