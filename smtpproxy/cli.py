@@ -152,11 +152,12 @@ def run(
 
 
 @main.command(
+    short_help="Report every problem in a settings file, each with its line.",
     epilog="""
     \b
     Example:
       smtpproxy check -c /etc/smtpproxy/smtpproxy.toml && systemctl reload smtpproxy
-    """
+    """,
 )
 @click.option(
     "-c",
@@ -181,13 +182,14 @@ def check(file: Path) -> None:
 
 
 @main.command(
+    short_help="Show the dialogues of RFC 2920 without the proxy and through it.",
     epilog="""
     \b
     Examples:
       smtpproxy demo
       smtpproxy demo --rtt 0.3 --recipients 20
       smtpproxy demo --serve
-    """
+    """,
 )
 @click.option(
     "--rtt",
