@@ -95,9 +95,13 @@ def main(control: int) -> int:
 
 
 def _first(channel: socket.socket, lines: Lines) -> Start | None:
-    """Wait for the first message; None if the supervisor is gone."""
-    while octets := channel.recv(65536):
-        for message in lines.to_worker(octets):
+    """Wait for the first message; None if the supervisor is gone.
+
+    What follows stays in the channel: a service that ends while it reloads tells to drain at once.
+    """
+    while octets := channel.recv(65536, socket.MSG_PEEK):
+        line = octets.find(b"\n") + 1
+        for message in lines.to_worker(channel.recv(line or len(octets))):
             if isinstance(message, Start):
                 return message
     return None
