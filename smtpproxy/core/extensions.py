@@ -1,6 +1,7 @@
 """Extensions: what of the backend's offer is in force in a session (RFC 5321 section 2.2)."""
 
-from smtpproxy.core import capabilities
+from smtpproxy.core import capabilities, commands
+from smtpproxy.core.exchange import Exchange
 from smtpproxy.core.rules import BackendTls, Rules
 
 
@@ -31,6 +32,14 @@ class Extensions:
     def offer_for_helo(self, reply: bytes) -> bytes:
         """Return what the client gets for the reply to the HELO that was said for its EHLO."""
         return capabilities.offer_for_helo(reply, self.rules.capabilities)
+
+    def may_follow(self, last: Exchange) -> bool:
+        """Tell whether a command may be sent behind the last one in flight."""
+        # RFC 2920 section 3.1: others stand last in a group; the end of data may stand first.
+        return self.pipelining and (
+            last.verb.groupable
+            or (last.verb.role in (commands.END_OF_DATA, commands.BDAT) and last.sent > 0)
+        )
 
     def leave(self) -> None:
         """Follow a client that said HELO: none is in force (RFC 5321 section 4.1.1.1)."""

@@ -9,10 +9,11 @@ A client that said HELO is introduced in the same way, by EHLO with its argument
 are offered to EHLO alone; it gets the first line of the reply to it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from smtpproxy.core import capabilities
+from smtpproxy.core.commands import Verb
 from smtpproxy.core.errors import BackendViolation
 from smtpproxy.core.extensions import Extensions
 from smtpproxy.core.rules import BackendTls, Rules
@@ -80,6 +81,11 @@ class Hello:
         self.reply = self.line = b""
         self.reason = ""
 
+    @property
+    def table(self) -> Mapping[bytes, Verb]:
+        """Return the rows of the commands that may follow what was accepted."""
+        return self._rules.table if self._said_ehlo else self._rules.helo_table
+
     def begin(self, line: bytes) -> bytes:
         """Take the client's line; return what the backend gets."""
         self._said = line
@@ -141,8 +147,8 @@ class Hello:
         if asked:
             self._offer = (self.line, reply)
             return self._go_on()
+        self._extensions.leave()
         if self._refusal:  # HELO was said in place of an EHLO
-            self._extensions.leave()
             reply = self._extensions.offer_for_helo(reply)
         return self._finish(code, reply)
 
@@ -198,6 +204,7 @@ class Hello:
             return self._fail("xclient_not_offered")
         if self._said_ehlo:
             return self._finish(250, self._extensions.take_offer(self._offer[1]))
+        self._extensions.leave()
         first = self._offer[1].split(b"\r\n", 1)[0]
         return self._finish(250, b"250 " + first[4:] + b"\r\n")
 

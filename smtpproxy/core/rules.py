@@ -61,8 +61,8 @@ class Rules:
     client_tls, require_tls, auth, backend_tls: what has to be inside TLS, and how it comes there.
     trusted: the client may name others by XCLIENT and XFORWARD.
     hello_first: nothing that matters may come before EHLO or HELO.
-    table, first_table, lock_step_table, greeting: rows of the verb table that follow from the rest;
-    the first table is in force until a hello was accepted.
+    table, first_table, helo_table, greeting: rows of the verb table that follow from the rest;
+    the first table is in force until a hello was accepted, the HELO table if HELO was.
     secured_capabilities: in place of `capabilities` when the backend's connection is inside TLS.
     inside_tls: the rules once the client's connection is, if it can come there; else None.
     """
@@ -89,7 +89,7 @@ class Rules:
     hello_first: bool = False
     table: Mapping[bytes, Verb] = field(init=False)
     first_table: Mapping[bytes, Verb] = field(init=False)
-    lock_step_table: Mapping[bytes, Verb] = field(init=False)
+    helo_table: Mapping[bytes, Verb] = field(init=False)
     greeting: Verb = field(init=False)
     secured_capabilities: Filter = field(init=False)
     inside_tls: "Rules | None" = field(init=False)
@@ -109,7 +109,7 @@ class Rules:
             "secured_capabilities": secured,  # RFC 8689: with TLS on both sides
             "table": table,
             "first_table": first,
-            "lock_step_table": commands.lock_step(table),
+            "helo_table": commands.lock_step(table) if self.sync is Sync.STRICT else table,
             "greeting": commands.greeting_for(self.sync),
             "inside_tls": self._inside_tls(asked) if inside else None,
         }.items():

@@ -12,6 +12,7 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from smtpproxy.core import replies
 from smtpproxy.core.observer import Ends, Summary
 from smtpproxy.core.pipeline import SECURE_BACKEND, Pipeline
 from smtpproxy.net.choice import Choice
@@ -85,7 +86,7 @@ class Session:
         if granted:
             self._connect(now)
         else:
-            self._pipeline.backend_full(now)
+            self._pipeline.fail("backend_full", replies.BACKEND_FULL, now)
             self._end(now)
 
     def _connect(self, now: float) -> None:
@@ -145,7 +146,7 @@ class Session:
         if pipeline.ended:
             self._end(now)
             return
-        if pipeline.held and pipeline.held[0].replied == now:
+        if pipeline.held.exchanges and pipeline.held.exchanges[0].replied == now:
             self._service.sweeper.watch_held(self)
         if self._client_paused:
             self._regulate()
@@ -166,7 +167,7 @@ class Session:
         if backend is not self._backend or self._pipeline.ended:
             return
         now = monotonic()
-        if self._pipeline.greeting_owed:
+        if self._pipeline.answers.greeting_owed:
             self._choice.refusal = b""
             self._choice.failed("closed without a greeting")
             self.give_up_server("closed without a greeting", now)
@@ -204,7 +205,7 @@ class Session:
             self._client.close()
             return False
         if self._choice.waits and not self._octets_client:  # it has left the queue
-            self._finish(self._pipeline.abandon)
+            self._finish(partial(self._pipeline.end, "client_lost"))
         self._finish(self._pipeline.client_eof)
         return self._client.can_write_eof()
 
@@ -214,10 +215,10 @@ class Session:
         if self._pipeline.ended:
             self._service.sweeper.remove(self)
             return
-        self._pipeline.send_client = _discard
+        self._pipeline.held.send_client = _discard
         self._client_blocked = False
         if self._choice.waits:  # what it has sent has reached nobody: no place for it
-            self._finish(self._pipeline.abandon)
+            self._finish(partial(self._pipeline.end, "client_lost"))
         self._finish(self._pipeline.client_eof)
         self._regulate()
 
@@ -289,7 +290,7 @@ class Session:
         assert server is not None
         self._service.outbox.flush()
         if what != SECURE_BACKEND:
-            self._pipeline.send_client = _discard  # in plaintext nothing may follow
+            self._pipeline.held.send_client = _discard  # in plaintext nothing may follow
         host = server.address_for(self.peer).host or "localhost"
         self._upgrade = Upgrade(self, security, what, self._client, self._backend, host)
 
@@ -304,7 +305,7 @@ class Session:
         self._client_paused = False
         if self._client_blocked:
             self.client_blocked(blocked=False)
-        self._pipeline.send_client = partial(self._service.outbox.put, inside)
+        self._pipeline.held.send_client = partial(self._service.outbox.put, inside)
         self._finish(self._pipeline.client_secured)
 
     def backend_secured(self, inside: asyncio.Transport) -> None:
@@ -316,7 +317,7 @@ class Session:
 
     def not_secured(self, reason: str) -> None:
         """Take the end of a handshake that failed."""
-        self._finish(lambda now: self._pipeline.not_secured(reason, now))
+        self._finish(partial(self._pipeline.fail, reason, replies.BACKEND_TLS_FAILED))
 
     def tunnel_over(self) -> None:
         """Take the end of the tunnel: both have said all, or one is gone."""
@@ -342,7 +343,7 @@ class Session:
             return "client", self._upgrade.tunnel.active
         if self._client_blocked:
             return "client", self._since
-        if self._pipeline.greeting_owed:
+        if self._pipeline.answers.greeting_owed:
             return "greeting", self._since  # that of this server, not of those tried before
         return self._pipeline.waiting()
 
@@ -364,10 +365,10 @@ class Session:
 
     def release(self, now: float) -> bool:
         """Flush what has been held for long enough; tell whether anything is still held."""
-        held = self._pipeline.held
+        held = self._pipeline.held.exchanges
         if held and now - held[0].replied >= self._service.sweeper.hold:
             self._pipeline.flush(now)
-        return bool(self._pipeline.held)
+        return bool(self._pipeline.held.exchanges)
 
     def drain(self) -> None:
         """End the session as soon as its transaction is over."""
@@ -379,7 +380,7 @@ class Session:
         """End the session at once."""
         if not self._pipeline.ended:
             now = monotonic()
-            self._pipeline.stop(now)
+            self._pipeline.fail("stopped", replies.DRAINING, now)
             self._end(now)
         self._client.abort()
 
@@ -387,7 +388,7 @@ class Session:
 
     def _break_down(self, error: Exception, now: float) -> None:
         self._service.observer.broken(error)
-        self._pipeline.break_down(now)
+        self._pipeline.fail("internal_error", replies.INTERNAL_ERROR, now)
 
     def _end(self, now: float) -> None:
         """Close both sides, each in its way; called once, when the pipeline has ended."""
@@ -429,7 +430,7 @@ class Session:
                 seconds=now - self._started,
                 commands=pipeline.framer.commands,
                 pipelined=pipeline.framer.pipelined,
-                messages=pipeline.messages,
+                messages=pipeline.transaction.messages,
                 client_octets=self._octets_client,
                 backend_octets=self._octets_backend,
             )

@@ -75,7 +75,7 @@ def session(scenario: Scenario, service: Fanout | None) -> Callable[[], None]:
             says(b"250 2.0.0 message accepted\r\n", 1.0)
         pipeline.client_received(b"QUIT\r\n", 1.0)
         says(b"221 2.0.0 bye\r\n", 1.0)
-        assert pipeline.messages == scenario.messages
+        assert pipeline.transaction.messages == scenario.messages
 
     return play
 

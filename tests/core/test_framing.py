@@ -263,7 +263,7 @@ def test_what_is_forgotten_is_only_the_last() -> None:
 
 def test_secret_behind_a_guarded_gate_is_not_shown() -> None:
     framing = Framing(Rules(sync=Sync.STRICT))
-    framing.framer.table = Rules(sync=Sync.STRICT).lock_step_table
+    framing.framer.table = Rules(sync=Sync.STRICT).helo_table
     framing.receive(b"AUTH LOGIN\r\nc2VjcmV0\r\n")
     problem = framing.framer.queue[0].problem
     assert problem is not None

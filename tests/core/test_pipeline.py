@@ -5,7 +5,8 @@ Its dialogues are in tests/transcripts.
 
 import pytest
 
-from smtpproxy.core.pipeline import HELD_OCTETS, Pipeline
+from smtpproxy.core.held import HELD_OCTETS
+from smtpproxy.core.pipeline import Pipeline
 from smtpproxy.core.replies import REPLY_LIMIT
 from smtpproxy.core.rules import ClientTls, Rules
 from tests.core.mta import MtaStage
@@ -20,19 +21,19 @@ def _stage(given: str = "EHLO", rules: Rules | None = None) -> Stage:
 
 def test_greeting_is_owed_until_it_has_come() -> None:
     stage = Stage()
-    assert stage.pipeline.greeting_owed
+    assert stage.pipeline.answers.greeting_owed
     stage.backend(b"220 mx")
-    assert stage.pipeline.greeting_owed
+    assert stage.pipeline.answers.greeting_owed
     stage.backend(b"\r\n")
-    assert not stage.pipeline.greeting_owed
+    assert not stage.pipeline.answers.greeting_owed
     stage.client(b"NOOP\r\n")
-    assert not stage.pipeline.greeting_owed
+    assert not stage.pipeline.answers.greeting_owed
 
 
 def test_backend_is_connected_before_anything_is_sent_to_it() -> None:
     pipeline = Pipeline(Rules(), [].append, [].extend, 1.0)
     pipeline.client_received(b"EHLO x\r\n", 2.0)
-    with pytest.raises(AssertionError, match="not connected"):
+    with pytest.raises(AssertionError, match="nothing is connected"):
         pipeline.backend_received(b"220 mx\r\n", 3.0)
 
 
@@ -40,7 +41,7 @@ def test_upgrade_is_set_where_the_rules_speak_of_tls() -> None:
     pipeline = Pipeline(Rules(client_tls=ClientTls.OFFERED), [].append, [].extend, 1.0)
     pipeline.connect_backend([].append)
     pipeline.backend_received(b"220 mx\r\n", 2.0)
-    with pytest.raises(AssertionError, match="TLS"):
+    with pytest.raises(AssertionError, match="nothing is connected"):
         pipeline.client_received(b"STARTTLS\r\n", 3.0)
 
 
@@ -83,7 +84,7 @@ def test_local_reply_was_never_sent() -> None:
 def test_observer_sees_what_was_flushed_in_one_write_together() -> None:
     seen: list[list[bytes]] = []
     stage = _stage()
-    stage.pipeline.observe = lambda exchanges: seen.append([it.line for it in exchanges])
+    stage.pipeline.held.observe = lambda exchanges: seen.append([it.line for it in exchanges])
     stage.client(b"MAIL FROM:<a>\r\nRCPT TO:<b>\r\nNOOP\r\nRSET\r\nRSET\r\n")
     for _ in range(4):
         stage.backend(b"250 ok\r\n")
@@ -110,7 +111,7 @@ def test_answered_exchanges_are_let_go_of() -> None:
     stage.backend(b"250 ok\r\n")
     pipeline = stage.pipeline
     answered = stage.observed[-2:]
-    assert pipeline.in_flight == pipeline.held == pipeline.framer.queue == []
+    assert pipeline.in_flight == pipeline.held.exchanges == pipeline.framer.queue == []
     assert pipeline.framer.last not in answered
     assert pipeline.framer.gate not in answered
 
@@ -151,8 +152,8 @@ def test_held_replies_are_bounded() -> None:
     stage.client(b"RCPT TO:<a>\r\n" * 900)
     for _ in range(800):
         stage.backend(reply)
-        assert stage.pipeline.held_octets < HELD_OCTETS
-        assert sum(len(exchange.reply) for exchange in stage.pipeline.held) < HELD_OCTETS
+        assert stage.pipeline.held.octets < HELD_OCTETS
+        assert sum(len(exchange.reply) for exchange in stage.pipeline.held.exchanges) < HELD_OCTETS
     assert max(map(len, stage.to_client)) < HELD_OCTETS + len(reply)
     assert len(stage.to_client) < 30
 
@@ -175,7 +176,7 @@ def test_backend_that_talks_on_after_its_refusal_takes_no_room(octets: bytes) ->
     for _ in range(1000):
         stage.client(b"more\r\n")
         stage.backend(octets)
-    assert len(stage.pipeline.reply_reader.unread) <= REPLY_LIMIT + 4096
+    assert len(stage.pipeline.answers.reader.unread) <= REPLY_LIMIT + 4096
     stage.client(b".\r\n")
     assert stage.sent_to_client.endswith(b"552 too big\r\n")
 
@@ -215,9 +216,9 @@ def test_messages_are_those_that_the_backend_took() -> None:
     stage.client(b"x\r\n.\r\nMAIL FROM:<a>\r\nRCPT TO:<b>\r\nBDAT 1\r\nxBDAT 1 LAST\r\ny")
     for number, reply in enumerate((b"250 queued\r\n", *[b"250 ok\r\n"] * 3), 1):
         stage.backend(reply)
-        assert stage.pipeline.messages == 1, number
+        assert stage.pipeline.transaction.messages == 1, number
     stage.backend(b"250 queued\r\n")
-    assert stage.pipeline.messages == 2
+    assert stage.pipeline.transaction.messages == 2
 
 
 def test_transaction_is_open_from_mail_to_its_end() -> None:
@@ -232,7 +233,7 @@ def test_transaction_is_open_from_mail_to_its_end() -> None:
     ):
         stage.client(line)
         stage.backend(reply)
-        assert stage.pipeline.transaction == open_then, line
+        assert stage.pipeline.transaction.open == open_then, line
 
 
 @pytest.mark.parametrize("happening", ["expire", "stop", "break down", "B< EOF", "unavailable"])

@@ -166,7 +166,7 @@ def test_as_a_lock_step_client_at_the_backend_itself(
     assert stage.sent_to_client == expected.replace(EHLO_REPLY, EHLO_OFFER)
     assert stage.mta.octets == mta.octets
     assert stage.mta.messages == mta.messages
-    assert stage.pipeline.messages == len(mta.messages)
+    assert stage.pipeline.transaction.messages == len(mta.messages)
     _check(stage)
 
 
@@ -270,9 +270,9 @@ def test_anything_from_either_side_is_handled(
             stage.backend(backend.pop(0))
         if draw.draw(st.integers(0, 15)) == 0:
             stage.happen(draw.draw(st.sampled_from(HAPPENINGS)))
-    assert len(stage.pipeline.reply_reader.unread) < 4096
+    assert len(stage.pipeline.answers.reader.unread) < 4096
     taken = [e for e in stage.observed if e.ends_message and e.code and e.code < 300]
-    assert stage.pipeline.messages >= len(taken)
+    assert stage.pipeline.transaction.messages >= len(taken)
     stage.happen("stop")
     assert stage.pipeline.ended
     check_observed(stage)

@@ -26,7 +26,7 @@ def test_tables_follow_from_the_rest() -> None:
     assert rules.greeting.guarded
     assert rules.table[b"NOOP"].guarded
     assert not rules.table[b"RCPT"].guarded
-    assert rules.lock_step_table[b"RCPT"].guarded
+    assert rules.helo_table[b"RCPT"].guarded
     assert rules.table[b"VRFY"].refusal == replies.NOT_IMPLEMENTED
 
 

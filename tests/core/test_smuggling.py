@@ -55,7 +55,7 @@ def _holds(stage: MtaStage) -> None:
     assert not [line for line in stage.mta.commands if b"evil" in line or b"victim" in line]
     assert len(stage.mta.messages) <= 1
     taken = [reply for reply in replies_in(stage.sent_to_client) if b"queued" in reply]
-    assert len(taken) == len(stage.mta.messages) == stage.pipeline.messages
+    assert len(taken) == len(stage.mta.messages) == stage.pipeline.transaction.messages
 
 
 @pytest.mark.parametrize("line_ends", LineEnds)

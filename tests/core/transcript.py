@@ -33,8 +33,10 @@ makes), `pipelined: n`, `messages: n`.
 
 import re
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
+from smtpproxy.core import replies
 from smtpproxy.core.capabilities import Filter
 from smtpproxy.core.commands import Sync
 from smtpproxy.core.content import BareNewlines
@@ -248,13 +250,13 @@ class Stage:
             "hold": pipeline.flush,
             "expire": pipeline.expire,
             "drain": pipeline.drain,
-            "stop": pipeline.stop,
-            "break down": pipeline.break_down,
-            "no place": pipeline.backend_full,
-            "abandon": pipeline.abandon,
+            "stop": partial(pipeline.fail, "stopped", replies.DRAINING),
+            "break down": partial(pipeline.fail, "internal_error", replies.INTERNAL_ERROR),
+            "no place": partial(pipeline.fail, "backend_full", replies.BACKEND_FULL),
+            "abandon": partial(pipeline.end, "client_lost"),
             "client secured": pipeline.client_secured,
             "backend secured": pipeline.backend_secured,
-            "not secured": lambda now: pipeline.not_secured("backend_tls_failed", now),
+            "not secured": partial(pipeline.fail, "backend_tls_failed", replies.BACKEND_TLS_FAILED),
         }[kind](self.now)
 
     def come_to(self, given: str) -> None:
@@ -336,7 +338,7 @@ def _check_whole(stage: Stage, dialogue: Dialogue, *, octet_by_octet: bool) -> N
         if name == "observed":
             assert as_octets(text) in [exchange.line for exchange in stage.observed], text
         elif name == "messages":
-            assert stage.pipeline.messages == int(text)
+            assert stage.pipeline.transaction.messages == int(text)
         elif name == "pipelined" and not octet_by_octet:
             assert stage.pipeline.framer.pipelined == int(text)
         elif name == "waits":

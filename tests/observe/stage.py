@@ -82,5 +82,13 @@ class Watched:
         framer = self.pipeline.framer
         reason = reason or self.pipeline.ended or "client_closed"
         self.observer.closed(
-            Summary(reason, 2.5, framer.commands, framer.pipelined, self.pipeline.messages, 80, 90)
+            Summary(
+                reason,
+                2.5,
+                framer.commands,
+                framer.pipelined,
+                self.pipeline.transaction.messages,
+                80,
+                90,
+            )
         )
