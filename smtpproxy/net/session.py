@@ -13,9 +13,10 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from smtpproxy.core import replies
-from smtpproxy.core.observer import Ends, Summary
+from smtpproxy.core.observer import Summary
 from smtpproxy.core.pipeline import SECURE_BACKEND, Pipeline
 from smtpproxy.net.choice import Choice
+from smtpproxy.net.ends import ends_of
 from smtpproxy.net.pace import Pace
 from smtpproxy.net.upgrade import Upgrade
 
@@ -107,7 +108,8 @@ class Session:
         self._attach_backend(backend)
         server = self._choice.server
         assert server is not None
-        self._observer.connected(str(server.address_for(self.peer)), self._ends)
+        ends = partial(ends_of, self.peer.name, self._client, backend)
+        self._observer.connected(str(server.address_for(self.peer)), ends)
 
     def _attach_backend(self, backend: asyncio.Transport) -> None:
         """Let the pipeline send there, and whoever watches content see it."""
@@ -118,16 +120,6 @@ class Session:
             self._pipeline.framer.send_backend = partial(
                 _send_watched, self._pipeline.send_backend, watch
             )
-
-    def _ends(self) -> Ends:
-        """Return both ends of both connections."""
-        assert self._backend is not None
-        return Ends(
-            client=self.peer.name,
-            listener=_end_name(self._client, "sockname"),
-            proxy=_end_name(self._backend, "sockname"),
-            server=_end_name(self._backend, "peername"),
-        )
 
     def backend_received(self, octets: bytes) -> None:
         """Take octets from the backend."""
@@ -351,17 +343,15 @@ class Session:
         """Act on a time limit that is over."""
         if limit == "close":
             self._client.abort()
-        elif limit == "connect" or (limit == "greeting" and self._choice.open):
+            return
+        if limit == "connect" or (limit == "greeting" and self._choice.open):
             self._choice.failed(f"{limit} time limit")
             self._choice.refusal = b""
             if limit == "connect" or self._choice.more:
                 self.give_up_server(f"{limit} time limit", now)
                 return
-            self._pipeline.expire(now)
-            self._end(now)
-        else:
-            self._pipeline.expire(now)
-            self._end(now)
+        self._pipeline.expire(now)
+        self._end(now)
 
     def release(self, now: float) -> bool:
         """Flush what has been held for long enough; tell whether anything is still held."""
@@ -443,15 +433,6 @@ def _send_watched(
     """Send content that somebody watches."""
     send(octets)
     watch(octets)
-
-
-def _end_name(transport: asyncio.BaseTransport, which: str) -> str:
-    """Return one end of a connection as `192.0.2.1:4711`, `[2001:db8::1]:4711`, or `unix`."""
-    name = transport.get_extra_info(which)
-    if not isinstance(name, tuple):
-        return "unix"
-    host, port = name[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _discard(octets: bytes) -> None:
