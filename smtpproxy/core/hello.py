@@ -19,8 +19,8 @@ from smtpproxy.core.extensions import Extensions
 from smtpproxy.core.rules import BackendTls, Rules
 
 DONE, SAY, SECURE, FAILED = range(4)
-"""What comes next: the client gets `code` and `reply`; the backend gets `line`; TLS is to begin on
-the backend's connection, then `secured` is called; the session fails for `reason`."""
+"""What comes next: the client gets the `answer`; the backend gets `line`; TLS is to begin on the
+backend's connection, then `secured` is called; the session fails for `reason`."""
 
 _HELLO, _STARTTLS, _HANDSHAKE, _INTRODUCTION, _RSET = range(5)
 """What was said last, whose reply is awaited."""
@@ -42,12 +42,13 @@ class Introduction(Protocol):
 class Hello:
     """Follows every EHLO and HELO of a session, and what is said to the backend because of it.
 
-    code, reply, line, reason: see DONE to FAILED.
+    line, reason: see DONE to FAILED.
     secure: the backend's connection is inside TLS.
     introduction: of the client, where one is still to be made.
     """
 
     __slots__ = (
+        "_answer",
         "_awaits",
         "_before",
         "_extensions",
@@ -57,11 +58,9 @@ class Hello:
         "_rules",
         "_said",
         "_tls_refused",
-        "code",
         "introduction",
         "line",
         "reason",
-        "reply",
         "secure",
     )
 
@@ -77,9 +76,14 @@ class Hello:
         self._tls_refused = False
         self._offer = (b"", b"")  # the EHLO that was accepted last, and the reply to it
         self._before = (b"", b"")  # ... before the client's connection was secured
-        self.code = 0
-        self.reply = self.line = b""
+        self._answer = _NO_ANSWER
+        self.line = b""
         self.reason = ""
+
+    def answer(self) -> tuple[int, bytes]:
+        """Return what the client gets, a reply and its code, once."""
+        answer, self._answer = self._answer, _NO_ANSWER
+        return answer
 
     @property
     def table(self) -> Mapping[bytes, Verb]:
@@ -222,14 +226,15 @@ class Hello:
         return SAY
 
     def _finish(self, code: int, reply: bytes) -> int:
-        self.code = code
-        self.reply = reply
+        self._answer = (code, reply)
         return DONE
 
     def _fail(self, reason: str) -> int:
         self.reason = reason
         return FAILED
 
+
+_NO_ANSWER = (0, b"")
 
 _TAKE = {
     _HELLO: Hello._take_hello,

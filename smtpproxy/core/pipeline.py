@@ -248,9 +248,10 @@ class Pipeline:
         hello = self.hello
         step = hello.take(code, reply)
         if step == DONE:
-            if hello.code < 300:
+            code, reply = hello.answer()
+            if code < 300:
                 self.framer.table = hello.table
-            return hello.code, hello.reply
+            return code, reply
         if self.answers.reader.unread:
             raise BackendViolation("reply_not_asked_for", self.answers.reader.unread)
         if step == FAILED:

@@ -6,6 +6,7 @@ way of another proxy, those that this proxy names.
 
 import asyncio
 from dataclasses import dataclass
+from functools import lru_cache
 
 Endpoint = tuple[str, int]
 """An IP address, in its usual spelling, and a port."""
@@ -27,7 +28,7 @@ class Peer:
         """Return the two ends of a connection."""
         return cls(
             _endpoint(transport.get_extra_info("peername")),
-            _endpoint(transport.get_extra_info("sockname")),
+            _shared(_endpoint(transport.get_extra_info("sockname"))),
         )
 
     @property
@@ -49,3 +50,7 @@ def _endpoint(name: object) -> Endpoint | None:
         return None
     host, port = name[:2]
     return host, port
+
+
+_shared = lru_cache(maxsize=256)(lambda endpoint: endpoint)
+"""Returns the one tuple that stands for all equal ones: many clients come to few addresses."""

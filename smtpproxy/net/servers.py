@@ -34,6 +34,11 @@ class Server:
             return self._address
         return Address(*peer.target)
 
+    def name_for(self, peer: Peer) -> str:
+        """Return this address as text, the same object for all sessions where it is the same."""
+        address = self.address_for(peer)
+        return self.name if address is self._address else str(address)
+
     async def connect(self, factory: Callable[[], asyncio.Protocol], peer: Peer | None) -> None:
         """Open a connection for a client, or with None for the proxy itself.
 

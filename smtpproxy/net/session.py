@@ -17,6 +17,7 @@ from smtpproxy.core.observer import Summary
 from smtpproxy.core.pipeline import SECURE_BACKEND, Pipeline
 from smtpproxy.net.choice import Choice
 from smtpproxy.net.ends import ends_of
+from smtpproxy.net.outbox import Sink
 from smtpproxy.net.pace import Pace
 from smtpproxy.net.upgrade import Upgrade
 
@@ -67,7 +68,7 @@ class Session:
         self._observer = service.observer.session(service.name, peer.name)
         security = service.security
         rules = service.rules if security is None else security.rules_for(peer) or service.rules
-        send_client = partial(service.outbox.put, client)
+        send_client = Sink(service.outbox, client)
         self._pipeline = Pipeline(rules, send_client, self._observer.settled, now)
         if security is not None:
             self._pipeline.upgrade = self._begin_upgrade
@@ -109,11 +110,11 @@ class Session:
         server = self._choice.server
         assert server is not None
         ends = partial(ends_of, self.peer.name, self._client, backend)
-        self._observer.connected(str(server.address_for(self.peer)), ends)
+        self._observer.connected(server.name_for(self.peer), ends)
 
     def _attach_backend(self, backend: asyncio.Transport) -> None:
         """Let the pipeline send there, and whoever watches content see it."""
-        self._pipeline.connect_backend(partial(self._service.outbox.put, backend))
+        self._pipeline.connect_backend(Sink(self._service.outbox, backend))
         watch = self._observer.content
         if watch is not None:
             # No method of ours: a session that refers to itself would wait for the collector.
@@ -297,7 +298,7 @@ class Session:
         self._client_paused = False
         if self._client_blocked:
             self.client_blocked(blocked=False)
-        self._pipeline.held.send_client = partial(self._service.outbox.put, inside)
+        self._pipeline.held.send_client = Sink(self._service.outbox, inside)
         self._finish(self._pipeline.client_secured)
 
     def backend_secured(self, inside: asyncio.Transport) -> None:

@@ -103,6 +103,9 @@ class Server:
     def address_for(self, peer: Peer) -> str:  # noqa: ARG002
         return self.name
 
+    def name_for(self, peer: Peer) -> str:  # noqa: ARG002
+        return self.name
+
     async def connect(self, factory: Callable[[], asyncio.Protocol], peer: Peer) -> None:
         self.peer = peer
         if self.behaviour == "silent":
