@@ -62,7 +62,7 @@ class Framer:
         self._rules = rules
         self.table = rules.first_table
         self.send_backend = send_backend
-        self.unframed = bytearray()
+        self.unframed: bytes | bytearray = b""
         self.mode = CLOSED
         self.gate = self.last = greeting
         self.queue: list[Exchange] = []
@@ -84,7 +84,7 @@ class Framer:
     def receive(self, octets: bytes, now: float) -> None:
         """Append octets to what is not yet framed, and frame what can be."""
         if self.unframed or self.mode == CLOSED:
-            self.unframed += octets
+            self._keep(octets)
             self.frame_waiting(now)
         else:
             self._frame(octets, now)
@@ -95,7 +95,7 @@ class Framer:
             self._guard_gate()
         elif self.unframed and not (self._stalled and self.queue):
             octets = bytes(self.unframed)
-            self.unframed.clear()
+            self.unframed = b""
             self._frame(octets, now)
 
     def take(self) -> Exchange:
@@ -142,7 +142,13 @@ class Framer:
     def close(self) -> None:
         """Frame nothing any more."""
         self.mode = DEAF
-        self.unframed.clear()
+        self.unframed = b""
+
+    def _keep(self, octets: bytes) -> None:
+        if self.unframed:
+            self.unframed += octets
+        else:
+            self.unframed = bytearray(octets)  # there is none in an idle session (bench S5)
 
     # --- framing ------------------------------------------------------------------------------
 
@@ -156,7 +162,7 @@ class Framer:
             position += taken
         self._stalled = len(self.queue) >= limit
         if position < size:
-            self.unframed += octets[position:]
+            self._keep(octets[position:])
             if self.mode == CLOSED:
                 self._guard_gate()
 

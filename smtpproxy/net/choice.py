@@ -23,6 +23,9 @@ _OUR_OWN = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, e
 """Errors that say nothing of the server: this machine is short of something."""
 
 
+_NOBODY: list["Server"] = []
+
+
 class Choice:
     """Made for one session, which asks it for the next server and hands it the greeting.
 
@@ -119,6 +122,7 @@ class Choice:
         code, reply = greeting
         if code < 300:
             self._reader = None
+            self._left = _NOBODY
             self.open = False
             assert self.server is not None
             self._servers.greeted(self.server)
