@@ -14,29 +14,49 @@ class BackendConnection(asyncio.Protocol):
     """
 
     # Hot path (bench S2): the loop calls the session itself.
-    __slots__ = ("_session", "data_received", "transport")
+    __slots__ = ("_left", "_session", "data_received", "transport")
 
     def __init__(self, session: "Session") -> None:
         self._session = session
+        self._left = False
         self.data_received = session.backend_received  # type: ignore[method-assign, assignment]  # a slot
+
+    def leave(self) -> None:
+        """Keep the session out of it: whatever this server does from now on, it is another's.
+
+        A loop may have the connection ready when the attempt to connect is given up.
+        """
+        self._left = True
+        self.data_received = _discard  # type: ignore[method-assign, assignment]  # a slot
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Give the session its backend connection."""
         self.transport: asyncio.Transport = cast("asyncio.Transport", transport)
-        self._session.backend_connected(self.transport)
+        if self._left:
+            self.transport.abort()
+        else:
+            self._session.backend_connected(self.transport)
 
     def eof_received(self) -> None:
         """Take the backend's half-close: it will answer nothing any more."""
-        self._session.backend_lost(self.transport)
+        if not self._left:
+            self._session.backend_lost(self.transport)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         """Take the end of the connection."""
-        self._session.backend_lost(self.transport)
+        if not self._left:
+            self._session.backend_lost(self.transport)
 
     def pause_writing(self) -> None:
         """Note that the backend does not take what is sent."""
-        self._session.backend_blocked(blocked=True)
+        if not self._left:
+            self._session.backend_blocked(blocked=True)
 
     def resume_writing(self) -> None:
         """Note that the backend takes octets again."""
-        self._session.backend_blocked(blocked=False)
+        if not self._left:
+            self._session.backend_blocked(blocked=False)
+
+
+def _discard(octets: bytes) -> None:
+    """Take what nobody waits for any more."""

@@ -38,6 +38,7 @@ class Choice:
 
     __slots__ = (
         "_connecting",
+        "_connection",
         "_left",
         "_places",
         "_reader",
@@ -55,6 +56,7 @@ class Choice:
         self._places = places
         self._left: list[Server] | None = None
         self._connecting: asyncio.Task[None] | None = None
+        self._connection: BackendConnection | None = None
         self._reader: ReplyReader | None = None
         self.server: Server | None = None
         self.refusal = b""
@@ -87,15 +89,16 @@ class Choice:
             return False
         server = self.server = self._left.pop(0)
         server.sessions += 1
+        connection = self._connection = BackendConnection(self._session)
         self._connecting = asyncio.get_running_loop().create_task(
-            self._connect(server), name=server.name
+            self._connect(server, connection), name=server.name
         )
         return True
 
-    async def _connect(self, server: "Server") -> None:
+    async def _connect(self, server: "Server", connection: BackendConnection) -> None:
         session = self._session
         try:
-            await server.connect(lambda: BackendConnection(session), session.peer)
+            await server.connect(lambda: connection, session.peer)
         except OSError as error:
             self._connecting = None
             why = error.strerror or str(error)
@@ -142,7 +145,10 @@ class Choice:
         self._servers.failed(self.server, why)
 
     def cancel(self) -> None:
-        """Connect to nobody any more."""
+        """Connect to nobody any more, and hear nothing of the server that was tried last."""
+        if self._connection is not None:
+            self._connection.leave()
+            self._connection = None
         if self._connecting is not None:
             self._connecting.cancel()
             self._connecting = None

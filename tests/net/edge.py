@@ -108,7 +108,9 @@ class Server:
 
     async def connect(self, factory: Callable[[], asyncio.Protocol], peer: Peer) -> None:
         self.peer = peer
-        if self.behaviour == "silent":
+        if self.behaviour == "late":
+            self.protocol = factory()
+        if self.behaviour in ("silent", "late"):
             try:
                 await asyncio.Event().wait()
             except asyncio.CancelledError:

@@ -166,6 +166,28 @@ class TestServers:
         assert stage.gets() == b"220 two\r\n"
         assert stage.watcher.down == [("one", "connect time limit")]
 
+    async def test_one_that_is_reached_after_it_was_given_up_has_no_say(
+        self, opened: Opener
+    ) -> None:
+        """The loop had its connection ready when the time limit was over."""
+        stage = await opened(Server("one", "late"), Server("two"))
+        late = stage.servers[0].protocol
+        stage.wait(30)
+        late.connection_made(stage.servers[0].transport)
+        assert stage.servers[0].transport.state == "aborted"
+        await stage.settle()
+        stage.servers[1].says(b"220 two\r\n")
+        late.data_received(b"220 one\r\n250 a reply to nothing\r\n")
+        late.pause_writing()
+        late.resume_writing()
+        late.eof_received()
+        late.connection_lost(None)
+        assert stage.gets() == b"220 two\r\n"
+        assert stage.watcher.servers == ["two"]
+        stage.sends(b"NOOP\r\n")
+        assert stage.servers[1].heard() == b"NOOP\r\n"
+        assert not stage.ended
+
     async def test_the_next_is_tried_when_no_greeting_comes(self, opened: Opener) -> None:
         stage = await opened(Server("one"), Server("two"))
         stage.wait(300)
