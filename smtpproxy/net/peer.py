@@ -10,6 +10,7 @@ from functools import lru_cache
 
 Endpoint = tuple[str, int]
 """An IP address, in its usual spelling, and a port."""
+_MAPPED = "::ffff:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +28,8 @@ class Peer:
     def of(cls, transport: asyncio.BaseTransport) -> "Peer":
         """Return the two ends of a connection."""
         return cls(
-            _endpoint(transport.get_extra_info("peername")),
-            _shared(_endpoint(transport.get_extra_info("sockname"))),
+            endpoint(transport.get_extra_info("peername")),
+            _shared(endpoint(transport.get_extra_info("sockname"))),
         )
 
     @property
@@ -39,17 +40,28 @@ class Peer:
     @property
     def name(self) -> str:
         """The client as `192.0.2.1:4711`, `[2001:db8::1]:4711`, or `unix`."""
-        if self.source is None:
-            return "unix"
-        host, port = self.source
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return name_of(self.source)
 
 
-def _endpoint(name: object) -> Endpoint | None:
+def endpoint(name: object) -> Endpoint | None:
+    """Return an end of a connection, by what `getpeername` or `getsockname` tells; None if Unix.
+
+    At a socket for both families, such as systemd's, IPv4 shows as `::ffff:192.0.2.1`; here not.
+    """
     if not isinstance(name, tuple):
         return None
     host, port = name[:2]
+    if host.startswith(_MAPPED) and "." in host:
+        host = host[len(_MAPPED) :]
     return host, port
+
+
+def name_of(end: Endpoint | None) -> str:
+    """Return an end of a connection as `192.0.2.1:4711`, `[2001:db8::1]:4711`, or `unix`."""
+    if end is None:
+        return "unix"
+    host, port = end
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 _shared = lru_cache(maxsize=256)(lambda endpoint: endpoint)
