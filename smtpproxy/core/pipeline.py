@@ -19,8 +19,9 @@ has no clock: every call brings the time.
 """
 
 from collections.abc import Callable
+from typing import NoReturn
 
-from smtpproxy.core import commands, replies, shortcut
+from smtpproxy.core import beforehand, commands, replies, shortcut
 from smtpproxy.core.answers import CLOSES, NOT_YET, NOTHING_ASKED, Answers
 from smtpproxy.core.errors import BackendViolation, Violation
 from smtpproxy.core.exchange import Exchange, Observer
@@ -50,6 +51,10 @@ class Pipeline:
     more of that connection in plaintext, and calls `client_secured`, `backend_secured` or
     `fail` when the handshake is over.  With TUNNEL, both connections are the caller's alone.
 
+    `introduce` is to be set where the rules trust the client.  It is called with an XCLIENT line and
+    returns the reply that refuses it; else empty, and then the session ends as "introduced" without
+    one: the greeting of the session that takes its place is the reply.
+
     active: when the client sent octets last.
     """
 
@@ -65,6 +70,7 @@ class Pipeline:
         "held",
         "hello",
         "in_flight",
+        "introduce",
         "rules",
         "send_backend",
         "transaction",
@@ -84,6 +90,7 @@ class Pipeline:
         self.extensions = Extensions(rules)
         self.hello = Hello(rules, self.extensions)
         self.upgrade: Callable[[int], None] = _not_connected
+        self.introduce: Callable[[bytes], bytes] = _not_connected
         self.transaction = Transaction()
         self.errors = 0  # in a row
         self.client_ended = self.draining = False
@@ -135,7 +142,9 @@ class Pipeline:
             exchange = framer.queue[0]
             refusal = exchange.refusal
             if exchange.verb.weighed:
-                refusal = refusal or self.transaction.weigh(
+                if beforehand.holds_up(self, exchange, now):
+                    return
+                refusal = exchange.refusal or self.transaction.weigh(
                     exchange, self.rules, self.extensions, len(in_flight)
                 )
             if not refusal:
@@ -235,6 +244,8 @@ class Pipeline:
                 code, reply = self._take_hello(code, reply, now)
                 if not reply:
                     return
+            elif role >= commands.XFORWARD and beforehand.is_done(self, role, code):
+                return
         del in_flight[0]
         if exchange.refusal:  # its group was refused while it was in flight
             reply, code = exchange.refusal, int(exchange.refusal[:3])
@@ -397,5 +408,5 @@ _UPGRADES = {commands.STARTTLS: SECURE_CLIENT, commands.TUNNEL: TUNNEL}
 """Roles whose 220 ends plaintext."""
 
 
-def _not_connected(what: object) -> None:
+def _not_connected(what: object) -> NoReturn:
     raise AssertionError(f"nothing is connected that could take {what!r}")

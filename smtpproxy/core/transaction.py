@@ -70,7 +70,7 @@ class Transaction:
             if self.accepted + in_flight >= rules.recipients:
                 return replies.TOO_MANY_RECIPIENTS  # RFC 5321 section 4.5.3.1.10
         elif role == commands.MAIL:
-            if lines.declared_size(exchange.line) > rules.message_octets:
+            if 0 < rules.message_octets < lines.declared_size(exchange.line):
                 return replies.MESSAGE_TOO_BIG  # RFC 1870 section 6.1
         elif role == commands.DATA:
             guarded = rules.guard_data and not extensions.pipelining
@@ -104,5 +104,5 @@ class Transaction:
         chunk.refuse(ClientViolation(why, reply, shown, closes=True))
 
 
-_ENDS = frozenset((commands.EHLO, commands.HELO, commands.RSET, commands.XCLIENT))
+_ENDS = frozenset((commands.EHLO, commands.HELO, commands.RSET))
 """Roles whose positive reply ends the transaction there was."""
