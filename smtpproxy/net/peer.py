@@ -18,11 +18,13 @@ class Peer:
     """A client's own endpoint, and the one that it wanted to reach; None on a Unix socket.
 
     redirected: it wanted another machine, and did not know of the proxy.
+    hostname: as the proxy in front has found it, in xtext; empty if it has not.
     """
 
     source: Endpoint | None = None
     target: Endpoint | None = None
     redirected: bool = False
+    hostname: bytes = b""
 
     @classmethod
     def of(cls, transport: asyncio.BaseTransport) -> "Peer":

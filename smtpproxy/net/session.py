@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from smtpproxy.core import replies
 from smtpproxy.core.observer import Summary
@@ -20,8 +20,11 @@ from smtpproxy.net.ends import ends_of
 from smtpproxy.net.outbox import Sink
 from smtpproxy.net.pace import Pace
 from smtpproxy.net.upgrade import Upgrade
+from smtpproxy.net.xclient import BadXclient, introduced
 
 if TYPE_CHECKING:
+    from smtpproxy.core.rules import Rules
+    from smtpproxy.net.client import ClientConnection
     from smtpproxy.net.peer import Peer
     from smtpproxy.net.service import Service
 
@@ -32,7 +35,7 @@ class Session:
     When its pipeline has ended, the session lingers until the client has closed its side too: to
     close with octets unread would reset the connection, and the client could lose the last reply.
 
-    peer: who the client is.
+    peer: who the client is.  rules: of the session whose place it takes, if it does that.
     """
 
     __slots__ = (
@@ -55,7 +58,13 @@ class Session:
         "peer",
     )
 
-    def __init__(self, service: "Service", client: asyncio.Transport, peer: "Peer") -> None:
+    def __init__(
+        self,
+        service: "Service",
+        client: asyncio.Transport,
+        peer: "Peer",
+        rules: "Rules | None" = None,
+    ) -> None:
         now = monotonic()
         self._service = service
         self._client = client
@@ -67,11 +76,13 @@ class Session:
         self._upgrade: Upgrade | None = None
         self._observer = service.observer.session(service.name, peer.name)
         security = service.security
-        rules = service.rules if security is None else security.rules_for(peer) or service.rules
+        if rules is None:
+            rules = service.rules if security is None else security.rules_for(peer) or service.rules
         send_client = Sink(service.outbox, client)
         self._pipeline = Pipeline(rules, send_client, self._observer.settled, now)
         if security is not None:
             self._pipeline.upgrade = self._begin_upgrade
+            self._pipeline.introduce = self._introduce
             if security.introduce is not None:
                 self._pipeline.hello.introduction = security.introduce(peer)
         self._backend: asyncio.Transport | None = None
@@ -324,6 +335,28 @@ class Session:
         self._client.close()
         self._finish(self._pipeline.client_eof)
 
+    # --- XCLIENT ------------------------------------------------------------------------------
+
+    def _introduce(self, line: bytes) -> bytes:
+        """Take it from a trusted client that it speaks for another one; return a refusal, if any."""
+        try:
+            self.peer = introduced(self.peer, line)
+        except BadXclient as bad:
+            return bad.reply
+        return b""
+
+    def _make_way(self) -> None:
+        """Let a session of the client that was introduced take the place of this one.
+
+        With a backend connection of its own, since this one is known to be another client's; the
+        greeting is the reply to XCLIENT, as it should be.
+        """
+        self._service.sweeper.remove(self)
+        if self._client_paused:
+            self._client.resume_reading()
+        connection = cast("ClientConnection", self._client.get_protocol())
+        connection.begin_anew(self._client, self.peer, self._pipeline.rules)
+
     # --- time ---------------------------------------------------------------------------------
 
     def waiting(self) -> tuple[str, float]:
@@ -384,11 +417,18 @@ class Session:
     def _end(self, now: float) -> None:
         """Close both sides, each in its way; called once, when the pipeline has ended."""
         self._service.outbox.flush()
-        if self._backend is not None:
+        pipeline = self._pipeline
+        makes_way = pipeline.ended == "introduced"
+        if self._backend is not None and makes_way:
+            self._backend.write(b"QUIT\r\n")  # it is owed no reply, and may well be told
+            self._backend.close()
+        elif self._backend is not None:
             self._backend.abort()  # nothing that matters is unsent: least of all an end of data
         self._choice.end()
         self._report(now)
-        pipeline = self._pipeline
+        if makes_way and not (self._client_lost or pipeline.client_ended):
+            self._make_way()
+            return
         if self._upgrade is not None:
             self._upgrade.cancel()
             if self._upgrade.of_client:  # none of our words can go there
