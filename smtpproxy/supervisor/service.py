@@ -171,6 +171,7 @@ class Service:
         try:
             added = self._doors.open(settings)
         except OSError:
+            self._doors.keep_for(self._settings)
             self._log.error("reload_failed", problems=["a listener can't be opened"])
             return
         crew = self._make_crew(settings)
