@@ -35,7 +35,7 @@ ALLOWED = {
     "demo": {"app", "settings", "observe"},
     "link": {"control", "figures", "net"},
     "worker": {"app", "link", "control", "net", "observe"},
-    "supervisor": {"control", "figures", "settings", "admin", "observe", "net"},
+    "supervisor": {"wiring", "control", "figures", "settings", "admin", "observe", "net"},
     "tracing": {"core", "address", "observe", "demo"},
     "cli": {"supervisor", "settings", "demo", "observe", "tracing"},
     "__main__": {"cli"},

@@ -13,7 +13,10 @@ from smtpproxy.net.servers import Server
 
 
 async def check(server: Server, hostname: str, limit_s: float) -> str:
-    """Return why a server can't be used just now; empty if it can."""
+    """Return why a server can't be used just now; empty if it can.
+
+    It is reached as for a client, but from the proxy's own address and in its own name.
+    """
     dialogue = _Dialogue()
     try:
         async with asyncio.timeout(limit_s):

@@ -5,6 +5,7 @@ way of another proxy, those that this proxy names.
 """
 
 import asyncio
+import socket
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -33,6 +34,11 @@ class Peer:
             endpoint(transport.get_extra_info("peername")),
             _shared(endpoint(transport.get_extra_info("sockname"))),
         )
+
+    @classmethod
+    def here(cls, opened: socket.socket) -> "Peer":
+        """Return the two ends of a connection that the proxy itself has made."""
+        return cls(_endpoint(opened.getsockname()), _endpoint(opened.getpeername()))
 
     @property
     def host(self) -> str:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
+from smtpproxy import wiring
 from smtpproxy.control import Health
 from smtpproxy.net.check import check
 from smtpproxy.net.servers import Server
@@ -24,8 +25,10 @@ class Checks:
         self.stop()
         for name, backend in settings.backends.items():
             if backend.check_every:
+                route = wiring.route(settings, backend)
                 for address in backend.servers:
-                    watching = self._watch(name, Server(address), backend, settings.hostname)
+                    server = Server(address, route)
+                    watching = self._watch(name, server, backend, settings.hostname)
                     self._tasks.append(asyncio.create_task(watching, name=f"check {address}"))
 
     async def _watch(self, name: str, server: Server, backend: Backend, hostname: str) -> None:
