@@ -51,9 +51,9 @@ class Pipeline:
     more of that connection in plaintext, and calls `client_secured`, `backend_secured` or
     `fail` when the handshake is over.  With TUNNEL, both connections are the caller's alone.
 
-    `introduce` is to be set where the rules trust the client.  It is called with an XCLIENT line and
-    returns the reply that refuses it; else empty, and then the session ends as "introduced" without
-    one: the greeting of the session that takes its place is the reply.
+    `introduce` is to be set where the rules trust the client.  It is called with an XCLIENT line
+    and returns what refuses it; else the session ends as "introduced", and its successor's
+    greeting is the reply.
 
     active: when the client sent octets last.
     """

@@ -338,7 +338,7 @@ class Session:
     # --- XCLIENT ------------------------------------------------------------------------------
 
     def _introduce(self, line: bytes) -> bytes:
-        """Take it from a trusted client that it speaks for another one; return a refusal, if any."""
+        """Take it from a trusted client that it speaks for another one; return a refusal."""
         try:
             self.peer = introduced(self.peer, line)
         except BadXclient as bad:

@@ -39,8 +39,8 @@ class BadXclient(Exception):
 def introduced(peer: Peer, line: bytes) -> Peer:
     """Return the client that a trusted one speaks for by an XCLIENT line; raises BadXclient.
 
-    What the line leaves out stays as it was.  PROTO and HELO are checked and forgotten: the client's
-    own EHLO or HELO comes next.
+    What the line leaves out stays as it was.  PROTO and HELO are checked and forgotten: the
+    client's own EHLO or HELO comes next.
     """
     said: dict[bytes, bytes] = {}
     for word in line.split()[1:]:

@@ -49,7 +49,7 @@ def test_introduce_is_set_where_the_rules_trust_somebody() -> None:
     pipeline = Pipeline(Rules(trusted=True), [].append, [].extend, 1.0)
     pipeline.connect_backend([].append)
     pipeline.backend_received(b"220 mx\r\n", 2.0)
-    with pytest.raises(AssertionError, match="trust"):
+    with pytest.raises(AssertionError, match="nothing is connected"):
         pipeline.client_received(b"XCLIENT ADDR=192.0.2.1\r\n", 3.0)
 
 

@@ -19,17 +19,17 @@ place` (the backend has as many connections as it may), `abandon` (the client is
 `client secured`, `backend secured`, `not secured` (a TLS handshake is over).
 
 Settings, before the first line: `rules: sync=strict errors=2 hide=AUTH,SIZE`; `secret: word` (no
-observer may ever see it); `refuse XCLIENT: reply` (to that of a client); `introduce: XCLIENT` (or XFORWARD; the client, to the backend, as it
-says in INTRODUCED); `segments: as written` (what happens depends on how the client's or the
-backend's octets are cut, so the dialogue is not played again octet by octet); `given:` one of
+observer may ever see it); `refuse XCLIENT: reply` (to that of a client); `introduce: XCLIENT` (or
+XFORWARD; the client, to the backend, as it says in INTRODUCED); `segments: as written` (what
+happens depends on how the client's or the backend's octets are cut, so the dialogue is not played
+again octet by octet); `given:` one of
 `greeting`, `HELO`, `EHLO [CAPABILITY...]`, `MAIL [CAPABILITY...]`, `DATA [CAPABILITY...]`: the
 session has come as far as that.
 
 Claims, anywhere: `ends: reason`; `full: yes|no`; `waiting: time limit`; `upgrade: client|backend|
 tunnel` (what is asked of the caller), `introduced: line` (what it is told of another client); and,
-on the whole dialogue,
-`violation: kind [octets]`, `observed: command line`, `waits: n` (turnarounds that the client
-makes), `pipelined: n`, `messages: n`.
+on the whole dialogue, `violation: kind [octets]`, `observed: command line`, `waits: n` (turnarounds
+that the client makes), `pipelined: n`, `messages: n`.
 """
 
 import re

@@ -1,5 +1,6 @@
 """Who the client is: what a real MTA learns of it, and a real proxy in front tells."""
 
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -82,14 +83,60 @@ def test_an_mta_without_xclient_gets_no_mail_from_strangers() -> None:
         eventually(lambda: "xclient_not_offered" in process.printed() or None, "the reason")
 
 
-def test_postfix_logs_the_client_by_xforward_for_the_first_message() -> None:
-    """It forgets it after each; an MTA's access rules know nothing of it in any case."""
+def test_postfix_logs_the_client_by_xforward_for_each_message() -> None:
+    """It forgets it after each, and by RSET; its access rules know nothing of it in any case."""
+    group = (*GROUP[1:], b"DATA")
     with (
         postfix({"smtpd_authorized_xforward_hosts": "127.0.0.1"}) as mta,
         configured(FROM_A_PROXY, backend(mta, "xforward")) as (port, _),
+        Wire(port) as wire,
     ):
-        send(port)
-        logged_by(mta, "orig_client=unknown[192.0.2.7]")
+        wire.send(HEADER)
+        assert wire.replies(1) == [220]
+        assert wire.ask(GROUP[0], *group) == [250, 250, 250, 354]
+        assert wire.ask(brief().octets + b".", *group) == [250, 250, 250, 354]
+        assert wire.ask(brief().octets + b".", *GROUP[1:], b"RSET") == [250, 250, 250, 250]
+        assert wire.ask(*group) == [250, 250, 354]
+        assert wire.ask(brief().octets + b".", b"QUIT") == [250, 221]
+        logged_by(mta, "disconnect from")
+        logged = [line for line in mta.printed().splitlines() if " client=" in line]
+        assert len(logged) == 4  # the one that RSET ended, too
+        assert all("orig_client=unknown[192.0.2.7]" in line for line in logged)
+        assert "xforward=4 " in mta.printed()
+
+
+@pytest.mark.parametrize("identity", ["proxy-v1", "proxy-v2", "xclient"])
+def test_whom_swaks_speaks_for_by_xclient_is_whom_postfix_serves(identity: str) -> None:
+    """The MTA relays for 192.0.2.7 alone; how it is told does not matter to who tells the proxy."""
+    message = brief()
+    settings = {"mynetworks": "192.0.2.7/32"}
+    if identity == "xclient":
+        settings["smtpd_authorized_xclient_hosts"] = "127.0.0.1"
+    else:
+        settings["smtpd_upstream_proxy_protocol"] = "haproxy"
+    with (
+        postfix(settings) as mta,
+        configured('xclient = ["127.0.0.0/8"]', backend(mta, identity)) as (port, process),
+    ):
+        done = subprocess.run(
+            [
+                *(command("swaks"), "--server", "127.0.0.1", "--port", str(port), "--pipeline"),
+                *("--xclient-addr", "192.0.2.7", "--xclient-port", "4711"),
+                *("--xclient-name", "client.example", "--from", "a@sender.example"),
+                *("--to", "good@rcpt.example", "--no-data-fixup", "--data", "-"),
+            ],
+            input=message.octets.removesuffix(b"\r\n") + b"\r\n.",
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        name = "client.example" if identity == "xclient" else "unknown"
+        logged_by(mta, f"client={name}[192.0.2.7]")
+        logged = '"event":"message_relayed"'
+        eventually(lambda: logged in process.printed() or None, "the message in the log")
+        (line,) = [line for line in process.printed().splitlines() if logged in line]
+        assert '"client":"192.0.2.7:4711"' in line
 
 
 _HAPROXY = """\

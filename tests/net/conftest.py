@@ -1,11 +1,13 @@
 """Fixtures of the edge's tests."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 
 import pytest
 
 from smtpproxy.core.rules import Rules
 from smtpproxy.net.pace import Pacing
+from tests.net import wired
 from tests.net.edge import Clock, Server, Stage
 
 Opener = Callable[..., Awaitable[Stage]]
@@ -34,3 +36,11 @@ async def opened(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Opener]:
     for stage in stages:
         stage.sweeper.stop()
         await stage.settle()
+
+
+@pytest.fixture
+async def stage(tmp_path: Path) -> AsyncIterator[wired.Stage]:
+    """A backend, and what is needed to start the proxy in front of it, on real sockets."""
+    made = wired.Stage(tmp_path)
+    yield made
+    await made.stop()
