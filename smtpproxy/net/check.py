@@ -9,6 +9,7 @@ from typing import cast
 
 from smtpproxy.core.errors import BackendViolation
 from smtpproxy.core.replies import ReplyReader
+from smtpproxy.net.reason import reason
 from smtpproxy.net.servers import Server
 
 
@@ -25,7 +26,7 @@ async def check(server: Server, hostname: str, limit_s: float) -> str:
     except TimeoutError:
         return "check time limit"
     except OSError as error:
-        return error.strerror or str(error)
+        return reason(error)
     finally:
         dialogue.close()
 

@@ -56,8 +56,10 @@ class Route:
                 server_hostname=self.server_name_for(address) if self.context else None,
                 ssl_handshake_timeout=self.handshake_s if self.context else None,
             )
-        except BaseException:
+        except BaseException as error:
             opened.close()
+            if isinstance(error, ConnectionError) and self.context and not str(error):
+                raise ConnectionAbortedError("closed in the TLS handshake") from error
             raise
 
     def server_name_for(self, address: Address) -> str:

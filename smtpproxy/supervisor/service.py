@@ -121,10 +121,14 @@ class Service:
             return False
         for address in self._doors.addresses:
             self._log.info("listening", address=address)
-        for name, how in weak_backends(settings):
-            self._log.warning("weak_tls", backend=name, how=how)
+        self._warn(settings)
         self._notifier.ready(self._status())
         return True
+
+    def _warn(self, settings: Settings) -> None:
+        """Tell of what is as it was asked for, and weaker than it should be."""
+        for name, how in weak_backends(settings):
+            self._log.warning("weak_tls", backend=name, how=how)
 
     async def _start_admin(self) -> bool:
         from smtpproxy.admin.server import Admin  # its HTTP server is not loaded for nothing
@@ -189,6 +193,7 @@ class Service:
         self._checks.settle(settings)
         for address in added:
             self._log.info("listening", address=address)
+        self._warn(settings)
         self._leave(old)
         self._doors.keep_for(settings)
         self._log.info("reloaded", workers=crew.workers, sessions=self._sessions())

@@ -4,6 +4,11 @@ import ssl
 
 import pytest
 
+from smtpproxy import wiring
+from smtpproxy.config import load
+from smtpproxy.net.check import check
+from smtpproxy.net.servers import Server
+from tests.net.conftest import Logged
 from tests.net.wired import IMPLICIT, STARTTLS, Stage, client, deliver
 
 
@@ -85,13 +90,89 @@ async def test_the_backend_is_secured_for_a_client_in_plaintext(stage: Stage, tl
     assert stage.backend.secure == 1
 
 
-async def test_requiretls_is_offered_with_tls_on_both_sides(stage: Stage) -> None:
-    port = await stage.start(STARTTLS, 'tls = "starttls"\nca_file = "@/ca.pem"')
+VERIFIED = 'ca_file = "@/ca.pem"'
+
+
+@pytest.mark.parametrize("tls", ["starttls", "implicit"])
+async def test_requiretls_is_offered_with_tls_on_both_sides(stage: Stage, tls: str) -> None:
+    port = await stage.start(STARTTLS, f'tls = "{tls}"\n{VERIFIED}')
     async with client(port) as one:
         await one.reply()
         assert b"REQUIRETLS" not in (await one.ask(b"EHLO c"))[0]
         await one.secure(stage)
         assert b"REQUIRETLS" in (await one.ask(b"EHLO c"))[0]
+        assert await one.ask(b"MAIL FROM:<a@a> REQUIRETLS") == [b"250 MAIL"]
+    assert b"MAIL FROM:<a@a> REQUIRETLS" in stage.backend.heard
+
+
+async def test_requiretls_is_not_offered_with_tls_on_the_clients_side_alone(stage: Stage) -> None:
+    async with client(await stage.start(STARTTLS)) as one:
+        await one.reply()
+        await one.secure(stage)
+        assert b"REQUIRETLS" not in (await one.ask(b"EHLO c"))[0]
+
+
+async def test_the_backend_may_begin_with_tls(stage: Stage) -> None:
+    port = await stage.start(backend=f'tls = "implicit"\n{VERIFIED}')
+    async with client(port) as one:
+        assert await one.reply() == b"220 mx"
+        await deliver(one)
+    assert stage.backend.secure == 1
+    assert stage.backend.heard[:2] == [b"EHLO c", b"MAIL FROM:<a@a>"]
+
+
+@pytest.mark.parametrize(
+    "trust",
+    ["", f'{VERIFIED}\nserver_name = "mx.example"', f'{VERIFIED}\nminimum_tls = "1.3"'],
+    ids=["unknown authority", "another name", "too old"],
+)
+async def test_a_backend_that_begins_with_tls_is_verified_before_anything_is_said(
+    stage: Stage, logged: Logged, trust: str
+) -> None:
+    stage.backend.context.maximum_version = ssl.TLSVersion.TLSv1_2
+    async with client(await stage.start(backend=f'tls = "implicit"\n{trust}')) as one:
+        assert (await one.rest()).startswith(b"421 4.4.1 ")
+    assert stage.backend.heard == []
+    (down,) = logged("server_down")
+    assert down["why"].startswith(("certificate: ", "closed in the TLS handshake"))
+
+
+async def test_who_does_not_care_may_leave_the_backend_unverified(stage: Stage) -> None:
+    async with client(await stage.start(backend='tls = "implicit"\nverify = false')) as one:
+        assert await one.reply() == b"220 mx"
+        await deliver(one)
+    assert stage.backend.secure == 1
+
+
+@pytest.mark.parametrize("tls", ["starttls", "implicit"])
+async def test_an_old_backend_needs_a_lower_minimum(stage: Stage, tls: str) -> None:
+    with pytest.warns(DeprecationWarning, match="TLSv1"):
+        stage.backend.context.minimum_version = ssl.TLSVersion.TLSv1
+    with pytest.warns(DeprecationWarning, match="TLSv1"):
+        stage.backend.context.maximum_version = ssl.TLSVersion.TLSv1_1
+    stage.backend.context.set_ciphers("DEFAULT:@SECLEVEL=0")
+    backend = f'tls = "{tls}"\n{VERIFIED}'
+    async with client(await stage.start(backend=backend)) as one:
+        one.writer.write(b"EHLO c\r\n")
+        assert b"421 4." in await one.rest()
+    await stage.stop()
+    async with client(await stage.start(backend=f'{backend}\nminimum_tls = "1.0"')) as one:
+        assert await one.reply() == b"220 mx"
+        await deliver(one)
+    assert stage.backend.secure == 1
+
+
+@pytest.mark.parametrize("tls", ["off", "implicit"])
+async def test_an_active_check_speaks_tls_to_who_begins_with_it(stage: Stage, tls: str) -> None:
+    """And to others it says nothing that it would not say to a client."""
+    backend = f'tls = "{tls}"\n{VERIFIED if tls == "implicit" else ""}'
+    await stage.start(backend=backend)
+    settings = load(stage.work / "smtpproxy.toml")
+    mx = settings.backends["mx"]
+    server = Server(mx.servers[0], wiring.route(settings, mx))
+    assert await check(server, "proxy.example", 5.0) == ""
+    assert stage.backend.heard == [b"EHLO proxy.example", b"QUIT"]
+    assert stage.backend.secure == (tls == "implicit")
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,9 @@
 For the limits, for the log, and for the MTA, whatever way that is told.
 """
 
-import io
-import json
-from collections.abc import Iterator
-
 import pytest
 
-from smtpproxy.observe import log
+from tests.net.conftest import Logged
 from tests.net.wired import IMPLICIT, STARTTLS, V1_HEADER, Client, Stage, client, deliver
 
 TRUSTED = 'xclient = ["127.0.0.0/8"]'
@@ -17,18 +13,9 @@ SPEAKS = b"XCLIENT NAME=[UNAVAILABLE] ADDR=192.0.2.7 PORT=4711"
 HEADER = b"PROXY TCP4 192.0.2.7 127.0.0.1 4711 %d\r\n"
 
 
-@pytest.fixture(autouse=True)
-def logged() -> Iterator[io.BytesIO]:
-    stream = io.BytesIO()
-    log.configure("info", "json", stream)
-    yield stream
-    log.configure("info", "json")
-
-
-def clients_of(event: str, logged: io.BytesIO) -> list[str]:
+def clients_of(event: str, logged: Logged) -> list[str]:
     """Return the clients that the log names with an event."""
-    lines = map(json.loads, logged.getvalue().splitlines())
-    return [line["client"] for line in lines if line["event"] == event]
+    return [line["client"] for line in logged(event)]
 
 
 async def introduce(one: Client, said: bytes = SPEAKS) -> bytes:
@@ -37,7 +24,7 @@ async def introduce(one: Client, said: bytes = SPEAKS) -> bytes:
     return (await one.ask(said))[0]
 
 
-async def test_the_log_tells_of_the_client_it_speaks_for(stage: Stage, logged: io.BytesIO) -> None:
+async def test_the_log_tells_of_the_client_it_speaks_for(stage: Stage, logged: Logged) -> None:
     async with client(await stage.start(TRUSTED)) as one:
         assert await introduce(one) == b"220 mx"
         await deliver(one)
@@ -111,9 +98,7 @@ async def test_inside_tls_the_session_stays_there(stage: Stage, tls: str) -> Non
         await deliver(one)
 
 
-async def test_it_may_speak_for_several_one_after_the_other(
-    stage: Stage, logged: io.BytesIO
-) -> None:
+async def test_it_may_speak_for_several_one_after_the_other(stage: Stage, logged: Logged) -> None:
     async with client(await stage.start(TRUSTED)) as one:
         assert await introduce(one) == b"220 mx"
         assert await one.ask(SPEAKS.replace(b".7", b".8")) == [b"220 mx"]

@@ -87,6 +87,7 @@ class Stage:
         self.backend = Backend(context)
         self.client_context = ssl.create_default_context(cafile=work / "ca.pem")
         self._server: asyncio.Server | None = None
+        self.port = 0
         self.app: App | None = None
 
     async def start(
@@ -105,7 +106,8 @@ class Stage:
         file.write_text(text.replace("@", str(self.work)))
         self.app = App(load(file))
         await self.app.start()
-        return int(self.app.addresses[0].rpartition(":")[2])
+        self.port = int(self.app.addresses[0].rpartition(":")[2])
+        return self.port
 
     async def stop(self) -> None:
         if self.app is not None:
@@ -170,8 +172,9 @@ async def client(port: int, **tls: object) -> AsyncIterator[Client]:
 GROUP = (b"EHLO c", b"MAIL FROM:<a@a>", b"RCPT TO:<b@b>", b"DATA")
 
 
-async def deliver(one: Client) -> None:
-    """Send a message in groups."""
-    replies = await one.ask(*GROUP)
+async def deliver(one: Client, greeted: int = 0) -> None:
+    """Send a message in groups; `greeted` is 1 if EHLO was sent already."""
+    replies = await one.ask(*GROUP[greeted:])
+    replies += [await one.reply() for _ in range(greeted)]
     assert [reply[:3] for reply in replies] == [b"250", b"250", b"250", b"354"]
     assert await one.ask(b"hello\r\n.", b"QUIT") == [b"250 queued", b"221 QUIT"]
