@@ -3,14 +3,17 @@
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
+import trustme
 
 from tests.interop.messages import brief
 from tests.interop.peers import Backend, opensmtpd, postfix
 from tests.interop.processes import Process, Workplace, eventually, free_port
 from tests.interop.programs import command
 from tests.interop.stage import configured
+from tests.interop.tap import Tap
 from tests.interop.wire import Wire
 
 FROM_A_PROXY = 'proxy_protocol = ["127.0.0.0/8"]'
@@ -145,17 +148,17 @@ defaults
     timeout client 30s
     timeout server 30s
 listen front
-    bind 127.0.0.1:{port}
+    bind 127.0.0.1:{port} {bind}
     server proxy 127.0.0.1:{target} send-proxy-v2
 """
 
 
 @contextmanager
-def haproxy(target: int) -> Iterator[int]:
+def haproxy(target: int, bind: str = "") -> Iterator[int]:
     """Run HAProxy in front of a port; it tells by PROXY headers, version 2, who its clients are."""
     port = free_port()
     with Workplace("haproxy") as work:
-        file = work.write("haproxy.cfg", _HAPROXY.format(port=port, target=target))
+        file = work.write("haproxy.cfg", _HAPROXY.format(port=port, target=target, bind=bind))
         argv = (command("haproxy"), "-db", "-f", file)
         with Process(argv, work.path / "printed") as process:
             process.await_open(port)
@@ -173,3 +176,28 @@ def test_haproxy_in_front_tells_who_its_clients_are() -> None:
         assert wire.ask(*GROUP, b"QUIT") == [250, 250, 250, 221]
         client = wire.own_address
         eventually(lambda: f'"client":"{client}"' in process.printed() or None, "the client")
+
+
+@pytest.mark.parametrize("identity", ["proxy-v1", "proxy-v2"])
+def test_haproxy_behind_takes_a_header_and_tls_behind_it(identity: str, tmp_path: Path) -> None:
+    """And tells Postfix who the client is, which was said in plaintext, and nothing else was."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    issued = authority.issue_cert("127.0.0.1")
+    issued.private_key_and_cert_chain_pem.write_to_path(tmp_path / "mx.pem")
+    trust = f'tls = "implicit"\nca_file = "{tmp_path}/ca.pem"\ncheck_every = 0.2'
+    settings = {"smtpd_upstream_proxy_protocol": "haproxy", "mynetworks": "192.0.2.0/24"}
+    with (
+        postfix(settings) as mta,
+        haproxy(mta.port, f"accept-proxy ssl crt {tmp_path}/mx.pem") as behind,
+        Tap(behind) as tap,
+    ):
+        own = f'servers = ["127.0.0.1:{tap.port}"]\nidentity = "{identity}"\n{trust}'
+        with configured(FROM_A_PROXY, own) as (port, process):
+            send(port)
+            logged_by(mta, "client=unknown[192.0.2.7]")
+            logged_by(mta, "disconnect from unknown[127.0.0.1] ehlo=1 quit=1 commands=2")
+            assert "server_down" not in process.printed()
+        for connection in tap.connections:
+            assert b"EHLO" not in connection.sent()
+            assert connection.sent().startswith((b"PROXY TCP4 ", b"\r\n\r\n\0\r\nQUIT\n"))

@@ -1,5 +1,6 @@
 """TLS between real programs: in front of MTAs that have none, and behind clients that have none."""
 
+import ssl
 import subprocess
 from pathlib import Path
 
@@ -8,11 +9,13 @@ import trustme
 
 from tests.interop import mta_clients
 from tests.interop.clients import Mail
+from tests.interop.dialogue import verb_groups
 from tests.interop.messages import brief, recipients
 from tests.interop.peers import opensmtpd, postfix
 from tests.interop.processes import Workplace, eventually
 from tests.interop.programs import command
 from tests.interop.stage import configured
+from tests.interop.tap import Tap
 from tests.interop.wire import Wire
 
 STARTTLS = 'tls = "starttls"\ncertificate = "{}/mx.pem"'
@@ -75,6 +78,37 @@ def test_swaks_delivers_in_one_group_inside_tls(implicit: bool, keys: Path) -> N
         )
         assert done.returncode == 0, done.stdout + done.stderr
         assert mta.find(message).without_trace() == message.as_kept()
+
+
+@pytest.mark.parametrize("implicit", [False, True], ids=["starttls", "implicit"])
+def test_a_group_is_answered_in_one_record_and_reaches_the_mta_one_by_one(
+    implicit: bool, keys: Path
+) -> None:
+    listener = STARTTLS.format(keys)
+    if implicit:
+        listener = listener.replace("starttls", "implicit")
+    context = ssl.create_default_context(cafile=keys / "ca.pem")
+    rcpts = [b"RCPT TO:<%d@rcpt.example>" % each for each in range(20)]
+    with (
+        opensmtpd() as mta,
+        Tap(mta.port) as tap,
+        configured(listener, servers(tap.port, "[timeouts]\nhold = 5")) as (port, _),
+        Wire(port) as wire,
+    ):
+        if not implicit:
+            assert wire.replies(1) == [220]
+            assert wire.ask(b"STARTTLS") == [220]
+        wire.secure(context, "mx.example")
+        if implicit:
+            assert wire.replies(1) == [220]
+        assert wire.ask(b"EHLO client.example") == [250]
+        wire.send(b"MAIL FROM:<a@sender.example>", *rcpts, b"DATA")
+        codes = [line[:3] for line in wire.one_read().splitlines()]
+        assert codes == [b"250"] * 21 + [b"354"]
+        wire.send(brief().octets + b".", b"QUIT")
+        assert wire.replies(2) == [250, 221]
+        alone = [b"EHLO", b"MAIL", *[b"RCPT"] * 20, b"DATA"]
+        assert verb_groups(tap.only())[: len(alone)] == [[verb] for verb in alone]
 
 
 def test_postfix_delivers_inside_tls_that_it_insists_on(keys: Path) -> None:
