@@ -420,7 +420,8 @@ class Session:
         pipeline = self._pipeline
         makes_way = pipeline.ended == "introduced"
         if self._backend is not None and makes_way:
-            self._backend.write(b"QUIT\r\n")  # it is owed no reply, and may well be told
+            self._backend.set_protocol(asyncio.Protocol())  # its reply is nobody's
+            self._backend.write(b"QUIT\r\n")
             self._backend.close()
         elif self._backend is not None:
             self._backend.abort()  # nothing that matters is unsent: least of all an end of data
