@@ -3,7 +3,6 @@
 import asyncio
 from typing import TYPE_CHECKING, cast
 
-from smtpproxy.core.rules import Rules
 from smtpproxy.net.peer import Peer
 from smtpproxy.net.session import Session
 
@@ -29,21 +28,24 @@ class ClientConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin a session; what the client sends early waits until the backend has greeted."""
-        self._begin(cast("asyncio.Transport", transport), self._peer or Peer.of(transport), None)
+        self._begin(cast("asyncio.Transport", transport), self._peer or Peer.of(transport))
 
-    def begin_anew(self, transport: asyncio.Transport, peer: Peer, rules: Rules) -> None:
-        """Begin a session of another client, for whom the one that connected speaks from now on."""
+    def begin_anew(self, transport: asyncio.Transport, peer: Peer, *, secure: bool) -> None:
+        """Begin a session of another client, for whom the one that connected speaks from now on.
+
+        `secure` tells whether the connection is inside TLS.
+        """
         self._leave()
-        self._begin(transport, peer, rules)
+        self._begin(transport, peer, secure=secure)
 
-    def _begin(self, transport: asyncio.Transport, peer: Peer, rules: Rules | None) -> None:
+    def _begin(self, transport: asyncio.Transport, peer: Peer, *, secure: bool = False) -> None:
         admission = self._service.admission
         if admission is not None and self._seat is None:
             self._seat = admission.enter(peer.host)
             if self._seat is None:
                 _turn_away(transport, admission.refusal)
                 return
-        self._session = Session(self._service, transport, peer, rules)
+        self._session = Session(self._service, transport, peer, secure=secure)
 
     def data_received(self, data: bytes) -> None:
         """Take octets from the client."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, cast
 from smtpproxy.core import replies
 from smtpproxy.core.observer import Summary
 from smtpproxy.core.pipeline import SECURE_BACKEND, Pipeline
+from smtpproxy.core.rules import ClientTls
 from smtpproxy.net.choice import Choice
 from smtpproxy.net.ends import ends_of
 from smtpproxy.net.outbox import Sink
@@ -23,7 +24,6 @@ from smtpproxy.net.upgrade import Upgrade
 from smtpproxy.net.xclient import BadXclient, introduced
 
 if TYPE_CHECKING:
-    from smtpproxy.core.rules import Rules
     from smtpproxy.net.client import ClientConnection
     from smtpproxy.net.peer import Peer
     from smtpproxy.net.service import Service
@@ -35,7 +35,7 @@ class Session:
     When its pipeline has ended, the session lingers until the client has closed its side too: to
     close with octets unread would reset the connection, and the client could lose the last reply.
 
-    peer: who the client is.  rules: of the session whose place it takes, if it does that.
+    peer: who the client is.  secure: it takes the place of a session that was inside TLS already.
     """
 
     __slots__ = (
@@ -63,7 +63,8 @@ class Session:
         service: "Service",
         client: asyncio.Transport,
         peer: "Peer",
-        rules: "Rules | None" = None,
+        *,
+        secure: bool = False,
     ) -> None:
         now = monotonic()
         self._service = service
@@ -76,8 +77,9 @@ class Session:
         self._upgrade: Upgrade | None = None
         self._observer = service.observer.session(service.name, peer.name)
         security = service.security
-        if rules is None:
-            rules = service.rules if security is None else security.rules_for(peer) or service.rules
+        rules = service.rules if security is None else security.rules_for(peer) or service.rules
+        if secure:
+            rules = rules.inside_tls or rules
         send_client = Sink(service.outbox, client)
         self._pipeline = Pipeline(rules, send_client, self._observer.settled, now)
         if security is not None:
@@ -349,13 +351,15 @@ class Session:
         """Let a session of the client that was introduced take the place of this one.
 
         With a backend connection of its own, since this one is known to be another client's; the
-        greeting is the reply to XCLIENT, as it should be.
+        greeting is the reply to XCLIENT, as it should be.  Who is named is not trusted for that:
+        what it says itself may come through the proxy in front as it is.
         """
         self._service.sweeper.remove(self)
         if self._client_paused:
             self._client.resume_reading()
         connection = cast("ClientConnection", self._client.get_protocol())
-        connection.begin_anew(self._client, self.peer, self._pipeline.rules)
+        secure = self._pipeline.rules.client_tls is ClientTls.ACTIVE
+        connection.begin_anew(self._client, self.peer, secure=secure)
 
     # --- time ---------------------------------------------------------------------------------
 

@@ -98,12 +98,32 @@ async def test_inside_tls_the_session_stays_there(stage: Stage, tls: str) -> Non
         await deliver(one)
 
 
-async def test_it_may_speak_for_several_one_after_the_other(stage: Stage, logged: Logged) -> None:
-    async with client(await stage.start(TRUSTED)) as one:
-        assert await introduce(one) == b"220 mx"
-        assert await one.ask(SPEAKS.replace(b".7", b".8")) == [b"220 mx"]
+@pytest.mark.parametrize("tls", ["", STARTTLS], ids=["plain", "starttls"])
+async def test_whom_it_speaks_for_may_not_do_that_in_turn(stage: Stage, tls: str) -> None:
+    """It may be a client's own XCLIENT, which the proxy in front passes on as it is (nginx)."""
+    async with client(await stage.start(f"{TRUSTED}\n{tls}")) as one:
+        if tls:
+            await one.reply()
+            await one.secure(stage)
+            await one.ask(b"EHLO front", SPEAKS)
+        else:
+            assert await introduce(one) == b"220 mx"
+        hello, refused, forwarded = await one.ask(
+            b"EHLO c", b"XCLIENT ADDR=127.0.0.1", b"XFORWARD ADDR=127.0.0.1"
+        )
+        assert b"XCLIENT" not in hello
+        assert refused == forwarded == b"550 5.7.0 Error: insufficient authorization"
         await deliver(one)
-    assert clients_of("message_relayed", logged) == ["192.0.2.8:4711"]
+
+
+async def test_it_may_say_more_of_itself_first_and_the_address_last(
+    stage: Stage, logged: Logged
+) -> None:
+    async with client(await stage.start(TRUSTED)) as one:
+        assert await introduce(one, b"XCLIENT HELO=c NAME=c.example") == b"220 mx"
+        assert await one.ask(SPEAKS) == [b"220 mx"]
+        await deliver(one)
+    assert clients_of("message_relayed", logged) == ["192.0.2.7:4711"]
 
 
 async def test_nobody_speaks_for_who_has_no_address(stage: Stage) -> None:
