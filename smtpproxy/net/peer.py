@@ -38,7 +38,7 @@ class Peer:
     @classmethod
     def here(cls, opened: socket.socket) -> "Peer":
         """Return the two ends of a connection that the proxy itself has made."""
-        return cls(_endpoint(opened.getsockname()), _endpoint(opened.getpeername()))
+        return cls(endpoint(opened.getsockname()), endpoint(opened.getpeername()))
 
     @property
     def host(self) -> str:

@@ -12,8 +12,10 @@ TIMEOUT_S = 20.0
 class Wire:
     """A connection to a port of 127.0.0.1 that sends groups and reads replies."""
 
-    def __init__(self, port: int) -> None:
-        self._socket = socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT_S)
+    def __init__(self, port: int, source: str = "127.0.0.1") -> None:
+        self._socket = socket.create_connection(
+            ("127.0.0.1", port), timeout=TIMEOUT_S, source_address=(source, 0)
+        )
         self._file = self._socket.makefile("rb")
         self.waits = 0
 
