@@ -75,11 +75,14 @@ class Framer:
 
     @property
     def full(self) -> bool:
-        """Tell whether as much waits as may wait."""
-        return (
-            len(self.queue) >= self._rules.queue_commands
-            or self.queue_octets + len(self.unframed) >= self._rules.queue_octets
-        )
+        """Tell whether as much waits as may wait.
+
+        The rest of a line that nothing waits ahead of is read on, however long the line may be:
+        without it nothing would ever make room.
+        """
+        if self.queue_octets + len(self.unframed) >= self._rules.queue_octets:
+            return bool(self.queue) or self.mode == CLOSED
+        return len(self.queue) >= self._rules.queue_commands
 
     def receive(self, octets: bytes, now: float) -> None:
         """Append octets to what is not yet framed, and frame what can be."""

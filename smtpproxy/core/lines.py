@@ -74,7 +74,8 @@ def is_bdat(octets: bytes, start: int) -> bool:
 
     The client sends the payload behind it in any case, and it must not be read as commands.
     """
-    return octets[start : start + 64].lstrip()[:4].upper() == b"BDAT"
+    # Not over an LF: what is behind it is another line, and judged by itself.
+    return octets[start : start + 64].lstrip(WHITE_SPACE + b"\r")[:4].upper() == b"BDAT"
 
 
 def bdat_size(line: bytes) -> int:

@@ -23,7 +23,7 @@ from typing import NoReturn
 
 from smtpproxy.core import beforehand, commands, replies, shortcut
 from smtpproxy.core.answers import CLOSES, NOT_YET, NOTHING_ASKED, Answers
-from smtpproxy.core.errors import BackendViolation, Violation
+from smtpproxy.core.errors import BackendViolation, ClientViolation, Violation
 from smtpproxy.core.exchange import Exchange, Observer
 from smtpproxy.core.extensions import Extensions
 from smtpproxy.core.framing import CLOSED, COMMANDS, CONTENT, DEAF, PAYLOAD, Framer
@@ -289,7 +289,9 @@ class Pipeline:
         if exchange.closes:
             self.end(exchange.close_reason, now)
         elif self.errors > self.rules.errors:
-            self.fail("too_many_errors", replies.TOO_MANY_ERRORS, now)
+            reply = replies.TOO_MANY_ERRORS
+            over = ClientViolation("too_many_errors", reply % self.rules.hostname)
+            self.fail("too_many_errors", reply, now, over)
         elif exchange is framer.gate and framer.mode == CLOSED:
             self._open_gate(verb.role, code, now)
 

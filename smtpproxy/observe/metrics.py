@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from smtpproxy.core import commands
-from smtpproxy.core.errors import BackendViolation
+from smtpproxy.core.errors import LIMITS, BackendViolation
 from smtpproxy.core.exchange import Exchange
 from smtpproxy.core.observer import Ends, Summary
 
@@ -54,6 +54,7 @@ class Metrics:
         self.seconds: dict[bytes, Histogram] = {}
         self.groups = Histogram(GROUPS)
         self.messages = {"relayed": 0, "refused": 0, "abandoned": 0}
+        self.limits = dict.fromkeys(LIMITS.values(), 0)
         self.violations: dict[tuple[str, str], int] = {}
         self.ended: dict[str, int] = {}
         self.sessions = self.held = self.stalls = self.pipelined = 0
@@ -89,6 +90,8 @@ class Metrics:
             found[f'messages{{outcome="{outcome}"}}'] = number
         for reason, number in self.ended.items():
             found[f'sessions_closed{{reason="{reason}"}}'] = number
+        for limit, number in self.limits.items():
+            found[f'limits_reached{{limit="{limit}"}}'] = number
         for (peer, kind), number in self.violations.items():
             found[f'violations{{by="{peer}",kind="{kind}"}}'] = number
         for verb, histogram in self.seconds.items():
@@ -144,7 +147,12 @@ class SessionMetrics:
     def _count_uncommon(self, exchange: Exchange) -> None:
         metrics = self._metrics
         metrics.content += exchange.octets
-        if exchange.problem is not None:
+        if exchange.problem is None:
+            return
+        limit = LIMITS.get(exchange.problem.kind)
+        if limit is not None:
+            self._metrics.limits[limit] += 1
+        else:
             peer = "backend" if isinstance(exchange.problem, BackendViolation) else "client"
             key = (peer, exchange.problem.kind)
             metrics.violations[key] = metrics.violations.get(key, 0) + 1
