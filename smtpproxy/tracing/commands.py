@@ -16,10 +16,10 @@ from rich.table import Table
 from rich.text import Text
 
 from smtpproxy.address import Address, parse_server
-from smtpproxy.demo.labels import BAD, COMMAND, GOOD
-from smtpproxy.demo.timeline import seconds_told
 from smtpproxy.observe.log import printable
 from smtpproxy.observe.records import Closed, Exchanged, Record, decode
+from smtpproxy.picture.labels import BAD, COMMAND, GOOD
+from smtpproxy.picture.timeline import seconds_told
 from smtpproxy.tracing import drawing, html, pcapng
 from smtpproxy.tracing.reader import Session, closed_sessions, files_of, octets_of_all, session_of
 from smtpproxy.tracing.replay import Performance

@@ -8,11 +8,11 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from smtpproxy.demo.labels import BAD, COMMAND, GOOD, QUIET, Label
-from smtpproxy.demo.timeline import Row, Timeline, seconds_told
 from smtpproxy.observe.log import printable
 from smtpproxy.observe.records import Closed, Exchanged, Message
 from smtpproxy.observe.text import octets_of
+from smtpproxy.picture.labels import BAD, COMMAND, GOOD, QUIET, Label
+from smtpproxy.picture.timeline import Row, Timeline, seconds_told
 from smtpproxy.tracing.reader import Session
 
 
@@ -76,7 +76,7 @@ def show(console: Console, session: Session) -> None:
     for gone in session.gave_up:
         console.print(Text(f"gave up {gone.server}: {printable(gone.why)}", BAD))
     console.print()
-    console.print(Timeline.of(list(rows_of(session))))
+    console.print(Timeline(rows_of(session)))
     if session.gap is not None:
         console.print(Text(f"{session.gap.exchanges} exchanges between were not kept", BAD))
     for line in _what_went_on(session):
