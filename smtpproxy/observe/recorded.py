@@ -1,8 +1,7 @@
 """One session as it is recorded: at once, or kept until it is known whether anything went wrong."""
 
 from collections import deque
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ from smtpproxy.core import commands
 from smtpproxy.core.exchange import Exchange
 from smtpproxy.core.observer import Ends, Summary
 from smtpproxy.observe import records
-from smtpproxy.observe.captured import Captured, bound_of
+from smtpproxy.observe.captured import Captured, Content
 
 if TYPE_CHECKING:
     from smtpproxy.observe.trace import Trace
@@ -30,9 +29,8 @@ class SessionTrace:
         "_captured",
         "_client",
         "_codes",
-        "_connected",
         "_flight",
-        "_gave_up",
+        "_head",
         "_listener",
         "_messages",
         "_more_messages",
@@ -51,67 +49,60 @@ class SessionTrace:
         self._client = client
         self._server = ""
         self._opened = monotonic() + trace.offset
-        self._captured = Captured(bound_of(trace.kept, trace.most))
+        self._captured = Captured(trace.kept, trace.most)
         self.content = self._captured.add
-        self._gave_up: list[records.GaveUp] = []  # for the flight recorder; one a server at most
-        self._connected: records.Connected | None = None
+        self._head: list[bytes] = []  # of the flight recorder's session; as many as servers at most
         self._codes: set[int] = set()
         self._violations: list[str] = []
         self._messages: list[records.Message] = []
         self._more_messages = 0
         self._flight = Flight() if trace.only_errors else None
-        if self._flight is None:
-            trace.add(self, self._opened_record)
+        self._add(records.Opened(session, self._opened, listener, client))
 
-    def _opened_record(self) -> records.Opened:
-        return records.Opened(self.id, self._opened, self._listener, self._client)
+    def _add(self, record: records.Record) -> None:
+        line = records.encode(record) + b"\n"
+        if self._flight is None:
+            self._trace.add(line)
+        else:
+            self._head.append(line)
 
     def connected(self, server: str, ends: Callable[[], Ends]) -> None:
         """Record the connection to the server."""
         self._server = server
         at = monotonic() + self._trace.offset
         end = ends()
-        self._connected = connected = records.Connected(
-            self.id, at, server, end.client, end.listener, end.proxy, end.server
+        self._add(
+            records.Connected(self.id, at, server, end.client, end.listener, end.proxy, end.server)
         )
-        if self._flight is None:
-            self._trace.add(self, lambda: connected)
 
     def gave_up(self, server: str, why: str) -> None:
         """Record that a server could not be had."""
-        gone = records.GaveUp(self.id, monotonic() + self._trace.offset, server, why)
-        if self._flight is None:
-            self._trace.add(self, lambda: gone)
-        else:
+        self._add(records.GaveUp(self.id, monotonic() + self._trace.offset, server, why))
+        if self._flight is not None:
             self._flight.failed = True
-            self._gave_up.append(gone)
 
     def settled(self, exchanges: list[Exchange]) -> None:
         """Record each exchange."""
-        if self._captured.size:
-            for exchange in exchanges:
-                if exchange.verb.role in _CONTENT:
-                    self._add_content(exchange, *self._captured.take(exchange))
+        contents: dict[Exchange, Content] = {}
+        for exchange in exchanges:
+            if exchange.code >= 400 or exchange.problem is not None:
+                self._note(exchange)
+            if self._captured.any and exchange.verb.role in _CONTENT:
+                contents[exchange] = self._captured.take(exchange)
         if self._flight is None:
-            self._trace.add(self, exchanges)
+            lines = records.encoded(self.id, exchanges, contents, self._trace.offset)
+            self._trace.add(lines, len(exchanges))
         else:
-            self._flight.add(exchanges)
+            self._flight.add(exchanges, contents)
 
-    def _add_content(self, exchange: Exchange, octets: bytes, size: int) -> None:
-        if not size:
-            return
-        if self._flight is None:
-            self._trace.add_content(exchange, octets, size)
-        else:
-            self._flight.add_content(exchange, octets, size)
-
-    def note(self, exchanged: Sequence[records.Exchanged]) -> None:
-        """Remember of what is written what went wrong."""
-        for record in exchanged:
-            if record.code >= 400:
-                self._codes.add(record.code)
-            if record.violation is not None and len(self._violations) < KEPT_MESSAGES:
-                self._violations.append(record.violation.kind)
+    def _note(self, exchange: Exchange) -> None:
+        """Remember what went wrong."""
+        if exchange.code >= 400:
+            self._codes.add(exchange.code)
+        if exchange.problem is not None and len(self._violations) < KEPT_MESSAGES:
+            self._violations.append(exchange.problem.kind)
+        if self._flight is not None:
+            self._flight.failed = True
 
     def transaction(self, outcome: str, fields: dict[str, Any]) -> None:
         """Keep what a transaction came to for the session's last record."""
@@ -131,18 +122,12 @@ class SessionTrace:
 
     def closed(self, summary: Summary) -> None:
         """Record the end; of the flight recorder's session all or nothing is written."""
-        trace = self._trace
         if self._flight is not None:
             if not self._flight.failed:
                 return
-            trace.add(self, self._opened_record)
-            for gone in self._gave_up:
-                trace.add(self, partial(_same, gone))
-            connected = self._connected
-            if connected is not None:
-                trace.add(self, lambda: connected)
-            self._flight.write(self, trace)
-        trace.add(self, lambda: self._closed_record(summary))
+            self._trace.add(b"".join(self._head), len(self._head))
+            self._flight.write(self.id, self._trace)
+        self._trace.add(records.encode(self._closed_record(summary)) + b"\n")
 
     def _closed_record(self, summary: Summary) -> records.Closed:
         return records.Closed(
@@ -166,10 +151,6 @@ class SessionTrace:
         )
 
 
-def _same(record: records.GaveUp) -> records.GaveUp:
-    return record
-
-
 class Flight:
     """What the flight recorder keeps of a session: its begin and its end, in bounded memory.
 
@@ -182,21 +163,16 @@ class Flight:
         self.failed = False
         self._first: list[Exchange] = []
         self._last: deque[Exchange] = deque()
-        self._contents: dict[Exchange, tuple[bytes, int]] = {}
+        self._contents: dict[Exchange, Content] = {}
         self._room = KEPT_OCTETS
         self._missing = 0
 
-    def add_content(self, exchange: Exchange, octets: bytes, size: int) -> None:
-        """Take in the content of an exchange, which is added next."""
-        self._contents[exchange] = (octets, size)
-        self._room -= len(octets)
-
-    def add(self, exchanges: list[Exchange]) -> None:
-        """Take in exchanges."""
+    def add(self, exchanges: list[Exchange], contents: dict[Exchange, Content]) -> None:
+        """Take in exchanges, and the content of those that have some."""
+        if contents:
+            self._contents.update(contents)
         for exchange in exchanges:
-            if exchange.code >= 400 or exchange.problem is not None:
-                self.failed = True
-            self._room -= len(exchange.line) + len(exchange.reply)
+            self._room -= self._size_of(exchange)
             if self._room > KEPT_OCTETS // 2 and len(self._first) < KEPT_EXCHANGES // 2:
                 self._first.append(exchange)
             else:
@@ -207,17 +183,20 @@ class Flight:
         last = self._last
         while len(last) > KEPT_EXCHANGES // 2 or (self._room < 0 and len(last) > 1):
             gone = last.popleft()
-            content, _ = self._contents.pop(gone, (b"", 0))
-            self._room += len(gone.line) + len(gone.reply) + len(content)
+            self._room += self._size_of(gone)
+            self._contents.pop(gone, None)
             self._missing += 1
 
-    def write(self, session: SessionTrace, trace: "Trace") -> None:
+    def _size_of(self, exchange: Exchange) -> int:
+        size = len(exchange.line) + len(exchange.reply)
+        content = self._contents.get(exchange) if self._contents else None
+        return size if content is None else size + len(content.text) + len(content.came)
+
+    def write(self, session: str, trace: "Trace") -> None:
         """Have all that was kept written."""
-        for exchange, (content, size) in self._contents.items():
-            trace.add_content(exchange, content, size)
-        trace.add(session, self._first)
-        if self._missing:
-            gap = records.Gap(session.id, self._missing)
-            trace.add(session, lambda: gap)
-        if self._last:
-            trace.add(session, list(self._last))
+        contents = self._contents
+        for part in (self._first, list(self._last)):
+            if part:
+                trace.add(records.encoded(session, part, contents, trace.offset), len(part))
+            if part is self._first and self._missing:
+                trace.add(records.encode(records.Gap(session, self._missing)) + b"\n")
