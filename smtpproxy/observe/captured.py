@@ -2,7 +2,8 @@
 
 from enum import Enum
 from hashlib import sha256
-from typing import NamedTuple
+
+from msgspec import Struct
 
 from smtpproxy.core import commands
 from smtpproxy.core.exchange import Exchange
@@ -24,7 +25,10 @@ class Kept(Enum):
     """Also all of it, up to a bound."""
 
 
-class Content(NamedTuple):
+_NOTHING_DIGESTED = sha256()
+
+
+class Content(Struct, gc=False):
     """What is recorded of the content of one exchange.
 
     sha256: of its first octets, as many as `digested`, as it went to the backend.
@@ -70,7 +74,9 @@ class Captured:
         octets, size = self._sent.take(most)
         self.any = self._sent.size > 0
         digested = octets[:DIGESTED_OCTETS]
-        sha = sha256(digested).hexdigest()
+        digest = _NOTHING_DIGESTED.copy()  # to look up the algorithm costs as much as to use it
+        digest.update(digested)
+        sha = digest.hexdigest()
         if self._kept is Kept.NONE:
             return Content(sha, len(digested))
         text = self._part_of(octets)
@@ -100,19 +106,28 @@ class _Chunks:
         self.size = 0
 
     def add(self, octets: bytes) -> None:
-        if self._room > 0:
-            chunk = octets[: self._room]
-            self._chunks.append(chunk)
-            self._room -= len(chunk)
-        self.size += len(octets)
+        size = len(octets)
+        self.size += size
+        if size <= self._room:
+            self._chunks.append(octets)
+            self._room -= size
+        elif self._room:
+            self._chunks.append(octets[: self._room])
+            self._room = 0
 
     def take(self, most: int | None) -> tuple[bytes, int]:
         """Return what is kept, and how much came; of that, `most` octets, if given."""
-        octets, size = b"".join(self._chunks), self.size
-        rest = b"" if most is None else octets[most:]
+        chunks, size = self._chunks, self.size
+        octets = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        if most is None:
+            chunks.clear()
+            self._room = self._bound
+            self.size = 0
+            return octets, size
+        rest = octets[most:]
         self._chunks = [rest] if rest else []
         self._room = self._bound - len(rest)
-        self.size = 0 if most is None else max(0, size - most)
+        self.size = max(0, size - most)
         return octets[:most], size - self.size
 
 

@@ -19,6 +19,7 @@ KEPT_OCTETS = 64 * 1024
 KEPT_EXCHANGES = 500
 KEPT_MESSAGES = 100
 """How many transactions, and how many violations, a session's last record tells."""
+_NO_CONTENTS: dict[Exchange, Content] = {}
 _CONTENT = frozenset((commands.END_OF_DATA, commands.BDAT))
 
 
@@ -51,7 +52,9 @@ class SessionTrace:
         self._opened = monotonic() + trace.offset
         self._captured = Captured(trace.kept, trace.most)
         self.content = self._captured.add
-        self._head: list[bytes] = []  # of the flight recorder's session; as many as servers at most
+        self._head: list[
+            records.Record
+        ] = []  # of the flight recorder's session; as many as servers at most
         self._codes: set[int] = set()
         self._violations: list[str] = []
         self._messages: list[records.Message] = []
@@ -60,11 +63,10 @@ class SessionTrace:
         self._add(records.Opened(session, self._opened, listener, client))
 
     def _add(self, record: records.Record) -> None:
-        line = records.encode(record) + b"\n"
         if self._flight is None:
-            self._trace.add(line)
+            self._trace.add(records.encode(record) + b"\n")
         else:
-            self._head.append(line)
+            self._head.append(record)
 
     def connected(self, server: str, ends: Callable[[], Ends]) -> None:
         """Record the connection to the server."""
@@ -83,15 +85,17 @@ class SessionTrace:
 
     def settled(self, exchanges: list[Exchange]) -> None:
         """Record each exchange."""
-        contents: dict[Exchange, Content] = {}
+        contents = _NO_CONTENTS
+        captured = self._captured
         for exchange in exchanges:
             if exchange.code >= 400 or exchange.problem is not None:
                 self._note(exchange)
-            if self._captured.any and exchange.verb.role in _CONTENT:
-                contents[exchange] = self._captured.take(exchange)
+            if captured.any and exchange.verb.role in _CONTENT:
+                contents = {**contents, exchange: captured.take(exchange)}
         if self._flight is None:
-            lines = records.encoded(self.id, exchanges, contents, self._trace.offset)
-            self._trace.add(lines, len(exchanges))
+            trace = self._trace
+            lines = records.encoded(self.id, exchanges, contents, trace.offset)
+            trace.add(lines, len(exchanges))
         else:
             self._flight.add(exchanges, contents)
 
@@ -125,7 +129,7 @@ class SessionTrace:
         if self._flight is not None:
             if not self._flight.failed:
                 return
-            self._trace.add(b"".join(self._head), len(self._head))
+            self._trace.add(records.encode_lines(self._head), len(self._head))
             self._flight.write(self.id, self._trace)
         self._trace.add(records.encode(self._closed_record(summary)) + b"\n")
 
@@ -171,13 +175,18 @@ class Flight:
         """Take in exchanges, and the content of those that have some."""
         if contents:
             self._contents.update(contents)
+        room, first, last = self._room, self._first, self._last
         for exchange in exchanges:
-            self._room -= self._size_of(exchange)
-            if self._room > KEPT_OCTETS // 2 and len(self._first) < KEPT_EXCHANGES // 2:
-                self._first.append(exchange)
+            room -= len(exchange.line) + len(exchange.reply)
+            if room > KEPT_OCTETS // 2 and len(first) < KEPT_EXCHANGES // 2:
+                first.append(exchange)
             else:
-                self._last.append(exchange)
-                self._make_room()
+                last.append(exchange)
+        for content in contents.values():
+            room -= len(content.text) + len(content.came)
+        self._room = room
+        if last:
+            self._make_room()
 
     def _make_room(self) -> None:
         last = self._last

@@ -170,36 +170,37 @@ def encoded(
     what is made of it is still in the processor's cache now.
     """
     found = []
-    for exchange in exchanges:
-        name, content = exchange.verb.name, contents.get(exchange) if contents else None
-        if not name or exchange.problem is not None or exchange.steps or exchange.bare_lf:
-            break
-        try:
+    try:
+        for exchange in exchanges:
+            if exchange.problem is not None or exchange.steps or exchange.bare_lf:
+                break
+            name, sent, replied = exchange.verb.name, exchange.sent, exchange.replied
             record = Exchanged(
                 session,
-                _NAMES[name],
+                _NAMES[name] if name else verb_of(exchange),
                 exchange.line[:-2].decode("ascii"),
                 exchange.code,
                 exchange.reply[:-2].decode("ascii"),
                 exchange.framed + offset,
-                exchange.sent and exchange.sent + offset,
-                exchange.replied and exchange.replied + offset,
+                sent and sent + offset,
+                replied and replied + offset,
                 exchange.flushed and exchange.flushed + offset,
                 exchange.pipelined,
                 exchange.octets,
             )
-        except UnicodeDecodeError:
-            break
-        if content is not None:
-            if content.text:
-                break
-            record.sha256, record.digested = content.sha256, content.digested
-            record.cut = content.cut
-        found.append(record)
-    else:
-        lines = encode_lines(found)
-        if b"\\" not in lines and b"\x7f" not in lines:
-            return lines
+            if contents and exchange in contents:
+                content = contents[exchange]
+                if content.text:
+                    break
+                record.sha256, record.digested = content.sha256, content.digested
+                record.cut = content.cut
+            found.append(record)
+        else:
+            lines = encode_lines(found)
+            if b"\\" not in lines and b"\x7f" not in lines:
+                return lines
+    except UnicodeDecodeError:
+        pass
     return encode_lines([_exchanged(session, each, contents, offset) for each in exchanges])
 
 
