@@ -52,9 +52,7 @@ class SessionTrace:
         self._opened = monotonic() + trace.offset
         self._captured = Captured(trace.kept, trace.most)
         self.content = self._captured.add
-        self._head: list[
-            records.Record
-        ] = []  # of the flight recorder's session; as many as servers at most
+        self._head: list[records.Record] = []  # one for each server at most
         self._codes: set[int] = set()
         self._violations: list[str] = []
         self._messages: list[records.Message] = []

@@ -93,12 +93,11 @@ def _said(session: Session) -> Iterator[tuple[float, bool, bool, bytes]]:
         yield framed, False, True, b"".join(client_octets(each) for each in group)
     for each in session.exchanges:
         for step in each.steps:
-            yield step.sent, True, True, octets_of(step.line) + b"\r\n" if step.line else b""
+            line = octets_of(step.line) + b"\r\n"
+            yield step.sent, True, True, command_octets(each) if each.verb in CONTENT else line
             if step.replied:
                 yield step.replied, True, False, octets_of(step.reply) + b"\r\n"
         if each.steps:
-            if each.verb in CONTENT:
-                yield each.sent, True, True, command_octets(each)
             continue
         if each.sent:
             yield each.sent, True, True, command_octets(each)
