@@ -81,10 +81,17 @@ class Exchange:
         if self.verb.secret:
             self.line = lines.without_secret(self.line) if self.verb.name else b"*\r\n"
 
+    def cut_quoted(self) -> None:
+        """Cut the text of a reply that may quote what is secret, as Sendmail's to bad syntax do."""
+        if 500 <= self.code <= 504 and not self.refusal:
+            self.reply = lines.without_text(self.reply)
+
     def cut_short(self, problem: Violation | None, now: float, *, own: bool) -> None:
         """Take it that the session ends with this one's reply; `own`: not the backend's words."""
         self.cut_secret()
         self.problem = self.problem or problem
+        if problem is not None and self.verb.secret:
+            problem.octets = b""  # they may quote it
         if own:
             said = isinstance(self.problem, BackendViolation)
             self.note_reply(self.problem.octets if self.problem and said else b"", now)

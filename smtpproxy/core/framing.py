@@ -212,7 +212,8 @@ class Framer:
             if verb is None:
                 lines.check_protocol(line, first=not self.commands)
                 verb = self.table[b""]
-                if self.last.verb.secret:  # behind AUTH it may be a password, sent ahead
+                # Behind AUTH it may be a password, sent ahead.
+                if self.last.verb.secret or lines.may_be_secret(words[0] if words else b""):
                     verb = replace(verb, secret=True)
             line = lines.command_line(line)
             if verb.refusal and verb.closes:
@@ -309,7 +310,9 @@ class Framer:
 
     def _refuse(self, violation: ClientViolation, octets: bytes, position: int, now: float) -> int:
         """Answer in its turn what is no command line; return the octets taken."""
-        exchange = Exchange(commands.MISFRAMED, b"", now)
+        # What follows a password that was sent ahead may be one too.
+        verb = replace(commands.MISFRAMED, secret=self.last.verb.secret)
+        exchange = Exchange(verb, b"", now)
         exchange.refuse(violation)
         self._enqueue(exchange)
         if violation.closes:

@@ -253,10 +253,7 @@ class Pipeline:
         self._settle(exchange, reply, code, now)
 
     def _take_hello(self, code: int, reply: bytes, now: float) -> tuple[int, bytes]:
-        """Do what the reply to EHLO, HELO, or to what was said because of it, leads to.
-
-        Return what the client gets, if anything now.
-        """
+        """Do what a reply to a hello leads to; return what the client gets, if anything now."""
         hello = self.hello
         self.in_flight[0].steps = hello.steps
         step = hello.take(code, reply, now)

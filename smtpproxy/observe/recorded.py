@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 KEPT_OCTETS = 64 * 1024
 """How much of a session the flight recorder keeps: of its begin one half, of its end the other."""
 KEPT_EXCHANGES = 500
+ALL_KEPT_OCTETS = 64 * 1024 * 1024
+"""How much it keeps of all sessions of a worker; when that is reached, of each little more."""
+KEPT_WHEN_FULL = 10
+"""So many exchanges of the end of a session then."""
+EXCHANGE_OCTETS = 400
+"""What an exchange takes beside its line and its reply."""
 KEPT_MESSAGES = 100
 """How many transactions, and how many violations, a session's last record tells."""
 _NO_CONTENTS: dict[Exchange, Content] = {}
@@ -57,7 +63,7 @@ class SessionTrace:
         self._violations: list[str] = []
         self._messages: list[records.Message] = []
         self._more_messages = 0
-        self._flight = Flight() if trace.only_errors else None
+        self._flight = Flight(trace) if trace.only_errors else None
         self._add(records.Opened(session, self._opened, listener, client))
 
     def _add(self, record: records.Record) -> None:
@@ -125,10 +131,11 @@ class SessionTrace:
     def closed(self, summary: Summary) -> None:
         """Record the end; of the flight recorder's session all or nothing is written."""
         if self._flight is not None:
+            self._flight.close()
             if not self._flight.failed:
                 return
             self._trace.add(records.encode_lines(self._head), len(self._head))
-            self._flight.write(self.id, self._trace)
+            self._flight.write(self.id)
         self._trace.add(records.encode(self._closed_record(summary)) + b"\n")
 
     def _closed_record(self, summary: Summary) -> records.Closed:
@@ -159,9 +166,10 @@ class Flight:
     failed: it met a 4xx or 5xx (a time limit and a lost backend are answered so) or a violation.
     """
 
-    __slots__ = ("_contents", "_first", "_last", "_missing", "_room", "failed")
+    __slots__ = ("_contents", "_first", "_last", "_missing", "_room", "_trace", "failed")
 
-    def __init__(self) -> None:
+    def __init__(self, trace: "Trace") -> None:
+        self._trace = trace
         self.failed = False
         self._first: list[Exchange] = []
         self._last: deque[Exchange] = deque()
@@ -176,32 +184,49 @@ class Flight:
         room, first, last = self._room, self._first, self._last
         for exchange in exchanges:
             room -= len(exchange.line) + len(exchange.reply)
-            if room > KEPT_OCTETS // 2 and len(first) < KEPT_EXCHANGES // 2:
+            if room > self._half and len(first) < KEPT_EXCHANGES // 2:
                 first.append(exchange)
             else:
                 last.append(exchange)
         for content in contents.values():
             room -= len(content.text) + len(content.came)
+        self._trace.kept_octets += self._room - room + EXCHANGE_OCTETS * len(exchanges)
         self._room = room
         if last:
             self._make_room()
 
+    @property
+    def _half(self) -> int:
+        """Return the room that the begin of the session leaves to its end."""
+        return KEPT_OCTETS // 2 if self._trace.kept_octets < ALL_KEPT_OCTETS else KEPT_OCTETS
+
     def _make_room(self) -> None:
-        last = self._last
-        while len(last) > KEPT_EXCHANGES // 2 or (self._room < 0 and len(last) > 1):
+        last, trace = self._last, self._trace
+        while (
+            len(last) > KEPT_EXCHANGES // 2
+            or (self._room < 0 and len(last) > 1)
+            or (trace.kept_octets >= ALL_KEPT_OCTETS and len(last) > KEPT_WHEN_FULL)
+        ):
             gone = last.popleft()
-            self._room += self._size_of(gone)
+            size = self._size_of(gone)
+            self._room += size
+            trace.kept_octets -= size + EXCHANGE_OCTETS
             self._contents.pop(gone, None)
             self._missing += 1
 
     def _size_of(self, exchange: Exchange) -> int:
         size = len(exchange.line) + len(exchange.reply)
-        content = self._contents.get(exchange) if self._contents else None
+        content = self._contents.get(exchange)
         return size if content is None else size + len(content.text) + len(content.came)
 
-    def write(self, session: str, trace: "Trace") -> None:
+    def close(self) -> None:
+        """Give back what it took of the room of all."""
+        kept = len(self._first) + len(self._last)
+        self._trace.kept_octets -= KEPT_OCTETS - self._room + EXCHANGE_OCTETS * kept
+
+    def write(self, session: str) -> None:
         """Have all that was kept written."""
-        contents = self._contents
+        contents, trace = self._contents, self._trace
         for part in (self._first, list(self._last)):
             if part:
                 trace.add(records.encoded(session, part, contents, trace.offset), len(part))

@@ -29,6 +29,7 @@ class Trace:
     only_errors: the flight recorder.  networks: whose sessions; empty for all clients.
     kept, most: how much of message content, in octets for Kept.FULL.
     later: is told when there is something to flush, and calls what it is given soon.
+    kept_octets: what the flight recorder keeps of all sessions.
     offset: what makes times of the monotonic clock those of the wall clock.
     """
 
@@ -45,6 +46,7 @@ class Trace:
         self.only_errors = only_errors
         self.kept = kept
         self.most = most
+        self.kept_octets = 0
         self.offset = time() - monotonic()
         self._files = files
         self._later = later

@@ -140,3 +140,31 @@ def test_content_that_is_refused_is_watched_as_it_came() -> None:
     talk.says(b"250 a", b"354 go")
     talk.sends(b"more than that", b".")
     assert watched == [(b"", b"more than that\r\n.\r\n")]
+
+
+def test_a_reply_may_quote_what_is_secret() -> None:
+    talk = Talk()
+    talk.sends(b"AUTH PLAIN c2Vj")
+    talk.says(b"501 5.5.2 cannot decode c2Vj")
+    assert talk.last.reply == b"501 5.5.2 *\r\n"
+    talk.sends(b"AUTH PLAIN c2Vj")
+    talk.says(b"535 5.7.8 no")
+    assert talk.last.reply == b"535 5.7.8 no\r\n"
+
+
+def test_a_broken_reply_may_quote_it_too() -> None:
+    talk = Talk()
+    talk.sends(b"AUTH PLAIN c2Vj")
+    talk.says(b"what is c2Vj")
+    assert talk.last.problem is not None
+    assert talk.last.problem.octets == b""
+    assert talk.last.steps == (Step(b"AUTH PLAIN *\r\n", b"", 3.0, 0.0),)
+
+
+def test_what_is_sent_behind_a_password_out_of_its_place_is_secret_too() -> None:
+    talk = Talk()
+    talk.sends(b"AUTH LOGIN", b"c2Vj\0", b"c2Vj")
+    talk.says(b"535 no", b"500 what")
+    assert [exchange.line for exchange in talk.exchanges[1:]] == [
+        *(b"AUTH LOGIN\r\n", b"*\r\n", b"*\r\n")
+    ]
