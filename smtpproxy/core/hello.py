@@ -16,6 +16,7 @@ from typing import Protocol
 from smtpproxy.core import capabilities
 from smtpproxy.core.commands import Verb
 from smtpproxy.core.errors import BackendViolation
+from smtpproxy.core.exchange import Step
 from smtpproxy.core.extensions import Extensions
 from smtpproxy.core.rules import BackendTls, Rules
 
@@ -48,6 +49,8 @@ class Hello:
     introduction: of the client, where one is still to be made.
     forward: what is to be said before each message, line by line.
     forwarded: how many lines of it were said already.
+    steps: what was said for the client's last line, and answered.
+    said_at: when what is not answered yet was said.
     """
 
     __slots__ = (
@@ -66,7 +69,9 @@ class Hello:
         "introduction",
         "line",
         "reason",
+        "said_at",
         "secure",
+        "steps",
     )
 
     def __init__(self, rules: Rules, extensions: Extensions) -> None:
@@ -86,6 +91,8 @@ class Hello:
         self._answer = _NO_ANSWER
         self.line = b""
         self.reason = ""
+        self.steps: list[Step] = []
+        self.said_at = 0.0
 
     def answer(self) -> tuple[int, bytes]:
         """Return what the client gets, a reply and its code, once."""
@@ -97,9 +104,11 @@ class Hello:
         """Return the rows of the commands that may follow what was accepted."""
         return self._rules.table if self._said_ehlo else self._rules.helo_table
 
-    def begin(self, line: bytes) -> bytes:
+    def begin(self, line: bytes, now: float) -> bytes:
         """Take the client's line; return what the backend gets."""
         self._said = line
+        self.said_at = now
+        self.steps = []
         self._awaits = _HELLO
         self._refusal = b""
         self.line = self._ehlo if self._wants_tls or self.introduction is not None else line
@@ -118,19 +127,22 @@ class Hello:
         self.introduction = None
         self.forward = ()
 
-    def secured(self) -> bytes:
+    def secured(self, now: float) -> bytes:
         """Return what the backend gets now that its connection is inside TLS."""
+        self.said_at = now
         self.secure = self._extensions.backend_secure = True
         self._awaits = _HELLO
         self.line = self._ehlo
         return self.line
 
-    def take(self, code: int, reply: bytes) -> int:
+    def take(self, code: int, reply: bytes, now: float) -> int:
         """Take the reply to what was said last; return what comes next.
 
         Raises BackendViolation for a reply behind the 220 to STARTTLS and ahead of TLS: somebody on
         the way could have put it there (the counterpart of CVE-2011-0411).
         """
+        self.steps.append(Step(self.line, reply, self.said_at, now))
+        self.said_at = now
         if self._awaits == _HANDSHAKE:
             raise BackendViolation("reply_behind_starttls", reply)
         return _TAKE[self._awaits](self, code, reply)
@@ -243,6 +255,7 @@ class Hello:
 
     def _finish(self, code: int, reply: bytes) -> int:
         self._answer = (code, reply)
+        self.steps = []  # an idle session is to be small
         return DONE
 
     def _fail(self, reason: str) -> int:

@@ -168,7 +168,7 @@ class Pipeline:
         exchange.sent = 0.0 if exchange.octets else now  # not before its payload is
         role = exchange.verb.role
         line = exchange.line
-        self.send_backend(self.hello.begin(line) if role in _HELLO else line)
+        self.send_backend(self.hello.begin(line, now) if role in _HELLO else line)
         if exchange.verb.secret:
             exchange.cut_secret()
         if role == commands.BDAT:
@@ -248,16 +248,15 @@ class Pipeline:
                 return
         del in_flight[0]
         if exchange.refusal:  # its group was refused while it was in flight
+            exchange.note_reply(reply, now)
             reply, code = exchange.refusal, int(exchange.refusal[:3])
         self._settle(exchange, reply, code, now)
 
     def _take_hello(self, code: int, reply: bytes, now: float) -> tuple[int, bytes]:
-        """Do what the reply to EHLO, HELO, or to what was said because of it, leads to.
-
-        Return what the client gets, if anything now.
-        """
+        """Do what a reply to a hello leads to; return what the client gets, if anything now."""
         hello = self.hello
-        step = hello.take(code, reply)
+        self.in_flight[0].steps = hello.steps
+        step = hello.take(code, reply, now)
         if step == DONE:
             code, reply = hello.answer()
             if code < 300:
@@ -342,12 +341,12 @@ class Pipeline:
     def backend_secured(self, now: float) -> None:
         """The backend's connection is inside TLS: it gets the client's EHLO once more."""
         self.answers.came = now
-        self.send_backend(self.hello.secured())
+        self.send_backend(self.hello.secured(now))
 
     # --- how a session ends --------------------------------------------------------------------
 
     def fail(self, reason: str, reply: bytes, now: float, problem: Violation | None = None) -> None:
-        """End with one of the proxy's own 421 replies, whatever is going on."""
+        """End with one of the proxy's own 421 replies."""
         self._end_with(reply % self.rules.hostname, reason, now, problem)
 
     def backend_unavailable(self, greeting: bytes, now: float) -> None:
@@ -384,8 +383,7 @@ class Pipeline:
             return
         waiting = self.in_flight or self.framer.queue
         exchange = waiting.pop(0) if waiting else Exchange(commands.NOT_ASKED, b"", now)
-        exchange.cut_secret()
-        exchange.problem = exchange.problem or problem
+        exchange.cut_short(problem, now, own=reason != "backend_closed")
         self.held.hold(exchange, reply, int(reply[:3]), now)
         self.end(reason, now)
 

@@ -82,6 +82,7 @@ class Session:
             rules = rules.inside_tls or rules
         send_client = Sink(service.outbox, client)
         self._pipeline = Pipeline(rules, send_client, self._observer.settled, now)
+        self._pipeline.framer.watch = self._observer.content
         if security is not None:
             self._pipeline.upgrade = self._begin_upgrade
             self._pipeline.introduce = self._introduce
@@ -119,21 +120,11 @@ class Session:
             backend.abort()
             return
         self._since = monotonic()
-        self._attach_backend(backend)
+        self._pipeline.connect_backend(Sink(self._service.outbox, backend))
         server = self._choice.server
         assert server is not None
         ends = partial(ends_of, self.peer.name, self._client, backend)
         self._observer.connected(server.name_for(self.peer), ends)
-
-    def _attach_backend(self, backend: asyncio.Transport) -> None:
-        """Let the pipeline send there, and whoever watches content see it."""
-        self._pipeline.connect_backend(Sink(self._service.outbox, backend))
-        watch = self._observer.content
-        if watch is not None:
-            # No method of ours: a session that refers to itself would wait for the collector.
-            self._pipeline.framer.send_backend = partial(
-                _send_watched, self._pipeline.send_backend, watch
-            )
 
     def backend_received(self, octets: bytes) -> None:
         """Take octets from the backend."""
@@ -318,7 +309,7 @@ class Session:
         """Take the backend's connection inside TLS."""
         self._upgrade = None
         self._backend = inside
-        self._attach_backend(inside)
+        self._pipeline.connect_backend(Sink(self._service.outbox, inside))
         self._pipeline.backend_secured(monotonic())
 
     def not_secured(self, reason: str) -> None:
@@ -471,14 +462,6 @@ class Session:
                 backend_octets=self._octets_backend,
             )
         )
-
-
-def _send_watched(
-    send: Callable[[bytes], None], watch: Callable[[bytes], None], octets: bytes
-) -> None:
-    """Send content that somebody watches."""
-    send(octets)
-    watch(octets)
 
 
 def _discard(octets: bytes) -> None:

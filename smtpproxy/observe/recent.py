@@ -145,9 +145,7 @@ class RecentSession:
     def told(self) -> dict[str, object]:
         """Return it as the page needs it, in plain values."""
         self.changed = False
-        exchanged = records.exchanged(
-            [self._id] * len(self._exchanges), self._exchanges, self._offset
-        )
+        exchanged = records.exchanged(self._id, self._exchanges, self._offset)
         summary = self._summary
         told: dict[str, object] = {
             "id": self._id,
