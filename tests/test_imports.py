@@ -33,11 +33,12 @@ ALLOWED = {
     "wiring": {"settings", "net", "core"},
     "app": {"wiring", "settings", "admin", "observe", "net", "core", "figures"},
     "demo": {"app", "settings", "observe"},
+    "probe": {"settings", "core", "demo"},
     "link": {"control", "figures", "net"},
     "worker": {"app", "link", "control", "net", "observe"},
     "supervisor": {"control", "figures", "settings", "admin", "observe", "net"},
     "tracing": {"core", "address", "observe", "demo"},
-    "cli": {"supervisor", "settings", "demo", "observe", "tracing"},
+    "cli": {"supervisor", "settings", "demo", "observe", "probe", "tracing"},
     "__main__": {"cli"},
     "": set(),
 }
