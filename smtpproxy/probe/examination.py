@@ -90,7 +90,6 @@ def _introduce(access: Access, dialogue: Dialogue, found: Findings) -> None:
     mail = dialogue.ask(access.mail)
     found.insists_on_tls = mail.code == 530 and b"STARTTLS" in found.words
     access.through_tls = found.insists_on_tls
-    dialogue.ask(b"RSET")
 
 
 def _test(access: Access, wanted: Wanted, found: Findings, on_step: Step) -> None:

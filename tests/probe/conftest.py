@@ -7,4 +7,4 @@ from smtpproxy.probe import access
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(access, "LEAST_PATIENCE_S", 0.15)
+    monkeypatch.setattr(access, "LEAST_PATIENCE_S", 0.1)
