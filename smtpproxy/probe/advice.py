@@ -97,7 +97,7 @@ def _identity(found: Findings) -> list[str]:
     if found.address.is_unix:
         return [
             why,
-            '# Of a Unix socket it learns them by identity = "proxy-v2", if it knows that.',
+            '# On a Unix socket identity = "proxy-v2" tells it of them, if it knows that.',
         ]
     return [
         why,

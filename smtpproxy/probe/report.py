@@ -24,6 +24,7 @@ from smtpproxy.probe.trials import Newline, Relay
 _MOST_WORDS = 40
 _MOST_NAMES = 4
 _GROUP_CELLS = 28
+_MATTER_CELLS = 11
 _NEAR_DAYS = 21
 _MASK = re.compile(rb"X{4,}|\*{3,}", re.IGNORECASE)
 """What firewalls that edit SMTP leave of words they do not know."""
@@ -57,7 +58,7 @@ def show(console: Console, found: Findings) -> None:
     console.print()
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True, style="bold")
+    table.add_column(no_wrap=True, style="bold", min_width=_MATTER_CELLS)
     table.add_column(overflow="fold")
     for mark, matter, text in _rows(found):
         sign = mark.ascii_sign if console.options.ascii_only else mark.sign
