@@ -1,5 +1,6 @@
 """The command `smtpproxy probe`: what the user said, checked; then the report, and the settings."""
 
+import io
 import re
 import sys
 from functools import partial
@@ -87,6 +88,9 @@ def probe(
     if helo and not _NAME.fullmatch(helo):
         what = f'{helo!r} is not a name, such as "proxy.example.org" or "[192.0.2.1]"'
         raise click.BadParameter(what, param_hint="--helo")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # an old terminal must not end it
     wanted = Wanted(_address(addr), timeout, helo, sender, relay_test, implicit_tls)
     _examine(wanted, settings_only=settings_only)
 

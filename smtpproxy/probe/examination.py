@@ -8,7 +8,7 @@ from time import monotonic
 
 from smtpproxy.probe import encryption, groups, trials
 from smtpproxy.probe.access import Access, Wanted
-from smtpproxy.probe.dialogue import Dialogue, How, NoReply, Reply, Untold
+from smtpproxy.probe.dialogue import Dialogue, HandshakeFailed, How, NoReply, Reply, Untold
 from smtpproxy.probe.findings import Findings
 
 Step = Callable[[str], None]
@@ -38,6 +38,8 @@ def _introduction(access: Access, on_step: Step) -> Findings:
         dialogue, greeting = _greeting(access, on_step)
     except OSError as error:
         raise Unreachable(f"it can't be reached: {_why(error)}") from None
+    except HandshakeFailed as failure:
+        raise Unreachable(f"it does not begin with TLS: {failure}") from None
     except Untold as failure:
         raise Unreachable(f"it does not greet: {failure}") from None
     found = Findings(access.address, greeting, access.ip, access.name)
@@ -84,7 +86,7 @@ def _introduce(access: Access, dialogue: Dialogue, found: Findings) -> None:
     found.hello = hello
     if not hello.is_accepting:
         verb = "HELO is refused like EHLO" if found.ehlo_refused else "EHLO is refused"
-        advice = f", or the name {access.name}: --helo gives another"
+        advice = f"; if it dislikes the name {access.name}, --helo gives another"
         found.refusal = f"{verb}{_later(hello) or advice}"
         return
     mail = dialogue.ask(access.mail)

@@ -22,7 +22,7 @@ class End(Enum):
     SURPLUS = "more replies than commands"
     LOST = "the rest never seen"
     SILENT = "then nothing more"
-    CLOSED = "then it closed the connection"
+    CLOSED = "then it closed"
     BROKEN = "then what is no reply"
 
 

@@ -259,7 +259,7 @@ def _time_rows(seconds: dict[str, list[float]]) -> Iterator[Row]:
     told = [f"{verb} {_told(median(times))}" for verb, times in seconds.items()]
     yield PLAIN, "reply times", Text.assemble(", ".join(told), ("  (medians)", QUIET))
     verb, slowest = max(((verb, max(times)) for verb, times in seconds.items()), key=lambda x: x[1])
-    yield PLAIN, "", f"the slowest: {verb}, {_told(slowest)}"
+    yield NONE, "", f"the slowest: {verb}, {_told(slowest)}"
 
 
 def _told(seconds: float) -> str:

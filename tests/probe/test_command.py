@@ -52,6 +52,13 @@ def test_nobody_there_is_one_clear_sentence() -> None:
     assert result.stderr == "smtpproxy: 127.0.0.1:1: it can't be reached: connection refused\n"
 
 
+def test_no_tls_where_it_was_to_come_first_is_said_to_be_so() -> None:
+    with Server() as server:
+        result = probe("--implicit-tls", str(server.address))
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert ": it does not begin with TLS: " in result.stderr
+
+
 @pytest.mark.parametrize("settings_only", [False, True])
 def test_a_refusal_shows_what_was_learned_and_no_settings(settings_only: bool) -> None:
     with Server({b"EHLO": b"550 go away\r\n"}) as server:
@@ -61,8 +68,8 @@ def test_a_refusal_shows_what_was_learned_and_no_settings(settings_only: bool) -
     assert ("550 go away" in result.stdout) is not settings_only
     assert "[backends" not in result.stdout
     assert result.stderr == (
-        f"smtpproxy: {server.address}: EHLO is refused, or the name me.example: --helo gives "
-        "another\n"
+        f"smtpproxy: {server.address}: EHLO is refused; if it dislikes the name me.example, "
+        "--helo gives another\n"
     )
 
 

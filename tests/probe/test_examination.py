@@ -19,6 +19,9 @@ from tests.probe.server import CLOSE, Server, Session, examined
 REFUSED = {b"smtpproxy-probe@refused.invalid": b"550 no"}
 
 
+DISLIKED = "EHLO is refused; if it dislikes the name probe.example, --helo gives another"
+
+
 async def examined_legacy(failing: str, refused: dict[bytes, bytes] | None = None) -> Findings:
     async with LegacyMTA(failing=failing, refused=REFUSED if refused is None else refused) as mta:
         wanted = Wanted(parse_server(mta.address), 5.0, "probe.example", relay_to="a@b.example")
@@ -127,8 +130,8 @@ class TestHello:
     @pytest.mark.parametrize(
         ("reply", "said"),
         [
-            (b"550 go away", "EHLO is refused, or the name probe.example: --helo gives another"),
-            (b"501 bad name", "EHLO is refused, or the name probe.example: --helo gives another"),
+            (b"550 go away", DISLIKED),
+            (b"501 bad name", DISLIKED),
             (b"451 not now", "EHLO is refused now: try again later"),
             (CLOSE, "EHLO has no reply: it closed the connection"),
         ],
