@@ -4,11 +4,13 @@ The settings are found by trying: the handshakes are made as the proxy would mak
 strictest first.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, rsa
 
 from smtpproxy import certificates
@@ -77,19 +79,25 @@ def examine(access: Access) -> Encryption:
 
 
 def read_certificate(octets: bytes) -> Certificate | None:
-    """Read a DER certificate; None for what is none."""
+    """Read a DER certificate; None for what is none, or is none that can be read."""
     try:
-        read = x509.load_der_x509_certificate(octets)
-        return Certificate(
-            _names(read),
-            _common_name(read.issuer) or short(read.issuer.rfc4514_string().encode()),
-            read.issuer == read.subject,
-            read.not_valid_before_utc,
-            read.not_valid_after_utc,
-            _key(read),
-        )
-    except ValueError:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of oddities, of which old certificates have many
+            return _read(octets)
+    except (ValueError, TypeError, x509.InvalidVersion, UnsupportedAlgorithm):
         return None
+
+
+def _read(octets: bytes) -> Certificate:
+    read = x509.load_der_x509_certificate(octets)
+    return Certificate(
+        _names(read),
+        _common_name(read.issuer) or short(read.issuer.rfc4514_string().encode()),
+        read.issuer == read.subject,
+        read.not_valid_before_utc,
+        read.not_valid_after_utc,
+        _key(read),
+    )
 
 
 def _look_inside(access: Access, found: Encryption) -> None:

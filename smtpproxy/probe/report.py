@@ -106,7 +106,7 @@ def _rows(found: Findings) -> Iterator[Row]:
         if newline is not None:
             ends = newline is Newline.ENDS
             mark = (ODD if name == "bare LF" else WRONG) if ends else RIGHT
-            yield mark, name, newline.value + (": in content too, most likely" if ends else "")
+            yield mark, name, newline.value + (": perhaps in content too" if ends else "")
     if not found.refusal and found.hello is not None:
         yield from _tls_rows(found)
     if found.relay is not None:

@@ -8,11 +8,17 @@ from pathlib import Path
 
 import pytest
 import trustme
+from hypothesis import given
+from hypothesis import strategies as st
 
 from smtpproxy.certificates import VERSIONS
 from smtpproxy.probe.encryption import Encryption, read_certificate
 from smtpproxy.probe.findings import Findings
 from tests.probe.server import Server, Session, examined
+
+DAMAGED = ssl.PEM_cert_to_DER_cert(
+    trustme.CA().issue_cert("mx.example", "192.0.2.5").cert_chain_pems[0].bytes().decode()
+)
 
 
 class Keys:
@@ -142,6 +148,13 @@ class TestCertificate:
     def test_that_is_none(self) -> None:
         assert read_certificate(b"") is None
         assert read_certificate(b"\x30\x82\xff\xff junk") is None
+
+    @given(place=st.integers(0, 10_000), octet=st.integers(0, 255), length=st.integers(0, 10_000))
+    def test_that_is_damaged_is_read_or_is_none(self, place: int, octet: int, length: int) -> None:
+        octets = bytearray(DAMAGED)
+        octets[place % len(octets)] = octet
+        read_certificate(bytes(octets))
+        read_certificate(DAMAGED[: length % len(DAMAGED)])
 
 
 class TestInside:

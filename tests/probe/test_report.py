@@ -98,7 +98,7 @@ class TestReport:
                 {"data": DataWithoutRecipients(None, reply("503 no"))},
                 "✓  DATA         behind no recipient at all: 503 no",
             ),
-            ({"lf": Newline.ENDS}, "!  bare LF      ends a command: in content too, most likely"),
+            ({"lf": Newline.ENDS}, "!  bare LF      ends a command: perhaps in content too"),
             ({"cr": Newline.ENDS}, "✗  bare CR      ends a command"),
             ({"cr": Newline.NOTHING}, "✓  bare CR      does not end a command"),
             ({}, "TLS          STARTTLS is not offered"),
