@@ -57,7 +57,7 @@ def _tls(found: Findings, tls: Encryption) -> list[str]:
     backend = tls.backend
     if backend is None:
         return ["# No TLS of it works with this machine's OpenSSL."] if not tls.untold else []
-    verified = backend.verify and backend.tls != "opportunistic"
+    verified = tls.is_verified
     if found.address.is_loopback and not (found.is_implicit or found.insists_on_tls):
         return ["# It is on this machine: no TLS is needed on the way to it."]
     lines = [_beside(f'tls = "{backend.tls}"', "verified" if verified else "not verified")]

@@ -189,6 +189,7 @@ class Dialogue:
         # Python's time limit is for the handshake as a whole.
         self._socket.settimeout(self._left(self._timeout_s))
         try:
+            self._socket.getpeername()  # wrap_socket leaks one that has been reset meanwhile
             self._socket = context.wrap_socket(self._socket, server_hostname=server_name)
         except (OSError, ValueError) as error:  # ValueError: a name that can be nobody's
             self._is_over = True

@@ -62,6 +62,12 @@ class Encryption:
     untold: str = ""
 
     @property
+    def is_verified(self) -> bool:
+        """Whether the settings have the certificate verified."""
+        backend = self.backend
+        return backend is not None and backend.verify and backend.tls != "opportunistic"
+
+    @property
     def working(self) -> list[str]:
         """The versions that work, the newest first."""
         return [version for version, why in self.versions.items() if not why]

@@ -228,12 +228,18 @@ def _certificate_rows(tls: Encryption, certificate: Certificate) -> Iterator[Row
     told = f"for {names}{more_names}, by {issuer}, {certificate.key}"
     yield PLAIN, "certificate", told
     yield _validity(certificate)
-    if not tls.unverified:
+    if tls.is_verified and not tls.unverified:
         yield RIGHT, "", "verifies, by this machine's authorities"
-    elif tls.backend is not None and tls.backend.server_name:
+    elif tls.is_verified and tls.backend is not None:
         yield ODD, "", f"verifies, but for {tls.backend.server_name} only: {tls.unverified}"
-    else:
+    elif tls.unverified:
         yield WRONG, "", f"does not verify: {tls.unverified}"
+    else:
+        yield (
+            ODD,
+            "",
+            "could not be verified: the handshake needs what is out of date, or fails",
+        )
 
 
 def _validity(certificate: Certificate) -> Row:

@@ -152,6 +152,9 @@ class Server:
         while line := session.line():
             if line == b"STARTTLS\r\n" and self._context and session.verb not in self._replies:
                 session.say(b"220 go\r\n" + self._injects)
+                if self._injects:
+                    session.read()  # nobody may begin TLS behind that
+                    return
                 session.secure(self._context, leaky=self._leaky)
                 continue
             reply = self._replies.get(session.verb, b"250 fine\r\n")
