@@ -21,14 +21,18 @@ from smtpproxy.trust import exposed_listeners, weak_backends
 
 
 class Commands(click.Group):
-    """Those below, and `trace`, which is loaded only when it is asked for."""
+    """Those below, and `probe` and `trace`, which are loaded only when they are asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of all commands."""
-        return sorted([*super().list_commands(ctx), "trace"])
+        return sorted([*super().list_commands(ctx), "probe", "trace"])
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Return a command by its name."""
+        if cmd_name == "probe":
+            from smtpproxy.probe.command import probe
+
+            return probe
         if cmd_name == "trace":
             from smtpproxy.tracing.commands import trace
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -62,7 +63,7 @@ class TestHelp:
         assert ", uvloop 0." in result.output
 
     @pytest.mark.parametrize("flag", ["-h", "--help"])
-    @pytest.mark.parametrize("command", [[], ["run"], ["check"], ["demo"]])
+    @pytest.mark.parametrize("command", [[], ["run"], ["check"], ["demo"], ["probe"]])
     def test_is_everywhere(self, command: list[str], flag: str) -> None:
         result = invoke(*command, flag)
         assert result.exit_code == 0
@@ -71,14 +72,15 @@ class TestHelp:
     def test_its_examples_can_be_pasted(self) -> None:
         """Each line of an example is a command that the parser takes."""
         pasted = 0
-        for name in ("run", "check", "demo"):
+        for name in ("run", "check", "demo", "probe"):
             for line in invoke(name, "-h").output.splitlines():
-                words = line.split("&&")[0].split()
+                words = re.split("&&|>", line)[0].split()
                 if words[:2] == ["smtpproxy", name]:
-                    command = cli.main.commands[name]
+                    command = cli.main.get_command(click.Context(cli.main), name)
+                    assert command is not None
                     command.make_context(name, words[2:], parent=click.Context(cli.main))
                     pasted += 1
-        assert pasted >= 6
+        assert pasted >= 11
 
 
 class TestRun:

@@ -1,0 +1,184 @@
+"""The probe against real MTAs: what each offers, lacks and gets wrong, and nothing is delivered."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trustme
+
+from tests.interop.messages import brief
+from tests.interop.peers import BACKENDS, Backend, postfix
+from tests.interop.processes import Workplace
+from tests.interop.stage import configured
+from tests.interop.wire import Wire
+
+KEPT = [
+    "✓  groups       RSET | RSET | NOOP          250 | 250 | 250",
+    "✓               MAIL | RCPT | RSET | NOOP   250 | 250 | 250 | 250",
+    "✓               RSET | RCPT | RSET | NOOP   250 | 503 | 250 | 250",
+    "✓               RSET | RSET | QUIT          250 | 250 | 221",
+]
+OLD = {
+    "smtpd_tls_mandatory_protocols": "TLSv1, TLSv1.1",
+    "tls_high_cipherlist": "ALL:@SECLEVEL=0",
+    "tls_medium_cipherlist": "ALL:@SECLEVEL=0",
+}
+with_pipelining = partial(postfix, {"smtpd_discard_ehlo_keywords": ""})
+
+
+def probe(mta: Backend, *options: str) -> str:
+    """Return what the program prints, trailing blanks left out."""
+    address = f"127.0.0.1:{mta.port}"
+    done = subprocess.run(
+        [sys.executable, "-m", "smtpproxy", "probe", *options, "--timeout", "10", address],
+        capture_output=True,
+        timeout=90,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    return "\n".join(line.rstrip() for line in done.stdout.decode().splitlines())
+
+
+def deliver(port: int, mta: Backend) -> None:
+    """Send one message; the MTA must have kept that one only, of all that was ever sent to it."""
+    message = brief()
+    with Wire(port) as wire:
+        assert wire.replies(1) == [220]
+        assert wire.ask(b"EHLO client.example") == [250]
+        for command in (b"MAIL FROM:<a@sender.example>", b"RCPT TO:<good@rcpt.example>"):
+            assert wire.ask(command) == [250]
+        assert wire.ask(b"DATA") == [354]
+        assert wire.ask(message.octets + b".") == [250]
+        assert wire.ask(b"QUIT") == [221]
+    mta.find(message)
+    assert len(list(mta.kept())) == 1
+
+
+@pytest.mark.parametrize(
+    ("start", "expected"),
+    [
+        (
+            BACKENDS["opensmtpd"],
+            [
+                "✗  PIPELINING   not offered",
+                "✗  groups       RSET | RSET | NOOP          500, then it closed: 2 of 3 lost",
+                "✓  DATA         behind a refused recipient: 503 ",
+                "!  bare LF      ends a command",
+                "✓  bare CR      does not end a command",
+                "It lacks PIPELINING and loses what clients send in groups",
+            ],
+        ),
+        (
+            BACKENDS["exim"],
+            [
+                "✗  PIPELINING   not offered",
+                "✗               MAIL | RCPT | RSET | NOOP   250 | 554, then it closed",
+                "✓  DATA         behind a refused recipient: 503 ",
+                "It lacks PIPELINING and loses what clients send in groups",
+            ],
+        ),
+        (
+            BACKENDS["postfix"],
+            [
+                "✗  PIPELINING   not offered",
+                *KEPT,
+                "✓  DATA         behind a refused recipient: 554 ",
+                "It lacks PIPELINING, but keeps what clients send in groups",
+            ],
+        ),
+        (
+            with_pipelining,
+            [
+                "✓  PIPELINING   offered, and kept to",
+                *KEPT,
+                "It has PIPELINING of its own, and keeps to it",
+            ],
+        ),
+        (
+            BACKENDS["smtp-sink-e"],
+            ["!  EHLO         is not known: 500 ", "helo_fallback = true", *KEPT],
+        ),
+        (BACKENDS["smtp-sink-p"], ["XCLIENT NAME HELO", "✓  bare LF      does not end a command"]),
+    ],
+    ids=["opensmtpd", "exim", "postfix", "postfix-pipelining", "smtp-sink-e", "smtp-sink-p"],
+)
+def test_what_it_tells_of_each_mta(
+    start: Callable[[], AbstractContextManager[Backend]], expected: list[str]
+) -> None:
+    with start() as mta:
+        told = probe(mta, "--relay-test", "somebody@rcpt.example")
+        for line in [*expected, "✗  relay        from <> to <somebody@rcpt.example>: would be"]:
+            assert line in told, told
+        assert "\n?" not in told, told
+        assert not list(mta.kept())
+        if mta.refuses:  # not smtp-sink, which may not know EHLO
+            deliver(mta.port, mta)
+
+
+def test_a_relay_that_is_refused() -> None:
+    with postfix() as mta:
+        told = probe(mta, "--relay-test", "bad@rcpt.example", "--from", "a@sender.example")
+    assert "✓  relay        from <a@sender.example> to <bad@rcpt.example>: RCPT is refused" in told
+
+
+@pytest.mark.parametrize(
+    ("settings", "options", "expected"),
+    [
+        (
+            {"smtpd_tls_security_level": "encrypt"},
+            (),
+            [
+                "·  TLS          by STARTTLS, without which it takes no mail",
+                "✓               1.3 and 1.2 work",
+                "✓               verifies, by this machine's authorities",
+                'tls = "starttls"',
+            ],
+        ),
+        (
+            {"smtpd_tls_security_level": "encrypt", **OLD},
+            (),
+            [
+                "✗               1.1 and 1.0 work, out of date (RFC 8996)",
+                "·               1.2 does not work: ",
+                'minimum_tls = "1.1"',
+            ],
+        ),
+        (
+            {
+                "smtpd_tls_security_level": "may",
+                "smtpd_tls_wrappermode": "yes",
+                "smtpd_upstream_proxy_protocol": "",
+            },
+            ("--implicit-tls",),
+            ["·  TLS          comes first", "✓               1.3 and 1.2 work", 'tls = "implicit"'],
+        ),
+    ],
+    ids=["starttls", "old", "implicit"],
+)
+def test_the_settings_for_tls_work(
+    settings: dict[str, str],
+    options: tuple[str, ...],
+    expected: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """They are given to the proxy as they are, and a message goes through."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    issued = authority.issue_cert("mx.example", "127.0.0.1")
+    pem = b"".join(each.bytes() for each in (issued.private_key_pem, *issued.cert_chain_pems))
+    with Workplace("keys") as work:
+        file = work.write("mx.pem", pem.decode(), 0o600)
+        with postfix({"smtpd_tls_chain_files": str(file), **settings}) as mta:
+            told = probe(mta, *options)
+            for line in [*expected, *KEPT]:
+                assert line in told, told
+            assert not list(mta.kept())
+            _, _, backend = told.partition("[backends.mta]\n")
+            with configured("", backend) as (port, _):
+                deliver(port, mta)
