@@ -101,7 +101,7 @@ _EXIM_TLS = """\
 def exim(door: Door, mails: Sequence[Mail]) -> list[Result]:
     """Exim: groups like Postfix's, with BDAT where it is offered; half-closes behind QUIT.
 
-    Inside TLS it begins a connection for each message.
+    So it does inside TLS, once it has handed its connection on for another message.
     """
     tls = "  hosts_avoid_tls = *\n"
     if door.tls != "off":
