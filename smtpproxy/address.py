@@ -53,6 +53,11 @@ class Address(Struct, frozen=True):
         return self.host == ORIGINAL and not self.port
 
     @property
+    def is_name(self) -> bool:
+        """Tell whether the host is one that has to be looked up."""
+        return bool(self.host) and not self.is_original and _ip(self.host) is None
+
+    @property
     def is_loopback(self) -> bool:
         """Whether only this machine can reach it."""
         if self.is_unix or self.host == "localhost":

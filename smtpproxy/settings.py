@@ -245,6 +245,8 @@ class Timeouts(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     tls_handshake: Seconds = 30.0
     proxy_header: Seconds = 5.0
     drain: Seconds = 60.0
+    # How long a transaction may go on in an old worker behind a reload.
+    outlive: Seconds = 3600.0
     # A worker that says nothing for so long hangs, and is replaced.
     heartbeat: Seconds = 20.0
     hold: Seconds = 0.2

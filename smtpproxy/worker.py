@@ -44,7 +44,8 @@ async def serve(start: Start, channel: socket.socket, lines: Lines) -> int:
     for listening in [each for listener in sockets for each in listener]:
         listening.close()
     stop = asyncio.create_task(link.stop.wait(), name="stop")
-    leaving = asyncio.create_task(_leave(app, link, start.settings.timeouts.drain), name="leave")
+    limits = start.settings.timeouts
+    leaving = asyncio.create_task(_leave(app, link, limits.drain, limits.outlive), name="leave")
     await asyncio.wait((leaving, stop), return_when=asyncio.FIRST_COMPLETED)
     leaving.cancel()
     stop.cancel()
@@ -55,19 +56,25 @@ async def serve(start: Start, channel: socket.socket, lines: Lines) -> int:
     return 0
 
 
-async def _leave(app: App, link: Link, drain_s: float) -> None:
-    """Let the sessions be for a while, then let them end with their transactions."""
+async def _leave(app: App, link: Link, drain_s: float, outlive_s: float) -> None:
+    """Let the sessions be for a while, then let them end with their transactions.
+
+    New workers serve, so that these may take long; not for ever, or a client could keep an old
+    worker with its old settings for as long as it likes.
+    """
     drain = asyncio.create_task(link.drain.wait(), name="drain")
     empty = asyncio.create_task(app.wait_until_empty(drain_s), name="empty")
     await asyncio.wait((drain, empty), return_when=asyncio.FIRST_COMPLETED)
     empty.cancel()
     app.drain()
-    if not drain.done():  # new workers serve: no need to cut a transaction, however long it takes
-        empty = asyncio.create_task(app.wait_until_empty(), name="empty")
+    if not drain.done():
+        longest = max(outlive_s - drain_s, 0.0)
+        empty = asyncio.create_task(app.wait_until_empty(longest), name="empty")
         await asyncio.wait((drain, empty), return_when=asyncio.FIRST_COMPLETED)
         empty.cancel()
+    if drain.done():
+        await app.wait_until_empty(drain_s)
     drain.cancel()
-    await app.wait_until_empty(drain_s)
 
 
 def main(control: int) -> int:

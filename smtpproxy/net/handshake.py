@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import cast
 
 from smtpproxy.net.reason import reason
+from smtpproxy.net.tls import ServerObject
 
 Secured = Callable[[asyncio.Transport], asyncio.Protocol]
 """Takes the transport inside TLS; returns the protocol that is to have its octets."""
@@ -34,6 +35,8 @@ def begin(
     `early` are octets of the handshake that were read already, where TLS comes first on the
     connection; None where plaintext came first, and what stands behind it must not be used.
     """
+    if as_server:
+        context.sslobject_class = ServerObject
     transport.pause_reading()
     waiting = _Waiting()
     transport.set_protocol(waiting)
@@ -87,6 +90,9 @@ async def _run(
     protocol = secured(inside)
     inside.set_protocol(protocol)
     waiting.hand_over(protocol)
+    found = inside.get_extra_info("ssl_object")
+    if isinstance(found, ServerObject):
+        found.watch(transport, inside)
 
 
 async def _drain(transport: asyncio.Transport, waiting: "_Waiting", limit_s: float) -> None:

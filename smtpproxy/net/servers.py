@@ -1,6 +1,7 @@
 """The servers of a backend: where it can be reached, and where it can't just now."""
 
 import asyncio
+import socket
 from collections.abc import Callable, Sequence
 from time import monotonic
 
@@ -19,10 +20,11 @@ class Server:
     left_alone_until: when a server that is down is tried again; 0.0 while it is up.
     """
 
-    __slots__ = ("_address", "_route", "left_alone_until", "name", "sessions")
+    __slots__ = ("_address", "_is_name", "_route", "left_alone_until", "name", "sessions")
 
     def __init__(self, address: Address, route: Route | None = None) -> None:
         self._address = address
+        self._is_name = address.is_name
         self._route = route
         self.name = str(address)
         self.sessions = 0
@@ -49,8 +51,29 @@ class Server:
             await self._route.connect(self._address, factory, peer)
         elif self._address.is_unix:
             await loop.create_unix_connection(factory, self._address.path)
+        elif self._is_name:
+            await self._connect_by_name(factory)
         else:
             await loop.create_connection(factory, self._address.host, self._address.port)
+
+    async def _connect_by_name(self, factory: Callable[[], asyncio.Protocol]) -> None:
+        """Look the name up, and connect to the first of its addresses that can be reached.
+
+        uvloop would complain in the log of its own look-up, if we are cancelled meanwhile.
+        """
+        loop = asyncio.get_running_loop()
+        found = await loop.getaddrinfo(
+            self._address.host, self._address.port, type=socket.SOCK_STREAM
+        )
+        why: OSError = OSError("no address")
+        for _, _, _, _, name in found:
+            try:
+                await loop.create_connection(factory, str(name[0]), int(name[1]))
+            except OSError as error:
+                why = error
+            else:
+                return
+        raise why
 
 
 class Servers:

@@ -196,7 +196,7 @@ class Session:
     def client_eof(self) -> bool:
         """Take the client's half-close: what it has sent is served to the end.
 
-        Return whether replies can still be given; inside TLS the loop closes both halves.
+        Return whether replies can still be given.
         """
         if self._pipeline.ended:
             self._client.close()
@@ -204,7 +204,7 @@ class Session:
         if self._choice.waits and not self._octets_client:  # it has left the queue
             self._finish(partial(self._pipeline.end, "client_lost"))
         self._finish(self._pipeline.client_eof)
-        return self._client.can_write_eof()
+        return True
 
     def client_lost(self) -> None:
         """Take the end of the client's connection; what it sent before is still served."""

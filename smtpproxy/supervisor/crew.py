@@ -107,6 +107,16 @@ class Crew:
             self._log.error("cannot_start_workers", why=str(error))
             await self._replace(LONGEST_DELAY_S)
 
+    def excuse(self, seconds: float) -> None:
+        """Do not count a time in which the supervisor stood still: it has heard nobody then.
+
+        So it is when all were stopped, with their machine or by Ctrl-Z.
+        """
+        for worker in self._workers:
+            worker.heard += seconds
+        if self._deadline:
+            self._deadline += seconds
+
     def check(self, now: float) -> None:
         """Kill what hangs, and what has not ended in time."""
         silent = self.settings.timeouts.heartbeat

@@ -181,6 +181,8 @@ class Service:
         crew = self._make_crew(settings)
         self._leaving.add(crew)  # until it is the one
         started = await crew.start()
+        if not started:
+            self._leaving.remove(crew)
         if not started or self._end_wanted.is_set():
             self._doors.keep_for(self._settings)
             self._log.error("reload_failed", problems=["the new workers did not start"])
@@ -229,10 +231,13 @@ class Service:
 
     async def _check(self) -> None:
         """Look at the workers' hearts."""
+        looked = monotonic()
         while True:
             await asyncio.sleep(CHECK_INTERVAL_S)
             now = monotonic()
+            late, looked = now - looked - CHECK_INTERVAL_S, now
             for crew in self._crews:
+                crew.excuse(late)
                 crew.check(now)
             if self._notifier.wanted:
                 self._notifier.status(self._status())

@@ -1,6 +1,8 @@
 """The clients: real programs that send mail to a port of 127.0.0.1, all behind one signature.
 
-    client(port, mails) -> one Result for each mail
+    client(door, mails) -> one Result for each mail
+
+Each can do TLS, by STARTTLS and from the start; then it insists on that and on the certificate.
 
 Of several mails, swaks and msmtp send each in a connection of its own, the others all in one. MTAs
 as clients are in mta_clients.py.
@@ -10,6 +12,7 @@ import base64
 import json
 import os
 import smtplib
+import ssl
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +24,15 @@ from tests.interop.programs import command, node_modules
 
 TIMEOUT_S = 60.0
 HELO = "client.example"
+
+
+@dataclass(frozen=True)
+class Door:
+    """Where clients connect: `tls` is one of `stage.WAYS`, and is verified by the file `ca`."""
+
+    port: int
+    tls: str = "off"
+    ca: Path = Path("/dev/null")
 
 
 @dataclass(frozen=True)
@@ -41,13 +53,13 @@ class Result:
     output: str
 
 
-Client = Callable[[int, Sequence[Mail]], list[Result]]
+Client = Callable[[Door, Sequence[Mail]], list[Result]]
 
 
-def smtplib_client(port: int, mails: Sequence[Mail]) -> list[Result]:
+def smtplib_client(door: Door, mails: Sequence[Mail]) -> list[Result]:
     """Python's own, in lock step."""
     results = []
-    with smtplib.SMTP("127.0.0.1", port, local_hostname=HELO, timeout=TIMEOUT_S) as connection:
+    with _smtplib(door) as connection:
         for mail in mails:
             octets = mail.message.octets
             refused = connection.sendmail(mail.sender, list(mail.recipients), octets)
@@ -55,24 +67,40 @@ def smtplib_client(port: int, mails: Sequence[Mail]) -> list[Result]:
     return results
 
 
-def swaks(port: int, mails: Sequence[Mail]) -> list[Result]:
+def _smtplib(door: Door) -> smtplib.SMTP:
+    where = ("127.0.0.1", door.port, HELO)
+    if door.tls == "off":
+        return smtplib.SMTP(*where, timeout=TIMEOUT_S)
+    context = ssl.create_default_context(cafile=door.ca)
+    if door.tls == "implicit":
+        return smtplib.SMTP_SSL(*where, timeout=TIMEOUT_S, context=context)
+    connection = smtplib.SMTP(*where, timeout=TIMEOUT_S)
+    connection.starttls(context=context)
+    return connection
+
+
+def swaks(door: Door, mails: Sequence[Mail]) -> list[Result]:
     """Swaks; it sends MAIL, all RCPT and DATA in one group where PIPELINING is offered."""
-    return [_swaks(port, mail) for mail in mails]
+    return [_swaks(door, mail) for mail in mails]
 
 
-def _swaks(port: int, mail: Mail) -> Result:
+def _swaks(door: Door, mail: Mail) -> Result:
+    tls = {"off": (), "starttls": ("--tls",), "implicit": ("--tls-on-connect",)}[door.tls]
     # with --no-data-fixup it is sent as it travels, dots doubled, and swaks adds one CRLF
     content = mail.message.octets.removesuffix(b"\r\n").replace(b"\r\n.", b"\r\n..") + b"\r\n."
     argv = (
-        *(command("swaks"), "--server", "127.0.0.1", "--port", str(port), "--pipeline"),
+        *(command("swaks"), "--server", "127.0.0.1", "--port", str(door.port), "--pipeline"),
+        *((*tls, "--tls-verify", "--tls-ca-path", str(door.ca)) if tls else ()),
         *("--helo", HELO, "--from", mail.sender, "--to", ",".join(mail.recipients)),
         *("--timeout", f"{TIMEOUT_S:.0f}", "--suppress-data", "--no-data-fixup", "--data", "-"),
     )
     return _run(argv, mail, content)
 
 
-def curl(port: int, mails: Sequence[Mail]) -> list[Result]:
+def curl(door: Door, mails: Sequence[Mail]) -> list[Result]:
     """Curl, in lock step; several messages go through one connection."""
+    url = f"{'smtps' if door.tls == 'implicit' else 'smtp'}://127.0.0.1:{door.port}/{HELO}"
+    tls = () if door.tls == "off" else ("--ssl-reqd", "--cacert", str(door.ca))
     with tempfile.TemporaryDirectory() as directory:
         argv = [command("curl"), "--disable", "--silent", "--show-error"]
         for number, mail in enumerate(mails):
@@ -80,21 +108,24 @@ def curl(port: int, mails: Sequence[Mail]) -> list[Result]:
             file.write_bytes(mail.message.octets)
             argv += [] if number == 0 else ["--next", "--silent", "--show-error"]
             argv += ["--verbose", "--noproxy", "*", "--max-time", str(TIMEOUT_S)]
-            argv += ["--url", f"smtp://127.0.0.1:{port}/{HELO}", "--upload-file", str(file)]
+            argv += ["--url", url, *tls, "--upload-file", str(file)]
             argv += ["--mail-from", mail.sender, "--mail-rcpt-allowfails"]
             argv += [word for address in mail.recipients for word in ("--mail-rcpt", address)]
         return _each(argv, mails)
 
 
-def msmtp(port: int, mails: Sequence[Mail]) -> list[Result]:
+def msmtp(door: Door, mails: Sequence[Mail]) -> list[Result]:
     """Msmtp; it gives up a message when one recipient is refused."""
-    return [_msmtp(port, mail) for mail in mails]
+    return [_msmtp(door, mail) for mail in mails]
 
 
-def _msmtp(port: int, mail: Mail) -> Result:
+def _msmtp(door: Door, mail: Mail) -> Result:
+    starttls = "on" if door.tls == "starttls" else "off"
+    tls = ("--tls=on", f"--tls-starttls={starttls}", f"--tls-trust-file={door.ca}")
     argv = (
-        *(command("msmtp"), "--file=/dev/null", "--host=127.0.0.1", f"--port={port}"),
-        *("--tls=off", "--auth=off", f"--domain={HELO}", f"--from={mail.sender}", "--debug"),
+        *(command("msmtp"), "--file=/dev/null", "--host=127.0.0.1", f"--port={door.port}"),
+        *(("--tls=off",) if door.tls == "off" else tls),
+        *("--auth=off", f"--domain={HELO}", f"--from={mail.sender}", "--debug"),
         *("--", *mail.recipients),
     )
     return _run(argv, mail, mail.message.as_kept())
@@ -102,9 +133,9 @@ def _msmtp(port: int, mail: Mail) -> Result:
 
 _NODEMAILER = """\
 const nodemailer = require('nodemailer');
-const { port, name, mails } = JSON.parse(require('fs').readFileSync(0));
+const { port, name, mails, security } = JSON.parse(require('fs').readFileSync(0));
 const transport = nodemailer.createTransport({
-    host: '127.0.0.1', port, name, pool: true, maxConnections: 1, ignoreTLS: true,
+    host: '127.0.0.1', port, name, pool: true, maxConnections: 1, ...security,
     connectionTimeout: 30000, socketTimeout: 30000,
 });
 (async () => {
@@ -119,10 +150,15 @@ const transport = nodemailer.createTransport({
 """
 
 
-def nodemailer(port: int, mails: Sequence[Mail]) -> list[Result]:
+def nodemailer(door: Door, mails: Sequence[Mail]) -> list[Result]:
     """Nodemailer, with a pool of one connection; it sends all RCPT in one group."""
     environment = {"NODE_PATH": str(node_modules("node-nodemailer"))}
-    work = {"port": port, "name": HELO, "mails": [_as_json(mail) for mail in mails]}
+    security: dict[str, object] = {"ignoreTLS": True}
+    if door.tls != "off":
+        implicit = door.tls == "implicit"
+        security = {"secure": implicit, "requireTLS": True, "tls": {"ca": door.ca.read_text()}}
+    work = {"port": door.port, "name": HELO, "security": security}
+    work["mails"] = [_as_json(mail) for mail in mails]
     argv = (command("node", "nodejs"), "-e", _NODEMAILER)
     done = _call(argv, json.dumps(work).encode(), environment)
     assert done.returncode == 0, done.stdout

@@ -2,25 +2,41 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
 
 import pytest
 
-from tests.interop.dialogue import assert_lock_step
-from tests.interop.peers import BACKENDS
+from tests.interop.clients import Door
+from tests.interop.dialogue import assert_lock_step, assert_sealed
+from tests.interop.peers import BACKENDS, SEALED
 from tests.interop.stage import Stage
+from tests.interop.stage import keys as made_keys
 from tests.interop.stage import stage as running_stage
 from tests.interop.tap import Tap
 
 
 @pytest.fixture(scope="session")
-def stages() -> Iterator[Callable[[str], Stage]]:
-    """Give a function that returns the stage with a certain MTA, started when first asked for."""
+def keys() -> Iterator[Path]:
+    """Give a directory with the keys of the proxy, and of MTAs that do TLS."""
+    with made_keys() as directory:
+        yield directory
+
+
+@pytest.fixture(scope="session")
+def stages(keys: Path) -> Iterator[Callable[[str], Stage]]:
+    """Give a function that returns the stage with a certain MTA, started when first asked for.
+
+    One of `SEALED` takes nothing outside of TLS.
+    """
     started: dict[str, Stage] = {}
     with ExitStack() as stack:
 
         def start(name: str) -> Stage:
             if name not in started:
-                started[name] = stack.enter_context(running_stage(BACKENDS[name]))
+                sealed = name in SEALED
+                backend = partial(SEALED[name], keys) if sealed else BACKENDS[name]
+                started[name] = stack.enter_context(running_stage(backend, keys, sealed=sealed))
             return started[name]
 
         yield start
@@ -33,14 +49,32 @@ def stage(request: pytest.FixtureRequest, stages: Callable[[str], Stage]) -> Ite
     since = len(chosen.tap.connections)
     yield chosen
     for connection in chosen.tap.settled(since):
-        assert_lock_step(connection)
+        if chosen.sealed:
+            assert_sealed(connection)
+        else:
+            assert_lock_step(connection)
 
 
 @pytest.fixture
-def front(stage: Stage) -> Iterator[Tap]:
-    """Give a tap of the test's own in front of the proxy."""
-    with Tap(stage.port) as tap:
+def way(request: pytest.FixtureRequest) -> str:
+    """Give the way in which the client comes: one of `stage.WAYS`, plaintext if none is named."""
+    return str(getattr(request, "param", "off"))
+
+
+@pytest.fixture
+def front(stage: Stage, way: str) -> Iterator[Tap]:
+    """Give a tap of the test's own in front of the proxy; of TLS it must see records only."""
+    with Tap(stage.ports[way]) as tap:
         yield tap
+        if way != "off":
+            for connection in tap.settled():
+                assert_sealed(connection)
+
+
+@pytest.fixture
+def door(front: Tap, way: str, keys: Path) -> Door:
+    """Give the door that leads to that tap."""
+    return Door(front.port, way, keys / "ca.pem")
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:

@@ -40,6 +40,41 @@ def half_closed_before_reply(connection: Connection) -> bool:
     )
 
 
+_EXIMS_LAST_WORDS = re.compile(rb"421 [^\n]*[Ll]ost [^\n]* connection\r\n")
+_TLS_RECORD_TYPES = range(20, 24)  # RFC 8446 section 5.1
+
+
+def assert_sealed(connection: Connection) -> None:
+    """Fail if anything but EHLO and STARTTLS, or nothing at all, went outside of TLS records.
+
+    Both directions are looked at; one that begins with a record is sealed from the start. Exim
+    speaks of a client that is gone, to nobody, in plaintext.
+    """
+    sent, answered = connection.sent(), connection.answered()
+    if not _is_record(sent):
+        plain = re.match(rb"(?i)EHLO [^\n]*\r\nSTARTTLS\r\n", sent)
+        assert plain is not None, sent[:80]
+        sent = sent[plain.end() :]
+        greeting, hello, ready, answered = _split_replies(answered)
+        assert [reply[:4] for reply in (greeting, hello, ready)] == [b"220 ", b"250-", b"220 "]
+    for octets in (sent, answered):
+        assert octets, "nothing was said inside TLS"
+        while octets and not _EXIMS_LAST_WORDS.fullmatch(octets):
+            assert _is_record(octets), f"outside of TLS: {octets[:80]!r}"
+            octets = octets[5 + int.from_bytes(octets[3:5], "big") :]
+
+
+def _is_record(octets: bytes) -> bool:
+    return len(octets) > 4 and octets[0] in _TLS_RECORD_TYPES and octets[1] == 3
+
+
+def _split_replies(octets: bytes) -> list[bytes]:
+    """Return the first three replies, and what stands behind them."""
+    found = re.match(rb"(?s)(220 .*?\r\n)(250-.*?\r\n250 .*?\r\n)(220 .*?\r\n)(.*)", octets)
+    assert found is not None, octets[:300]
+    return list(found.groups())
+
+
 class _Awaits(Enum):
     REPLY = auto()
     COMMAND = auto()

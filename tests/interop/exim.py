@@ -25,7 +25,6 @@ deliver_drop_privilege
 keep_environment =
 host_lookup =
 rfc1413_hosts =
-tls_advertise_hosts =
 message_size_limit = 100M
 """
 

@@ -1,14 +1,13 @@
-"""MTAs as clients: each takes messages into a queue of its own and relays them to the port.
+"""MTAs as clients: each takes messages into a queue of its own and relays them to the door.
 
 Their own bounces go nowhere: mail for the sender is discarded.
 """
 
 import re
 import subprocess
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Sequence
 
-from tests.interop.clients import HELO, TIMEOUT_S, Mail, Result
+from tests.interop.clients import HELO, TIMEOUT_S, Door, Mail, Result
 from tests.interop.exim import ACCOUNT, Exim
 from tests.interop.networks import Machine
 from tests.interop.postfix import Postfix
@@ -18,26 +17,34 @@ _POSTFIX = {
     "myhostname": HELO,
     "mydestination": "sender.example",
     "local_transport": "discard:",
-    "smtp_tls_security_level": "none",
     "smtp_host_lookup": "native",
     "smtp_destination_recipient_limit": "1000",
     # the message must stay as it is
     "disable_mime_output_conversion": "yes",
     "smtp_line_length_limit": "0",
 }
+_POSTFIX_TLS = {
+    "smtp_tls_security_level": "secure",
+    "smtp_tls_secure_cert_match": "mx.example",
+}
 
 
 def postfix(
-    port: int,
+    door: Door,
     mails: Sequence[Mail],
     host: str = "127.0.0.1",
     machine: Machine | None = None,
-    settings: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Result]:
     """Postfix's smtp(8): MAIL, all RCPT and DATA in one group; the final dot and QUIT, too."""
-    settings = {**_POSTFIX, **settings, "relayhost": f"[{host}]:{port}"}
+    settings = {**_POSTFIX, "relayhost": f"[{host}]:{door.port}"}
+    if door.tls == "off":
+        settings["smtp_tls_security_level"] = "none"
+    else:
+        settings |= {**_POSTFIX_TLS, "smtp_tls_CAfile": str(door.ca)}
+        settings["smtp_tls_wrappermode"] = "yes" if door.tls == "implicit" else "no"
     if len(mails) > 1:
         settings["smtp_connection_cache_destinations"] = "127.0.0.1"
+        settings["smtp_tls_connection_reuse"] = "yes"
     with Postfix(settings, machine=machine) as program:
         results = []
         for mail in mails:
@@ -79,16 +86,28 @@ onward:
   driver = smtp
   port = {port}
   allow_localhost
-  hosts_avoid_tls = *
   hosts_try_fastopen =
   message_linelength_limit = 1000000
   max_rcpt = 1000
 """
+_EXIM_TLS = """\
+  hosts_require_tls = *
+  tls_verify_hosts = *
+  tls_verify_certificates = {ca}
+  protocol = {protocol}
+"""
 
 
-def exim(port: int, mails: Sequence[Mail]) -> list[Result]:
-    """Exim: groups like Postfix's, with BDAT where it is offered; half-closes behind QUIT."""
-    program = Exim(_EXIM.format(port=port))
+def exim(door: Door, mails: Sequence[Mail]) -> list[Result]:
+    """Exim: groups like Postfix's, with BDAT where it is offered; half-closes behind QUIT.
+
+    So it does inside TLS, once it has handed its connection on for another message.
+    """
+    tls = "  hosts_avoid_tls = *\n"
+    if door.tls != "off":
+        protocol = "smtps" if door.tls == "implicit" else "smtp"
+        tls = _EXIM_TLS.format(ca=door.ca, protocol=protocol)
+    program = Exim(_EXIM.format(port=door.port) + tls)
     with program.work:
         for mail in mails:
             # one message is delivered at once; several are queued and then sent by one queue run

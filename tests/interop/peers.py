@@ -7,6 +7,7 @@ them.
 
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -133,8 +134,10 @@ smtp_accept_max = 0
 smtp_accept_max_per_connection = 0
 smtp_accept_queue_per_connection = 0
 acl_smtp_rcpt = rcpt
+{tls}
 begin acl
 rcpt:
+  {insist}
   deny message = no such recipient: $local_part@$domain
        local_parts = ^bad
   accept
@@ -154,11 +157,23 @@ keep:
 """
 
 
+_EXIM_TLS = """\
+tls_advertise_hosts = *
+tls_certificate = @work@/mx.pem
+"""
+
+
 @contextmanager
-def exim(*, chunking: bool) -> Iterator[Backend]:
-    """Run Exim without PIPELINING, and with or without CHUNKING."""
+def exim(*, chunking: bool, keys: Path | None = None) -> Iterator[Backend]:
+    """Run Exim without PIPELINING, with or without CHUNKING; with keys it insists on STARTTLS."""
     port = free_port()
-    program = Exim(_EXIM.format(port=port, chunking="*" if chunking else ""))
+    tls = _EXIM_TLS if keys else "tls_advertise_hosts ="
+    insist = "deny !encrypted = *" if keys else ""
+    offered = "*" if chunking else ""
+    program = Exim(_EXIM.format(port=port, chunking=offered, tls=tls, insist=insist))
+    if keys:
+        pem = program.work.write("mx.pem", (keys / "mx.pem").read_text(), 0o600)
+        shutil.chown(pem, ACCOUNT)
     mail = _add_agent(program.work, ACCOUNT)
     printed = program.work.path / "printed"
     with program.work, Process((*program.argv, "-bdf"), printed, user=ACCOUNT) as process:
@@ -278,4 +293,21 @@ BACKENDS: dict[str, Callable[[], AbstractContextManager[Backend]]] = {
     "postfix": postfix,
     "smtp-sink-p": partial(smtp_sink, "-p"),
     "smtp-sink-e": partial(smtp_sink, "-e"),
+}
+
+
+def sealed_exim(keys: Path) -> AbstractContextManager[Backend]:
+    """Run the Exim with CHUNKING; it insists on STARTTLS."""
+    return exim(chunking=True, keys=keys)
+
+
+def sealed_postfix(keys: Path) -> AbstractContextManager[Backend]:
+    """Run Postfix's smtpd; it insists on STARTTLS."""
+    chain = str(keys / "mx.pem")
+    return postfix({"smtpd_tls_security_level": "encrypt", "smtpd_tls_chain_files": chain})
+
+
+SEALED: dict[str, Callable[[Path], AbstractContextManager[Backend]]] = {
+    "exim+tls": sealed_exim,
+    "postfix+tls": sealed_postfix,
 }

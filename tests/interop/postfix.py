@@ -35,6 +35,7 @@ proxymap  unix  - - n - - proxymap
 anvil     unix  - - n - 1 anvil
 tlsmgr    unix  - - n 1000? 1 tlsmgr
 scache    unix  - - n - 1 scache
+tlsproxy  unix  - - n - 0 tlsproxy
 smtp      unix  - - n - - smtp
 error     unix  - - n - - error
 retry     unix  - - n - - error

@@ -3,8 +3,9 @@
 import pytest
 
 from tests.interop import clients, mta_clients
-from tests.interop.clients import Client, Mail
+from tests.interop.clients import Client, Door, Mail
 from tests.interop.messages import awkward, brief, large, recipients
+from tests.interop.peers import BACKENDS, SEALED
 from tests.interop.stage import Stage
 from tests.interop.tap import Tap
 
@@ -17,15 +18,25 @@ IN_ONE_CONNECTION = (
     *(clients.smtplib_client, clients.curl, clients.nodemailer),
     *(mta_clients.postfix, mta_clients.exim),
 )
+pytestmark = pytest.mark.parametrize(
+    ("stage", "way"),
+    [
+        *((mta, way) for way in ("off", "starttls") for mta in BACKENDS),
+        ("opensmtpd", "implicit"),  # to the MTA it is all one how the client came into TLS
+        *((mta, "starttls") for mta in SEALED),
+    ],
+    indirect=True,
+)
+"""Every MTA by plaintext and by STARTTLS, and inside TLS on both sides where the MTA can."""
 
 
 @pytest.mark.parametrize("client", CLIENTS)
 def test_an_awkward_message_arrives_as_it_was_sent(
-    client: Client, stage: Stage, front: Tap
+    client: Client, stage: Stage, door: Door
 ) -> None:
     """Lines that begin with dots, 8-bit octets, long lines, no newline at the end."""
     mail = Mail(awkward())
-    [result] = client(front.port, [mail])
+    [result] = client(door, [mail])
     assert result.sent, result.output
     delivery = stage.backend.find(mail.message)
     assert delivery.without_trace() == mail.message.as_kept()
@@ -34,12 +45,12 @@ def test_an_awkward_message_arrives_as_it_was_sent(
 
 @pytest.mark.parametrize("client", PATIENT_CLIENTS)
 def test_a_large_message_arrives_at_those_of_30_recipients_who_exist(
-    client: Client, stage: Stage, front: Tap
+    client: Client, stage: Stage, door: Door
 ) -> None:
     """The client is told of each refused recipient, and of no other."""
     mail = Mail(large(), recipients(26, 4))
     bad = {each for each in mail.recipients if each.startswith("bad")}
-    [result] = client(front.port, [mail])
+    [result] = client(door, [mail])
     assert result.sent, result.output
     assert result.refused == (bad if stage.backend.refuses else set())
     delivery = stage.backend.find(mail.message)
@@ -48,11 +59,11 @@ def test_a_large_message_arrives_at_those_of_30_recipients_who_exist(
 
 
 def test_a_client_that_gives_up_behind_its_data_command_leaves_no_message(
-    stage: Stage, front: Tap
+    stage: Stage, front: Tap, door: Door
 ) -> None:
     """msmtp sends DATA before it knows, and closes without content when a recipient is refused."""
     mail = Mail(brief(), recipients(5, 1))
-    [result] = clients.msmtp(front.port, [mail])
+    [result] = clients.msmtp(door, [mail])
     front.settled()
     if stage.backend.refuses:
         assert not result.sent
@@ -65,14 +76,14 @@ def test_a_client_that_gives_up_behind_its_data_command_leaves_no_message(
 
 @pytest.mark.parametrize("client", IN_ONE_CONNECTION)
 def test_several_messages_go_through_one_connection(
-    client: Client, stage: Stage, front: Tap
+    client: Client, stage: Stage, front: Tap, door: Door
 ) -> None:
     """Each arrives whole, and at its own recipients."""
     bodies = (b"first", b"second", b"third")
     mails = [
         Mail(brief(body), (f"{body.decode()}@rcpt.example", "all@rcpt.example")) for body in bodies
     ]
-    results = client(front.port, mails)
+    results = client(door, mails)
     assert all(result.sent for result in results), [result.output for result in results]
     for mail in mails:
         delivery = stage.backend.find(mail.message)

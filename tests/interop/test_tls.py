@@ -7,10 +7,8 @@ from pathlib import Path
 import pytest
 import trustme
 
-from tests.interop import mta_clients
-from tests.interop.clients import Mail
 from tests.interop.dialogue import verb_groups
-from tests.interop.messages import brief, recipients
+from tests.interop.messages import brief
 from tests.interop.peers import opensmtpd, postfix
 from tests.interop.processes import Workplace, eventually
 from tests.interop.programs import command
@@ -57,30 +55,6 @@ def test_openssl_verifies_the_certificate_and_is_served(keys: Path) -> None:
 
 
 @pytest.mark.parametrize("implicit", [False, True], ids=["starttls", "implicit"])
-def test_swaks_delivers_in_one_group_inside_tls(implicit: bool, keys: Path) -> None:
-    listener = STARTTLS.format(keys)
-    if implicit:
-        listener = listener.replace("starttls", "implicit")
-    message = brief()
-    with opensmtpd() as mta, configured(listener, servers(mta.port)) as (port, _):
-        content = message.octets.removesuffix(b"\r\n") + b"\r\n."
-        done = subprocess.run(
-            [
-                *(command("swaks"), "--server", "127.0.0.1", "--port", str(port), "--pipeline"),
-                *("--helo", "client.example", "--from", "a@sender.example"),
-                *("--to", "good@rcpt.example", "--no-data-fixup", "--data", "-"),
-                "--tls-on-connect" if implicit else "--tls",
-            ],
-            input=content,
-            capture_output=True,
-            timeout=60,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert mta.find(message).without_trace() == message.as_kept()
-
-
-@pytest.mark.parametrize("implicit", [False, True], ids=["starttls", "implicit"])
 def test_a_group_is_answered_in_one_record_and_reaches_the_mta_one_by_one(
     implicit: bool, keys: Path
 ) -> None:
@@ -109,26 +83,6 @@ def test_a_group_is_answered_in_one_record_and_reaches_the_mta_one_by_one(
         assert wire.replies(2) == [250, 221]
         alone = [b"EHLO", b"MAIL", *[b"RCPT"] * 20, b"DATA"]
         assert verb_groups(tap.only())[: len(alone)] == [[verb] for verb in alone]
-
-
-def test_postfix_delivers_inside_tls_that_it_insists_on(keys: Path) -> None:
-    """And the MTA behind the proxy has no TLS at all."""
-    mail = Mail(brief(), recipients(3))
-    settings = {
-        "smtp_tls_security_level": "secure",
-        "smtp_tls_CAfile": str(keys / "ca.pem"),
-        "smtp_tls_secure_cert_match": "mx.example",
-        "smtp_tls_loglevel": "1",
-    }
-    keys.chmod(0o755)
-    for parent in keys.parents:
-        if parent.name.startswith("pytest"):
-            parent.chmod(0o755)
-    with opensmtpd() as mta, configured(STARTTLS.format(keys), servers(mta.port)) as (port, _):
-        [result] = mta_clients.postfix(port, [mail], settings=settings)
-        assert result.sent, result.output
-        assert "Verified TLS connection established" in result.output
-        assert mta.find(mail.message).recipients == set(mail.recipients)
 
 
 @pytest.mark.parametrize("hello", [b"EHLO", b"HELO"])

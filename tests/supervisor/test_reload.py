@@ -71,6 +71,25 @@ def test_tls_that_is_weaker_than_it_should_be_is_told_of_at_the_start_and_at_a_r
     program.event("reloaded")
 
 
+def test_a_client_that_never_ends_its_transaction_does_not_keep_an_old_worker(
+    mta: LegacyMTA, run: Run, file: File
+) -> None:
+    file.path.write_text(file.path.read_text() + "[timeouts]\ndrain = 0.2\noutlive = 0.4\n")
+    program = run("-c", file.path)
+    with smtplib.SMTP("127.0.0.1", program.port(), timeout=10) as client:
+        old = program.workers()
+        client.ehlo()
+        client.mail("a@example.org")
+        program.signal(signal.SIGHUP)
+        program.event("reloaded")
+        assert client.getreply()[0] == 421
+        client.close()
+    told = program.event("session_closed")
+    assert (told["reason"], told["messages"]) == ("stopped", 0)
+    eventually(lambda: not set(old) & set(program.workers()) or None, "the end of the old worker")
+    assert not mta.messages
+
+
 def test_not_one_client_is_refused_while_it_reloads(mta: LegacyMTA, run: Run, file: File) -> None:
     program = run("-c", file.path, "-w", "2")
     port = program.port()

@@ -4,6 +4,7 @@ import os
 import signal
 import smtplib
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -58,6 +59,35 @@ def test_one_that_hangs_is_replaced(mta: LegacyMTA, run: Run, tmp_path: Path) ->
     assert program.event("worker_hangs")["pid"] == worker
     assert program.event("worker_lost")["pid"] == worker
     send(port)
+
+
+def test_none_is_replaced_because_all_were_stopped(
+    mta: LegacyMTA, run: Run, tmp_path: Path
+) -> None:
+    """Ctrl-Z, a paused machine: the supervisor goes on first, and has heard of nobody for long."""
+    file = tmp_path / "p.toml"
+    file.write_text(
+        f"""
+        timeouts = {{ heartbeat = 1.5 }}
+        [[listener]]
+        address = "127.0.0.1:0"
+        [backends.old]
+        servers = ["{mta.address}"]
+        """
+    )
+    program = run("-c", file)
+    port = program.port()
+    (worker,) = program.workers()
+    for pid in (worker, program.pid):
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(2)
+    program.signal(signal.SIGCONT)
+    time.sleep(0.2)
+    assert is_alive(worker)
+    os.kill(worker, signal.SIGCONT)
+    send(port)
+    assert program.workers() == [worker]
+    assert not [fields for fields in program.log() if fields["event"].startswith("worker_")]
 
 
 def test_workers_end_when_the_supervisor_is_killed(mta: LegacyMTA, run: Run) -> None:
