@@ -108,7 +108,7 @@ function drawFigures(event) {
   const told = lately && before.at - lately.at < 10 ? lately : null;
   const slow = [...(told ? told.verbs : [])].map(([verb, [seconds, replies]]) => [verb, seconds / replies]).sort((one, other) => other[1] - one[1]).slice(0, 3);
   document.getElementById("figures").replaceChildren(
-    card("messages", number(now("relayed")), "a second", plot("messages a second", number, [series.relayed, "plot"], [series.refused, "plot bad"]), `${before.relayed.toLocaleString()} relayed · ${before.refused.toLocaleString()} refused`),
+    card("messages", number(now("relayed")), "a second", plot("messages a second", number, [series.relayed, "plot"], ...(series.refused.some(Boolean) ? [[series.refused, "plot bad"]] : [])), `${before.relayed.toLocaleString()} relayed · ${before.refused.toLocaleString()} refused`),
     card("round trips saved", number(now("saved")), "a second", plot("round trips saved a second", number, [series.saved, "plot"]), `${before.saved.toLocaleString()} in all` + (share ? ` · ${share} % of the waits` : "")),
     card("MTA's reply time", told ? duration(told.mean) : "–", told ? "on average" : "", plot("reply time", duration, [series.mean, "plot"], [series.high, "plot high"]), slow.length ? slow.map(([verb, seconds]) => `${verb} ${duration(seconds)}`).join(" · ") : "dashed: 95 % are faster"),
     card("sessions open", now("open").toLocaleString(), "", plot("open sessions", number, [series.open, "plot"]), `${number(before.rate || 0)} new a second`));

@@ -100,7 +100,7 @@ function drawPicture() {
   if (session.octets) more.push(size(session.octets));
   for (const [side, version] of Object.entries(session.tls)) more.push(`${version.replace("TLSv", "TLS ")} to ${side === "client" ? "the client" : "the MTA"}`);
   if (session.seconds) more.push(duration(session.seconds));
-  drawSession(place, session.records.concat(end), more);
+  drawSession(place, session.records.concat(end), {saved: session.saved, more});
   place.append(dialogue(session));
   place.scrollTop = top;
 }

@@ -70,10 +70,7 @@ function rowsOf(records) {
     for (const each of group) if (each.violation) rows.push(broken(each, each.framed));
   }
   const sent = exchanges.map((each) => ({...each, sent: each.sent || (each.verb === "greeting" ? each.framed : 0)})).filter((each) => each.sent);
-  for (const run of grouped(sent, (one, other) => one.verb === other.verb && one.code === other.code)) {
-    if (run.length <= FOLDED) rows.push(...run.map((each) => toMta([each])));
-    else rows.push(toMta(run.slice(0, 1)), toMta(run.slice(1, -1)), toMta(run.slice(-1)));
-  }
+  rows.push(...sent.map((each) => toMta([each])));
   for (const group of grouped(exchanges.filter((each) => each.flushed), (one, other) => one.flushed === other.flushed)) {
     const text = group.length > 1 ? counted(group.map((each) => String(each.code))) : lastLine(group[0].reply || "");
     rows.push({at: group[0].flushed, order: 2, kind: "out", text, count: group.length, bad: group.some((each) => each.code >= 400), full: group.map((each) => visible(each.reply || "").replaceAll("\\x0d\\x0a", "\n")).join("\n")});
@@ -84,7 +81,14 @@ function rowsOf(records) {
   }
   const gap = records.findIndex((each) => each.what === "gap");
   if (gap > 0) rows.push({at: records[gap - 1].flushed || 0, order: 3, kind: "gap", text: `${records[gap].exchanges} exchanges not kept`});
-  return rows.sort((one, other) => one.at - other.at || one.order - other.order);
+  rows.sort((one, other) => one.at - other.at || one.order - other.order);
+  return grouped(rows, (one, other) => one.kind === "mta" && other.kind === "mta" && one.text === other.text && one.code === other.code).flatMap(folded);
+}
+
+// Of many equal commands in a row the first and the last one are drawn, and the others as one.
+function folded(run) {
+  if (run.length <= FOLDED) return run;
+  return [run[0], toMta(run.slice(1, -1).flatMap((row) => row.run)), run.at(-1)];
 }
 
 function broken(exchange, at) {
@@ -95,7 +99,7 @@ function broken(exchange, at) {
 function toMta(run) {
   const last = run.at(-1), took = run.map((each) => (each.replied || 0) - each.sent);
   const name = run[0].verb === "greeting" ? "connect" : nameOf(run[0]);
-  return {at: run[0].sent, until: last.replied || 0, order: 1, kind: "mta", code: last.code || 0,
+  return {run, at: run[0].sent, until: last.replied || 0, order: 1, kind: "mta", code: last.code || 0,
     text: run.length > 1 ? `${name} ×${run.length}` : name,
     took: !last.replied ? "" : run.length > 1 ? `${duration(Math.min(...took))}–${duration(Math.max(...took))}` : duration(took[0]),
     full: run.map((each) => commandOf(each) + " → " + visible(each.reply || "no reply").replaceAll("\\x0d\\x0a", "\n")).join("\n")};
@@ -121,19 +125,21 @@ function place(rows) {
 
 // --- drawing -----------------------------------------------------------------------------------
 
-function drawSession(where, records, more) {
+// told: what else is known of it; `saved`, if not all of its exchanges are among the records, and `more` facts.
+function drawSession(where, records, told = {}) {
   const narrow = where.clientWidth < 520;
-  where.replaceChildren(...heading(records, more || []));
+  where.replaceChildren(...heading(records, told));
   const rows = rowsOf(records);
   if (rows.length) where.append(drawRows(rows, narrow), legend());
 }
 
-function heading(records, more) {
+function heading(records, told) {
   const exchanges = records.filter((each) => each.what === "exchange");
   const connected = records.find((each) => each.what === "connected");
   const closed = records.find((each) => each.what === "closed");
-  const saved = exchanges.filter((each) => each.pipelined).length;
-  const facts = [`session ${(exchanges[0] || connected || closed || {}).session || ""}`, `${exchanges.length} exchanges`, `${saved} round trips saved`, ...more];
+  const saved = told.saved ?? exchanges.filter((each) => each.pipelined).length;
+  const gap = records.find((each) => each.what === "gap");
+  const facts = [`session ${(exchanges[0] || connected || closed || {}).session || ""}`, `${exchanges.length + (gap ? gap.exchanges : 0)} exchanges`, `${saved} round trips saved`, ...(told.more || [])];
   if (closed) facts.push(closed.reason.replaceAll("_", " "));
   const title = element("h2", "", connected ? `${connected.client_end} → ${connected.server}` : "no server");
   return [title, element("p", "facts", facts.join(" · "))];
