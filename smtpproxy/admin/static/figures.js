@@ -66,14 +66,16 @@ function buckets(counts) {
   return found;
 }
 
-// Returns the upper bound below which so large a part of the replies came.
+// Returns below which time so large a part of the replies came, as Prometheus' histogram_quantile does.
 function quantile(old, now, part) {
   const bounds = [...now.keys()].sort((one, other) => one - other);
   const counts = bounds.map((bound) => now.get(bound) - (old.get(bound) || 0));
   const all = counts.at(-1) || 0;
   if (all <= 0) return 0;
   const at = counts.findIndex((count) => count >= all * part);
-  return Number.isFinite(bounds[at]) ? bounds[at] : bounds.at(-2);
+  if (!Number.isFinite(bounds[at])) return bounds.at(-2);
+  const low = at ? bounds[at - 1] : 0, under = at ? counts[at - 1] : 0;
+  return low + (bounds[at] - low) * (all * part - under) / (counts[at] - under);
 }
 
 function number(value) { return value >= 100 ? Math.round(value).toLocaleString() : value.toFixed(value && value < 10 ? 1 : 0); }
@@ -111,7 +113,7 @@ function drawFigures(event) {
     card("messages", number(now("relayed")), "a second", plot("messages a second", number, [series.relayed, "plot"], ...(series.refused.some(Boolean) ? [[series.refused, "plot bad"]] : [])), `${before.relayed.toLocaleString()} relayed · ${before.refused.toLocaleString()} refused`),
     card("round trips saved", number(now("saved")), "a second", plot("round trips saved a second", number, [series.saved, "plot"]), `${before.saved.toLocaleString()} in all` + (share ? ` · ${share} % of the waits` : "")),
     card("MTA's reply time", told ? duration(told.mean) : "–", told ? "on average" : "", plot("reply time", duration, [series.mean, "plot"], [series.high, "plot high"]), slow.length ? slow.map(([verb, seconds]) => `${verb} ${duration(seconds)}`).join(" · ") : "dashed: 95 % are faster"),
-    card("sessions open", now("open").toLocaleString(), "", plot("open sessions", number, [series.open, "plot"]), `${number(before.rate || 0)} new a second`));
+    card("sessions open", now("open").toLocaleString(), "", plot("open sessions", String, [series.open, "plot"]), `${number(before.rate || 0)} new a second`));
 }
 
 function labelsOf(key) {
