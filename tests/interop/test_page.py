@@ -3,6 +3,7 @@ what hostile clients send, many sessions, and a proxy that goes and comes back.
 """
 
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 from tests.interop.peers import smtp_sink
 from tests.interop.processes import free_port
 from tests.interop.programs import command
+from tests.supervisor.program import Program
 
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
@@ -224,6 +226,28 @@ def test_a_proxy_that_goes_and_comes_back_is_followed(
         until(browser, lambda: shown(browser, "#sessions tr", "new@x.example"))
         client.close()
         assert browser.execute_script("return document.body.className") == ""
+
+
+def test_a_token_is_given_once_and_can_be_taken_back(
+    browser: webdriver.Chrome, backend: int, admin: int, tmp_path: Path
+) -> None:
+    file = tmp_path / "p.toml"
+
+    def write(token: str) -> Path:
+        file.write_text(f'admin = {{ address = "127.0.0.1:{admin}", token = "{token}" }}\n')
+        return file
+
+    arguments = ("-c", write("0123456789abcdef"), "-l", "127.0.0.1:0", "-b", f"127.0.0.1:{backend}")
+    with Program(tmp_path, *arguments) as program:
+        program.port()
+        browser.get(f"http://127.0.0.1:{admin}/")
+        assert "a token is needed" in shown(browser, "body", "")
+        browser.get(f"http://127.0.0.1:{admin}/?token=0123456789abcdef")
+        assert browser.current_url == f"http://127.0.0.1:{admin}/"
+        until(browser, lambda: shown(browser, "#state", "live"))
+        write("fedcba9876543210")
+        program.signal(signal.SIGHUP)
+        until(browser, lambda: shown(browser, "#state", "the token is no longer good"))
 
 
 def width_on_a_phone(browser: webdriver.Chrome) -> int:

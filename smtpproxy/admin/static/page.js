@@ -5,7 +5,7 @@ const KEPT = 300, SILENT_MS = 6000, AGAIN_MS = 3000;
 const sessions = new Map();
 const get = (name) => document.getElementById(name);
 let latest = null, chosen = null, paused = false, onlyWrong = false, pending = false, textOpen = false;
-let source = null, heard = 0, lostSince = 0, anew = true;
+let source = null, heard = 0, lostSince = 0, anew = true, shutOut = false;
 
 // --- what the proxy tells ----------------------------------------------------------------------
 
@@ -50,7 +50,7 @@ function drawSessions() {
 }
 
 function drawState() {
-  const [style, text] = lostSince ? ["lost", `no answer for ${Math.round((Date.now() - lostSince) / 1000)} s, trying again`] :
+  const [style, text] = shutOut ? ["lost", "the token is no longer good: open /?token=TOKEN"] : lostSince ? ["lost", `no answer for ${Math.round((Date.now() - lostSince) / 1000)} s, trying again`] :
     paused ? ["paused", "paused"] : !latest ? ["", "connecting"] : latest.why_not_ready ? ["lost", "not ready: " + latest.why_not_ready] : ["live", "live"];
   get("state").className = style;
   if (get("state").textContent !== text) get("state").textContent = text;
@@ -76,7 +76,9 @@ function connect() {
 async function again() {
   const ended = source;
   const why = await fetch("healthz").then((told) => told.status, () => 0);
-  if (why === 401) { get("state").textContent = "the token is no longer good: open /?token=TOKEN"; return; }
+  shutOut = why === 401;
+  drawState();
+  if (shutOut) return;
   setTimeout(() => { if (source === ended) connect(); }, AGAIN_MS);
 }
 
