@@ -46,8 +46,9 @@ class Checks:
 
     async def _watch(self, name: str, server: Server, backend: Backend, hostname: str) -> None:
         interval = backend.check_every or backend.retry_after
+        limit_s = min(backend.check_every or LONGEST_S, LONGEST_S)
         while True:
-            why = await check(server, hostname, min(interval, LONGEST_S))
+            why = await check(server, hostname, limit_s)
             self._found(Health(name, server.name, not why, why))
             await asyncio.sleep(interval)
             while not backend.check_every and not self._is_down(name, server.name):
