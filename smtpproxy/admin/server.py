@@ -21,7 +21,11 @@ from smtpproxy.admin.exposition import CONTENT_TYPE, Exposition
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 CONNECTIONS = 200
-"""So many may be open at once: whoever opens more takes no file descriptors from the workers."""
+"""So many may be open at once, and a few more that come in the same moment; else whoever opens ever
+more could take all file descriptors, without which no worker can be replaced."""
+BACKLOG = 20
+SILENT_S = 30.0
+"""Who has connected and not asked for anything by then, is closed."""
 UNREAD_S = 20.0
 """Who does not read what the page is told for so long, is told no more."""
 COOKIE = "smtpproxy"
@@ -62,6 +66,7 @@ class Admin:
         self._exposition = Exposition()
         self._servers: list[asyncio.Server] = []
         self._has_name = False
+        self._silent: set[web.RequestHandler] = set()
         app = web.Application(middlewares=[self._guard])
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/healthz", self._health)
@@ -78,7 +83,8 @@ class Admin:
         self._has_name = any(each.family != socket.AF_UNIX for each in sockets)
         loop = asyncio.get_running_loop()
         for each in sockets:
-            self._servers.append(await loop.create_server(self._accept, sock=each.dup()))
+            own = each.dup()
+            self._servers.append(await loop.create_server(self._accept, sock=own, backlog=BACKLOG))
 
     async def stop(self) -> None:
         """Serve no more."""
@@ -90,11 +96,22 @@ class Admin:
     def _accept(self) -> asyncio.Protocol:
         server = self._runner.server
         assert server is not None
-        return server() if len(server.connections) < CONNECTIONS else _Refusal()
+        if len(server.connections) >= CONNECTIONS:
+            return _Refusal()
+        handler = server()
+        self._silent.add(handler)
+        asyncio.get_running_loop().call_later(SILENT_S, self._close_silent, handler)
+        return handler
+
+    def _close_silent(self, handler: web.RequestHandler) -> None:
+        if handler in self._silent and handler.transport is not None:
+            handler.transport.abort()
+        self._silent.discard(handler)
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Let nobody in who is not to see this."""
+        self._silent.discard(request.protocol)
         if _is_from_elsewhere(request):
             return _told(403, "other sites may not ask\n")
         if self._token:

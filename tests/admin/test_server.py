@@ -231,6 +231,21 @@ class TestPaths:
             *("greeting", "MAIL", "RCPT", "DATA", ".")
         ]
 
+    async def test_who_connects_and_says_nothing_is_closed(
+        self, url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(server_module, "SILENT_S", 0.05)
+        address = url.removeprefix("http://").split(":")
+        asks, asks_writer = await asyncio.open_connection(*address)
+        asks_writer.write(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert (await asks.readline()).startswith(b"HTTP/1.1 200")
+        silent, silent_writer = await asyncio.open_connection(*address)
+        assert await asyncio.wait_for(silent.read(), 5) == b""
+        await asyncio.wait_for(asks.readuntil(b"data: "), 5)
+        assert not asks.at_eof()
+        for each in (asks_writer, silent_writer):
+            each.close()
+
 
 class TestTokens:
     async def test_without_it_nobody_gets_in(self, source: Source, client: ClientSession) -> None:
