@@ -252,6 +252,7 @@ def _rules(
         auth=Auth(listener.auth),
         backend_tls=wiring.BACKEND_TLS[backend.tls],
         trusted=trusted,
+        xforward=backend.identity == "xforward",
         # Else a client could have its mail passed on ahead of TLS, or as if it were the proxy's.
         hello_first=backend.tls == "starttls" or backend.identity == "xclient",
     )

@@ -244,7 +244,7 @@ def _fail(error: ConfigError) -> NoReturn:
 def _warnings(settings: Settings) -> list[str]:
     """Return what is no mistake, but may make an open relay."""
     return [
-        f"smtpproxy: warning: listener {listener.address} can be reached from other machines, and "
+        f"smtpproxy: warning: listener {listener.address} serves clients of other machines, and "
         f"the MTA sees this proxy's own address for each of their clients: if it relays for that "
         f"address, it relays for everyone.  Make sure that it does not, or give the backend an "
         f'identity: "transparent" works with any MTA.'

@@ -41,7 +41,7 @@ def exposed_listeners(settings: Settings) -> list[Listener]:
         listener
         for listener in settings.listener
         if settings.backends[listener.backend].identity in ("none", "xforward")
-        and (listener.proxy_protocol or not listener.address.is_loopback)
+        and (listener.proxy_protocol or listener.xclient or not listener.address.is_loopback)
     ]
 
 

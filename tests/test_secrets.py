@@ -2,12 +2,14 @@
 
 import base64
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from smtpproxy.admin.exposition import Exposition
+from smtpproxy.core.rules import Rules
 from smtpproxy.figures import Figures
 from smtpproxy.observe.captured import Kept
 from smtpproxy.observe.exchanges import ExchangeLog
@@ -54,24 +56,106 @@ def sent_ahead(session: Watched) -> None:
     session.close()
 
 
+BLUNDERS = [
+    "AUTH PLAIN {}",
+    "auth plain {}",
+    "AuTh\tPLAIN\t{}",
+    "AUTH  PLAIN  {} ",
+    " AUTH PLAIN {}",
+    "AUTH {}",
+    "AUTH={}",
+    "AUTH=PLAIN {}",
+    "AUTHPLAIN {}",
+    "\ufeffAUTH PLAIN {}",
+    "AUTH PLAIN\0{}",
+    "AUTH\rPLAIN {}",
+    "AUTH PLAIN\x0b{}",
+    "AUTH PLAIN {0}\n{0}\nAUTH LOGIN\n{0}",
+    "AUTH PLAIN {0}\r\n{0}\r\nQUIT",
+    "MAIL FROM:<a@x>\r\nDATA\r\nAUTH PLAIN {}",
+    "STARTTLS\r\nAUTH PLAIN {}",
+    "NOOP\r\nAUTH PLAIN {}",
+    "AUTH LOGIN\r\n{0}\r\n{0}\0\r\n",
+    "AUTH PLAIN {0}" + "{0}" * 1000,
+    "AUTH LOGIN " + "{0}" * 90 + " " * 13000 + "{0}",
+    "XCLIENT LOGIN={}",
+    "xclient NAME=x login={}",
+    "XCLIENT\tLOGIN={} ADDR=192.0.2.1",
+    "x-exps\tNTLM {}",
+    "X-EXPS {}",
+]
+"""What clients say that get AUTH wrong, or are made to look so."""
+ANSWERS = {
+    "refused": ["535 5.7.8 no"],
+    "quoted": ['500 5.5.1 Command unrecognized: "{0}"', '501 5.5.2 cannot decode "{0}"'],
+    "asked for more": ["334 VXNlcm5hbWU6", "334 UGFzc3dvcmQ6", "535 no"],
+    "out of step": ["250 a\r\n250 b"],
+    "none": [],
+}
+
+
+def blunder(session: Watched, words: str, answers: list[str]) -> None:
+    """Let a client say this, each secret in its place, and once more if it is asked for more."""
+    session.sends("EHLO x")
+    session.says("250-mx\r\n250-AUTH PLAIN LOGIN\r\n250 SIZE")
+    for secret in (PLAIN, LOGIN, PASSWORD):
+        session.sends(words.format(secret))
+        for answer in answers:
+            if not session.pipeline.ended and session.pipeline.in_flight:
+                known = secret.encode() in b"".join(session.backend)
+                session.says(answer.format(secret if known else "what"))
+                session.sends(secret)
+    session.pipeline.backend_lost(session.now)
+    session.close()
+
+
+@pytest.mark.parametrize("trusted", [False, True], ids=["stranger", "trusted"])
+@pytest.mark.parametrize("answers", ANSWERS.values(), ids=ANSWERS)
+@pytest.mark.parametrize("words", BLUNDERS)
+def test_no_blunder_lets_a_secret_out(
+    tmp_path: Path, words: str, answers: list[str], trusted: bool
+) -> None:
+    rules = Rules(trusted=trusted)
+    left = all_that_leaves(tmp_path, lambda session: blunder(session, words, answers), rules)
+    for name, octets in left.items():
+        for secret in SECRETS[:3]:
+            assert secret.encode() not in octets, (name, secret)
+
+
 @pytest.mark.parametrize("only_errors", [True, False])
 @pytest.mark.parametrize("dialogue", [talk, sent_ahead])
 def test_no_secret_is_in_anything_that_leaves(
     tmp_path: Path, dialogue: object, only_errors: bool
 ) -> None:
-    recent, metrics = Recent(), Metrics()
-    files = Files(tmp_path, 0, 1 << 20, 3)
-    trace = Trace(files, Later(), only_errors=only_errors, kept=Kept.HEADERS)
-    session = Watched(ExchangeLog(), trace, recent, metrics, level="debug")
     assert callable(dialogue)
+    left = all_that_leaves(tmp_path, dialogue, only_errors=only_errors)
+    for name, octets in left.items():
+        assert len(octets) > 100, name
+        for secret in SECRETS:
+            assert secret.encode() not in octets, (name, secret)
+    assert json.loads(left["log"].splitlines()[-1])["event"] == "session_closed"
+
+
+def all_that_leaves(
+    directory: Path,
+    dialogue: Callable[[Watched], None],
+    rules: Rules | None = None,
+    *,
+    only_errors: bool = False,
+) -> dict[str, bytes]:
+    """Return what everything that may leave says of a session."""
+    recent, metrics = Recent(), Metrics()
+    files = Files(directory, 0, 1 << 20, 3)
+    trace = Trace(files, Later(), only_errors=only_errors, kept=Kept.HEADERS)
+    session = Watched(ExchangeLog(), trace, recent, metrics, level="debug", rules=rules)
     dialogue(session)
     trace.close()
     recent.look()
-    paths = files_of(tmp_path)
+    paths = files_of(directory)
     (closed,) = closed_sessions(paths, lambda _: None)
     found = session_of(paths, closed.session)
     assert found is not None
-    left = {
+    return {
         "log": session.logged.getvalue(),
         "trace": b"".join(path.read_bytes() for path in paths),
         "capture": pcapng.capture(found),
@@ -79,8 +163,3 @@ def test_no_secret_is_in_anything_that_leaves(
         "metrics": Exposition().render(Figures(counts=metrics.counts())),
         "page": msgspec.json.encode(recent.changed()),
     }
-    for name, octets in left.items():
-        assert len(octets) > 100, name
-        for secret in SECRETS:
-            assert secret.encode() not in octets, (name, secret)
-    assert json.loads(left["log"].splitlines()[-1])["event"] == "session_closed"

@@ -129,6 +129,8 @@ def test_original_servers_have_their_conditions(
         ("", "none", False),
         ('proxy_protocol = ["127.0.0.0/8"]', "none", True),
         ('proxy_protocol = ["127.0.0.0/8"]', "proxy-v2", False),
+        ('xclient = ["127.0.0.0/8"]', "none", True),
+        ('xclient = ["127.0.0.0/8"]', "xclient", False),
         ('address = "0.0.0.0:25"', "none", True),
         ('address = "0.0.0.0:25"', "xforward", True),
         ('address = "0.0.0.0:25"', "xclient", False),

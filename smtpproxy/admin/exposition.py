@@ -30,6 +30,7 @@ HELP = {
     "content_octets": "Octets of message content.",
     "octets": "Octets inside TLS, by leg and direction: in, counted when a session ends; out, when"
     " replies are flushed, without the secrets of AUTH and what STARTTLS only passes through.",
+    "limits_reached": "Commands and messages over a limit of the settings.",
     "violations": "Violations of the protocol, by peer and kind.",
     "backend_reply_seconds": "Seconds that the backend took for a reply, by verb; for the greeting,"
     " from the client's connection on.",

@@ -15,7 +15,7 @@ from smtpproxy.core import replies
 # order: up to RSET any reply will do.
 # order: up to RSET any reply will do.
 PLAIN, MAIL, RCPT, RSET, EHLO, HELO, GREETING, END_OF_DATA, AUTH, UNASKED = range(10)
-TUNNEL, XCLIENT, DATA, BDAT, STARTTLS = range(10, 15)
+TUNNEL, XCLIENT, DATA, BDAT, STARTTLS, XFORWARD, FORWARDING = range(10, 17)
 
 
 class Sync(Enum):
@@ -102,8 +102,8 @@ STARTTLS_PASSED = Verb(b"STARTTLS", gate=True, guarded=True, role=TUNNEL)
 STARTTLS_AGAIN = Verb(b"STARTTLS", gate=True, guarded=True, refusal=replies.TLS_ACTIVE)
 AUTH_IN_PLAIN = Verb(b"AUTH", gate=True, secret=True, refusal=replies.TLS_FOR_AUTH, role=AUTH)
 INTRODUCTIONS = {
-    b"XCLIENT": Verb(b"XCLIENT", gate=True, secret=True, role=XCLIENT),
-    b"XFORWARD": Verb(b"XFORWARD", gate=True),
+    b"XCLIENT": Verb(b"XCLIENT", gate=True, guarded=True, secret=True, role=XCLIENT, weighed=True),
+    b"XFORWARD": Verb(b"XFORWARD", gate=True, role=XFORWARD),
 }
 
 ALWAYS_TAKEN = frozenset((b"EHLO", b"HELO", b"STARTTLS", b"NOOP", b"RSET", b"QUIT"))
@@ -117,6 +117,9 @@ GREETING_OWED = Verb(b"", gate=True, limit="greeting", role=GREETING)
 
 DATA_ENDED = Verb(b".", limit="end_of_data", role=END_OF_DATA)
 """Message content with its end of data; the reply hands over responsibility: never held."""
+
+FORWARDED = Verb(b"XFORWARD", role=FORWARDING)
+"""The proxy's own XFORWARD ahead of a message; the client gets no reply to it."""
 
 AUTH_LINE = Verb(b"", gate=True, secret=True, role=AUTH)
 """A client's line behind a 334 (RFC 4954 section 4)."""

@@ -4,6 +4,12 @@ Both carry what an observer needs to name the matter (`kind`, a snake_case noun)
 broke it, cut to a bound.  Neither is ever shown to a peer: what a peer is told is a fixed reply.
 """
 
+LIMITS = {
+    "too_many_recipients": "recipients",
+    "message_too_big": "message_octets",
+    "too_many_errors": "errors",
+}
+"""Kinds of violation that break no rule of the protocol, but a limit of the settings: its name."""
 OCTETS_KEPT = 256
 """How many of the offending octets a violation keeps for the log."""
 

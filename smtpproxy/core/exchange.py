@@ -4,11 +4,21 @@ One is made per command; greeting, message content and replies that nobody asked
 Times are those of the caller's clock, in seconds; 0.0 where something has not happened.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from smtpproxy.core import commands, lines
 from smtpproxy.core.commands import Verb
-from smtpproxy.core.errors import ClientViolation, Violation
+from smtpproxy.core.errors import BackendViolation, ClientViolation, Violation
+
+
+class Step(NamedTuple):
+    """One thing that was said to the backend for an exchange, with the reply it got, if any."""
+
+    line: bytes
+    reply: bytes
+    sent: float
+    replied: float
 
 
 class Exchange:
@@ -23,10 +33,14 @@ class Exchange:
     closes: the session ends when the reply has been flushed.
     problem: the violation that it met, if any; one in content may have been mended, not refused.
     framed, sent, replied, flushed: its four times.
+    steps: what was said to the backend for it and got what reply, where that is not just its line
+    and the reply that the client gets.
+    bare_lf: it came with a bare LF at its end.
     """
 
     # Hot path (bench S2): one object per command, no dictionary.
     __slots__ = (
+        "bare_lf",
         "closes",
         "code",
         "flushed",
@@ -39,6 +53,7 @@ class Exchange:
         "replied",
         "reply",
         "sent",
+        "steps",
         "verb",
     )
 
@@ -51,7 +66,8 @@ class Exchange:
         self.sent = self.replied = self.flushed = 0.0
         self.reply = b""
         self.code = self.octets = 0
-        self.pipelined = False
+        self.pipelined = self.bare_lf = False
+        self.steps: Sequence[Step] = ()
         self.problem: Violation | None = None
 
     def refuse(self, violation: ClientViolation) -> None:
@@ -64,6 +80,26 @@ class Exchange:
         """Cut what may be secret, before any observer sees it."""
         if self.verb.secret:
             self.line = lines.without_secret(self.line) if self.verb.name else b"*\r\n"
+
+    def cut_quoted(self) -> None:
+        """Cut the text of a reply that may quote what is secret, as Sendmail's to bad syntax do."""
+        if 500 <= self.code <= 504 and not self.refusal:
+            self.reply = lines.without_text(self.reply)
+
+    def cut_short(self, problem: Violation | None, now: float, *, own: bool) -> None:
+        """Take it that the session ends with this one's reply; `own`: not the backend's words."""
+        self.cut_secret()
+        self.problem = self.problem or problem
+        if problem is not None and self.verb.secret:
+            problem.octets = b""  # they may quote it
+        if own:
+            said = isinstance(self.problem, BackendViolation)
+            self.note_reply(self.problem.octets if self.problem and said else b"", now)
+
+    def note_reply(self, reply: bytes, now: float) -> None:
+        """Note what the backend has replied, if it did, as the client gets another reply."""
+        if self.sent and not self.steps:
+            self.steps = (Step(self.line, reply, self.sent, now if reply else 0.0),)
 
     def may_be_answered(self, code: int, reply: bytes) -> bool:
         """Tell whether a reply is possible: none may leave it open how the client goes on.

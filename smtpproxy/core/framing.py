@@ -35,6 +35,7 @@ class Framer:
     payload: octets of a BDAT payload still to come.
     content_over: set when message content or a BDAT payload is complete; the pipeline clears it.
     last: the exchange that was framed last.
+    watch: is called with content and payload, as they went to the backend and as they came.
     commands, pipelined: how many were framed; how many before the reply before them was flushed.
     """
 
@@ -54,6 +55,7 @@ class Framer:
         "send_backend",
         "table",
         "unframed",
+        "watch",
     )
 
     def __init__(
@@ -63,6 +65,7 @@ class Framer:
         self.table = rules.first_table
         self.send_backend = send_backend
         self.unframed: bytes | bytearray = b""
+        self.watch: Callable[[bytes, bytes], None] | None = None
         self.mode = CLOSED
         self.gate = self.last = greeting
         self.queue: list[Exchange] = []
@@ -75,11 +78,14 @@ class Framer:
 
     @property
     def full(self) -> bool:
-        """Tell whether as much waits as may wait."""
-        return (
-            len(self.queue) >= self._rules.queue_commands
-            or self.queue_octets + len(self.unframed) >= self._rules.queue_octets
-        )
+        """Tell whether as much waits as may wait.
+
+        The rest of a line that nothing waits ahead of is read on, however long the line may be:
+        without it nothing would ever make room.
+        """
+        if self.queue_octets + len(self.unframed) >= self._rules.queue_octets:
+            return bool(self.queue) or self.mode == CLOSED
+        return len(self.queue) >= self._rules.queue_commands
 
     def receive(self, octets: bytes, now: float) -> None:
         """Append octets to what is not yet framed, and frame what can be."""
@@ -209,12 +215,14 @@ class Framer:
             if verb is None:
                 lines.check_protocol(line, first=not self.commands)
                 verb = self.table[b""]
-                if self.last.verb.secret:  # behind AUTH it may be a password, sent ahead
+                # Behind AUTH it may be a password, sent ahead.
+                if self.last.verb.secret or lines.may_be_secret(words[0] if words else b""):
                     verb = replace(verb, secret=True)
             line = lines.command_line(line)
             if verb.refusal and verb.closes:
                 raise ClientViolation("forbidden_command", verb.refusal, line, closes=True)
             exchange = Exchange(verb, line, now)
+            exchange.bare_lf = not octets.endswith(b"\r\n", position, end)
             if verb.role == commands.BDAT:
                 exchange.octets = lines.bdat_size(line)
         except ClientViolation as violation:
@@ -242,15 +250,20 @@ class Framer:
         """Pass message content on as it comes, up to its end of data (RFC 5321 section 4.1.1.4)."""
         content, exchange = self._content, self.last
         assert content is not None
-        out, taken = content.receive(octets[position:] if position else octets)
+        received = octets[position:] if position else octets
+        out, taken = content.receive(received)
         limit = self._rules.message_octets
         # Of octets that may yet turn out to be the end of data, two are at hand at most.
         most = limit if content.ended else limit + 2
         if limit and content.octets > most and not exchange.refusal:
             too_big = ClientViolation("message_too_big", replies.MESSAGE_TOO_BIG, closes=True)
             exchange.refuse(too_big)  # nothing more goes on; told at the end of data
-        if out and not exchange.refusal:
+        if exchange.refusal:
+            out = b""
+        if out:
             self.send_backend(out)
+        if self.watch is not None:
+            self.watch(out, received[:taken])
         if content.violation is not None and not exchange.refusal:
             exchange.refuse(content.violation)
         exchange.octets = content.octets
@@ -266,6 +279,8 @@ class Framer:
         """Pass a BDAT payload on untouched: it is counted, never looked at (RFC 3030 section 2)."""
         payload = octets[position : position + self.payload]
         self.send_backend(payload)
+        if self.watch is not None:
+            self.watch(payload, payload)
         self.payload -= len(payload)
         if not self.payload:
             self.mode = COMMANDS
@@ -298,7 +313,9 @@ class Framer:
 
     def _refuse(self, violation: ClientViolation, octets: bytes, position: int, now: float) -> int:
         """Answer in its turn what is no command line; return the octets taken."""
-        exchange = Exchange(commands.MISFRAMED, b"", now)
+        # What follows a password that was sent ahead may be one too.
+        verb = replace(commands.MISFRAMED, secret=self.last.verb.secret)
+        exchange = Exchange(verb, b"", now)
         exchange.refuse(violation)
         self._enqueue(exchange)
         if violation.closes:

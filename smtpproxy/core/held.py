@@ -45,5 +45,7 @@ class Held:
             self.send_client(b"".join([exchange.reply for exchange in exchanges]))
         for exchange in exchanges:
             exchange.flushed = now
+        if exchange.verb.secret:  # never held, so it can only be the last
+            exchange.cut_quoted()
         self.observe(exchanges)
         return exchange

@@ -2,8 +2,9 @@
 
 Mostly itself.  But an MTA that does not know EHLO gets HELO in its place; and where the rules ask
 for it the backend connection is secured by STARTTLS (RFC 3207), or the client is introduced by
-XCLIENT or XFORWARD, before the client gets the reply to the last EHLO.  All that is said to the
-backend then is the client's own EHLO once more: neither side learns another name for the other.
+XCLIENT, before the client gets the reply to the last EHLO.  All that is said to the backend then is
+the client's own EHLO once more: neither side learns another name for the other.  XFORWARD is said
+later, before each message, but what of it the backend knows is found here.
 
 A client that said HELO is introduced in the same way, by EHLO with its argument, for capabilities
 are offered to EHLO alone; it gets the first line of the reply to it.
@@ -15,6 +16,7 @@ from typing import Protocol
 from smtpproxy.core import capabilities
 from smtpproxy.core.commands import Verb
 from smtpproxy.core.errors import BackendViolation
+from smtpproxy.core.exchange import Step
 from smtpproxy.core.extensions import Extensions
 from smtpproxy.core.rules import BackendTls, Rules
 
@@ -45,6 +47,10 @@ class Hello:
     line, reason: see DONE to FAILED.
     secure: the backend's connection is inside TLS.
     introduction: of the client, where one is still to be made.
+    forward: what is to be said before each message, line by line.
+    forwarded: how many lines of it were said already.
+    steps: what was said for the client's last line, and answered.
+    said_at: when what is not answered yet was said.
     """
 
     __slots__ = (
@@ -58,10 +64,14 @@ class Hello:
         "_rules",
         "_said",
         "_tls_refused",
+        "forward",
+        "forwarded",
         "introduction",
         "line",
         "reason",
+        "said_at",
         "secure",
+        "steps",
     )
 
     def __init__(self, rules: Rules, extensions: Extensions) -> None:
@@ -69,6 +79,8 @@ class Hello:
         self._extensions = extensions
         self.secure = rules.backend_tls is BackendTls.IMPLICIT
         self.introduction: Introduction | None = None
+        self.forward: Sequence[bytes] = ()
+        self.forwarded = 0
         self._said = b""  # the client's line
         self._awaits = _HELLO
         self._lines: Sequence[bytes] = ()  # of the introduction, not said yet
@@ -79,6 +91,8 @@ class Hello:
         self._answer = _NO_ANSWER
         self.line = b""
         self.reason = ""
+        self.steps: list[Step] = []
+        self.said_at = 0.0
 
     def answer(self) -> tuple[int, bytes]:
         """Return what the client gets, a reply and its code, once."""
@@ -90,9 +104,11 @@ class Hello:
         """Return the rows of the commands that may follow what was accepted."""
         return self._rules.table if self._said_ehlo else self._rules.helo_table
 
-    def begin(self, line: bytes) -> bytes:
+    def begin(self, line: bytes, now: float) -> bytes:
         """Take the client's line; return what the backend gets."""
         self._said = line
+        self.said_at = now
+        self.steps = []
         self._awaits = _HELLO
         self._refusal = b""
         self.line = self._ehlo if self._wants_tls or self.introduction is not None else line
@@ -106,19 +122,27 @@ class Hello:
         self._rules = rules
         self._before = self._offer
 
-    def secured(self) -> bytes:
+    def stop_forwarding(self) -> None:
+        """Say no XFORWARD any more: the backend refuses it, or the client speaks for itself."""
+        self.introduction = None
+        self.forward = ()
+
+    def secured(self, now: float) -> bytes:
         """Return what the backend gets now that its connection is inside TLS."""
+        self.said_at = now
         self.secure = self._extensions.backend_secure = True
         self._awaits = _HELLO
         self.line = self._ehlo
         return self.line
 
-    def take(self, code: int, reply: bytes) -> int:
+    def take(self, code: int, reply: bytes, now: float) -> int:
         """Take the reply to what was said last; return what comes next.
 
         Raises BackendViolation for a reply behind the 220 to STARTTLS and ahead of TLS: somebody on
         the way could have put it there (the counterpart of CVE-2011-0411).
         """
+        self.steps.append(Step(self.line, reply, self.said_at, now))
+        self.said_at = now
         if self._awaits == _HANDSHAKE:
             raise BackendViolation("reply_behind_starttls", reply)
         return _TAKE[self._awaits](self, code, reply)
@@ -162,6 +186,7 @@ class Hello:
             return self._fail("backend_tls_not_offered")
         if self._must_introduce:
             return self._fail("xclient_not_offered")
+        self.forward = ()
         if not self._said_ehlo:
             return self._say(self._said, _HELLO)
         if not self._rules.helo_fallback:
@@ -177,14 +202,12 @@ class Hello:
         return self._go_on()
 
     def _take_introduction(self, code: int, reply: bytes) -> int:  # noqa: ARG002
-        if code >= 300 and self._must_introduce:
+        if code >= 300:
             return self._fail("xclient_refused")
-        if code < 300 and self._lines:
+        if self._lines:
             return self._introduce()
-        must_begin_again = self._must_introduce
         self.introduction = None
-        # XCLIENT takes the session back to the greeting, XFORWARD changes nothing in it.
-        return self._say(self._ehlo, _HELLO) if must_begin_again else self._go_on()
+        return self._say(self._ehlo, _HELLO)  # it has taken the session back to the greeting
 
     def _take_rset(self, code: int, reply: bytes) -> int:  # noqa: ARG002
         """It knows the client by this very name already, and has no transaction any more."""
@@ -201,11 +224,16 @@ class Hello:
             refused = self._tls_refused
             return self._fail("backend_tls_refused" if refused else "backend_tls_not_offered")
         introduction = self.introduction
-        if introduction is not None and introduction.verb in offered:
-            self._lines = introduction.lines(offered[introduction.verb], self._said)
-            return self._introduce()
-        if self._must_introduce:
-            return self._fail("xclient_not_offered")
+        if introduction is not None:
+            known = offered.get(introduction.verb)
+            lines = introduction.lines(known, self._said) if known is not None else ()
+            if not self._must_introduce:
+                self.forward = lines
+            elif known is None:
+                return self._fail("xclient_not_offered")
+            else:
+                self._lines = lines
+                return self._introduce()
         if self._said_ehlo:
             return self._finish(250, self._extensions.take_offer(self._offer[1]))
         self._extensions.leave()
@@ -227,6 +255,7 @@ class Hello:
 
     def _finish(self, code: int, reply: bytes) -> int:
         self._answer = (code, reply)
+        self.steps = []  # an idle session is to be small
         return DONE
 
     def _fail(self, reason: str) -> int:

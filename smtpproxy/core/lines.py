@@ -11,8 +11,13 @@ _HEADER = re.compile(rb"[!-9;-~]+:")
 _BDAT = re.compile(rb"BDAT[ \t]+([0-9]{1,20})([ \t]+LAST)?[ \t]*\r\n", re.IGNORECASE)
 TLS_HANDSHAKE = b"\x16\x03"
 """How the record of a ClientHello begins (RFC 8446 section 5.1)."""
-_SECRET_BEHIND = {b"AUTH": 2, b"X-EXPS": 2, b"XCLIENT": 1}
-"""How many words of a command line are shown when what is behind them is secret."""
+_SECRET_VERBS = (b"AUTH", b"X-EXPS", b"XCLIENT")
+_MECHANISM = re.compile(
+    rb"(?i)PLAIN|LOGIN|CRAM-MD5|DIGEST-MD5|SCRAM-[A-Z0-9-]{4,16}|XOAUTH2|OAUTHBEARER|EXTERNAL"
+    rb"|GSSAPI|GSS-SPNEGO|NTLM|ANONYMOUS"
+)
+"""What is shown behind AUTH; any other word may be a password out of its place."""
+_BEFORE_TEXT = re.compile(rb"[0-9]{3}[ -](?:[245]\.[0-9]{1,3}\.[0-9]{1,3} )?")
 
 
 def end_of_line(octets: bytes, start: int, limit: int) -> int:
@@ -74,7 +79,8 @@ def is_bdat(octets: bytes, start: int) -> bool:
 
     The client sends the payload behind it in any case, and it must not be read as commands.
     """
-    return octets[start : start + 64].lstrip()[:4].upper() == b"BDAT"
+    # Not over an LF: what is behind it is another line, and judged by itself.
+    return octets[start : start + 64].lstrip(WHITE_SPACE + b"\r")[:4].upper() == b"BDAT"
 
 
 def bdat_size(line: bytes) -> int:
@@ -93,11 +99,28 @@ def is_last_chunk(line: bytes) -> bool:
     return line.upper().split()[2:] == [b"LAST"]
 
 
+def may_be_secret(word: bytes) -> bool:
+    """Tell whether what follows a command's first word may be secret, as behind `AUTH=` too."""
+    word = word.upper()
+    return any(verb in word for verb in _SECRET_VERBS)
+
+
 def without_secret(line: bytes) -> bytes:
     """Return a command line with all that may be secret replaced by `*`; others as they are."""
     words = line.replace(b"\0", b" ").split(None, 2)
-    shown = _SECRET_BEHIND.get(words[0].upper(), 3) if words else 3
+    if not words or not may_be_secret(words[0]):
+        return line
+    verb = words[0].upper()
+    if verb not in _SECRET_VERBS:
+        return b"*\r\n"
+    shown = 2 if verb != b"XCLIENT" and _MECHANISM.fullmatch(b"".join(words[1:2])) else 1
     return b" ".join([*words[:shown], b"*\r\n"]) if len(words) > shown else line
+
+
+def without_text(reply: bytes) -> bytes:
+    """Return a reply with its text replaced by `*`: it may quote what was asked."""
+    found = _BEFORE_TEXT.match(reply)
+    return found[0] + b"*\r\n" if found else b"*\r\n"
 
 
 def _violation(kind: str, reply: bytes, line: bytes) -> ClientViolation:

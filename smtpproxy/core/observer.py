@@ -43,12 +43,12 @@ class Ends:
 class SessionObserver(Protocol):
     """Watches one session.  No method may raise or block.
 
-    content: is called with message content and BDAT payload as they go to the backend, the end of
-    data included; None, as for most observers, costs nothing.
+    content: is called with message content and BDAT payload, the end of data included, as they went
+    to the backend and as they came; None, as for most observers, costs nothing.
     """
 
     @property
-    def content(self) -> Callable[[bytes], None] | None: ...
+    def content(self) -> Callable[[bytes, bytes], None] | None: ...
 
     def connected(self, server: str, ends: Callable[[], Ends]) -> None:
         """The session got its backend connection, to the server of this address.

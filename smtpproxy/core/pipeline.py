@@ -19,10 +19,11 @@ has no clock: every call brings the time.
 """
 
 from collections.abc import Callable
+from typing import NoReturn
 
-from smtpproxy.core import commands, replies, shortcut
+from smtpproxy.core import beforehand, commands, replies, shortcut
 from smtpproxy.core.answers import CLOSES, NOT_YET, NOTHING_ASKED, Answers
-from smtpproxy.core.errors import BackendViolation, Violation
+from smtpproxy.core.errors import BackendViolation, ClientViolation, Violation
 from smtpproxy.core.exchange import Exchange, Observer
 from smtpproxy.core.extensions import Extensions
 from smtpproxy.core.framing import CLOSED, COMMANDS, CONTENT, DEAF, PAYLOAD, Framer
@@ -50,6 +51,10 @@ class Pipeline:
     more of that connection in plaintext, and calls `client_secured`, `backend_secured` or
     `fail` when the handshake is over.  With TUNNEL, both connections are the caller's alone.
 
+    `introduce` is to be set where the rules trust the client.  It is called with an XCLIENT line
+    and returns what refuses it; else the session ends as "introduced", and its successor's
+    greeting is the reply.
+
     active: when the client sent octets last.
     """
 
@@ -65,6 +70,7 @@ class Pipeline:
         "held",
         "hello",
         "in_flight",
+        "introduce",
         "rules",
         "send_backend",
         "transaction",
@@ -84,6 +90,7 @@ class Pipeline:
         self.extensions = Extensions(rules)
         self.hello = Hello(rules, self.extensions)
         self.upgrade: Callable[[int], None] = _not_connected
+        self.introduce: Callable[[bytes], bytes] = _not_connected
         self.transaction = Transaction()
         self.errors = 0  # in a row
         self.client_ended = self.draining = False
@@ -135,7 +142,9 @@ class Pipeline:
             exchange = framer.queue[0]
             refusal = exchange.refusal
             if exchange.verb.weighed:
-                refusal = refusal or self.transaction.weigh(
+                if beforehand.holds_up(self, exchange, now):
+                    return
+                refusal = exchange.refusal or self.transaction.weigh(
                     exchange, self.rules, self.extensions, len(in_flight)
                 )
             if not refusal:
@@ -159,7 +168,7 @@ class Pipeline:
         exchange.sent = 0.0 if exchange.octets else now  # not before its payload is
         role = exchange.verb.role
         line = exchange.line
-        self.send_backend(self.hello.begin(line) if role in _HELLO else line)
+        self.send_backend(self.hello.begin(line, now) if role in _HELLO else line)
         if exchange.verb.secret:
             exchange.cut_secret()
         if role == commands.BDAT:
@@ -235,18 +244,19 @@ class Pipeline:
                 code, reply = self._take_hello(code, reply, now)
                 if not reply:
                     return
+            elif role >= commands.XFORWARD and beforehand.is_done(self, role, code):
+                return
         del in_flight[0]
         if exchange.refusal:  # its group was refused while it was in flight
+            exchange.note_reply(reply, now)
             reply, code = exchange.refusal, int(exchange.refusal[:3])
         self._settle(exchange, reply, code, now)
 
     def _take_hello(self, code: int, reply: bytes, now: float) -> tuple[int, bytes]:
-        """Do what the reply to EHLO, HELO, or to what was said because of it, leads to.
-
-        Return what the client gets, if anything now.
-        """
+        """Do what a reply to a hello leads to; return what the client gets, if anything now."""
         hello = self.hello
-        step = hello.take(code, reply)
+        self.in_flight[0].steps = hello.steps
+        step = hello.take(code, reply, now)
         if step == DONE:
             code, reply = hello.answer()
             if code < 300:
@@ -278,7 +288,9 @@ class Pipeline:
         if exchange.closes:
             self.end(exchange.close_reason, now)
         elif self.errors > self.rules.errors:
-            self.fail("too_many_errors", replies.TOO_MANY_ERRORS, now)
+            reply = replies.TOO_MANY_ERRORS
+            over = ClientViolation("too_many_errors", reply % self.rules.hostname)
+            self.fail("too_many_errors", reply, now, over)
         elif exchange is framer.gate and framer.mode == CLOSED:
             self._open_gate(verb.role, code, now)
 
@@ -329,12 +341,12 @@ class Pipeline:
     def backend_secured(self, now: float) -> None:
         """The backend's connection is inside TLS: it gets the client's EHLO once more."""
         self.answers.came = now
-        self.send_backend(self.hello.secured())
+        self.send_backend(self.hello.secured(now))
 
     # --- how a session ends --------------------------------------------------------------------
 
     def fail(self, reason: str, reply: bytes, now: float, problem: Violation | None = None) -> None:
-        """End with one of the proxy's own 421 replies, whatever is going on."""
+        """End with one of the proxy's own 421 replies."""
         self._end_with(reply % self.rules.hostname, reason, now, problem)
 
     def backend_unavailable(self, greeting: bytes, now: float) -> None:
@@ -371,8 +383,7 @@ class Pipeline:
             return
         waiting = self.in_flight or self.framer.queue
         exchange = waiting.pop(0) if waiting else Exchange(commands.NOT_ASKED, b"", now)
-        exchange.cut_secret()
-        exchange.problem = exchange.problem or problem
+        exchange.cut_short(problem, now, own=reason != "backend_closed")
         self.held.hold(exchange, reply, int(reply[:3]), now)
         self.end(reason, now)
 
@@ -397,5 +408,5 @@ _UPGRADES = {commands.STARTTLS: SECURE_CLIENT, commands.TUNNEL: TUNNEL}
 """Roles whose 220 ends plaintext."""
 
 
-def _not_connected(what: object) -> None:
+def _not_connected(what: object) -> NoReturn:
     raise AssertionError(f"nothing is connected that could take {what!r}")

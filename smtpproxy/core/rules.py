@@ -10,6 +10,8 @@ from smtpproxy.core.commands import Sync, Verb
 from smtpproxy.core.content import BareNewlines
 
 NO_CHANGES = Filter()
+XCLIENT_OFFER = b"XCLIENT NAME ADDR PORT PROTO HELO DESTADDR DESTPORT"
+"""What a trusted client is offered, by the proxy itself; LOGIN is not for others to tell."""
 
 
 class ClientTls(Enum):
@@ -61,6 +63,7 @@ class Rules:
     client_tls, require_tls, auth, backend_tls: what has to be inside TLS, and how it comes there.
     trusted: the client may name others by XCLIENT and XFORWARD.
     hello_first: nothing that matters may come before EHLO or HELO.
+    xforward: the backend is told of the client by XFORWARD before each message.
     table, first_table, helo_table, greeting: rows of the verb table that follow from the rest;
     the first table is in force until a hello was accepted, the HELO table if HELO was.
     secured_capabilities: in place of `capabilities` when the backend's connection is inside TLS.
@@ -87,6 +90,7 @@ class Rules:
     backend_tls: BackendTls = BackendTls.OFF
     trusted: bool = False
     hello_first: bool = False
+    xforward: bool = False
     table: Mapping[bytes, Verb] = field(init=False)
     first_table: Mapping[bytes, Verb] = field(init=False)
     helo_table: Mapping[bytes, Verb] = field(init=False)
@@ -100,6 +104,7 @@ class Rules:
         keep = self._filter()
         limited = {commands.MAIL: self.message_octets, commands.RCPT: self.recipients}
         weighed = frozenset(role for role, limit in limited.items() if limit)
+        weighed |= {commands.MAIL} if self.xforward else set()
         table = commands.table_for(self.sync, keep.hide, weighed, self._rows())
         secured = replace(keep, allow=keep.allow | {b"REQUIRETLS"}) if self._active else keep
         first = commands.hello_first(table) if self.hello_first else table
@@ -136,7 +141,8 @@ class Rules:
         elif self.client_tls is ClientTls.PASSED:
             allow |= {b"STARTTLS"}
         if self.trusted:
-            allow |= {b"XCLIENT", b"XFORWARD"}
+            allow |= {b"XFORWARD"}
+            add += () if b"XCLIENT" in hide else (XCLIENT_OFFER,)
         return Filter(hide, allow, add)
 
     def _rows(self) -> dict[bytes, Verb]:

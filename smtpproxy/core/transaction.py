@@ -68,10 +68,13 @@ class Transaction:
         role = exchange.verb.role
         if role == commands.RCPT:
             if self.accepted + in_flight >= rules.recipients:
-                return replies.TOO_MANY_RECIPIENTS  # RFC 5321 section 4.5.3.1.10
+                # RFC 5321 section 4.5.3.1.10
+                reply = replies.TOO_MANY_RECIPIENTS
+                return _over("too_many_recipients", reply, exchange, in_flight)
         elif role == commands.MAIL:
-            if lines.declared_size(exchange.line) > rules.message_octets:
-                return replies.MESSAGE_TOO_BIG  # RFC 1870 section 6.1
+            if 0 < rules.message_octets < lines.declared_size(exchange.line):
+                # RFC 1870 section 6.1
+                return _over("message_too_big", replies.MESSAGE_TOO_BIG, exchange, in_flight)
         elif role == commands.DATA:
             guarded = rules.guard_data and not extensions.pipelining
             if guarded and self.recipients and not self.accepted:
@@ -104,5 +107,12 @@ class Transaction:
         chunk.refuse(ClientViolation(why, reply, shown, closes=True))
 
 
-_ENDS = frozenset((commands.EHLO, commands.HELO, commands.RSET, commands.XCLIENT))
+def _over(kind: str, reply: bytes, exchange: Exchange, in_flight: int) -> bytes:
+    """Return the reply to what is over a limit; it is noted when the refusal is final."""
+    if not in_flight:
+        exchange.refuse(ClientViolation(kind, reply, exchange.line))
+    return reply
+
+
+_ENDS = frozenset((commands.EHLO, commands.HELO, commands.RSET))
 """Roles whose positive reply ends the transaction there was."""

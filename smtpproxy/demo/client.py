@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from smtpproxy.demo.dialogues import Exchange, Groups, lock_step
+from smtpproxy.picture.labels import shown
 
 
 @dataclass(slots=True)
@@ -155,12 +156,6 @@ def told(exchange: Exchange) -> str:
     if exchange.command.endswith(b"\r\n.\r\n") or exchange.command == b".\r\n":
         return "end of data"
     return shown(exchange.command)
-
-
-def shown(octets: bytes) -> str:
-    """Octets as text: printable ASCII as it is, the rest escaped, the last CRLF left out."""
-    text = octets.removesuffix(b"\r\n").decode("ascii", "backslashreplace")
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _problem(exchange: Exchange, reply: bytes) -> str | None:

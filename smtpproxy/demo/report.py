@@ -12,10 +12,10 @@ from rich.text import Text
 
 from smtpproxy.demo.client import Outcome
 from smtpproxy.demo.dialogues import Dialogue
-from smtpproxy.demo.labels import BAD, GOOD, QUIET, command_label, join, reply_label
 from smtpproxy.demo.legacy import FAILINGS
 from smtpproxy.demo.stage import Performance
-from smtpproxy.demo.timeline import MIN_WIDTH, fit
+from smtpproxy.picture.labels import BAD, GOOD, QUIET, command_label, join, reply_label
+from smtpproxy.picture.timeline import MIN_WIDTH, fit
 
 WAYS = {False: "directly", True: "through smtpproxy"}
 BAR = 26

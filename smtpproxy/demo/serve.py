@@ -9,12 +9,12 @@ import signal
 from rich.console import Console
 from rich.text import Text
 
-from smtpproxy.demo.labels import BAD, GOOD, QUIET
 from smtpproxy.demo.legacy import FAILINGS, LegacyMTA, LegacySession
 from smtpproxy.demo.network import Link, Network
 from smtpproxy.demo.report import WAYS, Lines, waits_told
+from smtpproxy.demo.rows import timeline
 from smtpproxy.demo.stage import proxy_before
-from smtpproxy.demo.timeline import Timeline
+from smtpproxy.picture.labels import BAD, GOOD, QUIET
 
 
 async def stay_up(console: Console, *, rtt_s: float, failing: str) -> int:
@@ -25,10 +25,10 @@ async def stay_up(console: Console, *, rtt_s: float, failing: str) -> int:
         loop.add_signal_handler(number, interrupted.set)
 
     def draw(link: Link, session: LegacySession | None) -> None:
-        timeline = Timeline(link.groups, link.opened_at, session.events if session else None)
+        drawn = timeline(link.groups, link.opened_at, session.events if session else None)
         way = WAYS[session is not None]
-        title = Text(f"A session {way}: {waits_told(timeline.waits, timeline.seconds)}", "bold")
-        console.print(Lines(["", title, timeline]))
+        title = Text(f"A session {way}: {waits_told(drawn.waits, drawn.seconds)}", "bold")
+        console.print(Lines(["", title, drawn]))
 
     def draw_direct(link: Link) -> None:
         direct.links.remove(link)

@@ -15,7 +15,8 @@ from smtpproxy.demo.client import Outcome, play
 from smtpproxy.demo.dialogues import Dialogue
 from smtpproxy.demo.legacy import LegacyMTA
 from smtpproxy.demo.network import Network
-from smtpproxy.demo.timeline import Timeline
+from smtpproxy.demo.rows import timeline
+from smtpproxy.picture.timeline import Timeline
 
 START_DEADLINE_S = 5.0
 STOP_DEADLINE_S = 5.0
@@ -64,7 +65,7 @@ async def perform(
     dialogue: Dialogue, *, proxied: bool, rtt_s: float, on_wait: Callable[[], None] | None = None
 ) -> Performance:
     """Play the dialogue one way on a stage of its own, and judge it."""
-    performance = Performance(dialogue, proxied, Outcome(), Timeline((), 0.0))
+    performance = Performance(dialogue, proxied, Outcome(), Timeline(()))
     try:
         await _perform(performance, rtt_s, on_wait)
     except (OSError, TimeoutError) as error:
@@ -94,7 +95,7 @@ async def _perform(
         events = mta.sessions[0].events if mta.sessions else []
         for link in network.links:
             record = events if proxied else None
-            performance.timeline = Timeline(link.groups, link.opened_at, record)
+            performance.timeline = timeline(link.groups, link.opened_at, record)
 
 
 async def send_straight(dialogue: Dialogue, *, rtt_s: float) -> Outcome:

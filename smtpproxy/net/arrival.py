@@ -1,7 +1,8 @@
 """The arrival: what must come before a session can begin, a PROXY header or a TLS handshake.
 
 Only at listeners that ask for one.  A client that keeps neither is closed, without a word: it is
-not known yet who it is, or in which language to say it.
+not known yet who it is, or in which language to say it.  So is one that there is no room for, ahead
+of its handshake.
 """
 
 import asyncio
@@ -18,6 +19,7 @@ from smtpproxy.net.security import is_in
 if TYPE_CHECKING:
     from smtpproxy.net.security import Security
     from smtpproxy.net.service import Service
+    from smtpproxy.net.tally import Slots
 
 
 class Arrival(asyncio.Protocol):
@@ -29,6 +31,7 @@ class Arrival(asyncio.Protocol):
         self._octets = b""
         self._started = monotonic()
         self._handshake: asyncio.Task[None] | None = None
+        self._seat: Slots | None = None
         self._over = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -93,6 +96,10 @@ class Arrival(asyncio.Protocol):
             self._begin_session(self._transport)
             return
         assert security.client is not None
+        if not self._take_seat():
+            self._leave()
+            self._transport.abort()  # no plaintext to who expects TLS, and no handshake for that
+            return
         self._started = monotonic()
         early, self._octets = self._octets, b""  # a ClientHello, in one segment with the header
         self._handshake = handshake.begin(
@@ -104,8 +111,17 @@ class Arrival(asyncio.Protocol):
             early=early,
         )
 
+    def _take_seat(self) -> bool:
+        """Have the client counted in before it costs a handshake; tell whether it may come in."""
+        admission = self._service.admission
+        if admission is None:
+            return True
+        self._seat = admission.enter(self._peer.host)
+        return self._seat is not None
+
     def _begin_session(self, transport: asyncio.Transport) -> asyncio.Protocol:
-        connection = ClientConnection(self._service, self._peer)
+        connection = ClientConnection(self._service, self._peer, self._seat)
+        self._seat = None
         transport.set_protocol(connection)
         connection.connection_made(transport)
         self._leave()
@@ -117,6 +133,9 @@ class Arrival(asyncio.Protocol):
     def _leave(self) -> None:
         self._over = True
         self._service.sweeper.remove(self)
+        if self._seat is not None and self._service.admission is not None:
+            self._service.admission.leave(self._seat)
+            self._seat = None
 
     def _turn_away(self, reason: str, why: str) -> None:
         if self._over:

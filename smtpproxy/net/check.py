@@ -9,11 +9,15 @@ from typing import cast
 
 from smtpproxy.core.errors import BackendViolation
 from smtpproxy.core.replies import ReplyReader
+from smtpproxy.net.reason import reason
 from smtpproxy.net.servers import Server
 
 
 async def check(server: Server, hostname: str, limit_s: float) -> str:
-    """Return why a server can't be used just now; empty if it can."""
+    """Return why a server can't be used just now; empty if it can.
+
+    It is reached as for a client, but from the proxy's own address and in its own name.
+    """
     dialogue = _Dialogue()
     try:
         async with asyncio.timeout(limit_s):
@@ -22,7 +26,7 @@ async def check(server: Server, hostname: str, limit_s: float) -> str:
     except TimeoutError:
         return "check time limit"
     except OSError as error:
-        return error.strerror or str(error)
+        return reason(error)
     finally:
         dialogue.close()
 

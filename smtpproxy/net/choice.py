@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from smtpproxy.core.errors import BackendViolation
 from smtpproxy.core.replies import ReplyReader
 from smtpproxy.net.backend import BackendConnection
+from smtpproxy.net.reason import reason
 
 if TYPE_CHECKING:
     from smtpproxy.net.places import Places
@@ -101,7 +102,7 @@ class Choice:
             await server.connect(lambda: connection, session.peer)
         except OSError as error:
             self._connecting = None
-            why = error.strerror or str(error)
+            why = reason(error)
             if error.errno not in _OUR_OWN:
                 self._servers.failed(server, why)
             session.give_up_server(why, monotonic())

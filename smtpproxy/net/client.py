@@ -12,25 +12,40 @@ if TYPE_CHECKING:
 
 
 class ClientConnection(asyncio.Protocol):
-    """The side that faces the client; `peer` is who it is, if its connection doesn't tell."""
+    """The side that faces the client.
+
+    peer: who it is, if its connection doesn't tell.  seat: where it was counted already.
+    """
 
     __slots__ = ("_peer", "_seat", "_service", "_session")
 
-    def __init__(self, service: "Service", peer: Peer | None = None) -> None:
+    def __init__(
+        self, service: "Service", peer: Peer | None = None, seat: "Slots | None" = None
+    ) -> None:
         self._service = service
         self._peer = peer
-        self._seat: Slots | None = None
+        self._seat = seat
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin a session; what the client sends early waits until the backend has greeted."""
-        peer = self._peer or Peer.of(transport)
+        self._begin(cast("asyncio.Transport", transport), self._peer or Peer.of(transport))
+
+    def begin_anew(self, transport: asyncio.Transport, peer: Peer, *, secure: bool) -> None:
+        """Begin a session of another client, for whom the one that connected speaks from now on.
+
+        `secure` tells whether the connection is inside TLS.
+        """
+        self._leave()
+        self._begin(transport, peer, secure=secure)
+
+    def _begin(self, transport: asyncio.Transport, peer: Peer, *, secure: bool = False) -> None:
         admission = self._service.admission
-        if admission is not None:
+        if admission is not None and self._seat is None:
             self._seat = admission.enter(peer.host)
             if self._seat is None:
-                _turn_away(cast("asyncio.Transport", transport), admission.refusal)
+                _turn_away(transport, admission.refusal)
                 return
-        self._session = Session(self._service, cast("asyncio.Transport", transport), peer)
+        self._session = Session(self._service, transport, peer, secure=secure)
 
     def data_received(self, data: bytes) -> None:
         """Take octets from the client."""
@@ -42,10 +57,13 @@ class ClientConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         """Take the end of the connection."""
+        self._leave()
+        self._session.client_lost()
+
+    def _leave(self) -> None:
         if self._seat is not None and self._service.admission is not None:
             self._service.admission.leave(self._seat)
             self._seat = None
-        self._session.client_lost()
 
     def pause_writing(self) -> None:
         """Note that the client does not read its replies."""

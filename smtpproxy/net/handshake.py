@@ -9,6 +9,8 @@ import ssl
 from collections.abc import Awaitable, Callable
 from typing import cast
 
+from smtpproxy.net.reason import reason
+
 Secured = Callable[[asyncio.Transport], asyncio.Protocol]
 """Takes the transport inside TLS; returns the protocol that is to have its octets."""
 
@@ -80,7 +82,7 @@ async def _run(
         inside = await shake
     except (OSError, ssl.CertificateError) as error:  # ssl.SSLError is an OSError
         transport.abort()
-        failed(_why(error))
+        failed(reason(error))
         return
     protocol = secured(inside)
     inside.set_protocol(protocol)
@@ -142,14 +144,3 @@ class _Waiting(asyncio.Protocol):
             protocol.eof_received()
         if self._lost:
             protocol.connection_lost(None)
-
-
-def _why(error: Exception) -> str:
-    """Return what an operator can make use of."""
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return f"certificate: {error.verify_message}"
-    if isinstance(error, ssl.SSLError) and error.reason:
-        return error.reason.lower().replace("_", " ")
-    if isinstance(error, TimeoutError):
-        return "time limit"
-    return getattr(error, "strerror", None) or str(error) or "closed"

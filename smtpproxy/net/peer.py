@@ -5,6 +5,7 @@ way of another proxy, those that this proxy names.
 """
 
 import asyncio
+import socket
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -18,11 +19,13 @@ class Peer:
     """A client's own endpoint, and the one that it wanted to reach; None on a Unix socket.
 
     redirected: it wanted another machine, and did not know of the proxy.
+    hostname: as the proxy in front has found it, in xtext; empty if it has not.
     """
 
     source: Endpoint | None = None
     target: Endpoint | None = None
     redirected: bool = False
+    hostname: bytes = b""
 
     @classmethod
     def of(cls, transport: asyncio.BaseTransport) -> "Peer":
@@ -31,6 +34,11 @@ class Peer:
             endpoint(transport.get_extra_info("peername")),
             _shared(endpoint(transport.get_extra_info("sockname"))),
         )
+
+    @classmethod
+    def here(cls, opened: socket.socket) -> "Peer":
+        """Return the two ends of a connection that the proxy itself has made."""
+        return cls(endpoint(opened.getsockname()), endpoint(opened.getpeername()))
 
     @property
     def host(self) -> str:

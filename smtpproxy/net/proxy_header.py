@@ -50,9 +50,16 @@ def read(octets: bytes) -> tuple[Peer | None, int]:
     raise BadProxyHeader("no PROXY header")
 
 
-def make_v1(peer: Peer) -> bytes:
-    """Return a version 1 header for a client."""
-    ends = _ends(peer)
+NOBODY = Peer()
+"""Who has no addresses: a client of a Unix socket, or the proxy itself."""
+
+
+def make_v1(peer: Peer, own: Peer = NOBODY) -> bytes:
+    """Return a version 1 header for a client; for one without addresses with the proxy's `own`.
+
+    UNKNOWN would say the same, but Postfix takes it for an error; so it is for want of both only.
+    """
+    ends = _ends(peer) or _ends(own)
     if ends is None:
         return b"PROXY UNKNOWN\r\n"
     family, source, target = ends
@@ -60,11 +67,14 @@ def make_v1(peer: Peer) -> bytes:
     return "PROXY {} {} {} {} {}\r\n".format(*words).encode("ascii")
 
 
-def make_v2(peer: Peer) -> bytes:
-    """Return a version 2 header for a client, without TLVs."""
+def make_v2(peer: Peer, own: Peer = NOBODY) -> bytes:  # noqa: ARG001  LOCAL stands for them
+    """Return a version 2 header for a client, without TLVs; one without addresses is LOCAL.
+
+    To say PROXY and name nobody would be right too, but Postfix takes it for an error.
+    """
     ends = _ends(peer)
     if ends is None:
-        return _V2_HEAD.pack(_V2_BEGIN, _PROXY, 0x00, 0)
+        return _V2_HEAD.pack(_V2_BEGIN, _LOCAL, 0x00, 0)
     family, source, target = ends
     kind = _TCP4 if family == 4 else _TCP6
     addresses = _ADDRESSES[kind].pack(source[0].packed, target[0].packed, source[1], target[1])

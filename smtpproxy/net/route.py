@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from smtpproxy.address import Address
 from smtpproxy.net.peer import Peer
+from smtpproxy.net.proxy_header import NOBODY
 from smtpproxy.net.transparent import bind_as, original_target
 
 
@@ -19,11 +20,12 @@ from smtpproxy.net.transparent import bind_as, original_target
 class Route:
     """Made once for each backend.
 
-    header: makes the PROXY header.  transparent: the connection leaves from the client's address.
+    header: makes the PROXY header, of the client and the connection.
+    transparent: the connection leaves from the client's address.
     context: of TLS from the start; the certificate is to be for `server_name`, else for the host.
     """
 
-    header: Callable[[Peer], bytes] | None = None
+    header: Callable[[Peer, Peer], bytes] | None = None
     transparent: bool = False
     context: ssl.SSLContext | None = None
     server_name: str = ""
@@ -38,11 +40,12 @@ class Route:
         """
         loop = asyncio.get_running_loop()
         if address.is_original:
-            address = original_target(peer or Peer())
+            address = original_target(peer or NOBODY)
         opened = await self._open(address, peer)
         try:
             if self.header is not None:
-                await loop.sock_sendall(opened, self.header(peer or Peer()))
+                header = self.header(peer or NOBODY, Peer.here(opened))
+                await loop.sock_sendall(opened, header)
             open_protocol = (
                 loop.create_unix_connection if address.is_unix else loop.create_connection
             )
@@ -53,8 +56,10 @@ class Route:
                 server_hostname=self.server_name_for(address) if self.context else None,
                 ssl_handshake_timeout=self.handshake_s if self.context else None,
             )
-        except BaseException:
+        except BaseException as error:
             opened.close()
+            if isinstance(error, ConnectionError) and self.context and not str(error):
+                raise ConnectionAbortedError("closed in the TLS handshake") from error
             raise
 
     def server_name_for(self, address: Address) -> str:

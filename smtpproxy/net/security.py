@@ -28,7 +28,8 @@ class Security:
     client: of the listener's certificates; implicit: clients begin with TLS.
     backend: for STARTTLS with the backend, whose certificate is to be for `backend_name`.
     proxies: who must send a PROXY header.  trusted: who gets `trusted_rules`.
-    introduce: makes the client known to the backend by XCLIENT or XFORWARD.
+    introduce: makes the client known to the backend by XCLIENT or XFORWARD.  (What a trusted client
+    says by XCLIENT makes it another client; see `Session`.)
     handshake_s: how long a handshake may take.
     transparent: clients come here on their way to others.
     own_port: the listener's, if it is known: who wants that one wants the proxy itself.

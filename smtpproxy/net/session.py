@@ -10,18 +10,21 @@ import asyncio
 from collections.abc import Callable
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from smtpproxy.core import replies
 from smtpproxy.core.observer import Summary
 from smtpproxy.core.pipeline import SECURE_BACKEND, Pipeline
+from smtpproxy.core.rules import ClientTls
 from smtpproxy.net.choice import Choice
 from smtpproxy.net.ends import ends_of
 from smtpproxy.net.outbox import Sink
 from smtpproxy.net.pace import Pace
 from smtpproxy.net.upgrade import Upgrade
+from smtpproxy.net.xclient import BadXclient, introduced
 
 if TYPE_CHECKING:
+    from smtpproxy.net.client import ClientConnection
     from smtpproxy.net.peer import Peer
     from smtpproxy.net.service import Service
 
@@ -32,7 +35,7 @@ class Session:
     When its pipeline has ended, the session lingers until the client has closed its side too: to
     close with octets unread would reset the connection, and the client could lose the last reply.
 
-    peer: who the client is.
+    peer: who the client is.  secure: it takes the place of a session that was inside TLS already.
     """
 
     __slots__ = (
@@ -55,7 +58,14 @@ class Session:
         "peer",
     )
 
-    def __init__(self, service: "Service", client: asyncio.Transport, peer: "Peer") -> None:
+    def __init__(
+        self,
+        service: "Service",
+        client: asyncio.Transport,
+        peer: "Peer",
+        *,
+        secure: bool = False,
+    ) -> None:
         now = monotonic()
         self._service = service
         self._client = client
@@ -68,10 +78,14 @@ class Session:
         self._observer = service.observer.session(service.name, peer.name)
         security = service.security
         rules = service.rules if security is None else security.rules_for(peer) or service.rules
+        if secure:
+            rules = rules.inside_tls or rules
         send_client = Sink(service.outbox, client)
         self._pipeline = Pipeline(rules, send_client, self._observer.settled, now)
+        self._pipeline.framer.watch = self._observer.content
         if security is not None:
             self._pipeline.upgrade = self._begin_upgrade
+            self._pipeline.introduce = self._introduce
             if security.introduce is not None:
                 self._pipeline.hello.introduction = security.introduce(peer)
         self._backend: asyncio.Transport | None = None
@@ -106,21 +120,11 @@ class Session:
             backend.abort()
             return
         self._since = monotonic()
-        self._attach_backend(backend)
+        self._pipeline.connect_backend(Sink(self._service.outbox, backend))
         server = self._choice.server
         assert server is not None
         ends = partial(ends_of, self.peer.name, self._client, backend)
         self._observer.connected(server.name_for(self.peer), ends)
-
-    def _attach_backend(self, backend: asyncio.Transport) -> None:
-        """Let the pipeline send there, and whoever watches content see it."""
-        self._pipeline.connect_backend(Sink(self._service.outbox, backend))
-        watch = self._observer.content
-        if watch is not None:
-            # No method of ours: a session that refers to itself would wait for the collector.
-            self._pipeline.framer.send_backend = partial(
-                _send_watched, self._pipeline.send_backend, watch
-            )
 
     def backend_received(self, octets: bytes) -> None:
         """Take octets from the backend."""
@@ -305,7 +309,7 @@ class Session:
         """Take the backend's connection inside TLS."""
         self._upgrade = None
         self._backend = inside
-        self._attach_backend(inside)
+        self._pipeline.connect_backend(Sink(self._service.outbox, inside))
         self._pipeline.backend_secured(monotonic())
 
     def not_secured(self, reason: str) -> None:
@@ -323,6 +327,30 @@ class Session:
         self._backend = None  # what is on its way goes out
         self._client.close()
         self._finish(self._pipeline.client_eof)
+
+    # --- XCLIENT ------------------------------------------------------------------------------
+
+    def _introduce(self, line: bytes) -> bytes:
+        """Take it from a trusted client that it speaks for another one; return a refusal."""
+        try:
+            self.peer = introduced(self.peer, line)
+        except BadXclient as bad:
+            return bad.reply
+        return b""
+
+    def _make_way(self) -> None:
+        """Let a session of the client that was introduced take the place of this one.
+
+        With a backend connection of its own, since this one is known to be another client's; the
+        greeting is the reply to XCLIENT, as it should be.  Who is named is not trusted for that:
+        what it says itself may come through the proxy in front as it is.
+        """
+        self._service.sweeper.remove(self)
+        if self._client_paused:
+            self._client.resume_reading()
+        connection = cast("ClientConnection", self._client.get_protocol())
+        secure = self._pipeline.rules.client_tls is ClientTls.ACTIVE
+        connection.begin_anew(self._client, self.peer, secure=secure)
 
     # --- time ---------------------------------------------------------------------------------
 
@@ -384,11 +412,19 @@ class Session:
     def _end(self, now: float) -> None:
         """Close both sides, each in its way; called once, when the pipeline has ended."""
         self._service.outbox.flush()
-        if self._backend is not None:
+        pipeline = self._pipeline
+        makes_way = pipeline.ended == "introduced"
+        if self._backend is not None and makes_way:
+            self._backend.set_protocol(asyncio.Protocol())  # its reply is nobody's
+            self._backend.write(b"QUIT\r\n")
+            self._backend.close()
+        elif self._backend is not None:
             self._backend.abort()  # nothing that matters is unsent: least of all an end of data
         self._choice.end()
         self._report(now)
-        pipeline = self._pipeline
+        if makes_way and not (self._client_lost or pipeline.client_ended):
+            self._make_way()
+            return
         if self._upgrade is not None:
             self._upgrade.cancel()
             if self._upgrade.of_client:  # none of our words can go there
@@ -426,14 +462,6 @@ class Session:
                 backend_octets=self._octets_backend,
             )
         )
-
-
-def _send_watched(
-    send: Callable[[bytes], None], watch: Callable[[bytes], None], octets: bytes
-) -> None:
-    """Send content that somebody watches."""
-    send(octets)
-    watch(octets)
 
 
 def _discard(octets: bytes) -> None:

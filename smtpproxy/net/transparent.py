@@ -18,12 +18,18 @@ _IP_BIND_ADDRESS_NO_PORT = 24
 _SO_ORIGINAL_DST = 80
 
 
-def allow(opened: socket.socket) -> None:
-    """Let a socket have an address that is not this machine's; raises OSError if we may not."""
+def allow(opened: socket.socket, *, on: bool = True) -> None:
+    """Let a socket have addresses that are not this machine's, or no more of them.
+
+    Raises OSError if we may not; never for what is as it should be.
+    """
+    if opened.family == socket.AF_UNIX:
+        return
+    option = (socket.IPPROTO_IP, _IP_TRANSPARENT)
     if opened.family == socket.AF_INET6:
-        opened.setsockopt(socket.IPPROTO_IPV6, _IPV6_TRANSPARENT, 1)
-    else:
-        opened.setsockopt(socket.IPPROTO_IP, _IP_TRANSPARENT, 1)
+        option = (socket.IPPROTO_IPV6, _IPV6_TRANSPARENT)
+    if opened.getsockopt(*option) != on:
+        opened.setsockopt(*option, int(on))
 
 
 def bind_as(opened: socket.socket, peer: Peer) -> None:

@@ -1,26 +1,102 @@
-"""XCLIENT and XFORWARD: how the client is made known to an MTA that takes the proxy's word for it.
+"""XCLIENT and XFORWARD: how one proxy makes the client known to the next, or to an MTA.
 
 No I/O.  Postfix's XCLIENT_README and XFORWARD_README give the grammar.  Names are not looked up:
-the client is said to have none.  LOGIN is never sent: whether somebody is who he says is for the
-backend to find out.
+the client has none, unless a proxy in front has told it.  LOGIN is neither sent nor taken: whether
+somebody is who he says is for the backend to find out.
 """
 
+import re
 from collections.abc import Sequence
-from ipaddress import ip_address
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
+from smtpproxy.core import replies
 from smtpproxy.net.peer import Peer
 
 LINE_LIMIT = 512
 """Octets of one command with its CRLF."""
 UNAVAILABLE = b"[UNAVAILABLE]"
+_NOT_KNOWN = frozenset((UNAVAILABLE, b"[TEMPUNAVAIL]"))
 _XTEXT_LIMIT = 255
 """Octets of one value at most; a longer HELO name is said to be unavailable."""
 _PLAIN = frozenset(range(0x21, 0x7F)) - frozenset(b"+=")
+_XTEXT = re.compile(rb"(?:[!-*,-<>-~]|\+[0-9A-F]{2})+")
 
 
 def xtext(octets: bytes) -> bytes:
     """Return octets so that nobody can find the end of the value in them (RFC 3461 section 4)."""
     return b"".join([b"%c" % each if each in _PLAIN else b"+%02X" % each for each in octets])
+
+
+class BadXclient(Exception):
+    """The command can't be right, or says what is not believed; `reply` tells the client so."""
+
+    def __init__(self, reply: bytes) -> None:
+        super().__init__(reply)
+        self.reply = reply
+
+
+def introduced(peer: Peer, line: bytes) -> Peer:
+    """Return the client that a trusted one speaks for by an XCLIENT line; raises BadXclient.
+
+    What the line leaves out stays as it was.  PROTO and HELO are checked and forgotten: the
+    client's own EHLO or HELO comes next.
+    """
+    said: dict[bytes, bytes] = {}
+    for word in line.split()[1:]:
+        name, _, value = word.partition(b"=")
+        name = name.upper()
+        if name not in _TAKEN or name in said:
+            raise BadXclient(replies.XCLIENT_ATTRIBUTE)
+        known = value.upper() not in _NOT_KNOWN
+        if not _TAKEN[name].fullmatch(value) or (name == b"ADDR" and not known):
+            raise BadXclient(replies.XCLIENT_VALUE)  # without an address it would have the proxy's
+        said[name] = value if known else b""
+    if not said:
+        raise BadXclient(replies.XCLIENT_ATTRIBUTE)
+    if b"NAME" in said:
+        peer = replace(peer, hostname=said[b"NAME"])
+    return _with_ends(peer, said)
+
+
+def _with_ends(peer: Peer, said: dict[bytes, bytes]) -> Peer:
+    if b"ADDR" in said:
+        peer = replace(peer, source=(_host(said[b"ADDR"]), 0))
+    if said.get(b"PORT") and peer.source is not None:
+        peer = replace(peer, source=(peer.source[0], _port(said[b"PORT"])))
+    if said.get(b"DESTADDR") and not peer.redirected:  # else the address is that of the server
+        port = _port(said.get(b"DESTPORT") or b"25")
+        peer = replace(peer, target=(_host(said[b"DESTADDR"]), port))
+    return peer
+
+
+def _host(value: bytes) -> str:
+    is_6 = value[:5].upper() == b"IPV6:"
+    try:
+        text = value[5 * is_6 :].decode("ascii")
+        return str(IPv6Address(text) if is_6 else IPv4Address(text))
+    except ValueError:
+        raise BadXclient(replies.XCLIENT_VALUE) from None
+
+
+def _port(value: bytes) -> int:
+    port = int(value)
+    if port > 65535:
+        raise BadXclient(replies.XCLIENT_VALUE)
+    return port
+
+
+_HOST = re.compile(rb"(?i:IPV6:)?[0-9A-Fa-f:.]{2,45}|\[(?i:UNAVAILABLE|TEMPUNAVAIL)\]")
+_PORT = re.compile(rb"[0-9]{1,5}|\[(?i:UNAVAILABLE|TEMPUNAVAIL)\]")
+_TAKEN = {
+    b"NAME": _XTEXT,
+    b"HELO": _XTEXT,
+    b"PROTO": re.compile(rb"(?i:E?SMTP)"),
+    b"ADDR": _HOST,
+    b"PORT": _PORT,
+    b"DESTADDR": _HOST,
+    b"DESTPORT": _PORT,
+}
 
 
 class Introduction:
@@ -43,7 +119,7 @@ class Introduction:
     def _values(self, hello: bytes) -> dict[bytes, bytes]:
         name = xtext(hello[5:].strip())
         values = {
-            b"NAME": UNAVAILABLE,
+            b"NAME": self._peer.hostname or UNAVAILABLE,
             b"HELO": name if 0 < len(name) <= _XTEXT_LIMIT else UNAVAILABLE,
             b"PROTO": b"ESMTP" if hello[:1] in b"Ee" else b"SMTP",
         }
@@ -55,7 +131,7 @@ class Introduction:
         if self._peer.source is None:
             return values | {b"PORT": UNAVAILABLE, b"ADDR": UNAVAILABLE}
         host, port = self._peer.source
-        return values | {b"PORT": b"%d" % port, b"ADDR": _address(host)}
+        return values | {b"PORT": b"%d" % port if port else UNAVAILABLE, b"ADDR": _address(host)}
 
 
 def _address(host: str) -> bytes:

@@ -1,12 +1,12 @@
-"""Captured content: the first octets of each message that goes to the backend."""
+"""Captured content: the first octets of each message, as it came and as it goes to the backend."""
 
 from enum import Enum
 from hashlib import sha256
 
+from msgspec import Struct
+
 from smtpproxy.core import commands
 from smtpproxy.core.exchange import Exchange
-from smtpproxy.observe.records import Exchanged
-from smtpproxy.observe.text import text_of
 
 DIGESTED_OCTETS = 16 * 1024
 """So much of a message goes into its digest: of all of it, it would cost as much as relaying it."""
@@ -25,42 +25,110 @@ class Kept(Enum):
     """Also all of it, up to a bound."""
 
 
+_NOTHING_DIGESTED = sha256()
+
+
+class Content(Struct, gc=False):
+    """What is recorded of the content of one exchange.
+
+    sha256: of its first octets, as many as `digested`, as it went to the backend.
+    text: of it, as far as it was asked for; `cut` if there was more.
+    came: as it came from the client, where that was not the same.
+    """
+
+    sha256: str
+    digested: int
+    text: bytes = b""
+    cut: bool = False
+    came: bytes = b""
+
+
 class Captured:
-    """Keeps the beginning of the message that is on its way, never more than `bound` octets.
+    """Keeps the beginning of the message that is on its way, never more than a bound.
 
     Chunks of one BDAT after another may be under way at once, so each is taken by its size.
 
-    size: how many octets have come that were not taken.
+    any: there is content that was not taken.
     """
 
-    __slots__ = ("_bound", "_chunks", "_kept", "size")
+    __slots__ = ("_came", "_kept", "_most", "_sent", "any")
+
+    def __init__(self, kept: Kept, most: int) -> None:
+        self._kept = kept
+        self._most = most
+        bound = bound_of(kept, most)
+        self._sent = _Chunks(bound)
+        self._came = _Chunks(bound) if kept is Kept.FULL else None
+        self.any = False
+
+    def add(self, sent: bytes, came: bytes) -> None:
+        """Take in what goes to the backend now, and what has come for it."""
+        self.any = True
+        self._sent.add(sent)
+        if self._came is not None:
+            self._came.add(came)
+
+    def take(self, exchange: Exchange) -> Content:
+        """Return what is to be recorded of the content of an exchange."""
+        most = exchange.octets if exchange.verb.role == commands.BDAT else None
+        octets, size = self._sent.take(most)
+        self.any = self._sent.size > 0
+        digested = octets[:DIGESTED_OCTETS]
+        digest = _NOTHING_DIGESTED.copy()  # to look up the algorithm costs as much as to use it
+        digest.update(digested)
+        sha = digest.hexdigest()
+        if self._kept is Kept.NONE:
+            return Content(sha, len(digested))
+        text = self._part_of(octets)
+        came = b""
+        if self._came is not None:
+            came, _ = self._came.take(most)
+            came = b"" if came == octets else came[: self._most]
+        return Content(sha, len(digested), text, len(text) < size, came)
+
+    def _part_of(self, octets: bytes) -> bytes:
+        if self._kept is Kept.FULL:
+            return octets[: self._most]
+        if octets.startswith((b"\r\n", b".\r\n")):
+            return b""
+        end = octets.find(b"\r\n\r\n") + 4
+        return octets[:end] if end >= 4 else octets[:HEADER_OCTETS]
+
+
+class _Chunks:
+    """Octets that come in chunks, the first so many kept."""
+
+    __slots__ = ("_bound", "_chunks", "_room", "size")
 
     def __init__(self, bound: int) -> None:
-        self._bound = bound
+        self._bound = self._room = bound
         self._chunks: list[bytes] = []
-        self._kept = self.size = 0
+        self.size = 0
 
     def add(self, octets: bytes) -> None:
-        """Take in what goes to the backend now."""
-        room = self._bound - self._kept
-        if room > 0:
-            chunk = octets[:room]
-            self._chunks.append(chunk)
-            self._kept += len(chunk)
-        self.size += len(octets)
+        size = len(octets)
+        self.size += size
+        if size <= self._room:
+            self._chunks.append(octets)
+            self._room -= size
+        elif self._room:
+            self._chunks.append(octets[: self._room])
+            self._room = 0
 
-    def take(self, exchange: Exchange) -> tuple[bytes, int]:
-        """Return what is kept of the content of an exchange, and how much there was."""
-        kept, size = b"".join(self._chunks), self.size
-        self._chunks.clear()
-        self._kept = self.size = 0
-        if exchange.verb.role == commands.BDAT and size > exchange.octets:
-            rest = kept[exchange.octets :]
-            kept = kept[: exchange.octets]
-            size, more = exchange.octets, size - exchange.octets
-            self._chunks = [rest]
-            self._kept, self.size = len(rest), more
-        return kept, size
+    def take(self, most: int | None) -> tuple[bytes, int]:
+        """Return what is kept, and how much came; of that, `most` octets, if given."""
+        chunks, size = self._chunks, self.size
+        octets = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        if most is None:
+            chunks.clear()
+            self._room = self._bound
+            self.size = 0
+            return octets, size
+        rest = octets[most:]
+        self._chunks = [rest] if rest else []
+        self._room = self._bound - len(rest)
+        self.size = max(0, size - most)
+        return octets[:most], size - self.size
 
 
 def bound_of(kept: Kept, most: int) -> int:
@@ -70,21 +138,3 @@ def bound_of(kept: Kept, most: int) -> int:
         Kept.HEADERS: max(HEADER_OCTETS, DIGESTED_OCTETS),
         Kept.FULL: max(most, DIGESTED_OCTETS),
     }[kept]
-
-
-def describe(record: Exchanged, octets: bytes, size: int, kept: Kept, most: int) -> None:
-    """Put into the record of a message what is to be known of its content."""
-    digested = octets[:DIGESTED_OCTETS]
-    record.sha256 = sha256(digested).hexdigest()
-    record.digested = len(digested)
-    if kept is Kept.NONE:
-        return
-    if kept is Kept.HEADERS:
-        end = octets.find(b"\r\n\r\n") + 4
-        part = octets[:end] if end >= 4 else octets[:HEADER_OCTETS]
-        if octets.startswith((b"\r\n", b".\r\n")):
-            part = b""
-    else:
-        part = octets[:most]
-    record.content = text_of(part)
-    record.cut = len(part) < size

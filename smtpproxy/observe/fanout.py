@@ -76,7 +76,7 @@ class SessionFanout:
     def __init__(self, observers: Sequence[SessionObserver]) -> None:
         self._observers = observers
         wanted = [each.content for each in observers if each.content is not None]
-        self.content: Callable[[bytes], None] | None = wanted[0] if wanted else None
+        self.content: Callable[[bytes, bytes], None] | None = wanted[0] if wanted else None
         assert len(wanted) < 2, "one at most records content"
 
     def connected(self, server: str, ends: Callable[[], Ends]) -> None:

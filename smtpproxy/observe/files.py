@@ -70,6 +70,8 @@ class Files:
         self._close_file()
 
     def _append(self, octets: bytes) -> None:
+        if self._descriptor >= 0 and not os.fstat(self._descriptor).st_nlink:
+            self._close_file()  # somebody has removed it
         if self._descriptor < 0 or self._size + len(octets) > self._max_octets:
             self._open_next()
         if self._torn:  # the rest of a line cut off by a full disk must not swallow this one

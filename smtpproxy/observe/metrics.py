@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from smtpproxy.core import commands
-from smtpproxy.core.errors import BackendViolation
+from smtpproxy.core.errors import LIMITS, BackendViolation
 from smtpproxy.core.exchange import Exchange
 from smtpproxy.core.observer import Ends, Summary
 
@@ -60,6 +60,7 @@ class Metrics:
         self.seconds: dict[bytes, Histogram] = {}
         self.groups = Histogram(GROUPS)
         self.messages = {"relayed": 0, "refused": 0, "abandoned": 0}
+        self.limits = dict.fromkeys(LIMITS.values(), 0)
         self.violations: dict[tuple[str, str], int] = {}
         self.ended: dict[str, int] = {}
         self.sessions = self.held = self.stalls = self.pipelined = 0
@@ -88,6 +89,19 @@ class Metrics:
             'octets{leg="backend",direction="in"}': self.from_backend,
             'octets{leg="backend",direction="out"}': self.to_backend,
         }
+        self._put_commands(found)
+        for outcome, number in self.messages.items():
+            found[f'messages{{outcome="{outcome}"}}'] = number
+        for reason, number in self.ended.items():
+            found[f'sessions_closed{{reason="{reason}"}}'] = number
+        for limit, number in self.limits.items():
+            found[f'limits_reached{{limit="{limit}"}}'] = number
+        for (peer, kind), number in self.violations.items():
+            found[f'violations{{by="{peer}",kind="{kind}"}}'] = number
+        self.groups.put("group_commands", "", found)
+        return found
+
+    def _put_commands(self, found: dict[str, Number]) -> None:
         for verb, row in self.commands.items():
             if verb in _NO_COMMANDS:
                 continue
@@ -95,17 +109,9 @@ class Metrics:
                 if number:
                     label = f"{reply}xx" if reply else "none"
                     found[f'commands{{verb="{_name(verb)}",reply="{label}"}}'] = number
-        for outcome, number in self.messages.items():
-            found[f'messages{{outcome="{outcome}"}}'] = number
-        for reason, number in self.ended.items():
-            found[f'sessions_closed{{reason="{reason}"}}'] = number
-        for (peer, kind), number in self.violations.items():
-            found[f'violations{{by="{peer}",kind="{kind}"}}'] = number
         for verb, histogram in self.seconds.items():
             if any(histogram.counts):
                 histogram.put("backend_reply_seconds", f'verb="{_name(verb)}"', found)
-        self.groups.put("group_commands", "", found)
-        return found
 
 
 class SessionMetrics:
@@ -161,7 +167,12 @@ class SessionMetrics:
         if exchange.sent:
             end = len(b".\r\n") if exchange.verb.role == commands.END_OF_DATA else 0
             metrics.to_backend += exchange.octets + end
-        if exchange.problem is not None:
+        if exchange.problem is None:
+            return
+        limit = LIMITS.get(exchange.problem.kind)
+        if limit is not None:
+            self._metrics.limits[limit] += 1
+        else:
             peer = "backend" if isinstance(exchange.problem, BackendViolation) else "client"
             key = (peer, exchange.problem.kind)
             metrics.violations[key] = metrics.violations.get(key, 0) + 1

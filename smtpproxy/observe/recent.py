@@ -215,7 +215,7 @@ class RecentSession:
         return msgspec.to_builtins(told)  # type: ignore[no-any-return]  # a dict makes a dict
 
     def _exchanged(self, exchanges: Collection[Exchange]) -> list[records.Exchanged]:
-        return records.exchanged([self._id] * len(exchanges), list(exchanges), self._offset)
+        return records.exchanged(self._id, list(exchanges), self._offset)
 
 
 def _shortened(exchange: Exchange) -> Exchange:

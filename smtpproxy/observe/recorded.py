@@ -1,8 +1,7 @@
 """One session as it is recorded: at once, or kept until it is known whether anything went wrong."""
 
 from collections import deque
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ from smtpproxy.core import commands
 from smtpproxy.core.exchange import Exchange
 from smtpproxy.core.observer import Ends, Summary
 from smtpproxy.observe import records
-from smtpproxy.observe.captured import Captured, bound_of
+from smtpproxy.observe.captured import Captured, Content
 
 if TYPE_CHECKING:
     from smtpproxy.observe.trace import Trace
@@ -18,8 +17,15 @@ if TYPE_CHECKING:
 KEPT_OCTETS = 64 * 1024
 """How much of a session the flight recorder keeps: of its begin one half, of its end the other."""
 KEPT_EXCHANGES = 500
+ALL_KEPT_OCTETS = 64 * 1024 * 1024
+"""How much it keeps of all sessions of a worker; when that is reached, of each little more."""
+KEPT_WHEN_FULL = 10
+"""So many exchanges of the end of a session then."""
+EXCHANGE_OCTETS = 400
+"""What an exchange takes beside its line and its reply."""
 KEPT_MESSAGES = 100
 """How many transactions, and how many violations, a session's last record tells."""
+_NO_CONTENTS: dict[Exchange, Content] = {}
 _CONTENT = frozenset((commands.END_OF_DATA, commands.BDAT))
 
 
@@ -30,9 +36,8 @@ class SessionTrace:
         "_captured",
         "_client",
         "_codes",
-        "_connected",
         "_flight",
-        "_gave_up",
+        "_head",
         "_listener",
         "_messages",
         "_more_messages",
@@ -51,67 +56,61 @@ class SessionTrace:
         self._client = client
         self._server = ""
         self._opened = monotonic() + trace.offset
-        self._captured = Captured(bound_of(trace.kept, trace.most))
+        self._captured = Captured(trace.kept, trace.most)
         self.content = self._captured.add
-        self._gave_up: list[records.GaveUp] = []  # for the flight recorder; one a server at most
-        self._connected: records.Connected | None = None
+        self._head: list[records.Record] = []  # one for each server at most
         self._codes: set[int] = set()
         self._violations: list[str] = []
         self._messages: list[records.Message] = []
         self._more_messages = 0
-        self._flight = Flight() if trace.only_errors else None
-        if self._flight is None:
-            trace.add(self, self._opened_record)
+        self._flight = Flight(trace) if trace.only_errors else None
+        self._add(records.Opened(session, self._opened, listener, client))
 
-    def _opened_record(self) -> records.Opened:
-        return records.Opened(self.id, self._opened, self._listener, self._client)
+    def _add(self, record: records.Record) -> None:
+        if self._flight is None:
+            self._trace.add(records.encode(record) + b"\n")
+        else:
+            self._head.append(record)
 
     def connected(self, server: str, ends: Callable[[], Ends]) -> None:
         """Record the connection to the server."""
         self._server = server
         at = monotonic() + self._trace.offset
         end = ends()
-        self._connected = connected = records.Connected(
-            self.id, at, server, end.client, end.listener, end.proxy, end.server
+        self._add(
+            records.Connected(self.id, at, server, end.client, end.listener, end.proxy, end.server)
         )
-        if self._flight is None:
-            self._trace.add(self, lambda: connected)
 
     def gave_up(self, server: str, why: str) -> None:
         """Record that a server could not be had."""
-        gone = records.GaveUp(self.id, monotonic() + self._trace.offset, server, why)
-        if self._flight is None:
-            self._trace.add(self, lambda: gone)
-        else:
+        self._add(records.GaveUp(self.id, monotonic() + self._trace.offset, server, why))
+        if self._flight is not None:
             self._flight.failed = True
-            self._gave_up.append(gone)
 
     def settled(self, exchanges: list[Exchange]) -> None:
         """Record each exchange."""
-        if self._captured.size:
-            for exchange in exchanges:
-                if exchange.verb.role in _CONTENT:
-                    self._add_content(exchange, *self._captured.take(exchange))
+        contents = _NO_CONTENTS
+        captured = self._captured
+        for exchange in exchanges:
+            if exchange.code >= 400 or exchange.problem is not None:
+                self._note(exchange)
+            if captured.any and exchange.verb.role in _CONTENT:
+                contents = {**contents, exchange: captured.take(exchange)}
         if self._flight is None:
-            self._trace.add(self, exchanges)
+            trace = self._trace
+            lines = records.encoded(self.id, exchanges, contents, trace.offset)
+            trace.add(lines, len(exchanges))
         else:
-            self._flight.add(exchanges)
+            self._flight.add(exchanges, contents)
 
-    def _add_content(self, exchange: Exchange, octets: bytes, size: int) -> None:
-        if not size:
-            return
-        if self._flight is None:
-            self._trace.add_content(exchange, octets, size)
-        else:
-            self._flight.add_content(exchange, octets, size)
-
-    def note(self, exchanged: Sequence[records.Exchanged]) -> None:
-        """Remember of what is written what went wrong."""
-        for record in exchanged:
-            if record.code >= 400:
-                self._codes.add(record.code)
-            if record.violation is not None and len(self._violations) < KEPT_MESSAGES:
-                self._violations.append(record.violation.kind)
+    def _note(self, exchange: Exchange) -> None:
+        """Remember what went wrong."""
+        if exchange.code >= 400:
+            self._codes.add(exchange.code)
+        if exchange.problem is not None and len(self._violations) < KEPT_MESSAGES:
+            self._violations.append(exchange.problem.kind)
+        if self._flight is not None:
+            self._flight.failed = True
 
     def transaction(self, outcome: str, fields: dict[str, Any]) -> None:
         """Keep what a transaction came to for the session's last record."""
@@ -131,18 +130,13 @@ class SessionTrace:
 
     def closed(self, summary: Summary) -> None:
         """Record the end; of the flight recorder's session all or nothing is written."""
-        trace = self._trace
         if self._flight is not None:
+            self._flight.close()
             if not self._flight.failed:
                 return
-            trace.add(self, self._opened_record)
-            for gone in self._gave_up:
-                trace.add(self, partial(_same, gone))
-            connected = self._connected
-            if connected is not None:
-                trace.add(self, lambda: connected)
-            self._flight.write(self, trace)
-        trace.add(self, lambda: self._closed_record(summary))
+            self._trace.add(records.encode_lines(self._head), len(self._head))
+            self._flight.write(self.id)
+        self._trace.add(records.encode(self._closed_record(summary)) + b"\n")
 
     def _closed_record(self, summary: Summary) -> records.Closed:
         return records.Closed(
@@ -166,58 +160,75 @@ class SessionTrace:
         )
 
 
-def _same(record: records.GaveUp) -> records.GaveUp:
-    return record
-
-
 class Flight:
     """What the flight recorder keeps of a session: its begin and its end, in bounded memory.
 
     failed: it met a 4xx or 5xx (a time limit and a lost backend are answered so) or a violation.
     """
 
-    __slots__ = ("_contents", "_first", "_last", "_missing", "_room", "failed")
+    __slots__ = ("_contents", "_first", "_last", "_missing", "_room", "_trace", "failed")
 
-    def __init__(self) -> None:
+    def __init__(self, trace: "Trace") -> None:
+        self._trace = trace
         self.failed = False
         self._first: list[Exchange] = []
         self._last: deque[Exchange] = deque()
-        self._contents: dict[Exchange, tuple[bytes, int]] = {}
+        self._contents: dict[Exchange, Content] = {}
         self._room = KEPT_OCTETS
         self._missing = 0
 
-    def add_content(self, exchange: Exchange, octets: bytes, size: int) -> None:
-        """Take in the content of an exchange, which is added next."""
-        self._contents[exchange] = (octets, size)
-        self._room -= len(octets)
-
-    def add(self, exchanges: list[Exchange]) -> None:
-        """Take in exchanges."""
+    def add(self, exchanges: list[Exchange], contents: dict[Exchange, Content]) -> None:
+        """Take in exchanges, and the content of those that have some."""
+        if contents:
+            self._contents.update(contents)
+        room, first, last = self._room, self._first, self._last
         for exchange in exchanges:
-            if exchange.code >= 400 or exchange.problem is not None:
-                self.failed = True
-            self._room -= len(exchange.line) + len(exchange.reply)
-            if self._room > KEPT_OCTETS // 2 and len(self._first) < KEPT_EXCHANGES // 2:
-                self._first.append(exchange)
+            room -= len(exchange.line) + len(exchange.reply)
+            if room > self._half and len(first) < KEPT_EXCHANGES // 2:
+                first.append(exchange)
             else:
-                self._last.append(exchange)
-                self._make_room()
+                last.append(exchange)
+        for content in contents.values():
+            room -= len(content.text) + len(content.came)
+        self._trace.kept_octets += self._room - room + EXCHANGE_OCTETS * len(exchanges)
+        self._room = room
+        if last:
+            self._make_room()
+
+    @property
+    def _half(self) -> int:
+        """Return the room that the begin of the session leaves to its end."""
+        return KEPT_OCTETS // 2 if self._trace.kept_octets < ALL_KEPT_OCTETS else KEPT_OCTETS
 
     def _make_room(self) -> None:
-        last = self._last
-        while len(last) > KEPT_EXCHANGES // 2 or (self._room < 0 and len(last) > 1):
+        last, trace = self._last, self._trace
+        while (
+            len(last) > KEPT_EXCHANGES // 2
+            or (self._room < 0 and len(last) > 1)
+            or (trace.kept_octets >= ALL_KEPT_OCTETS and len(last) > KEPT_WHEN_FULL)
+        ):
             gone = last.popleft()
-            content, _ = self._contents.pop(gone, (b"", 0))
-            self._room += len(gone.line) + len(gone.reply) + len(content)
+            size = self._size_of(gone)
+            self._room += size
+            trace.kept_octets -= size + EXCHANGE_OCTETS
+            self._contents.pop(gone, None)
             self._missing += 1
 
-    def write(self, session: SessionTrace, trace: "Trace") -> None:
+    def _size_of(self, exchange: Exchange) -> int:
+        size = len(exchange.line) + len(exchange.reply)
+        content = self._contents.get(exchange)
+        return size if content is None else size + len(content.text) + len(content.came)
+
+    def close(self) -> None:
+        """Give back what it took of the room of all."""
+        kept = len(self._first) + len(self._last)
+        self._trace.kept_octets -= KEPT_OCTETS - self._room + EXCHANGE_OCTETS * kept
+
+    def write(self, session: str) -> None:
         """Have all that was kept written."""
-        for exchange, (content, size) in self._contents.items():
-            trace.add_content(exchange, content, size)
-        trace.add(session, self._first)
-        if self._missing:
-            gap = records.Gap(session.id, self._missing)
-            trace.add(session, lambda: gap)
-        if self._last:
-            trace.add(session, list(self._last))
+        contents, trace = self._contents, self._trace
+        for part in (self._first, list(self._last)):
+            if part:
+                trace.add(records.encoded(session, part, contents, trace.offset), len(part))
+            if part is self._first and self._missing:
+                trace.add(records.encode(records.Gap(session, self._missing)) + b"\n")

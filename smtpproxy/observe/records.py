@@ -7,7 +7,7 @@ not happened.  Text is that of `smtpproxy.observe.text`, without the CRLF at its
 hot path: measure before changing (bench trace: python -m tests.bench.trace).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -16,7 +16,8 @@ from msgspec import Struct
 from smtpproxy.core import commands
 from smtpproxy.core.errors import BackendViolation
 from smtpproxy.core.exchange import Exchange
-from smtpproxy.observe.text import is_plain, text_of
+from smtpproxy.observe.captured import Content
+from smtpproxy.observe.text import text_of
 
 
 class Opened(Struct, tag_field="what", tag="opened", omit_defaults=True, gc=False):
@@ -58,6 +59,15 @@ class Violation(Struct, omit_defaults=True):
     mended: bool = False
 
 
+class Said(Struct, omit_defaults=True):
+    """One thing that was said to the backend, and its reply; `replied` is 0 if there was none."""
+
+    line: str
+    reply: str
+    sent: float
+    replied: float = 0.0
+
+
 class Exchanged(Struct, tag_field="what", tag="exchange", omit_defaults=True, gc=False):
     """A command with its reply.
 
@@ -67,6 +77,9 @@ class Exchanged(Struct, tag_field="what", tag="exchange", omit_defaults=True, gc
     pipelined: one round trip saved.
     octets: of content or payload.  sha256: of its first octets, as many as `digested`.
     content: as it went to the backend, as far as it was asked for; `cut` if there was more.
+    came: the content as the client sent it, where that was not the same.
+    steps: what was said to the backend for it, where that is not just the line and the reply.
+    bare_lf: the client ended the line with a bare LF.
     """
 
     session: str
@@ -85,6 +98,9 @@ class Exchanged(Struct, tag_field="what", tag="exchange", omit_defaults=True, gc
     content: str = ""
     cut: bool = False
     violation: Violation | None = None
+    came: str = ""
+    steps: list[Said] = []
+    bare_lf: bool = False
 
 
 class Gap(Struct, tag_field="what", tag="gap", omit_defaults=True):
@@ -145,43 +161,99 @@ _ROLES = {
 }
 
 
-def exchanged(
-    sessions: Sequence[str], exchanges: Sequence[Exchange], offset: float
-) -> list[Exchanged]:
-    """Return the records of exchanges, each of the session at its place.
+def encoded(
+    session: str, exchanges: Sequence[Exchange], contents: Mapping[Exchange, Content], offset: float
+) -> bytes:
+    """Return the lines of exchanges of a session.
 
-    `offset` makes their times those of the wall clock.
+    At once, and the short way where nothing is odd: a group must not wait in memory for others, as
+    what is made of it is still in the processor's cache now.
     """
-    lines = texts_of([exchange.line for exchange in exchanges])
-    replies = texts_of([exchange.reply for exchange in exchanges])
     found = []
-    for session, exchange, line, reply in zip(sessions, exchanges, lines, replies, strict=True):
-        name = exchange.verb.name
-        record = Exchanged(
-            session,
-            _NAMES[name] if name else verb_of(exchange),
-            line,
-            exchange.code,
-            reply,
-            exchange.framed + offset,
-            exchange.sent and exchange.sent + offset,
-            exchange.replied and exchange.replied + offset,
-            exchange.flushed and exchange.flushed + offset,
-            exchange.pipelined,
-            exchange.octets,
+    try:
+        for exchange in exchanges:
+            if exchange.problem is not None or exchange.steps or exchange.bare_lf:
+                break
+            name, sent, replied = exchange.verb.name, exchange.sent, exchange.replied
+            record = Exchanged(
+                session,
+                _NAMES[name] if name else verb_of(exchange),
+                exchange.line[:-2].decode("ascii"),
+                exchange.code,
+                exchange.reply[:-2].decode("ascii"),
+                exchange.framed + offset,
+                sent and sent + offset,
+                replied and replied + offset,
+                exchange.flushed and exchange.flushed + offset,
+                exchange.pipelined,
+                exchange.octets,
+            )
+            if contents and exchange in contents:
+                content = contents[exchange]
+                if content.text:
+                    break
+                record.sha256, record.digested = content.sha256, content.digested
+                record.cut = content.cut
+            found.append(record)
+        else:
+            lines = encode_lines(found)
+            if b"\\" not in lines and b"\x7f" not in lines:
+                return lines
+    except UnicodeDecodeError:
+        pass
+    return encode_lines([_exchanged(session, each, contents, offset) for each in exchanges])
+
+
+def exchanged(session: str, exchanges: Sequence[Exchange], offset: float) -> list[Exchanged]:
+    """Return the records of exchanges; `offset` makes their times those of the wall clock."""
+    return [_exchanged(session, each, {}, offset) for each in exchanges]
+
+
+def _exchanged(
+    session: str, exchange: Exchange, contents: Mapping[Exchange, Content], offset: float
+) -> Exchanged:
+    record = Exchanged(
+        session=session,
+        verb=verb_of(exchange),
+        line=_line_of(exchange.line),
+        code=exchange.code,
+        reply=_line_of(exchange.reply),
+        framed=exchange.framed + offset,
+        sent=exchange.sent and exchange.sent + offset,
+        replied=exchange.replied and exchange.replied + offset,
+        flushed=exchange.flushed and exchange.flushed + offset,
+        pipelined=exchange.pipelined,
+        octets=exchange.octets,
+        steps=_steps_of(exchange, offset),
+        bare_lf=exchange.bare_lf,
+    )
+    if exchange.problem is not None:
+        record.violation = violation_of(exchange)
+    if exchange in contents:
+        content = contents[exchange]
+        record.sha256, record.digested = content.sha256, content.digested
+        record.content, record.cut = text_of(content.text), content.cut
+        record.came = text_of(content.came)
+    return record
+
+
+def _steps_of(exchange: Exchange, offset: float) -> list[Said]:
+    steps = exchange.steps
+    if len(steps) == 1 and steps[0][:2] == (exchange.line, exchange.reply):
+        return []  # a hello that went through as it was
+    return [
+        Said(
+            _line_of(step.line),
+            _line_of(step.reply),
+            step.sent + offset,
+            step.replied and step.replied + offset,
         )
-        if exchange.problem is not None:
-            record.violation = violation_of(exchange)
-        found.append(record)
-    return found
+        for step in steps
+    ]
 
 
-def texts_of(lines: list[bytes]) -> list[str]:
-    """Return the text of each, without its CRLF; all at once, as there can be hundreds."""
-    joined = b"\0".join(lines)
-    if is_plain(joined) and joined.count(b"\0") == len(lines) - 1:
-        return joined.decode("ascii").replace("\r\n\0", "\0").removesuffix("\r\n").split("\0")
-    return [text_of(line.removesuffix(b"\r\n")) for line in lines]
+def _line_of(octets: bytes) -> str:
+    return text_of(octets.removesuffix(b"\r\n"))
 
 
 def verb_of(exchange: Exchange) -> str:

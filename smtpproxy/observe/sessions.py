@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from structlog.typing import FilteringBoundLogger
 
 from smtpproxy.core import commands
-from smtpproxy.core.errors import BackendViolation
+from smtpproxy.core.errors import LIMITS, BackendViolation
 from smtpproxy.core.exchange import Exchange
 from smtpproxy.core.observer import Ends, Summary
 from smtpproxy.observe import log
@@ -47,7 +47,16 @@ class SessionLog:
     told: who else learns what each transaction came to: the event and its fields.
     """
 
-    __slots__ = ("_client", "_id", "_listener", "_log", "_server", "_transaction", "told")
+    __slots__ = (
+        "_client",
+        "_id",
+        "_limits_told",
+        "_listener",
+        "_log",
+        "_server",
+        "_transaction",
+        "told",
+    )
 
     content = None
 
@@ -58,6 +67,7 @@ class SessionLog:
         self._listener = listener
         self._client = client
         self._server = ""
+        self._limits_told: tuple[str, ...] = ()  # each is told once, however often it is reached
         self._log = logger
         self._transaction: Transaction | None = None
         self.told: Sequence[Callable[[str, dict[str, object]], None]] = ()
@@ -131,6 +141,20 @@ class SessionLog:
     def _log_violation(self, exchange: Exchange) -> None:
         problem = exchange.problem
         assert problem is not None
+        limit = LIMITS.get(problem.kind)
+        if limit is not None:
+            if limit not in self._limits_told:
+                self._limits_told += (limit,)
+                self._log.warning(
+                    "limit_reached",
+                    session=self._id,
+                    client=self._client,
+                    server=self._server,
+                    limit=limit,
+                    command=exchange.line.rstrip(),
+                    reply=exchange.reply.rstrip(),
+                )
+            return
         by_backend = isinstance(problem, BackendViolation)
         # What was mended did no harm, but tells who would be refused by `reject`.
         tell = self._log.info if exchange.mended else self._log.warning

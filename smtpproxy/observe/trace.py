@@ -1,9 +1,8 @@
 """The trace: every exchange of the sessions it is told to record, as records in files.
 
 `all` writes each exchange soon after its reply was flushed.  `errors` is a flight recorder: a
-session is kept in bounded memory, and written when it is over, if anything in it went wrong.  What
-is to be written is gathered, made lines at once (a third of the cost of doing so one by one), and
-written by a thread, so that no disk ever holds up the mail.
+session is kept in bounded memory, and written when it is over, if anything in it went wrong.  Lines
+are gathered and written by a thread, so that no disk ever holds up the mail.
 
 hot path: measure before changing (python -m tests.bench.trace).
 """
@@ -12,19 +11,16 @@ from collections.abc import Callable, Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from time import monotonic, time
 
-from smtpproxy.core.exchange import Exchange
-from smtpproxy.observe import log, records
-from smtpproxy.observe.captured import Kept, describe
+from smtpproxy.observe import log
+from smtpproxy.observe.captured import Kept
 from smtpproxy.observe.files import Files
 from smtpproxy.observe.recorded import SessionTrace
 
 Network = IPv4Network | IPv6Network
 Later = Callable[[Callable[[], None]], object]
-Made = Callable[[], records.Record]
-"""Makes a record when its turn comes, as what it tells may depend on those before it."""
 
-GATHERED_EXCHANGES = 512
-"""Exchanges are made lines when there are so many, or when `later` says."""
+GATHERED_OCTETS = 64 * 1024
+"""Lines are handed to the thread when they are so many, or when `later` says."""
 
 
 class Trace:
@@ -33,6 +29,7 @@ class Trace:
     only_errors: the flight recorder.  networks: whose sessions; empty for all clients.
     kept, most: how much of message content, in octets for Kept.FULL.
     later: is told when there is something to flush, and calls what it is given soon.
+    kept_octets: what the flight recorder keeps of all sessions.
     offset: what makes times of the monotonic clock those of the wall clock.
     """
 
@@ -49,13 +46,13 @@ class Trace:
         self.only_errors = only_errors
         self.kept = kept
         self.most = most
+        self.kept_octets = 0
         self.offset = time() - monotonic()
         self._files = files
         self._later = later
         self._networks = tuple(networks)
-        self._waiting: list[tuple[SessionTrace, list[Exchange] | Made]] = []
-        self._count = 0
-        self._contents: dict[Exchange, tuple[bytes, int]] = {}
+        self._lines: list[bytes] = []
+        self._octets = self._records = 0  # in these
         self._lost_told = 0
         self._log = log.get()
 
@@ -82,22 +79,19 @@ class Trace:
     def server_changed(self, backend: str, server: str, up: bool, why: str) -> None:
         """Record nothing: it belongs to no session."""
 
-    def add(self, session: SessionTrace, what: list[Exchange] | Made) -> None:
-        """Have exchanges written soon, or a record that is then made."""
-        if not self._waiting:
+    def add(self, lines: bytes, records: int = 1) -> None:
+        """Have the lines of so many records written soon."""
+        if not self._lines:
             self._later(self.flush)
-        self._waiting.append((session, what))
-        self._count += len(what) if isinstance(what, list) else 1
-        if self._count >= GATHERED_EXCHANGES:
+        self._lines.append(lines)
+        self._octets += len(lines)
+        self._records += records
+        if self._octets >= GATHERED_OCTETS:
             self._hand_over()
-
-    def add_content(self, exchange: Exchange, octets: bytes, size: int) -> None:
-        """Have the content of an exchange, which is added next, described with it."""
-        self._contents[exchange] = (octets, size)
 
     def flush(self) -> None:
         """Hand on what was gathered, and say so when records are being lost."""
-        if self._waiting:
+        if self._lines:
             self._hand_over()
         lost = self._files.lost
         if lost and not self._lost_told:
@@ -105,40 +99,13 @@ class Trace:
             self._lost_told = lost
 
     def _hand_over(self) -> None:
-        lines = self._records()
-        self._files.write(records.encode_lines(lines), len(lines))
-
-    def _records(self) -> list[records.Record]:
-        """Turn all that waits into records, in order."""
-        waiting, self._waiting = self._waiting, []
-        self._count = 0
-        sessions: list[str] = []
-        exchanges: list[Exchange] = []
-        for session, what in waiting:
-            if isinstance(what, list):
-                exchanges += what
-                sessions += [session.id] * len(what)
-        described = records.exchanged(sessions, exchanges, self.offset)
-        if self._contents:
-            for exchange, record in zip(exchanges, described, strict=True):
-                if exchange in self._contents:
-                    octets, size = self._contents.pop(exchange)
-                    describe(record, octets, size, self.kept, self.most)
-        found: list[records.Record] = []
-        position = 0
-        for session, what in waiting:
-            if isinstance(what, list):
-                part = described[position : position + len(what)]
-                position += len(what)
-                session.note(part)
-                found += part
-            else:
-                found.append(what())
-        return found
+        self._files.write(b"".join(self._lines), self._records)
+        self._lines.clear()
+        self._octets = self._records = 0
 
     def close(self) -> None:
         """Write all that is left."""
-        if self._waiting:
+        if self._lines:
             self._hand_over()
         self._files.close()
         if self._files.lost > self._lost_told:

@@ -10,13 +10,13 @@ from collections import Counter
 
 from smtpproxy.address import Address
 from smtpproxy.net import sockets
+from smtpproxy.net.transparent import allow
 from smtpproxy.observe import log
 from smtpproxy.settings import Settings
 from smtpproxy.supervisor import inherited
 
-Key = tuple[Address, int, bool]
-"""An address, its position among equal ones (port 0 is another port each time), and whether it is
-open to connections for other machines, too."""
+Key = tuple[Address, int]
+"""An address, and its position among equal ones (port 0 is another port each time)."""
 _ADMIN = -1
 """The position of the admin address."""
 
@@ -27,6 +27,7 @@ class Doors:
     def __init__(self) -> None:
         self._given = inherited.take()
         self._open: dict[Key, list[socket.socket]] = {}
+        self._passing: set[Key] = set()  # of what is open: transparent
 
     @property
     def addresses(self) -> list[str]:
@@ -36,29 +37,36 @@ class Doors:
     def open(self, settings: Settings) -> list[str]:
         """Open what the settings name and is not open yet; return the new listeners' addresses.
 
-        Raises OSError, logged, with nothing changed, if one can't be had.
+        Raises OSError, logged, if one can't be had; `keep_for` with the settings there were before
+        leaves nothing changed.
         """
         added: dict[Key, list[socket.socket]] = {}
-        for key in _keys(settings):
-            if key in self._open:
-                continue
+        for key, transparent in _keys(settings).items():
             try:
-                added[key] = self._open_one(*key)
+                if key not in self._open:
+                    added[key] = self._open_one(key[0], transparent)
+                elif transparent:
+                    self._passing.add(key)
+                    _let_pass(self._open[key])
             except OSError as error:
                 why = os.strerror(error.errno) if error.errno else str(error)
                 log.get().error("cannot_listen", address=str(key[0]), why=why)
-                for (address, _, _), found in added.items():
+                for (address, _), found in added.items():
                     _close(address, found)
                 raise
         self._open |= added
+        self._passing |= {key for key, transparent in _keys(settings).items() if transparent}
         return _names(added)
 
-    def _open_one(self, address: Address, _: int, transparent: bool) -> list[socket.socket]:
+    def _open_one(self, address: Address, transparent: bool) -> list[socket.socket]:
         if not address.given:
             return sockets.listen(address, transparent=transparent)
         if address.given not in self._given:
             raise OSError("systemd has passed no socket of this name")
-        return self._given[address.given]
+        found = self._given[address.given]
+        if transparent:
+            _let_pass(found)
+        return found
 
     def descriptors(self, settings: Settings) -> list[list[int]]:
         """Return the open descriptors for each listener of the settings."""
@@ -69,10 +77,14 @@ class Doors:
         return self._open.get(_admin(settings), [])
 
     def keep_for(self, settings: Settings) -> None:
-        """Close what the settings do not name."""
-        keys = set(_keys(settings))
+        """Close what the settings do not name, and let none be transparent that is not to be."""
+        keys = _keys(settings)
         for key in [key for key in self._open if key not in keys]:
             _close(key[0], self._open.pop(key))
+        for key in [key for key in self._passing if not keys.get(key)]:
+            self._passing.remove(key)
+            for each in self._open.get(key, ()):
+                allow(each, on=False)
 
     def close_listeners(self) -> None:
         """Let no client in any more."""
@@ -81,7 +93,7 @@ class Doors:
 
     def close(self) -> None:
         """Close all."""
-        for (address, _, _), found in self._open.items():
+        for (address, _), found in self._open.items():
             _close(address, found)
         self._open.clear()
 
@@ -102,20 +114,27 @@ def _close(address: Address, found: list[socket.socket]) -> None:
     sockets.close(found, address)
 
 
-def _keys(settings: Settings) -> list[Key]:
-    """Return all that the settings name."""
+def _let_pass(found: list[socket.socket]) -> None:
+    """Take connections to other machines, too; raises OSError if we may not."""
+    for each in found:
+        allow(each)
+
+
+def _keys(settings: Settings) -> dict[Key, bool]:
+    """Return the keys of all that the settings name, and which of these are transparent."""
     keys = _listeners(settings)
-    return keys if settings.admin.address == Address() else [*keys, _admin(settings)]
+    return keys if settings.admin.address == Address() else {**keys, _admin(settings): False}
 
 
 def _admin(settings: Settings) -> Key:
-    return (settings.admin.address, _ADMIN, False)
+    return (settings.admin.address, _ADMIN)
 
 
-def _listeners(settings: Settings) -> list[Key]:
+def _listeners(settings: Settings) -> dict[Key, bool]:
+    """Return the keys of the listeners, in order, and which of these are transparent."""
     seen: Counter[Address] = Counter()
-    keys = []
+    keys = {}
     for listener in settings.listener:
-        keys.append((listener.address, seen[listener.address], listener.transparent))
+        keys[listener.address, seen[listener.address]] = listener.transparent
         seen[listener.address] += 1
     return keys

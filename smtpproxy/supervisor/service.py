@@ -122,10 +122,14 @@ class Service:
         await self._window.settle(settings.admin, self._doors.admin(settings))
         for address in self._doors.addresses:
             self._log.info("listening", address=address)
-        for name, how in weak_backends(settings):
-            self._log.warning("weak_tls", backend=name, how=how)
+        self._warn(settings)
         self._notifier.ready(self._status())
         return True
+
+    def _warn(self, settings: Settings) -> None:
+        """Tell of what is as it was asked for, and weaker than it should be."""
+        for name, how in weak_backends(settings):
+            self._log.warning("weak_tls", backend=name, how=how)
 
     def _tell_all(self, message: ToWorker, but: WorkerProcess | None) -> None:
         for crew in self._crews:
@@ -158,6 +162,7 @@ class Service:
         try:
             added = self._doors.open(settings)
         except OSError:
+            self._doors.keep_for(self._settings)
             self._reload_failed("an address can't be listened on")
             return
         crew = self._make_crew(settings)
@@ -173,10 +178,11 @@ class Service:
         self._settings, self._crew = settings, crew
         self._desk.settle(settings)
         self._checks.settle(settings)
-        await self._window.settle(settings.admin, self._doors.admin(settings))
         for address in added:
             self._log.info("listening", address=address)
+        self._warn(settings)
         self._leave(old)
+        await self._window.settle(settings.admin, self._doors.admin(settings))
         self._doors.keep_for(settings)
         self._log.info("reloaded", workers=crew.workers, sessions=self._sessions())
 

@@ -16,10 +16,10 @@ from rich.table import Table
 from rich.text import Text
 
 from smtpproxy.address import Address, parse_server
-from smtpproxy.demo.labels import BAD, COMMAND, GOOD
-from smtpproxy.demo.timeline import seconds_told
 from smtpproxy.observe.log import printable
 from smtpproxy.observe.records import Closed, Exchanged, Record, decode
+from smtpproxy.picture.labels import BAD, COMMAND, GOOD
+from smtpproxy.picture.timeline import seconds_told
 from smtpproxy.tracing import drawing, html, pcapng
 from smtpproxy.tracing.reader import Session, closed_sessions, files_of, octets_of_all, session_of
 from smtpproxy.tracing.replay import Performance
@@ -150,9 +150,12 @@ def follow(directory: Path, text: str | None) -> None:
 def _new_lines(directory: Path, positions: dict[Path, int]) -> Iterator[bytes]:
     """Yield the whole lines that have come since the last time, and note how far that was."""
     for path in files_of(directory):
-        with path.open("rb") as file:
-            file.seek(positions.get(path, 0))
-            octets = file.read()
+        try:
+            with path.open("rb") as file:
+                file.seek(positions.get(path, 0))
+                octets = file.read()
+        except FileNotFoundError:  # it was the oldest, and has been removed
+            continue
         whole = octets[: octets.rfind(b"\n") + 1]
         positions[path] = positions.get(path, 0) + len(whole)
         yield from whole.splitlines()

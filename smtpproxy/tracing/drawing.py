@@ -8,11 +8,11 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from smtpproxy.demo.labels import BAD, COMMAND, GOOD, QUIET, Label
-from smtpproxy.demo.timeline import Row, Timeline, seconds_told
 from smtpproxy.observe.log import printable
-from smtpproxy.observe.records import Closed, Exchanged, Message
+from smtpproxy.observe.records import Closed, Exchanged, Message, Said
 from smtpproxy.observe.text import octets_of
+from smtpproxy.picture.labels import BAD, COMMAND, GOOD, QUIET, Label
+from smtpproxy.picture.timeline import Row, Timeline, seconds_told
 from smtpproxy.tracing.reader import Session
 
 
@@ -76,7 +76,7 @@ def show(console: Console, session: Session) -> None:
     for gone in session.gave_up:
         console.print(Text(f"gave up {gone.server}: {printable(gone.why)}", BAD))
     console.print()
-    console.print(Timeline.of(list(rows_of(session))))
+    console.print(Timeline(rows_of(session)))
     if session.gap is not None:
         console.print(Text(f"{session.gap.exchanges} exchanges between were not kept", BAD))
     for line in _what_went_on(session):
@@ -91,7 +91,11 @@ def rows_of(session: Session) -> Iterator[Row]:
     for framed, group in groupby(asked, lambda each: each.framed):
         yield Row(framed - began, to_mta=tuple(map(_command, group)))
     for each in session.exchanges:
-        if each.replied and (each.sent or each.verb == "greeting"):
+        for step in each.steps:
+            took = step.replied - step.sent if step.replied else None
+            reply = _reply_label(step.reply[:3], step.reply) if step.reply else _NO_REPLY
+            yield Row(step.sent - began, True, (_step(each, step),), (reply,), took_s=took)
+        if each.replied and not each.steps and (each.sent or each.verb == "greeting"):
             at = each.sent or each.framed
             label = Label("open", "open", QUIET) if each.verb == "greeting" else _command(each)
             yield Row(at - began, True, (label,), (_reply(each),), took_s=each.replied - at)
@@ -111,10 +115,22 @@ def _command(exchange: Exchanged) -> Label:
     return Label(exchange.verb, told, COMMAND)
 
 
+def _step(exchange: Exchanged, step: Said) -> Label:
+    told = printable(step.line)
+    return Label(told.split(" ")[0].upper() or exchange.verb, told or exchange.verb, COMMAND)
+
+
 def _reply(exchange: Exchanged) -> Label:
-    first, *more = exchange.reply.split("\r\n")
+    return _reply_label(str(exchange.code), exchange.reply)
+
+
+def _reply_label(code: str, reply: str) -> Label:
+    first, *more = reply.split("\r\n")
     told = printable(first) + (f" ... {printable(more[-1])}" if more else "")
-    return Label(str(exchange.code), told, BAD if exchange.code >= 400 else GOOD)
+    return Label(printable(code), told, BAD if code >= "4" else GOOD)
+
+
+_NO_REPLY = Label("-", "no reply", BAD)
 
 
 def _what_went_on(session: Session) -> Iterator[RenderableType]:
@@ -124,10 +140,13 @@ def _what_went_on(session: Session) -> Iterator[RenderableType]:
             octets = printable(octets_of(each.violation.octets))
             yield Text(f"violation by the {each.violation.by}: {each.violation.kind}, {how}", BAD)
             yield Text(f"    {octets}", QUIET)
+        yield from _what_differed(each)
         if each.content:
             yield Text("content as it went to the MTA" + (" (cut)" if each.cut else ""), "bold")
-            for line in octets_of(each.content).split(b"\r\n"):
-                yield Text("    " + printable(line), QUIET)
+            yield from _lines(octets_of(each.content))
+        if each.came:
+            yield Text("content as the client sent it", "bold")
+            yield from _lines(octets_of(each.came))
     slow = sorted((e for e in session.exchanges if e.sent), key=lambda e: e.sent - e.replied)[:3]
     if slow:
         told = ", ".join(f"{e.verb} {seconds_told(max(0, e.replied - e.sent))}" for e in slow)
@@ -141,3 +160,21 @@ def _what_went_on(session: Session) -> Iterator[RenderableType]:
         f"{closed.commands} commands, {closed.saved} round trips saved",
         "bold",
     )
+
+
+def _what_differed(exchange: Exchanged) -> Iterator[Text]:
+    """Yield what the client does not know of, or the MTA."""
+    if exchange.bare_lf:
+        yield Text(f"the client ended {exchange.verb} with a bare LF", BAD)
+    if not exchange.steps:
+        return
+    yield Text(f"{exchange.verb}, as it was between smtpproxy and the MTA", "bold")
+    for step in exchange.steps:
+        yield Text("    > " + printable(step.line), QUIET)
+        for line in step.reply.split("\r\n") if step.reply else ["(no reply)"]:
+            yield Text("    < " + printable(line), QUIET)
+
+
+def _lines(octets: bytes) -> Iterator[Text]:
+    for line in octets.split(b"\r\n"):
+        yield Text("    " + printable(line), QUIET)

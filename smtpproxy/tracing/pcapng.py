@@ -17,6 +17,8 @@ from smtpproxy.tracing.reader import Session
 RAW_IP = 101
 SEGMENT_OCTETS = 16384
 SMTP_PORTS = (25, 587)
+CONTENT = (".", "BDAT")
+"""Exchanges that have content or a payload."""
 COMMENT = (
     "Made from a trace of smtpproxy. Server ports that are not those of SMTP are shown as 25; "
     "ends that are Unix sockets, as 127.0.0.1."
@@ -88,8 +90,15 @@ def _said(session: Session) -> Iterator[tuple[float, bool, bool, bytes]]:
     """Yield time, on the inner connection, from the client of that connection, octets."""
     asked = [each for each in session.exchanges if each.verb not in {"greeting", "unasked"}]
     for framed, group in groupby(asked, lambda each: each.framed):
-        yield framed, False, True, b"".join(command_octets(each) for each in group)
+        yield framed, False, True, b"".join(client_octets(each) for each in group)
     for each in session.exchanges:
+        for step in each.steps:
+            line = octets_of(step.line) + b"\r\n"
+            yield step.sent, True, True, command_octets(each) if each.verb in CONTENT else line
+            if step.replied:
+                yield step.replied, True, False, octets_of(step.reply) + b"\r\n"
+        if each.steps:
+            continue
         if each.sent:
             yield each.sent, True, True, command_octets(each)
         if each.replied and (each.sent or each.verb in {"greeting", "unasked"}):
@@ -99,10 +108,23 @@ def _said(session: Session) -> Iterator[tuple[float, bool, bool, bytes]]:
         yield flushed, False, False, b"".join(octets_of(e.reply) + b"\r\n" for e in replies)
 
 
+def client_octets(exchange: Exchanged) -> bytes:
+    """Return what the client sent for an exchange, where that is known."""
+    if exchange.came:
+        return octets_of(exchange.came)
+    octets = command_octets(exchange)
+    if exchange.bare_lf:
+        line = octets_of(exchange.line)
+        return line + b"\n" + octets[len(line) + 2 :]
+    if not octets and exchange.violation is not None and exchange.violation.by == "client":
+        return octets_of(exchange.violation.octets)
+    return octets
+
+
 def command_octets(exchange: Exchanged) -> bytes:
-    """Return what a command was on the wire; content that was not recorded is told, not shown."""
+    """Return what went to the backend; content that was not recorded is told, not shown."""
     line = octets_of(exchange.line) + b"\r\n" if exchange.line else b""
-    if exchange.verb not in {".", "BDAT"}:
+    if exchange.verb not in CONTENT:
         return line
     content = octets_of(exchange.content)
     if exchange.verb == "BDAT":

@@ -111,8 +111,9 @@ class _Player:
 
 def played_octets(exchange: Exchanged) -> bytes:
     """Return what is sent; content that was not recorded is replaced by as much of nothing."""
-    line = octets_of(exchange.line) + b"\r\n" if exchange.line else b""
-    content = octets_of(exchange.content)
+    end = b"\n" if exchange.bare_lf else b"\r\n"
+    line = octets_of(exchange.line) + end if exchange.line else b""
+    content = octets_of(exchange.came or exchange.content)
     if exchange.verb == "BDAT":
         return line + content.ljust(exchange.octets, b"-")[: exchange.octets]
     if exchange.verb != ".":

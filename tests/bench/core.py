@@ -59,8 +59,8 @@ def session(scenario: Scenario, service: Fanout | None) -> Callable[[], None]:
         observer = service.session("127.0.0.1:25", "127.0.0.1:4711") if service else None
         pipeline = Pipeline(rules, discard, observer.settled if observer else discard, 1.0)
         pipeline.connect_backend(discard)
-        if observer and observer.content:
-            pipeline.framer.send_backend = observer.content
+        if observer:
+            pipeline.framer.watch = observer.content
         says = pipeline.backend_received
         says(b"220 sink.example\r\n", 1.0)
         pipeline.client_received(b"EHLO client.example\r\n", 1.0)

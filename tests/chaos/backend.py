@@ -1,4 +1,4 @@
-"""The recording backend: says in each reply what it answers, and fails at random."""
+"""The recording backend: says in each reply what it answers and how, and fails at random."""
 
 import asyncio
 import random
@@ -43,7 +43,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport
         self._record.connections.add(self)
-        self._say(b"220 recorder")
+        self._say(b"220", b"recorder")
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         self._record.connections.discard(self)
@@ -71,22 +71,34 @@ class Connection(asyncio.Protocol):
         code = {b"DATA": b"354", b"QUIT": b"221"}.get(verb, b"250")
         if verb == b"RCPT" and b"<bad" in line:
             code = b"550"
+        elif verb in (b"MAIL", b"DATA") and self._record.random.random() < 0.02:
+            code = b"451"
+            self._content = None
         elif verb not in (b"EHLO", b"MAIL", b"RCPT", b"DATA", b"RSET", b"QUIT"):
             self._record.wrong.append(line)
-        self._say(code + b" to " + line)
+        self._say(code, b"to " + line)
 
     def _accept(self, content: bytes) -> None:
         # On record before it is told: what was told must be on record, not the other way round.
+        if self._record.random.random() < 0.05:
+            self._say(b"452", b"to . of " + self._sender)
+            return
         self._record.accepted.setdefault(self._sender, []).append(content)
-        self._say(b"250 to . of " + self._sender)
+        self._say(b"250", b"to . of " + self._sender)
 
     def _later(self, act: Any) -> None:
-        """Answer at once, or a little later, or never: then the connection is reset."""
+        """Answer at once, or a little later, or never: silently, or with a reset or a 421."""
         self._owes = True
         chance = self._record.random.random()
         if chance < 0.01:
             self._record.faults += 1
             self.transport.abort()
+        elif chance < 0.013:
+            self._record.faults += 1  # the proxy's time limit will end it
+        elif chance < 0.016:
+            self._record.faults += 1
+            self.transport.write(b"421 421 going down\r\n")
+            self.transport.close()
         elif chance < 0.05:
             asyncio.get_running_loop().call_later(
                 STALL_S * self._record.random.random(), self._act, act
@@ -99,7 +111,8 @@ class Connection(asyncio.Protocol):
             self._owes = False
             act()
 
-    def _say(self, reply: bytes) -> None:
+    def _say(self, code: bytes, text: bytes) -> None:
+        reply = code + b" " + code + b" " + text  # so that nobody can make another of it
         if self._record.random.random() < 0.1:  # in two pieces
             middle = len(reply) // 2
             self.transport.write(reply[:middle])

@@ -10,11 +10,15 @@ from dataclasses import dataclass, field
 class Told:
     """What clients were told.
 
-    acknowledged: the content of each message by its sender, which is another for each attempt.
+    meant: the content of each message by its sender, which is another for each attempt.
+    acknowledged: the senders of those that were accepted, as the client was told.
+    refused: how many commands and messages were refused.
     attempts: how many there were.  out_of_step: replies that belong to another command.
     """
 
-    acknowledged: dict[bytes, bytes] = field(default_factory=dict)
+    meant: dict[bytes, bytes] = field(default_factory=dict)
+    acknowledged: list[bytes] = field(default_factory=list)
+    refused: int = 0
     attempts: int = 0
     out_of_step: list[tuple[bytes, bytes]] = field(default_factory=list)
 
@@ -65,28 +69,44 @@ async def _session(
             b"DATA",
         ]
         writer.write(b"\r\n".join(group) + b"\r\n")
-        for command in group:
-            await _reply(reader, command, told)
+        codes = [await _reply(reader, command, told) for command in group]
+        if codes[-1] != b"354":
+            continue
         content = (b"%b of %b\r\n" % (sender * 3, sender)) * chance.choice((1, 20, 3000))
+        told.meant[sender] = content.removesuffix(b"\r\n")
         writer.write(content[: len(content) // 2])
-        if chance.random() < 0.05:
+        end = chance.random()
+        if end < 0.03:
             writer.transport.abort()
             raise Ended
-        writer.write(content[len(content) // 2 :] + b".\r\n")
-        await _reply(reader, b". of " + sender, told)
-        told.acknowledged[sender] = content.removesuffix(b"\r\n")
-    writer.write(b"QUIT\r\n")
+        if end < 0.06:
+            writer.write_eof()  # a message cut short is none
+            raise Ended
+        if end < 0.09:
+            await asyncio.sleep(chance.random())
+        quits = chance.random() < 0.2
+        writer.write(content[len(content) // 2 :] + b".\r\n" + b"QUIT\r\n" * quits)
+        if await _reply(reader, b". of " + sender, told) == b"250":
+            told.acknowledged.append(sender)
+        if quits:
+            break
+    else:
+        writer.write(b"QUIT\r\n")
     await _reply(reader, b"QUIT", told)
 
 
-async def _reply(reader: asyncio.StreamReader, to: bytes, told: Told) -> None:
-    """Read the reply to a command; the backend says in it which one it answers."""
+async def _reply(reader: asyncio.StreamReader, to: bytes, told: Told) -> bytes:
+    """Read the reply to a command, return its code; the backend says in it what it answers."""
     reply = line = await reader.readuntil(b"\n")
     while line[3:4] == b"-":
         line = await reader.readuntil(b"\n")
         reply += line
     if reply.startswith(b"421 "):
         raise Ended
-    if to not in reply:
+    if reply == b"554 5.5.1 Error: no valid recipients\r\n" and to == b"DATA":
+        return b"554"
+    if to not in reply or reply[:3] != reply[4:7]:
         told.out_of_step.append((to, reply))
         raise Ended
+    told.refused += reply[:1] in b"45"
+    return reply[:3]

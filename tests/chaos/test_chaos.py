@@ -4,6 +4,7 @@ Seconds of chaos: $SMTPPROXY_CHAOS_S (a longer run: SMTPPROXY_CHAOS_S=600 pytest
 """
 
 import asyncio
+import contextlib
 import os
 import random
 import signal
@@ -34,6 +35,9 @@ async def test_nothing_that_was_acknowledged_is_lost(tmp_path: Path) -> None:
         servers = ["{host}:{number}"]
         [timeouts]
         hold = 0.05
+        command = 2
+        data = 2
+        end_of_data = 2
         drain = 1
         """
     )
@@ -57,15 +61,16 @@ async def test_nothing_that_was_acknowledged_is_lost(tmp_path: Path) -> None:
     assert "backend_violation" not in events
     assert record.wrong == []
     assert told.out_of_step == []
-    for sender, content in told.acknowledged.items():
-        assert record.accepted[sender] == [content], sender
+    for sender in told.acknowledged:
+        assert sender in record.accepted, f"{sender!r} was acknowledged, and the backend has it not"
     for sender, contents in record.accepted.items():
-        assert len(contents) == 1, f"{sender!r} was accepted {len(contents)} times"
+        assert contents == [told.meant[sender]], f"{sender!r}: {contents!r:.500}"
     # It was no idle run: faults were met, and yet messages went through.
     assert len(told.acknowledged) > 20 * SECONDS
     assert told.attempts > len(told.acknowledged)
+    assert told.refused > SECONDS
     assert record.faults > SECONDS
-    assert events.count("worker_lost") >= SECONDS // 3
+    assert events.count("worker_lost") >= SECONDS // 6  # some are hit while they leave
     assert "reloaded" in events
 
 
@@ -85,8 +90,13 @@ async def _make_chaos(program: Program, record: Record, chance: random.Random) -
         if turn % 3 == 0:
             program.signal(signal.SIGHUP)
         elif turn % 3 == 1:
-            os.kill(victim, signal.SIGKILL)
+            _kill(victim, signal.SIGKILL)
         else:
-            os.kill(victim, signal.SIGSTOP)
+            _kill(victim, signal.SIGSTOP)
             await asyncio.sleep(0.3)
-            os.kill(victim, signal.SIGCONT)
+            _kill(victim, signal.SIGCONT)
+
+
+def _kill(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it may have been replaced meanwhile
+        os.kill(pid, number)

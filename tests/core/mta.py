@@ -42,14 +42,21 @@ EHLO_OFFER = b"250-mx\r\n250-SIZE 1000\r\n250-CHUNKING\r\n250 PIPELINING\r\n"
 class Mta:
     """Answers every command by what it says, so that replies tell which command they answer.
 
-    pipelining: it offers PIPELINING.
+    pipelining, xforward: it offers PIPELINING, or XFORWARD.
 
     commands: all that were read.  messages: what was taken over.  owed: replies not yet given.
     octets: all that came.
     """
 
-    def __init__(self, line_ends: LineEnds = LineEnds.STRICT, *, pipelining: bool = False) -> None:
+    def __init__(
+        self,
+        line_ends: LineEnds = LineEnds.STRICT,
+        *,
+        pipelining: bool = False,
+        xforward: bool = False,
+    ) -> None:
         self._pipelining = pipelining
+        self._xforward = xforward
         self._stands_last = True  # the command whose reply is owed
         self._line = _CONTENT_LINE[line_ends]
         self._c_strings = line_ends is LineEnds.C_STRINGS
@@ -103,9 +110,10 @@ class Mta:
     def _command(self, line: bytes) -> None:
         verb = line.split(b" ")[0].upper()
         refused = b"refused" in line
-        self._stands_last = verb not in (b"MAIL", b"RCPT", b"RSET", b"BDAT")
+        self._stands_last = verb not in (b"MAIL", b"SOML", b"RCPT", b"RSET", b"BDAT")
         if verb == b"EHLO":
             offer = b"250-PIPELINING\r\n" if self._pipelining else b""
+            offer += b"250-XFORWARD ADDR HELO\r\n" if self._xforward else b""
             self.owed.append(EHLO_REPLY.replace(b"250 ", offer + b"250 "))
         elif verb == b"RCPT":
             self._recipients += not refused

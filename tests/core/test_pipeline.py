@@ -45,6 +45,14 @@ def test_upgrade_is_set_where_the_rules_speak_of_tls() -> None:
         pipeline.client_received(b"STARTTLS\r\n", 3.0)
 
 
+def test_introduce_is_set_where_the_rules_trust_somebody() -> None:
+    pipeline = Pipeline(Rules(trusted=True), [].append, [].extend, 1.0)
+    pipeline.connect_backend([].append)
+    pipeline.backend_received(b"220 mx\r\n", 2.0)
+    with pytest.raises(AssertionError, match="nothing is connected"):
+        pipeline.client_received(b"XCLIENT ADDR=192.0.2.1\r\n", 3.0)
+
+
 def test_exchange_has_its_four_times() -> None:
     stage = _stage()
     stage.client(b"MAIL FROM:<a>\r\nRCPT TO:<b>\r\n")

@@ -17,7 +17,7 @@ from smtpproxy.core.errors import BackendViolation
 from smtpproxy.core.replies import ReplyReader, whole_reply_code
 from smtpproxy.core.rules import Rules
 from tests.core.mta import EHLO_OFFER, EHLO_REPLY, Mta, MtaStage, replies_in
-from tests.core.transcript import Stage, check_observed, seen_by_observers
+from tests.core.transcript import Introduced, Stage, check_observed, seen_by_observers
 
 QUICK = settings(
     max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
@@ -121,9 +121,11 @@ def _in_lock_step(parts: list[Part]) -> tuple[bytes, Mta]:
     return received, mta
 
 
-def _through_the_proxy(parts: list[Part], rules: Rules, draw: st.DataObject) -> MtaStage:
+def _through_the_proxy(
+    parts: list[Part], rules: Rules, draw: st.DataObject, stage: MtaStage | None = None
+) -> MtaStage:
     """Play the client against the proxy; who goes next, and how much of it, is drawn."""
-    stage, client = MtaStage(rules), Client(parts)
+    stage, client = stage or MtaStage(rules), Client(parts)
     client.advance(b"")
     coming = b""  # of the backend, given but not yet there
     seen = 0
@@ -167,6 +169,28 @@ def test_as_a_lock_step_client_at_the_backend_itself(
     assert stage.mta.octets == mta.octets
     assert stage.mta.messages == mta.messages
     assert stage.pipeline.transaction.messages == len(mta.messages)
+    _check(stage)
+
+
+@QUICK
+@given(_parts(), st.booleans(), st.data())
+def test_of_xforward_the_client_sees_nothing_and_each_message_has_it(
+    parts: list[Part], pipelining: bool, draw: st.DataObject
+) -> None:
+    expected, mta = _in_lock_step(parts)
+    rules = Rules(xforward=True, guard_data=False, errors=10**6)
+    stage = MtaStage(rules, Mta(pipelining=pipelining, xforward=True))
+    stage.pipeline.hello.introduction = Introduced("XFORWARD")
+    _through_the_proxy(parts, rules, draw, stage)
+    assert stage.sent_to_client == expected.replace(EHLO_REPLY, EHLO_OFFER)
+    assert stage.mta.messages == mta.messages
+    said = [line.split(b" ")[0].upper() for line in stage.mta.commands]
+    assert [line for line in stage.mta.commands if line[:4] != b"XFOR"] == mta.commands
+    for before, verb, after in zip([b"", *said], said, [*said[1:], b""], strict=False):
+        if verb == b"XFORWARD":
+            assert after in (b"XFORWARD", b"MAIL", b"SOML")
+        elif verb in (b"MAIL", b"SOML"):
+            assert before not in (b"EHLO", b"RSET")
     _check(stage)
 
 

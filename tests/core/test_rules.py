@@ -8,7 +8,7 @@ from smtpproxy.core import replies
 from smtpproxy.core.capabilities import Filter
 from smtpproxy.core.commands import Sync
 from smtpproxy.core.content import BareNewlines
-from smtpproxy.core.rules import Auth, ClientTls, Rules
+from smtpproxy.core.rules import XCLIENT_OFFER, Auth, ClientTls, Rules
 
 
 def test_defaults_are_those_of_the_design() -> None:
@@ -79,8 +79,12 @@ def test_only_trusted_clients_may_introduce_others() -> None:
     for word in (b"XCLIENT", b"XFORWARD"):
         assert stranger.table[word].refusal == replies.NOT_AUTHORIZED
         assert not trusted.table[word].refusal
-        assert trusted.capabilities.passes(word)
         assert not stranger.capabilities.passes(word)
+    assert trusted.capabilities.passes(b"XFORWARD")
+    assert trusted.capabilities.add == (XCLIENT_OFFER,)
+    hidden = Rules(trusted=True, capabilities=Filter(hide=frozenset([b"XCLIENT"])))
+    assert not hidden.capabilities.add
+    assert hidden.table[b"XCLIENT"].refusal == replies.NOT_IMPLEMENTED
 
 
 def test_bdat_closes_wherever_it_is_refused() -> None:

@@ -19,16 +19,17 @@ place` (the backend has as many connections as it may), `abandon` (the client is
 `client secured`, `backend secured`, `not secured` (a TLS handshake is over).
 
 Settings, before the first line: `rules: sync=strict errors=2 hide=AUTH,SIZE`; `secret: word` (no
-observer may ever see it); `introduce: XCLIENT` (or XFORWARD; the client, to the backend, as it
-says in INTRODUCED); `segments: as written` (what happens depends on how the client's or the
-backend's octets are cut, so the dialogue is not played again octet by octet); `given:` one of
+observer may ever see it); `refuse XCLIENT: reply` (to that of a client); `introduce: XCLIENT` (or
+XFORWARD; the client, to the backend, as it says in INTRODUCED); `segments: as written` (what
+happens depends on how the client's or the backend's octets are cut, so the dialogue is not played
+again octet by octet); `given:` one of
 `greeting`, `HELO`, `EHLO [CAPABILITY...]`, `MAIL [CAPABILITY...]`, `DATA [CAPABILITY...]`: the
 session has come as far as that.
 
 Claims, anywhere: `ends: reason`; `full: yes|no`; `waiting: time limit`; `upgrade: client|backend|
-tunnel` (what is asked of the caller); and, on the whole dialogue,
-`violation: kind [octets]`, `observed: command line`, `waits: n` (turnarounds that the client
-makes), `pipelined: n`, `messages: n`.
+tunnel` (what is asked of the caller), `introduced: line` (what it is told of another client); and,
+on the whole dialogue, `violation: kind [octets]`, `observed: command line`, `waits: n` (turnarounds
+that the client makes), `pipelined: n`, `messages: n`.
 """
 
 import re
@@ -46,7 +47,7 @@ from smtpproxy.core.rules import Auth, BackendTls, ClientTls, Rules
 
 TRANSCRIPTS = Path(__file__).parent.parent / "transcripts"
 
-_LINE = re.compile(r"(C:|C\||S:|S\||B>|B<\||B<|[a-z ]+:|[a-z ]+$) ?(.*)")
+_LINE = re.compile(r"(C:|C\||S:|S\||B>|B<\||B<|refuse XCLIENT:|[a-z ]+:|[a-z ]+$) ?(.*)")
 _REPEATED = re.compile(r"\{(.+?)\*(\d+)\}")
 _SENDERS = ("C:", "B<")
 _HANDSHAKES = ("client secured", "backend secured", "not secured")
@@ -61,9 +62,9 @@ _HAPPENINGS = (
     "abandon",
     *_HANDSHAKES,
 )
-_CLAIMS = ("ends", "full", "waiting", "upgrade")
+_CLAIMS = ("ends", "full", "waiting", "upgrade", "introduced")
 _WHOLE = ("violation", "observed", "waits", "pipelined", "messages")
-_SETTINGS = ("rules", "secret", "segments", "given", "introduce")
+_SETTINGS = ("rules", "secret", "segments", "given", "introduce", "refuse XCLIENT")
 _UPGRADES = ("client", "backend", "tunnel")
 
 INTRODUCED = (b"HELO=%b", b"ADDR=192.0.2.1")
@@ -212,9 +213,16 @@ class Stage:
         self.pipeline.connect_backend(self.to_backend.append)
         self.pipeline.upgrade = self._upgrade
         self.upgrades: list[str] = []
+        self.pipeline.introduce = self._introduce
+        self.introduced = ""
+        self.refusal = b""  # of the client's XCLIENT
 
     def _upgrade(self, what: int) -> None:
         self.upgrades.append(_UPGRADES[what])
+
+    def _introduce(self, line: bytes) -> bytes:
+        self.introduced += line.decode().rstrip()
+        return self.refusal
 
     def _write(self, octets: bytes) -> None:
         assert octets, "an empty write"
@@ -226,6 +234,7 @@ class Stage:
         self.to_client.clear()
         self.to_backend.clear()
         self.upgrades.clear()
+        self.introduced = ""
 
     def client(self, octets: bytes) -> None:
         """Let the client send a segment."""
@@ -288,6 +297,8 @@ def play(dialogue: Dialogue, *, octet_by_octet: bool = False) -> None:
     stage = Stage(rules_of(" ".join(dialogue.all_settings("rules"))))
     for verb in dialogue.all_settings("introduce"):
         stage.pipeline.hello.introduction = Introduced(verb)
+    for refusal in dialogue.all_settings("refuse XCLIENT"):
+        stage.refusal = as_octets(refusal)
     for given in dialogue.all_settings("given"):
         stage.come_to(given)
     for step in dialogue.steps:
@@ -314,6 +325,7 @@ def _check(stage: Stage, step: Step, *, octet_by_octet: bool) -> None:
     else:
         assert stage.to_client == step.to_client, place
     assert b"".join(stage.to_backend) == step.to_backend, place
+    assert stage.introduced == step.claims.get("introduced", ""), place
     assert " ".join(stage.upgrades) == step.claims.get("upgrade", ""), place
     assert stage.pipeline.ended == step.claims.get("ends", stage.pipeline.ended), place
     assert "ends" not in step.claims or stage.pipeline.ended, place

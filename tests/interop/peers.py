@@ -205,6 +205,48 @@ def postfix(settings: Mapping[str, str] = MappingProxyType({})) -> Iterator[Back
         yield Backend(port, partial(_agents_files, mail), printed=program.log)
 
 
+_POSTSCREEN = {
+    "postscreen_upstream_proxy_protocol": "haproxy",
+    "postscreen_access_list": "permit_mynetworks",
+    "postscreen_cache_map": "btree:@work@/data/postscreen_cache",
+    "postscreen_greet_wait": "1s",
+    "postscreen_greet_banner": "mx.example wait",
+    "postscreen_greet_action": "enforce",
+    "relay_domains": "rcpt.example",
+    "relay_transport": "keep",
+    "smtpd_relay_restrictions": "reject_unauth_destination",
+    "smtpd_recipient_restrictions": "reject_unauth_destination",
+    **{
+        f"postscreen_{each}": value
+        for test in ("pipelining", "non_smtp_command", "bare_newline")
+        for each, value in ((f"{test}_enable", "yes"), (f"{test}_action", "enforce"))
+    },
+}
+
+
+@contextmanager
+def postscreen() -> Iterator[Backend]:
+    """Run Postfix behind its postscreen, with all tests of the protocol, and PROXY headers owed.
+
+    Whoever passes is told with 450 to come back, and is let through then; its own networks (where
+    the proxy is) are not tested.
+    """
+    port = free_port()
+    services = (
+        f"127.0.0.1:{port} inet n - n - 1 postscreen\n"
+        "smtpd pass - - n - - smtpd\n"
+        "dnsblog unix - - n - 0 dnsblog\n"
+        "tlsproxy unix - - n - 0 tlsproxy\n"
+        "keep unix - n n - - pipe user=nobody argv=@work@/keep @work@/mail ${recipient}\n"
+    )
+    program = Postfix({**_POSTFIX, **_POSTSCREEN}, services)
+    mail = _add_agent(program.work, "nobody")
+    with program:
+        program.process.await_open(port)
+        kept = partial(_agents_files, mail)
+        yield Backend(port, kept, refuses=False, printed=program.log)
+
+
 @contextmanager
 def smtp_sink(option: str) -> Iterator[Backend]:
     """Run Postfix's smtp-sink: with `-p` it lacks PIPELINING, with `-e` it knows HELO only."""

@@ -1,15 +1,19 @@
 """Who the client is: what a real MTA learns of it, and a real proxy in front tells."""
 
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
+import trustme
 
 from tests.interop.messages import brief
 from tests.interop.peers import Backend, opensmtpd, postfix
 from tests.interop.processes import Process, Workplace, eventually, free_port
 from tests.interop.programs import command
 from tests.interop.stage import configured
+from tests.interop.tap import Tap
 from tests.interop.wire import Wire
 
 FROM_A_PROXY = 'proxy_protocol = ["127.0.0.0/8"]'
@@ -82,14 +86,59 @@ def test_an_mta_without_xclient_gets_no_mail_from_strangers() -> None:
         eventually(lambda: "xclient_not_offered" in process.printed() or None, "the reason")
 
 
-def test_postfix_logs_the_client_by_xforward_for_the_first_message() -> None:
-    """It forgets it after each; an MTA's access rules know nothing of it in any case."""
+def test_postfix_logs_the_client_by_xforward_for_each_message() -> None:
+    """It forgets it after each, and by RSET; its access rules know nothing of it in any case."""
+    group = (*GROUP[1:], b"DATA")
     with (
         postfix({"smtpd_authorized_xforward_hosts": "127.0.0.1"}) as mta,
         configured(FROM_A_PROXY, backend(mta, "xforward")) as (port, _),
+        Wire(port) as wire,
     ):
-        send(port)
-        logged_by(mta, "orig_client=unknown[192.0.2.7]")
+        wire.send(HEADER)
+        assert wire.replies(1) == [220]
+        assert wire.ask(GROUP[0], *group) == [250, 250, 250, 354]
+        assert wire.ask(brief().octets + b".", *group) == [250, 250, 250, 354]
+        assert wire.ask(brief().octets + b".", *GROUP[1:], b"RSET") == [250, 250, 250, 250]
+        assert wire.ask(*group) == [250, 250, 354]
+        assert wire.ask(brief().octets + b".", b"QUIT") == [250, 221]
+        logged_by(mta, "xforward=4 ")  # as it ends
+        logged = [line for line in mta.printed().splitlines() if " client=" in line]
+        assert len(logged) == 4  # the one that RSET ended, too
+        assert all("orig_client=unknown[192.0.2.7]" in line for line in logged)
+
+
+@pytest.mark.parametrize("identity", ["proxy-v1", "proxy-v2", "xclient"])
+def test_whom_swaks_speaks_for_by_xclient_is_whom_postfix_serves(identity: str) -> None:
+    """The MTA relays for 192.0.2.7 alone; how it is told does not matter to who tells the proxy."""
+    message = brief()
+    settings = {"mynetworks": "192.0.2.7/32"}
+    if identity == "xclient":
+        settings["smtpd_authorized_xclient_hosts"] = "127.0.0.1"
+    else:
+        settings["smtpd_upstream_proxy_protocol"] = "haproxy"
+    with (
+        postfix(settings) as mta,
+        configured('xclient = ["127.0.0.0/8"]', backend(mta, identity)) as (port, process),
+    ):
+        done = subprocess.run(
+            [
+                *(command("swaks"), "--server", "127.0.0.1", "--port", str(port), "--pipeline"),
+                *("--xclient-addr", "192.0.2.7", "--xclient-port", "4711"),
+                *("--xclient-name", "client.example", "--from", "a@sender.example"),
+                *("--to", "good@rcpt.example", "--no-data-fixup", "--data", "-"),
+            ],
+            input=message.octets.removesuffix(b"\r\n") + b"\r\n.",
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        name = "client.example" if identity == "xclient" else "unknown"
+        logged_by(mta, f"client={name}[192.0.2.7]")
+        logged = '"event":"message_relayed"'
+        eventually(lambda: logged in process.printed() or None, "the message in the log")
+        (line,) = [line for line in process.printed().splitlines() if logged in line]
+        assert '"client":"192.0.2.7:4711"' in line
 
 
 _HAPROXY = """\
@@ -99,17 +148,17 @@ defaults
     timeout client 30s
     timeout server 30s
 listen front
-    bind 127.0.0.1:{port}
+    bind 127.0.0.1:{port} {bind}
     server proxy 127.0.0.1:{target} send-proxy-v2
 """
 
 
 @contextmanager
-def haproxy(target: int) -> Iterator[int]:
+def haproxy(target: int, bind: str = "") -> Iterator[int]:
     """Run HAProxy in front of a port; it tells by PROXY headers, version 2, who its clients are."""
     port = free_port()
     with Workplace("haproxy") as work:
-        file = work.write("haproxy.cfg", _HAPROXY.format(port=port, target=target))
+        file = work.write("haproxy.cfg", _HAPROXY.format(port=port, target=target, bind=bind))
         argv = (command("haproxy"), "-db", "-f", file)
         with Process(argv, work.path / "printed") as process:
             process.await_open(port)
@@ -127,3 +176,28 @@ def test_haproxy_in_front_tells_who_its_clients_are() -> None:
         assert wire.ask(*GROUP, b"QUIT") == [250, 250, 250, 221]
         client = wire.own_address
         eventually(lambda: f'"client":"{client}"' in process.printed() or None, "the client")
+
+
+@pytest.mark.parametrize("identity", ["proxy-v1", "proxy-v2"])
+def test_haproxy_behind_takes_a_header_and_tls_behind_it(identity: str, tmp_path: Path) -> None:
+    """And tells Postfix who the client is, which was said in plaintext, and nothing else was."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    issued = authority.issue_cert("127.0.0.1")
+    issued.private_key_and_cert_chain_pem.write_to_path(tmp_path / "mx.pem")
+    trust = f'tls = "implicit"\nca_file = "{tmp_path}/ca.pem"\ncheck_every = 0.2'
+    settings = {"smtpd_upstream_proxy_protocol": "haproxy", "mynetworks": "192.0.2.0/24"}
+    with (
+        postfix(settings) as mta,
+        haproxy(mta.port, f"accept-proxy ssl crt {tmp_path}/mx.pem") as behind,
+        Tap(behind) as tap,
+    ):
+        own = f'servers = ["127.0.0.1:{tap.port}"]\nidentity = "{identity}"\n{trust}'
+        with configured(FROM_A_PROXY, own) as (port, process):
+            send(port)
+            logged_by(mta, "client=unknown[192.0.2.7]")
+            logged_by(mta, "disconnect from unknown[127.0.0.1] ehlo=1 quit=1 commands=2")
+            assert "server_down" not in process.printed()
+        for connection in tap.connections:
+            assert b"EHLO" not in connection.sent()
+            assert connection.sent().startswith((b"PROXY TCP4 ", b"\r\n\r\n\0\r\nQUIT\n"))

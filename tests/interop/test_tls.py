@@ -1,5 +1,6 @@
 """TLS between real programs: in front of MTAs that have none, and behind clients that have none."""
 
+import ssl
 import subprocess
 from pathlib import Path
 
@@ -8,11 +9,13 @@ import trustme
 
 from tests.interop import mta_clients
 from tests.interop.clients import Mail
+from tests.interop.dialogue import verb_groups
 from tests.interop.messages import brief, recipients
 from tests.interop.peers import opensmtpd, postfix
 from tests.interop.processes import Workplace, eventually
 from tests.interop.programs import command
 from tests.interop.stage import configured
+from tests.interop.tap import Tap
 from tests.interop.wire import Wire
 
 STARTTLS = 'tls = "starttls"\ncertificate = "{}/mx.pem"'
@@ -77,6 +80,37 @@ def test_swaks_delivers_in_one_group_inside_tls(implicit: bool, keys: Path) -> N
         assert mta.find(message).without_trace() == message.as_kept()
 
 
+@pytest.mark.parametrize("implicit", [False, True], ids=["starttls", "implicit"])
+def test_a_group_is_answered_in_one_record_and_reaches_the_mta_one_by_one(
+    implicit: bool, keys: Path
+) -> None:
+    listener = STARTTLS.format(keys)
+    if implicit:
+        listener = listener.replace("starttls", "implicit")
+    context = ssl.create_default_context(cafile=keys / "ca.pem")
+    rcpts = [b"RCPT TO:<%d@rcpt.example>" % each for each in range(20)]
+    with (
+        opensmtpd() as mta,
+        Tap(mta.port) as tap,
+        configured(listener, servers(tap.port, "[timeouts]\nhold = 5")) as (port, _),
+        Wire(port) as wire,
+    ):
+        if not implicit:
+            assert wire.replies(1) == [220]
+            assert wire.ask(b"STARTTLS") == [220]
+        wire.secure(context, "mx.example")
+        if implicit:
+            assert wire.replies(1) == [220]
+        assert wire.ask(b"EHLO client.example") == [250]
+        wire.send(b"MAIL FROM:<a@sender.example>", *rcpts, b"DATA")
+        codes = [line[:3] for line in wire.one_read().splitlines()]
+        assert codes == [b"250"] * 21 + [b"354"]
+        wire.send(brief().octets + b".", b"QUIT")
+        assert wire.replies(2) == [250, 221]
+        alone = [b"EHLO", b"MAIL", *[b"RCPT"] * 20, b"DATA"]
+        assert verb_groups(tap.only())[: len(alone)] == [[verb] for verb in alone]
+
+
 def test_postfix_delivers_inside_tls_that_it_insists_on(keys: Path) -> None:
     """And the MTA behind the proxy has no TLS at all."""
     mail = Mail(brief(), recipients(3))
@@ -124,10 +158,46 @@ def test_postfix_behind_is_reached_by_tls_only(hello: bytes, keys: Path) -> None
             eventually(lambda: tls in mta.printed() or None, "TLS in the MTA's log")
 
 
+def test_passed_through_the_tls_is_postfixs_own(keys: Path) -> None:
+    """Of what swaks says inside the proxy knows nothing; the certificate is the MTA's."""
+    message = brief()
+    with Workplace("keys") as work:
+        pem = work.write("mx.pem", (keys / "mx.pem").read_text(), 0o600)
+        settings = {"smtpd_tls_security_level": "encrypt", "smtpd_tls_chain_files": str(pem)}
+        with (
+            postfix(settings) as mta,
+            configured('tls = "passthrough"', servers(mta.port)) as (port, process),
+        ):
+            done = subprocess.run(
+                [
+                    *(command("swaks"), "--server", "127.0.0.1", "--port", str(port), "--tls"),
+                    "--tls-verify",
+                    *("--tls-ca-path", str(keys / "ca.pem"), "--from", "a@sender.example"),
+                    *("--to", "good@rcpt.example", "--no-data-fixup", "--data", "-"),
+                ],
+                input=message.octets.removesuffix(b"\r\n") + b"\r\n.",
+                capture_output=True,
+                timeout=60,
+                check=False,
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+            assert b"PIPELINING" in done.stdout.partition(b"-> STARTTLS")[0]
+            assert b"PIPELINING" not in done.stdout.partition(b"TLS started")[2]
+            assert mta.find(message).without_trace() == message.as_kept()
+            closed = '"session_closed"'
+            eventually(lambda: closed in process.printed() or None, "the end of the session")
+            assert '"commands":2' in process.printed()
+
+
 def test_a_new_certificate_is_read_at_reload_and_a_bad_one_keeps_the_old(keys: Path) -> None:
     with opensmtpd() as mta, configured(STARTTLS.format(keys), servers(mta.port)) as (port, run):
         first = _certificate(port)
         good = (keys / "mx.pem").read_text()
+        inside = Wire(port)
+        assert inside.replies(1) == [220]
+        assert inside.ask(b"STARTTLS") == [220]
+        inside.secure(ssl.create_default_context(cafile=keys / "ca.pem"), "mx.example")
+        assert inside.ask(b"EHLO client.example", b"MAIL FROM:<a@sender.example>") == [250, 250]
         (keys / "mx.pem").write_text("no certificate")
         run.hang_up()
         eventually(lambda: "reload_failed" in run.printed() or None, "reload_failed")
@@ -136,6 +206,11 @@ def test_a_new_certificate_is_read_at_reload_and_a_bad_one_keeps_the_old(keys: P
         other.private_key_and_cert_chain_pem.write_to_path(keys / "mx.pem")
         run.hang_up()
         eventually(lambda: _certificate(port) != first or None, "the new certificate")
+        with inside:  # nobody is dropped
+            assert inside.ask(b"RCPT TO:<good@rcpt.example>", b"DATA") == [250, 354]
+            message = brief()
+            assert inside.ask(message.octets + b".", b"QUIT") == [250, 221]
+            assert mta.find(message).without_trace() == message.as_kept()
         (keys / "mx.pem").write_text(good)
 
 

@@ -120,3 +120,33 @@ def test_redirected_clients_reach_the_mta_that_they_wanted(
             assert "250 PIPELINING" in lines
     row.proxy.run("nft", "delete", "table", "inet", "smtpproxy-redirect")
     eventually(lambda: f"address={ROUTER}" in mta.printed() or None, "the proxy in the MTA's log")
+
+
+def test_a_reload_makes_a_listener_transparent_and_takes_it_back(
+    row: Networks, mta: Backend
+) -> None:
+    """Its socket stays the same: who listens at an address could not listen there once more."""
+    greeting = "220 "
+    text = (DEPLOY / "smtpproxy.toml").read_text()
+    plain = '[[listener]]\naddress = "0.0.0.0:2525"\n[backends.path]\nservers = ["{}:{}"]\n'
+    row.proxy.run("nft", "-f", DEPLOY / "tproxy.nft")
+    row.proxy.run("sh", DEPLOY / "routes.sh")
+    with Workplace("settings") as work:
+        file = work.write("smtpproxy.toml", plain.format(MTA, mta.port))
+        with proxy(row.proxy, file) as process:
+            assert not _is_served(row)
+            for settings, served in ((text, True), (plain.format(MTA, mta.port), False)):
+                file.write_text(settings)
+                process.hang_up()
+                eventually(lambda served=served: _is_served(row) == served or None, greeting)
+            assert "cannot_listen" not in process.printed()
+    row.proxy.run("sh", DEPLOY / "routes.sh", "del")
+    row.proxy.run("nft", "delete", "table", "inet", "smtpproxy")
+
+
+def _is_served(row: Networks) -> bool:
+    """Tell whether a client that wants the MTA comes by way of the proxy."""
+    try:
+        return "250 PIPELINING" in talk(row.client, MTA, ("EHLO client.example", "QUIT"))
+    except AssertionError:
+        return False  # TPROXY finds no socket that takes it

@@ -2,6 +2,7 @@
 
 import contextlib
 import socket
+import ssl
 import struct
 from typing import Self
 
@@ -11,8 +12,10 @@ TIMEOUT_S = 20.0
 class Wire:
     """A connection to a port of 127.0.0.1 that sends groups and reads replies."""
 
-    def __init__(self, port: int) -> None:
-        self._socket = socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT_S)
+    def __init__(self, port: int, source: str = "127.0.0.1") -> None:
+        self._socket = socket.create_connection(
+            ("127.0.0.1", port), timeout=TIMEOUT_S, source_address=(source, 0)
+        )
         self._file = self._socket.makefile("rb")
         self.waits = 0
 
@@ -22,6 +25,16 @@ class Wire:
     def __exit__(self, *_: object) -> None:
         self._file.close()
         self._socket.close()
+
+    def secure(self, context: ssl.SSLContext, name: str) -> None:
+        """Go on inside TLS, verified by `context`; nothing may be on its way in plaintext."""
+        self._file.close()
+        self._socket = context.wrap_socket(self._socket, server_hostname=name)
+        self._file = self._socket.makefile("rb")
+
+    def one_read(self) -> bytes:
+        """Return what one read gives: inside TLS, the octets of one record."""
+        return self._socket.recv(65536)
 
     @property
     def own_address(self) -> str:

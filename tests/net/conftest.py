@@ -1,13 +1,20 @@
 """Fixtures of the edge's tests."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+import io
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from smtpproxy.core.rules import Rules
 from smtpproxy.net.pace import Pacing
+from smtpproxy.observe import log
+from tests.net import wired
 from tests.net.edge import Clock, Server, Stage
 
+Logged = Callable[[str], list[dict[str, Any]]]
 Opener = Callable[..., Awaitable[Stage]]
 
 
@@ -34,3 +41,25 @@ async def opened(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Opener]:
     for stage in stages:
         stage.sweeper.stop()
         await stage.settle()
+
+
+@pytest.fixture
+def logged() -> Iterator[Logged]:
+    """Return what returns the log's lines of an event."""
+    stream = io.BytesIO()
+    log.configure("info", "json", stream)
+
+    def of(event: str) -> list[dict[str, Any]]:
+        lines = map(json.loads, stream.getvalue().splitlines())
+        return [line for line in lines if line["event"] == event]
+
+    yield of
+    log.configure("info", "json")
+
+
+@pytest.fixture
+async def stage(tmp_path: Path) -> AsyncIterator[wired.Stage]:
+    """A backend, and what is needed to start the proxy in front of it, on real sockets."""
+    made = wired.Stage(tmp_path)
+    yield made
+    await made.stop()

@@ -149,7 +149,7 @@ class Watcher:
         assert (listener, client) == ("listener", "192.0.2.1:4711")
         return self
 
-    content: Callable[[bytes], None] | None = None
+    content: Callable[[bytes, bytes], None] | None = None
     stalls: int = 0
 
     def connected(self, server: str, ends: Callable[[], Ends]) -> None:
@@ -196,7 +196,7 @@ class Stage:
         servers: list[Server],
         rules: Rules,
         clock: Clock,
-        content: Callable[[bytes], None] | None = None,
+        content: Callable[[bytes, bytes], None] | None = None,
         pacing: Pacing | None = None,
     ) -> None:
         self.clock = clock

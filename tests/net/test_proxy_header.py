@@ -1,11 +1,21 @@
 """The PROXY header: read as another implementation reads it, whatever the octets are."""
 
 import struct
+from ipaddress import ip_address
+from socket import SocketKind
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from proxyprotocol.result import ProxyResult, ProxyResultIPv4, ProxyResultIPv6
+from proxyprotocol.result import (
+    ProxyResult,
+    ProxyResultIPv4,
+    ProxyResultIPv6,
+    ProxyResultLocal,
+    ProxyResultUnknown,
+)
+from proxyprotocol.tlv import ProxyProtocolTLV
 from proxyprotocol.v1 import ProxyProtocolV1
 from proxyprotocol.v2 import ProxyProtocolV2
 
@@ -98,6 +108,35 @@ def test_what_is_made_is_read_here_and_by_others(peer: Peer) -> None:
     for made, other in ((make_v1(peer), ProxyProtocolV1()), (make_v2(peer), ProxyProtocolV2())):
         assert read(made) == (peer, len(made))
         assert ends(other.unpack(made)) == (peer.source, peer.target)
+
+
+V1, V2_HERE = ProxyProtocolV1(), ProxyProtocolV2()
+RESULTS = {4: ProxyResultIPv4, 6: ProxyResultIPv6}
+tlvs = st.binary(max_size=100).map(lambda octets: ProxyProtocolTLV(init={0xE0: octets}))
+
+
+@given(peers, tlvs)
+def test_what_others_make_is_read_here(peer: Peer, tlv: ProxyProtocolTLV) -> None:
+    assert peer.source is not None
+    assert peer.target is not None
+    ends = [(ip_address(host), port) for host, port in (peer.source, peer.target)]
+    kind: Any = RESULTS[ends[0][0].version]
+    made = V1.pack(kind(*ends))
+    assert read(made + b"EHLO x\r\n") == (peer, len(made))
+    made = V2_HERE.pack(kind(*ends, protocol=SocketKind.SOCK_STREAM, tlv=tlv))
+    assert len(made) > (52 if ends[0][0].version == 6 else 28)
+    assert read(made + b"EHLO x\r\n") == (peer, len(made))
+
+
+def test_what_others_make_of_nobody_is_read_as_nobody() -> None:
+    for made in (V1.pack(ProxyResultUnknown()), V2_HERE.pack(ProxyResultLocal())):
+        assert read(made) == (None, len(made))
+
+
+def test_who_has_no_address_is_the_proxy_itself() -> None:
+    """So it is in version 2 by LOCAL; UNKNOWN says it, too, but Postfix does not take that."""
+    assert make_v1(Peer(), V4_PEER) == make_v1(V4_PEER)
+    assert make_v2(Peer(), V4_PEER) == v2(0x20, 0x00, b"")
 
 
 @given(st.builds(Peer, v4_ends, v6_ends))

@@ -60,16 +60,16 @@ async def test_octets_that_come_before_the_greeting_wait(opened: Opener) -> None
     assert stage.servers[0].heard() == b"EHLO x\r\n"
 
 
-async def test_content_is_shown_as_it_goes_to_the_backend(opened: Opener) -> None:
-    shown: list[bytes] = []
-    stage = await greeted(opened, content=shown.append)
+async def test_content_is_shown_as_it_goes_to_the_backend_and_as_it_came(opened: Opener) -> None:
+    shown: list[tuple[bytes, bytes]] = []
+    stage = await greeted(opened, content=lambda sent, came: shown.append((sent, came)))
     stage.sends(GROUP)
     for reply in (b"250 a\r\n", b"250 b\r\n", b"354 go\r\n"):
         stage.servers[0].says(reply)
     assert shown == []
     stage.servers[0].heard()
     stage.sends(b"a\nb\r\n.\r\nQUIT\r\n")
-    assert b"".join(shown) == b"a\r\nb\r\n.\r\n"
+    assert shown == [(b"a\r\nb\r\n.\r\n", b"a\nb\r\n.\r\n")]
     assert stage.servers[0].heard() == b"a\r\nb\r\n.\r\n"
 
 

@@ -1,5 +1,6 @@
 """XCLIENT and XFORWARD: what the proxy itself says of a client, which nobody may misread."""
 
+import contextlib
 import re
 from ipaddress import ip_network
 
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from smtpproxy.net.peer import Peer
 from smtpproxy.net.security import Security, is_in
-from smtpproxy.net.xclient import LINE_LIMIT, Introduction, xtext
+from smtpproxy.net.xclient import LINE_LIMIT, BadXclient, Introduction, introduced, xtext
 
 ALL = frozenset(b"NAME ADDR PORT PROTO HELO LOGIN DESTADDR DESTPORT SOURCE IDENT".split())
 V4 = Peer(("192.0.2.1", 4711), ("198.51.100.7", 25))
@@ -83,3 +84,72 @@ def test_a_network_holds_its_addresses_however_they_are_written(host: str, insid
     assert not is_in(host, ())
     security = Security(trusted=networks)
     assert security.rules_for(Peer((host, 1))) is None
+
+
+FRONT = Peer(("198.51.100.1", 40000), ("198.51.100.7", 25))
+
+TAKEN = {
+    b"ADDR=192.0.2.1 PORT=4711": Peer(("192.0.2.1", 4711), FRONT.target),
+    b"addr=ipv6:2001:DB8::1 name=[UNAVAILABLE]": Peer(("2001:db8::1", 0), FRONT.target),
+    b"NAME=c.example ADDR=192.0.2.1": Peer(("192.0.2.1", 0), FRONT.target, hostname=b"c.example"),
+    b"ADDR=192.0.2.1 PORT=[TEMPUNAVAIL]": Peer(("192.0.2.1", 0), FRONT.target),
+    b"DESTADDR=203.0.113.9 DESTPORT=587": Peer(FRONT.source, ("203.0.113.9", 587)),
+    b"DESTADDR=203.0.113.9": Peer(FRONT.source, ("203.0.113.9", 25)),
+    b"HELO=a+20b PROTO=smtp": FRONT,
+}
+
+NOT_TAKEN = [
+    b"",
+    b"ADDR",
+    b"ADDR=",
+    b"ADDR=[UNAVAILABLE]",
+    b"ADDR=localhost",
+    b"ADDR=192.0.2.256",
+    b"ADDR=2001:db8::1",
+    b"ADDR=IPV6:192.0.2.1",
+    b"ADDR=192.0.2.1 ADDR=192.0.2.2",
+    b"ADDR=192.0.2.1 PORT=65536",
+    b"PORT=-1",
+    b"ADDR=192.0.2.1 LOGIN=joe",
+    b"REVERSE_NAME=c.example",
+    b"NAME=a+2",
+    b"NAME=a=b",
+    b"NAME=a+0d+0a",
+    b"PROTO=HTTP",
+    b"NAME=\xc3\xa4",
+]
+
+
+@pytest.mark.parametrize("said", TAKEN)
+def test_a_client_is_who_a_trusted_one_says(said: bytes) -> None:
+    assert introduced(FRONT, b"XCLIENT " + said + b"\r\n") == TAKEN[said]
+
+
+@pytest.mark.parametrize("said", NOT_TAKEN)
+def test_what_can_not_be_right_is_not_taken(said: bytes) -> None:
+    """Nor who has no address: an MTA that is told of none would take it for the proxy."""
+    with pytest.raises(BadXclient) as error:
+        introduced(FRONT, b"XCLIENT " + said + b"\r\n")
+    assert error.value.reply.startswith(b"501 5.5.4 ")
+
+
+def test_where_a_redirected_client_wanted_to_go_is_not_for_others_to_say() -> None:
+    """It is the server that the session goes to."""
+    peer = Peer(FRONT.source, FRONT.target, redirected=True)
+    assert introduced(peer, b"XCLIENT DESTADDR=203.0.113.9\r\n") == peer
+
+
+@given(st.ip_addresses().map(str), st.integers(0, 65535), st.binary(max_size=300))
+def test_what_one_proxy_says_the_next_one_understands(host: str, port: int, hello: bytes) -> None:
+    said = Peer((host, port), ("198.51.100.7", 25), hostname=b"c.example")
+    lines = Introduction(b"XCLIENT", said).lines(ALL, b"EHLO " + hello + b"\r\n")
+    peer = FRONT
+    for line in lines:
+        peer = introduced(peer, line)
+    assert peer == said
+
+
+@given(st.binary(max_size=200))
+def test_nothing_but_its_own_error_is_raised(said: bytes) -> None:
+    with contextlib.suppress(BadXclient):
+        introduced(FRONT, b"XCLIENT " + said + b"\r\n")

@@ -48,14 +48,7 @@ class Watched:
         self.pipeline = Pipeline(rules or Rules(), self.got.append, self.observer.settled, self.now)
         self.backend: list[bytes] = []
         self.pipeline.connect_backend(self.backend.append)
-        content = self.observer.content
-        if content is not None:
-
-            def send_content(octets: bytes) -> None:
-                self.backend.append(octets)
-                content(octets)
-
-            self.pipeline.framer.send_backend = send_content
+        self.pipeline.framer.watch = self.observer.content
         self.observer.connected("10.0.0.5:25", lambda: ENDS)
         self.says("220 mx")
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 from hashlib import sha256
 from ipaddress import ip_network
 from pathlib import Path
@@ -14,7 +15,7 @@ from smtpproxy.observe import files as files_module
 from smtpproxy.observe import recorded
 from smtpproxy.observe.captured import DIGESTED_OCTETS, Kept
 from smtpproxy.observe.files import Files
-from smtpproxy.observe.trace import GATHERED_EXCHANGES, Trace
+from smtpproxy.observe.trace import GATHERED_OCTETS, Trace
 from tests.observe.stage import Later, Watched
 
 
@@ -104,15 +105,15 @@ class TestAll:
         violation = exchanges(traced.records())[-1]["violation"]
         assert (violation["kind"], violation["mended"]) == ("bare_lf", True)
 
-    def test_exchanges_do_not_pile_up(self, tmp_path: Path) -> None:
+    def test_lines_do_not_pile_up(self, tmp_path: Path) -> None:
         traced = Traced(tmp_path)
         session = Watched(traced.trace)
-        for _ in range(GATHERED_EXCHANGES):
+        for _ in range(500):
             session.sends("NOOP")
             session.says("250 ok")
-        assert len(traced.trace._waiting) < GATHERED_EXCHANGES
+        assert sum(map(len, traced.trace._lines)) < GATHERED_OCTETS
         assert len(traced.later.calls) < 4
-        assert len(exchanges(traced.records())) == GATHERED_EXCHANGES + 1
+        assert len(exchanges(traced.records())) == 501
 
     def test_only_clients_of_the_networks_are_recorded(self, tmp_path: Path) -> None:
         traced = Traced(tmp_path, networks=[ip_network("192.0.2.0/28"), ip_network("::1")])
@@ -189,6 +190,48 @@ class TestContent:
         assert (last["content"], last.get("code", 0)) == ("half of it\r\n", 0)
 
 
+class TestBothSides:
+    """What the proxy and the backend said, where the client knows nothing of it."""
+
+    def test_steps_of_a_hello(self, tmp_path: Path) -> None:
+        traced = Traced(tmp_path)
+        session = Watched(traced.trace)
+        session.sends("EHLO x")
+        session.says("500 what", "250 mx")
+        session.sends("HELO y")
+        session.says("250 mx")
+        _, ehlo, helo = exchanges(traced.records())
+        assert [(step["line"], step["reply"]) for step in ehlo["steps"]] == [
+            ("EHLO x", "500 what"),
+            ("HELO x", "250 mx"),
+        ]
+        assert "steps" not in helo
+
+    def test_a_lost_backend_gave_no_reply(self, tmp_path: Path) -> None:
+        traced = Traced(tmp_path)
+        session = Watched(traced.trace)
+        session.sends("NOOP")
+        session.pipeline.backend_lost(99.0)
+        (step,) = exchanges(traced.records())[-1]["steps"]
+        assert (step["line"], step["reply"], step.get("replied", 0.0)) == ("NOOP", "", 0.0)
+
+    def test_a_bare_lf_behind_a_command(self, tmp_path: Path) -> None:
+        traced = Traced(tmp_path)
+        session = Watched(traced.trace)
+        session.pipeline.client_received(b"NOOP\n", 12.0)
+        session.says("250 ok")
+        assert exchanges(traced.records())[-1]["bare_lf"] is True
+
+    def test_content_as_it_came(self, tmp_path: Path) -> None:
+        traced = Traced(tmp_path, kept=Kept.FULL, most=4096)
+        session = Watched(traced.trace)
+        session.relay("a\nb")
+        session.relay("ab")
+        mended, plain = (each for each in exchanges(traced.records()) if each["verb"] == ".")
+        assert (mended["content"], mended["came"]) == ("a\r\nb\r\n.\r\n", "a\nb\r\n.\r\n")
+        assert "came" not in plain
+
+
 class TestErrors:
     @pytest.mark.parametrize("reply", ["250 2.0.0 queued", "451 4.3.0 later", "554 5.7.1 spam"])
     def test_only_what_went_wrong_is_written(self, tmp_path: Path, reply: str) -> None:
@@ -251,6 +294,34 @@ class TestErrors:
         )
         assert recorded.KEPT_OCTETS // 2 < octets < recorded.KEPT_OCTETS + 40000
 
+    def test_all_sessions_together_are_bounded(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(recorded, "ALL_KEPT_OCTETS", 200_000)
+        traced = Traced(tmp_path, only_errors=True)
+        sessions = [Watched(traced.trace) for _ in range(20)]
+        for session in sessions:
+            for number in range(400):
+                session.sends(f"NOOP {number}")
+                session.says("250 " + "x" * 100)
+        most = 20 * (recorded.KEPT_WHEN_FULL + 1) * (recorded.EXCHANGE_OCTETS + 120)
+        assert 200_000 < traced.trace.kept_octets < 200_000 + most
+        for session in sessions:
+            session.sends("VRFY x")
+            session.says("550 no")
+            session.close()
+        assert traced.trace.kept_octets == 0
+        assert [each["exchanges"] for each in traced.records() if each["what"] == "gap"]
+
+    def test_what_was_kept_of_a_session_without_errors_is_given_back(self, tmp_path: Path) -> None:
+        traced = Traced(tmp_path, only_errors=True, kept=Kept.FULL, most=30000)
+        session = Watched(traced.trace)
+        for _ in range(20):
+            session.relay("a\nb", "x" * 30000)
+        assert traced.trace.kept_octets > 0
+        session.close()
+        assert traced.trace.kept_octets == 0
+
 
 class TestFiles:
     def test_they_are_rotated_by_size_and_the_oldest_removed(self, tmp_path: Path) -> None:
@@ -289,6 +360,18 @@ class TestFiles:
         traced.records()
         assert [event for event, _ in files_log.lines] == ["trace_records_lost"] * 2
         assert files_log.lines[0][1]["why"] == "No space left on device"
+
+    def test_files_that_somebody_removes_are_begun_anew(self, tmp_path: Path) -> None:
+        directory = tmp_path / "trace"
+        files = Files(directory, 0, 1000, 3)
+        files.write(b'{"a":1}\n', 1)
+        while not list(directory.glob("*")):
+            pass
+        shutil.rmtree(directory)
+        files.write(b'{"b":2}\n', 1)
+        files.close()
+        (path,) = directory.iterdir()
+        assert (path.read_bytes(), files.lost) == (b'{"b":2}\n', 0)
 
     def test_a_torn_line_does_not_swallow_the_next(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -55,6 +55,22 @@ def test_an_open_session_goes_on_and_new_ones_have_the_new_settings(
     eventually(lambda: not set(old) & set(program.workers()) or None, "the end of the old worker")
 
 
+def test_tls_that_is_weaker_than_it_should_be_is_told_of_at_the_start_and_at_a_reload(
+    mta: LegacyMTA, run: Run, file: File
+) -> None:
+    file.path.write_text(
+        f'[[listener]]\naddress = "127.0.0.1:0"\n[backends.old]\nservers = ["{mta.address}"]\n'
+        'tls = "opportunistic"\nminimum_tls = "1.0"\n'
+    )
+    program = run("-c", file.path)
+    weak = program.event("weak_tls")
+    assert (weak["backend"], weak["how"]) == ("old", "TLS 1.0 is allowed")
+    file.path.write_text(file.path.read_text().replace("1.0", "1.1"))
+    program.signal(signal.SIGHUP)
+    assert program.event("weak_tls")["how"] == "TLS 1.1 is allowed"
+    program.event("reloaded")
+
+
 def test_not_one_client_is_refused_while_it_reloads(mta: LegacyMTA, run: Run, file: File) -> None:
     program = run("-c", file.path, "-w", "2")
     port = program.port()

@@ -91,17 +91,6 @@ def test_a_check_finds_a_server_down_and_up_without_clients(
     assert mta.sessions[0].events  # the other one is checked as well
 
 
-def test_a_check_goes_the_way_of_sessions(run: Run, tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        address = f"127.0.0.1:{server.getsockname()[1]}"
-        more = 'check_every = 0.1\nidentity = "proxy-v1"'
-        program = run("-c", write(tmp_path / "p", [address], more))
-        connection, _ = server.accept()
-        with connection, connection.makefile("rb") as said:
-            assert said.readline() == b"PROXY UNKNOWN\r\n"
-        program.port()
-
-
 def test_places_at_a_backend_are_given_out_once_for_all_workers(
     mta: LegacyMTA, run: Run, tmp_path: Path
 ) -> None:

@@ -4,15 +4,13 @@ It owns the drawing: a row for each arrow, in the order of time, between the lif
 proxy and MTA; a bracket for each wait. It draws from records alone and never knows of a script.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
-from smtpproxy.demo.labels import BAD, QUIET, Label, Labeller, join
-from smtpproxy.demo.legacy_session import Event, Happening
-from smtpproxy.demo.network import Group
+from smtpproxy.picture.labels import QUIET, Label, join
 
 MIN_WIDTH, MAX_WIDTH = 76, 100
 GUTTER, CLOCK = 11, 7
@@ -52,26 +50,12 @@ class Row:
 class Timeline:
     """A rich renderable of one session; `waits` and `seconds` are those of its client.
 
-    events: the MTA's record when a proxy stands between, None when there is none.
+    proxied: a proxy stands between client and MTA, whose other side is drawn too.
     """
 
-    def __init__(
-        self, groups: Sequence[Group], opened_at: float, events: Sequence[Event] | None = None
-    ) -> None:
-        rows = [*_client_rows(groups, opened_at), *_mta_rows(events or (), opened_at)]
-        self._take(rows, proxied=events is not None)
-
-    @classmethod
-    def of(cls, rows: Sequence[Row]) -> "Timeline":
-        """Return the time line of rows that somebody else has made, with a proxy between."""
-        timeline = cls((), 0.0, ())
-        timeline._take(list(rows), proxied=True)
-        return timeline
-
-    def _take(self, rows: list[Row], *, proxied: bool) -> None:
-        rows.sort(key=lambda row: row.at)
+    def __init__(self, rows: Iterable[Row], *, proxied: bool = True) -> None:
         self.proxied = proxied
-        self.rows = _with_waits(rows)
+        self.rows = _with_waits(sorted(rows, key=lambda row: row.at))
         ends = [row for row in self.rows if row.wait_s is not None]
         self.waits = len(ends)
         self.seconds = ends[-1].at if ends else 0.0
@@ -94,40 +78,6 @@ def fit(line: Text, options: ConsoleOptions) -> Text:
     if options.ascii_only:
         line.plain = line.plain.translate(_ASCII).encode("ascii", "replace").decode()
     return line
-
-
-# From records to rows
-
-
-def _client_rows(groups: Sequence[Group], opened_at: float) -> Iterator[Row]:
-    yield Row(0.0, to_mta=(Label("", "connects", QUIET),))
-    labeller = Labeller()
-    parted = False
-    for group in groups:
-        at = (group.sent_at if group.from_client else group.arrived_at) - opened_at
-        labels = tuple(labeller.label(group.octets, from_client=group.from_client))
-        parted = parted or any(label.short in {"221", "421"} for label in labels)
-        if not group.octets and not parted:
-            how = "sends no more" if group.from_client else "closes the connection"
-            labels = (Label("", how, QUIET if group.from_client else BAD),)
-        if labels and group.from_client:
-            yield Row(at, to_mta=labels)
-        elif labels:
-            yield Row(at, to_client=labels)
-
-
-def _mta_rows(events: Sequence[Event], opened_at: float) -> Iterator[Row]:
-    labeller = Labeller()
-    asked: tuple[Label, ...] = (Label("", "connects", QUIET),)
-    asked_at = events[0].at if events else 0.0
-    for event in events:
-        if event.what in {Happening.RECEIVED, Happening.CONTENT}:
-            asked = tuple(labeller.label(event.octets, from_client=True))
-            asked_at = event.at
-        elif event.what is Happening.SENT:
-            replied = tuple(labeller.label(event.octets, from_client=False))
-            yield Row(asked_at - opened_at, True, asked, replied)
-            asked = ()
 
 
 def _with_waits(rows: list[Row]) -> list[Row]:

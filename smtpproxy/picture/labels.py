@@ -1,0 +1,74 @@
+"""Few words for what travels: commands and replies, told so that people see the parts of a group.
+
+Never fails on what it cannot read: any octets have some label.
+"""
+
+from dataclasses import dataclass
+
+from rich.text import Text
+
+COMMAND, GOOD, BAD, QUIET, LOUD = "cyan", "green", "red", "dim", "bold green"
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """One command, content or reply: in one word, in a line, and in which colour."""
+
+    short: str
+    long: str
+    style: str
+
+
+def shown(octets: bytes) -> str:
+    """Octets as text: printable ASCII as it is, the rest escaped, the last CRLF left out."""
+    text = octets.removesuffix(b"\r\n").decode("ascii", "backslashreplace")
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def command_label(line: bytes) -> Label:
+    """The label of one command line."""
+    text = shown(line)
+    return Label(text.split(" ")[0].upper(), text, COMMAND)
+
+
+def reply_label(reply: bytes, *, short: bool = False) -> Label:
+    """The label of one complete reply; short: its code only."""
+    first, *more = reply.splitlines()
+    code, text = shown(first[:3]), shown(first[4:])
+    told = code if short else f"{code} {text}{' ...' if more else ''}"
+    return Label(code, told, BAD if code[:1] in {"4", "5"} else GOOD)
+
+
+def join(labels: list[Label], width: int) -> Text:
+    """The labels in at most so many cells, joined by `|` as they travelled together."""
+    if len(labels) == 1:
+        text = Text(labels[0].long, style=labels[0].style)
+        text.highlight_words(["PIPELINING"], "bold underline")
+    else:
+        text = _joined(labels, " | ")
+        if text.cell_len > width:
+            text = _joined(_runs_counted(labels), " | ")
+        if text.cell_len > width:
+            text = _joined(_runs_counted(labels), "|")
+    text.truncate(width, overflow="ellipsis")
+    return text
+
+
+def _joined(labels: list[Label], separator: str) -> Text:
+    """Bold throughout: the groups are what is to be seen."""
+    parts = [Text(label.short, style=label.style) for label in labels]
+    return Text(separator, "bold").join(parts)
+
+
+def _runs_counted(labels: list[Label]) -> list[Label]:
+    """Labels with each run of equal ones told as one: `RCPT` three times as `3 RCPT`."""
+    counted: list[tuple[Label, int]] = []
+    for label in labels:
+        if counted and counted[-1][0].short == label.short:
+            counted[-1] = (label, counted[-1][1] + 1)
+        else:
+            counted.append((label, 1))
+    return [
+        label if count == 1 else Label(f"{count} x {label.short}", label.long, label.style)
+        for label, count in counted
+    ]

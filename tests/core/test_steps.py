@@ -1,0 +1,170 @@
+"""What was said to the backend for an exchange, where the client knows nothing of it."""
+
+from smtpproxy.core.exchange import Exchange, Step
+from smtpproxy.core.pipeline import Pipeline
+from smtpproxy.core.rules import BackendTls, Rules
+
+
+class Talk:
+    """A pipeline, its observed exchanges, and a clock that ticks with each call."""
+
+    def __init__(self, rules: Rules | None = None) -> None:
+        self.exchanges: list[Exchange] = []
+        self.now = 1.0
+        self.backend: list[bytes] = []
+        self.pipeline = Pipeline(
+            rules or Rules(hostname=b"px"), lambda _: None, self.exchanges.extend, self.now
+        )
+        self.pipeline.connect_backend(self.backend.append)
+        self.pipeline.upgrade = lambda _: None
+        self.says(b"220 mx")
+
+    def sends(self, *lines: bytes) -> None:
+        self.now += 1
+        self.pipeline.client_received(b"".join(line + b"\r\n" for line in lines), self.now)
+
+    def says(self, *replies: bytes) -> None:
+        for reply in replies:
+            self.now += 1
+            self.pipeline.backend_received(reply + b"\r\n", self.now)
+
+    @property
+    def last(self) -> Exchange:
+        return self.exchanges[-1]
+
+
+def test_a_hello_tells_the_backends_own_reply() -> None:
+    talk = Talk()
+    talk.sends(b"EHLO x")
+    talk.says(b"250-mx\r\n250 XOLD")
+    assert talk.last.reply == b"250-mx\r\n250 PIPELINING\r\n"
+    assert talk.last.steps == [Step(b"EHLO x\r\n", b"250-mx\r\n250 XOLD\r\n", 3.0, 4.0)]
+    assert talk.pipeline.hello.steps == []
+
+
+def test_helo_in_place_of_ehlo() -> None:
+    talk = Talk()
+    talk.sends(b"EHLO x")
+    talk.says(b"500 what", b"250 mx")
+    assert talk.last.steps == [
+        Step(b"EHLO x\r\n", b"500 what\r\n", 3.0, 4.0),
+        Step(b"HELO x\r\n", b"250 mx\r\n", 4.0, 5.0),
+    ]
+
+
+def test_starttls_of_the_proxy_and_the_ehlo_behind_it() -> None:
+    talk = Talk(Rules(hostname=b"px", backend_tls=BackendTls.REQUIRED))
+    talk.sends(b"EHLO x")
+    talk.says(b"250-mx\r\n250 STARTTLS", b"220 go")
+    talk.pipeline.backend_secured(9.0)
+    talk.now = 9.0
+    talk.says(b"250 mx")
+    assert [(step.line, step.sent, step.replied) for step in talk.last.steps] == [
+        (b"EHLO x\r\n", 3.0, 4.0),
+        (b"STARTTLS\r\n", 4.0, 5.0),
+        (b"EHLO x\r\n", 9.0, 10.0),
+    ]
+
+
+def test_most_exchanges_have_none() -> None:
+    talk = Talk()
+    talk.sends(b"NOOP")
+    talk.says(b"250 ok")
+    assert (talk.last.steps, talk.last.bare_lf) == ((), False)
+
+
+def test_a_lost_backend_has_not_said_421() -> None:
+    talk = Talk()
+    talk.sends(b"NOOP")
+    talk.pipeline.backend_lost(9.0)
+    assert talk.last.reply[:3] == b"421"
+    assert talk.last.steps == (Step(b"NOOP\r\n", b"", 3.0, 0.0),)
+
+
+def test_a_421_of_the_backends_own_is_no_step() -> None:
+    talk = Talk()
+    talk.sends(b"NOOP")
+    talk.says(b"421 bye")
+    assert talk.last.steps == ()
+
+
+def test_a_violation_tells_what_the_backend_said() -> None:
+    talk = Talk()
+    talk.sends(b"NOOP")
+    talk.says(b"354 what")
+    assert talk.last.steps == (Step(b"NOOP\r\n", b"354 what\r\n", 3.0, 4.0),)
+
+
+def test_a_refused_group_tells_what_the_backend_said() -> None:
+    talk = Talk()
+    talk.sends(b"MAIL FROM:<a@x>", b"RCPT TO:<b@y>", b"DATA")
+    talk.says(b"250 a", b"250 b")
+    talk.sends(b"ahead")
+    talk.says(b"451 not now")
+    (step,) = talk.last.steps
+    assert (talk.last.reply[:3], step.reply) == (b"554", b"451 not now\r\n")
+
+
+def test_what_was_not_sent_has_none() -> None:
+    talk = Talk()
+    talk.pipeline.fail("stopped", b"421 %s bye\r\n", 9.0)
+    assert talk.last.steps == ()
+
+
+def test_a_bare_lf_is_told() -> None:
+    talk = Talk()
+    talk.pipeline.client_received(b"NOOP\n", 3.0)
+    talk.says(b"250 ok")
+    assert talk.backend == [b"NOOP\r\n"]
+    assert talk.last.bare_lf
+
+
+def test_content_is_watched_as_it_goes_and_as_it_came() -> None:
+    talk = Talk()
+    watched: list[tuple[bytes, bytes]] = []
+    talk.pipeline.framer.watch = lambda *octets: watched.append(octets)
+    talk.sends(b"EHLO x")
+    talk.says(b"250-mx\r\n250 CHUNKING")
+    talk.sends(b"MAIL FROM:<a@x>", b"DATA")
+    talk.says(b"250 a", b"354 go")
+    talk.pipeline.client_received(b"a\nb\r\n.\r\nMAIL FROM:<a@x>\r\nBDAT 2\r\nhi", 9.0)
+    talk.says(b"250 queued", b"250 a")
+    assert watched == [(b"a\r\nb\r\n.\r\n", b"a\nb\r\n.\r\n"), (b"hi", b"hi")]
+
+
+def test_content_that_is_refused_is_watched_as_it_came() -> None:
+    talk = Talk(Rules(hostname=b"px", message_octets=5))
+    watched: list[tuple[bytes, bytes]] = []
+    talk.pipeline.framer.watch = lambda *octets: watched.append(octets)
+    talk.sends(b"MAIL FROM:<a@x>", b"DATA")
+    talk.says(b"250 a", b"354 go")
+    talk.sends(b"more than that", b".")
+    assert watched == [(b"", b"more than that\r\n.\r\n")]
+
+
+def test_a_reply_may_quote_what_is_secret() -> None:
+    talk = Talk()
+    talk.sends(b"AUTH PLAIN c2Vj")
+    talk.says(b"501 5.5.2 cannot decode c2Vj")
+    assert talk.last.reply == b"501 5.5.2 *\r\n"
+    talk.sends(b"AUTH PLAIN c2Vj")
+    talk.says(b"535 5.7.8 no")
+    assert talk.last.reply == b"535 5.7.8 no\r\n"
+
+
+def test_a_broken_reply_may_quote_it_too() -> None:
+    talk = Talk()
+    talk.sends(b"AUTH PLAIN c2Vj")
+    talk.says(b"what is c2Vj")
+    assert talk.last.problem is not None
+    assert talk.last.problem.octets == b""
+    assert talk.last.steps == (Step(b"AUTH PLAIN *\r\n", b"", 3.0, 0.0),)
+
+
+def test_what_is_sent_behind_a_password_out_of_its_place_is_secret_too() -> None:
+    talk = Talk()
+    talk.sends(b"AUTH LOGIN", b"c2Vj\0", b"c2Vj")
+    talk.says(b"535 no", b"500 what")
+    assert [exchange.line for exchange in talk.exchanges[1:]] == [
+        *(b"AUTH LOGIN\r\n", b"*\r\n", b"*\r\n")
+    ]

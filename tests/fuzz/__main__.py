@@ -1,0 +1,64 @@
+"""Look for schedules that the core does not get right: python -m tests.fuzz --seconds 3600.
+
+Coverage-guided, by atheris (libFuzzer): what reaches something new in the core is kept and changed
+further.  Its lines tell of the progress: executions, coverage, how many schedules are kept.  What
+fails is written to the directory, with the traceback above it; `--play FILE` plays it again.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).parent
+CORPUS = HERE / "corpus"
+LONGEST = 1500
+"""Octets of a schedule."""
+
+
+def main() -> int:
+    """Run the fuzzer, or play a schedule; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
+    parser.add_argument("--seconds", type=int, default=60, help="how long (default: 60)")
+    parser.add_argument("--directory", type=Path, help="where finds are kept (default: temporary)")
+    parser.add_argument("--merge", action="store_true", help="take finds into the corpus, and end")
+    parser.add_argument("--play", type=Path, metavar="FILE", help="play a schedule, and end")
+    chosen = parser.parse_args()
+    if chosen.play:
+        return _show(chosen.play.read_bytes())
+    directory = chosen.directory or Path(tempfile.mkdtemp(prefix="smtpproxy-fuzz-"))
+    kept = directory / "kept"
+    kept.mkdir(parents=True, exist_ok=True)
+    arguments = [f"-dict={HERE / 'words'}", f"-max_len={LONGEST}", f"-artifact_prefix={directory}/"]
+    if chosen.merge:
+        arguments += ["-merge=1", str(CORPUS), str(kept)]
+    else:
+        print(f"finds go to {directory}", flush=True)
+        arguments += [f"-max_total_time={chosen.seconds}", "-timeout=20", str(kept), str(CORPUS)]
+    fuzzer = [sys.executable, "-m", "tests.fuzz.fuzzer", *arguments]
+    return subprocess.run(fuzzer, check=False, cwd=HERE.parent.parent).returncode
+
+
+def _show(octets: bytes) -> int:
+    """Play a schedule turn by turn, and show what both sides get."""
+    from tests.fuzz.run import run
+    from tests.fuzz.schedule import Schedule
+    from tests.fuzz.trial import Trial
+
+    schedule = Schedule.decode(octets)
+    trial = Trial(schedule)
+    print("rules:", "".join(sorted(schedule.letters)) or "the defaults")
+    try:
+        for turn in schedule.turns:
+            trial.take(turn.kind, turn.octets)
+            print(turn.kind, turn.octets, " S:", trial.to_client, " B>", trial.to_backend)
+            trial.clear_written()
+    finally:
+        print("ended:", trial.ended or "no")
+    run(octets)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+"""Hellos: what the proxy may say to the backend because of one, and what the client then gets."""
+
+from smtpproxy.core.rules import BackendTls, Rules
+from tests.fuzz import reading
+from tests.fuzz.server import Said, verb_of
+
+HELLO = (b"EHLO", b"HELO")
+
+
+class Hellos:
+    """Follows the hellos of a session.
+
+    introduces: the proxy says XCLIENT where it is offered.
+    offer: the backend's reply to the last EHLO that it accepted.  inside_tls: the client is.
+    """
+
+    def __init__(self, rules: Rules, *, introduces: bool) -> None:
+        self._rules = rules
+        self._introduces = introduces
+        self.offer = self._offered_to = self._before_tls = b""
+        self.inside_tls = False
+
+    def begin_anew(self) -> None:
+        """The client is inside TLS; what it said before was said to this backend nonetheless."""
+        self.inside_tls = True
+        self._before_tls = self._offered_to
+
+    def take(self, line: bytes, said: list[Said]) -> list[Said]:
+        """Take what the backend was told: the hello, and what may follow from the reply to it."""
+        told: list[Said] = []
+        while said and self._may_be_told(line, told[-1] if told else None, said[0]):
+            told.append(said.pop(0))
+        for each in told:
+            if each.verb == b"EHLO" and each.code < 300:
+                self.offer, self._offered_to = each.reply, each.octets
+        return told
+
+    def _may_be_told(self, line: bytes, last: Said | None, following: Said) -> bool:
+        """Tell whether this may follow `last`, or begin what is said because of a hello."""
+        verb = following.verb
+        is_ehlo = verb == b"EHLO" and following.octets[4:] == line[4:]
+        if last is None:
+            return following.octets == line or (is_ehlo and bool(self._asks_for))
+        if last.verb in HELLO and last.code in (500, 502):
+            return last.verb == b"EHLO" and verb == b"HELO" and following.octets[4:] == line[4:]
+        if last.verb == b"EHLO" and last.code == 503:
+            again = self._before_tls[4:].lower() == last.octets[4:].lower()
+            return verb == b"RSET" and again
+        if last.code >= 300 and last.verb != b"STARTTLS":
+            return False
+        if last.verb == b"STARTTLS":
+            return is_ehlo if last.code == 220 else verb == b"XCLIENT"
+        if last.verb == b"XCLIENT":
+            return is_ehlo or verb == b"XCLIENT"
+        return last.verb in (b"EHLO", b"RSET") and verb in self._asks_for
+
+    @property
+    def _asks_for(self) -> tuple[bytes, ...]:
+        """What the proxy has to say of its own to the backend, if that offers it."""
+        asks = self._rules.backend_tls in (BackendTls.OPPORTUNISTIC, BackendTls.REQUIRED)
+        return (b"STARTTLS",) * asks + (b"XCLIENT",) * self._introduces
+
+    def reply(self, line: bytes, told: list[Said]) -> bytes:
+        """Return what the client must get for its hello."""
+        rules, inside, last = self._rules, self.inside_tls, told[-1]
+        said_ehlo = verb_of(line) == b"EHLO"
+        refused = [said.reply for said in told if said.code >= 300 and said.verb in HELLO]
+        if last.code >= 300 and last.verb in (*HELLO, b"RSET"):
+            return refused[0] if said_ehlo else last.reply
+        if last.verb == b"HELO":
+            helo_offer = reading.offered_for_helo(last.reply, rules, inside_tls=inside)
+            return helo_offer if said_ehlo else last.reply
+        if not said_ehlo:
+            return b"250 " + self.offer.split(b"\r\n")[0][4:] + b"\r\n"
+        return reading.offered(self.offer, rules, inside_tls=inside)

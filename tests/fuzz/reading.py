@@ -1,0 +1,197 @@
+"""How octets are to be read: written anew from the RFCs and design, so that two must agree.
+
+Nothing of the core's framing, content or reply reading is used here; only its fixed texts, and the
+list of capabilities that pass.
+"""
+
+import re
+
+from smtpproxy.core import replies
+from smtpproxy.core.capabilities import PASSED
+from smtpproxy.core.content import BareNewlines
+from smtpproxy.core.rules import ClientTls, Rules
+from tests.fuzz.server import verb_of
+
+_OWN = {
+    text % b"proxy" if b"%b" in text else text
+    for name, text in vars(replies).items()
+    if name.isupper() and isinstance(text, bytes)
+}
+OWN_421 = {text for text in _OWN if text.startswith(b"421")}
+"""The proxy's own replies that end a session."""
+CONTENT_REFUSALS = {*replies.BARE_NEWLINE.values(), replies.MESSAGE_TOO_BIG}
+
+ALWAYS_TAKEN = frozenset((b"EHLO", b"HELO", b"STARTTLS", b"NOOP", b"RSET", b"QUIT"))
+_OTHER_PROTOCOLS = frozenset((b"GET", b"POST", b"PUT", b"HEAD", b"OPTIONS", b"CONNECT", b"PRI"))
+_NEVER = frozenset(
+    (b"TURN", b"ATRN", b"VERB", b"BURL", b"CHECKPOINT", b"X-EXPS", b"X-ANONYMOUSTLS")
+)
+_NEVER_AND_CLOSED = frozenset((b"XEXCH50", b"X-LINK2STATE"))
+_PLAIN = frozenset(
+    b"MAIL RCPT RSET SEND SOML SAML EHLO HELO DATA BDAT AUTH QUIT".split()
+) | frozenset(b"NOOP VRFY EXPN HELP ETRN STARTTLS".split())
+_BEHIND_A_HELLO = frozenset((b"EHLO", b"HELO", b"NOOP", b"VRFY", b"EXPN", b"ETRN"))
+
+
+def split_replies(octets: bytes) -> list[tuple[int, bytes]]:
+    """Return what a client got, as replies with their codes; all of it must be replies."""
+    found: list[tuple[int, bytes]] = []
+    reply = b""
+    for line in octets.split(b"\n")[:-1]:
+        assert re.fullmatch(rb"[2-5]\d\d([ -][^\r\n\0]*)?\r", line), line
+        reply += line + b"\n"
+        if line[3:4] != b"-":
+            found.append((int(line[:3]), reply))
+            reply = b""
+    assert b"".join(each for _, each in found) == octets, octets
+    return found
+
+
+# --- command lines --------------------------------------------------------------------------------
+
+
+def line_at(octets: bytes, limit: int) -> tuple[bytes, int, bool]:
+    """Return the line at the start, what it takes, and whether it is too long to be one.
+
+    Without an end it is empty, unless it is too long already.
+    """
+    end = octets.find(b"\n") + 1
+    size = end or len(octets)
+    if size > limit or (not end and size == limit):
+        return octets[:size], size, True
+    return octets[:end], end, False
+
+
+def forwarded(line: bytes) -> bytes:
+    """Return a line as the backend is to get it."""
+    return line.removesuffix(b"\n").removesuffix(b"\r") + b"\r\n"
+
+
+def misread(line: bytes, *, first: bool) -> tuple[bytes, bool]:
+    """Return the reply to what is no command, and whether it closes; or nothing, if it is one.
+
+    `first`: nothing has come before it.
+    """
+    verb = verb_of(line)
+    if verb not in _PLAIN | _NEVER | _NEVER_AND_CLOSED | _OTHER_PROTOCOLS | {
+        b"XCLIENT",
+        b"XFORWARD",
+    }:
+        if line.startswith(b"\x16\x03"):
+            return replies.TLS_NOT_EXPECTED, True
+        header = line.endswith(b"\n") and re.match(rb"[!-9;-~]+:", line)
+        if line.startswith(b"SSH-") or (first and header):
+            return replies.NOT_SMTP, True
+    text = forwarded(line)[:-2]
+    if line.endswith(b"\n") and (b"\r" in text or b"\0" in text):
+        return replies.BARE_CR_OR_NUL, seems_bdat(line)
+    if line.endswith(b"\n") and line[:1] in {b" ", b"\t", b"\v", b"\f"}:
+        return replies.BAD_SYNTAX, seems_bdat(line)
+    return b"", False
+
+
+def seems_bdat(line: bytes) -> bool:
+    """Tell whether the client may have meant BDAT, and sends a payload."""
+    return line[:64].lstrip()[:4].upper() == b"BDAT"
+
+
+def never_forwarded(verb: bytes) -> tuple[bytes, bool]:
+    """Return the reply to what no backend ever gets, and whether it closes."""
+    if verb in _OTHER_PROTOCOLS:
+        return replies.NOT_SMTP, True
+    if verb in _NEVER or verb in _NEVER_AND_CLOSED:
+        return replies.NOT_IMPLEMENTED, verb in _NEVER_AND_CLOSED
+    return (replies.NOT_AUTHORIZED, False) if verb in (b"XCLIENT", b"XFORWARD") else (b"", False)
+
+
+def is_guarded(verb: bytes, rules: Rules, *, said_helo: bool) -> bool:
+    """Tell whether nothing may be sent behind it before its reply."""
+    if verb in (b"STARTTLS", b"X-ANONYMOUSTLS"):
+        return True
+    if rules.sync.value == "strict" and (
+        verb in _BEHIND_A_HELLO or (said_helo and verb not in (b"QUIT", b"BDAT"))
+    ):
+        return True
+    return verb == b"DATA" and rules.sync.value != "off"
+
+
+def is_gate(verb: bytes) -> bool:
+    """Tell whether it depends on the reply how octets behind it are read."""
+    return verb not in _PLAIN or verb in (b"DATA", b"BDAT", b"AUTH", b"QUIT", b"STARTTLS")
+
+
+def payload_size(line: bytes) -> int:
+    """Return the size in a BDAT line, or -1 if there is none."""
+    words = forwarded(line)[:-2].replace(b"\t", b" ").split(b" ")
+    words = [words[0], *[word for word in words[1:] if word]]
+    sized = len(words) in (2, 3) and re.fullmatch(rb"[0-9]{1,20}", words[1])
+    if not sized or (len(words) == 3 and words[2].upper() != b"LAST"):
+        return -1
+    return int(words[1])
+
+
+def is_last_chunk(line: bytes) -> bool:
+    """Tell whether a well-formed BDAT line ends its message."""
+    return line.split()[-1].upper() == b"LAST"
+
+
+def declared_size(line: bytes) -> int:
+    """Return the SIZE parameter of MAIL, or 0."""
+    words = [word.upper() for word in line[line.rfind(b">") + 1 :].rstrip(b"\r\n").split(b" ")[1:]]
+    sizes = [word[5:] for word in words if re.fullmatch(rb"SIZE=[0-9]{1,20}", word)]
+    return int(sizes[0]) if sizes else 0
+
+
+# --- content --------------------------------------------------------------------------------------
+
+
+def content_end(octets: bytes) -> int:
+    """Return how many octets belong to the content, its end included; 0 while that has not come."""
+    at = (b"\r\n" + octets).find(b"\r\n.\r\n")
+    return at + 3 if at >= 0 else 0
+
+
+def has_bare(octets: bytes) -> bool:
+    """Tell whether there is a CR, LF or NUL that is not part of CRLF."""
+    return bool(set(b"\r\n\0") & set(octets.replace(b"\r\n", b"")))
+
+
+def as_relayed(content: bytes, policy: BareNewlines, *, whole: bool) -> bytes:
+    """Return content as the backend is to get it, or, if it isn't whole, what may come of it."""
+    if policy is not BareNewlines.NORMALIZE:
+        return content
+    body = content[:-3] if whole else content
+    lines = re.split(rb"\r\r\n|\r\n|\r|\n", body.replace(b"\0", b""))
+    line = lines.pop()
+    relayed = b"".join((b".." if each == b"." else each) + b"\r\n" for each in lines) + line
+    return relayed + (b".\r\n" if whole else b"")
+
+
+# --- EHLO -----------------------------------------------------------------------------------------
+
+
+def offered(reply: bytes, rules: Rules, *, inside_tls: bool) -> bytes:
+    """Return what the client is to get for an EHLO reply of the backend."""
+    first, *rest = reply.split(b"\r\n")[:-1]
+    kept = []
+    for line in rest:
+        words = line[4:].split()
+        word = words[0].upper().split(b"=")[0] if words else b""
+        if word == b"SIZE" and rules.message_octets:
+            size = int(words[1]) if len(words) > 1 and words[1][:20].isdigit() else 0
+            kept.append(b"SIZE %d" % min(size or rules.message_octets, rules.message_octets))
+        elif word in PASSED or (word == b"STARTTLS" and rules.client_tls is ClientTls.PASSED):
+            kept.append(line[4:])
+    return first[:3] + b"-" + first[4:] + b"\r\n" + _joined(first[:3], kept, rules, inside_tls)
+
+
+def offered_for_helo(reply: bytes, rules: Rules, *, inside_tls: bool) -> bytes:
+    """Return what the client is to get for its EHLO, if the backend knows HELO only."""
+    first = reply.split(b"\r\n")[0]
+    return first[:3] + b"-" + first[4:] + b"\r\n" + _joined(first[:3], [], rules, inside_tls)
+
+
+def _joined(code: bytes, kept: list[bytes], rules: Rules, inside_tls: bool) -> bytes:
+    if rules.client_tls is ClientTls.OFFERED and not inside_tls:
+        kept = [*kept, b"STARTTLS"]
+    return b"".join(code + b"-" + line + b"\r\n" for line in kept) + code + b" PIPELINING\r\n"

@@ -1,0 +1,51 @@
+"""One execution: a schedule is played, judged, and played again in single octets."""
+
+from tests.fuzz.schedule import SMALL_QUEUE, Schedule
+from tests.fuzz.trial import Trial
+from tests.fuzz.verdict import judge
+
+
+def run(octets: bytes) -> Trial:
+    """Play the schedule that these octets are; fail if anything is not as it must be."""
+    schedule = Schedule.decode(octets)
+    trial = _play(schedule)
+    if not schedule.letters & SMALL_QUEUE:  # what waits outside depends on how it is cut
+        _compare(trial, _play(schedule, octet_by_octet=True))
+    return trial
+
+
+def _play(schedule: Schedule, *, octet_by_octet: bool = False) -> Trial:
+    trial = Trial(schedule, octet_by_octet=octet_by_octet)
+    trial.play()
+    judge(trial)
+    trial.finish()
+    return trial
+
+
+def _compare(whole: Trial, cut: Trial) -> None:
+    """How octets are cut must not matter, but to whom runs ahead of a reply.
+
+    Octets behind a guarded command are refused if they came before its reply; cut up, some may
+    have come behind it.  Then the backend was told the same up to that command.
+    """
+    said, said_cut = whole.server.said, cut.server.said
+    if _ran_ahead(whole) or _ran_ahead(cut):
+        said_cut = said_cut[: len(said)]
+    else:
+        assert cut.sent_to_client == whole.sent_to_client
+        assert cut.ended == whole.ended
+        assert cut.pipeline.transaction.messages == whole.pipeline.transaction.messages
+    assert [each.kind for each in said] == [each.kind for each in said_cut]
+    for one, other in zip(said, said_cut, strict=True):
+        if one.kind == "content" and not one.whole:  # more or less of what is refused had gone on
+            shorter, longer = sorted((one.octets, other.octets), key=len)
+            assert longer.startswith(shorter)
+            assert not other.whole
+        else:
+            assert (one.octets, one.payload) == (other.octets, other.payload)
+
+
+def _ran_ahead(trial: Trial) -> bool:
+    return any(
+        e.problem is not None and e.problem.kind == "not_synchronized" for e in trial.observed
+    )

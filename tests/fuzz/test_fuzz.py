@@ -1,0 +1,89 @@
+"""The corpus is played in every run of the tests, and new schedules are sought for some seconds."""
+
+import platform
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import pytest
+
+from tests.fuzz.__main__ import CORPUS
+from tests.fuzz.run import run
+from tests.fuzz.schedule import Schedule
+from tests.fuzz.trial import Trial
+from tests.fuzz.verdict import judge
+from tests.interop.programs import unavailable
+
+SECONDS = 8
+
+
+def test_the_corpus_is_gone_through_as_it_must_be() -> None:
+    files = sorted(CORPUS.iterdir())
+    ends: dict[str, int] = {}
+    messages = 0
+    for file in files:
+        try:
+            trial = run(file.read_bytes())
+        except BaseException as failed:
+            failed.add_note(f"python -m tests.fuzz --play {file}")
+            raise
+        ends[trial.ended] = ends.get(trial.ended, 0) + 1
+        messages += trial.pipeline.transaction.messages
+    assert len(files) > 200
+    assert messages > 20  # it is no corpus of nonsense
+    assert {"quit", "client_closed", "backend_violation", "not_synchronized", "draining"} <= set(
+        ends
+    )
+
+
+def test_a_schedule_is_the_same_when_written_and_read_again() -> None:
+    for file in CORPUS.iterdir():
+        schedule = Schedule.decode(file.read_bytes())
+        assert Schedule.decode(schedule.encode()) == schedule
+
+
+WHOLE_MESSAGE = (
+    b"\xffA\xffCEHLO c\r\nMAIL FROM:<a>\r\nRCPT TO:<b>\r\nDATA\r\n"
+    b"\xffA\xffA\xffA\xffA\xffA\xffCx\r\n.\r\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("sent", "instead"),
+    [
+        (b"250 r6\r\n", b"250 r7\r\n"),  # the end of data is acknowledged by another reply
+        (b"250 r3\r\n250 r4\r\n", b"250 r4\r\n250 r3\r\n"),  # out of order
+        (b"250 r3\r\n", b""),  # one is missing
+        (b"250-CHUNKING\r\n", b"250-XFROB\r\n"),  # an offer that the backend did not make
+        (b"250 r3\r\n", b"250 r3\r\n250 r3\r\n"),  # one too many
+    ],
+)
+def test_the_verdict_knows_what_is_wrong_with_replies(sent: bytes, instead: bytes) -> None:
+    trial = Trial(Schedule.decode(WHOLE_MESSAGE))
+    trial.play()
+    judge(trial)
+    assert sent in trial.sent_to_client
+    trial.sent_to_client = trial.sent_to_client.replace(sent, instead)
+    with pytest.raises(AssertionError):
+        judge(trial)
+
+
+@pytest.mark.parametrize("index", [2, 3, 4, 5])
+def test_the_verdict_knows_what_is_wrong_with_what_the_backend_got(index: int) -> None:
+    for change in (lambda octets: b"x" + octets, lambda octets: octets[:-3], lambda _: b""):
+        trial = Trial(Schedule.decode(WHOLE_MESSAGE))
+        trial.play()
+        trial.server.said[index].octets = change(trial.server.said[index].octets)
+        with pytest.raises(AssertionError):
+            judge(trial)
+
+
+def test_a_short_run_finds_nothing() -> None:
+    """A longer one: python -m tests.fuzz --seconds 3600."""
+    if find_spec("atheris") is None:
+        wheels = platform.machine() == "x86_64" and sys.version_info < (3, 14)
+        (unavailable if wheels else pytest.skip)("atheris is not installed")
+    fuzzer = [sys.executable, "-m", "tests.fuzz", "--seconds", str(SECONDS)]
+    ran = subprocess.run(fuzzer, capture_output=True, text=True, timeout=120, check=False)
+    assert ran.returncode == 0, (ran.stderr + ran.stdout)[-6000:]
+    assert "DONE" in ran.stderr

@@ -1,0 +1,197 @@
+"""The trial: one schedule played, with what must hold at every moment checked at every moment."""
+
+from smtpproxy.core.framing import CONTENT as READS_CONTENT
+from smtpproxy.core.framing import DEAF
+from smtpproxy.core.held import HELD_OCTETS
+from smtpproxy.core.replies import LINE_LIMIT, REPLY_LIMIT
+from tests.core.transcript import Introduced, Stage, check_observed
+from tests.fuzz import server as backend
+from tests.fuzz.schedule import ANSWER, BACKEND, CLIENT, HAPPENINGS, Schedule
+from tests.fuzz.server import Server
+
+PATIENCE = 3000
+"""Turns within which a session must be at rest, if the server answers what it owes."""
+CUT_UP = 1000
+"""So many octets of a client may come one by one: each costs time."""
+
+
+class Introduction(Introduced):
+    """Like the real one, it says XCLIENT also if the backend knows nothing to be said with it."""
+
+    def lines(self, attributes: frozenset[bytes], hello: bytes) -> list[bytes]:
+        return super().lines(attributes, hello) or [self.verb + b"\r\n"]
+
+
+class Trial(Stage):
+    """A session whose both sides do what a schedule says.
+
+    octet_by_octet: the same, but the client's octets and the server's answers come one by one.
+    epochs: what the client has sent, in plaintext and then inside TLS.
+    server: the backend.
+    """
+
+    def __init__(self, schedule: Schedule, *, octet_by_octet: bool = False) -> None:
+        super().__init__(schedule.rules)
+        self.schedule = schedule
+        self.server = Server(schedule.rules)
+        self.epochs = [b""]
+        self._octet_by_octet = octet_by_octet
+        self._coming = b""  # of the client, while it may not be read
+        self._over = self._lost = self._client_ended = False
+        self._longest = 0
+        self.pipeline.connect_backend(self._send_backend)
+        if "X" in schedule.letters:
+            self.pipeline.hello.introduction = Introduction("XCLIENT")
+
+    def play(self) -> None:
+        """Play all turns; then let the server answer until the session is at rest."""
+        for turn in self.schedule.turns:
+            self.take(turn.kind, turn.octets)
+        self.settle()
+
+    @property
+    def ended(self) -> str:
+        return self.pipeline.ended
+
+    @property
+    def handed_over(self) -> bool:
+        """Whether both connections are the caller's, who carries octets now."""
+        return "tunnel" in self.upgrades
+
+    @property
+    def waits_for_nobody(self) -> bool:
+        """Whether some commands may well have no reply: they will never get one."""
+        return bool(self.ended or self.handed_over or self.server.in_a_reply)
+
+    def finish(self) -> None:
+        """End what goes on still."""
+        self._over = self._over or bool(self.ended)
+        self.happen("stop")
+        assert self.ended
+        check_observed(self)
+
+    def clear_written(self) -> None:
+        """Forget what was written, but not the handshakes that are to come."""
+        self.to_client.clear()
+        self.to_backend.clear()
+
+    # --- turns ------------------------------------------------------------------------------------
+
+    def take(self, kind: str, octets: bytes = b"") -> None:
+        """Take one turn; one that can't be now is passed over."""
+        if self.handed_over:
+            return
+        if kind == CLIENT:
+            self._coming += octets
+        elif kind in (ANSWER, BACKEND):
+            self._take_backend(kind, octets)
+        else:
+            self._take_happening(HAPPENINGS[kind])
+        self._let_come()
+
+    def _take_backend(self, kind: str, octets: bytes) -> None:
+        server = self.server
+        if self._lost or self.ended or server.state == backend.TLS:
+            return
+        if kind == BACKEND:
+            self._say(octets, len(octets))
+        elif server.owed and not server.in_a_reply:
+            answer = server.answer(octets)
+            self._say(answer, 1 if self._octet_by_octet else len(answer))
+
+    def _say(self, octets: bytes, size: int) -> None:
+        for at in range(0, len(octets), size):
+            if not self.ended:
+                self.server.say(octets[at : at + size])
+                self.backend(octets[at : at + size])
+                self._look()
+
+    def _take_happening(self, what: str) -> None:
+        handshakes = {"client secured": "client", "backend secured": "backend"}
+        if what == "not secured":
+            possible = bool(self.upgrades)
+        elif what in handshakes:
+            possible = self.upgrades[-1:] == [handshakes[what]]
+        elif what == "C: EOF":
+            possible = not (self._client_ended or self._coming or self.upgrades == ["client"])
+            self._client_ended = self._client_ended or possible
+        else:
+            possible = not (what == "B< EOF" and (self._lost or self.server.state == backend.TLS))
+            self._lost = self._lost or (possible and what == "B< EOF")
+        if not possible or (self.ended and what in handshakes):
+            return
+        if what in handshakes:
+            self.upgrades.clear()
+        if what == "client secured":
+            self.epochs.append(b"")
+        elif what == "backend secured":
+            self.server.secured()
+        self.happen(what)
+        self._look()
+
+    def _let_come(self) -> None:
+        """Let the client's octets come, as long as it is read."""
+        while self._coming and not (self.ended or self.pipeline.full or self._client_ended):
+            if "client" in self.upgrades:
+                return
+            single = self._octet_by_octet and len(self.epochs[-1]) < CUT_UP
+            size = 1 if single else len(self._coming)
+            octets, self._coming = self._coming[:size], self._coming[size:]
+            self._longest = max(self._longest, size)
+            self.epochs[-1] += octets
+            self.client(octets)
+            self._look()
+
+    def settle(self) -> None:
+        """Let handshakes succeed, and the server answer, until nothing more happens."""
+        for _ in range(PATIENCE):
+            if self.ended or self.handed_over:
+                break
+            if self.upgrades:
+                self.take("t" if self.upgrades[-1] == "client" else "u")
+            elif self.server.owed and not (
+                self._lost or self.server.broken or self.server.in_a_reply
+            ):
+                self.take(ANSWER)
+            else:
+                break
+        else:
+            raise AssertionError("the session does not come to rest")
+        if not self.waits_for_nobody:
+            assert not self._coming or self._client_ended, "it is full for good"
+            assert not self.pipeline.held.exchanges
+            assert not self._client_ended, "the client is gone, and served, and yet it goes on"
+
+    # --- what must hold at every moment -----------------------------------------------------------
+
+    def _write(self, octets: bytes) -> None:
+        assert not self._over, f"{octets!r} to the client behind the end"
+        super()._write(octets)
+
+    def _send_backend(self, octets: bytes) -> None:
+        assert octets
+        assert not self.ended, f"{octets!r} behind the end"
+        assert not self._lost, f"{octets!r} to a server that is gone"
+        self.to_backend.append(octets)
+        self.server.receive(octets)
+
+    def _look(self) -> None:
+        pipeline, framer, rules = self.pipeline, self.pipeline.framer, self.schedule.rules
+        held = pipeline.held.exchanges
+        if self.ended:
+            self._over = True
+            assert framer.mode == DEAF
+            assert [*pipeline.in_flight, *framer.queue, *framer.unframed, *held] == []
+            return
+        pipeline.waiting()
+        server = self.server
+        if server.broken or server.unasked or (server.in_a_reply and self._lost):
+            assert framer.mode == READS_CONTENT, "the server broke the protocol, and it goes on"
+        assert len(framer.queue) <= rules.queue_commands
+        assert framer.queue_octets == sum(len(each.line) for each in framer.queue)
+        assert len(framer.unframed) <= rules.queue_octets + max(self._longest, rules.auth_line)
+        assert len(pipeline.answers.reader.unread) < LINE_LIMIT + REPLY_LIMIT
+        assert pipeline.held.octets == sum(len(each.reply) for each in held)
+        assert pipeline.held.octets < HELD_OCTETS
+        assert not held or framer.queue or pipeline.in_flight
+        assert all(each.verb.groupable for each in held)

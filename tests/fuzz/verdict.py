@@ -1,0 +1,399 @@
+"""The verdict: what went to the backend, and what came back, against what the client has sent.
+
+The client's octets are read once more, by the replies that it got; the backend has read what it was
+told, by the replies that it gave.  Both readings must be of the same things in the same order:
+
+- each thing the client sent has one reply, in order, and each reply belongs to one;
+- what the backend was told is what the client sent, in order, but for what the proxy has to say of
+  its own about a hello;
+- a reply is the backend's own to this very thing, or one of the proxy's refusals that fits it;
+- so nothing is acknowledged but by the backend's own reply to it.
+"""
+
+from smtpproxy.core import replies
+from smtpproxy.core.commands import Sync
+from smtpproxy.core.content import BareNewlines
+from smtpproxy.core.rules import ClientTls
+from tests.fuzz import reading
+from tests.fuzz.hellos import HELLO, Hellos
+from tests.fuzz.server import Said, verb_of
+from tests.fuzz.trial import Trial
+
+_MAIL = (b"MAIL", b"SEND", b"SOML", b"SAML")
+
+
+class Over(Exception):
+    """Nothing more is to be read: the session has ended here, or waits for octets."""
+
+
+def judge(trial: Trial) -> None:
+    """Fail unless all that was said on both sides fits together."""
+    Verdict(trial).reach()
+
+
+class Verdict:
+    """Follows a session from both sides at once."""
+
+    def __init__(self, trial: Trial) -> None:
+        self._trial = trial
+        self._rules = trial.schedule.rules
+        self._replies = reading.split_replies(trial.sent_to_client)
+        self._said = list(trial.server.said)
+        self._epochs = list(trial.epochs)
+        self._unread = self._epochs.pop(0)
+        self._cut = False  # some reply is missing from here on
+        self._first = True
+        self._hellos = Hellos(self._rules, introduces="X" in trial.schedule.letters)
+        self._said_hello = not self._hello_first
+        self._said_helo = False
+        self._authenticated = False
+        self._chunking = self._pipelining = False
+        self._errors = 0
+        self._begin_transaction()
+
+    @property
+    def _hello_first(self) -> bool:
+        return self._rules.hello_first or self._hellos.inside_tls
+
+    def _begin_transaction(self) -> None:
+        self._recipients = self._accepted = self._chunks = 0
+
+    def reach(self) -> None:
+        """Read it all."""
+        try:
+            self._greeting()
+            while True:
+                self._command()
+        except Over:
+            pass
+        assert not self._said, f"the client never sent {self._said!r}"
+        if self._replies:
+            (_, reply), *more = self._replies
+            assert self._trial.ended, f"a reply to nothing: {reply!r}"
+            assert not more, f"behind the end: {more!r}"
+            self._check_421(reply)
+
+    # --- replies ----------------------------------------------------------------------------------
+
+    def _reply(self, what: object) -> tuple[int, bytes]:
+        """Take the next reply to the client, or (0, b"") if there is none, as the session ended."""
+        if self._cut or not self._replies:
+            assert self._trial.waits_for_nobody, f"no reply to {what!r}"
+            self._cut = True
+            return 0, b""
+        code, reply = self._replies.pop(0)
+        if code == 421:
+            self._check_421(reply)
+            assert not self._replies, f"behind 421: {self._replies!r}"
+            self._cut = True
+            return 0, b""
+        self._errors = self._errors + 1 if code >= 500 else 0
+        if self._errors > self._rules.errors:
+            assert self._trial.ended, "too many errors"
+        return code, reply
+
+    def _check_421(self, reply: bytes) -> None:
+        assert self._trial.ended
+        backend = [*self._trial.server.unasked, *[said.reply for said in self._trial.server.said]]
+        assert reply in reading.OWN_421 or reply in backend, f"whose is {reply!r}?"
+
+    def _take_said(self, octets: bytes) -> Said | None:
+        """Take what the backend was told next, if it is this."""
+        if self._said and self._said[0].octets == octets and self._said[0].kind != "content":
+            return self._said.pop(0)
+        return None
+
+    def _end_here(self) -> None:
+        """The session has ended with this reply: nothing more was said to anybody."""
+        assert self._trial.ended, "it should have ended"
+        assert not self._replies, f"behind the end: {self._replies!r}"
+        raise Over
+
+    def _greeting(self) -> None:
+        greeting = self._said.pop(0)
+        if not self._replies and not greeting.reply:
+            raise Over
+        code, reply = self._reply("greeting")
+        if not code:
+            raise Over
+        if reply == replies.NOT_SYNCHRONIZED:
+            assert self._rules.sync is Sync.STRICT
+            assert self._unread
+            self._end_here()
+        assert reply == greeting.reply
+        if code >= 400:
+            self._end_here()
+        assert code < 300
+
+    # --- commands ---------------------------------------------------------------------------------
+
+    def _command(self) -> None:
+        auth = self._unread[:5].upper() == b"AUTH "
+        limit = self._rules.auth_line if auth else self._rules.line
+        line, size, too_long = reading.line_at(self._unread, limit)
+        if too_long:
+            self._misread(line, size, replies.LINE_TOO_LONG, closes=reading.seems_bdat(line))
+            return
+        first = self._first
+        reply, closes = reading.misread(line or self._unread, first=first)
+        if reply and self._unread:
+            self._misread(line, size, reply, closes=closes)
+            return
+        if not line:
+            raise Over
+        self._unread = self._unread[size:]
+        self._first = False
+        verb = verb_of(line)
+        refusal, closes = reading.never_forwarded(verb)
+        refusal = self._refusal(verb) or refusal
+        if verb == b"BDAT" and refusal:
+            closes = True
+        if refusal:
+            self._refused(line, verb, refusal, closes=closes)
+        elif verb == b"BDAT":
+            self._chunk(line)
+        elif verb == b"STARTTLS" and self._rules.client_tls is not ClientTls.PASSED:
+            self._starttls(line)
+        elif verb in HELLO:
+            self._hello(line)
+        else:
+            self._forwarded(line, verb)
+
+    def _misread(self, line: bytes, size: int, refusal: bytes, *, closes: bool) -> None:
+        self._unread = self._unread[size:]
+        self._first = False
+        self._refused(line, b"", refusal, closes=closes)
+
+    def _refusal(self, verb: bytes) -> bytes:
+        """Return what is answered to a command while TLS or a hello is demanded."""
+        if verb in reading.ALWAYS_TAKEN or reading.never_forwarded(verb)[0]:
+            return b""
+        if self._rules.require_tls and not self._hellos.inside_tls:
+            return replies.TLS_REQUIRED
+        return b"" if self._said_hello else replies.HELLO_FIRST
+
+    def _refused(self, line: bytes, verb: bytes, refusal: bytes, *, closes: bool) -> None:
+        """Check what the proxy itself must answer."""
+        code, reply = self._reply(line)
+        if not code:
+            if closes or reading.is_gate(verb):
+                raise Over
+            return
+        if reply == replies.NOT_SYNCHRONIZED:
+            self._check_guard(verb)
+        assert reply == refusal, f"{reply!r} to {line!r}, not {refusal!r}"
+        if closes:
+            self._end_here()
+
+    def _check_guard(self, verb: bytes) -> None:
+        assert reading.is_guarded(verb, self._rules, said_helo=self._said_helo), verb
+        assert self._unread, "nothing was sent ahead"
+        if self._said and self._said[0].kind == "content" and not self._said[0].octets:
+            del self._said[0]  # its 354 came, and nobody took it
+        self._end_here()
+
+    def _forwarded(self, line: bytes, verb: bytes) -> None:
+        """Check a command that the backend is to get, or that is refused as things stand."""
+        refusal, must = self._refusal_in_turn(line, verb)
+        code, reply = self._reply(line)
+        if refusal and reply == refusal:
+            self._follow(verb, code)
+            return
+        synchronized = reply != replies.NOT_SYNCHRONIZED
+        assert not (must and code and synchronized), f"{reply!r} to {line!r}, not {refusal!r}"
+        said = self._take_said(reading.forwarded(line))
+        if not code:
+            if reading.is_gate(verb) or reading.is_guarded(
+                verb, self._rules, said_helo=self._said_helo
+            ):
+                raise Over
+            return
+        if not synchronized:
+            self._check_guard(verb)
+        assert said is not None, f"the backend did not get {line!r}, but {self._said[:1]!r}"
+        assert reply == said.reply, f"{reply!r} to {line!r}, which the backend answered {said!r}"
+        if verb == b"QUIT":
+            self._end_here()
+        self._check_possible(verb, said)
+        self._follow(verb, code)
+        if verb == b"DATA" and code == 354:
+            self._content()
+        elif verb == b"AUTH":
+            self._auth_lines(code)
+        elif verb == b"STARTTLS" and code == 220:
+            assert self._trial.handed_over
+            raise Over
+
+    def _check_possible(self, verb: bytes, said: Said) -> None:
+        """No reply may leave it open how the client goes on."""
+        if said.code < 400:
+            allowed = {b"DATA": (354,), b"AUTH": (*range(200, 300), 334)}.get(verb, range(200, 300))
+            assert said.code in allowed, f"{said!r} was passed on"
+            assert said.code < 300 or said.reply[:3] == b"%d" % said.code, f"{said!r} was passed on"
+
+    def _refusal_in_turn(self, line: bytes, verb: bytes) -> tuple[bytes, bool]:
+        """Return how a command may be refused as things stand, and whether it must be."""
+        rules = self._rules
+        if verb == b"DATA" and rules.guard_data and not self._pipelining:
+            if self._recipients and not self._accepted:
+                return replies.NO_VALID_RECIPIENTS, True
+        elif verb == b"RCPT" and rules.recipients and self._accepted >= rules.recipients:
+            return replies.TOO_MANY_RECIPIENTS, True
+        elif verb in _MAIL and 0 < rules.message_octets < reading.declared_size(line):
+            return replies.MESSAGE_TOO_BIG, True
+        return b"", False
+
+    def _follow(self, verb: bytes, code: int) -> None:
+        if verb == b"RCPT":
+            self._recipients += 1
+            self._accepted += code < 300
+        elif verb in (*_MAIL, b"RSET", *HELLO) and code < 300:
+            self._begin_transaction()
+        if verb in HELLO and code < 300:
+            self._said_hello = True
+            self._said_helo = verb == b"HELO"
+
+    def _auth_lines(self, code: int) -> None:
+        """Check what is said behind a 334, line by line (RFC 4954 section 4)."""
+        while code == 334:
+            line, size, too_long = reading.line_at(self._unread, self._rules.auth_line)
+            bad = b"\r" in reading.forwarded(line)[:-2] or b"\0" in line
+            if too_long or (line and bad):
+                refusal = replies.LINE_TOO_LONG if too_long else replies.BARE_CR_OR_NUL
+                self._unread = self._unread[size:]
+                self._refused(line, b"", refusal, closes=True)
+            if not line:
+                raise Over
+            self._unread = self._unread[size:]
+            code, reply = self._reply("a line behind a 334")
+            said = self._take_said(reading.forwarded(line))
+            if not code:
+                raise Over
+            assert said is not None, f"the backend did not get {line!r}"
+            assert said.kind == "auth"
+            assert reply == said.reply
+            self._check_possible(b"AUTH", said)
+        self._authenticated = self._authenticated or code == 235
+
+    # --- messages ---------------------------------------------------------------------------------
+
+    def _content(self) -> None:
+        said = self._said.pop(0)
+        assert said.kind == "content"
+        end = reading.content_end(self._unread)
+        content = self._unread[: end or None]
+        policy, most = self._rules.bare_newlines, self._rules.message_octets
+        relayed = reading.as_relayed(content, policy, whole=bool(end))
+        assert relayed.startswith(said.octets), f"{said.octets!r} is not of {relayed!r}"
+        assert not (said.whole and not end), "an end of data that the client did not send"
+        refused = most and end - 3 > most
+        if policy is BareNewlines.REJECT:
+            refused = refused or reading.has_bare(content)
+            assert not reading.has_bare(said.octets.removesuffix(b"\r"))
+        if not end:
+            raise Over
+        self._unread = self._unread[end:]
+        code, reply = self._reply(content)
+        if not code and said.whole:
+            return  # more may have been said behind it
+        if not code:
+            raise Over
+        if reply in reading.CONTENT_REFUSALS or said.early:
+            assert not said.whole, "refused here, but whole at the backend"
+            assert refused or (said.early and reply == said.reply and code >= 400), reply
+            self._end_here()
+        assert not refused, f"{reply!r} to content that is to be refused"
+        assert said.whole, f"{reply!r} to content that the backend has not got"
+        assert said.octets == relayed
+        assert reply == said.reply, f"{reply!r} to content, which the backend answered {said!r}"
+        assert code < 300 or code >= 400
+        self._begin_transaction()
+
+    def _chunk(self, line: bytes) -> None:
+        """Check BDAT and its payload (RFC 3030 section 2)."""
+        size = reading.payload_size(line)
+        if size < 0:
+            self._refused(line, b"BDAT", replies.BAD_BDAT, closes=True)
+        code, reply = self._reply(line)
+        if not self._chunking and reply == replies.NOT_IMPLEMENTED:
+            self._end_here()
+        most = self._rules.message_octets
+        if most and self._chunks + size > most and reply == replies.MESSAGE_TOO_BIG:
+            self._end_here()
+        said = self._take_said(reading.forwarded(line))
+        if said is not None:
+            assert self._chunking, f"{line!r} was not offered"
+            assert not most or self._chunks + size <= most, f"{said!r} makes the message too big"
+        payload = self._unread[:size]
+        if said is None or not code:
+            assert not code, f"the backend did not get {line!r}"
+            assert said is None or payload.startswith(said.payload)
+            if said is None or not said.whole:
+                raise Over
+            self._unread = self._unread[size:]
+            return
+        assert reply == said.reply, f"{reply!r} to {line!r}, which the backend answered {said!r}"
+        self._check_possible(b"BDAT", said)
+        self._unread = self._unread[size:]
+        assert said.payload == payload
+        assert code >= 400 or (said.whole and not said.early)
+        if len(payload) < size:
+            raise Over
+        self._chunks += size
+        if reading.is_last_chunk(line):
+            self._begin_transaction()
+
+    # --- hello and TLS ----------------------------------------------------------------------------
+
+    def _hello(self, line: bytes) -> None:
+        """Check EHLO or HELO, and all that the proxy says of its own because of it."""
+        code, reply = self._reply(line)
+        told = self._hellos.take(reading.forwarded(line), self._said)
+        if not code:
+            if self._rules.sync is Sync.STRICT or not self._said_hello:
+                raise Over
+            return
+        if reply == replies.NOT_SYNCHRONIZED:
+            self._check_guard(verb_of(line))
+        assert told, f"the backend did not get {line!r}, but {self._said[:1]!r}"
+        reply_due = self._hellos.reply(line, told)
+        assert reply == reply_due, f"{reply!r} to {line!r} after {told!r}"
+        if told[-1].code < 300 and verb_of(line) == b"EHLO":
+            words = [text[4:].upper().split()[:1] for text in self._hellos.offer.split(b"\r\n")[1:]]
+            asked = told[-1].verb != b"HELO"
+            self._chunking = asked and [b"CHUNKING"] in words
+            self._pipelining = asked and [b"PIPELINING"] in words and self._rules.use_pipelining
+        elif told[-1].code < 300:
+            self._chunking = self._pipelining = False
+        self._follow(verb_of(line), 250 if told[-1].code < 300 else told[-1].code)
+
+    def _starttls(self, line: bytes) -> None:
+        """Check STARTTLS of the client, which ends here, or is refused (RFC 3207 section 4)."""
+        code, reply = self._reply(line)
+        if not code:
+            raise Over
+        if reply == replies.NOT_SYNCHRONIZED:
+            self._check_guard(b"STARTTLS")
+        if self._rules.client_tls is ClientTls.HIDDEN:
+            assert reply == replies.NOT_IMPLEMENTED
+        elif self._hellos.inside_tls:
+            assert reply == replies.TLS_ACTIVE
+        elif line[8:].strip():
+            assert reply == replies.STARTTLS_ARGUMENT
+        elif self._authenticated:
+            assert reply == replies.AUTH_BEFORE_TLS
+        else:
+            assert reply == replies.READY_FOR_TLS
+            self._enter_tls()
+
+    def _enter_tls(self) -> None:
+        """Go on with what came inside TLS; what was sent ahead in plaintext must not count."""
+        if not self._epochs or self._unread:
+            assert self._trial.ended or not self._unread, f"{self._unread!r} may yet be used"
+            raise Over
+        self._unread = self._epochs.pop(0)
+        self._hellos.begin_anew()
+        self._said_hello = self._said_helo = self._authenticated = False
+        self._chunking = self._pipelining = False
+        self._errors = 0
+        self._begin_transaction()
