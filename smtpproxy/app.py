@@ -35,6 +35,7 @@ from smtpproxy.observe.sessions import ServiceLog
 from smtpproxy.observe.trace import Trace
 from smtpproxy.settings import Backend, Settings
 from smtpproxy.settings import Listener as ListenerSettings
+from smtpproxy.usage import add_usage
 
 CLOSE_LIMIT_S = 30.0
 """How long a client that was told good-bye may take to close its side."""
@@ -53,7 +54,7 @@ class App:
 
     changed, places, tally: where other workers have to know, to be asked or to be counted; left
     out if it is alone.
-    worker: its number, by which its trace files are told from those of others.
+    worker: its number, by which its trace files and its usage are told from those of others.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class App:
         tally: Tally | None = None,
         worker: int = 0,
     ) -> None:
+        self._worker = worker
         self._trace = _trace(settings, worker)
         watched = settings.admin.address != Address()
         self._metrics = Metrics() if watched else None
@@ -158,6 +160,8 @@ class App:
         if self._metrics is not None and self._recent is not None:
             figures.counts.update(self._metrics.counts())
             figures.lists["sessions"] = self._recent.changed()
+            figures.lists["open_sessions"] = self._recent.open()
+            add_usage(figures, self._worker, self._admission.lag)
         if self._trace is not None:
             figures.counts["trace_records_lost"] = self._trace.lost
         return figures

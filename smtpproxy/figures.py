@@ -6,8 +6,8 @@ supervisor keeps the last of each worker, and `Totals.sum` is the whole service.
 To add one, put it into what `App.figures` returns: under `counts` what only grows (it is kept when
 the worker ends), under `gauges` what holds for now (it goes with the worker), under `lists` a short
 list of plain values (the lists of all workers are joined; whoever makes one bounds it).  Names are
-snake_case nouns; a label, if there is one, stands in braces as Prometheus writes it:
-`refused{reason="sessions"}`.
+snake_case nouns, each told of in `smtpproxy.admin.exposition`; a label, if there is one, stands in
+braces as Prometheus writes it: `refused{reason="sessions"}`.
 """
 
 from msgspec import Struct, field
@@ -21,6 +21,11 @@ class Figures(Struct, kw_only=True):
     counts: dict[str, Number] = field(default_factory=dict)
     gauges: dict[str, Number] = field(default_factory=dict)
     lists: dict[str, list[object]] = field(default_factory=dict)
+
+
+def quoted(value: str) -> str:
+    """Return a label's value in its quotes."""
+    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 class Totals:

@@ -12,6 +12,8 @@ from smtpproxy.figures import Figures
 KEPT_SESSIONS = 200
 LOOKERS = 16
 """So many may look at once."""
+UNHEARD = 3
+"""An open session of which no worker has told so many times is followed no more."""
 WAITING = 4
 """Events that may wait for a slow reader; it misses those beyond."""
 INTERVAL_S = 1.0
@@ -26,8 +28,11 @@ class Source(Protocol):
     def look(self) -> None:
         """Somebody looks: figures are to have the list `sessions` for the next few seconds."""
 
-    def ready(self) -> bool:
-        """Whether a server is up, and no drain has begun."""
+    def listeners(self) -> list[str]:
+        """Return the addresses that clients connect to."""
+
+    def why_not_ready(self) -> str:
+        """Return why a client could not be served just now; empty if it could."""
 
 
 class Board:
@@ -36,6 +41,7 @@ class Board:
     def __init__(self, source: Source) -> None:
         self._source = source
         self._sessions: OrderedDict[str, dict[str, Any]] = OrderedDict()
+        self._unheard: dict[str, int] = {}  # how many times, by the names of open sessions
         self._lookers: set[asyncio.Queue[bytes]] = set()
         self._task: asyncio.Task[None] | None = None
 
@@ -45,7 +51,7 @@ class Board:
         return len(self._lookers) >= LOOKERS
 
     def join(self) -> asyncio.Queue[bytes]:
-        """Begin to look; the first event tells all there is."""
+        """Begin to look; the first event tells all there is, an empty one that there is no more."""
         looker: asyncio.Queue[bytes] = asyncio.Queue(WAITING)
         looker.put_nowait(self._event(list(self._sessions.values()), self._source.figures()))
         self._lookers.add(looker)
@@ -60,6 +66,14 @@ class Board:
         if not self._lookers and self._task is not None:
             self._task.cancel()
             self._task = None
+
+    def close(self) -> None:
+        """Let nobody look any more."""
+        for looker in list(self._lookers):
+            if looker.full():
+                looker.get_nowait()
+            looker.put_nowait(b"")
+            self.leave(looker)
 
     async def _run(self) -> None:
         while True:
@@ -84,16 +98,33 @@ class Board:
             if self._sessions.get(name) != session:
                 self._sessions[name] = session
                 changed.append(session)
+        changed += self._leave_lost(set(figures.lists.get("open_sessions", [])))
         while len(self._sessions) > KEPT_SESSIONS:
             self._sessions.popitem(last=False)
         return changed
+
+    def _leave_lost(self, heard: set[object]) -> list[dict[str, Any]]:
+        """Find sessions whose worker is gone, or keeps others now: their end is never told."""
+        was, self._unheard = self._unheard, {}
+        lost = []
+        for name, session in self._sessions.items():
+            if session["reason"] or name in heard:
+                continue
+            times = was.get(name, 0) + 1
+            if times < UNHEARD:
+                self._unheard[name] = times
+            else:
+                lost.append({**session, "reason": "followed no more"})
+        self._sessions.update((session["id"], session) for session in lost)
+        return lost
 
     def _event(self, sessions: list[dict[str, Any]], figures: Figures) -> bytes:
         told = {
             "at": time(),
             "counts": figures.counts,
             "gauges": figures.gauges,
-            "ready": self._source.ready(),
+            "listeners": self._source.listeners(),
+            "why_not_ready": self._source.why_not_ready(),
             "sessions": sessions,
         }
         return b"data: " + msgspec.json.encode(told) + b"\n\n"

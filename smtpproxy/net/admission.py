@@ -88,6 +88,11 @@ class Admission:
         due = now + TICK_S
         self._timer = asyncio.get_running_loop().call_later(TICK_S, self._watch, due)
 
+    @property
+    def lag(self) -> float:
+        """How late the loop was when last looked at, in seconds; 0 if it has no bound."""
+        return self._lag
+
     def enter(self, host: str) -> Slots | None:
         """Count a new client in, or return None: then it is to be told `refusal`.
 

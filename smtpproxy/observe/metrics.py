@@ -17,6 +17,12 @@ SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.
 GROUPS = (1, 2, 3, 5, 10, 20, 50, 100, 500)
 """Upper bounds of the histogram of group sizes."""
 Number = int | float
+_NAMELESS = {
+    commands.GREETING: b"greeting",
+    commands.AUTH: b"auth-line",
+    commands.UNASKED: b"unasked",
+}
+_NO_COMMANDS = (b"greeting", b"unasked")
 
 
 class Histogram:
@@ -58,7 +64,8 @@ class Metrics:
         self.violations: dict[tuple[str, str], int] = {}
         self.ended: dict[str, int] = {}
         self.sessions = self.held = self.stalls = self.pipelined = 0
-        self.from_client = self.from_backend = self.to_client = self.content = 0
+        self.from_client = self.from_backend = self.content = 0
+        self.to_client = self.to_backend = 0
 
     def session(self, session: str, listener: str, client: str) -> "SessionMetrics":  # noqa: ARG002
         """Begin to count for a session."""
@@ -80,12 +87,9 @@ class Metrics:
             'octets{leg="client",direction="in"}': self.from_client,
             'octets{leg="client",direction="out"}': self.to_client,
             'octets{leg="backend",direction="in"}': self.from_backend,
+            'octets{leg="backend",direction="out"}': self.to_backend,
         }
-        for verb, row in self.commands.items():
-            for reply, number in enumerate(row):
-                if number:
-                    label = f"{reply}xx" if reply else "none"
-                    found[f'commands{{verb="{_name(verb)}",reply="{label}"}}'] = number
+        self._put_commands(found)
         for outcome, number in self.messages.items():
             found[f'messages{{outcome="{outcome}"}}'] = number
         for reason, number in self.ended.items():
@@ -94,10 +98,20 @@ class Metrics:
             found[f'limits_reached{{limit="{limit}"}}'] = number
         for (peer, kind), number in self.violations.items():
             found[f'violations{{by="{peer}",kind="{kind}"}}'] = number
-        for verb, histogram in self.seconds.items():
-            histogram.put("backend_reply_seconds", f'verb="{_name(verb)}"', found)
         self.groups.put("group_commands", "", found)
         return found
+
+    def _put_commands(self, found: dict[str, Number]) -> None:
+        for verb, row in self.commands.items():
+            if verb in _NO_COMMANDS:
+                continue
+            for reply, number in enumerate(row):
+                if number:
+                    label = f"{reply}xx" if reply else "none"
+                    found[f'commands{{verb="{_name(verb)}",reply="{label}"}}'] = number
+        for verb, histogram in self.seconds.items():
+            if any(histogram.counts):
+                histogram.put("backend_reply_seconds", f'verb="{_name(verb)}"', found)
 
 
 class SessionMetrics:
@@ -123,21 +137,24 @@ class SessionMetrics:
         rows, seconds = metrics.commands, metrics.seconds
         metrics.held += len(exchanges) - 1
         for exchange in exchanges:
-            name = exchange.verb.name
-            if not name and exchange.verb.role == commands.GREETING:
-                name = b"greeting"
+            name = exchange.verb.name or _NAMELESS.get(exchange.verb.role, b"other")
             row = rows.get(name)
             if row is None:
                 row = rows[name] = [0] * 6
                 seconds[name] = Histogram(SECONDS)
             row[exchange.code // 100] += 1
             metrics.to_client += len(exchange.reply)
-            if exchange.sent and exchange.replied:
-                seconds[name].add(exchange.replied - exchange.sent)
+            if exchange.sent:
+                metrics.to_backend += len(exchange.line)
+                if exchange.replied:
+                    seconds[name].add(exchange.replied - exchange.sent)
             if exchange.pipelined:
                 metrics.pipelined += 1
                 self._group += 1
-            elif exchange.verb.role != commands.GREETING:
+            elif exchange.verb.role == commands.GREETING:
+                if exchange.replied:
+                    seconds[name].add(exchange.replied - exchange.framed)
+            else:
                 if self._group:
                     metrics.groups.add(self._group)
                 self._group = 1
@@ -147,6 +164,9 @@ class SessionMetrics:
     def _count_uncommon(self, exchange: Exchange) -> None:
         metrics = self._metrics
         metrics.content += exchange.octets
+        if exchange.sent:
+            end = len(b".\r\n") if exchange.verb.role == commands.END_OF_DATA else 0
+            metrics.to_backend += exchange.octets + end
         if exchange.problem is None:
             return
         limit = LIMITS.get(exchange.problem.kind)
@@ -182,4 +202,4 @@ class SessionMetrics:
 
 
 def _name(verb: bytes) -> str:
-    return {b".": "end-of-data", b"": "other"}.get(verb) or verb.decode()
+    return "end-of-data" if verb == b"." else verb.decode()

@@ -1,25 +1,44 @@
 """Recent sessions: a sample of those of now and of a moment ago, for whoever looks at the page.
 
 Bounded in every direction: so many sessions a second are taken, so many are kept, with so many
-exchanges.  Nothing is made of them, but references kept, until somebody looks.
+exchanges and octets of each.  Nothing is made of them, but references kept, until somebody looks.
 """
 
-from collections import OrderedDict
-from collections.abc import Callable
+from collections import OrderedDict, deque
+from collections.abc import Callable, Collection
+from copy import copy
 from time import monotonic, time
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 
 from smtpproxy.core.exchange import Exchange
 from smtpproxy.core.observer import Ends, Summary
 from smtpproxy.observe import records
+from smtpproxy.observe.text import text_of
 
 PER_SECOND = 20
 KEPT_SESSIONS = 60
-KEPT_EXCHANGES = 120
+KEPT_EXCHANGES, KEPT_LAST = 120, 20
+"""Of each session: its first exchanges, and its last ones."""
+KEPT_LINE, KEPT_OCTETS = 400, 24 * 1024
+"""Of each line and reply; of all those of a session, before which the first ones end."""
+KEPT_MESSAGES = KEPT_RECIPIENTS = 20
 LOOK_S = 5.0
 """For so long after it was told so, somebody looks."""
+
+
+class Transaction(Struct):
+    """What a transaction came to; `to` are its first recipients, the refused ones with codes."""
+
+    outcome: str
+    sender: str
+    to: list[str]
+    accepted: int
+    refused: int
+    size: int
+    reply: str
 
 
 class Recent:
@@ -67,21 +86,33 @@ class Recent:
             return []
         return [each.told() for each in self._sessions.values() if each.changed]
 
+    def open(self) -> list[object]:
+        """Return the names of those that are not over; nothing if nobody looks."""
+        if monotonic() - self._looked > LOOK_S:
+            return []
+        return [name for name, each in self._sessions.items() if not each.over]
+
 
 class RecentSession:
     """Keeps one session."""
 
     __slots__ = (
         "_client",
+        "_commands",
         "_connected",
-        "_exchanges",
+        "_first",
         "_id",
+        "_last",
         "_listener",
         "_messages",
-        "_missing",
+        "_octets",
         "_offset",
         "_opened",
+        "_room",
+        "_saved",
         "_summary",
+        "_tls",
+        "_transactions",
         "changed",
     )
 
@@ -94,9 +125,12 @@ class RecentSession:
         self._opened = now + offset
         self._offset = offset
         self._connected: records.Connected | None = None
-        self._exchanges: list[Exchange] = []
-        self._missing = 0
-        self._messages: list[records.Message] = []
+        self._first: list[Exchange] = []
+        self._last: deque[Exchange] = deque(maxlen=KEPT_LAST)
+        self._room = KEPT_OCTETS
+        self._commands = self._saved = self._octets = self._messages = 0
+        self._transactions: deque[Transaction] = deque(maxlen=KEPT_MESSAGES)
+        self._tls: dict[str, str] = {}
         self._summary: Summary | None = None
         self.changed = True
 
@@ -117,19 +151,29 @@ class RecentSession:
         """Keep nothing: its reply tells."""
 
     def settled(self, exchanges: list[Exchange]) -> None:
-        """Keep exchanges, the first ones only."""
-        room = KEPT_EXCHANGES - len(self._exchanges)
-        self._exchanges += exchanges[:room]
-        self._missing += max(0, len(exchanges) - room)
+        """Keep exchanges: the first ones, and the last ones."""
+        self._commands += len(exchanges)
+        for exchange in exchanges:
+            self._saved += exchange.pipelined
+            self._octets += exchange.octets
+            kept = _shortened(exchange)
+            self._room -= len(kept.line) + len(kept.reply)
+            if self._room > 0 and len(self._first) < KEPT_EXCHANGES:
+                self._first.append(kept)
+            else:
+                self._room = 0
+                self._last.append(kept)
         self.changed = True
 
     def transaction(self, outcome: str, fields: dict[str, Any]) -> None:
         """Keep what a transaction came to."""
-        if len(self._messages) < KEPT_EXCHANGES:
-            self._messages.append(records.message_of(outcome, fields))
+        self._messages += 1
+        self._transactions.append(_transaction(outcome, fields))
 
     def noted(self, event: str, **values: str) -> None:
-        """Keep nothing."""
+        """Keep which connection is inside TLS."""
+        if event == "tls_started":
+            self._tls[values["side"]] = values["version"]
 
     def slowed(self) -> None:
         """Keep nothing."""
@@ -145,20 +189,56 @@ class RecentSession:
     def told(self) -> dict[str, object]:
         """Return it as the page needs it, in plain values."""
         self.changed = False
-        exchanged = records.exchanged(self._id, self._exchanges, self._offset)
-        summary = self._summary
+        summary, connected = self._summary, self._connected
+        missing = self._commands - len(self._first) - len(self._last)
+        gap = [records.Gap(self._id, missing)] if missing else []
         told: dict[str, object] = {
             "id": self._id,
             "opened": self._opened,
             "listener": self._listener,
             "client": self._client,
-            "server": self._connected.server if self._connected else "",
+            "server": connected.server if connected else "",
+            "tls": self._tls,
             "reason": summary.reason if summary else "",
             "seconds": summary.seconds if summary else 0.0,
-            "saved": sum(each.pipelined for each in self._exchanges),
-            "octets": sum(each.octets for each in self._exchanges),
-            "missing": self._missing,
+            "saved": self._saved,
+            "octets": self._octets,
             "messages": self._messages,
-            "records": [*([self._connected] if self._connected else []), *exchanged],
+            "transactions": list(self._transactions),
+            "records": [
+                *([connected] if connected else []),
+                *self._exchanged(self._first),
+                *gap,
+                *self._exchanged(self._last),
+            ],
         }
         return msgspec.to_builtins(told)  # type: ignore[no-any-return]  # a dict makes a dict
+
+    def _exchanged(self, exchanges: Collection[Exchange]) -> list[records.Exchanged]:
+        return records.exchanged(self._id, list(exchanges), self._offset)
+
+
+def _shortened(exchange: Exchange) -> Exchange:
+    """Return it without more of its line and reply than the page has room for."""
+    if len(exchange.line) <= KEPT_LINE and len(exchange.reply) <= KEPT_LINE:
+        return exchange
+    kept = copy(exchange)
+    kept.line, kept.reply = _cut(exchange.line), _cut(exchange.reply)
+    return kept
+
+
+def _cut(octets: bytes) -> bytes:
+    return octets if len(octets) <= KEPT_LINE else octets[:KEPT_LINE] + b" ..."
+
+
+def _transaction(outcome: str, fields: dict[str, Any]) -> Transaction:
+    accepted, refused = fields["recipients"], fields["refused"]
+    return Transaction(
+        outcome.removeprefix("message_"),
+        fields["sender"],
+        [*accepted[:KEPT_RECIPIENTS], *refused[:KEPT_RECIPIENTS]],
+        len(accepted),
+        len(refused),
+        fields["size"],
+        text_of(_cut(fields["reply"])),
+    )

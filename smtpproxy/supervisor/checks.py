@@ -1,9 +1,14 @@
-"""Active checks: one greeting at a time for each server of a backend that asks for it."""
+"""Active checks: one greeting at a time for each server of a backend that asks for it.
+
+Where somebody may ask whether the service is ready, the servers of other backends are checked too:
+at the start, and while they are down, since without clients nobody else would find them back.
+"""
 
 import asyncio
 from collections.abc import Callable
 
 from smtpproxy import wiring
+from smtpproxy.address import Address
 from smtpproxy.control import Health
 from smtpproxy.net.check import check
 from smtpproxy.net.servers import Server
@@ -14,28 +19,40 @@ LONGEST_S = 30.0
 
 
 class Checks:
-    """Checks the servers of the service's backends, each every `check_every` seconds."""
+    """Checks the servers of the service's backends.
 
-    def __init__(self, found: Callable[[Health], None]) -> None:
+    found: is told what each check has found.
+    is_down: whether a server of a backend is believed to be down.
+    """
+
+    def __init__(
+        self, found: Callable[[Health], None], is_down: Callable[[str, str], bool]
+    ) -> None:
         self._found = found
+        self._is_down = is_down
         self._tasks: list[asyncio.Task[None]] = []
 
     def settle(self, settings: Settings) -> None:
         """Follow new settings."""
         self.stop()
         for name, backend in settings.backends.items():
-            if backend.check_every:
-                route = wiring.route(settings, backend)
-                for address in backend.servers:
-                    server = Server(address, route)
-                    watching = self._watch(name, server, backend, settings.hostname)
+            if not backend.check_every and settings.admin.address == Address():
+                continue
+            route = wiring.route(settings, backend)
+            for address in backend.servers:
+                if not address.is_original:
+                    watching = self._watch(name, Server(address, route), backend, settings.hostname)
                     self._tasks.append(asyncio.create_task(watching, name=f"check {address}"))
 
     async def _watch(self, name: str, server: Server, backend: Backend, hostname: str) -> None:
+        interval = backend.check_every or backend.retry_after
+        limit_s = min(backend.check_every or LONGEST_S, LONGEST_S)
         while True:
-            why = await check(server, hostname, min(backend.check_every, LONGEST_S))
+            why = await check(server, hostname, limit_s)
             self._found(Health(name, server.name, not why, why))
-            await asyncio.sleep(backend.check_every)
+            await asyncio.sleep(interval)
+            while not backend.check_every and not self._is_down(name, server.name):
+                await asyncio.sleep(interval)
 
     def stop(self) -> None:
         """Check nothing any more."""

@@ -45,6 +45,11 @@ class Crew:
         """How many there are."""
         return len(self._workers)
 
+    @property
+    def serves(self) -> bool:
+        """Whether a worker of it accepts clients."""
+        return any(worker.ready.done() and worker.ready.result() for worker in self._workers)
+
     async def start(self) -> bool:
         """Start all workers; False, with none left, if one of them did not come to be ready."""
         try:
@@ -90,6 +95,7 @@ class Crew:
         # Before the crew has ever been ready its start fails as a whole.
         delay = 0.0 if lived > LONG_LIFE_S else self._delay
         self._delay = min(max(FIRST_DELAY_S, 2 * delay), LONGEST_DELAY_S)
+        self._desk.lost += 1
         self._log.error(
             "worker_lost", pid=worker.pid, code=worker.code, seconds=round(lived, 1), again_in=delay
         )

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from smtpproxy.control import Ask, Beat, FromWorker, Granted, Health, Leave, ToWorker
-from smtpproxy.figures import Figures, Totals
+from smtpproxy.figures import Figures, Totals, quoted
 from smtpproxy.net import tally
 from smtpproxy.net.places import Queue
 from smtpproxy.observe.sessions import ServiceLog
@@ -18,10 +18,12 @@ class Desk:
     """Made once for the service; crews come and go.
 
     memory: the descriptor of the tally.
+    lost: how many workers have died, or were killed as they hung.
     """
 
     def __init__(self, tell_all: TellAll) -> None:
         self.memory = tally.create()
+        self.lost = 0
         self._tell_all = tell_all
         self._totals = Totals()
         self._free_rows = list(reversed(range(tally.ROWS)))
@@ -51,14 +53,24 @@ class Desk:
     def figures(self) -> Figures:
         """Return the figures of all workers, and what is known here alone."""
         figures = self._totals.sum()
+        figures.counts["workers_lost"] = self.lost
         figures.gauges["servers_down"] = len(self._down)
         for backend, server in sorted(self._named):
             up = (backend, server) not in self._down
-            figures.gauges[f'server_up{{backend="{backend}",server="{server}"}}'] = int(up)
+            labels = f'backend="{backend}",server={quoted(server)}'
+            figures.gauges[f"server_up{{{labels}}}"] = int(up)
         for name, queue in self._places.items():
             figures.gauges[f'places_taken{{backend="{name}"}}'] = queue.taken
             figures.gauges[f'places_waited_for{{backend="{name}"}}'] = queue.waiting
         return figures
+
+    def is_down(self, backend: str, server: str) -> bool:
+        """Tell whether a server is believed to be down."""
+        return (backend, server) in self._down
+
+    def is_any_up(self) -> bool:
+        """Tell whether some server is believed to be up."""
+        return bool(self._named - self._down)
 
     def take_row(self) -> int:
         """Return a row of the tally that no worker has.

@@ -1,4 +1,7 @@
-"""The doors: the listening sockets of the service, open as long as its settings name them."""
+"""The doors: the listening sockets of the service, open as long as its settings name them.
+
+Clients come in by those of the listeners; that of the admin address stays open while they drain.
+"""
 
 import contextlib
 import os
@@ -14,6 +17,8 @@ from smtpproxy.supervisor import inherited
 
 Key = tuple[Address, int]
 """An address, and its position among equal ones (port 0 is another port each time)."""
+_ADMIN = -1
+"""The position of the admin address."""
 
 
 class Doors:
@@ -26,11 +31,11 @@ class Doors:
 
     @property
     def addresses(self) -> list[str]:
-        """The addresses that are listened on, with their real ports."""
-        return [sockets.name_of(each) for found in self._open.values() for each in found]
+        """The addresses of the listeners, with their real ports."""
+        return _names(self._open)
 
     def open(self, settings: Settings) -> list[str]:
-        """Open what the settings name and is not open yet; return the addresses of that.
+        """Open what the settings name and is not open yet; return the new listeners' addresses.
 
         Raises OSError, logged, if one can't be had; `keep_for` with the settings there were before
         leaves nothing changed.
@@ -51,7 +56,7 @@ class Doors:
                 raise
         self._open |= added
         self._passing |= {key for key, transparent in _keys(settings).items() if transparent}
-        return [sockets.name_of(each) for found in added.values() for each in found]
+        return _names(added)
 
     def _open_one(self, address: Address, transparent: bool) -> list[socket.socket]:
         if not address.given:
@@ -65,7 +70,11 @@ class Doors:
 
     def descriptors(self, settings: Settings) -> list[list[int]]:
         """Return the open descriptors for each listener of the settings."""
-        return [[each.fileno() for each in self._open[key]] for key in _keys(settings)]
+        return [[each.fileno() for each in self._open[key]] for key in _listeners(settings)]
+
+    def admin(self, settings: Settings) -> list[socket.socket]:
+        """Return the open sockets of the admin address, if there is one."""
+        return self._open.get(_admin(settings), [])
 
     def keep_for(self, settings: Settings) -> None:
         """Close what the settings do not name, and let none be transparent that is not to be."""
@@ -77,11 +86,22 @@ class Doors:
             for each in self._open.get(key, ()):
                 allow(each, on=False)
 
+    def close_listeners(self) -> None:
+        """Let no client in any more."""
+        for key in [key for key in self._open if key[1] != _ADMIN]:
+            _close(key[0], self._open.pop(key))
+
     def close(self) -> None:
         """Close all."""
         for (address, _), found in self._open.items():
             _close(address, found)
         self._open.clear()
+
+
+def _names(opened: dict[Key, list[socket.socket]]) -> list[str]:
+    """Return the addresses of listeners among these."""
+    found = (each for key, each in opened.items() if key[1] != _ADMIN)
+    return [sockets.name_of(each) for listening in found for each in listening]
 
 
 def _close(address: Address, found: list[socket.socket]) -> None:
@@ -101,6 +121,16 @@ def _let_pass(found: list[socket.socket]) -> None:
 
 
 def _keys(settings: Settings) -> dict[Key, bool]:
+    """Return the keys of all that the settings name, and which of these are transparent."""
+    keys = _listeners(settings)
+    return keys if settings.admin.address == Address() else {**keys, _admin(settings): False}
+
+
+def _admin(settings: Settings) -> Key:
+    return (settings.admin.address, _ADMIN)
+
+
+def _listeners(settings: Settings) -> dict[Key, bool]:
     """Return the keys of the listeners, in order, and which of these are transparent."""
     seen: Counter[Address] = Counter()
     keys = {}

@@ -13,9 +13,7 @@ import resource
 import signal
 from collections.abc import Callable
 from time import monotonic
-from typing import TYPE_CHECKING
 
-from smtpproxy.address import Address
 from smtpproxy.control import Look, ToWorker
 from smtpproxy.figures import Figures
 from smtpproxy.observe import log
@@ -27,10 +25,8 @@ from smtpproxy.supervisor.desk import Desk
 from smtpproxy.supervisor.doors import Doors
 from smtpproxy.supervisor.notify import Notifier
 from smtpproxy.supervisor.process import WorkerProcess
+from smtpproxy.supervisor.window import Window
 from smtpproxy.trust import weak_backends
-
-if TYPE_CHECKING:
-    from smtpproxy.admin.server import Admin
 
 CHECK_INTERVAL_S = 1.0
 
@@ -48,9 +44,9 @@ class Service:
         self._notifier = Notifier()
         self._doors = Doors()
         self._desk = Desk(self._tell_all)
-        self._checks = Checks(self._desk.change)
+        self._checks = Checks(self._desk.change, self._desk.is_down)
+        self._window = Window(self)
         self._crew: Crew | None = None
-        self._admin: Admin | None = None
         self._leaving: set[Crew] = set()
         self._reload_wanted = asyncio.Event()
         self._end_wanted, self._insisted = asyncio.Event(), asyncio.Event()
@@ -59,17 +55,24 @@ class Service:
         """Return the figures of all workers, and of the service itself."""
         figures = self._desk.figures()
         figures.gauges["workers"] = sum(crew.workers for crew in self._crews)
+        self._window.add_figures(figures)
         return figures
+
+    def listeners(self) -> list[str]:
+        """Return the addresses that clients connect to."""
+        return self._doors.addresses
 
     def look(self) -> None:
         """Have the workers tell of sessions for a while, as somebody looks at the live page."""
         self._tell_all(Look(), None)
 
-    def ready(self) -> bool:
-        """Tell whether clients are taken and a server is there for them."""
-        gauges = self._desk.figures().gauges
-        servers = [up for name, up in gauges.items() if name.startswith("server_up{")]
-        return self._crew is not None and not self._end_wanted.is_set() and any(servers)
+    def why_not_ready(self) -> str:
+        """Return why a client could not be served just now; empty if it could."""
+        if self._end_wanted.is_set():
+            return "draining"
+        if self._crew is None or not self._crew.serves:
+            return "no worker is there"
+        return "" if self._desk.is_any_up() else "no server is up"
 
     @property
     def _crews(self) -> set[Crew]:
@@ -99,9 +102,8 @@ class Service:
             for crew in self._crews:
                 crew.stop()
                 await crew.empty.wait()
+            await self._window.close()
             self._doors.close()
-            if self._admin is not None:
-                await self._admin.stop()
         self._log.info("stopped")
         return 0
 
@@ -117,8 +119,7 @@ class Service:
         if not await crew.start():
             return False
         self._checks.settle(settings)
-        if settings.admin.address != Address() and not await self._start_admin():
-            return False
+        await self._window.settle(settings.admin, self._doors.admin(settings))
         for address in self._doors.addresses:
             self._log.info("listening", address=address)
         self._warn(settings)
@@ -129,20 +130,6 @@ class Service:
         """Tell of what is as it was asked for, and weaker than it should be."""
         for name, how in weak_backends(settings):
             self._log.warning("weak_tls", backend=name, how=how)
-
-    async def _start_admin(self) -> bool:
-        from smtpproxy.admin.server import Admin  # its HTTP server is not loaded for nothing
-
-        admin = Admin(self._settings.admin.address, self._settings.admin.token, self)
-        try:
-            address = await admin.start()
-        except OSError as error:
-            wanted = str(self._settings.admin.address)
-            self._log.error("cannot_listen", address=wanted, why=os.strerror(error.errno or 0))
-            return False
-        self._admin = admin
-        self._log.info("admin_listening", address=address)
-        return True
 
     def _tell_all(self, message: ToWorker, but: WorkerProcess | None) -> None:
         for crew in self._crews:
@@ -168,7 +155,7 @@ class Service:
         try:
             settings = self._read()
         except ConfigError as error:
-            self._log.error("reload_failed", problems=list(map(str, error.problems)))
+            self._reload_failed(*map(str, error.problems))
             return
         old = self._crew
         assert old is not None
@@ -176,7 +163,7 @@ class Service:
             added = self._doors.open(settings)
         except OSError:
             self._doors.keep_for(self._settings)
-            self._log.error("reload_failed", problems=["a listener can't be opened"])
+            self._reload_failed("an address can't be listened on")
             return
         crew = self._make_crew(settings)
         self._leaving.add(crew)  # until it is the one
@@ -185,7 +172,7 @@ class Service:
             self._leaving.remove(crew)
         if not started or self._end_wanted.is_set():
             self._doors.keep_for(self._settings)
-            self._log.error("reload_failed", problems=["the new workers did not start"])
+            self._reload_failed("the new workers did not start")
             return
         self._leaving.remove(crew)
         log.configure(settings.log.level, settings.log.format)
@@ -197,8 +184,13 @@ class Service:
             self._log.info("listening", address=address)
         self._warn(settings)
         self._leave(old)
+        await self._window.settle(settings.admin, self._doors.admin(settings))
         self._doors.keep_for(settings)
         self._log.info("reloaded", workers=crew.workers, sessions=self._sessions())
+
+    def _reload_failed(self, *problems: str) -> None:
+        self._window.reload_failed()
+        self._log.error("reload_failed", problems=problems)
 
     def _leave(self, crew: Crew) -> None:
         """Let a crew go, in its own time."""
@@ -215,7 +207,7 @@ class Service:
     async def _drain(self) -> None:
         """Let all sessions finish, until told again or out of time."""
         self._notifier.stopping()
-        self._doors.close()
+        self._doors.close_listeners()
         crews = self._crews
         for crew in crews:
             crew.drain()

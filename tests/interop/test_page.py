@@ -1,11 +1,17 @@
-"""The live page in a real browser: a session while it runs, its picture, the keyboard, a phone."""
+"""The live page in a real browser: sessions while they run, their pictures, the keyboard, a phone,
+what hostile clients send, many sessions, and a proxy that goes and comes back.
+"""
 
 import json
+import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic
 
 import pytest
 from selenium import webdriver
@@ -14,7 +20,9 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 from tests.interop.peers import smtp_sink
+from tests.interop.processes import free_port
 from tests.interop.programs import command
+from tests.supervisor.program import Program
 
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
@@ -36,59 +44,217 @@ def browser(tmp_path: Path) -> Iterator[webdriver.Chrome]:
     driver.quit()
 
 
-@pytest.fixture
-def addresses() -> Iterator[dict[str, str]]:
-    """Run the proxy with two workers; give the addresses of page and proxy."""
-    with smtp_sink("-p") as backend:
-        argv = [sys.executable, "-m", "smtpproxy", "run", "-l", "127.0.0.1:0", "-w", "2"]
-        argv += ["-b", f"127.0.0.1:{backend.port}", "--admin", "127.0.0.1:0"]
-        with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True) as process:
-            assert process.stderr is not None
-            found: dict[str, str] = {}
-            while "listening" not in found:
-                line = json.loads(process.stderr.readline())
-                found[line["event"]] = line.get("address", "")
-            yield found
+@contextmanager
+def proxy(backend: int, admin: int) -> Iterator[int]:
+    """Run the proxy with two workers and the page at a port; give the port for clients."""
+    argv = [sys.executable, "-m", "smtpproxy", "run", "-l", "127.0.0.1:0", "-w", "2"]
+    argv += ["-b", f"127.0.0.1:{backend}", "--admin", f"127.0.0.1:{admin}"]
+    with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        while True:
+            line = json.loads(process.stderr.readline())
+            if line["event"] == "listening":
+                break
+        reading = threading.Thread(target=process.stderr.read)
+        reading.start()
+        try:
+            yield int(line["address"].rpartition(":")[2])
+        finally:
             process.terminate()
+            reading.join()
+
+
+@pytest.fixture
+def backend() -> Iterator[int]:
+    with smtp_sink("-p") as found:
+        yield found.port
+
+
+@pytest.fixture
+def admin() -> int:
+    return free_port()
+
+
+class Client:
+    """A client that sends what it likes, in one write."""
+
+    def __init__(self, port: int) -> None:
+        self._socket = socket.create_connection(("127.0.0.1", port), 10)
+        self._replies = self._socket.makefile("rb")
+        self.reply()
+
+    def reply(self) -> bytes:
+        """Wait for a reply."""
+        while (line := self._replies.readline())[3:4] == b"-":
+            pass
+        return line
+
+    def say(self, *lines: str, replies: int) -> None:
+        """Send lines, and wait for as many replies."""
+        self._socket.sendall("".join(f"{line}\r\n" for line in lines).encode())
+        for _ in range(replies):
+            self.reply()
+
+    def close(self) -> None:
+        self._replies.close()
+        self._socket.close()
+
+
+TO_TWO = ("MAIL FROM:<joe@x.example>", "RCPT TO:<a@y.example>", "RCPT TO:<b@y.example>", "DATA")
 
 
 def test_a_session_is_seen_while_it_runs_and_drawn(
-    browser: webdriver.Chrome, addresses: dict[str, str]
+    browser: webdriver.Chrome, backend: int, admin: int
 ) -> None:
-    host, _, port = addresses["listening"].rpartition(":")
-    with (
-        socket.create_connection((host, int(port)), 10) as client,
-        client.makefile("rb") as replies,
-    ):
-        replies.readline()
-        client.sendall(b"EHLO x\r\n")
-        while replies.readline()[3:4] != b" ":
-            pass
-        client.sendall(b"MAIL FROM:<joe@x.example>\r\nRCPT TO:<a@y.example>\r\nDATA\r\n")
-        for _ in range(3):
-            replies.readline()
-        browser.get(f"http://{addresses['admin_listening']}/")
+    with proxy(backend, admin) as port:
+        browser.get(f"http://127.0.0.1:{admin}/")
+        until(
+            browser, lambda: shown(browser, "#none code", f"swaks --server 127.0.0.1 --port {port}")
+        )
+        client = Client(port)
+        client.say("EHLO client.example", replies=1)
+        client.say(*TO_TWO, replies=4)
         row = until(browser, lambda: shown(browser, "#sessions tr", "joe@x.example"))
         assert "open" in row
-        client.sendall(b"Subject: x\r\n\r\ntext\r\n.\r\nQUIT\r\n")
-        replies.read()
-    until(browser, lambda: shown(browser, "#sessions tr", "relayed 250"))
-    browser.find_element(By.TAG_NAME, "body").send_keys(Keys.ARROW_DOWN)
-    picture = until(browser, lambda: shown(browser, "#picture", "3 round trips saved"))
-    assert "MAIL · RCPT · DATA" in picture
-    assert "250 \u00d72 · 354" in picture
-    assert shown(browser, "#servers .server", "127.0.0.1:")
-    filter_box = browser.find_element(By.ID, "filter")
-    filter_box.send_keys("nobody")
-    assert until(browser, lambda: shown(browser, "#none", "No session matches"))
-    pause = browser.find_element(By.ID, "pause")
-    pause.click()
-    assert pause.get_attribute("aria-pressed") == "true"
+        client.say("Subject: x", "", "text", ".", "QUIT", replies=2)
+        client.close()
+        row = until(browser, lambda: shown(browser, "#sessions tr", "250 relayed"))
+        assert "joe@x.example \u2192 a@y.example +1" in row
+        body = browser.find_element(By.TAG_NAME, "body")
+        body.send_keys(Keys.ARROW_DOWN)
+        picture = until(browser, lambda: shown(browser, "#picture", "4 round trips saved"))
+        for part in (
+            "MAIL · RCPT \u00d72 · DATA",
+            "250 \u00d73 · 354",
+            "content . · QUIT",
+            "connect",
+        ):
+            assert part in picture
+        assert shown(browser, "#servers .server", f"127.0.0.1:{backend}")
+        assert shown(browser, ".figure", "1 relayed")
+        browser.switch_to.active_element.send_keys("/")
+        browser.switch_to.active_element.send_keys("nobody")
+        until(browser, lambda: shown(browser, "#none", "No session matches"))
+        browser.switch_to.active_element.send_keys(Keys.ESCAPE)
+        until(browser, lambda: shown(browser, "#sessions tr", "joe@x.example"))
+        body.send_keys("e")
+        until(browser, lambda: shown(browser, "#none", "No session matches"))
+        body.send_keys("e", "p")
+        assert browser.find_element(By.ID, "pause").get_attribute("aria-pressed") == "true"
+        assert until(browser, lambda: shown(browser, "#state", "paused"))
+        assert width_on_a_phone(browser) == 390, "nothing to be scrolled sideways"
+        assert browser.get_log("browser") == []
+
+
+def test_what_a_hostile_client_sends_is_text(
+    browser: webdriver.Chrome, backend: int, admin: int
+) -> None:
+    hostile = "<img src=x onerror=alert(1)><script>alert(2)</script>\u202e\u05d0\u0007\x1b[2J"
+    with proxy(backend, admin) as port:
+        browser.get(f"http://127.0.0.1:{admin}/")
+        client = Client(port)
+        client.say(f"EHLO {hostile}", replies=1)
+        client.say(f"MAIL FROM:<{hostile}@x>", f"RCPT TO:<{hostile}@y>", "RSET", replies=3)
+        client.say("NOOP </svg><style>*{display:none}</style>", replies=1)
+        client.say("FOO\0<b>", "QUIT", replies=2)
+        client.close()
+        until(browser, lambda: shown(browser, "#sessions .details", "127.0.0.1"))
+        browser.find_element(By.TAG_NAME, "body").send_keys("j")
+        picture = until(browser, lambda: shown(browser, "#picture", "QUIT"))
+        assert (
+            "EHLO <img src=x onerror=alert(1)><script>alert(2)</script>\\xe2\\x80\\xae" in picture
+        )
+        assert "client broke the protocol" in picture
+        script = (
+            "return document.body.querySelectorAll('img, script, style, b:not(.figure b)').length"
+        )
+        assert browser.execute_script(script) == 0
+        text = browser.execute_script("return document.body.textContent")
+        assert not set("\u202e\u0007\x1b\0") & set(text)
+        assert browser.get_log("browser") == []
+
+
+def test_many_sessions_leave_the_page_small(
+    browser: webdriver.Chrome, backend: int, admin: int
+) -> None:
+    script = """
+        const told = [];
+        source.addEventListener("message", (message) => told.push(message.data.length));
+        window.told = told;
+    """
+    with proxy(backend, admin) as port:
+        browser.get(f"http://127.0.0.1:{admin}/")
+        browser.execute_script(script)
+        began, count = monotonic(), 0
+        while monotonic() < began + 4 or count < 400:
+            client = Client(port)
+            client.say("EHLO x", replies=1)
+            client.say(*TO_TWO, replies=4)
+            client.say("text", ".", "QUIT", replies=2)
+            client.close()
+            count += 1
+        passed = monotonic() - began
+        figures = f"{count:,} relayed"
+        until(browser, lambda: shown(browser, ".figure", figures))
+        told = browser.execute_script("return told")
+        assert len(told) <= passed + 20, "one event a second, and a few while it was waited for"
+        assert max(told) < 1024 * 1024
+        assert browser.execute_script("return sessions.size") <= 300
+        assert (
+            browser.execute_script("return document.querySelectorAll('#sessions tr').length") <= 100
+        )
+        assert browser.execute_script("return document.querySelectorAll('*').length") < 3000
+
+
+def test_a_proxy_that_goes_and_comes_back_is_followed(
+    browser: webdriver.Chrome, backend: int, admin: int
+) -> None:
+    with proxy(backend, admin) as port:
+        browser.get(f"http://127.0.0.1:{admin}/")
+        client = Client(port)
+        client.say("EHLO x", replies=1)
+        client.say("MAIL FROM:<old@x.example>", replies=1)
+        until(browser, lambda: shown(browser, "#sessions tr", "old@x.example"))
+        client.close()
+    until(browser, lambda: shown(browser, "#state", "no answer for"))
+    assert browser.execute_script("return document.body.className") == "gone"
+    with proxy(backend, admin) as port:
+        until(browser, lambda: shown(browser, "#state", "live"))
+        client = Client(port)
+        client.say("EHLO x", replies=1)
+        client.say("MAIL FROM:<new@x.example>", replies=1)
+        until(browser, lambda: shown(browser, "#sessions tr", "new@x.example"))
+        client.close()
+        assert browser.execute_script("return document.body.className") == ""
+
+
+def test_a_token_is_given_once_and_can_be_taken_back(
+    browser: webdriver.Chrome, backend: int, admin: int, tmp_path: Path
+) -> None:
+    file = tmp_path / "p.toml"
+
+    def write(token: str) -> Path:
+        file.write_text(f'admin = {{ address = "127.0.0.1:{admin}", token = "{token}" }}\n')
+        return file
+
+    arguments = ("-c", write("0123456789abcdef"), "-l", "127.0.0.1:0", "-b", f"127.0.0.1:{backend}")
+    with Program(tmp_path, *arguments) as program:
+        program.port()
+        browser.get(f"http://127.0.0.1:{admin}/")
+        assert "a token is needed" in shown(browser, "body", "")
+        browser.get(f"http://127.0.0.1:{admin}/?token=0123456789abcdef")
+        assert browser.current_url == f"http://127.0.0.1:{admin}/"
+        until(browser, lambda: shown(browser, "#state", "live"))
+        write("fedcba9876543210")
+        program.signal(signal.SIGHUP)
+        until(browser, lambda: shown(browser, "#state", "the token is no longer good"))
+
+
+def width_on_a_phone(browser: webdriver.Chrome) -> int:
+    """Return how wide the page is on a screen of 390 pixels."""
     phone = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
-    width = browser.execute_script("return document.documentElement.scrollWidth")
-    assert width == 390, "nothing to be scrolled sideways"
-    assert browser.get_log("browser") == []
+    return int(browser.execute_script("return document.documentElement.scrollWidth"))
 
 
 def until(browser: webdriver.Chrome, found: Callable[[], str]) -> str:

@@ -61,16 +61,18 @@ def test_it_is_told_how_the_service_is(
     assert program.wait() == 0
 
 
-def test_sockets_that_it_passes_are_taken_by_name(mta: LegacyMTA) -> None:
+def test_sockets_that_it_passes_are_taken_by_name(mta: LegacyMTA, tmp_path: Path) -> None:
+    file = tmp_path / "p.toml"
+    file.write_text('[admin]\naddress = "fd:admin"\ntoken = "0123456789abcdef"\n')
     with (
         socket.create_server(("127.0.0.1", 0)) as first,
         socket.create_server(("127.0.0.1", 0)) as second,
     ):
-        arguments = ["-l", "fd:smtp", "-b", mta.address, "-w", "2"]
+        arguments = ["-c", str(file), "-l", "fd:smtp", "-b", mta.address, "-w", "2"]
         # As systemd does it: descriptors from 3 on, and a process id that is only known then.
         script = (
             f"exec 3<&{first.fileno()} 4<&{second.fileno()}; "
-            'export LISTEN_PID=$$ LISTEN_FDS=2 LISTEN_FDNAMES=other:smtp; exec "$@"'
+            'export LISTEN_PID=$$ LISTEN_FDS=2 LISTEN_FDNAMES=admin:smtp; exec "$@"'
         )
         for each in (first, second):
             os.set_inheritable(each.fileno(), True)
@@ -82,9 +84,15 @@ def test_sockets_that_it_passes_are_taken_by_name(mta: LegacyMTA) -> None:
         assert process.stderr is not None
         try:
             assert b"warning: listener fd:smtp serves clients" in process.stderr.readline()
-            address = f'"address":"127.0.0.1:{second.getsockname()[1]}"'
-            assert address.encode() in process.stderr.readline()
+            for each in (first, second):
+                address = f'"address":"127.0.0.1:{each.getsockname()[1]}"'
+                assert address.encode() in process.stderr.readline()
             send(second.getsockname()[1])
+            with socket.create_connection(first.getsockname(), 10) as client:
+                client.sendall(
+                    b"GET /healthz HTTP/1.0\r\nAuthorization: Bearer 0123456789abcdef\r\n\r\n"
+                )
+                assert client.recv(1000).startswith(b"HTTP/1.0 200 ")
         finally:
             process.terminate()
             assert process.wait(20) == 0

@@ -1,106 +1,220 @@
 "use strict";
 // The picture of one session: client, proxy and MTA as lines, time from top to bottom.
+// It needs nothing else: `trace export --html` puts it into a page of its own.
 
 const SVG = "http://www.w3.org/2000/svg";
+const STEP = 22, LONGEST_STEP = 64; // pixels between two rows
+const FOLDED = 6; // so many equal commands in a row are drawn one by one
+
+function element(name, className, text) {
+  const made = document.createElement(name);
+  if (className) made.className = className;
+  if (text !== undefined) made.textContent = text;
+  return made;
+}
 
 function svg(parent, name, attributes, text) {
-  const element = document.createElementNS(SVG, name);
-  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
-  if (text !== undefined) element.textContent = text;
-  parent.append(element);
-  return element;
+  const made = document.createElementNS(SVG, name);
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+  if (text !== undefined) made.textContent = text;
+  parent.append(made);
+  return made;
 }
 
 function duration(seconds) {
   if (seconds < 0.01) return (seconds * 1000).toFixed(1) + " ms";
-  return seconds < 1 ? Math.round(seconds * 1000) + " ms" : seconds.toFixed(1) + " s";
+  if (seconds < 1) return Math.round(seconds * 1000) + " ms";
+  return seconds < 100 ? seconds.toFixed(1) + " s" : Math.round(seconds / 60) + " min";
 }
 
-function groupsBy(exchanges, key) {
+function size(octets) {
+  if (octets < 1024) return octets + " B";
+  return octets < 1048576 ? (octets / 1024).toFixed(octets < 10240 ? 1 : 0) + " KiB" : (octets / 1048576).toFixed(1) + " MiB";
+}
+
+// What peers sent may hold control characters: they are shown, not obeyed.
+function visible(text) { return text.replace(/[\0-\x1f\x7f]/g, (c) => "\\x" + c.charCodeAt(0).toString(16).padStart(2, "0")); }
+
+function cut(text, most) { return text.length > most ? text.slice(0, Math.max(1, most - 1)) + "…" : text; }
+
+function lastLine(reply) { return visible(reply.split(/\r?\n/).at(-1)); }
+
+function grouped(items, same) {
   const groups = [];
-  for (const each of exchanges) {
+  for (const each of items) {
     const last = groups.at(-1);
-    if (last && last[0][key] === each[key]) last.push(each); else groups.push([each]);
+    if (last && same(last[0], each)) last.push(each); else groups.push([each]);
   }
   return groups;
 }
 
 function counted(words) {
-  const runs = [];
-  for (const word of words) {
-    if (runs.length && runs.at(-1)[0] === word) runs.at(-1)[1]++; else runs.push([word, 1]);
-  }
-  return runs.map(([word, times]) => times > 1 ? word + " ×" + times : word).join(" · ");
+  return grouped(words, (one, other) => one === other).map((run) => run.length > 1 ? run[0] + " ×" + run.length : run[0]).join(" · ");
 }
 
-function cut(text, most) { return text.length > most ? text.slice(0, most - 1) + "…" : text; }
+function nameOf(exchange) { return exchange.verb === "." ? "content ." : exchange.verb === "misframed" ? "bad line" : exchange.verb; }
 
-function drawSession(place, records) {
+function commandOf(exchange) {
+  if (exchange.verb === ".") return `content, ${size(exchange.octets || 0)} .`;
+  return visible(exchange.line || nameOf(exchange));
+}
+
+// --- what is drawn, row by row -----------------------------------------------------------------
+
+function rowsOf(records) {
+  const exchanges = records.filter((each) => each.what === "exchange"), rows = [];
+  const asked = exchanges.filter((each) => each.verb !== "greeting" && each.verb !== "unasked");
+  for (const group of grouped(asked, (one, other) => one.framed === other.framed)) {
+    const text = group.length > 1 ? counted(group.map(nameOf)) : commandOf(group[0]);
+    rows.push({at: group[0].framed, order: 0, kind: "in", text, count: group.length, full: group.map(commandOf).join("\n")});
+    for (const each of group) if (each.violation) rows.push(broken(each, each.framed));
+  }
+  const sent = exchanges.map((each) => ({...each, sent: each.sent || (each.verb === "greeting" ? each.framed : 0)})).filter((each) => each.sent);
+  rows.push(...sent.map((each) => toMta([each])));
+  for (const group of grouped(exchanges.filter((each) => each.flushed), (one, other) => one.flushed === other.flushed)) {
+    const text = group.length > 1 ? counted(group.map((each) => String(each.code))) : lastLine(group[0].reply || "");
+    rows.push({at: group[0].flushed, order: 2, kind: "out", text, count: group.length, bad: group.some((each) => each.code >= 400), full: group.map((each) => visible(each.reply || "").replaceAll("\\x0d\\x0a", "\n")).join("\n")});
+    for (const each of group) {
+      if (!each.sent && each.verb !== "greeting" && each.verb !== "unasked") rows.push({at: each.flushed, order: 1, kind: "here", text: `${nameOf(each)}: ${each.code} by smtpproxy`});
+      if (each.violation && each.violation.by === "backend") rows.push(broken(each, each.flushed));
+    }
+  }
+  const gap = records.findIndex((each) => each.what === "gap");
+  if (gap > 0) rows.push({at: records[gap - 1].flushed || 0, order: 3, kind: "gap", text: `${records[gap].exchanges} exchanges not kept`});
+  rows.sort((one, other) => one.at - other.at || one.order - other.order);
+  return grouped(rows, (one, other) => one.kind === "mta" && other.kind === "mta" && one.text === other.text && one.code === other.code).flatMap(folded);
+}
+
+// Of many equal commands in a row the first and the last one are drawn, and the others as one.
+function folded(run) {
+  if (run.length <= FOLDED) return run;
+  return [run[0], toMta(run.slice(1, -1).flatMap((row) => row.run)), run.at(-1)];
+}
+
+function broken(exchange, at) {
+  const found = exchange.violation;
+  return {at, order: 0.5, kind: "broken", text: `${found.by} broke the protocol: ${found.kind}${found.mended ? " (mended)" : ""} ${found.octets ? visible(found.octets) : ""}`};
+}
+
+function toMta(run) {
+  const last = run.at(-1), took = run.map((each) => (each.replied || 0) - each.sent);
+  const name = run[0].verb === "greeting" ? "connect" : nameOf(run[0]);
+  return {run, at: run[0].sent, until: last.replied || 0, order: 1, kind: "mta", code: last.code || 0,
+    text: run.length > 1 ? `${name} ×${run.length}` : name,
+    took: !last.replied ? "" : run.length > 1 ? `${duration(Math.min(...took))}–${duration(Math.max(...took))}` : duration(took[0]),
+    full: run.map((each) => commandOf(each) + " → " + visible(each.reply || "no reply").replaceAll("\\x0d\\x0a", "\n")).join("\n")};
+}
+
+// Places the rows, and returns where any time stands.
+function place(rows) {
+  let y = 52, before = rows[0].at;
+  const gaps = rows.map((row) => { const gap = row.at - before; before = row.at; return gap; });
+  const scale = 160 / Math.max(0.05, rows.at(-1).at - rows[0].at);
+  rows.forEach((row, index) => {
+    const wanted = Math.max(STEP, gaps[index] * scale);
+    if (index) y += Math.min(LONGEST_STEP, wanted);
+    row.y = y;
+  });
+  return (at) => {
+    const next = rows.findIndex((row) => row.at >= at);
+    if (next < 0) return rows.at(-1).y + STEP * 0.7;
+    const one = rows[Math.max(0, next - 1)], other = rows[next];
+    return other.at > one.at ? one.y + (other.y - one.y) * (at - one.at) / (other.at - one.at) : other.y;
+  };
+}
+
+// --- drawing -----------------------------------------------------------------------------------
+
+// told: what else is known of it; `saved`, if not all of its exchanges are among the records, and `more` facts.
+function drawSession(where, records, told = {}) {
+  const narrow = where.clientWidth < 520;
+  where.replaceChildren(...heading(records, told));
+  const rows = rowsOf(records);
+  if (rows.length) where.append(drawRows(rows, narrow), legend());
+}
+
+function heading(records, told) {
   const exchanges = records.filter((each) => each.what === "exchange");
   const connected = records.find((each) => each.what === "connected");
   const closed = records.find((each) => each.what === "closed");
-  const heading = document.createElement("h2");
-  heading.textContent = connected ? connected.client_end + " → " + connected.server : "no server";
-  const saved = exchanges.filter((each) => each.pipelined).length;
-  const told = document.createElement("p");
-  told.textContent = `session ${(exchanges[0] || connected || {}).session || ""} · ${exchanges.length} exchanges · ${saved} round trips saved` + (closed ? ` · ${closed.reason}` : "");
-  place.replaceChildren(heading, told);
-  if (!exchanges.length) return;
+  const saved = told.saved ?? exchanges.filter((each) => each.pipelined).length;
+  const gap = records.find((each) => each.what === "gap");
+  const facts = [`session ${(exchanges[0] || connected || closed || {}).session || ""}`, `${exchanges.length + (gap ? gap.exchanges : 0)} exchanges`, `${saved} round trips saved`, ...(told.more || [])];
+  if (closed) facts.push(closed.reason.replaceAll("_", " "));
+  const title = element("h2", "", connected ? `${connected.client_end} → ${connected.server}` : "no server");
+  return [title, element("p", "facts", facts.join(" · "))];
+}
 
-  const began = Math.min(...exchanges.map((each) => each.framed));
-  const rows = [];
-  const asked = exchanges.filter((each) => !["greeting", "unasked"].includes(each.verb));
-  for (const group of groupsBy(asked, "framed")) {
-    rows.push({at: group[0].framed, kind: "in", order: 0, text: group.length > 1 ? counted(group.map((e) => e.verb)) : group[0].line || (group[0].octets || 0) + " octets · ."});
-  }
-  for (const each of exchanges) {
-    const sent = each.sent || (each.verb === "greeting" ? each.framed : 0);
-    if (sent && each.replied) rows.push({at: sent, kind: "mta", order: 1, verb: each.verb === "greeting" ? "connect" : each.verb, code: each.code, took: each.replied - sent});
-  }
-  for (const group of groupsBy(exchanges.filter((each) => each.flushed), "flushed")) {
-    rows.push({at: group[0].flushed, kind: "out", order: 2, codes: group.map((e) => e.code || 0), text: group.length > 1 ? counted(group.map((e) => String(e.code))) : (group[0].reply || "").split("\r\n").at(-1)});
-  }
-  rows.sort((one, other) => one.at - other.at || one.order - other.order);
+function legend() {
+  const told = element("p", "legend");
+  told.append(element("i", "wait"), "the client waits", element("i", "work"), "the MTA works");
+  return told;
+}
 
-  const narrow = place.clientWidth < 480;
-  const width = narrow ? 420 : 640, clock = narrow ? 46 : 56;
-  const client = clock + 8, proxy = Math.round(client + (width - client) * 0.58), mta = width - 10;
-  const most = Math.floor((proxy - client - 24) / 7);
-  let y = 44, before = began;
+function drawRows(rows, narrow) {
+  const began = rows[0].at, yOf = place(rows);
+  const width = narrow ? 420 : 640, clock = narrow ? 48 : 58;
+  const client = clock + 10, proxy = Math.round(client + (width - client) * (narrow ? 0.54 : 0.57)), mta = width - 8;
+  const height = rows.at(-1).y + 34;
+  const picture = document.createElementNS(SVG, "svg");
+  for (const [key, value] of Object.entries({viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": "sequence of the session"})) picture.setAttribute(key, value);
+  for (const [x, text, anchor] of [[client, "client", "start"], [proxy, "smtpproxy", "middle"], [mta, "MTA", "end"]]) {
+    svg(picture, "text", {x, y: 16, class: "title", "text-anchor": anchor}, text);
+    svg(picture, "line", {x1: x, x2: x, y1: 26, y2: height - 6, class: "life"});
+  }
+  drawWaits(picture, rows, client);
+  for (const row of rows.filter((each) => each.kind === "mta")) {
+    const end = Math.max(row.y + 6, row.until ? yOf(row.until) - 3 : height - 8);
+    svg(picture, "rect", {x: mta - 4, y: row.y, width: 8, height: end - row.y, rx: 2, class: row.until ? "work" : "work open"});
+  }
+  for (const row of rows) drawRow(picture, row, {began, clock, client, proxy, mta, narrow});
+  return picture;
+}
+
+function drawWaits(picture, rows, client) {
+  let owed = 1, since = 26; // the greeting
   for (const row of rows) {
-    y += Math.max(22, Math.min(60, (row.at - before) * 200));
-    row.y = y;
-    before = row.at;
-  }
-  const height = y + 30;
-  const picture = svg(place, "svg", {viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": "sequence of the session"});
-  svg(picture, "text", {x: client, y: 16, class: "title"}, "client");
-  svg(picture, "text", {x: proxy, y: 16, class: "title", "text-anchor": "middle"}, "smtpproxy");
-  svg(picture, "text", {x: mta, y: 16, class: "title", "text-anchor": "end"}, "MTA");
-  for (const x of [client, proxy, mta]) svg(picture, "line", {x1: x, x2: x, y1: 26, y2: height - 8, class: "life"});
-
-  function arrow(from, to, at) {
-    const way = to > from ? 1 : -1;
-    svg(picture, "line", {x1: from, x2: to - way * 5, y1: at, y2: at, class: "arrow"});
-    svg(picture, "path", {d: `M${to},${at} l${-7 * way},-4 v8 z`, class: "head"});
-  }
-  for (const row of rows) {
-    if (row.kind !== "mta") svg(picture, "text", {x: clock, y: row.y + 4, class: "time", "text-anchor": "end"}, duration(row.at - began));
     if (row.kind === "in") {
-      arrow(client, proxy, row.y);
-      svg(picture, "text", {x: client + 8, y: row.y - 5, class: "command"}, cut(row.text, most));
-    } else if (row.kind === "out") {
-      arrow(proxy, client, row.y);
-      const bad = row.codes.some((code) => code >= 400);
-      svg(picture, "text", {x: proxy - 8, y: row.y - 5, class: bad ? "no" : "ok", "text-anchor": "end"}, cut(row.text, most));
-    } else {
-      const next = rows[rows.indexOf(row) + 1];
-      svg(picture, "rect", {x: mta - 4, y: row.y, width: 8, height: Math.max(8, (next ? next.y : row.y + 16) - row.y - 4), rx: 3, class: "bar"});
-      arrow(proxy, mta - 4, row.y);
-      svg(picture, "text", {x: proxy + 8, y: row.y - 5, class: "command"}, row.verb === "." ? "content ." : row.verb);
-      const reply = svg(picture, "text", {x: mta - 10, y: row.y - 5, class: row.code >= 400 ? "no" : "ok", "text-anchor": "end"});
-      reply.textContent = row.code + "  ";
-      svg(reply, "tspan", {class: "time"}, duration(row.took));
+      if (owed <= 0) since = row.y;
+      owed += row.count;
+    } else if (row.kind === "out" && owed > 0) {
+      svg(picture, "rect", {x: client - 3, y: since, width: 6, height: row.y - since - 1, rx: 2, class: "wait"});
+      owed -= row.count;
+      since = row.y;
     }
   }
+}
+
+function drawRow(picture, row, at) {
+  const {client, proxy, mta} = at, left = proxy - client - 24, right = mta - proxy - 24;
+  const letters = (room) => Math.floor(room / 6.4);
+  const said = (x, y, name, text, anchor) => svg(picture, "text", {x, y, class: name, "text-anchor": anchor || "start"}, text);
+  const whole = (text) => { if (row.full) svg(text, "title", {}, row.full); };
+  if (row.kind === "gap" || row.kind === "broken") {
+    said(client + 8, row.y, row.kind === "gap" ? "soft" : "no", cut((row.kind === "gap" ? "⋯ " : "⚠ ") + row.text, letters(mta - client - 16)));
+    return;
+  }
+  if (row.kind === "here") {
+    said(proxy + 8, row.y + 4, "soft", cut(row.text, letters(right)));
+    return;
+  }
+  if (row.kind !== "mta") said(at.clock, row.y + 4, "time", duration(row.at - at.began), "end");
+  if (row.kind === "in") {
+    arrow(picture, client + 3, proxy, row.y);
+    whole(said(client + 9, row.y - 5, "command", cut(row.text, letters(left))));
+  } else if (row.kind === "out") {
+    arrow(picture, proxy, client + 3, row.y);
+    whole(said(proxy - 9, row.y - 5, row.bad ? "no" : "ok", cut(row.text, letters(left)), "end"));
+  } else {
+    arrow(picture, proxy, mta - 4, row.y);
+    whole(said(proxy + 8, row.y - 5, "command", cut(row.text, letters(right - (at.narrow ? 70 : 90)))));
+    const reply = said(mta - 10, row.y - 5, row.code >= 400 ? "no" : "ok", row.until ? row.code + "  " : "", "end");
+    svg(reply, "tspan", {class: "time"}, row.took);
+  }
+}
+
+function arrow(picture, from, to, y) {
+  const way = to > from ? 1 : -1;
+  svg(picture, "line", {x1: from, x2: to - way * 5, y1: y, y2: y, class: "arrow"});
+  svg(picture, "path", {d: `M${to},${y} l${-7 * way},-4 v8 z`, class: "head"});
 }

@@ -1,0 +1,107 @@
+"use strict";
+// The list of sessions: those of now and of a moment ago, newest first.
+
+const SHOWN = 100;
+const rows = new Map();
+
+function outcomeOf(session) {
+  const last = session.transactions.at(-1), code = last ? (last.reply || "").slice(0, 3) : "";
+  if (!session.reason) return ["running", "◌", "open"];
+  if (!last) {
+    const refused = FINE.has(session.reason) && session.records.find((each) => each.code >= 400);
+    const text = refused ? `${refused.code} to ${nameOf(refused)}` : session.reason.replaceAll("_", " ");
+    return isWrong(session) ? ["bad", "✗", text] : ["soft", "·", text];
+  }
+  if (last.outcome === "relayed") return last.refused ? ["part", "✓", `${code} relayed, ${last.refused} refused`] : ["good", "✓", `${code} relayed`];
+  return ["bad", "✗", `${code} ${last.outcome}`.trim()];
+}
+
+const FINE = new Set(["", "quit", "client_closed", "draining", "followed no more"]);
+function isWrong(session) {
+  return !FINE.has(session.reason) || session.transactions.some((each) => each.outcome !== "relayed" || each.refused) ||
+    session.records.some((each) => each.code >= 400 || each.violation);
+}
+
+function whoWrites(session) {
+  const last = session.transactions.at(-1);
+  if (!last) {
+    const found = ["MAIL", "EHLO", "HELO"].map((verb) => session.records.find((each) => each.verb === verb && each.line));
+    const wrong = session.records.find((each) => each.violation && (each.line || each.violation.octets));
+    const telling = wrong || found.find(Boolean);
+    return telling ? visible(telling.line || telling.violation.octets) : "nothing said";
+  }
+  const all = last.accepted + last.refused;
+  const more = all > 1 ? ` +${all - 1}` : "";
+  return visible(`${last.sender || "<>"} → ${last.to[0] || "nobody"}`) + more;
+}
+
+function details(session) {
+  const found = [session.client.replace(/:\d+$/, "") + " → " + (session.server || "no server")];
+  if (session.tls.client) found.push(session.tls.client.replace("TLSv", "TLS "));
+  if (session.octets) found.push(size(session.octets));
+  if (session.messages > 1) found.push(`${session.messages} messages`);
+  return visible(found.join(" · "));
+}
+
+function matches(session, wanted) {
+  if (!wanted) return true;
+  const said = session.transactions.flatMap((each) => [each.sender, each.outcome, each.reply, ...each.to]);
+  const seen = session.records.flatMap((each) => [each.line || "", String(each.code || ""), each.violation ? each.violation.kind : ""]);
+  return [session.id, session.reason, details(session), outcomeOf(session)[2], ...said, ...seen].join(" ").toLowerCase().includes(wanted);
+}
+
+// Draws those that match; rows stay where they are, so that neither a click nor the focus is lost.
+function drawList(sessions, wanted, onlyWrong, chosen) {
+  const found = [...sessions.values()].filter((each) => (!onlyWrong || isWrong(each)) && matches(each, wanted))
+    .sort((one, other) => other.opened - one.opened).slice(0, SHOWN);
+  const kept = new Set(found.map((each) => each.id)), body = document.getElementById("sessions");
+  for (const [id, row] of rows) if (!kept.has(id)) { row.remove(); rows.delete(id); }
+  let at = body.firstElementChild;
+  for (const session of found) {
+    const row = rowOf(session);
+    if (row === at) at = at.nextElementSibling; else body.insertBefore(row, at);
+  }
+  mark(chosen);
+  return found.length;
+}
+
+function rowOf(session) {
+  let row = rows.get(session.id);
+  if (!row) {
+    row = element("tr");
+    row.dataset.id = session.id;
+    rows.set(session.id, row);
+  }
+  if (row.session !== session) {
+    row.session = session;
+    const [style, sign, text] = outcomeOf(session);
+    const told = element("td");
+    told.append(element("div", "who", whoWrites(session)), element("div", "details", details(session)));
+    const outcome = element("td", style);
+    outcome.append(element("span", "sign", sign), text);
+    row.replaceChildren(element("td", "when", new Date(session.opened * 1000).toTimeString().slice(0, 8)), told, element("td", "number", session.saved || "–"), outcome);
+  }
+  return row;
+}
+
+// One row can be reached by Tab: the chosen one, or else the first.
+function mark(chosen) {
+  const first = rows.has(chosen) ? null : document.getElementById("sessions").firstElementChild;
+  for (const [id, row] of rows) {
+    row.setAttribute("aria-selected", id === chosen);
+    row.tabIndex = id === chosen || row === first ? 0 : -1;
+  }
+}
+
+// Says why there is nothing to see, and what to do about it.
+function drawNone(place, listeners, filtered) {
+  place.replaceChildren();
+  if (filtered) { place.append(element("p", "", "No session matches.")); return; }
+  place.append(element("p", "", "No session yet. Try:"));
+  const address = listeners[0] || "127.0.0.1:25", unix = address.startsWith("unix:");
+  const [, host, port] = /^(.*):(\d+)$/.exec(address) || ["", address, ""];
+  const reached = ["0.0.0.0", "[::]"].includes(host) ? location.hostname : host;
+  const to = unix ? `--socket ${address.slice(5)}` : `--server ${reached} --port ${port}`;
+  place.append(element("code", "", `swaks ${to} --pipeline --to you@example.org`));
+  place.append(element("p", "", `Clients connect to ${listeners.join(", ") || "no listener"}.`));
+}

@@ -1,0 +1,232 @@
+"""The admin address in real life: reloads, workers that die, servers that go, the end."""
+
+import http.client
+import os
+import re
+import signal
+import smtplib
+import socket
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from smtpproxy.demo.legacy import LegacyMTA
+from tests.interop.processes import eventually
+from tests.supervisor.program import Program, send
+
+Run = Callable[..., Program]
+TOKEN = "0123456789abcdef"
+OTHER_TOKEN = "fedcba9876543210"
+
+
+class File:
+    """A settings file that can be written anew."""
+
+    def __init__(self, path: Path, mta: LegacyMTA) -> None:
+        self.path = path
+        self.server = mta.address
+
+    def write(self, admin: str, more: str = "") -> Path:
+        self.path.write_text(
+            f'[[listener]]\naddress = "127.0.0.1:0"\n[backends.old]\nservers = ["{self.server}"]\n'
+            f"{more}\n[admin]\n{admin}\n"
+        )
+        return self.path
+
+
+@pytest.fixture
+def file(tmp_path: Path, mta: LegacyMTA) -> File:
+    return File(tmp_path / "p.toml", mta)
+
+
+def ask(address: str, path: str, token: str = "") -> tuple[int, str]:
+    """Return the status and the text."""
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    with closing(http.client.HTTPConnection(address, timeout=10)) as connection:
+        connection.request("GET", path, headers=headers)
+        with connection.getresponse() as response:
+            return response.status, response.read().decode()
+
+
+def figures(address: str) -> dict[str, float]:
+    """Return what /metrics tells."""
+    _, text = ask(address, "/metrics")
+    samples = [line.rpartition(" ") for line in text.splitlines() if not line.startswith("#")]
+    return {name: float(number) for name, _, number in samples}
+
+
+class TestReload:
+    def test_the_address_moves_and_who_looks_is_let_go(self, run: Run, file: File) -> None:
+        program = run("-c", file.write('address = "127.0.0.1:0"'))
+        old = program.event("admin_listening")["address"]
+        program.port()
+        looker = http.client.HTTPConnection(old, timeout=10)
+        looker.request("GET", "/events")
+        events = looker.getresponse()
+        file.write('address = "[::1]:0"')
+        program.signal(signal.SIGHUP)
+        new = program.event("admin_listening")["address"]
+        program.event("reloaded")
+        assert ask(new, "/readyz") == (200, "ready\n")
+        with closing(looker), events:
+            assert events.read().startswith(b"data: "), "told, and then the end"
+        with pytest.raises(ConnectionRefusedError):
+            ask(old, "/readyz")
+
+    def test_a_new_token_holds_at_once(self, run: Run, file: File) -> None:
+        program = run("-c", file.write(f'address = "127.0.0.1:0"\ntoken = "{TOKEN}"'))
+        address = program.event("admin_listening")["address"]
+        assert ask(address, "/metrics", TOKEN)[0] == 200
+        file.write(f'address = "127.0.0.1:0"\ntoken = "{OTHER_TOKEN}"')
+        program.signal(signal.SIGHUP)
+        program.event("reloaded")
+        assert ask(address, "/metrics", TOKEN)[0] == 401
+        assert ask(address, "/metrics", OTHER_TOKEN)[0] == 200
+
+    def test_an_address_that_cannot_be_had_changes_nothing(self, run: Run, file: File) -> None:
+        program = run("-c", file.write('address = "127.0.0.1:0"'))
+        address = program.event("admin_listening")["address"]
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            taken = f"127.0.0.1:{other.getsockname()[1]}"
+            file.write(f'address = "{taken}"')
+            program.signal(signal.SIGHUP)
+            assert program.event("cannot_listen")["address"] == taken
+            program.event("reload_failed")
+        assert figures(address)["smtpproxy_config_last_reload_successful"] == 0
+        file.write('address = "127.0.0.1:0"')
+        program.signal(signal.SIGHUP)
+        program.event("reloaded")
+        assert figures(address)["smtpproxy_config_last_reload_successful"] == 1
+
+    def test_it_comes_and_goes(self, run: Run, file: File, tmp_path: Path) -> None:
+        program = run("-c", file.write(""))
+        port = program.port()
+        path = tmp_path / "admin"
+        file.write(f'address = "unix:{path}"')
+        program.signal(signal.SIGHUP)
+        assert program.event("admin_listening")["address"] == f"unix:{path}"
+        program.event("reloaded")
+        send(port)
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+            client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+            assert client.recv(12) == b"HTTP/1.0 200"
+        file.write("")
+        program.signal(signal.SIGHUP)
+        program.event("reloaded")
+        assert not path.exists()
+
+
+class TestCounters:
+    def test_none_is_lost_or_goes_back_when_workers_come_and_go(
+        self, mta: LegacyMTA, run: Run, file: File
+    ) -> None:
+        program = run("-c", file.write('address = "127.0.0.1:0"'), "-w", "2")
+        address = program.event("admin_listening")["address"]
+        port = program.port()
+        seen: dict[str, float] = {}
+
+        def relayed() -> float:
+            """Look that no counter has gone back, and return how many messages were relayed."""
+            now = figures(address)
+            for name, number in seen.items():
+                if re.match(r"smtpproxy_\w+_(total|bucket|sum|count)\b", name):
+                    assert now.get(name, 0) >= number, name
+            seen.update(now)
+            return now['smtpproxy_messages_total{outcome="relayed"}']
+
+        for _ in range(6):
+            send(port)
+        eventually(lambda: relayed() == 6 or None, "six messages")
+        for worker in program.workers():
+            os.kill(worker, signal.SIGKILL)
+            program.event("worker_lost")
+            assert relayed() == 6
+        program.signal(signal.SIGHUP)
+        program.event("reloaded")
+        for _ in range(6):
+            send(port)
+        eventually(lambda: relayed() == 12 or None, "twelve messages")
+        eventually(lambda: len(program.workers()) == 2 or None, "the end of the old workers")
+        program.signal(signal.SIGHUP)
+        program.event("reloaded")
+        eventually(lambda: len(program.workers()) == 2 or None, "the end of the old workers")
+        assert relayed() == 12
+        assert len(mta.messages) == 12
+        assert seen["smtpproxy_workers_lost_total"] == 2
+
+    def test_each_worker_tells_what_it_takes(self, run: Run, file: File) -> None:
+        program = run("-c", file.write('address = "127.0.0.1:0"'), "-w", "2")
+        address = program.event("admin_listening")["address"]
+        program.port()
+        found = figures(address)
+        for worker, pid in enumerate(sorted(program.workers())):
+            label = f'{{worker="{worker}"}}'
+            fds = len([*Path(f"/proc/{pid}/fd").iterdir()])
+            assert abs(found[f"smtpproxy_worker_open_fds{label}"] - fds) <= 3
+            assert 10e6 < found[f"smtpproxy_worker_resident_memory_bytes{label}"] < 500e6
+            assert 0 < found[f"smtpproxy_worker_cpu_seconds_total{label}"] < 60
+            assert 0 <= found[f"smtpproxy_worker_loop_lag_seconds{label}"] < 10
+
+    def test_each_is_explained(self, run: Run, file: File) -> None:
+        program = run("-c", file.write('address = "127.0.0.1:0"', "max_connections = 3"))
+        address = program.event("admin_listening")["address"]
+        send(program.port())
+        _, text = ask(address, "/metrics")
+        texts = re.findall(r"(?m)^# HELP (smtpproxy_\w+) ?(.*)$", text)
+        assert len(texts) > 20
+        assert [name for name, told in texts if not told] == []
+
+
+class TestReadiness:
+    def test_not_while_no_server_is_there_and_again_without_any_client(
+        self, run: Run, file: File
+    ) -> None:
+        with socket.socket() as server:
+            server.bind(("127.0.0.1", 0))
+            file.server = f"127.0.0.1:{server.getsockname()[1]}"
+            program = run("-c", file.write('address = "127.0.0.1:0"', "retry_after = 0.1"))
+            address = program.event("admin_listening")["address"]
+            assert program.event("server_down")["server"] == file.server
+            assert ask(address, "/readyz") == (503, "not ready: no server is up\n")
+            assert ask(address, "/healthz") == (200, "ok\n")
+            server.listen()
+            for reply in (b"220 mx\r\n", b"250 mx\r\n", b"221 mx\r\n"):
+                if reply.startswith(b"220"):
+                    connection, _ = server.accept()
+                else:
+                    connection.recv(1000)
+                connection.sendall(reply)
+            assert program.event("server_up")["server"] == file.server
+            assert ask(address, "/readyz") == (200, "ready\n")
+            connection.close()
+
+    def test_not_while_it_drains_and_it_is_still_there_to_say_so(
+        self, run: Run, file: File
+    ) -> None:
+        program = run("-c", file.write('address = "127.0.0.1:0"'))
+        address = program.event("admin_listening")["address"]
+        with smtplib.SMTP("127.0.0.1", program.port(), timeout=10) as client:
+            client.ehlo()
+            client.mail("a@example.org")  # in a transaction: the drain waits for it
+            program.signal(signal.SIGTERM)
+            program.event("draining")
+            assert ask(address, "/readyz") == (503, "not ready: draining\n")
+            assert ask(address, "/healthz") == (200, "ok\n")
+            client.close()
+        assert program.wait() == 0
+
+    def test_not_while_no_worker_is_there(self, run: Run, file: File) -> None:
+        program = run("-c", file.write('address = "127.0.0.1:0"'))
+        address = program.event("admin_listening")["address"]
+        program.port()
+        answers = []
+        for _ in range(3):  # each later one is replaced a little later
+            (worker,) = program.workers()
+            os.kill(worker, signal.SIGKILL)
+            program.event("worker_lost")
+            answers.append(ask(address, "/readyz"))
+            eventually(lambda: ask(address, "/readyz")[0] == 200 or None, "a new worker")
+        assert answers[-1] == (503, "not ready: no worker is there\n")
