@@ -20,7 +20,7 @@ from smtpproxy.net.choice import Choice
 from smtpproxy.net.ends import ends_of
 from smtpproxy.net.outbox import Sink
 from smtpproxy.net.pace import Pace
-from smtpproxy.net.upgrade import Upgrade
+from smtpproxy.net.upgrade import Upgrade, note_tls
 from smtpproxy.net.xclient import BadXclient, introduced
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ class Session:
         self._pipeline = Pipeline(rules, send_client, self._observer.settled, now)
         self._pipeline.framer.watch = self._observer.content
         if security is not None:
+            note_tls(self, "client", client)
             self._pipeline.upgrade = self._begin_upgrade
             self._pipeline.introduce = self._introduce
             if security.introduce is not None:
@@ -125,6 +126,7 @@ class Session:
         assert server is not None
         ends = partial(ends_of, self.peer.name, self._client, backend)
         self._observer.connected(server.name_for(self.peer), ends)
+        note_tls(self, "backend", backend)
 
     def backend_received(self, octets: bytes) -> None:
         """Take octets from the backend."""

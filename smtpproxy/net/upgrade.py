@@ -73,8 +73,7 @@ class Upgrade:
             self._connection.connection_lost(None)
 
     def _secured(self, inside: asyncio.Transport) -> asyncio.Protocol:
-        cipher, version, _ = inside.get_extra_info("cipher")
-        self._session.note("tls_started", side=self._side, version=version, cipher=cipher)
+        note_tls(self._session, self._side, inside)
         if self.of_client:
             self._session.client_secured(inside)
         else:
@@ -85,3 +84,11 @@ class Upgrade:
     def _not_secured(self, why: str) -> None:
         self._session.note("tls_failed", side=self._side, why=why)
         self._session.not_secured(f"{self._side}_tls_failed")
+
+
+def note_tls(session: "Session", side: str, transport: asyncio.BaseTransport) -> None:
+    """Tell who watches a session of the TLS that one side of it has, if any."""
+    found = transport.get_extra_info("cipher")
+    if found is not None:
+        cipher, version, _ = found
+        session.note("tls_started", side=side, version=version, cipher=cipher)

@@ -122,6 +122,29 @@ def test_redirected_clients_reach_the_mta_that_they_wanted(
     eventually(lambda: f"address={ROUTER}" in mta.printed() or None, "the proxy in the MTA's log")
 
 
+def test_a_client_that_a_proxy_in_front_names_is_whom_the_mta_sees(
+    row: Networks, mta: Backend
+) -> None:
+    """The connection leaves from its address, though it has never been here."""
+    text = (
+        '[[listener]]\naddress = "0.0.0.0:2525"\nproxy_protocol = ["10.91.1.0/24"]\n'
+        f'[backends.mta]\nservers = ["{MTA}:{mta.port}"]\nidentity = "transparent"\n'
+    )
+    row.proxy.run("nft", "-f", DEPLOY / "tproxy.nft")
+    row.proxy.run("sh", DEPLOY / "routes.sh")
+    with (
+        Workplace("settings") as work,
+        proxy(row.proxy, work.write("smtpproxy.toml", text)),
+    ):
+        header = f"PROXY TCP4 10.91.1.77 {MTA} 4711 25"
+        lines = talk(row.client, "10.91.1.1", (header, *GROUP, "QUIT"), port=2525)
+        assert lines[-1].startswith("221 ")
+        named = "address=10.91.1.77"
+        eventually(lambda: named in mta.printed() or None, "the client in the MTA's log")
+    row.proxy.run("sh", DEPLOY / "routes.sh", "del")
+    row.proxy.run("nft", "delete", "table", "inet", "smtpproxy")
+
+
 def test_a_reload_makes_a_listener_transparent_and_takes_it_back(
     row: Networks, mta: Backend
 ) -> None:

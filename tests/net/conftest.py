@@ -47,7 +47,7 @@ async def opened(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Opener]:
 def logged() -> Iterator[Logged]:
     """Return what returns the log's lines of an event."""
     stream = io.BytesIO()
-    log.configure("info", "json", stream)
+    log.configure("debug", "json", stream)
 
     def of(event: str) -> list[dict[str, Any]]:
         lines = map(json.loads, stream.getvalue().splitlines())

@@ -107,6 +107,25 @@ async def test_a_session_may_begin_with_tls(stage: Stage) -> None:
         await deliver(one)
 
 
+@pytest.mark.parametrize("tls", ["starttls", "implicit"])
+async def test_version_and_cipher_of_both_sides_are_told(
+    stage: Stage, logged: Logged, tls: str
+) -> None:
+    port = await stage.start(
+        STARTTLS.replace("starttls", tls), f'tls = "{tls}"\nca_file = "@/ca.pem"'
+    )
+    inside = {"ssl": stage.client_context, "server_hostname": "mx.example"}
+    async with client(port, **(inside if tls == "implicit" else {})) as one:
+        await one.reply()
+        if tls == "starttls":
+            await one.secure(stage)
+        await deliver(one)
+    told = logged("tls_started")
+    assert [line["side"] for line in told] == ["client", "backend"]
+    assert {line["version"] for line in told} == {"TLSv1.3"}
+    assert all(line["cipher"].startswith("TLS_") for line in told)
+
+
 async def test_old_versions_are_refused(stage: Stage) -> None:
     port = await stage.start(IMPLICIT)
     old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
