@@ -508,7 +508,7 @@ class TestDrain:
         waiting = asyncio.ensure_future(stage.sweeper.wait_until_empty(5))
         await stage.settle()
         assert not waiting.done()
-        other = ClientConnection(stage.session._service)
+        other = ClientConnection(stage.session.service)
         other.connection_made(Transport())
         stage.connection.connection_lost(None)
         await stage.settle()
