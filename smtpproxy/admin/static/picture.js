@@ -93,7 +93,7 @@ function folded(run) {
 
 function broken(exchange, at) {
   const found = exchange.violation;
-  return {at, order: 0.5, kind: "broken", text: `${found.by} broke the protocol: ${found.kind}${found.mended ? " (mended)" : ""} ${found.octets ? visible(found.octets) : ""}`};
+  return {at, order: 0.5, kind: "broken", text: `${found.by}: ${found.kind.replaceAll("_", " ")}${found.mended ? ", mended" : ""}${found.octets ? " · " + visible(found.octets) : ""}`};
 }
 
 function toMta(run) {
