@@ -134,7 +134,7 @@ class App:
 
         Without them it opens its own; raises OSError, with none left open, if one can't be had.
         """
-        self._admission.start()
+        self._admission.start(self._listeners)
         for index, listener in enumerate(self._listeners):
             try:
                 await listener.open(sockets[index] if sockets else None)

@@ -6,13 +6,16 @@ counts as one address, since whoever has one of its addresses has them all.
 """
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from time import monotonic, time
+from typing import Protocol
 
 from smtpproxy.core import replies
 from smtpproxy.core.observer import Observer
+from smtpproxy.net.descriptors import Descriptors
 from smtpproxy.net.tally import Slots, Tally
 
 Network = IPv4Network | IPv6Network
@@ -52,6 +55,13 @@ class Bounds:
     exempt: tuple[Network, ...] = ()
 
 
+class Pausable(Protocol):
+    """A listener."""
+
+    def pause(self, paused: bool) -> None:
+        """Accept nobody for now, or go on."""
+
+
 class Admission:
     """Made once for a worker.
 
@@ -67,15 +77,18 @@ class Admission:
         self._nobody = tally.slots(b"")
         self._slots_of = lru_cache(ADDRESSES_KNOWN)(self._find_slots)
         self._lag = 0.0
+        self._descriptors = Descriptors()
+        self._exhausted = False
+        self._listeners: Sequence[Pausable] = ()
         self._timer: asyncio.TimerHandle | None = None
         self._told: dict[str, tuple[float, int]] = {}  # when last, and of how many all in all
         self.refused = dict.fromkeys(_REPLIES, 0)
         self.refusal = b""
 
-    def start(self) -> None:
-        """Begin to watch the loop."""
-        if self._bounds.loop_lag:
-            self._watch(monotonic())
+    def start(self, listeners: "Sequence[Pausable]" = ()) -> None:
+        """Begin to watch the loop and the descriptors; without any `listeners` do not accept."""
+        self._listeners = listeners
+        self._watch(monotonic())
 
     def stop(self) -> None:
         """Watch the loop no more."""
@@ -85,19 +98,40 @@ class Admission:
     def _watch(self, due: float) -> None:
         now = monotonic()
         self._lag = now - due
+        self._watch_descriptors()
         due = now + TICK_S
         self._timer = asyncio.get_running_loop().call_later(TICK_S, self._watch, due)
 
     @property
     def lag(self) -> float:
-        """How late the loop was when last looked at, in seconds; 0 if it has no bound."""
+        """How late the loop was when last looked at, in seconds."""
         return self._lag
 
-    def enter(self, host: str) -> Slots | None:
+    def _watch_descriptors(self) -> None:
+        """Accept nobody while there is no descriptor left; tell of it once."""
+        self._descriptors.look()
+        exhausted = self._descriptors.exhausted
+        if exhausted and not self._exhausted:
+            self._refuse("file_descriptors", "")
+        self._exhausted = exhausted
+        for listener in self._listeners:
+            listener.pause(exhausted)
+
+    def lacks_descriptors(self, descriptor: int, host: str) -> bool:
+        """Tell whether descriptors are short, as that of this client's connection shows."""
+        if not self._descriptors.short_at(descriptor):
+            return False
+        self._refuse("file_descriptors", host)
+        return True
+
+    def enter(self, host: str, descriptor: int = -1) -> Slots | None:
         """Count a new client in, or return None: then it is to be told `refusal`.
 
-        `host` is its IP address, or empty.  What is returned is to be given to `leave`.
+        `host` is its IP address, or empty; `descriptor` that of its connection.  What is returned
+        is to be given to `leave`.
         """
+        if self.lacks_descriptors(descriptor, host):
+            return None
         bounds, tally = self._bounds, self._tally
         minute = int(time()) // 60
         slots = self._slots_of(host)

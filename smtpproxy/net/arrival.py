@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 
 from smtpproxy.core.observer import Summary
 from smtpproxy.net import handshake, transparent
-from smtpproxy.net.client import ClientConnection
+from smtpproxy.net.client import ClientConnection, turn_away
 from smtpproxy.net.peer import Peer
 from smtpproxy.net.proxy_header import BadProxyHeader, read
 from smtpproxy.net.security import is_in
@@ -41,9 +41,22 @@ class Arrival(asyncio.Protocol):
         if self._security.transparent:
             opened = transport.get_extra_info("socket")
             self._peer = transparent.found(self._peer, opened, self._security.own_port)
+        if self._is_one_too_many():
+            return
         self._service.sweeper.add(self)
         if not is_in(self._peer.host, self._security.proxies):
             self._go_on()
+
+    def _is_one_too_many(self) -> bool:
+        """Turn the client away if descriptors are short: who only arrives takes one, too."""
+        admission, opened = self._service.admission, self._transport.get_extra_info("socket")
+        if admission is None or not opened:
+            return False
+        if not admission.lacks_descriptors(opened.fileno(), self._peer.host):
+            return False
+        self._over = True
+        turn_away(self._transport, b"" if self._security.implicit else admission.refusal)
+        return True
 
     def data_received(self, data: bytes) -> None:
         """Take octets of the PROXY header, and what may follow it."""

@@ -41,9 +41,10 @@ class ClientConnection(asyncio.Protocol):
     def _begin(self, transport: asyncio.Transport, peer: Peer, *, secure: bool = False) -> None:
         admission = self._service.admission
         if admission is not None and self._seat is None:
-            self._seat = admission.enter(peer.host)
+            opened = transport.get_extra_info("socket")
+            self._seat = admission.enter(peer.host, opened.fileno() if opened else -1)
             if self._seat is None:
-                _turn_away(transport, admission.refusal)
+                turn_away(transport, admission.refusal)
                 return
         self._session = Session(self._service, transport, peer, secure=secure)
 
@@ -74,7 +75,7 @@ class ClientConnection(asyncio.Protocol):
         self._session.client_blocked(blocked=False)
 
 
-def _turn_away(transport: asyncio.Transport, reply: bytes) -> None:
+def turn_away(transport: asyncio.Transport, reply: bytes) -> None:
     """Tell a client that it is not served, and be done with it."""
     transport.set_protocol(asyncio.Protocol())
     transport.write(reply)

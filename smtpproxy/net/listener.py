@@ -1,6 +1,7 @@
 """A listener: an address at which clients connect."""
 
 import asyncio
+import contextlib
 import socket
 import sys
 from typing import Any
@@ -26,6 +27,8 @@ class Listener:
         self._transparent = transparent
         self._service = service
         self._servers: list[asyncio.Server] = []
+        self._listening: list[socket.socket] = []
+        self._resuming: asyncio.Task[None] | None = None
         self._own: list[socket.socket] = []
         self.addresses: list[str] = []
 
@@ -37,9 +40,36 @@ class Listener:
         """
         if given is None:
             given = self._own = sockets.listen(self.wanted, transparent=self._transparent)
-        for each in given:
-            self._servers.append(await self._accept_from(each))
+        self._listening = given
+        await self._accept()
         self.addresses = [sockets.name_of(each) for each in given]
+
+    async def _accept(self) -> None:
+        servers: list[asyncio.Server] = []
+        try:
+            for each in self._listening:
+                servers.append(await self._accept_from(each))  # noqa: PERF401  those made are closed
+        except OSError:
+            _close(servers)
+            raise
+        if self._listening:
+            self._servers = servers
+        else:  # it was closed meanwhile
+            _close(servers)
+
+    def pause(self, paused: bool) -> None:
+        """Accept no clients for now: they wait; or go on.  It may be called over and over."""
+        if paused:
+            _close(self._servers)
+            self._servers = []
+        elif self._listening and not self._servers and self._resuming is None:
+            loop = asyncio.get_running_loop()
+            self._resuming = loop.create_task(self._resume(), name="resume")
+
+    async def _resume(self) -> None:
+        with contextlib.suppress(OSError):  # the next call tries again
+            await self._accept()
+        self._resuming = None
 
     async def _accept_from(self, listening: socket.socket) -> asyncio.Server:
         loop = asyncio.get_running_loop()
@@ -61,9 +91,14 @@ class Listener:
 
     def close(self) -> None:
         """Accept no more clients."""
-        for server in self._servers:
-            server.close()
-        self._servers.clear()
+        self._listening = []
+        _close(self._servers)
+        self._servers = []
         if self._own:
             sockets.close(self._own, self.wanted)
             self._own = []
+
+
+def _close(servers: list[asyncio.Server]) -> None:
+    for server in servers:
+        server.close()

@@ -37,6 +37,13 @@ class Said:
     def verb(self) -> bytes:
         return b"" if self.kind != "line" else verb_of(self.octets)
 
+    def may_be_passed_on(self, verb: bytes) -> bool:
+        """Tell whether the reply leaves no doubt how the client goes on behind this verb."""
+        if self.code >= 400:
+            return True
+        allowed = {b"DATA": (354,), b"AUTH": (*range(200, 300), 334)}.get(verb, range(200, 300))
+        return self.code in allowed and (self.code < 300 or self.reply[:3] == b"%d" % self.code)
+
     def __repr__(self) -> str:
         return f"<{self.kind} {self.octets!r} {self.payload!r} -> {self.reply!r}>"
 

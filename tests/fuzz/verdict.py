@@ -49,6 +49,7 @@ class Verdict:
         self._authenticated = False
         self._chunking = self._pipelining = False
         self._errors = 0
+        self._open = self._at_rest = self._in_long_line = False
         self._begin_transaction()
 
     @property
@@ -67,6 +68,8 @@ class Verdict:
         except Over:
             pass
         assert not self._said, f"the client never sent {self._said!r}"
+        if self._at_rest and not self._trial.waits_for_nobody:
+            assert self._open or not self._trial.pipeline.draining, "it drains, and yet it goes on"
         if self._replies:
             (_, reply), *more = self._replies
             assert self._trial.ended, f"a reply to nothing: {reply!r}"
@@ -132,14 +135,15 @@ class Verdict:
         limit = self._rules.auth_line if auth else self._rules.line
         line, size, too_long = reading.line_at(self._unread, limit)
         if too_long:
+            self._in_long_line = not line.endswith(b"\n")
             self._misread(line, size, replies.LINE_TOO_LONG, closes=reading.seems_bdat(line))
             return
-        first = self._first
-        reply, closes = reading.misread(line or self._unread, first=first)
+        reply, closes = reading.misread(line or self._unread, first=self._first)
         if reply and self._unread:
             self._misread(line, size, reply, closes=closes)
             return
         if not line:
+            self._at_rest = not (self._replies or self._in_long_line)
             raise Over
         self._unread = self._unread[size:]
         self._first = False
@@ -214,7 +218,7 @@ class Verdict:
         assert reply == said.reply, f"{reply!r} to {line!r}, which the backend answered {said!r}"
         if verb == b"QUIT":
             self._end_here()
-        self._check_possible(verb, said)
+        assert said.may_be_passed_on(verb), said
         self._follow(verb, code)
         if verb == b"DATA" and code == 354:
             self._content()
@@ -223,13 +227,6 @@ class Verdict:
         elif verb == b"STARTTLS" and code == 220:
             assert self._trial.handed_over
             raise Over
-
-    def _check_possible(self, verb: bytes, said: Said) -> None:
-        """No reply may leave it open how the client goes on."""
-        if said.code < 400:
-            allowed = {b"DATA": (354,), b"AUTH": (*range(200, 300), 334)}.get(verb, range(200, 300))
-            assert said.code in allowed, f"{said!r} was passed on"
-            assert said.code < 300 or said.reply[:3] == b"%d" % said.code, f"{said!r} was passed on"
 
     def _refusal_in_turn(self, line: bytes, verb: bytes) -> tuple[bytes, bool]:
         """Return how a command may be refused as things stand, and whether it must be."""
@@ -249,6 +246,7 @@ class Verdict:
             self._accepted += code < 300
         elif verb in (*_MAIL, b"RSET", *HELLO) and code < 300:
             self._begin_transaction()
+            self._open = verb in _MAIL
         if verb in HELLO and code < 300:
             self._said_hello = True
             self._said_helo = verb == b"HELO"
@@ -272,7 +270,7 @@ class Verdict:
             assert said is not None, f"the backend did not get {line!r}"
             assert said.kind == "auth"
             assert reply == said.reply
-            self._check_possible(b"AUTH", said)
+            assert said.may_be_passed_on(b"AUTH"), said
         self._authenticated = self._authenticated or code == 235
 
     # --- messages ---------------------------------------------------------------------------------
@@ -283,7 +281,7 @@ class Verdict:
         end = reading.content_end(self._unread)
         content = self._unread[: end or None]
         policy, most = self._rules.bare_newlines, self._rules.message_octets
-        relayed = reading.as_relayed(content, policy, whole=bool(end))
+        relayed = reading.as_relayed(content, policy, whole=end > 0)
         assert relayed.startswith(said.octets), f"{said.octets!r} is not of {relayed!r}"
         assert not (said.whole and not end), "an end of data that the client did not send"
         refused = most and end - 3 > most
@@ -308,6 +306,7 @@ class Verdict:
         assert reply == said.reply, f"{reply!r} to content, which the backend answered {said!r}"
         assert code < 300 or code >= 400
         self._begin_transaction()
+        self._open = False
 
     def _chunk(self, line: bytes) -> None:
         """Check BDAT and its payload (RFC 3030 section 2)."""
@@ -333,7 +332,7 @@ class Verdict:
             self._unread = self._unread[size:]
             return
         assert reply == said.reply, f"{reply!r} to {line!r}, which the backend answered {said!r}"
-        self._check_possible(b"BDAT", said)
+        assert said.may_be_passed_on(b"BDAT"), said
         self._unread = self._unread[size:]
         assert said.payload == payload
         assert code >= 400 or (said.whole and not said.early)
@@ -342,6 +341,7 @@ class Verdict:
         self._chunks += size
         if reading.is_last_chunk(line):
             self._begin_transaction()
+            self._open = False
 
     # --- hello and TLS ----------------------------------------------------------------------------
 
@@ -393,6 +393,7 @@ class Verdict:
             raise Over
         self._unread = self._epochs.pop(0)
         self._hellos.begin_anew()
+        self._open = False
         self._said_hello = self._said_helo = self._authenticated = False
         self._chunking = self._pipelining = False
         self._errors = 0
