@@ -96,7 +96,7 @@ def rows_of(session: Session) -> Iterator[Row]:
             reply = _reply_label(step.reply[:3], step.reply) if step.reply else _NO_REPLY
             yield Row(step.sent - began, True, (_step(each, step),), (reply,), took_s=took)
         if each.replied and not each.steps and (each.sent or each.verb == "greeting"):
-            at = max(each.sent or each.framed, began)
+            at = min(max(each.sent or each.framed, began), each.replied)
             label = Label("open", "open", QUIET) if each.verb == "greeting" else _command(each)
             yield Row(at - began, True, (label,), (_reply(each),), took_s=each.replied - at)
     answered = [each for each in session.exchanges if each.flushed]
