@@ -95,7 +95,8 @@ class SessionTrace:
             if exchange.code >= 400 or exchange.problem is not None:
                 self._note(exchange)
             if captured.any and exchange.verb.role in _CONTENT:
-                contents = {**contents, exchange: captured.take(exchange)}
+                digested = self._flight is None or self._flight.failed
+                contents = {**contents, exchange: captured.take(exchange, digested=digested)}
         if self._flight is None:
             trace = self._trace
             lines = records.encoded(self.id, exchanges, contents, trace.offset)
@@ -181,10 +182,10 @@ class Flight:
         """Take in exchanges, and the content of those that have some."""
         if contents:
             self._contents.update(contents)
-        room, first, last = self._room, self._first, self._last
+        room, half, first, last = self._room, self._half, self._first, self._last
         for exchange in exchanges:
             room -= len(exchange.line) + len(exchange.reply)
-            if room > self._half and len(first) < KEPT_EXCHANGES // 2:
+            if room > half and len(first) < KEPT_EXCHANGES // 2:
                 first.append(exchange)
             else:
                 last.append(exchange)
