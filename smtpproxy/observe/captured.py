@@ -56,7 +56,7 @@ class Captured:
     def __init__(self, kept: Kept, most: int) -> None:
         self._kept = kept
         self._most = most
-        bound = bound_of(kept, most)
+        bound = max(_BOUNDS[kept] or most, DIGESTED_OCTETS)
         self._sent = _Chunks(bound)
         self._came = _Chunks(bound) if kept is Kept.FULL else None
         self.any = False
@@ -134,10 +134,5 @@ class _Chunks:
         return octets[:most], size - self.size
 
 
-def bound_of(kept: Kept, most: int) -> int:
-    """Return how many octets of a message have to be captured."""
-    return {
-        Kept.NONE: DIGESTED_OCTETS,
-        Kept.HEADERS: max(HEADER_OCTETS, DIGESTED_OCTETS),
-        Kept.FULL: max(most, DIGESTED_OCTETS),
-    }[kept]
+_BOUNDS = {Kept.NONE: DIGESTED_OCTETS, Kept.HEADERS: HEADER_OCTETS, Kept.FULL: 0}
+"""How many octets of a message have to be captured; 0: as many as may be recorded."""
