@@ -36,8 +36,8 @@ class Content(Struct, gc=False):
     came: as it came from the client, where that was not the same.
     """
 
-    sha256: str
-    digested: int
+    sha256: str = ""
+    digested: int = 0
     text: bytes = b""
     cut: bool = False
     came: bytes = b""
@@ -56,7 +56,7 @@ class Captured:
     def __init__(self, kept: Kept, most: int) -> None:
         self._kept = kept
         self._most = most
-        bound = bound_of(kept, most)
+        bound = max(_BOUNDS[kept] or most, DIGESTED_OCTETS)
         self._sent = _Chunks(bound)
         self._came = _Chunks(bound) if kept is Kept.FULL else None
         self.any = False
@@ -68,23 +68,20 @@ class Captured:
         if self._came is not None:
             self._came.add(came)
 
-    def take(self, exchange: Exchange) -> Content:
+    def take(self, exchange: Exchange, *, digested: bool) -> Content:
         """Return what is to be recorded of the content of an exchange."""
         most = exchange.octets if exchange.verb.role == commands.BDAT else None
         octets, size = self._sent.take(most)
         self.any = self._sent.size > 0
-        digested = octets[:DIGESTED_OCTETS]
-        digest = _NOTHING_DIGESTED.copy()  # to look up the algorithm costs as much as to use it
-        digest.update(digested)
-        sha = digest.hexdigest()
+        content = _digest_of(octets[:DIGESTED_OCTETS]) if digested else Content()
         if self._kept is Kept.NONE:
-            return Content(sha, len(digested))
-        text = self._part_of(octets)
-        came = b""
+            return content
+        content.text = text = self._part_of(octets)
+        content.cut = len(text) < size
         if self._came is not None:
             came, _ = self._came.take(most)
-            came = b"" if came == octets else came[: self._most]
-        return Content(sha, len(digested), text, len(text) < size, came)
+            content.came = b"" if came == octets else came[: self._most]
+        return content
 
     def _part_of(self, octets: bytes) -> bytes:
         if self._kept is Kept.FULL:
@@ -93,6 +90,12 @@ class Captured:
             return b""
         end = octets.find(b"\r\n\r\n") + 4
         return octets[:end] if end >= 4 else octets[:HEADER_OCTETS]
+
+
+def _digest_of(octets: bytes) -> Content:
+    digest = _NOTHING_DIGESTED.copy()  # to look up the algorithm costs as much as to use it
+    digest.update(octets)
+    return Content(digest.hexdigest(), len(octets))
 
 
 class _Chunks:
@@ -131,10 +134,5 @@ class _Chunks:
         return octets[:most], size - self.size
 
 
-def bound_of(kept: Kept, most: int) -> int:
-    """Return how many octets of a message have to be captured."""
-    return {
-        Kept.NONE: DIGESTED_OCTETS,
-        Kept.HEADERS: max(HEADER_OCTETS, DIGESTED_OCTETS),
-        Kept.FULL: max(most, DIGESTED_OCTETS),
-    }[kept]
+_BOUNDS = {Kept.NONE: DIGESTED_OCTETS, Kept.HEADERS: HEADER_OCTETS, Kept.FULL: 0}
+"""How many octets of a message have to be captured; 0: as many as may be recorded."""

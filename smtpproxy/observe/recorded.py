@@ -95,7 +95,8 @@ class SessionTrace:
             if exchange.code >= 400 or exchange.problem is not None:
                 self._note(exchange)
             if captured.any and exchange.verb.role in _CONTENT:
-                contents = {**contents, exchange: captured.take(exchange)}
+                digested = self._flight is None or self._flight.failed
+                contents = {**contents, exchange: captured.take(exchange, digested=digested)}
         if self._flight is None:
             trace = self._trace
             lines = records.encoded(self.id, exchanges, contents, trace.offset)
@@ -140,23 +141,23 @@ class SessionTrace:
 
     def _closed_record(self, summary: Summary) -> records.Closed:
         return records.Closed(
-            session=self.id,
-            at=self._opened + summary.seconds,
-            opened=self._opened,
-            listener=self._listener,
-            client=self._client,
-            server=self._server,
-            reason=summary.reason,
-            seconds=summary.seconds,
-            commands=summary.commands,
-            saved=summary.pipelined,
-            messages=summary.messages,
-            octets_from_client=summary.client_octets,
-            octets_from_backend=summary.backend_octets,
-            codes=sorted(self._codes),
-            violations=self._violations,
-            transactions=self._messages,
-            more_transactions=self._more_messages,
+            self.id,
+            self._opened + summary.seconds,
+            self._opened,
+            self._listener,
+            self._client,
+            self._server,
+            summary.reason,
+            summary.seconds,
+            summary.commands,
+            summary.pipelined,
+            summary.messages,
+            summary.client_octets,
+            summary.backend_octets,
+            sorted(self._codes),
+            self._violations,
+            self._messages,
+            self._more_messages,
         )
 
 
@@ -181,10 +182,10 @@ class Flight:
         """Take in exchanges, and the content of those that have some."""
         if contents:
             self._contents.update(contents)
-        room, first, last = self._room, self._first, self._last
+        room, half, first, last = self._room, self._half, self._first, self._last
         for exchange in exchanges:
             room -= len(exchange.line) + len(exchange.reply)
-            if room > self._half and len(first) < KEPT_EXCHANGES // 2:
+            if room > half and len(first) < KEPT_EXCHANGES // 2:
                 first.append(exchange)
             else:
                 last.append(exchange)

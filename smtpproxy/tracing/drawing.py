@@ -96,8 +96,9 @@ def rows_of(session: Session) -> Iterator[Row]:
             reply = _reply_label(step.reply[:3], step.reply) if step.reply else _NO_REPLY
             yield Row(step.sent - began, True, (_step(each, step),), (reply,), took_s=took)
         if each.replied and not each.steps and (each.sent or each.verb == "greeting"):
-            at = each.sent or each.framed
-            label = Label("open", "open", QUIET) if each.verb == "greeting" else _command(each)
+            at, label = each.sent, _command(each)
+            if each.verb == "greeting":  # owed from a moment before the session is told of
+                at, label = min(max(each.framed, began), each.replied), Label("open", "open", QUIET)
             yield Row(at - began, True, (label,), (_reply(each),), took_s=each.replied - at)
     answered = [each for each in session.exchanges if each.flushed]
     for flushed, replies in groupby(answered, lambda each: each.flushed):
