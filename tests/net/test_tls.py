@@ -1,9 +1,6 @@
 """TLS on both sides, with real handshakes."""
 
-import asyncio
-import contextlib
 import ssl
-from collections.abc import Callable
 
 import pytest
 
@@ -12,7 +9,7 @@ from smtpproxy.config import load
 from smtpproxy.net.check import check
 from smtpproxy.net.servers import Server
 from tests.net.conftest import Logged
-from tests.net.wired import GROUP, IMPLICIT, STARTTLS, Client, Stage, client, deliver
+from tests.net.wired import IMPLICIT, STARTTLS, Stage, client, deliver
 
 
 async def test_groups_are_served_inside_tls_as_outside(stage: Stage) -> None:
