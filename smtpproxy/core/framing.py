@@ -84,7 +84,7 @@ class Framer:
         without it nothing would ever make room.
         """
         if self.queue_octets + len(self.unframed) >= self._rules.queue_octets:
-            return bool(self.queue) or self.mode == CLOSED
+            return bool(self.queue) or self._stalled or self.mode == CLOSED
         return len(self.queue) >= self._rules.queue_commands
 
     def receive(self, octets: bytes, now: float) -> None:

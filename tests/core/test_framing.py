@@ -239,6 +239,14 @@ def test_full_counts_octets_queued_and_unframed() -> None:
     assert not framing.framer.full
 
 
+def test_whole_lines_that_wait_make_it_full_with_nothing_in_the_queue_too() -> None:
+    framing = Framing(Rules(queue_commands=1, queue_octets=20))
+    framing.receive(b"NOOP 1\r\nNOOP 2\r\nNOOP 3\r\nNOOP 4\r\n")
+    framing.framer.take()
+    assert framing.queued == []
+    assert framing.framer.full
+
+
 def test_pipelined_is_what_was_framed_before_the_reply_before_it_was_flushed() -> None:
     framing = Framing()
     framing.receive(b"RSET\r\nRSET\r\nFROB\r\nRSET\r\n")

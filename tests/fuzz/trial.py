@@ -136,6 +136,9 @@ class Trial(Stage):
                 return
             single = self._octet_by_octet and len(self.epochs[-1]) < CUT_UP
             size = 1 if single else len(self._coming)
+            framer, most = self.pipeline.framer, self.schedule.rules.queue_octets
+            if framer.queue_octets + len(framer.unframed) >= most:
+                assert b"\n" not in framer.unframed, "it reads on, and whole lines wait"
             octets, self._coming = self._coming[:size], self._coming[size:]
             self._longest = max(self._longest, size)
             self.epochs[-1] += octets
