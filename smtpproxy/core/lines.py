@@ -120,7 +120,7 @@ def without_secret(line: bytes) -> bytes:
 def without_text(reply: bytes) -> bytes:
     """Return a reply with its text replaced by `*`: it may quote what was asked."""
     found = _BEFORE_TEXT.match(reply)
-    return found[0] + b"*\r\n" if found else b"*\r\n"
+    return found[0] + b"*\r\n" if found else reply  # a code alone quotes nothing
 
 
 def _violation(kind: str, reply: bytes, line: bytes) -> ClientViolation:
