@@ -53,7 +53,7 @@ def offer(reply: bytes, keep: Filter, largest: int = 0) -> Offer:
     """
     first, _, rest = reply.partition(b"\r\n")
     kept, pipelining, chunking = _filter(rest, keep, largest)
-    return Offer(_multi_line(first, kept), pipelining=pipelining, chunking=chunking)
+    return Offer(_multi_line(_code(reply), first, kept), pipelining=pipelining, chunking=chunking)
 
 
 @lru_cache(maxsize=64)
@@ -84,7 +84,7 @@ def _lowered(size: bytes, largest: int) -> bytes:
 def offer_for_helo(reply: bytes, keep: Filter) -> bytes:
     """Return the EHLO reply for a client of a backend that knows only HELO."""
     first = reply.split(b"\r\n", 1)[0]
-    return _multi_line(first, _own(keep))
+    return _multi_line(_code(reply), first, _own(keep))
 
 
 def words(reply: bytes) -> dict[bytes, frozenset[bytes]]:
@@ -104,7 +104,11 @@ def _word(line: bytes) -> bytes:
     return words[0].split(b"=", 1)[0].upper() if words else b""
 
 
-def _multi_line(first: bytes, capabilities: tuple[bytes, ...]) -> bytes:
-    code = first[:3]
+def _code(reply: bytes) -> bytes:
+    """Return the code of the last line, which is the one that counts where they differ."""
+    return reply[reply.rfind(b"\n", 0, -1) + 1 :][:3]
+
+
+def _multi_line(code: bytes, first: bytes, capabilities: tuple[bytes, ...]) -> bytes:
     *heads, last = [first[4:], *capabilities]
     return b"".join([code + b"-" + line + b"\r\n" for line in heads]) + code + b" " + last + b"\r\n"

@@ -13,7 +13,6 @@ from smtpproxy.core import replies
 
 # What else the pipeline does about a command.  Hot path (bench S2): plain integers, and in this
 # order: up to RSET any reply will do.
-# order: up to RSET any reply will do.
 PLAIN, MAIL, RCPT, RSET, EHLO, HELO, GREETING, END_OF_DATA, AUTH, UNASKED = range(10)
 TUNNEL, XCLIENT, DATA, BDAT, STARTTLS, XFORWARD, FORWARDING = range(10, 17)
 

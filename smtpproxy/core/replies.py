@@ -58,12 +58,17 @@ TOO_MANY_FROM_ADDRESS = b"421 4.7.0 %b Error: too many connections from your add
 INTERNAL_ERROR = b"421 4.3.0 %b Error: internal error\r\n"
 
 
-_MULTI_LINE = re.compile(rb"(?:[2-5][0-9][0-9]-[^\r\n\0]*\r\n)+([2-5][0-9][0-9]) [^\r\n\0]*\r\n")
+_MULTI_LINE = re.compile(
+    rb"([2-5][0-9][0-9])-[^\r\n\0]*\r\n(?:\1-[^\r\n\0]*\r\n)*\1 [^\r\n\0]*\r\n"
+)
 _ONE_LINE = {b"%d " % code: code for code in range(200, 600)}
 
 
 def whole_reply_code(octets: bytes) -> int:
-    """Return the code if the octets are just one whole well-formed reply, as most are; else 0."""
+    """Return the code if the octets are just one whole well-formed reply, as most are; else 0.
+
+    All its lines have this code: of one whose codes differ `ReplyReader` tells.
+    """
     size = len(octets)
     if size > LINE_LIMIT:
         return 0

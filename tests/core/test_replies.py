@@ -57,6 +57,12 @@ def test_multi_line_reply_is_one_and_the_last_code_counts() -> None:
     ]
 
 
+def test_the_short_way_is_not_for_codes_that_differ() -> None:
+    assert whole_reply_code(b"250-a\r\n250-b\r\n250 c\r\n") == 250
+    assert whole_reply_code(b"354-a\r\n250 b\r\n") == 0
+    assert whole_reply_code(b"250-a\r\n354-b\r\n250 c\r\n") == 0
+
+
 def test_bare_lf_becomes_crlf_and_nothing_else_changes() -> None:
     assert _read(b"250-a\n250-b\r\n250 c\n") == [(250, b"250-a\r\n250-b\r\n250 c\r\n")]
 
@@ -95,7 +101,7 @@ def test_reply_may_have_64_kib() -> None:
     [
         (b"250 ok\r\n", 250),
         (b"250-a\r\n250 b\r\n", 250),
-        (b"250-a\r\n251-\r\n550 b\r\n", 550),
+        (b"550-a\r\n550-\r\n550 b\r\n", 550),
         (b"599 \r\n", 599),
     ],
 )
