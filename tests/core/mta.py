@@ -11,7 +11,7 @@ from enum import Enum
 
 from smtpproxy.core.exchange import Exchange
 from smtpproxy.core.rules import Rules
-from tests.core.transcript import Stage
+from tests.core.stage import Stage
 
 
 class LineEnds(Enum):

@@ -10,7 +10,7 @@ from smtpproxy.core.pipeline import Pipeline
 from smtpproxy.core.replies import REPLY_LIMIT
 from smtpproxy.core.rules import ClientTls, Rules
 from tests.core.mta import MtaStage
-from tests.core.transcript import Stage, check_observed, seen_by_observers
+from tests.core.stage import Stage, check_observed, seen_by_observers
 
 
 def _stage(given: str = "EHLO", rules: Rules | None = None) -> Stage:

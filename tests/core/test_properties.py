@@ -3,26 +3,18 @@
 The reference is a lock-step client that speaks to the model MTA directly.
 """
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smtpproxy.core.commands import Sync
-from smtpproxy.core.content import BareNewlines, Content, has_crlf_only
-from smtpproxy.core.errors import BackendViolation
-from smtpproxy.core.replies import ReplyReader, whole_reply_code
+from smtpproxy.core.content import BareNewlines
 from smtpproxy.core.rules import Rules
+from tests.core.effort import QUICK, THOROUGH
 from tests.core.mta import EHLO_OFFER, EHLO_REPLY, Mta, MtaStage, replies_in
-from tests.core.transcript import Introduced, Stage, check_observed, seen_by_observers
-
-QUICK = settings(
-    max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
-)
-THOROUGH = settings(QUICK, max_examples=400)
+from tests.core.stage import Introduced, Stage, check_observed, seen_by_observers
 
 # --- a client's dialogue --------------------------------------------------------------------------
 
@@ -318,157 +310,3 @@ def test_observers_see_every_exchange_once_and_the_client_every_reply(
     assert all(exchange.code or not exchange.reply for exchange in stage.observed)
     framed = [e for e in stage.observed if e.framed and (e.line or e.problem)]
     assert len(framed) >= stage.pipeline.framer.commands - 1
-
-
-# --- message content ------------------------------------------------------------------------------
-
-TRICKY = st.lists(
-    st.sampled_from([b"\r", b"\n", b".", b"\0", b"a", b"\r\n", b"\r\n.", b"\r\n.\r\n", b"x" * 40]),
-    max_size=14,
-).map(b"".join)
-CLEAN = st.lists(st.sampled_from([b"", b"..", b".x", b"abc", b"\xff"]), max_size=8).map(
-    lambda rows: b"".join(row + b"\r\n" for row in rows)
-)
-
-
-def _filtered(policy: BareNewlines, octets: bytes, cuts: list[int]) -> tuple[bytes, int, Content]:
-    """Return what the filter gives out for octets cut so, how many it took, and the filter."""
-    content, out, taken = Content(policy), b"", 0
-    borders = [0, *sorted({cut % (len(octets) + 1) for cut in cuts}), len(octets)]
-    for start, end in pairwise(borders):
-        if start < end and not content.ended:
-            given_out, took = content.receive(octets[start:end])
-            out += given_out
-            taken += took
-    return out, taken, content
-
-
-CUTS = st.lists(st.integers(0, 400), max_size=6)
-
-
-@THOROUGH
-@given(st.sampled_from(BareNewlines), TRICKY, CUTS)
-def test_content_does_not_depend_on_how_it_is_cut(
-    policy: BareNewlines, octets: bytes, cuts: list[int]
-) -> None:
-    octets += b"\r\n.\r\n"
-    out, taken, content = _filtered(policy, octets, [])
-    assert taken == (b"\r\n" + octets).index(b"\r\n.\r\n") + 3
-    assert content.ended
-    assert content.octets == taken - 3
-    for borders in (cuts, list(range(len(octets)))):
-        again = _filtered(policy, octets, borders)
-        assert again[:2] == (out, taken)
-        assert again[2].octets == content.octets
-        assert str(again[2].violation) == str(content.violation)
-
-
-@THOROUGH
-@given(TRICKY, CUTS)
-def test_normalize_gives_crlf_lines_no_nul_and_one_lone_dot_at_the_end(
-    octets: bytes, cuts: list[int]
-) -> None:
-    out, _, _ = _filtered(BareNewlines.NORMALIZE, octets + b"\r\n.\r\n", cuts)
-    lines = out.split(b"\r\n")
-    assert lines.pop() == b""
-    assert lines.index(b".") == len(lines) - 1
-    assert not re.search(rb"[\r\n\0]", b"".join(lines))
-
-
-@QUICK
-@given(st.sampled_from(BareNewlines), CLEAN, CUTS)
-def test_clean_content_is_unchanged(policy: BareNewlines, octets: bytes, cuts: list[int]) -> None:
-    octets += b".\r\n"
-    out, taken, content = _filtered(policy, octets, cuts)
-    assert (out, taken) == (octets, len(octets))
-    assert content.violation is None
-
-
-@QUICK
-@given(TRICKY, CUTS)
-def test_reject_lets_through_what_is_clean_and_nothing_else(octets: bytes, cuts: list[int]) -> None:
-    octets += b"\r\n.\r\n"
-    out, taken, content = _filtered(BareNewlines.REJECT, octets, cuts)
-    clean = not re.search(rb"(?<!\r)\n|\r(?!\n)|\0", octets[:taken])
-    assert (content.violation is None) == clean
-    assert octets.startswith(out)
-    if not clean:
-        assert out == b"" or out.endswith(b"\r\n")
-        assert b"\r\n.\r\n" not in b"\r\n" + out
-
-
-@QUICK
-@given(st.sampled_from([76, 998, 1]), st.integers(3, 70), TRICKY, st.integers(0, 6000))
-def test_regular_bulk_is_looked_at_as_carefully(
-    width: int, rows: int, tricky: bytes, at: int
-) -> None:
-    bulk = (b"x" * width + b"\r\n") * rows * (1 + 5000 // (width * rows))
-    for octets in (bulk, bulk[:at] + tricky + bulk[at:], bulk + tricky, bulk[:-at] + tricky):
-        bare = re.search(rb"(?<!\r)\n|\r(?!\n)", octets)
-        assert has_crlf_only(octets) == (bare is None)
-
-
-# --- replies --------------------------------------------------------------------------------------
-
-
-def _read(octets: bytes, size: int) -> tuple[list[tuple[int, bytes]], str]:
-    reader, found = ReplyReader(), []
-    try:
-        for at in range(0, len(octets), size):
-            reader.receive(octets[at : at + size])
-            while (reply := reader.next_reply()) is not None:
-                found.append(reply)
-    except BackendViolation as violation:
-        return found, violation.kind
-    return found, ""
-
-
-@THOROUGH
-@given(
-    st.lists(
-        st.one_of(
-            st.sampled_from(
-                [
-                    b"250 ok\r\n",
-                    b"250-a\r\n",
-                    b"550 b\n",
-                    b"250\r\n",
-                    b"354 \xff\r\n",
-                    b"x\r",
-                    b"\0",
-                ]
-            ),
-            st.from_regex(rb"[0-9]{2,4}[ -_]?[a-z\r]{0,3}\r?\n", fullmatch=True),
-            st.binary(max_size=5),
-            st.just(b"250-" + b"x" * 4090 + b"\r\n"),
-            st.just(b"250 " + b"x" * 4091 + b"\r\n"),
-        ),
-        max_size=20,
-    ),
-    st.integers(1, 50),
-)
-def test_replies_do_not_depend_on_how_they_are_cut(parts: list[bytes], size: int) -> None:
-    octets = b"".join(parts)
-    whole = _read(octets, max(1, len(octets)))
-    assert _read(octets, size) == whole
-    for code, reply in whole[0]:
-        assert reply.endswith(b"\r\n")
-        assert reply.count(b"\r") == reply.count(b"\n") == reply.count(b"\r\n")
-        assert int(reply.split(b"\r\n")[-2][:3]) == code
-        assert 200 <= code <= 599
-
-
-@THOROUGH
-@given(
-    st.one_of(
-        st.from_regex(rb"[1-6][0-9]{2}[ -]?[a-z\r\0\n]{0,4}\r?\n?", fullmatch=True),
-        st.binary(max_size=12),
-        st.integers(4085, 4100).map(lambda size: b"250 " + b"x" * (size - 6) + b"\r\n"),
-    )
-)
-def test_the_short_way_to_a_reply_sees_the_same(octets: bytes) -> None:
-    if code := whole_reply_code(octets):
-        assert _read(octets, len(octets)) == ([(code, octets)], "")
-    else:
-        whole = _read(octets, max(1, len(octets)))
-        assert whole != ([(250, octets)], "") or octets[:4] != b"250 " or b"\n" not in octets

@@ -4,7 +4,7 @@ from smtpproxy.core.framing import CONTENT as READS_CONTENT
 from smtpproxy.core.framing import DEAF
 from smtpproxy.core.held import HELD_OCTETS
 from smtpproxy.core.replies import LINE_LIMIT, REPLY_LIMIT
-from tests.core.transcript import Introduced, Stage, check_observed
+from tests.core.stage import Introduced, Stage, check_observed
 from tests.fuzz import server as backend
 from tests.fuzz.schedule import ANSWER, BACKEND, CLIENT, HAPPENINGS, Schedule
 from tests.fuzz.server import Server

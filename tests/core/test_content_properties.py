@@ -1,0 +1,95 @@
+"""What must hold for any message content: its end, what goes on of it, cuts without meaning."""
+
+import re
+from itertools import pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from smtpproxy.core.content import BareNewlines, Content, has_crlf_only
+from tests.core.effort import QUICK, THOROUGH
+
+TRICKY = st.lists(
+    st.sampled_from([b"\r", b"\n", b".", b"\0", b"a", b"\r\n", b"\r\n.", b"\r\n.\r\n", b"x" * 40]),
+    max_size=14,
+).map(b"".join)
+CLEAN = st.lists(st.sampled_from([b"", b"..", b".x", b"abc", b"\xff"]), max_size=8).map(
+    lambda rows: b"".join(row + b"\r\n" for row in rows)
+)
+
+
+def _filtered(policy: BareNewlines, octets: bytes, cuts: list[int]) -> tuple[bytes, int, Content]:
+    """Return what the filter gives out for octets cut so, how many it took, and the filter."""
+    content, out, taken = Content(policy), b"", 0
+    borders = [0, *sorted({cut % (len(octets) + 1) for cut in cuts}), len(octets)]
+    for start, end in pairwise(borders):
+        if start < end and not content.ended:
+            given_out, took = content.receive(octets[start:end])
+            out += given_out
+            taken += took
+    return out, taken, content
+
+
+CUTS = st.lists(st.integers(0, 400), max_size=6)
+
+
+@THOROUGH
+@given(st.sampled_from(BareNewlines), TRICKY, CUTS)
+def test_content_does_not_depend_on_how_it_is_cut(
+    policy: BareNewlines, octets: bytes, cuts: list[int]
+) -> None:
+    octets += b"\r\n.\r\n"
+    out, taken, content = _filtered(policy, octets, [])
+    assert taken == (b"\r\n" + octets).index(b"\r\n.\r\n") + 3
+    assert content.ended
+    assert content.octets == taken - 3
+    for borders in (cuts, list(range(len(octets)))):
+        again = _filtered(policy, octets, borders)
+        assert again[:2] == (out, taken)
+        assert again[2].octets == content.octets
+        assert str(again[2].violation) == str(content.violation)
+
+
+@THOROUGH
+@given(TRICKY, CUTS)
+def test_normalize_gives_crlf_lines_no_nul_and_one_lone_dot_at_the_end(
+    octets: bytes, cuts: list[int]
+) -> None:
+    out, _, _ = _filtered(BareNewlines.NORMALIZE, octets + b"\r\n.\r\n", cuts)
+    lines = out.split(b"\r\n")
+    assert lines.pop() == b""
+    assert lines.index(b".") == len(lines) - 1
+    assert not re.search(rb"[\r\n\0]", b"".join(lines))
+
+
+@QUICK
+@given(st.sampled_from(BareNewlines), CLEAN, CUTS)
+def test_clean_content_is_unchanged(policy: BareNewlines, octets: bytes, cuts: list[int]) -> None:
+    octets += b".\r\n"
+    out, taken, content = _filtered(policy, octets, cuts)
+    assert (out, taken) == (octets, len(octets))
+    assert content.violation is None
+
+
+@QUICK
+@given(TRICKY, CUTS)
+def test_reject_lets_through_what_is_clean_and_nothing_else(octets: bytes, cuts: list[int]) -> None:
+    octets += b"\r\n.\r\n"
+    out, taken, content = _filtered(BareNewlines.REJECT, octets, cuts)
+    clean = not re.search(rb"(?<!\r)\n|\r(?!\n)|\0", octets[:taken])
+    assert (content.violation is None) == clean
+    assert octets.startswith(out)
+    if not clean:
+        assert out == b"" or out.endswith(b"\r\n")
+        assert b"\r\n.\r\n" not in b"\r\n" + out
+
+
+@QUICK
+@given(st.sampled_from([76, 998, 1]), st.integers(3, 70), TRICKY, st.integers(0, 6000))
+def test_regular_bulk_is_looked_at_as_carefully(
+    width: int, rows: int, tricky: bytes, at: int
+) -> None:
+    bulk = (b"x" * width + b"\r\n") * rows * (1 + 5000 // (width * rows))
+    for octets in (bulk, bulk[:at] + tricky + bulk[at:], bulk + tricky, bulk[:-at] + tricky):
+        bare = re.search(rb"(?<!\r)\n|\r(?!\n)", octets)
+        assert has_crlf_only(octets) == (bare is None)
