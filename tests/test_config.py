@@ -4,20 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from smtpproxy.address import Address, parse_listener, parse_server
-from smtpproxy.config import from_flags, load
-from smtpproxy.places import find_places, line_of
+from smtpproxy.address import Address
+from smtpproxy.config import load
 from smtpproxy.problems import ConfigError
-from smtpproxy.settings import Backend, Listener, Settings
-from smtpproxy.trust import exposed_listeners
-
-GOOD = """\
-[[listener]]
-address = "127.0.0.1:2525"
-
-[backends.old]
-servers = ["10.0.0.5:25"]
-"""
+from smtpproxy.settings import Backend, Listener
+from tests.settings_file import GOOD, write
 
 WRONG_EVERYWHERE = """\
 # a comment
@@ -66,12 +57,6 @@ level = "warn"
 """
 
 
-def write(directory: Path, text: str | bytes) -> Path:
-    path = directory / "p.toml"
-    path.write_bytes(text.encode() if isinstance(text, str) else text)
-    return path
-
-
 def problems(
     directory: Path, text: str | bytes, **needs: bool
 ) -> list[tuple[int | None, str, str]]:
@@ -81,12 +66,6 @@ def problems(
         load(path, **needs)
     assert all(problem.file == str(path) for problem in raised.value.problems)
     return [(problem.line, problem.key, problem.text) for problem in raised.value.problems]
-
-
-def flag_problems(settings: Settings | None, listen: list[str], backend: list[str]) -> list[str]:
-    with pytest.raises(ConfigError) as raised:
-        from_flags(settings, listen, backend)
-    return [str(problem) for problem in raised.value.problems]
 
 
 class TestAGoodFile:
@@ -367,147 +346,3 @@ class TestAFileThatIsNoSettings:
     def test_a_directory(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="cannot be read: is a directory"):
             load(tmp_path)
-
-
-class TestFlags:
-    def test_they_are_enough(self) -> None:
-        settings = from_flags(None, ["127.0.0.1:0", "[::1]:25"], ["a.example:25", "10.0.0.5:25"])
-        assert [str(each.address) for each in settings.listener] == ["127.0.0.1:0", "[::1]:25"]
-        (backend,) = settings.backends.values()
-        assert list(map(str, backend.servers)) == ["a.example:25", "10.0.0.5:25"]
-        assert {each.backend for each in settings.listener} == set(settings.backends)
-
-    def test_they_replace_what_the_file_says_and_leave_the_rest(self, tmp_path: Path) -> None:
-        text = GOOD + '[limits]\nline = 600\n[log]\nlevel = "error"\nformat = "json"\n'
-        file = load(write(tmp_path, text))
-        settings = from_flags(file, ["[::1]:26"], [], log_level="debug")
-        assert settings.listener == [Listener(address=Address("::1", 26), backend="old")]
-        assert settings.backends == file.backends
-        assert (settings.limits.line, settings.log.level, settings.log.format) == (
-            600,
-            "debug",
-            "json",
-        )
-        settings = from_flags(file, [], ["10.9.9.9:25"], log_format="console")
-        (name,) = settings.backends
-        assert settings.listener[0].backend == name
-        assert str(settings.backends[name].servers[0]) == "10.9.9.9:25"
-        assert settings.log.format == "console"
-
-    def test_the_missing_ones_are_named(self) -> None:
-        listen, backend = flag_problems(None, [], [])
-        assert listen.startswith("-l: is missing")
-        assert backend.startswith("-b: is missing")
-
-    def test_every_bad_one_is_named(self) -> None:
-        told = flag_problems(None, ["x", "[::1]:1", "[::1]:1"], ["h:0", "10.0.0.5:25"])
-        assert sorted(each.split(":")[0] for each in told) == ["-b", "-l", "-l"]
-
-    def test_bad_words_for_the_log(self) -> None:
-        with pytest.raises(
-            ConfigError, match=r"--log-format: must be .*\n--log-level: must be"
-        ) as e:
-            from_flags(None, ["[::1]:1"], ["h:1"], log_format="xml", log_level="loud")
-        assert len(e.value.problems) == 2
-
-    def test_a_listener_cannot_choose_between_backends(self, tmp_path: Path) -> None:
-        text = '[backends.a]\nservers = ["h:1"]\n[backends.b]\nservers = ["h:2"]\n'
-        file = load(write(tmp_path, text), need_listener=False)
-        (told,) = flag_problems(file, ["[::1]:1"], [])
-        assert 'cannot choose between the backends "a", "b"; give -b too' in told
-
-
-class TestAddresses:
-    @pytest.mark.parametrize(
-        ("text", "shown"),
-        [
-            ("127.0.0.1:25", "127.0.0.1:25"),
-            ("[0:0::1]:25", "[::1]:25"),
-            ("localhost:0", "localhost:0"),
-            ("unix:/run/x.sock", "unix:/run/x.sock"),
-            ("fd:smtp", "fd:smtp"),
-        ],
-    )
-    def test_what_a_listener_takes(self, text: str, shown: str) -> None:
-        assert str(parse_listener(text)) == shown
-
-    @pytest.mark.parametrize(
-        ("text", "advice"),
-        [
-            ("127.0.0.1", '"127.0.0.1:25"'),
-            ("::1", '"[::1]:25"'),
-            ("::1:2525", '"[::1]:2525"'),
-            ("[::1]", '"[::1]:25"'),
-            ("[127.0.0.1]:25", '"[::1]:25"'),
-            (":25", '"127.0.0.1:25"'),
-            ("*:25", '"127.0.0.1:25"'),
-            ("127.0.0.1:smtp", "up to 65535"),
-            ("127.0.0.1:65536", "up to 65535"),
-            ("127.0.0.1:-1", "up to 65535"),
-            ("127.0.0.1:\u0662\u0665", "up to 65535"),
-            ("10.0.0:25", "four numbers"),
-            ("h\u00f6st:25", "host name"),
-            ("-h:25", "host name"),
-            ("h..x:25", "host name"),
-            ("a b:25", "host name"),
-            ("", "no host"),
-            ("unix:run/x", "whole path"),
-            ("unix:", "whole path"),
-            ("unix:/" + "x" * 107, "107 octets"),
-            ("unix:/a\0b", "NUL"),
-            ("fd:", 'such as "fd:smtp"'),
-            ("fd:a:b", 'such as "fd:smtp"'),
-        ],
-    )
-    def test_what_no_one_takes(self, text: str, advice: str) -> None:
-        for parse in (parse_listener, parse_server):
-            with pytest.raises(ValueError) as raised:  # noqa: PT011  # the advice is the match
-                parse(text)
-            assert advice in str(raised.value)
-
-    def test_a_server_may_be_a_name_but_needs_a_port_and_a_place(self) -> None:
-        assert str(parse_server("MX.example.:25")) == "mx.example.:25"
-        for text in ("h:0", "0.0.0.0:25", "[::]:25", "fd:smtp"):
-            with pytest.raises(ValueError, match="a server needs"):
-                parse_server(text)
-
-    def test_only_what_others_can_reach_is_exposed(self) -> None:
-        near = ["127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "[::ffff:127.0.0.1]:1", "localhost:1"]
-        far = ["0.0.0.0:1", "[::]:1", "10.0.0.1:1", "[fe80::1%eth0]:1"]
-        settings = from_flags(None, [*near, "unix:/x", *far], ["h:1"])
-        assert [str(each.address) for each in exposed_listeners(settings)] == far
-
-
-class TestPlaces:
-    def test_tables_in_arrays_in_tables(self) -> None:
-        text = '[[a]]\n[[a.b]]\nx = 1\n[[a.b]]\ny.z = """\n]\n"""\n[[a]]\n[a.c]\nw = {v = 1}\n'
-        places = find_places(text)
-        assert places["a", 0, "b", 0, "x"] == 3
-        assert places["a", 0, "b", 1] == 4
-        assert places["a", 0, "b", 1, "y", "z"] == 5
-        assert places["a", 1] == 8
-        assert places["a", 1, "c", "w", "v"] == 10
-
-    def test_what_is_not_written_is_at_what_holds_it(self) -> None:
-        places = find_places("\n[a]\nb = 1\n")
-        assert line_of(("a", "missing", 3), places) == 2
-        assert line_of(("z",), places) is None
-        assert line_of((), places) is None
-
-
-class TestAdminAndTraceFlags:
-    def test_they_lay_over_the_file(self, tmp_path: Path) -> None:
-        settings = from_flags(
-            load(write(tmp_path, GOOD + '[trace]\nwhen = "off"\ncontent = "headers"')),
-            [],
-            [],
-            trace=tmp_path,
-            admin="127.0.0.1:8025",
-        )
-        assert settings.trace.directory == str(tmp_path)
-        assert (settings.trace.when, settings.trace.content) == ("all", "headers")
-        assert settings.admin.address == Address("127.0.0.1", 8025)
-
-    def test_an_address_for_all_needs_a_token(self, tmp_path: Path) -> None:
-        with pytest.raises(ConfigError, match=r"--admin: admin.token is missing"):
-            from_flags(load(write(tmp_path, GOOD)), [], [], admin="0.0.0.0:8025")

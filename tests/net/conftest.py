@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,9 @@ from smtpproxy.core.rules import Rules
 from smtpproxy.net.pace import Pacing
 from smtpproxy.observe import log
 from tests.net import wired
-from tests.net.edge import Clock, Server, Stage
+from tests.net.edge import Clock, Opener, Server, Stage
 
 Logged = Callable[[str], list[dict[str, Any]]]
-Opener = Callable[..., Awaitable[Stage]]
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """What the tests of the edge stand on: connections that only remember, and a clock set by hand."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
 from math import inf
@@ -241,3 +241,27 @@ class Stage:
     def ended(self) -> str:
         """Why the session ended; empty while it goes on."""
         return self.watcher.summaries[0].reason if self.watcher.summaries else ""
+
+
+Opener = Callable[..., Awaitable[Stage]]
+
+GROUP = b"MAIL FROM:<a@x>\r\nRCPT TO:<b@y>\r\nDATA\r\n"
+
+
+async def greeted(opened: Opener, *servers: Server, **options: object) -> Stage:
+    """Open a stage whose first server has greeted."""
+    stage = await opened(*servers, **options)
+    stage.servers[0].says(b"220 mx ready\r\n")
+    assert stage.gets() == b"220 mx ready\r\n"
+    return stage
+
+
+async def in_content(opened: Opener) -> Stage:
+    """Open a stage that has come to message content."""
+    stage = await greeted(opened)
+    stage.sends(GROUP)
+    for reply in (b"250 a\r\n", b"250 b\r\n", b"354 go\r\n"):
+        stage.servers[0].says(reply)
+    assert stage.gets() == b"250 a\r\n250 b\r\n354 go\r\n"
+    stage.servers[0].heard()
+    return stage

@@ -1,14 +1,19 @@
 """A pipeline that is watched as the edge lets it be, with a clock of its own."""
 
 import io
+import json
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 from smtpproxy.core.observer import Ends, SessionObserver, Summary
 from smtpproxy.core.pipeline import Pipeline
 from smtpproxy.core.rules import Rules
 from smtpproxy.observe import log
 from smtpproxy.observe.fanout import Fanout, Watcher
+from smtpproxy.observe.files import Files
 from smtpproxy.observe.sessions import ServiceLog
+from smtpproxy.observe.trace import Trace
 
 ENDS = Ends("192.0.2.1:4711", "192.0.2.9:25", "10.0.0.1:33333", "10.0.0.5:25")
 
@@ -85,3 +90,19 @@ class Watched:
                 90,
             )
         )
+
+
+class Traced:
+    """A trace into a directory, and what is in its files."""
+
+    def __init__(self, directory: Path, *, max_octets: int = 1 << 20, **kinds: Any) -> None:
+        self.directory = directory
+        self.later = Later()
+        self.files = Files(directory, 0, max_octets, 3)
+        self.trace = Trace(self.files, self.later, **kinds)
+
+    def records(self) -> list[dict[str, Any]]:
+        """Write all that is left, and return it."""
+        self.trace.close()
+        paths = sorted(self.directory.glob("*.jsonl"))
+        return [json.loads(line) for path in paths for line in path.read_text().splitlines()]

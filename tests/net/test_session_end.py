@@ -1,0 +1,228 @@
+"""The session: who ends it and when, and what the other side gets then."""
+
+import asyncio
+
+import pytest
+
+from smtpproxy.core.commands import Sync
+from smtpproxy.core.rules import Rules
+from smtpproxy.net.client import ClientConnection
+from tests.net.edge import GROUP, Opener, Server, Transport, greeted, in_content
+
+
+class TestEnd:
+    async def test_quit_closes_both(self, opened: Opener) -> None:
+        stage = await greeted(opened)
+        stage.sends(b"QUIT\r\n")
+        stage.servers[0].says(b"221 bye\r\n")
+        assert stage.gets() == b"221 bye\r\n"
+        assert stage.client.state == "closed"
+        assert stage.servers[0].transport.state == "aborted"
+        stage.connection.connection_lost(None)
+        assert not stage.sweeper.sessions
+
+    async def test_a_half_closed_client_gets_all_its_replies(self, opened: Opener) -> None:
+        stage = await in_content(opened)
+        stage.sends(b"text\r\n.\r\nQUIT\r\n")
+        assert stage.connection.eof_received() is True
+        stage.servers[0].says(b"250 taken\r\n")
+        stage.servers[0].says(b"221 bye\r\n")
+        assert stage.gets() == b"250 taken\r\n221 bye\r\n"
+        assert stage.client.state == "closed"
+
+    async def test_a_half_closed_client_that_did_not_quit_is_closed_when_served(
+        self, opened: Opener
+    ) -> None:
+        stage = await greeted(opened)
+        stage.sends(b"NOOP\r\n")
+        stage.connection.eof_received()
+        assert not stage.ended
+        stage.servers[0].says(b"250 ok\r\n")
+        assert stage.ended == "client_closed"
+        assert stage.client.state == "closed"
+
+    async def test_what_a_vanished_client_had_sent_still_reaches_the_backend(
+        self, opened: Opener
+    ) -> None:
+        """Outlook resets its connection right behind QUIT."""
+        stage = await in_content(opened)
+        stage.sends(b"text\r\n.\r\nQUIT\r\n")
+        stage.connection.connection_lost(ConnectionResetError())
+        stage.servers[0].says(b"250 taken\r\n")
+        assert stage.servers[0].heard() == b"text\r\n.\r\nQUIT\r\n"
+        assert stage.gets() == b""
+        stage.servers[0].says(b"221 bye\r\n")
+        assert stage.ended == "quit"
+        assert not stage.sweeper.sessions
+
+    @pytest.mark.parametrize("half", [True, False], ids=["EOF", "reset"])
+    async def test_content_cut_short_reaches_the_backend_without_its_end(
+        self, opened: Opener, half: bool
+    ) -> None:
+        stage = await in_content(opened)
+        stage.sends(b"text\r\n.\r")
+        if half:
+            stage.connection.eof_received()
+        else:
+            stage.connection.connection_lost(ConnectionResetError())
+        assert stage.ended == "client_lost"
+        assert stage.servers[0].heard() == b"text\r\n"
+        assert stage.servers[0].transport.state == "aborted"
+
+    async def test_the_last_reply_is_not_lost_by_a_reset(self, opened: Opener) -> None:
+        """The client still sends when it is refused: it is read until it closes."""
+        stage = await greeted(opened, rules=Rules(sync=Sync.SAFE))
+        stage.sends(b"GET / HTTP/1.1\r\n")
+        assert stage.gets().startswith(b"221 2.7.0 ")
+        assert stage.client.state == "open"
+        assert stage.client.eof_sent
+        stage.sends(b"Host: x\r\n")
+        stage.connection.eof_received()
+        assert stage.client.state == "closed"
+
+    async def test_a_client_that_does_not_close_is_not_waited_for_for_long(
+        self, opened: Opener
+    ) -> None:
+        stage = await greeted(opened)
+        stage.sends(b"POST / HTTP/1.1\r\n")
+        stage.wait(30)
+        assert stage.client.state == "aborted"
+
+    async def test_a_client_that_goes_on_sending_is_not_waited_for_any_longer(
+        self, opened: Opener
+    ) -> None:
+        stage = await greeted(opened)
+        stage.sends(b"POST / HTTP/1.1\r\n")
+        stage.wait(29)
+        stage.sends(b"x")
+        stage.wait(1)
+        assert stage.client.state == "aborted"
+
+    async def test_a_session_is_reported_once_whatever_comes_behind_its_end(
+        self, opened: Opener
+    ) -> None:
+        stage = await greeted(opened)
+        stage.sends(b"POST / HTTP/1.1\r\n")
+        stage.sends(b"Host: x\r\n")
+        stage.sweeper.drain()
+        stage.connection.eof_received()
+        stage.connection.connection_lost(None)
+        assert [summary.reason for summary in stage.watcher.summaries] == ["forbidden_command"]
+
+    async def test_a_lost_backend_is_told_at_once(self, opened: Opener) -> None:
+        stage = await in_content(opened)
+        stage.sends(b"text\r\n")
+        stage.servers[0].protocol.connection_lost(ConnectionResetError())
+        assert stage.gets().startswith(b"421 4.4.2 ")
+        assert stage.ended == "backend_lost"
+
+    async def test_a_connection_that_comes_too_late_is_closed(self, opened: Opener) -> None:
+        stage = await opened(Server("one", "unreachable"))
+        late = Server("late")
+        stage.session.backend_connected(late.transport)
+        assert late.transport.state == "aborted"
+
+    async def test_an_error_of_ours_ends_the_session_and_is_reported(
+        self, opened: Opener, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        stage = await greeted(opened)
+
+        def fail(*_: object) -> None:
+            raise ZeroDivisionError
+
+        monkeypatch.setattr("smtpproxy.core.framing.Framer.receive", fail)
+        stage.sends(b"NOOP\r\n")
+        assert stage.gets().startswith(b"421 4.3.0 ")
+        assert [type(error) for error in stage.watcher.errors] == [ZeroDivisionError]
+
+
+class TestTime:
+    async def test_a_command_that_is_not_answered(self, opened: Opener) -> None:
+        stage = await greeted(opened)
+        stage.sends(b"NOOP\r\n")
+        stage.wait(300)
+        assert stage.gets().startswith(b"421 4.4.2 ")
+        assert stage.ended == "command_time_limit"
+
+    async def test_a_client_that_says_nothing(self, opened: Opener) -> None:
+        stage = await greeted(opened)
+        stage.wait(300)
+        assert stage.ended == "client_time_limit"
+
+    async def test_content_that_stops(self, opened: Opener) -> None:
+        stage = await in_content(opened)
+        stage.wait(179)
+        stage.sends(b"an octet")
+        stage.wait(179)
+        assert not stage.ended
+        stage.wait(1)
+        assert stage.ended == "content_time_limit"
+
+    async def test_an_end_of_data_that_is_not_answered(self, opened: Opener) -> None:
+        stage = await in_content(opened)
+        stage.sends(b".\r\n")
+        stage.wait(599)
+        assert not stage.ended
+        stage.wait(1)
+        assert stage.ended == "end_of_data_time_limit"
+
+    async def test_replies_are_held_no_longer_than_told(self, opened: Opener) -> None:
+        stage = await greeted(opened)
+        stage.sends(GROUP)
+        stage.servers[0].says(b"250 a\r\n")
+        assert stage.gets() == b""
+        stage.clock.now += 0.1
+        stage.sweeper.release()
+        assert stage.gets() == b""
+        stage.clock.now += 0.1
+        stage.sweeper.release()
+        assert stage.gets() == b"250 a\r\n"
+
+    async def test_replies_held_since_then_are_not_flushed_early(self, opened: Opener) -> None:
+        stage = await greeted(opened)
+        stage.sends(b"NOOP\r\n" + GROUP)
+        stage.servers[0].says(b"250 ok\r\n")
+        stage.servers[0].says(b"250 a\r\n")
+        stage.clock.now += 0.1
+        stage.sweeper.release()
+        assert stage.gets() == b"250 ok\r\n"
+
+
+class TestDrain:
+    async def test_an_idle_session_gets_421(self, opened: Opener) -> None:
+        stage = await greeted(opened)
+        stage.sweeper.drain()
+        assert stage.gets().startswith(b"421 4.3.2 ")
+
+    async def test_a_client_that_does_not_close_delays_the_end_by_seconds_only(
+        self, opened: Opener
+    ) -> None:
+        stage = await greeted(opened)
+        stage.sweeper.drain()
+        stage.wait(1)
+        assert stage.client.state == "open"
+        stage.wait(1)
+        assert stage.client.state == "aborted"
+
+    async def test_a_transaction_is_finished_first(self, opened: Opener) -> None:
+        stage = await in_content(opened)
+        stage.sweeper.drain()
+        stage.sends(b"text\r\n.\r\n")
+        assert not stage.ended
+        stage.servers[0].says(b"250 taken\r\n")
+        assert stage.gets().startswith(b"250 taken\r\n421 4.3.2 ")
+        assert stage.ended == "draining"
+
+    async def test_waiting_for_the_sessions_ends_with_the_last_one(self, opened: Opener) -> None:
+        stage = await greeted(opened)
+        stage.sweeper.drain()
+        waiting = asyncio.ensure_future(stage.sweeper.wait_until_empty(5))
+        await stage.settle()
+        assert not waiting.done()
+        other = ClientConnection(stage.session.service)
+        other.connection_made(Transport())
+        stage.connection.connection_lost(None)
+        await stage.settle()
+        assert not waiting.done()
+        other.connection_lost(None)
+        await waiting
