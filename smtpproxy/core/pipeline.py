@@ -21,7 +21,7 @@ has no clock: every call brings the time.
 from collections.abc import Callable
 from typing import NoReturn
 
-from smtpproxy.core import beforehand, commands, replies, shortcut
+from smtpproxy.core import beforehand, commands, replies, shortcut, upgrades
 from smtpproxy.core.answers import CLOSES, NOT_YET, NOTHING_ASKED, Answers
 from smtpproxy.core.errors import BackendViolation, ClientViolation, Violation
 from smtpproxy.core.exchange import Exchange, Observer
@@ -32,9 +32,6 @@ from smtpproxy.core.hello import DONE, FAILED, SECURE, Hello
 from smtpproxy.core.replies import whole_reply_code
 from smtpproxy.core.rules import Rules
 from smtpproxy.core.transaction import Transaction
-
-SECURE_CLIENT, SECURE_BACKEND, TUNNEL = range(3)
-"""What `Pipeline.upgrade` is called with: begin TLS on a connection, or join both for good."""
 
 
 class Pipeline:
@@ -267,7 +264,7 @@ class Pipeline:
         if step == FAILED:
             self.fail(hello.reason, replies.BACKEND_UNFIT, now)
         elif step == SECURE:
-            self.upgrade(SECURE_BACKEND)
+            self.upgrade(upgrades.SECURE_BACKEND)
         else:
             self.send_backend(hello.line)
         return code, b""
@@ -296,10 +293,8 @@ class Pipeline:
 
     def _open_gate(self, role: int, code: int, now: float) -> None:
         """Say how the client's next octets are read, now that the reply tells it."""
-        if code == 220 and role in _UPGRADES:
-            # A gate stays closed: nothing may follow in plaintext.
-            self.framer.gate = Exchange(self.framer.gate.verb, b"", now)
-            self.upgrade(_UPGRADES[role])
+        if code == 220 and role in upgrades.OF_ROLES:
+            upgrades.ask(self, role, now)
         elif code == 354:
             content = Exchange(commands.DATA_ENDED, b"", now)
             self.in_flight.append(content)
@@ -318,25 +313,17 @@ class Pipeline:
     # --- TLS ------------------------------------------------------------------------------------
 
     def client_secured(self, now: float) -> None:
-        """The client's connection is inside TLS: the session begins anew (RFC 3207 section 4.2).
+        """The client's connection is inside TLS: the session begins anew.
 
-        Nothing that was said before counts, and what was sent behind STARTTLS in plaintext ends it:
-        somebody on the way could have put it there (CVE-2011-0411).
+        What was sent behind STARTTLS in plaintext ends it: somebody on the way could have put it
+        there (CVE-2011-0411).
         """
-        framer = self.framer
-        if framer.mode == DEAF:
-            problem = framer.gate.problem
+        if self.framer.mode == DEAF:
+            problem = self.framer.gate.problem
             self._end_with(replies.NOT_SYNCHRONIZED, "not_synchronized", now, problem)
-            return
-        assert self.rules.inside_tls is not None
-        self.rules = self.extensions.rules = self.rules.inside_tls
-        self.hello.begin_anew(self.rules)
-        self.extensions.leave()
-        self.transaction.end()
-        self.errors = 0
-        self.active = now
-        framer.begin_anew(self.rules)
-        self._end_if_done(now)
+        else:
+            upgrades.begin_anew(self, now)
+            self._end_if_done(now)
 
     def backend_secured(self, now: float) -> None:
         """The backend's connection is inside TLS: it gets the client's EHLO once more."""
@@ -404,8 +391,6 @@ class Pipeline:
 
 
 _HELLO = frozenset((commands.EHLO, commands.HELO))
-_UPGRADES = {commands.STARTTLS: SECURE_CLIENT, commands.TUNNEL: TUNNEL}
-"""Roles whose 220 ends plaintext."""
 
 
 def _not_connected(what: object) -> NoReturn:

@@ -11,8 +11,8 @@ from time import monotonic
 from typing import TYPE_CHECKING, cast
 
 from smtpproxy.core import replies
-from smtpproxy.core.pipeline import SECURE_BACKEND, TUNNEL
 from smtpproxy.core.rules import ClientTls
+from smtpproxy.core.upgrades import SECURE_BACKEND, TUNNEL
 from smtpproxy.net import handshake
 from smtpproxy.net.outbox import Sink
 from smtpproxy.net.tunnel import Tunnel
