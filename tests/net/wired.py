@@ -166,7 +166,8 @@ async def client(port: int, **tls: object) -> AsyncIterator[Client]:
             made.writer.close()
             with contextlib.suppress(OSError, ssl.SSLError):
                 await made.writer.wait_closed()
-            plain.abort()
+            if plain is not made.writer.transport:
+                plain.abort()
 
 
 GROUP = (b"EHLO c", b"MAIL FROM:<a@a>", b"RCPT TO:<b@b>", b"DATA")
