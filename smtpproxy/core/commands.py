@@ -95,6 +95,9 @@ ROWS = (
     Verb(b"", gate=True),
 )
 
+FORBIDDEN = {verb.name: verb for verb in ROWS if verb.refusal and verb.closes}
+"""Words that end the session, whatever stands behind them: other protocols, or a payload."""
+
 # What takes the place of a row as a listener is set up.
 STARTTLS_HERE = Verb(b"STARTTLS", gate=True, guarded=True, role=STARTTLS, weighed=True)
 STARTTLS_PASSED = Verb(b"STARTTLS", gate=True, guarded=True, role=TUNNEL)

@@ -204,16 +204,17 @@ class Framer:
     def _frame_uncommon(self, octets: bytes, position: int, now: float) -> int:
         """Frame a line that is not one of the commonplace commands, or not a well-formed one."""
         try:
+            lines.check_protocol(octets, position)
             limit = self._rules.auth_line if lines.is_auth(octets, position) else self._rules.line
             end = lines.end_of_line(octets, position, limit)
             if not end:
-                lines.check_protocol(octets[position:], first=not self.commands)
                 return 0
             line = octets[position:end]
             words = line.split(None, 1)
             verb = self.table.get(words[0].upper()) if words else None
             if verb is None:
-                lines.check_protocol(line, first=not self.commands)
+                if not self.commands:
+                    lines.check_header(line)
                 verb = self.table[b""]
                 # Behind AUTH it may be a password, sent ahead.
                 if self.last.verb.secret or lines.may_be_secret(words[0] if words else b""):
@@ -226,6 +227,10 @@ class Framer:
             if verb.role == commands.BDAT:
                 exchange.octets = lines.bdat_size(line)
         except ClientViolation as violation:
+            forbidden = commands.FORBIDDEN.get(lines.first_word(octets, position))
+            if forbidden is not None:  # whatever is wrong with its line
+                kind, shown = "forbidden_command", violation.octets
+                violation = ClientViolation(kind, forbidden.refusal, shown, closes=True)
             violation.closes = violation.closes or lines.is_bdat(octets, position)
             if self.last.verb.secret:
                 violation.octets = b""

@@ -61,17 +61,28 @@ def _checked(line: bytes) -> bytes:
     return line
 
 
-def check_protocol(octets: bytes, *, first: bool) -> None:
-    """Raise ClientViolation, which closes, if what is no known command is of another protocol.
+def check_protocol(octets: bytes, start: int) -> None:
+    """Raise ClientViolation, which closes, if what begins at `start` is TLS or SSH.
 
-    `octets` begin where a command should; `first` tells that none came before: then something like
-    `Host: x` is a header.
+    That is looked at first: a ClientHello may be longer than a line, and have no LF in it.
     """
-    if octets.startswith(TLS_HANDSHAKE):
-        raise ClientViolation("tls_unexpected", replies.TLS_NOT_EXPECTED, octets, closes=True)
-    header = first and octets.endswith(b"\n") and _HEADER.match(octets)
-    if header or octets.startswith(b"SSH-"):
-        raise ClientViolation("not_smtp", replies.NOT_SMTP, octets, closes=True)
+    if octets.startswith(TLS_HANDSHAKE, start):
+        shown = octets[start:]
+        raise ClientViolation("tls_unexpected", replies.TLS_NOT_EXPECTED, shown, closes=True)
+    if octets.startswith(b"SSH-", start):
+        raise ClientViolation("not_smtp", replies.NOT_SMTP, octets[start:], closes=True)
+
+
+def check_header(line: bytes) -> None:
+    """Raise ClientViolation, which closes, if the first line of a session is a header (HTTP's)."""
+    if _HEADER.match(line):
+        raise ClientViolation("not_smtp", replies.NOT_SMTP, line, closes=True)
+
+
+def first_word(octets: bytes, start: int) -> bytes:
+    """Return the word that begins at `start`, in capitals; empty if white space does."""
+    begin = octets[start : start + 64]
+    return b"" if begin[:1].isspace() else b"".join(begin.split(None, 1)[:1]).upper()
 
 
 def is_bdat(octets: bytes, start: int) -> bool:

@@ -64,26 +64,32 @@ def test_white_space_before_a_verb_is_refused_but_not_before_auth_data(white: by
     assert lines.auth_line(white + b"DATA\n") == white + b"DATA\r\n"
 
 
-@pytest.mark.parametrize("first", [True, False])
-def test_other_protocols_close(first: bool) -> None:
-    tls = _violation(lines.check_protocol, b"\x16\x03\x01\n", first=first)
+def test_other_protocols_close() -> None:
+    tls = _violation(lines.check_protocol, b"NOOP\r\n\x16\x03\x01\n", 6)
+    assert tls.octets == b"\x16\x03\x01\n"
     assert (tls.kind, tls.reply, tls.closes) == ("tls_unexpected", replies.TLS_NOT_EXPECTED, True)
-    ssh = _violation(lines.check_protocol, b"SSH-2.0-x", first=first)
+    ssh = _violation(lines.check_protocol, b"SSH-2.0-x", 0)
     assert (ssh.kind, ssh.reply, ssh.closes) == ("not_smtp", replies.NOT_SMTP, True)
 
 
 @pytest.mark.parametrize("line", [b"Host: x\r\n", b"Host:x\n", b"X-Y:\r\n"])
 def test_header_is_another_protocol_if_it_comes_first(line: bytes) -> None:
-    assert _violation(lines.check_protocol, line, first=True).kind == "not_smtp"
-    lines.check_protocol(line, first=False)
-    lines.check_protocol(line.rstrip(), first=True)  # it is not complete yet
+    found = _violation(lines.check_header, line)
+    assert (found.kind, found.reply, found.closes) == ("not_smtp", replies.NOT_SMTP, True)
 
 
 @pytest.mark.parametrize(
     "line", [b"FROB x:y\r\n", b":\r\n", b"\r\n", b"", b"\x16", b"SSH", b"\xff:\n"]
 )
 def test_what_is_only_unknown_is_of_this_protocol(line: bytes) -> None:
-    lines.check_protocol(line, first=True)
+    lines.check_protocol(line, 0)
+    lines.check_header(line)
+
+
+def test_first_word_is_that_at_the_start_of_the_line() -> None:
+    assert lines.first_word(b"NOOP\r\nget /x y", 6) == b"GET"
+    assert lines.first_word(b"get\r\n", 0) == b"GET"
+    assert lines.first_word(b" GET /", 0) == lines.first_word(b"", 0) == b""
 
 
 @pytest.mark.parametrize(

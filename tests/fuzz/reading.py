@@ -67,6 +67,23 @@ def forwarded(line: bytes) -> bytes:
     return line.removesuffix(b"\n").removesuffix(b"\r") + b"\r\n"
 
 
+def overlong(line: bytes) -> tuple[bytes, bool]:
+    """Return the reply to a line that is too long, and whether it closes."""
+    if found := _never_and_closed(line):
+        return found, True
+    return replies.LINE_TOO_LONG, seems_bdat(line)
+
+
+def _never_and_closed(line: bytes) -> bytes:
+    """Return the reply that ends the session, as the protocol is another, or a payload follows."""
+    if line.startswith(b"\x16\x03"):
+        return replies.TLS_NOT_EXPECTED
+    if line.startswith(b"SSH-"):
+        return replies.NOT_SMTP
+    reply, closes = (b"", False) if line[:1].isspace() else never_forwarded(verb_of(line))
+    return reply if closes else b""
+
+
 def misread(line: bytes, *, first: bool) -> tuple[bytes, bool]:
     """Return the reply to what is no command, and whether it closes; or nothing, if it is one.
 
@@ -84,6 +101,8 @@ def misread(line: bytes, *, first: bool) -> tuple[bytes, bool]:
             return replies.NOT_SMTP, True
     text = forwarded(line)[:-2]
     if line.endswith(b"\n") and (b"\r" in text or b"\0" in text):
+        if found := _never_and_closed(line):
+            return found, True
         return replies.BARE_CR_OR_NUL, seems_bdat(line)
     if line.endswith(b"\n") and line[:1] in {b" ", b"\t", b"\v", b"\f"}:
         return replies.BAD_SYNTAX, seems_bdat(line)
@@ -173,6 +192,7 @@ def as_relayed(content: bytes, policy: BareNewlines, *, whole: bool) -> bytes:
 def offered(reply: bytes, rules: Rules, *, inside_tls: bool) -> bytes:
     """Return what the client is to get for an EHLO reply of the backend."""
     first, *rest = reply.split(b"\r\n")[:-1]
+    code = [first, *rest][-1][:3]
     kept = []
     for line in rest:
         words = line[4:].split()
@@ -182,13 +202,14 @@ def offered(reply: bytes, rules: Rules, *, inside_tls: bool) -> bytes:
             kept.append(b"SIZE %d" % min(size or rules.message_octets, rules.message_octets))
         elif word in PASSED or (word == b"STARTTLS" and rules.client_tls is ClientTls.PASSED):
             kept.append(line[4:])
-    return first[:3] + b"-" + first[4:] + b"\r\n" + _joined(first[:3], kept, rules, inside_tls)
+    return code + b"-" + first[4:] + b"\r\n" + _joined(code, kept, rules, inside_tls)
 
 
 def offered_for_helo(reply: bytes, rules: Rules, *, inside_tls: bool) -> bytes:
     """Return what the client is to get for its EHLO, if the backend knows HELO only."""
-    first = reply.split(b"\r\n")[0]
-    return first[:3] + b"-" + first[4:] + b"\r\n" + _joined(first[:3], [], rules, inside_tls)
+    lines = reply.split(b"\r\n")[:-1]
+    code = lines[-1][:3]
+    return code + b"-" + lines[0][4:] + b"\r\n" + _joined(code, [], rules, inside_tls)
 
 
 def _joined(code: bytes, kept: list[bytes], rules: Rules, inside_tls: bool) -> bytes:

@@ -136,7 +136,8 @@ class Verdict:
         line, size, too_long = reading.line_at(self._unread, limit)
         if too_long:
             self._in_long_line = not line.endswith(b"\n")
-            self._misread(line, size, replies.LINE_TOO_LONG, closes=reading.seems_bdat(line))
+            reply, closes = reading.overlong(line)
+            self._misread(line, size, reply, closes=closes)
             return
         reply, closes = reading.misread(line or self._unread, first=self._first)
         if reply and self._unread:
