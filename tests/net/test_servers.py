@@ -117,14 +117,14 @@ class Caller(asyncio.Protocol):
 async def test_a_name_is_tried_at_each_of_its_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a machine with IPv6 and IPv4, an MTA may listen at one of both."""
 
-    async def found(host: str, port: int, **_: object) -> list[tuple[object, ...]]:
+    async def found(host: str, port: int) -> list[tuple[int, tuple[str, int]]]:
         assert host == "mx.example"
-        return [(0, 0, 0, "", ("127.0.0.2", port)), (0, 0, 0, "", ("127.0.0.1", port))]
+        return [(0, ("127.0.0.2", port)), (0, ("127.0.0.1", port))]
 
     caller = Caller()
     with socket.create_server(("127.0.0.1", 0)) as listening:
         server = Server(Address("mx.example", listening.getsockname()[1]))
-        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", found)
+        monkeypatch.setattr("smtpproxy.net.names.look_up", found)
         await server.connect(lambda: caller, None)
         await caller.over.wait()
     with pytest.raises(ConnectionRefusedError):
