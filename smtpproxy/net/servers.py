@@ -74,7 +74,8 @@ class Servers:
     """The servers of one backend, shared by all sessions of a worker.
 
     retry_after: how many seconds one that has failed is left alone.
-    least: the one with the fewest sessions comes first, instead of the first one named.
+    least: the one with the fewest sessions comes first, instead of the first one named; of equals,
+        the one whose turn was longest ago.
     changed: is called once for each change, not for each session that finds a server down.
     """
 
@@ -105,6 +106,8 @@ class Servers:
         alone = [server for server in order if server.left_alone_until > now]
         if alone:
             order = [server for server in order if server.left_alone_until <= now] + alone
+        if self._least:
+            self._servers = (*(each for each in self._servers if each is not order[0]), order[0])
         if order[0].left_alone_until:
             # This session finds out whether it is back; the others go on without it meanwhile.
             order[0].left_alone_until = now + self._retry_after

@@ -43,7 +43,14 @@ def test_the_one_with_the_fewest_sessions_is_first_if_told_so() -> None:
     one.sessions, two.sessions = 2, 1
     assert servers.in_order() == [three, two, one]
     three.sessions = 2
-    assert servers.in_order() == [two, one, three]  # of equals, the first named
+    assert servers.in_order() == [two, one, three]
+
+
+@pytest.mark.usefixtures("clock")
+def test_equals_take_turns_if_sessions_are_to_be_spread() -> None:
+    """Else all sessions go to the first where each is over before the next one comes."""
+    servers, (one, two, three) = group(least=True)
+    assert [servers.in_order()[0] for _ in range(4)] == [one, two, three, one]
 
 
 def test_one_that_failed_is_left_alone_for_a_while(clock: Clock) -> None:
