@@ -54,6 +54,8 @@ class Crew:
         """Start all workers; False, with none left, if one of them did not come to be ready."""
         try:
             for _ in range(self._size):
+                if self._deadline:  # let go meanwhile: the sockets may be closed
+                    break
                 await self._start_worker()
             ready = asyncio.gather(*(worker.ready for worker in self._workers))
             fine = all(await asyncio.wait_for(ready, START_LIMIT_S))
@@ -78,6 +80,7 @@ class Crew:
         except OSError:
             self._desk.free_row(row)
             raise
+        self._desk.brief(worker)
         self._workers.add(worker)
         if self._deadline:  # let go meanwhile
             worker.tell(Stop())
@@ -119,7 +122,7 @@ class Crew:
         So it is when all were stopped, with their machine or by Ctrl-Z.
         """
         for worker in self._workers:
-            worker.heard += seconds
+            worker.heard = min(worker.heard + seconds, monotonic())
         if self._deadline:
             self._deadline += seconds
 

@@ -186,7 +186,7 @@ class Service:
         self._leave(old)
         await self._window.settle(settings.admin, self._doors.admin(settings))
         self._doors.keep_for(settings)
-        self._log.info("reloaded", workers=crew.workers, sessions=self._sessions())
+        self._log.info("reloaded", workers=crew.workers, sessions=self._desk.sessions())
 
     def _reload_failed(self, *problems: str) -> None:
         self._window.reload_failed()
@@ -211,7 +211,7 @@ class Service:
         crews = self._crews
         for crew in crews:
             crew.drain()
-        self._log.info("draining", sessions=self._sessions())
+        self._log.info("draining", sessions=self._desk.sessions())
         waiting = [asyncio.create_task(crew.empty.wait(), name="drain") for crew in crews]
         drained = asyncio.gather(*waiting)
         insisted = asyncio.create_task(self._insisted.wait(), name="second signal")
@@ -227,9 +227,10 @@ class Service:
         while True:
             await asyncio.sleep(CHECK_INTERVAL_S)
             now = monotonic()
-            late, looked = now - looked - CHECK_INTERVAL_S, now
+            passed, looked = now - looked, now
             for crew in self._crews:
-                crew.excuse(late)
+                if passed > 2 * CHECK_INTERVAL_S:
+                    crew.excuse(passed)
                 crew.check(now)
             if self._notifier.wanted:
                 self._notifier.status(self._status())
@@ -239,12 +240,9 @@ class Service:
             self._notifier.alive()
             await asyncio.sleep(self._notifier.watchdog_s / 3)
 
-    def _sessions(self) -> int:
-        return int(self._desk.figures().gauges.get("sessions", 0))
-
     def _status(self) -> str:
         workers = sum(crew.workers for crew in self._crews)
-        return f"{self._sessions()} sessions, {workers} workers"
+        return f"{self._desk.sessions()} sessions, {workers} workers"
 
 
 def main(settings: Settings, read: Read) -> int:
