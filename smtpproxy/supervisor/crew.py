@@ -1,6 +1,7 @@
 """The crew: the workers that run on one version of the settings."""
 
 import asyncio
+import contextlib
 from collections.abc import Iterator
 from math import inf
 from time import monotonic
@@ -17,6 +18,8 @@ FIRST_DELAY_S, LONGEST_DELAY_S = 0.1, 10.0
 """How long a place stays empty when its workers die young: the delay doubles each time."""
 START_LIMIT_S = 60.0
 """How long a worker may take to be ready."""
+RETIRE_LIMIT_S = 5.0
+"""How long a worker may take to accept nobody any more, for others to wait for it."""
 STOP_LIMIT_S = 5.0
 """How long a worker may take to end that was told to stop, or whose drain is over."""
 
@@ -142,9 +145,16 @@ class Crew:
         for worker in self._workers - {but}:
             worker.tell(message)
 
-    def retire(self) -> None:
-        """Let the workers accept nobody any more, and end when their sessions have."""
+    async def retire(self) -> None:
+        """Let the workers accept nobody any more, and end when their sessions have.
+
+        Return when they do accept nobody, but do not wait for one that hangs.
+        """
         self._let_go(Retire(), inf)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(RETIRE_LIMIT_S):
+                for worker in list(self._workers):
+                    await worker.retired.wait()
 
     def drain(self) -> None:
         """Let the sessions finish their transactions, and the workers end."""

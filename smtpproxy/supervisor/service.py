@@ -148,7 +148,8 @@ class Service:
             if self._crew is not None and not self._end_wanted.is_set():
                 self._notifier.reloading()
                 await self._reload()
-                self._notifier.ready(self._status())
+                if not self._end_wanted.is_set():
+                    self._notifier.ready(self._status())
 
     async def _reload(self) -> None:
         """Change to what the settings say now, or change nothing."""
@@ -183,7 +184,7 @@ class Service:
         for address in added:
             self._log.info("listening", address=address)
         self._warn(settings)
-        self._leave(old)
+        await self._leave(old)
         await self._window.settle(settings.admin, self._doors.admin(settings))
         self._doors.keep_for(settings)
         self._log.info("reloaded", workers=crew.workers, sessions=self._desk.sessions())
@@ -192,12 +193,12 @@ class Service:
         self._window.reload_failed()
         self._log.error("reload_failed", problems=problems)
 
-    def _leave(self, crew: Crew) -> None:
-        """Let a crew go, in its own time."""
-        crew.retire()
+    async def _leave(self, crew: Crew) -> None:
+        """Let a crew go, in its own time; return when all new clients are the new crew's."""
         self._leaving.add(crew)
         task = asyncio.get_running_loop().create_task(crew.empty.wait(), name="leaving crew")
         task.add_done_callback(lambda _: self._leaving.discard(crew))
+        await crew.retire()
 
     # --- the end ------------------------------------------------------------------------------
 
