@@ -213,8 +213,7 @@ class Service:
         for crew in crews:
             crew.drain()
         self._log.info("draining", sessions=self._desk.sessions())
-        waiting = [asyncio.create_task(crew.empty.wait(), name="drain") for crew in crews]
-        drained = asyncio.gather(*waiting)
+        drained = asyncio.create_task(_wait_for(crews), name="drain")
         insisted = asyncio.create_task(self._insisted.wait(), name="second signal")
         await asyncio.wait((drained, insisted), return_when=asyncio.FIRST_COMPLETED)
         insisted.cancel()
@@ -244,6 +243,12 @@ class Service:
     def _status(self) -> str:
         workers = sum(crew.workers for crew in self._crews)
         return f"{self._desk.sessions()} sessions, {workers} workers"
+
+
+async def _wait_for(crews: set[Crew]) -> None:
+    """Wait until they are gone."""
+    for crew in crews:
+        await crew.empty.wait()
 
 
 def main(settings: Settings, read: Read) -> int:

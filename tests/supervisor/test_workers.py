@@ -138,3 +138,4 @@ def test_a_second_signal_stops_at_once(mta: LegacyMTA, run: Run) -> None:
         program.signal(signal.SIGTERM)
         assert program.wait() == 0
         client.close()
+    assert {fields["level"] for fields in program.log()} == {"info"}
