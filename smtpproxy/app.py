@@ -81,7 +81,7 @@ class App:
         rate = settings.limits.commands_per_second
         self._pacing = Pacing(rate) if rate else None
         self._servers = {
-            name: _servers(settings, name, changed or observer.server_changed)
+            name: _servers(settings, name, changed or observer.server_changed, worker)
             for name, backend in settings.backends.items()
         }
         make_places = places or (
@@ -195,13 +195,18 @@ class App:
             self._trace.close()
 
 
-def _servers(settings: Settings, name: str, changed: Changed) -> Servers:
+def _servers(settings: Settings, name: str, changed: Changed, worker: int) -> Servers:
     backend = settings.backends[name]
     route = wiring.route(settings, backend)
+    servers = [Server(address, route) for address in backend.servers]
+    least = backend.balance == "least"
+    if least:  # not every worker is to begin with the same one
+        begin = worker % len(servers)
+        servers = servers[begin:] + servers[:begin]
     return Servers(
-        [Server(address, route) for address in backend.servers],
+        servers,
         backend.retry_after,
-        least=backend.balance == "least",
+        least=least,
         changed=partial(changed, name),
     )
 

@@ -62,6 +62,10 @@ class Ready(Struct, tag=True):
     """From a worker: it accepts clients."""
 
 
+class Retired(Struct, tag=True):
+    """From a worker: it accepts nobody any more."""
+
+
 class Beat(Struct, tag=True):
     """From a worker, once a second: it lives, and these are its figures."""
 
@@ -83,7 +87,7 @@ class Leave(Struct, tag=True):
 
 
 ToWorker = Start | Retire | Drain | Stop | Granted | Health | Look
-FromWorker = Ready | Beat | Ask | Leave | Health
+FromWorker = Ready | Retired | Beat | Ask | Leave | Health
 
 encode_line: Callable[[object], bytes] = msgspec.json.Encoder().encode
 _to_worker = msgspec.json.Decoder(ToWorker)

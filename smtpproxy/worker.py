@@ -13,7 +13,7 @@ import sys
 import uvloop
 
 from smtpproxy.app import App
-from smtpproxy.control import Beat, Lines, Ready, Start
+from smtpproxy.control import Beat, Lines, Ready, Retired, Start
 from smtpproxy.link import Link, SharedPlaces
 from smtpproxy.net.tally import Tally
 from smtpproxy.observe import log
@@ -43,6 +43,7 @@ async def serve(start: Start, channel: socket.socket, lines: Lines) -> int:
     app.close()
     for listening in [each for listener in sockets for each in listener]:
         listening.close()
+    link.tell(Retired())
     stop = asyncio.create_task(link.stop.wait(), name="stop")
     limits = start.settings.timeouts
     leaving = asyncio.create_task(_leave(app, link, limits.drain, limits.outlive), name="leave")

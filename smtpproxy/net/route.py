@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from smtpproxy.address import Address
+from smtpproxy.net import names
 from smtpproxy.net.peer import Peer
 from smtpproxy.net.proxy_header import NOBODY
 from smtpproxy.net.transparent import bind_as, original_target
@@ -68,7 +69,6 @@ class Route:
 
     async def _open(self, address: Address, peer: Peer | None) -> socket.socket:
         """Connect a socket to the first of the server's addresses that can be reached."""
-        loop = asyncio.get_running_loop()
         if address.is_unix:
             return await _connect(socket.AF_UNIX, address.path, None)
         family = socket.AF_UNSPEC
@@ -77,11 +77,8 @@ class Route:
             if source.source is None:
                 raise OSError("the client has no address to connect from")
             family = socket.AF_INET6 if ":" in source.source[0] else socket.AF_INET
-        found = await loop.getaddrinfo(
-            address.host, address.port, family=family, type=socket.SOCK_STREAM
-        )
         why: OSError = OSError("no address")
-        for each_family, _, _, _, name in found:
+        for each_family, name in await names.look_up(address.host, address.port, family):
             try:
                 return await _connect(each_family, name, source)
             except OSError as error:

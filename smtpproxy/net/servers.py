@@ -1,11 +1,11 @@
 """The servers of a backend: where it can be reached, and where it can't just now."""
 
 import asyncio
-import socket
 from collections.abc import Callable, Sequence
 from time import monotonic
 
 from smtpproxy.address import Address
+from smtpproxy.net import names
 from smtpproxy.net.peer import Peer
 from smtpproxy.net.route import Route
 
@@ -57,16 +57,10 @@ class Server:
             await loop.create_connection(factory, self._address.host, self._address.port)
 
     async def _connect_by_name(self, factory: Callable[[], asyncio.Protocol]) -> None:
-        """Look the name up, and connect to the first of its addresses that can be reached.
-
-        uvloop would complain in the log of its own look-up, if we are cancelled meanwhile.
-        """
+        """Look the name up, and connect to the first of its addresses that can be reached."""
         loop = asyncio.get_running_loop()
-        found = await loop.getaddrinfo(
-            self._address.host, self._address.port, type=socket.SOCK_STREAM
-        )
         why: OSError = OSError("no address")
-        for _, _, _, _, name in found:
+        for _, name in await names.look_up(self._address.host, self._address.port):
             try:
                 await loop.create_connection(factory, str(name[0]), int(name[1]))
             except OSError as error:
@@ -80,7 +74,8 @@ class Servers:
     """The servers of one backend, shared by all sessions of a worker.
 
     retry_after: how many seconds one that has failed is left alone.
-    least: the one with the fewest sessions comes first, instead of the first one named.
+    least: the one with the fewest sessions comes first, instead of the first one named; of equals,
+        the one whose turn was longest ago.
     changed: is called once for each change, not for each session that finds a server down.
     """
 
@@ -111,6 +106,8 @@ class Servers:
         alone = [server for server in order if server.left_alone_until > now]
         if alone:
             order = [server for server in order if server.left_alone_until <= now] + alone
+        if self._least:
+            self._servers = (*(each for each in self._servers if each is not order[0]), order[0])
         if order[0].left_alone_until:
             # This session finds out whether it is back; the others go on without it meanwhile.
             order[0].left_alone_until = now + self._retry_after

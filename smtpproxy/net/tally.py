@@ -41,7 +41,8 @@ class Tally:
             words[_KEY:_HEAD] = memoryview(_new_key()).cast("I")
         self._key = bytes(words[_KEY:_HEAD])
         self._base = _HEAD + row * _ROW
-        words[0] = max(words[0], row + 1)
+        if words[0] <= row:  # written by the supervisor alone, ahead of the worker: no race
+            words[0] = row + 1
 
     def sessions(self) -> int:
         """Return how many sessions there are."""

@@ -1,6 +1,7 @@
 """The crew: the workers that run on one version of the settings."""
 
 import asyncio
+import contextlib
 from collections.abc import Iterator
 from math import inf
 from time import monotonic
@@ -17,6 +18,8 @@ FIRST_DELAY_S, LONGEST_DELAY_S = 0.1, 10.0
 """How long a place stays empty when its workers die young: the delay doubles each time."""
 START_LIMIT_S = 60.0
 """How long a worker may take to be ready."""
+RETIRE_LIMIT_S = 5.0
+"""How long a worker may take to accept nobody any more, for others to wait for it."""
 STOP_LIMIT_S = 5.0
 """How long a worker may take to end that was told to stop, or whose drain is over."""
 
@@ -54,6 +57,8 @@ class Crew:
         """Start all workers; False, with none left, if one of them did not come to be ready."""
         try:
             for _ in range(self._size):
+                if self._deadline:  # let go meanwhile: the sockets may be closed
+                    break
                 await self._start_worker()
             ready = asyncio.gather(*(worker.ready for worker in self._workers))
             fine = all(await asyncio.wait_for(ready, START_LIMIT_S))
@@ -78,6 +83,7 @@ class Crew:
         except OSError:
             self._desk.free_row(row)
             raise
+        self._desk.brief(worker)
         self._workers.add(worker)
         if self._deadline:  # let go meanwhile
             worker.tell(Stop())
@@ -119,7 +125,7 @@ class Crew:
         So it is when all were stopped, with their machine or by Ctrl-Z.
         """
         for worker in self._workers:
-            worker.heard += seconds
+            worker.heard = min(worker.heard + seconds, monotonic())
         if self._deadline:
             self._deadline += seconds
 
@@ -139,9 +145,16 @@ class Crew:
         for worker in self._workers - {but}:
             worker.tell(message)
 
-    def retire(self) -> None:
-        """Let the workers accept nobody any more, and end when their sessions have."""
+    async def retire(self) -> None:
+        """Let the workers accept nobody any more, and end when their sessions have.
+
+        Return when they do accept nobody, but do not wait for one that hangs.
+        """
         self._let_go(Retire(), inf)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(RETIRE_LIMIT_S):
+                for worker in list(self._workers):
+                    await worker.retired.wait()
 
     def drain(self) -> None:
         """Let the sessions finish their transactions, and the workers end."""

@@ -23,6 +23,7 @@ class Desk:
 
     def __init__(self, tell_all: TellAll) -> None:
         self.memory = tally.create()
+        self._tally = tally.Tally(self.memory)
         self.lost = 0
         self._tell_all = tell_all
         self._totals = Totals()
@@ -50,11 +51,15 @@ class Desk:
         self._named = named
         self._observer = ServiceLog()  # the log may have changed
 
+    def sessions(self) -> int:
+        """Return how many sessions there are now; what workers tell is a second old."""
+        return self._tally.sessions()
+
     def figures(self) -> Figures:
         """Return the figures of all workers, and what is known here alone."""
         figures = self._totals.sum()
         figures.counts["workers_lost"] = self.lost
-        figures.gauges["servers_down"] = len(self._down)
+        figures.gauges["servers_down"] = len(self._down & self._named)
         for backend, server in sorted(self._named):
             up = (backend, server) not in self._down
             labels = f'backend="{backend}",server={quoted(server)}'
@@ -79,12 +84,19 @@ class Desk:
         """
         if not self._free_rows:
             raise OSError("too many workers are still draining")
-        return self._free_rows.pop()
+        row = self._free_rows.pop()
+        tally.Tally(self.memory, row).clear()
+        return row
 
     def free_row(self, row: int) -> None:
         """Take back the row of a worker that is gone."""
         tally.Tally(self.memory, row).clear()
         self._free_rows.append(row)
+
+    def brief(self, worker: WorkerProcess) -> None:
+        """Tell a new worker which servers are down, so that its clients need not find out."""
+        for backend, server in sorted(self._down):
+            worker.tell(Health(backend, server, up=False))
 
     def said(self, worker: WorkerProcess, message: FromWorker) -> None:
         """Take what a worker tells, or asks for."""

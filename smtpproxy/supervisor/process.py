@@ -12,7 +12,7 @@ from typing import cast
 
 import msgspec
 
-from smtpproxy.control import FromWorker, Lines, Ready, Start, ToWorker, encode
+from smtpproxy.control import FromWorker, Lines, Ready, Retired, Start, ToWorker, encode
 
 EXIT_LIMIT_S = 2.0
 """How long a worker that has closed its channel may take to be gone."""
@@ -25,6 +25,7 @@ class WorkerProcess(asyncio.Protocol):
     It ends when it was told to, dies, or is killed because its heartbeat has stopped; whatever it
     was, `ended` is called once.
 
+    retired: set when it accepts nobody any more.
     heard: when it said something last.  code: the exit code, negative for a signal; None before.
     """
 
@@ -36,6 +37,7 @@ class WorkerProcess(asyncio.Protocol):
     ) -> None:
         self.row = start.row
         self.ready: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self.retired = asyncio.Event()
         self.started = self.heard = monotonic()
         self.code: int | None = None
         self._start = start
@@ -98,6 +100,8 @@ class WorkerProcess(asyncio.Protocol):
             for message in self._lines.from_worker(data):
                 if isinstance(message, Ready) and not self.ready.done():
                     self.ready.set_result(True)
+                elif isinstance(message, Retired):
+                    self.retired.set()
                 self._said(self, message)
         except msgspec.MsgspecError:
             self.kill()  # it has lost its mind
@@ -116,6 +120,7 @@ class WorkerProcess(asyncio.Protocol):
         self.code = code
         if not self.ready.done():
             self.ready.set_result(False)
+        self.retired.set()
         self._ended(self)
 
 

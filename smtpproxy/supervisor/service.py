@@ -148,7 +148,8 @@ class Service:
             if self._crew is not None and not self._end_wanted.is_set():
                 self._notifier.reloading()
                 await self._reload()
-                self._notifier.ready(self._status())
+                if not self._end_wanted.is_set():
+                    self._notifier.ready(self._status())
 
     async def _reload(self) -> None:
         """Change to what the settings say now, or change nothing."""
@@ -183,21 +184,21 @@ class Service:
         for address in added:
             self._log.info("listening", address=address)
         self._warn(settings)
-        self._leave(old)
+        await self._leave(old)
         await self._window.settle(settings.admin, self._doors.admin(settings))
         self._doors.keep_for(settings)
-        self._log.info("reloaded", workers=crew.workers, sessions=self._sessions())
+        self._log.info("reloaded", workers=crew.workers, sessions=self._desk.sessions())
 
     def _reload_failed(self, *problems: str) -> None:
         self._window.reload_failed()
         self._log.error("reload_failed", problems=problems)
 
-    def _leave(self, crew: Crew) -> None:
-        """Let a crew go, in its own time."""
-        crew.retire()
+    async def _leave(self, crew: Crew) -> None:
+        """Let a crew go, in its own time; return when all new clients are the new crew's."""
         self._leaving.add(crew)
         task = asyncio.get_running_loop().create_task(crew.empty.wait(), name="leaving crew")
         task.add_done_callback(lambda _: self._leaving.discard(crew))
+        await crew.retire()
 
     # --- the end ------------------------------------------------------------------------------
 
@@ -211,9 +212,8 @@ class Service:
         crews = self._crews
         for crew in crews:
             crew.drain()
-        self._log.info("draining", sessions=self._sessions())
-        waiting = [asyncio.create_task(crew.empty.wait(), name="drain") for crew in crews]
-        drained = asyncio.gather(*waiting)
+        self._log.info("draining", sessions=self._desk.sessions())
+        drained = asyncio.create_task(_wait_for(crews), name="drain")
         insisted = asyncio.create_task(self._insisted.wait(), name="second signal")
         await asyncio.wait((drained, insisted), return_when=asyncio.FIRST_COMPLETED)
         insisted.cancel()
@@ -227,9 +227,10 @@ class Service:
         while True:
             await asyncio.sleep(CHECK_INTERVAL_S)
             now = monotonic()
-            late, looked = now - looked - CHECK_INTERVAL_S, now
+            passed, looked = now - looked, now
             for crew in self._crews:
-                crew.excuse(late)
+                if passed > 2 * CHECK_INTERVAL_S:
+                    crew.excuse(passed)
                 crew.check(now)
             if self._notifier.wanted:
                 self._notifier.status(self._status())
@@ -239,12 +240,15 @@ class Service:
             self._notifier.alive()
             await asyncio.sleep(self._notifier.watchdog_s / 3)
 
-    def _sessions(self) -> int:
-        return int(self._desk.figures().gauges.get("sessions", 0))
-
     def _status(self) -> str:
         workers = sum(crew.workers for crew in self._crews)
-        return f"{self._sessions()} sessions, {workers} workers"
+        return f"{self._desk.sessions()} sessions, {workers} workers"
+
+
+async def _wait_for(crews: set[Crew]) -> None:
+    """Wait until they are gone."""
+    for crew in crews:
+        await crew.empty.wait()
 
 
 def main(settings: Settings, read: Read) -> int:

@@ -43,7 +43,14 @@ def test_the_one_with_the_fewest_sessions_is_first_if_told_so() -> None:
     one.sessions, two.sessions = 2, 1
     assert servers.in_order() == [three, two, one]
     three.sessions = 2
-    assert servers.in_order() == [two, one, three]  # of equals, the first named
+    assert servers.in_order() == [two, one, three]
+
+
+@pytest.mark.usefixtures("clock")
+def test_equals_take_turns_if_sessions_are_to_be_spread() -> None:
+    """Else all sessions go to the first where each is over before the next one comes."""
+    servers, (one, two, three) = group(least=True)
+    assert [servers.in_order()[0] for _ in range(4)] == [one, two, three, one]
 
 
 def test_one_that_failed_is_left_alone_for_a_while(clock: Clock) -> None:
@@ -117,14 +124,14 @@ class Caller(asyncio.Protocol):
 async def test_a_name_is_tried_at_each_of_its_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a machine with IPv6 and IPv4, an MTA may listen at one of both."""
 
-    async def found(host: str, port: int, **_: object) -> list[tuple[object, ...]]:
+    async def found(host: str, port: int) -> list[tuple[int, tuple[str, int]]]:
         assert host == "mx.example"
-        return [(0, 0, 0, "", ("127.0.0.2", port)), (0, 0, 0, "", ("127.0.0.1", port))]
+        return [(0, ("127.0.0.2", port)), (0, ("127.0.0.1", port))]
 
     caller = Caller()
     with socket.create_server(("127.0.0.1", 0)) as listening:
         server = Server(Address("mx.example", listening.getsockname()[1]))
-        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", found)
+        monkeypatch.setattr("smtpproxy.net.names.look_up", found)
         await server.connect(lambda: caller, None)
         await caller.over.wait()
     with pytest.raises(ConnectionRefusedError):

@@ -1,5 +1,6 @@
 """SIGHUP: new settings, the same sockets, nobody refused and no session cut."""
 
+import os
 import signal
 import smtplib
 import socket
@@ -8,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import trustme
 
 from smtpproxy.demo.legacy import LegacyMTA
 from tests.interop.processes import eventually
@@ -116,6 +118,43 @@ def test_not_one_client_is_refused_while_it_reloads(mta: LegacyMTA, run: Run, fi
         thread.join()
     assert not failed
     assert len(mta.messages) == sum(sent) > 3
+
+
+def test_it_is_over_when_no_new_client_is_served_by_an_old_worker(run: Run, file: File) -> None:
+    program = run("-c", file.path)
+    port = program.port()
+    (old,) = program.workers()
+    os.kill(old, signal.SIGSTOP)
+    program.signal(signal.SIGHUP)
+    eventually(lambda: len(program.workers()) == 2 or None, "a new worker")
+    send(port)
+    assert "reloaded" not in [fields["event"] for fields in program.log()]
+    os.kill(old, signal.SIGCONT)
+    program.event("reloaded")
+
+
+def test_a_bad_certificate_changes_nothing(mta: LegacyMTA, run: Run, file: File) -> None:
+    pem = file.path.with_suffix(".pem")
+    issued = trustme.CA().issue_cert("mx.example").private_key_and_cert_chain_pem
+    issued.write_to_path(str(pem))
+    file.write("127.0.0.1:0", more=f'tls = "starttls"\ncertificate = "{pem}"')
+    program = run("-c", file.path)
+    port = program.port()
+    old = program.workers()
+    with smtplib.SMTP("127.0.0.1", port, timeout=10) as client:
+        assert client.ehlo()[0] == 250
+        pem.write_text("-----BEGIN CERTIFICATE-----\nbm8=\n-----END CERTIFICATE-----\n")
+        program.signal(signal.SIGHUP)
+        (problem,) = program.event("reload_failed")["problems"]
+        assert "listener[0].certificate: is not a PEM file" in problem
+        assert client.noop()[0] == 250
+    assert program.workers() == old
+    with smtplib.SMTP("127.0.0.1", port, timeout=10) as client:
+        assert client.starttls()[0] == 220  # with the certificate that there was
+    issued.write_to_path(str(pem))
+    program.signal(signal.SIGHUP)
+    program.event("reloaded")
+    assert len(mta.sessions) == 2
 
 
 def test_a_bad_file_changes_nothing_and_every_mistake_is_told(run: Run, file: File) -> None:

@@ -1,5 +1,6 @@
 """systemd: sockets that it passes, and what it is told."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -59,6 +60,28 @@ def test_it_is_told_how_the_service_is(
     program.signal(signal.SIGTERM)
     told(systemd, "STOPPING")
     assert program.wait() == 0
+
+
+def test_a_service_that_ends_while_it_reloads_is_not_ready_again(
+    mta: LegacyMTA, run: Run, systemd: socket.socket, tmp_path: Path
+) -> None:
+    file = tmp_path / "p.toml"
+    file.write_text(
+        f'[[listener]]\naddress = "127.0.0.1:0"\n[backends.b]\nservers = ["{mta.address}"]\n'
+    )
+    program = run("-c", file, env={"NOTIFY_SOCKET": systemd.getsockname()})
+    told(systemd, "READY")
+    program.signal(signal.SIGHUP)
+    told(systemd, "RELOADING")
+    program.signal(signal.SIGTERM)
+    told(systemd, "STOPPING")
+    assert program.wait() == 0
+    systemd.setblocking(False)
+    rest = []
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            rest.append(systemd.recv(4096))
+    assert not [each for each in rest if each.startswith(b"READY")]
 
 
 def test_sockets_that_it_passes_are_taken_by_name(mta: LegacyMTA, tmp_path: Path) -> None:

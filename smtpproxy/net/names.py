@@ -1,0 +1,57 @@
+"""Names: the addresses of servers, looked up without blocking the loop.
+
+In threads of our own, which nobody waits for: the loop's pool is joined at the exit, and with a
+resolver that does not answer the service would outlive its end by many seconds.  Who asks for what
+is being looked up already is told the same answer: however many clients come meanwhile, it is one
+thread for each name, and no name waits for another.
+"""
+
+import asyncio
+import contextlib
+import socket
+import threading
+
+Name = tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes]
+Found = list[tuple[int, Name]]
+"""Families, and the names that sockets of these are connected to."""
+Question = tuple[asyncio.AbstractEventLoop, str, int, int]
+
+_asked: dict[Question, asyncio.Future[Found | OSError]] = {}
+
+
+async def look_up(host: str, port: int, family: int = socket.AF_UNSPEC) -> Found:
+    """Return the addresses of a host, not none, for connections; raises OSError if it has none."""
+    with contextlib.suppress(OSError):  # an address needs nobody to be asked
+        return _find(host, port, family, socket.AI_NUMERICHOST)
+    loop = asyncio.get_running_loop()
+    question = (loop, host, port, family)
+    answer = _asked.get(question)
+    if answer is None:
+        answer = _asked[question] = loop.create_future()
+        threading.Thread(target=_ask, args=question, name=f"look up {host}", daemon=True).start()
+    found = await asyncio.shield(answer)  # others may wait for it, too
+    if isinstance(found, OSError):
+        raise found.with_traceback(None)
+    return found
+
+
+def _ask(loop: asyncio.AbstractEventLoop, host: str, port: int, family: int) -> None:
+    found: Found | OSError
+    try:
+        found = _find(host, port, family)
+    except OSError as error:
+        found = error
+    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody wants to know any more
+        loop.call_soon_threadsafe(_answer, (loop, host, port, family), found)
+
+
+def _find(host: str, port: int, family: int, flags: int = 0) -> Found:
+    try:
+        found = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM, flags=flags)
+    except UnicodeError:  # a label that is too long for the DNS
+        raise OSError("not a host name") from None
+    return [(each_family, name) for each_family, _, _, _, name in found]
+
+
+def _answer(question: Question, found: Found | OSError) -> None:
+    _asked.pop(question).set_result(found)
