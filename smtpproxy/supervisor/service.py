@@ -173,7 +173,8 @@ class Service:
             self._leaving.remove(crew)
         if not started or self._end_wanted.is_set():
             self._doors.keep_for(self._settings)
-            self._reload_failed("the new workers did not start")
+            if not self._end_wanted.is_set():
+                self._reload_failed("the new workers did not start")
             return
         self._leaving.remove(crew)
         log.configure(settings.log.level, settings.log.format)

@@ -82,6 +82,7 @@ def test_a_service_that_ends_while_it_reloads_is_not_ready_again(
         while True:
             rest.append(systemd.recv(4096))
     assert not [each for each in rest if each.startswith(b"READY")]
+    assert "reload_failed" not in [fields["event"] for fields in program.log()]
 
 
 def test_sockets_that_it_passes_are_taken_by_name(mta: LegacyMTA, tmp_path: Path) -> None:
