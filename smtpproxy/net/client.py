@@ -57,9 +57,13 @@ class ClientConnection(asyncio.Protocol):
         return self._session.client_eof()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
-        """Take the end of the connection."""
-        self._leave()
-        self._session.client_lost()
+        """Take the end of the connection; what came before may keep the backend busy for long.
+
+        It counts so long, or who sends and hangs up could have any number of sessions.
+        """
+        session = self._session
+        session.client_lost()
+        self._service.sweeper.when_over(session, self._leave)
 
     def _leave(self) -> None:
         if self._seat is not None and self._service.admission is not None:

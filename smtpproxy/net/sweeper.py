@@ -6,6 +6,7 @@ session is asked at intervals which limit runs and since when.
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from time import monotonic
 from typing import Protocol
 
@@ -51,6 +52,7 @@ class Sweeper:
         self._interval = min(LONGEST_INTERVAL_S, min(limits.values()) / SWEEPS_PER_LIMIT)
         self.sessions: set[Watched] = set()
         self._holding: set[Watched] = set()
+        self._afterwards: dict[Watched, Callable[[], None]] = {}
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._hold_timer: asyncio.TimerHandle | None = None
         self._empty: asyncio.Event | None = None
@@ -65,8 +67,17 @@ class Sweeper:
         """Forget a session."""
         self.sessions.discard(session)
         self._holding.discard(session)
+        if session in self._afterwards:
+            self._afterwards.pop(session)()
         if self._empty is not None and not self.sessions:
             self._empty.set()
+
+    def when_over(self, session: Watched, act: Callable[[], None]) -> None:
+        """Act when a session is forgotten: at once, if it is already."""
+        if session in self.sessions:
+            self._afterwards[session] = act
+        else:
+            act()
 
     def watch_held(self, session: Watched) -> None:
         """See to it that what the session holds from now on is flushed after `hold` seconds."""

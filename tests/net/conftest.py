@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from smtpproxy.core.rules import Rules
+from smtpproxy.net.admission import Admission
 from smtpproxy.net.pace import Pacing
 from smtpproxy.observe import log
 from tests.net import wired
@@ -30,8 +31,10 @@ async def opened(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Opener]:
         rules: Rules | None = None,
         content: Callable[[bytes], None] | None = None,
         pacing: Pacing | None = None,
+        admission: Admission | None = None,
     ) -> Stage:
-        stage = Stage(list(servers) or [Server("first")], rules or Rules(), clock, content, pacing)
+        chosen = list(servers) or [Server("first")]
+        stage = Stage(chosen, rules or Rules(), clock, content, pacing, admission)
         stages.append(stage)
         await stage.settle()
         return stage

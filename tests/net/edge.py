@@ -10,6 +10,7 @@ from typing import Any
 from smtpproxy.core.exchange import Exchange
 from smtpproxy.core.observer import Ends, Summary
 from smtpproxy.core.rules import Rules
+from smtpproxy.net.admission import Admission
 from smtpproxy.net.client import ClientConnection
 from smtpproxy.net.outbox import Outbox
 from smtpproxy.net.pace import Pacing
@@ -198,6 +199,7 @@ class Stage:
         clock: Clock,
         content: Callable[[bytes, bytes], None] | None = None,
         pacing: Pacing | None = None,
+        admission: Admission | None = None,
     ) -> None:
         self.clock = clock
         self.servers = servers
@@ -213,7 +215,14 @@ class Stage:
             changed=partial(self.watcher.server_changed, "backend"),
         )
         service = Service(
-            "listener", rules, group, self.sweeper, self.outbox, self.watcher, pacing=pacing
+            "listener",
+            rules,
+            group,
+            self.sweeper,
+            self.outbox,
+            self.watcher,
+            pacing=pacing,
+            admission=admission,
         )
         self.connection = ClientConnection(service)
         self.connection.connection_made(self.client)

@@ -12,6 +12,7 @@ from smtpproxy.net import tally
 from smtpproxy.net.admission import Admission, Bounds
 from smtpproxy.net.client import ClientConnection
 from smtpproxy.net.tally import Tally
+from tests.net.conftest import Opener
 from tests.net.edge import Transport, Watcher
 
 
@@ -150,3 +151,30 @@ async def test_who_is_turned_away_costs_no_session() -> None:
     assert b"".join(transport.written).startswith(b"421 4.3.2 ")
     assert transport.state == "closed"
     assert swapped  # nothing that the client sends is looked at
+
+
+async def test_who_sends_and_hangs_up_counts_until_the_backend_is_through(opened: Opener) -> None:
+    """Else a client could have the MTA work on any number of groups, with no session to show."""
+    row = Tally()
+    stage = await opened(admission=admission(row=row, sessions_per_address=1))
+    (server,) = stage.servers
+    server.says(b"220 here\r\n")
+    stage.sends(b"EHLO c\r\nVRFY a\r\n")
+    stage.connection.connection_lost(None)
+    assert row.sessions() == 1
+    server.says(b"250 here\r\n")
+    assert row.sessions() == 1
+    server.says(b"252 perhaps\r\n")
+    assert stage.ended
+    assert row.sessions() == 0
+
+
+async def test_who_lingers_counts_until_it_has_hung_up(opened: Opener) -> None:
+    row = Tally()
+    stage = await opened(admission=admission(row=row))
+    (server,) = stage.servers
+    server.says(b"421 busy\r\n")
+    assert stage.ended
+    assert row.sessions() == 1
+    stage.connection.connection_lost(None)
+    assert row.sessions() == 0
