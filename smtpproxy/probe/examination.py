@@ -7,7 +7,7 @@ from collections.abc import Callable
 from time import monotonic
 
 from smtpproxy.probe import encryption, groups, trials
-from smtpproxy.probe.access import Access, Wanted
+from smtpproxy.probe.access import Access, Wanted, unverified
 from smtpproxy.probe.dialogue import Dialogue, HandshakeFailed, How, NoReply, Reply, Untold
 from smtpproxy.probe.findings import Findings
 
@@ -89,9 +89,25 @@ def _introduce(access: Access, dialogue: Dialogue, found: Findings) -> None:
         advice = f"; if it dislikes the name {access.name}, --helo gives another"
         found.refusal = f"{verb}{_later(hello) or advice}"
         return
-    mail = dialogue.ask(access.mail)
-    found.insists_on_tls = mail.code == 530 and b"STARTTLS" in found.words
-    access.through_tls = found.insists_on_tls
+    outside = _last_of_mail(access, dialogue)
+    if not outside.is_accepting and b"STARTTLS" in found.words:
+        found.insists_on_tls = access.through_tls = _takes_more_inside(access, outside)
+
+
+def _last_of_mail(access: Access, dialogue: Dialogue) -> Reply:
+    """Begin a transaction, as far as RCPT; return the first refusal, else the last reply."""
+    reply = dialogue.ask(access.mail)
+    return dialogue.ask(b"RCPT TO:<postmaster>") if reply.is_accepting else reply
+
+
+def _takes_more_inside(access: Access, outside: Reply) -> bool:
+    """Tell whether it refuses outside of TLS what it takes inside; 530 tells so, if no TLS does."""
+    try:
+        with access.introduced(access.secured(unverified(), None)) as dialogue:
+            inside = _last_of_mail(access, dialogue)
+    except (Untold, OSError):
+        return outside.code == 530
+    return inside.is_accepting or (outside.code == 530 and inside.octets != outside.octets)
 
 
 def _test(access: Access, wanted: Wanted, found: Findings, on_step: Step) -> None:
