@@ -8,7 +8,15 @@ from time import monotonic
 
 from smtpproxy.probe import encryption, groups, trials
 from smtpproxy.probe.access import Access, Wanted, unverified
-from smtpproxy.probe.dialogue import Dialogue, HandshakeFailed, How, NoReply, Reply, Untold
+from smtpproxy.probe.dialogue import (
+    Dialogue,
+    HandshakeFailed,
+    How,
+    NoReply,
+    OutOfTime,
+    Reply,
+    Untold,
+)
 from smtpproxy.probe.findings import Findings
 
 Step = Callable[[str], None]
@@ -47,7 +55,7 @@ def _introduction(access: Access, on_step: Step) -> Findings:
     try:
         with dialogue:
             _introduce(access, dialogue, found)
-    except NoReply as failure:
+    except (NoReply, OutOfTime) as failure:
         verb = access.hello.decode() if found.hello is None else "MAIL"
         found.refusal = f"{verb} has no reply: {failure}"
     return found
