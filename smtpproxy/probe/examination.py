@@ -97,22 +97,23 @@ def _introduce(access: Access, dialogue: Dialogue, found: Findings) -> None:
         advice = f"; if it dislikes the name {access.name}, --helo gives another"
         found.refusal = f"{verb}{_later(hello) or advice}"
         return
-    outside = _last_of_mail(access, dialogue)
-    if not outside.is_accepting and b"STARTTLS" in found.words:
-        found.insists_on_tls = access.through_tls = _takes_more_inside(access, outside)
+    mail = dialogue.ask(access.mail)
+    if b"STARTTLS" in found.words:
+        outside = _refusal_or_last(dialogue, mail)
+        insists = not outside.is_accepting and _takes_more_inside(access, outside)
+        found.insists_on_tls = access.through_tls = insists
 
 
-def _last_of_mail(access: Access, dialogue: Dialogue) -> Reply:
-    """Begin a transaction, as far as RCPT; return the first refusal, else the last reply."""
-    reply = dialogue.ask(access.mail)
-    return dialogue.ask(b"RCPT TO:<postmaster>") if reply.is_accepting else reply
+def _refusal_or_last(dialogue: Dialogue, mail: Reply) -> Reply:
+    """Go on to RCPT, unless MAIL was refused."""
+    return dialogue.ask(b"RCPT TO:<postmaster>") if mail.is_accepting else mail
 
 
 def _takes_more_inside(access: Access, outside: Reply) -> bool:
     """Tell whether it refuses outside of TLS what it takes inside; 530 tells so, if no TLS does."""
     try:
         with access.introduced(access.secured(unverified(), None)) as dialogue:
-            inside = _last_of_mail(access, dialogue)
+            inside = _refusal_or_last(dialogue, dialogue.ask(access.mail))
     except (Untold, OSError):
         return outside.code == 530
     return inside.is_accepting or (outside.code == 530 and inside.octets != outside.octets)
