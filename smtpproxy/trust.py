@@ -41,8 +41,16 @@ def exposed_listeners(settings: Settings) -> list[Listener]:
         listener
         for listener in settings.listener
         if settings.backends[listener.backend].identity in ("none", "xforward")
-        and (listener.proxy_protocol or listener.xclient or not listener.address.is_loopback)
+        and not (listener.address.is_loopback and _has_its_own_clients_only(listener))
     ]
+
+
+def _has_its_own_clients_only(listener: Listener) -> bool:
+    """Tell whether those who connect are the clients, and want to.
+
+    Not so if a proxy in front names them, or if the kernel brings who wanted another machine.
+    """
+    return not (listener.proxy_protocol or listener.xclient or listener.transparent)
 
 
 def weak_backends(settings: Settings) -> list[tuple[str, str]]:

@@ -130,6 +130,8 @@ def test_original_servers_have_their_conditions(
         ('proxy_protocol = ["127.0.0.0/8"]', "none", True),
         ('proxy_protocol = ["127.0.0.0/8"]', "proxy-v2", False),
         ('xclient = ["127.0.0.0/8"]', "none", True),
+        ("transparent = true", "none", True),
+        ("transparent = true", "transparent", False),
         ('xclient = ["127.0.0.0/8"]', "xclient", False),
         ('address = "0.0.0.0:25"', "none", True),
         ('address = "0.0.0.0:25"', "xforward", True),

@@ -9,6 +9,7 @@ import socket
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
+from ipaddress import ip_address
 
 from smtpproxy.address import Address
 from smtpproxy.net import names
@@ -74,9 +75,10 @@ class Route:
         family = socket.AF_UNSPEC
         source = peer if self.transparent else None
         if source is not None:
-            if source.source is None:
+            if source.source is None or ip_address(source.host.partition("%")[0]).is_unspecified:
+                # From 0.0.0.0, which a proxy in front may name, it would leave as the proxy's own.
                 raise OSError("the client has no address to connect from")
-            family = socket.AF_INET6 if ":" in source.source[0] else socket.AF_INET
+            family = socket.AF_INET6 if ":" in source.host else socket.AF_INET
         why: OSError = OSError("no address")
         for each_family, name in await names.look_up(address.host, address.port, family):
             try:

@@ -69,6 +69,13 @@ class NoReply(Untold):
         self.how = how
 
 
+class OutOfTime(Untold):
+    """The examination as a whole has taken too long, which says nothing of the reply waited for."""
+
+    def __init__(self) -> None:
+        super().__init__("all of it took too long: a longer --timeout gives more time")
+
+
 class Refused(Untold):
     """The server refused what had to come before the test."""
 
@@ -95,7 +102,7 @@ class Dialogue:
     """A connection, from reply to reply; as a context manager it says QUIT at its end.
 
     No wait is longer than `timeout_s`, nor does any go beyond `until`.  on_reply is told verb and
-    reply of each command that travelled alone.  Whatever waits raises NoReply.
+    reply of each command that travelled alone.  Whatever waits raises NoReply or OutOfTime.
     """
 
     def __init__(
@@ -121,7 +128,7 @@ class Dialogue:
         if kind is not None:
             self.abort()
         elif not self._is_over:
-            with contextlib.suppress(NoReply):
+            with contextlib.suppress(NoReply, OutOfTime):
                 self.say(b"QUIT\r\n")
                 self.reply(_LAST_REPLY_S)
         self._socket.close()
@@ -167,7 +174,7 @@ class Dialogue:
         self._send(b"DATA\r\n")
         try:
             reply = self.reply()
-        except NoReply:
+        except Untold:
             self.abort()
             raise
         self._told(b"DATA", reply)
@@ -193,6 +200,8 @@ class Dialogue:
             self._socket = context.wrap_socket(self._socket, server_hostname=server_name)
         except (OSError, ValueError) as error:  # ValueError: a name that can be nobody's
             self._is_over = True
+            if isinstance(error, TimeoutError) and monotonic() >= self._until:
+                raise OutOfTime from None
             raise _handshake_failed(error) from None
 
     def abort(self) -> None:
@@ -212,7 +221,8 @@ class Dialogue:
         try:
             self._socket.sendall(octets)
         except TimeoutError:
-            raise self._ended(How.SILENT) from None
+            self._is_over = True
+            raise self._silence() from None
         except OSError:
             raise self._ended(How.CLOSED) from None
 
@@ -227,7 +237,7 @@ class Dialogue:
         try:
             octets = self._socket.recv(_READ_OCTETS)
         except TimeoutError:
-            raise NoReply(How.SILENT, self.unread) from None
+            raise self._silence() from None
         except OSError:
             raise self._ended(How.CLOSED) from None
         if not octets:
@@ -237,8 +247,12 @@ class Dialogue:
     def _left(self, seconds: float) -> float:
         left = min(seconds, self._until - monotonic())
         if left <= 0:
-            raise NoReply(How.SILENT, self.unread)
+            raise self._silence()
         return left
+
+    def _silence(self) -> NoReply | OutOfTime:
+        is_all_over = monotonic() >= self._until
+        return OutOfTime() if is_all_over else NoReply(How.SILENT, self.unread)
 
     def _ended(self, how: How, octets: bytes = b"") -> NoReply:
         self._is_over = True

@@ -16,7 +16,15 @@ from cryptography.hazmat.primitives.asymmetric import dsa, ec, rsa
 from smtpproxy import certificates
 from smtpproxy.certificates import VERSIONS
 from smtpproxy.probe.access import Access, unverified
-from smtpproxy.probe.dialogue import Dialogue, HandshakeFailed, NoReply, Reply, Untold, short
+from smtpproxy.probe.dialogue import (
+    Dialogue,
+    HandshakeFailed,
+    NoReply,
+    OutOfTime,
+    Reply,
+    Untold,
+    short,
+)
 from smtpproxy.settings import Backend
 
 
@@ -123,6 +131,8 @@ def _attempt(access: Access, version: str) -> str:
     try:
         with access.secured(context, None) as dialogue:
             _speak(access, dialogue)
+    except OutOfTime:
+        raise
     except (Untold, OSError) as failure:
         return str(failure)
     return ""

@@ -7,8 +7,16 @@ from collections.abc import Callable
 from time import monotonic
 
 from smtpproxy.probe import encryption, groups, trials
-from smtpproxy.probe.access import Access, Wanted
-from smtpproxy.probe.dialogue import Dialogue, HandshakeFailed, How, NoReply, Reply, Untold
+from smtpproxy.probe.access import Access, Wanted, unverified
+from smtpproxy.probe.dialogue import (
+    Dialogue,
+    HandshakeFailed,
+    How,
+    NoReply,
+    OutOfTime,
+    Reply,
+    Untold,
+)
 from smtpproxy.probe.findings import Findings
 
 Step = Callable[[str], None]
@@ -47,7 +55,7 @@ def _introduction(access: Access, on_step: Step) -> Findings:
     try:
         with dialogue:
             _introduce(access, dialogue, found)
-    except NoReply as failure:
+    except (NoReply, OutOfTime) as failure:
         verb = access.hello.decode() if found.hello is None else "MAIL"
         found.refusal = f"{verb} has no reply: {failure}"
     return found
@@ -90,8 +98,25 @@ def _introduce(access: Access, dialogue: Dialogue, found: Findings) -> None:
         found.refusal = f"{verb}{_later(hello) or advice}"
         return
     mail = dialogue.ask(access.mail)
-    found.insists_on_tls = mail.code == 530 and b"STARTTLS" in found.words
-    access.through_tls = found.insists_on_tls
+    if b"STARTTLS" in found.words:
+        outside = _refusal_or_last(dialogue, mail)
+        insists = not outside.is_accepting and _takes_more_inside(access, outside)
+        found.insists_on_tls = access.through_tls = insists
+
+
+def _refusal_or_last(dialogue: Dialogue, mail: Reply) -> Reply:
+    """Go on to RCPT, unless MAIL was refused."""
+    return dialogue.ask(b"RCPT TO:<postmaster>") if mail.is_accepting else mail
+
+
+def _takes_more_inside(access: Access, outside: Reply) -> bool:
+    """Tell whether it refuses outside of TLS what it takes inside; 530 tells so, if no TLS does."""
+    try:
+        with access.introduced(access.secured(unverified(), None)) as dialogue:
+            inside = _refusal_or_last(dialogue, dialogue.ask(access.mail))
+    except (Untold, OSError):
+        return outside.code == 530
+    return inside.is_accepting or (outside.code == 530 and inside.octets != outside.octets)
 
 
 def _test(access: Access, wanted: Wanted, found: Findings, on_step: Step) -> None:

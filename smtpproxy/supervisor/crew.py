@@ -10,6 +10,7 @@ from smtpproxy.control import Drain, FromWorker, Retire, Start, Stop, ToWorker
 from smtpproxy.observe import log
 from smtpproxy.settings import Settings
 from smtpproxy.supervisor.desk import Desk
+from smtpproxy.supervisor.papers import Papers
 from smtpproxy.supervisor.process import WorkerProcess
 
 LONG_LIFE_S = 60.0
@@ -34,6 +35,7 @@ class Crew:
     def __init__(self, settings: Settings, sockets: list[list[int]], size: int, desk: Desk) -> None:
         self.settings = settings
         self.empty = asyncio.Event()
+        self._papers = Papers(settings)
         self._sockets = sockets
         self._size = size
         self._desk = desk
@@ -73,8 +75,10 @@ class Crew:
     async def _start_worker(self) -> None:
         """Start one; raises OSError if there can't be another process."""
         row = self._desk.take_row()
+        settings, tally = self._papers.settings, self._desk.memory
         worker = WorkerProcess(
-            Start(settings=self.settings, sockets=self._sockets, tally=self._desk.memory, row=row),
+            Start(settings=settings, sockets=self._sockets, tally=tally, row=row),
+            self._papers.descriptors,
             self._said,
             self._ended,
         )
@@ -171,6 +175,7 @@ class Crew:
 
     def _tell_if_empty(self) -> None:
         if not self._workers:
+            self._papers.close()
             self.empty.set()
 
     def __iter__(self) -> Iterator[WorkerProcess]:

@@ -5,7 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from time import monotonic
 from typing import cast
@@ -25,6 +25,7 @@ class WorkerProcess(asyncio.Protocol):
     It ends when it was told to, dies, or is killed because its heartbeat has stopped; whatever it
     was, `ended` is called once.
 
+    papers: descriptors of files that the settings of `start` name.
     retired: set when it accepts nobody any more.
     heard: when it said something last.  code: the exit code, negative for a signal; None before.
     """
@@ -32,6 +33,7 @@ class WorkerProcess(asyncio.Protocol):
     def __init__(
         self,
         start: Start,
+        papers: Iterable[int],
         said: Callable[["WorkerProcess", FromWorker], None],
         ended: Callable[["WorkerProcess"], None],
     ) -> None:
@@ -41,6 +43,7 @@ class WorkerProcess(asyncio.Protocol):
         self.started = self.heard = monotonic()
         self.code: int | None = None
         self._start = start
+        self._papers = papers
         self._said = said
         self._ended = ended
         self._lines = Lines()
@@ -60,7 +63,7 @@ class WorkerProcess(asyncio.Protocol):
         Raises OSError if the system has no process for us.
         """
         ours, its = socket.socketpair()
-        passed = [its.fileno(), self._start.tally]
+        passed = [its.fileno(), self._start.tally, *self._papers]
         passed += [each for listener in self._start.sockets for each in listener]
         # Signals wait until it ignores them: Ctrl-C reaches all processes of a terminal.
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)

@@ -25,15 +25,25 @@ async def test_groups_are_served_inside_tls_as_outside(stage: Stage) -> None:
 
 
 async def test_a_certificate_is_chosen_by_name(stage: Stage) -> None:
+    """A whole name goes ahead of `*`, also if it is in the listener's own certificate."""
     sni = '[listener.sni."*.example"]\ncertificate = "@/other.example.pem"'
     port = await stage.start(f"{STARTTLS}\n{sni}")
-    async with client(port) as one:
-        await one.reply()
-        await one.secure(stage, "other.example")
+    for name in ("other.example", "mx.example", "MX.Example"):
+        async with client(port) as one:
+            await one.reply()
+            await one.secure(stage, name)
     async with client(port) as one:
         await one.reply()
         with pytest.raises(ssl.SSLCertVerificationError):
-            await one.secure(stage, "mx.example")  # *.example goes ahead
+            await one.secure(stage, "third.example")  # whose is that of *.example
+
+
+async def test_a_certificate_that_is_named_goes_ahead_of_the_listeners_own(stage: Stage) -> None:
+    sni = '[listener.sni."mx.example"]\ncertificate = "@/other.example.pem"'
+    async with client(await stage.start(f"{STARTTLS}\n{sni}")) as one:
+        await one.reply()
+        with pytest.raises(ssl.SSLCertVerificationError):
+            await one.secure(stage, "mx.example")
 
 
 async def test_a_session_may_begin_with_tls(stage: Stage) -> None:

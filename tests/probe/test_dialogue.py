@@ -171,6 +171,24 @@ class TestHostileServers:
         assert "groups" in found.untold
         assert monotonic() - begun < 4
 
+    def test_who_are_slow_all_along_have_lost_nothing(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The time is over while the first group is answered: that is no silence of the server."""
+        monkeypatch.setattr("smtpproxy.probe.access._WHOLE", 1)
+
+        def slow(session: Session) -> None:
+            session.say(b"220 mx\r\n")
+            while octets := session.read():
+                for line in octets.splitlines():
+                    time.sleep(1.5 if octets.count(b"\n") > 1 else 0)
+                    session.say(b"221 bye\r\n" if line == b"QUIT" else b"250 fine\r\n")
+
+        with Server(script=slow) as server:
+            found = examined(server, timeout_s=1)
+        assert not found.groups
+        assert found.untold["groups"].startswith("all of it took too long")
+
     def test_who_answer_anything_at_all_with_garbage(self) -> None:
         with Server({b"RSET": b"\0\0\r\n", b"NOOP": b"25\r\n"}) as server:
             found = examined(server, timeout_s=0.5)

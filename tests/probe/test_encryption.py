@@ -164,14 +164,23 @@ class TestInside:
         assert found.capabilities == [b"STARTTLS"]
         assert found.inside == [b"AUTH PLAIN"]
 
-    def test_all_is_examined_where_it_takes_nothing_outside(self, keys: Keys) -> None:
-        with Server(script=partial(choosy, context=keys.context("127.0.0.1"))) as server:
+    @pytest.mark.parametrize("refused", [b"", b"RCPT"])
+    def test_all_is_examined_where_it_takes_nothing_outside(
+        self, refused: bytes, keys: Keys
+    ) -> None:
+        script = partial(choosy, context=keys.context("127.0.0.1"), refused=refused)
+        with Server(script=script) as server:
             found: Findings = examined(server, relay_to="a@b.example")
         assert found.insists_on_tls
         assert found.untold == {}
         assert [reply.code for reply in found.groups[1].replies] == [250, 250, 250, 250]
         assert found.relay is not None
         assert found.relay.would
+
+    def test_what_is_refused_inside_as_well_needs_no_tls(self, keys: Keys) -> None:
+        replies = {b"MAIL": b"530 authenticate\r\n"}
+        with Server(replies, context=keys.context("127.0.0.1")) as server:
+            assert not examined(server).insists_on_tls
 
     def test_what_was_injected_ahead_of_tls_is_not_obeyed(self, keys: Keys) -> None:
         assert not (tls_of(Server(context=keys.context("127.0.0.1")))).is_injectable
@@ -181,8 +190,8 @@ class TestInside:
         assert (tls_of(Server(context=keys.context("127.0.0.1"), leaky=True))).is_injectable
 
 
-def choosy(session: Session, context: ssl.SSLContext) -> None:
-    """Take no mail outside TLS."""
+def choosy(session: Session, context: ssl.SSLContext, refused: bytes = b"") -> None:
+    """Take no mail outside TLS: refuse all, or that verb."""
     session.say(b"220 mx\r\n")
     secure = False
     while session.line():
@@ -197,5 +206,7 @@ def choosy(session: Session, context: ssl.SSLContext) -> None:
             session.say(b"221 bye\r\n")
         elif session.verb == b"DATA":
             session.say(b"503 no\r\n")
+        elif secure or (refused and session.verb != refused):
+            session.say(b"250 fine\r\n")
         else:
-            session.say(b"250 fine\r\n" if secure else b"530 STARTTLS first\r\n")
+            session.say(b"550 prohibited\r\n" if refused else b"530 STARTTLS first\r\n")

@@ -4,6 +4,7 @@ import os
 import signal
 import smtplib
 import socket
+import ssl
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -55,6 +56,26 @@ def test_an_open_session_goes_on_and_new_ones_have_the_new_settings(
         client.close()
     assert len(mta.messages) == 2
     eventually(lambda: not set(old) & set(program.workers()) or None, "the end of the old worker")
+
+
+def test_a_worker_that_dies_is_replaced_by_one_with_the_same_certificate(
+    run: Run, file: File, tmp_path: Path
+) -> None:
+    """What lies on the disk meanwhile may be half of a new pair; the old one is kept for this."""
+    authority, pem = trustme.CA(), tmp_path / "mx.pem"
+    authority.issue_cert("mx.example").private_key_and_cert_chain_pem.write_to_path(pem)
+    file.write("127.0.0.1:0", more=f'tls = "starttls"\ncertificate = "{pem}"')
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    program = run("-c", file.path)
+    port = program.port()
+    pem.write_text("no certificate")
+    os.kill(program.workers()[0], signal.SIGKILL)
+    program.event("worker_lost")
+    with smtplib.SMTP("127.0.0.1", port, timeout=10) as client:
+        client._host = "mx.example"  # type: ignore[attr-defined]  # whom it verifies
+        client.starttls(context=context)
+        assert client.ehlo()[0] == 250
 
 
 def test_tls_that_is_weaker_than_it_should_be_is_told_of_at_the_start_and_at_a_reload(
