@@ -238,7 +238,7 @@ def _exchanged(
 
 
 def _steps_of(exchange: Exchange, offset: float) -> list[Said]:
-    steps = exchange.steps
+    steps = exchange.said
     if len(steps) == 1 and steps[0][:2] == (exchange.line, exchange.reply):
         return []  # a hello that went through as it was
     return [
