@@ -89,7 +89,7 @@ def test_follow_prints_all_while_files_are_rotated(tmp_path: Path) -> None:
 def _all_closed(printed: str) -> str | None:
     """Return what was printed if each session that was begun in it is closed in it."""
     begun = set(re.findall(r"(\S+) +EHLO client", printed))
-    return printed if begun == set(re.findall(r"(\S+) +closed, quit", printed)) else None
+    return printed if begun <= set(re.findall(r"(\S+) +closed, quit", printed)) else None
 
 
 def test_a_session_inside_tls_is_captured_with_both_legs(tmp_path: Path) -> None:
