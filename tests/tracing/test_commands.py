@@ -203,6 +203,17 @@ class TestReplay:
         (message,) = mta.messages
         assert (message.sender, message.content) == (b"a@x", b"text\r\n")
 
+    async def test_what_was_said_inside_tls_is_played_in_plaintext(self, recorded: Path) -> None:
+        session = session_of(files_of(recorded), ids(recorded)[0])
+        assert session is not None
+        starttls = Exchanged(session.id, "STARTTLS", "STARTTLS", 220, "220 go", framed=1.0)
+        session.exchanges.insert(2, starttls)
+        async with LegacyMTA() as mta:
+            performance = await replay(session, parse_server(mta.address), as_fast=True)
+        assert not performance.stopped
+        assert "STARTTLS" not in [each.exchange.verb for each in performance.played]
+        assert len(mta.messages) == 1
+
     def test_nobody_there(self, recorded: Path) -> None:
         result = run("replay", "-d", recorded, ids(recorded)[0], "--to", "127.0.0.1:1")
         assert (result.exit_code, "cannot connect" in result.stderr) == (1, True)
