@@ -8,7 +8,7 @@ one of the client that is introduced.
 from typing import TYPE_CHECKING
 
 from smtpproxy.core import commands, replies
-from smtpproxy.core.exchange import Exchange
+from smtpproxy.core.exchange import Exchange, Step
 
 if TYPE_CHECKING:
     from smtpproxy.core.pipeline import Pipeline
@@ -52,13 +52,22 @@ def _introduce(pipeline: "Pipeline", exchange: Exchange, now: float) -> bool:
     return not exchange.refusal
 
 
-def is_done(pipeline: "Pipeline", role: int, code: int) -> bool:
+def is_done(pipeline: "Pipeline", role: int, code: int, reply: bytes, now: float) -> bool:
     """Take the reply to XFORWARD; tell whether it was the proxy's own, of which no client hears."""
     if role == commands.XFORWARD:
         if code < 300:
             pipeline.hello.stop_forwarding()  # the client does it for its own messages
         return False
-    del pipeline.in_flight[0]
+    take_back(pipeline, reply, now)
     if code >= 300:
         pipeline.hello.stop_forwarding()  # it is for a log only: no reason to keep the mail
     return True
+
+
+def take_back(pipeline: "Pipeline", reply: bytes, now: float) -> None:
+    """Have no XFORWARD in flight any more; the MAIL that it was said for tells of it."""
+    in_flight = pipeline.in_flight
+    if in_flight and in_flight[0].verb is commands.FORWARDED:
+        own, mail = in_flight.pop(0), pipeline.framer.queue[0]
+        step = Step(own.line, reply, own.sent, now if reply else 0.0)
+        mail.steps = (*mail.steps, step)

@@ -24,7 +24,7 @@ _SCRATCH = bytearray(256 * 1024)
 _NEWLINE = re.compile(rb"\r?\r\n|\r|\n")
 _LONE_DOT = re.compile(rb"(?<=\r\n)\.(?=\r\n)")
 _BARE = re.compile(rb"(?<!\r)\n|\r(?!\n)|\0")
-_BARE_KIND = {b"\n": "bare_lf", b"\r": "bare_cr", b"\0": "nul"}
+_BARE_KIND = {b"\n": "bare_lf", b"\r": "bare_cr", b"\0": "bare_nul"}
 
 
 class BareNewlines(Enum):

@@ -34,7 +34,7 @@ class Exchange:
     problem: the violation that it met, if any; one in content may have been mended, not refused.
     framed, sent, replied, flushed: its four times.
     steps: what was said to the backend for it and got what reply, where that is not just its line
-    and the reply that the client gets.
+    and the reply that the client gets; or what was said ahead of it, see `said`.
     bare_lf: it came with a bare LF at its end.
     """
 
@@ -98,8 +98,17 @@ class Exchange:
 
     def note_reply(self, reply: bytes, now: float) -> None:
         """Note what the backend has replied, if it did, as the client gets another reply."""
-        if self.sent and not self.steps:
-            self.steps = (Step(self.line, reply, self.sent, now if reply else 0.0),)
+        if self.sent and (not self.steps or self.verb.role == commands.MAIL):
+            own = Step(self.line, reply, self.sent, now if reply else 0.0)
+            self.steps = (*self.steps, own)
+
+    @property
+    def said(self) -> Sequence[Step]:
+        """Return its steps, all of them: behind what was said ahead of MAIL its own."""
+        steps = self.steps
+        if steps and self.verb.role == commands.MAIL and self.sent and steps[-1].line != self.line:
+            return (*steps, Step(self.line, self.reply, self.sent, self.replied))
+        return steps
 
     def may_be_answered(self, code: int, reply: bytes) -> bool:
         """Tell whether a reply is possible: none may leave it open how the client goes on.

@@ -241,7 +241,7 @@ class Pipeline:
                 code, reply = self._take_hello(code, reply, now)
                 if not reply:
                     return
-            elif role >= commands.XFORWARD and beforehand.is_done(self, role, code):
+            elif role >= commands.XFORWARD and beforehand.is_done(self, role, code, reply, now):
                 return
         del in_flight[0]
         if exchange.refusal:  # its group was refused while it was in flight
@@ -368,9 +368,11 @@ class Pipeline:
         """Answer the oldest exchange that waits with a reply that ends the session."""
         if self.ended:
             return
+        own = reason != "backend_closed"
+        beforehand.take_back(self, problem.octets if problem else b"" if own else reply, now)
         waiting = self.in_flight or self.framer.queue
         exchange = waiting.pop(0) if waiting else Exchange(commands.NOT_ASKED, b"", now)
-        exchange.cut_short(problem, now, own=reason != "backend_closed")
+        exchange.cut_short(problem, now, own=own)
         self.held.hold(exchange, reply, int(reply[:3]), now)
         self.end(reason, now)
 
@@ -380,6 +382,7 @@ class Pipeline:
             return
         self.ended = reason
         self.flush(now)
+        beforehand.take_back(self, b"", now)
         unanswered = self.in_flight + self.framer.queue
         self.in_flight.clear()
         self.framer.queue.clear()

@@ -40,7 +40,7 @@ TOO_MANY_RECIPIENTS = b"452 4.5.3 Error: too many recipients\r\n"
 BARE_NEWLINE = {
     "bare_lf": b"550 5.5.2 Error: bare <LF> received\r\n",
     "bare_cr": b"550 5.5.2 Error: bare <CR> received\r\n",
-    "nul": b"550 5.5.2 Error: bare <NUL> received\r\n",
+    "bare_nul": b"550 5.5.2 Error: bare <NUL> received\r\n",
 }
 
 # RFC 5321 section 4.2.2: the host's name follows the code; it is put in place of %b.

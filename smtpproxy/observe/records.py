@@ -50,7 +50,7 @@ class Connected(Struct, tag_field="what", tag="connected", omit_defaults=True, g
     server_end: str
 
 
-class Violation(Struct, omit_defaults=True):
+class Violation(Struct, omit_defaults=True, gc=False):
     """What broke the protocol: by whom, how, with which octets; mended instead of refused?"""
 
     by: str
@@ -59,7 +59,7 @@ class Violation(Struct, omit_defaults=True):
     mended: bool = False
 
 
-class Said(Struct, omit_defaults=True):
+class Said(Struct, omit_defaults=True, gc=False):
     """One thing that was said to the backend, and its reply; `replied` is 0 if there was none."""
 
     line: str
@@ -99,7 +99,7 @@ class Exchanged(Struct, tag_field="what", tag="exchange", omit_defaults=True, gc
     cut: bool = False
     violation: Violation | None = None
     came: str = ""
-    steps: list[Said] = []
+    steps: Sequence[Said] = ()
     bare_lf: bool = False
 
 
@@ -110,7 +110,7 @@ class Gap(Struct, tag_field="what", tag="gap", omit_defaults=True):
     exchanges: int
 
 
-class Message(Struct, omit_defaults=True):
+class Message(Struct, omit_defaults=True, gc=False):
     """What a transaction came to; outcome as the log's event names it, without `message_`."""
 
     outcome: str
@@ -123,7 +123,7 @@ class Message(Struct, omit_defaults=True):
     groups: list[int]
 
 
-class Closed(Struct, tag_field="what", tag="closed", omit_defaults=True):
+class Closed(Struct, tag_field="what", tag="closed", omit_defaults=True, gc=False):
     """The session is over: all that a list of sessions tells, in one record."""
 
     session: str
@@ -237,10 +237,10 @@ def _exchanged(
     return record
 
 
-def _steps_of(exchange: Exchange, offset: float) -> list[Said]:
-    steps = exchange.steps
-    if len(steps) == 1 and steps[0][:2] == (exchange.line, exchange.reply):
-        return []  # a hello that went through as it was
+def _steps_of(exchange: Exchange, offset: float) -> Sequence[Said]:
+    steps = exchange.said
+    if not steps or (len(steps) == 1 and steps[0][:2] == (exchange.line, exchange.reply)):
+        return ()  # nothing, or a hello that went through as it was
     return [
         Said(
             _line_of(step.line),

@@ -194,6 +194,7 @@ def _both_ways(row: Row, width: int) -> Text:
     command, reply = _short(row.to_mta), _short(row.to_client)
     if row.took_s is not None:
         reply.append(f" {seconds_told(row.took_s)}", QUIET)
+    command.truncate(width - reply.cell_len - 6, overflow="ellipsis")
     rest = "─" * (width - command.cell_len - reply.cell_len - 6)
     return Text.assemble(("─ ", LINE), command, (" " + rest, LINE), ("▶ ", "bold"), reply, " ")
 

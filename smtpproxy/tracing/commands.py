@@ -1,6 +1,7 @@
 """The commands that read trace files: `smtpproxy trace list|show|follow|export|replay`."""
 
 import asyncio
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -26,6 +27,8 @@ from smtpproxy.tracing.replay import Performance
 from smtpproxy.tracing.replay import replay as play_again
 
 POLL_S = 0.2
+PIPED_WIDTH = 1000
+"""Whoever reads from a pipe, as grep does, gets lines that are whole."""
 PROGRESS_OCTETS = 64 * 1024 * 1024
 """From this size on a bar shows how far reading has come."""
 
@@ -52,7 +55,7 @@ def trace() -> None:
     Examples:
       smtpproxy trace list -d /var/log/smtpproxy --since 2026-11-24T08:00
       smtpproxy trace list -d /var/log/smtpproxy --address joe@example.org --code 550
-      smtpproxy trace list -d /var/log/smtpproxy --text bare_lf     # whom `reject` would refuse
+      smtpproxy trace list -d /var/log/smtpproxy --text bare_       # whom `reject` would refuse
     """,
 )
 @_directory
@@ -215,8 +218,9 @@ def export(directory: Path, session: str, capture: Path | None, page: Path | Non
 def replay(directory: Path, session: str, target: str, lock_step: bool, full_speed: bool) -> None:
     """Play the client's side of SESSION to any server, and compare the replies.
 
-    A message may be delivered: mind the server.  AUTH is left out, and content that was not
-    recorded is replaced by as many octets.  Exits 1 if a reply code differs.
+    A message may be delivered: mind the server.  AUTH and STARTTLS are left out, so it goes in
+    plaintext, and content that was not recorded is replaced by as many octets.  Exits 1 if a
+    reply code differs.
     """
     try:
         address: Address = parse_server(target)
@@ -266,4 +270,7 @@ def _fail(text: str) -> NoReturn:
 
 
 def _console() -> Console:
-    return Console(highlight=False, markup=False, emoji=False)
+    console = Console(highlight=False, markup=False, emoji=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = PIPED_WIDTH
+    return console

@@ -99,7 +99,7 @@ def test_reject_gives_out_whole_clean_lines_before_the_offence() -> None:
 
 @pytest.mark.parametrize(
     ("text", "kind"),
-    [(b"\n", "bare_lf"), (b"\rx\r\n", "bare_cr"), (b"\r\r\n", "bare_cr"), (b"\0\r\n", "nul")],
+    [(b"\n", "bare_lf"), (b"\rx\r\n", "bare_cr"), (b"\r\r\n", "bare_cr"), (b"\0\r\n", "bare_nul")],
 )
 def test_reject_names_the_offence(text: bytes, kind: str) -> None:
     content = Content(REJECT)
@@ -157,7 +157,7 @@ def test_bulk_passes_without_a_change() -> None:
 
 @pytest.mark.parametrize(
     ("text", "kind"),
-    [(b"a\nb\rc\0", "nul"), (b"a\nb\r", "bare_lf"), (b"a\rb\n", "bare_cr"), (b"a\r\n", "")],
+    [(b"a\nb\rc\0", "bare_nul"), (b"a\nb\r", "bare_lf"), (b"a\rb\n", "bare_cr"), (b"a\r\n", "")],
 )
 def test_normalize_tells_what_reject_would_have_refused(text: bytes, kind: str) -> None:
     content = Content(NORMALIZE)

@@ -1,5 +1,7 @@
 """What was said to the backend for an exchange, where the client knows nothing of it."""
 
+from collections.abc import Sequence
+
 from smtpproxy.core.exchange import Exchange, Step
 from smtpproxy.core.pipeline import Pipeline
 from smtpproxy.core.rules import BackendTls, Rules
@@ -71,6 +73,77 @@ def test_most_exchanges_have_none() -> None:
     talk.sends(b"NOOP")
     talk.says(b"250 ok")
     assert (talk.last.steps, talk.last.bare_lf) == ((), False)
+
+
+def forwarded(talk: Talk) -> Talk:
+    """Have XFORWARD said ahead of MAIL, and a pipelining client behind it."""
+    talk.pipeline.hello.introduction = Introduced()
+    talk.sends(b"EHLO x")
+    talk.says(b"250-mx\r\n250 XFORWARD ADDR")
+    talk.sends(b"MAIL FROM:<a@x>", b"RCPT TO:<b@y>", b"DATA")
+    return talk
+
+
+class Introduced:
+    """Says two lines of XFORWARD."""
+
+    verb = b"XFORWARD"
+
+    def lines(self, offered: bytes, hello: bytes) -> Sequence[bytes]:  # noqa: ARG002
+        return [b"XFORWARD ADDR=192.0.2.1\r\n", b"XFORWARD HELO=x\r\n"]
+
+
+FORWARDING = Rules(hostname=b"px", xforward=True)
+
+
+def test_what_was_said_ahead_of_mail() -> None:
+    talk = forwarded(Talk(FORWARDING))
+    talk.says(b"250 ok", b"250 ok", b"250 a", b"250 b", b"354 go")
+    mail, rcpt, _ = talk.exchanges[-3:]
+    assert mail.said == (
+        Step(b"XFORWARD ADDR=192.0.2.1\r\n", b"250 ok\r\n", 5.0, 6.0),
+        Step(b"XFORWARD HELO=x\r\n", b"250 ok\r\n", 6.0, 7.0),
+        Step(b"MAIL FROM:<a@x>\r\n", b"250 a\r\n", 7.0, 8.0),
+    )
+    assert rcpt.said == ()
+
+
+def test_what_was_said_ahead_of_mail_and_not_answered() -> None:
+    talk = forwarded(Talk(FORWARDING))
+    talk.says(b"250 ok")
+    talk.pipeline.backend_lost(9.0)
+    mail = talk.exchanges[2]
+    assert (mail.line[:4], mail.reply[:3]) == (b"MAIL", b"421")
+    assert [(step.line[9:13], step.reply) for step in mail.said] == [
+        (b"ADDR", b"250 ok\r\n"),
+        (b"HELO", b""),
+    ]
+
+
+def test_a_421_to_what_was_said_ahead_of_mail() -> None:
+    talk = forwarded(Talk(FORWARDING))
+    talk.says(b"421 bye")
+    mail = talk.exchanges[2]
+    assert mail.reply == b"421 bye\r\n"
+    assert mail.said == (Step(b"XFORWARD ADDR=192.0.2.1\r\n", b"421 bye\r\n", 5.0, 6.0),)
+
+
+def test_a_violation_behind_what_was_said_ahead_of_mail() -> None:
+    talk = forwarded(Talk(FORWARDING))
+    talk.says(b"354 what")
+    assert talk.exchanges[2].said[0].reply == b"354 what\r\n"
+    talk = forwarded(Talk(FORWARDING))
+    talk.says(b"250 ok", b"250 ok", b"354 what")
+    assert [step.reply for step in talk.exchanges[2].said] == [
+        *(b"250 ok\r\n", b"250 ok\r\n", b"354 what\r\n")
+    ]
+
+
+def test_a_client_that_goes_behind_what_was_said_ahead_of_mail() -> None:
+    talk = forwarded(Talk(FORWARDING))
+    talk.pipeline.end("client_lost", 9.0)
+    assert [each.verb.name for each in talk.exchanges[2:]] == [b"MAIL", b"RCPT", b"DATA"]
+    assert [step.reply for step in talk.exchanges[2].said] == [b""]
 
 
 def test_a_lost_backend_has_not_said_421() -> None:

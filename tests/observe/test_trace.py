@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from smtpproxy.core.rules import Rules
 from smtpproxy.observe import recorded
 from smtpproxy.observe.captured import DIGESTED_OCTETS, Kept
 from smtpproxy.observe.trace import GATHERED_OCTETS
@@ -184,6 +185,19 @@ class TestBothSides:
             ("HELO x", "250 mx"),
         ]
         assert "steps" not in helo
+
+    def test_xforward_ahead_of_mail(self, tmp_path: Path) -> None:
+        traced = Traced(tmp_path)
+        session = Watched(traced.trace, rules=Rules(xforward=True))
+        session.pipeline.hello.forward = [b"XFORWARD ADDR=192.0.2.1\r\n"]
+        session.sends("MAIL FROM:<a@x>", "RCPT TO:<b@y>")
+        session.says("250 known", "250 a", "250 b")
+        *_, mail, rcpt = exchanges(traced.records())
+        assert [(step["line"], step["reply"]) for step in mail["steps"]] == [
+            ("XFORWARD ADDR=192.0.2.1", "250 known"),
+            ("MAIL FROM:<a@x>", "250 a"),
+        ]
+        assert "steps" not in rcpt
 
     def test_a_lost_backend_gave_no_reply(self, tmp_path: Path) -> None:
         traced = Traced(tmp_path)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from smtpproxy.core.rules import Rules
 from smtpproxy.observe.captured import Kept
 from smtpproxy.observe.files import Files
 from smtpproxy.observe.trace import Trace
@@ -28,5 +29,23 @@ def recorded(tmp_path: Path) -> Path:
         session.sends("QUIT")
         session.says("221 bye")
         session.close()
+    trace.close()
+    return directory
+
+
+@pytest.fixture
+def forwarded(tmp_path: Path) -> Path:
+    """Return a directory with a session of which the MTA was told by XFORWARD."""
+    return record_forwarded(tmp_path / "trace")
+
+
+def record_forwarded(directory: Path) -> Path:
+    """Record such a session."""
+    trace = Trace(Files(directory, 0, 1 << 20, 5), Later())
+    session = Watched(trace, rules=Rules(xforward=True))
+    session.pipeline.hello.forward = [b"XFORWARD ADDR=192.0.2.1\r\n"]
+    session.sends("MAIL FROM:<a@x>", "RCPT TO:<b@y>", "RSET", "QUIT")
+    session.says("250 known", "250 a", "250 b", "250 c", "221 bye")
+    session.close()
     trace.close()
     return directory

@@ -46,7 +46,7 @@ class TestList:
             (["--code", "550"], 1),
             (["--code", "5"], 1),
             (["--code", "4"], 0),
-            (["--text", "BARE_LF"], 1),
+            (["--text", "BARE_"], 1),
             (["--address", "B@y"], 3),
             (["--address", "192.0.2.1"], 3),
             (["--address", "nobody"], 0),
@@ -58,6 +58,13 @@ class TestList:
     def test_filters(self, recorded: Path, filters: list[str], count: int) -> None:
         result = run("list", "-d", recorded, *filters)
         assert len(result.stdout.splitlines()) == 1 + count
+
+    def test_a_pipe_gets_lines_that_are_whole(
+        self, recorded: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delenv("COLUMNS", raising=False)
+        result = CliRunner().invoke(main, ["trace", "list", "-d", str(recorded)])
+        assert len(result.stdout.splitlines()) == 4
 
     def test_torn_lines_are_passed_over(self, recorded: Path) -> None:
         (recorded / "trace-3.jsonl").write_bytes(b'{"what":"closed","sess\n\nx')
@@ -79,6 +86,22 @@ class TestShow:
         assert re.search(r"◀─+ 250 \| 250 \| 354 ─│", result.stdout)
         assert re.search(r"│─ \. ─+▶ 550 250 ms │", result.stdout)
         assert "2 round trips saved" in result.stdout
+
+    def test_what_smtpproxy_said_itself(self, forwarded: Path) -> None:
+        (name,) = ids(forwarded)
+        result = run("show", "-d", forwarded, name)
+        assert re.search(r"│─ XFORWARD ─*▶ 250 250 ms │\n.*│─ MAIL ─+▶ 250 250 ms │", result.stdout)
+        assert "    > XFORWARD ADDR=192.0.2.1\n    < 250 known\n    > MAIL" in result.stdout
+        (name,) = ids(forwarded)
+        session = session_of(files_of(forwarded), name)
+        assert session is not None
+        inner = [said for _, inside, _, said in pcapng._said(session) if inside]
+        assert inner[1:5] == [
+            b"XFORWARD ADDR=192.0.2.1\r\n",
+            b"250 known\r\n",
+            b"MAIL FROM:<a@x>\r\n",
+            b"250 a\r\n",
+        ]
 
     def test_violations_and_content(self, recorded: Path) -> None:
         result = run("show", "-d", recorded, ids(recorded)[2])
@@ -179,6 +202,17 @@ class TestReplay:
         assert not any(each.differs for each in performance.played)
         (message,) = mta.messages
         assert (message.sender, message.content) == (b"a@x", b"text\r\n")
+
+    async def test_what_was_said_inside_tls_is_played_in_plaintext(self, recorded: Path) -> None:
+        session = session_of(files_of(recorded), ids(recorded)[0])
+        assert session is not None
+        starttls = Exchanged(session.id, "STARTTLS", "STARTTLS", 220, "220 go", framed=1.0)
+        session.exchanges.insert(2, starttls)
+        async with LegacyMTA() as mta:
+            performance = await replay(session, parse_server(mta.address), as_fast=True)
+        assert not performance.stopped
+        assert "STARTTLS" not in [each.exchange.verb for each in performance.played]
+        assert len(mta.messages) == 1
 
     def test_nobody_there(self, recorded: Path) -> None:
         result = run("replay", "-d", recorded, ids(recorded)[0], "--to", "127.0.0.1:1")

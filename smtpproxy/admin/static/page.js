@@ -115,6 +115,10 @@ function dialogue(session) {
     if (each.what === "gap") lines.push(`… ${each.exchanges} exchanges not kept …`);
     if (each.what !== "exchange") continue;
     if (each.verb !== "greeting" && each.verb !== "unasked") lines.push("C: " + commandOf(each));
+    for (const step of each.steps || []) {
+      lines.push(`   to the MTA: ${visible(step.line) || nameOf(each)}`);
+      for (const line of step.reply ? step.reply.split(/\r?\n/) : ["no reply"]) lines.push(`   MTA: ${visible(line)}`);
+    }
     for (const line of (each.reply || "").split(/\r?\n/)) if (line) lines.push("S: " + visible(line));
   }
   told.append(element("summary", "", "Dialogue as text"), element("pre", "", lines.join("\n")));

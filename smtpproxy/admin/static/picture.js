@@ -69,8 +69,7 @@ function rowsOf(records) {
     rows.push({at: group[0].framed, order: 0, kind: "in", text, count: group.length, full: group.map(commandOf).join("\n")});
     for (const each of group) if (each.violation) rows.push(broken(each, each.framed));
   }
-  const sent = exchanges.map((each) => ({...each, sent: each.sent || (each.verb === "greeting" ? each.framed : 0)})).filter((each) => each.sent);
-  rows.push(...sent.map((each) => toMta([each])));
+  rows.push(...exchanges.flatMap(saidToMta).map((each) => toMta([each])));
   for (const group of grouped(exchanges.filter((each) => each.flushed), (one, other) => one.flushed === other.flushed)) {
     const text = group.length > 1 ? counted(group.map((each) => String(each.code))) : lastLine(group[0].reply || "");
     rows.push({at: group[0].flushed, order: 2, kind: "out", text, count: group.length, bad: group.some((each) => each.code >= 400), full: group.map((each) => visible(each.reply || "").replaceAll("\\x0d\\x0a", "\n")).join("\n")});
@@ -83,6 +82,16 @@ function rowsOf(records) {
   if (gap > 0) rows.push({at: records[gap - 1].flushed || 0, order: 3, kind: "gap", text: `${records[gap].exchanges} exchanges not kept`});
   rows.sort((one, other) => one.at - other.at || one.order - other.order);
   return grouped(rows, (one, other) => one.kind === "mta" && other.kind === "mta" && one.text === other.text && one.code === other.code).flatMap(folded);
+}
+
+// What was said to the MTA for an exchange: mostly its line, but the proxy has words of its own, too.
+function saidToMta(exchange) {
+  if (exchange.steps && exchange.steps.length) {
+    return exchange.steps.map((step) => ({...step, code: Number(step.reply.slice(0, 3)) || 0, octets: exchange.octets,
+      verb: step.line.split(" ")[0].toUpperCase() || exchange.verb, own: step.line !== (exchange.line || "")}));
+  }
+  const sent = exchange.sent || (exchange.verb === "greeting" ? exchange.framed : 0);
+  return sent ? [{...exchange, sent}] : [];
 }
 
 // Of many equal commands in a row the first and the last one are drawn, and the others as one.
@@ -99,7 +108,7 @@ function broken(exchange, at) {
 function toMta(run) {
   const last = run.at(-1), took = run.map((each) => (each.replied || 0) - each.sent);
   const name = run[0].verb === "greeting" ? "connect" : nameOf(run[0]);
-  return {run, at: run[0].sent, until: last.replied || 0, order: 1, kind: "mta", code: last.code || 0,
+  return {run, own: run[0].own, at: run[0].sent, until: last.replied || 0, order: 1, kind: "mta", code: last.code || 0,
     text: run.length > 1 ? `${name} ×${run.length}` : name,
     took: !last.replied ? "" : run.length > 1 ? `${duration(Math.min(...took))}–${duration(Math.max(...took))}` : duration(took[0]),
     full: run.map((each) => commandOf(each) + " → " + visible(each.reply || "no reply").replaceAll("\\x0d\\x0a", "\n")).join("\n")};
@@ -130,7 +139,7 @@ function drawSession(where, records, told = {}) {
   const narrow = where.clientWidth < 520;
   where.replaceChildren(...heading(records, told));
   const rows = rowsOf(records);
-  if (rows.length) where.append(drawRows(rows, narrow), legend());
+  if (rows.length) where.append(drawRows(rows, narrow), legend(rows.some((row) => row.own)));
 }
 
 function heading(records, told) {
@@ -145,9 +154,10 @@ function heading(records, told) {
   return [title, element("p", "facts", facts.join(" · "))];
 }
 
-function legend() {
+function legend(own) {
   const told = element("p", "legend");
   told.append(element("i", "wait"), "the client waits", element("i", "work"), "the MTA works");
+  if (own) told.append(element("em", "", "slanted"), ": smtpproxy's own words");
   return told;
 }
 
@@ -207,7 +217,7 @@ function drawRow(picture, row, at) {
     whole(said(proxy - 9, row.y - 5, row.bad ? "no" : "ok", cut(row.text, letters(left)), "end"));
   } else {
     arrow(picture, proxy, mta - 4, row.y);
-    whole(said(proxy + 8, row.y - 5, "command", cut(row.text, letters(right - (at.narrow ? 70 : 90)))));
+    whole(said(proxy + 8, row.y - 5, row.own ? "command own" : "command", cut(row.text, letters(right - (at.narrow ? 70 : 90)))));
     const reply = said(mta - 10, row.y - 5, row.code >= 400 ? "no" : "ok", row.until ? row.code + "  " : "", "end");
     svg(reply, "tspan", {class: "time"}, row.took);
   }
