@@ -155,8 +155,9 @@ class Pipeline:
                 framer.frame_waiting(now)
 
     def _may_send(self) -> bool:
-        if self.in_flight:
-            return self.extensions.may_follow(self.in_flight[-1])
+        if self.in_flight:  # not more of them than may wait: a client must not fill the memory
+            bounded = len(self.in_flight) < self.rules.queue_commands
+            return bounded and self.extensions.may_follow(self.in_flight[-1])
         # Octets that nobody asked for have begun to come: they can only end the session.
         return not (self.answers.reader.unread or self.ended)
 
