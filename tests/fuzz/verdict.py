@@ -137,9 +137,8 @@ class Verdict:
         if too_long:
             self._in_long_line = not line.endswith(b"\n")
             reply, closes = reading.overlong(line)
-            self._misread(line, size, reply, closes=closes)
-            return
-        reply, closes = reading.misread(line or self._unread, first=self._first)
+        else:
+            reply, closes = reading.misread(line or self._unread, first=self._first)
         if reply and self._unread:
             self._misread(line, size, reply, closes=closes)
             return
