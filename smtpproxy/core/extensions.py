@@ -33,12 +33,17 @@ class Extensions:
         """Return what the client gets for the reply to the HELO that was said for its EHLO."""
         return capabilities.offer_for_helo(reply, self.rules.capabilities)
 
-    def may_follow(self, last: Exchange) -> bool:
-        """Tell whether a command may be sent behind the last one in flight."""
+    def may_follow(self, in_flight: list[Exchange]) -> bool:
+        """Tell whether a command may be sent behind those in flight, of which there are some.
+
+        There are never more of them than may wait: a client must not fill the memory.
+        """
+        if not self.pipelining or len(in_flight) >= self.rules.queue_commands:
+            return False
         # RFC 2920 section 3.1: others stand last in a group; the end of data may stand first.
-        return self.pipelining and (
-            last.verb.groupable
-            or (last.verb.role in (commands.END_OF_DATA, commands.BDAT) and last.sent > 0)
+        last = in_flight[-1]
+        return last.verb.groupable or (
+            last.verb.role in (commands.END_OF_DATA, commands.BDAT) and last.sent > 0
         )
 
     def leave(self) -> None:

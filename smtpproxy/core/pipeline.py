@@ -155,9 +155,8 @@ class Pipeline:
                 framer.frame_waiting(now)
 
     def _may_send(self) -> bool:
-        if self.in_flight:  # not more of them than may wait: a client must not fill the memory
-            bounded = len(self.in_flight) < self.rules.queue_commands
-            return bounded and self.extensions.may_follow(self.in_flight[-1])
+        if self.in_flight:
+            return self.extensions.may_follow(self.in_flight)
         # Octets that nobody asked for have begun to come: they can only end the session.
         return not (self.answers.reader.unread or self.ended)
 
@@ -314,10 +313,9 @@ class Pipeline:
     # --- TLS ------------------------------------------------------------------------------------
 
     def client_secured(self, now: float) -> None:
-        """The client's connection is inside TLS: the session begins anew.
+        """The client's connection is inside TLS: the session begins anew (RFC 3207 section 4.2).
 
-        What was sent behind STARTTLS in plaintext ends it: somebody on the way could have put it
-        there (CVE-2011-0411).
+        What came ahead of TLS ends it: somebody on the way could have put it there (CVE-2011-0411).
         """
         if self.framer.mode == DEAF:
             problem = self.framer.gate.problem
