@@ -1,14 +1,13 @@
 """The embedded legacy MTA: a conforming SMTP server without PIPELINING, and with its failings.
 
-It owns the names of the failings (RFC 2920 section 2), the listening socket and the record of all
-sessions, to be drawn and asserted. It never relays a message, nor keeps one outside of memory.
+It owns the names of the failings (RFC 2920 section 2) and the record of all sessions, to be drawn
+and asserted. It never relays a message, nor keeps one outside of memory.
 """
 
-import asyncio
 from collections.abc import Callable, Mapping
-from typing import Self
 
 from smtpproxy.demo.legacy_session import Behaviour, Event, Happening, LegacySession, Message
+from smtpproxy.demo.listening import Listening
 
 __all__ = [
     "DEFAULT_FAILING",
@@ -33,14 +32,12 @@ FAILINGS: dict[str, str] = {
 }
 DEFAULT_FAILING = "opensmtpd"
 
-CLOSE_DEADLINE_S = 5.0
-
 Refused = Mapping[bytes, bytes] | Callable[[bytes], bytes | None]
 """Which recipients are refused: address (no angle brackets) -> the whole reply, CRLF optional."""
 
 
-class LegacyMTA:
-    """A listening legacy MTA; also an async context manager that starts and stops it.
+class LegacyMTA(Listening):
+    """A listening legacy MTA, and what it has been told.
 
     delay_s is how long it owes each reply; 0 answers at once. on_closed is called with each
     session after its connection is gone.
@@ -58,17 +55,10 @@ class LegacyMTA:
         if failing not in FAILINGS:
             raise ValueError(f"unknown failing {failing!r}, known are: {', '.join(FAILINGS)}")
         self.sessions: list[LegacySession] = []
+        super().__init__(self._open_session, self.sessions)
         self._behaviour = Behaviour(failing, hostname, delay_s, self._refusal)
         self._refused: Refused = refused if refused is not None else {}
         self._on_closed = on_closed
-        self._server: asyncio.Server | None = None
-
-    @property
-    def address(self) -> str:
-        """Where it listens, as `host:port`."""
-        assert self._server is not None
-        host, port = self._server.sockets[0].getsockname()[:2]
-        return f"{host}:{port}"
 
     @property
     def messages(self) -> list[Message]:
@@ -84,30 +74,6 @@ class LegacyMTA:
             for event in session.events
             if event.what is Happening.VIOLATION
         ]
-
-    async def start(self, host: str = "127.0.0.1", port: int = 0) -> None:
-        """Listen; port 0 takes any."""
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(self._open_session, host, port)
-
-    async def stop(self) -> None:
-        """Stop listening and abort every session that is still open."""
-        if self._server is None:
-            return
-        self._server.close()
-        for session in self.sessions:
-            session.abort()
-        await self._server.wait_closed()
-        async with asyncio.timeout(CLOSE_DEADLINE_S):
-            await asyncio.gather(*(session.gone.wait() for session in self.sessions))
-        self._server = None
-
-    async def __aenter__(self) -> Self:
-        await self.start()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.stop()
 
     def _open_session(self) -> LegacySession:
         session = LegacySession(self._behaviour, self._session_closed)

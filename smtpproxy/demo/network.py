@@ -11,10 +11,11 @@ import struct
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Self, cast
+from typing import cast
+
+from smtpproxy.demo.listening import Listening
 
 CONNECT_DEADLINE_S = 5.0
-CLOSE_DEADLINE_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,7 @@ class Group:
     arrived_at: float
 
 
-class Network:
+class Network(Listening):
     """Listens on a loopback port and carries each connection to `target`, rtt_s away.
 
     on_closed is called with each link after both its connections are gone.
@@ -39,40 +40,9 @@ class Network:
         host, _, port = target.rpartition(":")
         self.rtt_s = rtt_s
         self.links: list[Link] = []
+        super().__init__(self._open_link, self.links)
         self._target = (host, int(port))
         self.on_closed = on_closed
-        self._server: asyncio.Server | None = None
-
-    @property
-    def address(self) -> str:
-        """Where it listens, as `host:port`."""
-        assert self._server is not None
-        host, port = self._server.sockets[0].getsockname()[:2]
-        return f"{host}:{port}"
-
-    async def start(self, host: str = "127.0.0.1", port: int = 0) -> None:
-        """Listen; port 0 takes any."""
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(self._open_link, host, port)
-
-    async def stop(self) -> None:
-        """Stop listening and abort every link that is still open."""
-        if self._server is None:
-            return
-        self._server.close()
-        for link in self.links:
-            link.abort()
-        await self._server.wait_closed()
-        async with asyncio.timeout(CLOSE_DEADLINE_S):
-            await asyncio.gather(*(link.gone.wait() for link in self.links))
-        self._server = None
-
-    async def __aenter__(self) -> Self:
-        await self.start()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.stop()
 
     def _open_link(self) -> "_End":
         link = Link(self._target, self.rtt_s / 2, self._link_closed)

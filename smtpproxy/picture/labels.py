@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rich.text import Text
 
-COMMAND, GOOD, BAD, QUIET, LOUD = "cyan", "green", "red", "dim", "bold green"
+COMMAND, GOOD, BAD, QUIET = "cyan", "green", "red", "dim"
 
 
 @dataclass(frozen=True, slots=True)
