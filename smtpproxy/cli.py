@@ -115,7 +115,11 @@ def main() -> None:
     type=click.Choice(["auto", "console", "json"]),
     help="auto: JSON unless standard error is a terminal.",
 )
-@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]))
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    help="debug: a line for each exchange, too.",
+)
 def run(
     file: Path | None,
     listen: tuple[str, ...],

@@ -55,6 +55,22 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
     return ran
 
 
+COMMANDS = [
+    *("", "run", "check", "demo", "probe"),
+    *("trace", "trace list", "trace show", "trace follow", "trace export", "trace replay"),
+]
+
+
+def found(name: str) -> click.Command:
+    """Return a command by its words."""
+    command: click.Command | None = cli.main
+    for word in name.split():
+        assert isinstance(command, click.Group)
+        command = command.get_command(click.Context(command), word)
+    assert command is not None
+    return command
+
+
 class TestHelp:
     def test_the_version_names_what_it_runs_on(self) -> None:
         result = invoke("--version")
@@ -63,24 +79,29 @@ class TestHelp:
         assert ", uvloop 0." in result.output
 
     @pytest.mark.parametrize("flag", ["-h", "--help"])
-    @pytest.mark.parametrize("command", [[], ["run"], ["check"], ["demo"], ["probe"]])
-    def test_is_everywhere(self, command: list[str], flag: str) -> None:
-        result = invoke(*command, flag)
+    @pytest.mark.parametrize("command", COMMANDS)
+    def test_is_everywhere(self, command: str, flag: str) -> None:
+        result = invoke(*command.split(), flag)
         assert result.exit_code == 0
         assert "smtpproxy" in result.output
 
-    def test_its_examples_can_be_pasted(self) -> None:
+    @pytest.mark.parametrize("command", COMMANDS)
+    def test_says_what_each_flag_is_for(self, command: str) -> None:
+        flags = [each for each in found(command).params if isinstance(each, click.Option)]
+        assert [each.name for each in flags if not each.help] == []
+
+    def test_its_examples_can_be_pasted(self, tmp_path: Path) -> None:
         """Each line of an example is a command that the parser takes."""
         pasted = 0
-        for name in ("run", "check", "demo", "probe"):
-            for line in invoke(name, "-h").output.splitlines():
-                words = re.split("&&|>", line)[0].split()
-                if words[:2] == ["smtpproxy", name]:
-                    command = cli.main.get_command(click.Context(cli.main), name)
-                    assert command is not None
-                    command.make_context(name, words[2:], parent=click.Context(cli.main))
+        for name in COMMANDS[1:]:
+            begin = ["smtpproxy", *name.split()]
+            for line in invoke(*name.split(), "-h").output.splitlines():
+                words = re.split("&&|>|#", line)[0].replace("/var/log/smtpproxy", str(tmp_path))
+                first, given = words.split()[: len(begin)], words.split()[len(begin) :]
+                if first == begin:
+                    found(name).make_context(name, given, parent=click.Context(cli.main))
                     pasted += 1
-        assert pasted >= 11
+        assert pasted >= 18
 
 
 class TestRun:

@@ -42,6 +42,8 @@ _directory = click.option(
     help="Where the trace files are, or one of them; also $SMTPPROXY_TRACE.",
 )
 
+_time = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S"])
+
 
 @click.group()
 def trace() -> None:
@@ -59,12 +61,16 @@ def trace() -> None:
     """,
 )
 @_directory
-@click.option("--since", type=click.DateTime(), help="Sessions that began then or later (UTC).")
-@click.option("--until", type=click.DateTime(), help="Sessions that began before (UTC).")
+@click.option(
+    "--since", type=_time, metavar="TIME", help="Sessions that began then or later (UTC)."
+)
+@click.option("--until", type=_time, metavar="TIME", help="Sessions that began before (UTC).")
 @click.option("--address", metavar="TEXT", help="Client, sender or recipient has this in it.")
-@click.option("--code", type=int, help="A reply had this code: 550, or 5 for all of 5xx.")
+@click.option(
+    "--code", type=int, metavar="CODE", help="A reply had this code: 550, or 5 for all of 5xx."
+)
 @click.option("--text", help="Anything in a session's last record has this in it.")
-@click.option("-n", "--last", type=click.IntRange(1), help="Only so many, the latest.")
+@click.option("-n", "--last", type=click.IntRange(1), metavar="N", help="Only so many, the latest.")
 def list_sessions(
     directory: Path,
     since: datetime | None,
@@ -187,8 +193,20 @@ def _told(record: Record) -> Text | None:
 @trace.command()
 @_directory
 @click.argument("session")
-@click.option("--pcapng", "capture", type=click.Path(path_type=Path), metavar="FILE")
-@click.option("--html", "page", type=click.Path(path_type=Path), metavar="FILE")
+@click.option(
+    "--pcapng",
+    "capture",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="For Wireshark: both connections, also of what was under TLS.",
+)
+@click.option(
+    "--html",
+    "page",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A page with the picture of the live page.",
+)
 def export(directory: Path, session: str, capture: Path | None, page: Path | None) -> None:
     """Write SESSION to a file: for Wireshark, or as a page that needs nothing else."""
     if capture is None and page is None:
