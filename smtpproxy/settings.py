@@ -63,10 +63,15 @@ def _network(text: str) -> Network:
         ) from None
 
 
-def _file_path(text: str) -> str:
-    if text.startswith("/") and "\0" not in text:
-        return text
-    raise ValueError('needs the whole path of the file, such as "/etc/smtpproxy/cert.pem"')
+def _whole_path(example: str) -> Parsed:
+    """Return the reader of a path from the root on; what is there is looked at by who uses it."""
+
+    def read(text: str) -> str:
+        if text.startswith("/") and "\0" not in text:
+            return text
+        raise ValueError(f'needs the whole path, such as "{example}"')
+
+    return Parsed(read, f'a path, such as "{example}"')
 
 
 def _served_name(text: str) -> str:
@@ -82,6 +87,9 @@ def _whole(least: int, most: int = _MOST) -> Meta:
     return Meta(ge=least, le=most, description=f"a whole number from {least} to {most}")
 
 
+_UNITS = {"": 0, "KiB": 10, "MiB": 20, "GiB": 30}
+
+
 def _size(text: str) -> int:
     """Read a number of octets: `65536`, `64KiB`, `64MiB` or `1GiB`."""
     found = re.fullmatch(r"([0-9]{1,12}) ?(|[KMG]iB)", text, re.ASCII)
@@ -91,48 +99,32 @@ def _size(text: str) -> int:
     return octets
 
 
-def _directory(text: str) -> str:
-    if text.startswith("/") and "\0" not in text:
-        return text
-    raise ValueError('is not a whole path, such as "/var/log/smtpproxy"')
-
-
-AdminAddress = Annotated[Address, Parsed(parse_listener, 'an address, such as "127.0.0.1:8025"')]
-
-
 def _token(text: str) -> str:
     if len(text) >= 16 and text.isascii() and text.isprintable() and " " not in text:
         return text
     raise ValueError("is too short or has odd characters; 16 letters and digits at least")
 
 
-_UNITS = {"": 0, "KiB": 10, "MiB": 20, "GiB": 30}
-Size = Annotated[int, Parsed(_size, 'a size in quotes, such as "64MiB"')]
-NetworkList = Annotated[
-    list[Annotated[Network, Parsed(_network, 'a network, such as "10.0.0.0/8"')]],
-    Written('a list of networks, such as ["10.0.0.0/8"]'),
-]
-Seconds = Annotated[
-    float, Meta(gt=0, le=86400, description="a number of seconds above 0, at most 86400 (a day)")
-]
-WorkerCount = Annotated[int, _whole(0, 64)]
-CapabilityWords = Annotated[
-    list[Annotated[str, Parsed(_capability, 'a capability in quotes, such as "CHUNKING"')]],
-    Written('a list of capabilities, such as ["CHUNKING"]'),
-]
-
-
 ListenAddress = Annotated[Address, Parsed(parse_listener, 'an address, such as "127.0.0.1:25"')]
 ServerAddress = Annotated[Address, Parsed(parse_server, 'an address, such as "10.0.0.5:25"')]
-
-
+AdminAddress = Annotated[Address, Parsed(parse_listener, 'an address, such as "127.0.0.1:8025"')]
+HostName = Annotated[str, Parsed(_host_name, 'a name, such as "mx.example.org"')]
+ServedName = Annotated[str, Parsed(_served_name, "a host name")]
 Networks = Annotated[
     list[Annotated[Network, Parsed(_network, 'a network in quotes, such as "192.0.2.0/24"')]],
     Written('a list of networks, such as ["192.0.2.0/24"]'),
 ]
-File = Annotated[str, Parsed(_file_path, 'the path of a file, such as "/etc/smtpproxy/cert.pem"')]
-ServedName = Annotated[str, Parsed(_served_name, "a host name")]
-HostName = Annotated[str, Parsed(_host_name, 'a name, such as "mx.example.org"')]
+CapabilityWords = Annotated[
+    list[Annotated[str, Parsed(_capability, 'a capability in quotes, such as "CHUNKING"')]],
+    Written('a list of capabilities, such as ["CHUNKING"]'),
+]
+WorkerCount = Annotated[int, _whole(0, 64)]
+File = Annotated[str, _whole_path("/etc/smtpproxy/cert.pem")]
+Directory = Annotated[str, _whole_path("/var/log/smtpproxy")]
+Size = Annotated[int, Parsed(_size, 'a size in quotes, such as "64MiB"')]
+Seconds = Annotated[
+    float, Meta(gt=0, le=86400, description="a number of seconds above 0, at most 86400 (a day)")
+]
 
 
 class Certificate(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -262,10 +254,10 @@ class Log(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class Trace(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is recorded of sessions, in files of `directory`; without one, nothing is."""
 
-    directory: Annotated[str, Parsed(_directory, 'a path, such as "/var/log/smtpproxy"')] = ""
+    directory: Directory = ""
     when: Literal["all", "errors", "off"] = "all"
     # Of which clients; empty: of all.
-    networks: NetworkList = []
+    networks: Networks = []
     content: Literal["none", "headers", "full"] = "none"
     # With "full", octets of each message that are kept.
     max_content: Size = 1024 * 1024

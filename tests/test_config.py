@@ -206,7 +206,7 @@ class TestMistakes:
             ("[trac]", 6, "trac", 'is not a known setting; did you mean "trace"?'),
             ("[tls]", 6, "tls", "is not a known setting; known here:"),
             ('[trace]\nwhen = "errors"', 6, "trace.directory", "is missing; write, for"),
-            ('[trace]\ndirectory = "x"', 7, "trace.directory", "is not a whole path"),
+            ('[trace]\ndirectory = "x"', 7, "trace.directory", "needs the whole path"),
             ('[trace]\nwhen = "al"', 7, "trace.when", 'did you mean "all"?'),
             ('[trace]\nnetworks = ["10.0.0.1/8"]', 7, "trace.networks[0]", "not a network"),
             ("[trace]\nnetworks = 3", 7, "trace.networks", "must be a list of networks"),
