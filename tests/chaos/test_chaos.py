@@ -27,12 +27,7 @@ async def test_nothing_that_was_acknowledged_is_lost(tmp_path: Path) -> None:
     host, number = server.sockets[0].getsockname()
     file = tmp_path / "p"
     file.write_text(
-        f"""
-        workers = 2
-        [[listener]]
-        address = "127.0.0.1:0"
-        [backends.recorder]
-        servers = ["{host}:{number}"]
+        """
         [timeouts]
         hold = 0.05
         command = 2
@@ -41,7 +36,8 @@ async def test_nothing_that_was_acknowledged_is_lost(tmp_path: Path) -> None:
         drain = 1
         """
     )
-    with Program(tmp_path, "-c", file) as program:
+    addresses = ("-l", "127.0.0.1:0", "-b", f"{host}:{number}", "-w", "2")
+    with Program(tmp_path, "-c", file, *addresses) as program:
         port = await asyncio.to_thread(program.port)
         clients = [
             asyncio.create_task(send_messages(port, f"c{which}", told, over, seed + which))

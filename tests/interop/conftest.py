@@ -6,14 +6,22 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from selenium import webdriver
 
 from tests.interop.clients import Door
 from tests.interop.dialogue import assert_lock_step, assert_sealed
 from tests.interop.peers import BACKENDS, SEALED
+from tests.interop.programs import command
 from tests.interop.stage import Stage
 from tests.interop.stage import keys as made_keys
 from tests.interop.stage import stage as running_stage
 from tests.interop.tap import Tap
+
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
+    "--disable-background-networking --disable-component-update --disable-sync "
+    "--window-size=1280,860"
+)
 
 
 @pytest.fixture(scope="session")
@@ -75,6 +83,20 @@ def front(stage: Stage, way: str) -> Iterator[Tap]:
 def door(front: Tap, way: str, keys: Path) -> Door:
     """Give the door that leads to that tap."""
     return Door(front.port, way, keys / "ca.pem")
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[webdriver.Chrome]:
+    """Give a browser that keeps what its console says."""
+    options = webdriver.ChromeOptions()
+    options.binary_location = command("chromium")
+    for flag in (*FLAGS.split(), f"--user-data-dir={tmp_path / 'profile'}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    service = webdriver.ChromeService(command("chromedriver", "chromium-driver"))
+    driver = webdriver.Chrome(options=options, service=service)
+    yield driver
+    driver.quit()
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:

@@ -3,10 +3,8 @@
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 import trustme
 from selenium import webdriver
 from selenium.webdriver.common.by import By
@@ -15,7 +13,7 @@ from tests.interop.peers import opensmtpd, smtp_sink
 from tests.interop.processes import Process, eventually
 from tests.interop.programs import command
 from tests.interop.stage import configured
-from tests.interop.test_page import FLAGS, shown
+from tests.interop.test_page import shown
 from tests.interop.wire import Wire
 from tests.tracing.conftest import record_forwarded
 
@@ -155,19 +153,6 @@ class TestReplay:
             done = trace(*to)
             assert (done.returncode, "stopped: " in done.stderr) == (1, True)
             assert "≠" in done.stdout
-
-
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[webdriver.Chrome]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = command("chromium")
-    for flag in (*FLAGS.split(), f"--user-data-dir={tmp_path / 'profile'}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    service = webdriver.ChromeService(command("chromedriver", "chromium-driver"))
-    driver = webdriver.Chrome(options=options, service=service)
-    yield driver
-    driver.quit()
 
 
 def test_the_page_of_a_session_is_drawn_by_itself(

@@ -24,18 +24,8 @@ def refusal(port: int) -> bytes:
 
 def test_sessions_are_counted_over_all_workers(mta: LegacyMTA, run: Run, tmp_path: Path) -> None:
     file = tmp_path / "p"
-    file.write_text(
-        f"""
-        workers = 2
-        [[listener]]
-        address = "127.0.0.1:0"
-        [backends.old]
-        servers = ["{mta.address}"]
-        [limits]
-        sessions = 5
-        """
-    )
-    program = run("-c", file)
+    file.write_text("limits = { sessions = 5 }")
+    program = run("-c", file, "-l", "127.0.0.1:0", "-b", mta.address, "-w", "2")
     port = program.port()
     with ExitStack() as stack:
         clients = [stack.enter_context(client(port)) for _ in range(5)]

@@ -40,14 +40,9 @@ def test_it_is_told_how_the_service_is(
     mta: LegacyMTA, run: Run, systemd: socket.socket, tmp_path: Path
 ) -> None:
     file = tmp_path / "p.toml"
-    file.write_text(
-        f'[[listener]]\naddress = "127.0.0.1:0"\nbackends.b.servers = ["{mta.address}"]'
-    )
-    file.write_text(
-        f'[[listener]]\naddress = "127.0.0.1:0"\n[backends.b]\nservers = ["{mta.address}"]\n'
-    )
+    file.touch()
     env = {"NOTIFY_SOCKET": systemd.getsockname(), "WATCHDOG_USEC": "300000"}
-    program = run("-c", file, env=env)
+    program = run("-c", file, "-l", "127.0.0.1:0", "-b", mta.address, env=env)
     assert told(systemd, "READY") == {"READY": "1", "STATUS": "0 sessions, 1 workers"}
     told(systemd, "WATCHDOG")
     program.signal(signal.SIGHUP)

@@ -43,16 +43,8 @@ def test_one_that_dies_is_replaced(mta: LegacyMTA, run: Run) -> None:
 
 def test_one_that_hangs_is_replaced(mta: LegacyMTA, run: Run, tmp_path: Path) -> None:
     file = tmp_path / "p.toml"
-    file.write_text(
-        f"""
-        timeouts = {{ heartbeat = 2 }}
-        [[listener]]
-        address = "127.0.0.1:0"
-        [backends.old]
-        servers = ["{mta.address}"]
-        """
-    )
-    program = run("-c", file)
+    file.write_text("timeouts = { heartbeat = 2 }")
+    program = run("-c", file, "-l", "127.0.0.1:0", "-b", mta.address)
     port = program.port()
     (worker,) = program.workers()
     os.kill(worker, signal.SIGSTOP)
@@ -66,17 +58,9 @@ def test_none_is_replaced_because_all_were_stopped(
 ) -> None:
     """Ctrl-Z, a paused machine: the supervisor goes on first, and has heard of nobody for long."""
     file = tmp_path / "p.toml"
-    file.write_text(
-        f"""
-        timeouts = {{ heartbeat = 2.5 }}
-        limits = {{ loop_lag = 0 }}  # one that was stopped has no lag to speak of
-        [[listener]]
-        address = "127.0.0.1:0"
-        [backends.old]
-        servers = ["{mta.address}"]
-        """
-    )
-    program = run("-c", file)
+    # One that was stopped has no lag to speak of.
+    file.write_text("timeouts = { heartbeat = 2.5 }\nlimits = { loop_lag = 0 }")
+    program = run("-c", file, "-l", "127.0.0.1:0", "-b", mta.address)
     port = program.port()
     (worker,) = program.workers()
     for pid in (worker, program.pid):
