@@ -49,9 +49,9 @@ async def test_who_leaves_while_waiting_takes_no_place() -> None:
 
 
 async def test_who_has_waited_too_long_is_refused_and_the_rest_wait_on() -> None:
-    places = Queue(1, 0.05)
+    places = Queue(1, 0.02)
     holder, waiter = Waiter(places), Waiter(places)
-    await asyncio.sleep(0.03)
+    places.max_wait = 30
     later = Waiter(places)
     async with asyncio.timeout(5):
         while waiter.answer is None:
