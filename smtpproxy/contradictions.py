@@ -43,6 +43,7 @@ def contradictions(
 
 
 def repeated_addresses(listeners: Sequence[Listener]) -> Iterator[Fault]:
+    """Yield each listener whose address another one ahead of it has."""
     first: dict[Address, int] = {}
     for index, listener in enumerate(listeners):
         if listener is BAD or not isinstance(listener.address, Address):

@@ -1,1 +1,1 @@
-"""The edge: connections, time and servers around the protocol core; the only home of asyncio."""
+"""The edge: connections, time and servers around the protocol core."""

@@ -1,1 +1,1 @@
-"""Seeing what the proxy does: the log. The only home of structlog."""
+"""Seeing what the proxy does: log, metrics, trace. The only home of structlog."""

@@ -1,6 +1,7 @@
 """What the protocol core and the log cost, without sockets: `python -m tests.bench.core`.
 
-The scenarios have the names that remarks in the code use.  Figures are CPU time, the best of
+The scenarios have the names that remarks in the code use (S5 there is an idle session: see
+tests/bounds/test_memory.py).  Figures are CPU time, the best of
 several rounds, so that two versions can be compared on a busy machine too.
 """
 

@@ -71,6 +71,7 @@ async def test_a_session_goes_through(host: str, mta: Address, tmp_path: Path) -
     assert not address.endswith(":0")
     assert await talk(address) == b"220 mx\r\n250 ok\r\n"
     await sweeper.wait_until_empty(5)
+    assert not sweeper.sessions
     listener.close()
     with pytest.raises((ConnectionRefusedError, FileNotFoundError)):
         await talk(address)
@@ -91,6 +92,7 @@ async def test_a_socket_left_behind_is_replaced_but_a_live_one_is_not(
         await second.open()
     assert await talk(f"unix:{path}") == b"220 mx\r\n250 ok\r\n"
     await sweeper.wait_until_empty(5)
+    assert not sweeper.sessions
     first.close()
     assert not path.exists()
 
