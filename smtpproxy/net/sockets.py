@@ -4,6 +4,7 @@ import contextlib
 import os
 import socket
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from smtpproxy.address import Address
@@ -54,35 +55,36 @@ def close(sockets: list[socket.socket], address: Address) -> None:
 
 
 def _listen_tcp(family: int, name: tuple[str | int, ...], transparent: bool) -> socket.socket:
-    opened = socket.socket(family, socket.SOCK_STREAM)
-    try:
+    with _to_listen(family) as opened:
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         if transparent:
             allow(opened)
         opened.bind(name)
-        opened.listen(BACKLOG)
-    except OSError:
-        opened.close()
-        raise
-    opened.setblocking(False)
     return opened
 
 
 def _listen_unix(path: str) -> socket.socket:
     """Bind a socket, in place of one that a proxy which was killed has left behind."""
-    opened = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
+    with _to_listen(socket.AF_UNIX) as opened:
         if _is_dead(path):
             Path(path).unlink(missing_ok=True)
         opened.bind(path)
+    return opened
+
+
+@contextlib.contextmanager
+def _to_listen(family: int) -> Iterator[socket.socket]:
+    """Give a socket to be bound: then it listens, or is closed if it can't be had."""
+    opened = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        yield opened
         opened.listen(BACKLOG)
     except OSError:
         opened.close()
         raise
     opened.setblocking(False)
-    return opened
 
 
 def _is_dead(path: str) -> bool:
