@@ -126,6 +126,16 @@ def test_a_session_is_seen_while_it_runs_and_drawn(
         assert browser.get_log("browser") == []
 
 
+def test_that_a_client_was_introduced_is_no_trouble(
+    browser: webdriver.Chrome, backend: int, admin: int
+) -> None:
+    ask = "return outcomeOf({reason: arguments[0], transactions: [], records: []})[0]"
+    with proxy(backend, admin):
+        browser.get(f"http://127.0.0.1:{admin}/")
+        assert browser.execute_script(ask, "introduced") == "soft"
+        assert browser.execute_script(ask, "client_lost") == "bad"
+
+
 def test_what_a_hostile_client_sends_is_text(
     browser: webdriver.Chrome, backend: int, admin: int
 ) -> None:

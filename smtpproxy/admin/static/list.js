@@ -16,7 +16,7 @@ function outcomeOf(session) {
   return ["bad", "✗", `${code} ${last.outcome}`.trim()];
 }
 
-const FINE = new Set(["", "quit", "client_closed", "draining", "followed no more"]);
+const FINE = new Set(["", "quit", "client_closed", "draining", "introduced", "followed no more"]);
 function isWrong(session) {
   return !FINE.has(session.reason) || session.transactions.some((each) => each.outcome !== "relayed" || each.refused) ||
     session.records.some((each) => each.code >= 400 || each.violation);
