@@ -122,7 +122,7 @@ def test_who_has_waited_too_long_for_a_place_is_told_so(
         assert eventually(one.greeting, "a greeting").startswith(b"220 ")
         with Client(port) as two:
             assert eventually(two.greeting, "a refusal").startswith(b"421 4.3.2 ")
-    assert program.event("session_closed")["reason"] == "backend_full"
+        assert program.event("session_closed")["reason"] == "backend_full"
 
 
 def test_a_worker_that_dies_gives_its_places_back(mta: LegacyMTA, run: Run, tmp_path: Path) -> None:
