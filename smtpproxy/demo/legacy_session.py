@@ -74,6 +74,8 @@ class LegacySession(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._unread = bytearray()
         self._owed: asyncio.TimerHandle | None = None
+        self._opened = False
+        self._aborted = False
         self._ended = False
         self._closing = False
         self._greeted: bytes | None = None
@@ -88,6 +90,10 @@ class LegacySession(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        self._opened = True
+        if self._aborted:
+            self._transport.abort()
+            return
         self._record(Happening.OPENED)
         self._owe(_reply(220, self._behaviour.hostname, b"SMTP service ready"))
 
@@ -110,8 +116,9 @@ class LegacySession(asyncio.Protocol):
         self._on_closed(self)
 
     def abort(self) -> None:
-        """Drop the connection now."""
-        if not self.gone.is_set():
+        """Drop the connection now, or as soon as it is there."""
+        self._aborted = True
+        if self._opened and not self.gone.is_set():
             self._transport.abort()
 
     # Input

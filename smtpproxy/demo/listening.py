@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from typing import Protocol, Self
 
 CLOSE_DEADLINE_S = 5.0
+TURNS_TO_OPEN = 3
+"""So many turns of the loop after a client has connected, its protocol has been told of it."""
 
 
 class Accepted(Protocol):
@@ -47,6 +49,8 @@ class Listening:
         """Stop listening, and abort all that is still open."""
         if self._server is None:
             return
+        for _ in range(TURNS_TO_OPEN):  # to close in the midst of it would leave it half open
+            await asyncio.sleep(0)
         self._server.close()
         for each in self._accepted:
             each.abort()

@@ -65,6 +65,7 @@ class Link:
     ) -> None:
         self.groups: list[Group] = []
         self.opened_at = 0.0
+        self.aborted = False
         self.gone = asyncio.Event()
         self.near = _End(self, from_client=True)
         self.far = _End(self, from_client=False)
@@ -105,7 +106,8 @@ class Link:
             self._on_closed(self)
 
     def abort(self) -> None:
-        """Drop both connections now."""
+        """Drop both connections now, or as soon as they are there."""
+        self.aborted = True
         if self._connecting is not None:
             self._connecting.cancel()
         self.near.abort()
@@ -128,7 +130,9 @@ class _End(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self.connected = True
-        if self.from_client:
+        if self._link.aborted:
+            self.abort()
+        elif self.from_client:
             self._link.opened()
         else:
             self._link.near.lane.deliver_late()
