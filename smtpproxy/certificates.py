@@ -9,8 +9,6 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path as FilePath
 
-from cryptography import x509
-
 from smtpproxy.places import Path
 from smtpproxy.problems import BAD
 from smtpproxy.settings import Backend, Certificate, Listener, Settings
@@ -22,11 +20,6 @@ VERSIONS = {
     "1.3": ssl.TLSVersion.TLSv1_3,
 }
 
-_NO_NAMES = (
-    *(ValueError, x509.InvalidVersion, x509.UnsupportedGeneralNameType),
-    *(x509.ExtensionNotFound, x509.DuplicateExtension),
-)
-
 
 def for_clients(listener: Listener) -> ssl.SSLContext:
     """Return the context in which clients are served; raises OSError for a file that is no good.
@@ -35,7 +28,9 @@ def for_clients(listener: Listener) -> ssl.SSLContext:
     """
     context = _serving(Certificate(certificate=listener.certificate, key=listener.key))
     if listener.sni:
-        contexts = dict.fromkeys(_names_in(listener.certificate), context)
+        from smtpproxy.hostnames import names_in
+
+        contexts = dict.fromkeys(names_in(listener.certificate), context)
         contexts |= {name.lower(): _serving(each) for name, each in listener.sni.items()}
 
         def choose(inside: ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> None:
@@ -111,16 +106,6 @@ def _serving(pair: Certificate) -> ssl.SSLContext:
 
 def _no_pass_phrase() -> str:
     raise OSError("the key has a pass phrase; write it without one")
-
-
-def _names_in(path: str) -> Iterator[str]:
-    """Yield the host names that a certificate is for, `*.` and the rest of one too; lower case."""
-    try:
-        leaf = x509.load_pem_x509_certificates(FilePath(path).read_bytes())[0]
-        names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        yield from (name.lower() for name in names.get_values_for_type(x509.DNSName))
-    except _NO_NAMES:
-        return  # OpenSSL takes it all the same: it serves whom no other one is for
 
 
 def _chosen(name: str, contexts: dict[str, ssl.SSLContext]) -> ssl.SSLContext | None:

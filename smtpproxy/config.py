@@ -14,7 +14,7 @@ from typing import cast
 
 from msgspec.structs import replace
 
-from smtpproxy import certificates, trust
+from smtpproxy import certificates, directories, trust
 from smtpproxy.address import Address
 from smtpproxy.contradictions import Fault, contradictions, open_admin, repeated_addresses
 from smtpproxy.places import find_places, line_of
@@ -53,7 +53,8 @@ def load(
     settings = cast("Settings", reader.read(tree, Settings))
     for fault, what in contradictions(settings, need_listener, need_backend, need_trace_directory):
         reader.add(fault, what)
-    for fault, what in chain(trust.faults(settings), certificates.faults(settings)):
+    of_files = chain(certificates.faults(settings), directories.faults(settings))
+    for fault, what in chain(trust.faults(settings), of_files):
         reader.add(fault, what)
     if reader.found:
         places = find_places(text)
@@ -113,6 +114,8 @@ def _watched(
         # Whoever gives the flag wants to see something.
         when = "all" if settings.trace.when == "off" else settings.trace.when
         directory = str(trace.absolute())
+        if why := directories.why_not(directory):
+            reader.add(("--trace",), why)
         settings = replace(settings, trace=replace(settings.trace, directory=directory, when=when))
     if admin is not None:
         address = cast("Address", reader.read(admin, AdminAddress, ("--admin",)))

@@ -89,7 +89,7 @@ timeouts = { connect = 1, hold = 0.05, heartbeat = 5 }
 address = "[::]:8025"
 token = "0123456789abcdef"
 [trace]
-directory = "/var/log/smtpproxy"
+directory = "/var/tmp/smtpproxy"
 when = "errors"
 networks = ["10.0.0.0/8", "2001:db8::1"]
 content = "full"
@@ -207,6 +207,7 @@ class TestMistakes:
             ("[tls]", 6, "tls", "is not a known setting; known here:"),
             ('[trace]\nwhen = "errors"', 6, "trace.directory", "is missing; write, for"),
             ('[trace]\ndirectory = "x"', 7, "trace.directory", "needs the whole path"),
+            ('[trace]\ndirectory = "/dev/null/x"', 7, "trace.directory", "/dev/null is no dir"),
             ('[trace]\nwhen = "al"', 7, "trace.when", 'did you mean "all"?'),
             ('[trace]\nnetworks = ["10.0.0.1/8"]', 7, "trace.networks[0]", "not a network"),
             ("[trace]\nnetworks = 3", 7, "trace.networks", "must be a list of networks"),

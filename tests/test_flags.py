@@ -1,5 +1,6 @@
 """Flags: what they lay over a settings file, and what is told of wrong ones."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -81,3 +82,15 @@ class TestAdminAndTraceFlags:
     def test_an_address_for_all_needs_a_token(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"--admin: admin.token is missing"):
             from_flags(load(write(tmp_path, GOOD)), [], [], admin="0.0.0.0:8025")
+
+    def test_a_directory_that_cannot_be_made(self, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        with pytest.raises(ConfigError, match=r"--trace: can't be made: .*/file is no directory"):
+            from_flags(None, ["[::1]:1"], ["h:1"], trace=tmp_path / "file" / "traces")
+
+    def test_a_directory_that_cannot_be_written(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(os, "access", lambda _, mode: mode == os.F_OK)
+        with pytest.raises(ConfigError, match=r"nothing can be written in .*: permission denied"):
+            from_flags(None, ["[::1]:1"], ["h:1"], trace=tmp_path)

@@ -15,6 +15,8 @@ SETTINGS = {
     "certificates",
     "config",
     "contradictions",
+    "directories",
+    "hostnames",
     "places",
     "problems",
     "settings",
