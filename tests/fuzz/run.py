@@ -1,5 +1,6 @@
 """One execution: a schedule is played, judged, and played again in single octets."""
 
+from smtpproxy.core import replies
 from tests.fuzz.schedule import SMALL_QUEUE, Schedule
 from tests.fuzz.trial import Trial
 from tests.fuzz.verdict import judge
@@ -31,6 +32,10 @@ def _compare(whole: Trial, cut: Trial) -> None:
     said, said_cut = whole.server.said, cut.server.said
     if _ran_ahead(whole) or _ran_ahead(cut):
         said_cut = said_cut[: len(said)]
+    elif whole.ended == cut.ended == "draining":  # between two segments: of smaller ones, sooner
+        said = said[: len(said_cut)]
+        good_bye = replies.DRAINING % cut.pipeline.rules.hostname
+        assert whole.sent_to_client.startswith(cut.sent_to_client.removesuffix(good_bye))
     else:
         assert cut.sent_to_client == whole.sent_to_client
         assert cut.ended == whole.ended
