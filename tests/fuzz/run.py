@@ -32,7 +32,7 @@ def _compare(whole: Trial, cut: Trial) -> None:
     said, said_cut = whole.server.said, cut.server.said
     if _ran_ahead(whole) or _ran_ahead(cut):
         said_cut = said_cut[: len(said)]
-    elif whole.ended == cut.ended == "draining":  # between two segments: of smaller ones, sooner
+    elif cut.ended == "draining":  # between two segments: of smaller ones, sooner
         said = said[: len(said_cut)]
         good_bye = replies.DRAINING % cut.pipeline.rules.hostname
         assert whole.sent_to_client.startswith(cut.sent_to_client.removesuffix(good_bye))
