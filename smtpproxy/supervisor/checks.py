@@ -47,12 +47,13 @@ class Checks:
     async def _watch(self, name: str, server: Server, backend: Backend, hostname: str) -> None:
         interval = backend.check_every or backend.retry_after
         limit_s = min(backend.check_every or LONGEST_S, LONGEST_S)
+        due = True
         while True:
-            why = await check(server, hostname, limit_s)
-            self._found(Health(name, server.name, not why, why))
+            if due:
+                why = await check(server, hostname, limit_s)
+                self._found(Health(name, server.name, not why, why))
             await asyncio.sleep(interval)
-            while not backend.check_every and not self._is_down(name, server.name):
-                await asyncio.sleep(interval)
+            due = backend.check_every > 0 or self._is_down(name, server.name)
 
     def stop(self) -> None:
         """Check nothing any more."""

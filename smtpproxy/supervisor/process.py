@@ -119,7 +119,7 @@ class WorkerProcess(asyncio.Protocol):
         while (code := self._process.poll()) is None:
             if monotonic() > deadline:
                 self._process.kill()
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(0.005)  # its channel is closed, so there are few turns of this
         self.code = code
         if not self.ready.done():
             self.ready.set_result(False)

@@ -151,7 +151,7 @@ def follow(directory: Path, text: str | None) -> None:
                     continue
                 if told := _told(record):
                     console.print(told)
-            time.sleep(POLL_S)
+            time.sleep(POLL_S)  # to be told of new lines takes another API on each system
     except KeyboardInterrupt:
         return
 

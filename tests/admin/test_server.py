@@ -182,9 +182,9 @@ class TestPaths:
         ]
         for _, writer in stuck:
             writer.write(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        while source.looks < LOOKERS:
-            await asyncio.sleep(0.001)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(20):  # seen from outside only, so asked for again and again
+            while source.looks < LOOKERS:
+                await asyncio.sleep(0.001)
             while True:
                 async with client.get(f"{url}/events") as response:
                     if response.status == 200:

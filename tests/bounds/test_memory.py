@@ -143,7 +143,7 @@ async def test_idle_sessions_are_small(tmp_path: Path) -> None:
                 for reader, writer in clients:
                     assert await reader.readline() == b"250 ok\r\n"
                     writer.transport.abort()
-            await asyncio.sleep(0.05)
+            await asyncio.gather(*(each.wait_closed() for _, each in clients))
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
@@ -217,7 +217,7 @@ async def test_a_backend_that_never_reads_stops_the_client(tmp_path: Path) -> No
                 break
             writer.write(reply)
         writer.transport.pause_reading()  # type: ignore[attr-defined]
-        await asyncio.sleep(3600)
+        await asyncio.Event().wait()  # until the end cancels it
 
     async with running(tmp_path, deaf) as proxy:
         before = proxy.memory()
