@@ -67,6 +67,7 @@ class Admission:
 
     refused: how many clients were turned away, by reason.
     refusal: what the last of them was to be told.
+    lag: how late the loop was when last looked at, in seconds.
     """
 
     def __init__(self, bounds: Bounds, tally: Tally, hostname: bytes, observer: Observer) -> None:
@@ -76,7 +77,7 @@ class Admission:
         self._observer = observer
         self._nobody = tally.slots(b"")
         self._slots_of = lru_cache(ADDRESSES_KNOWN)(self._find_slots)
-        self._lag = 0.0
+        self.lag = 0.0
         self._descriptors = Descriptors()
         self._exhausted = False
         self._listeners: Sequence[Pausable] = ()
@@ -97,15 +98,10 @@ class Admission:
 
     def _watch(self, due: float) -> None:
         now = monotonic()
-        self._lag = now - due
+        self.lag = now - due
         self._watch_descriptors()
         due = now + TICK_S
         self._timer = asyncio.get_running_loop().call_later(TICK_S, self._watch, due)
-
-    @property
-    def lag(self) -> float:
-        """How late the loop was when last looked at, in seconds."""
-        return self._lag
 
     def _watch_descriptors(self) -> None:
         """Accept nobody while there is no descriptor left; tell of it once."""
@@ -140,7 +136,7 @@ class Admission:
             reason = "sessions"
         elif bounds.own_sessions and tally.own_sessions >= bounds.own_sessions:
             reason = "file_descriptors"
-        elif self._lag > bounds.loop_lag > 0:
+        elif self.lag > bounds.loop_lag > 0:
             reason = "loop_lag"
         elif slots is self._nobody:
             pass

@@ -99,9 +99,10 @@ class Service:
             for task in tasks:
                 task.cancel()
             self._checks.stop()
-            for crew in self._crews:
+            crews = self._crews
+            for crew in crews:
                 crew.stop()
-                await crew.empty.wait()
+            await _wait_for(crews)
             await self._window.close()
             self._doors.close()
         self._log.info("stopped")
