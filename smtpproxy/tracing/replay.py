@@ -5,13 +5,17 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from smtpproxy.address import Address
+from smtpproxy.core.errors import BackendViolation
+from smtpproxy.core.replies import ReplyReader
 from smtpproxy.observe.records import Exchanged
 from smtpproxy.observe.text import octets_of, text_of
 from smtpproxy.tracing.reader import Session
 
 REPLY_LIMIT_S = 300.0
+"""How long one reply is waited for, or the connection."""
 NOT_PLAYED = frozenset(("AUTH", "auth-line", "XCLIENT", "X-EXPS", "STARTTLS"))
 """What was secret in these was not recorded; what was said inside TLS is played in plaintext."""
+READ_OCTETS = 4096
 FILLER = b"x" * 76 + b"\r\n"
 
 
@@ -40,18 +44,20 @@ async def replay(
     session: Session, address: Address, *, lock_step: bool = False, as_fast: bool = False
 ) -> Performance:
     """Play the client's side; raises OSError if the server can't be reached."""
-    if address.is_unix:
-        reader, writer = await asyncio.open_unix_connection(address.path)
-    else:
-        reader, writer = await asyncio.open_connection(address.host, address.port)
+    async with asyncio.timeout(REPLY_LIMIT_S):
+        if address.is_unix:
+            reader, writer = await asyncio.open_unix_connection(address.path)
+        else:
+            reader, writer = await asyncio.open_connection(address.host, address.port)
     performance = Performance([])
     try:
-        async with asyncio.timeout(REPLY_LIMIT_S):
-            await _Player(reader, writer, performance).play(session, lock_step, as_fast)
+        await _Player(reader, writer, performance).play(session, lock_step, as_fast)
     except TimeoutError:
         performance.stopped = "the server did not reply in time"
     except (OSError, EOFError):
         performance.stopped = "the server closed the connection"
+    except BackendViolation as violation:
+        performance.stopped = f"the server sent what is no reply: {text_of(violation.octets)}"
     finally:
         writer.close()
     return performance
@@ -64,6 +70,7 @@ class _Player:
         self._reader = reader
         self._writer = writer
         self._performance = performance
+        self._replies = ReplyReader()
 
     async def play(self, session: Session, lock_step: bool, as_fast: bool) -> None:
         asked = []
@@ -93,15 +100,13 @@ class _Player:
         return True
 
     async def _take(self, exchange: Exchanged) -> str:
-        lines = []
-        while True:
-            line = await self._reader.readline()
-            if not line.endswith(b"\n"):
-                raise EOFError
-            lines.append(line)
-            if line[3:4] != b"-":
-                break
-        reply = text_of(b"".join(lines).removesuffix(b"\r\n"))
+        async with asyncio.timeout(REPLY_LIMIT_S):
+            while (found := self._replies.next_reply()) is None:
+                octets = await self._reader.read(READ_OCTETS)
+                if not octets:
+                    raise EOFError
+                self._replies.receive(octets)
+        reply = text_of(found[1].removesuffix(b"\r\n"))
         self._performance.played.append(Played(exchange, reply))
         return reply
 

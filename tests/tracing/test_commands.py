@@ -1,5 +1,6 @@
 """`smtpproxy trace`: what each command says of recorded sessions."""
 
+import asyncio
 import re
 import subprocess
 from collections.abc import AsyncIterator
@@ -214,6 +215,31 @@ class TestReplay:
         assert not performance.stopped
         assert "STARTTLS" not in [each.exchange.verb for each in performance.played]
         assert len(mta.messages) == 1
+
+    async def test_a_session_may_last_longer_than_a_reply(
+        self, recorded: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("smtpproxy.tracing.replay.REPLY_LIMIT_S", 0.3)
+        session = session_of(files_of(recorded), ids(recorded)[0])
+        assert session is not None
+        session.exchanges[-1].framed = session.began + 0.6
+        async with LegacyMTA() as mta:
+            performance = await replay(session, parse_server(mta.address))
+        assert not performance.stopped
+
+    @pytest.mark.parametrize("said", [b"x" * 100_000 + b"\r\n", b"hello\r\n"])
+    async def test_what_is_no_reply_ends_it(self, recorded: Path, said: bytes) -> None:
+        async def odd(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(said)
+            writer.close()
+
+        session = session_of(files_of(recorded), ids(recorded)[0])
+        assert session is not None
+        async with await asyncio.start_server(odd, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            performance = await replay(session, parse_server(f"127.0.0.1:{port}"))
+        assert performance.stopped.startswith("the server sent what is no reply: ")
+        assert len(performance.stopped) < 500
 
     def test_nobody_there(self, recorded: Path) -> None:
         result = run("replay", "-d", recorded, ids(recorded)[0], "--to", "127.0.0.1:1")
