@@ -48,6 +48,11 @@ class Address(Struct, frozen=True):
         return bool(self.path)
 
     @property
+    def certified_name(self) -> str:
+        """The name that a certificate is to have there, if no other one is asked for."""
+        return self.host or "localhost"
+
+    @property
     def is_original(self) -> bool:
         """Whether this is no address, but whichever the client wanted to reach."""
         return self.host == ORIGINAL and not self.port

@@ -89,8 +89,8 @@ class Changes:
     def _server_name(self) -> str:
         server = self._session.choice.server
         assert server is not None
-        host = server.address_for(self._session.peer).host
-        return self._security.backend_name or host or "localhost"
+        address = server.address_for(self._session.peer)
+        return self._security.backend_name or address.certified_name
 
     def _secured(self, inside: asyncio.Transport) -> asyncio.Protocol:
         session, connection = self._session, self._connection

@@ -66,7 +66,7 @@ class Route:
 
     def server_name_for(self, address: Address) -> str:
         """Return the name that the server's certificate is to have."""
-        return self.server_name or address.host or "localhost"
+        return self.server_name or address.certified_name
 
     async def _open(self, address: Address, peer: Peer | None) -> socket.socket:
         """Connect a socket to the first of the server's addresses that can be reached."""
