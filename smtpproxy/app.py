@@ -1,7 +1,6 @@
 """The composition root of one worker: settings become listeners, sessions and observers."""
 
 import asyncio
-import resource
 import socket
 from collections.abc import Callable
 from functools import partial
@@ -16,7 +15,7 @@ from smtpproxy.core.commands import Sync
 from smtpproxy.core.content import BareNewlines
 from smtpproxy.core.rules import Auth, Rules
 from smtpproxy.figures import Figures
-from smtpproxy.net.admission import SPARE_DESCRIPTORS, Admission, Bounds
+from smtpproxy.net.admission import Admission, Bounds
 from smtpproxy.net.listener import Listener
 from smtpproxy.net.outbox import Outbox
 from smtpproxy.net.pace import Pacing
@@ -269,12 +268,10 @@ def _hostname(settings: Settings) -> bytes:
 
 def _bounds(settings: Settings) -> Bounds:
     limits = settings.limits
-    descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return Bounds(
         sessions=limits.sessions,
         sessions_per_address=limits.sessions_per_address,
         new_sessions_per_minute=limits.new_sessions_per_minute,
-        own_sessions=max(1, (descriptors - SPARE_DESCRIPTORS) // 2),
         loop_lag=limits.loop_lag,
         exempt=tuple(ip_network(network.text) for network in limits.exempt),
     )

@@ -26,8 +26,6 @@ TOLD_EVERY_S = 1.0
 """Of clients turned away for the same reason one line is logged in this time, with their number."""
 ADDRESSES_KNOWN = 4096
 """Of so many addresses it is kept in mind where they are counted: finding it costs a log line."""
-SPARE_DESCRIPTORS = 64
-"""What a worker needs besides the two of each session."""
 
 _REPLIES = {
     "sessions": replies.TOO_MANY_SESSIONS,
@@ -43,14 +41,13 @@ class Bounds:
     """What is admitted; 0 is no bound.
 
     sessions, sessions_per_address, new_sessions_per_minute (and address): of the whole service.
-    own_sessions: of this worker.  loop_lag: how late its loop may be, in seconds.
+    loop_lag: how late this worker's loop may be, in seconds.
     exempt: networks whose clients are not counted by address.
     """
 
     sessions: int = 0
     sessions_per_address: int = 0
     new_sessions_per_minute: int = 0
-    own_sessions: int = 0
     loop_lag: float = 0.0
     exempt: tuple[Network, ...] = ()
 
@@ -115,7 +112,7 @@ class Admission:
 
     def lacks_descriptors(self, descriptor: int, host: str) -> bool:
         """Tell whether descriptors are short, as that of this client's connection shows."""
-        if not self._descriptors.short_at(descriptor):
+        if not self._descriptors.short_at(descriptor, self._tally.own_sessions):
             return False
         self._refuse("file_descriptors", host)
         return True
@@ -134,8 +131,6 @@ class Admission:
         reason = ""
         if bounds.sessions and tally.sessions() >= bounds.sessions:
             reason = "sessions"
-        elif bounds.own_sessions and tally.own_sessions >= bounds.own_sessions:
-            reason = "file_descriptors"
         elif self.lag > bounds.loop_lag > 0:
             reason = "loop_lag"
         elif slots is self._nobody:

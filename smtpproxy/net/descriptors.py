@@ -35,6 +35,10 @@ class Descriptors:
         else:
             self.exhausted = False
 
-    def short_at(self, descriptor: int) -> bool:
-        """Tell whether a connection with this descriptor is one too many."""
-        return descriptor >= self.limit - min(SPARE, self.limit // 4)
+    def short_at(self, descriptor: int, sessions: int) -> bool:
+        """Tell whether a connection with this descriptor is one too many, beside so many sessions.
+
+        Each of those takes one for its backend, too, which it may not have yet.
+        """
+        room = self.limit - min(SPARE, self.limit // 4)
+        return descriptor >= room or 2 * sessions >= room

@@ -126,15 +126,15 @@ def test_a_storm_is_one_line_a_second_with_its_number(monkeypatch: pytest.Monkey
     now = [1000.0]
     monkeypatch.setattr("smtpproxy.net.admission.monotonic", lambda: now[0])
     watcher = Watcher()
-    door = admission(watcher, own_sessions=1)
+    door = admission(watcher, sessions=1)
     door.enter("192.0.2.1")
     for _ in range(50):
         door.enter("192.0.2.2")
-    assert watcher.turned_away == [("file_descriptors", "192.0.2.2", 1)]
+    assert watcher.turned_away == [("sessions", "192.0.2.2", 1)]
     now[0] += 1
     door.enter("192.0.2.3")
-    assert watcher.turned_away[1:] == [("file_descriptors", "192.0.2.3", 50)]
-    assert door.refused["file_descriptors"] == 51
+    assert watcher.turned_away[1:] == [("sessions", "192.0.2.3", 50)]
+    assert door.refused["sessions"] == 51
 
 
 async def test_who_is_turned_away_costs_no_session() -> None:

@@ -47,7 +47,13 @@ def test_short_of_descriptors_it_serves_who_is_in_and_tells_the_others(
     )
     port = program.port()
     with ExitStack() as stack:
-        clients = [stack.enter_context(client(port)) for _ in range(16)]
+        clients = []
+        while len(clients) < 48:  # each takes two of the 96
+            try:
+                clients.append(stack.enter_context(client(port)))
+            except smtplib.SMTPConnectError:
+                break
+        assert 16 <= len(clients) < 48
         for _ in range(20):
             assert refusal(port).startswith(b"421 4.3.2 ")
         assert program.event("clients_refused")["reason"] == "file_descriptors"
