@@ -15,6 +15,8 @@ from smtpproxy.core.replies import BARE_NEWLINE
 END_OF_DATA = b"\r\n.\r\n"
 BULK = 4096
 """From this many octets on it pays to look whether all lines are equally long, as base64 is."""
+SHORT = 16
+"""Lines as short as this are looked at one by one: there are too many in a chunk."""
 SHOWN = 4
 """So many octets before and behind a bare CR, LF or NUL are shown to observers: it is content."""
 LINE_KEPT = 2048
@@ -23,6 +25,7 @@ LINE_KEPT = 2048
 _SCRATCH = bytearray(256 * 1024)
 _NEWLINE = re.compile(rb"\r?\r\n|\r|\n")
 _LONE_DOT = re.compile(rb"(?<=\r\n)\.(?=\r\n)")
+_IS_ODD = bytes(octet != ord("\n") for octet in range(256))
 _BARE = re.compile(rb"(?<!\r)\n|\r(?!\n)|\0")
 _BARE_KIND = {b"\n": "bare_lf", b"\r": "bare_cr", b"\0": "bare_nul"}
 
@@ -168,29 +171,37 @@ def has_crlf_only(octets: bytes) -> bool:
 
     Passes of memchr only: CR taken out and put before each LF again gives the same octets.
     """
-    if BULK <= len(octets) <= len(_SCRATCH) and _is_regular(octets):
-        return True
-    return octets.replace(b"\r", b"").replace(b"\n", b"\r\n") == octets
+    # Hot path (bench S4).
+    begin, end = _find_run(octets) if BULK <= len(octets) <= len(_SCRATCH) else (0, 0)
+    if begin == end:
+        return octets.replace(b"\r", b"").replace(b"\n", b"\r\n") == octets
+    return has_crlf_only(octets[:begin]) and has_crlf_only(octets[end:])
 
 
-def _is_regular(octets: bytes) -> bool:
-    """Tell whether all lines end in CRLF and are as long as the second one.
+def _find_run(octets: bytes) -> tuple[int, int]:
+    """Return begin and end of the lines around the middle that are all well and equally long.
 
-    Five times as fast as the general way, and bulk is mostly base64.  The columns of the line ends
-    are compared as a whole; with them overwritten no other CR or LF may be left.
+    0, 0 if they are too few.  Five times as fast as the general way, and bulk is mostly base64.
+    The columns of the line ends are compared as a whole; with them overwritten no other CR or LF
+    may be left.
     """
-    first = octets.find(b"\n")
-    width = octets.find(b"\n", first + 1) - first
-    if first < 1 or width < 2:
-        return False
-    feeds = octets[first::width]
-    returns = octets[first - 1 :: width]
-    if feeds != b"\n" * len(feeds) or returns != b"\r" * len(feeds):
-        return False
-    size = len(octets)
-    memoryview(_SCRATCH)[:size] = (
-        octets  # one buffer for all: to allocate so much each time costs page faults
-    )
-    blank = bytes(len(feeds))
-    _SCRATCH[first:size:width] = _SCRATCH[first - 1 : size : width] = blank
-    return _SCRATCH.find(b"\n", 0, size) < 0 and _SCRATCH.find(b"\r", 0, size) < 0
+    middle = octets.find(b"\n", len(octets) // 2)
+    width = octets.find(b"\n", middle + 1) - middle
+    if middle < 0 or width < SHORT:
+        return 0, 0
+    odd = octets[middle % width :: width].translate(_IS_ODD)
+    first = odd.rfind(1, 0, middle // width) + 1
+    beyond = odd.find(1, middle // width)
+    lines = (beyond if beyond >= 0 else len(odd)) - first - 1
+    size = lines * width
+    begin = middle % width + first * width + 1
+    end = begin + size
+    if size < len(octets) // 2 or octets[begin + width - 2 : end : width] != b"\r" * lines:
+        return 0, 0
+    # One buffer for all: to allocate so much each time costs page faults.
+    memoryview(_SCRATCH)[:size] = memoryview(octets)[begin:end]
+    blank = bytes(lines)
+    _SCRATCH[width - 1 : size : width] = _SCRATCH[width - 2 : size : width] = blank
+    if _SCRATCH.find(b"\n", 0, size) >= 0 or _SCRATCH.find(b"\r", 0, size) >= 0:
+        return 0, 0
+    return begin, end

@@ -142,6 +142,25 @@ def test_bulk_with_one_thing_amiss_is_noticed(bulk: bytes) -> None:
             assert has_crlf_only(changed) == (changed.replace(b"\r\n", b"").strip(b"x") == b"")
 
 
+@pytest.mark.parametrize("amiss", [b"", b"\r", b"\n", b"\r\r\n", b"\n\r"], ids=repr)
+@pytest.mark.parametrize("place", range(5))
+def test_bulk_between_a_header_and_a_boundary_is_looked_at_as_carefully(
+    amiss: bytes, place: int
+) -> None:
+    header = b"From: <a@b.example>\r\nSubject: bulk\r\n\r\n"
+    bulk = (b"x" * 76 + b"\r\n") * 100
+    parts = [header, bulk, b"xx\r\n--boundary\r\n\r\n", bulk * 2, b"x=\r\n--boundary--"]
+    assert has_crlf_only(b"".join(parts))
+    parts[place] += amiss
+    assert has_crlf_only(b"".join(parts)) == (not amiss)
+
+
+def test_bulk_with_no_line_end_in_its_second_half() -> None:
+    octets = b"x" * 40 + b"\r\n" + b"x" * 2 * BULK
+    assert has_crlf_only(octets)
+    assert not has_crlf_only(b"\r" + octets)
+
+
 def test_bulk_larger_than_the_scratch_buffer() -> None:
     line = b"x" * 76 + b"\r\n"
     octets = line * 4000
