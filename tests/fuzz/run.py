@@ -27,11 +27,14 @@ def _compare(whole: Trial, cut: Trial) -> None:
     """How octets are cut must not matter, but to whom runs ahead of a reply.
 
     Octets behind a guarded command are refused if they came before its reply; cut up, some may
-    have come behind it.  Then the backend was told the same up to that command.
+    have come behind it.  Then the backend was told the same up to that command, or up to a drain
+    before it.
     """
     said, said_cut = whole.server.said, cut.server.said
     if _ran_ahead(whole) or _ran_ahead(cut):
         said_cut = said_cut[: len(said)]
+        if cut.ended == "draining":
+            said = said[: len(said_cut)]
     elif cut.ended == "draining":  # between two segments: of smaller ones, sooner
         said = said[: len(said_cut)]
         good_bye = replies.DRAINING % cut.pipeline.rules.hostname
