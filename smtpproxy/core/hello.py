@@ -10,13 +10,12 @@ A client that said HELO is introduced in the same way, by EHLO with its argument
 are offered to EHLO alone; it gets the first line of the reply to it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 from smtpproxy.core import capabilities
-from smtpproxy.core.commands import Verb
 from smtpproxy.core.errors import BackendViolation
-from smtpproxy.core.exchange import Step
+from smtpproxy.core.exchange import Exchange, Step
 from smtpproxy.core.extensions import Extensions
 from smtpproxy.core.rules import BackendTls, Rules
 
@@ -45,11 +44,9 @@ class Hello:
     """Follows every EHLO and HELO of a session, and what is said to the backend because of it.
 
     line, reason: see DONE to FAILED.
-    secure: the backend's connection is inside TLS.
     introduction: of the client, where one is still to be made.
     forward: what is to be said before each message, line by line.
     forwarded: how many lines of it were said already.
-    steps: what was said for the client's last line, and answered.
     said_at: when what is not answered yet was said.
     """
 
@@ -70,14 +67,11 @@ class Hello:
         "line",
         "reason",
         "said_at",
-        "secure",
-        "steps",
     )
 
     def __init__(self, rules: Rules, extensions: Extensions) -> None:
         self._rules = rules
         self._extensions = extensions
-        self.secure = rules.backend_tls is BackendTls.IMPLICIT
         self.introduction: Introduction | None = None
         self.forward: Sequence[bytes] = ()
         self.forwarded = 0
@@ -86,12 +80,11 @@ class Hello:
         self._lines: Sequence[bytes] = ()  # of the introduction, not said yet
         self._refusal = b""  # of the EHLO in whose place something else was said
         self._tls_refused = False
-        self._offer = (b"", b"")  # the EHLO that was accepted last, and the reply to it
-        self._before = (b"", b"")  # ... before the client's connection was secured
+        self._offer = _NO_OFFER  # the EHLO that was accepted last, and the reply to it
+        self._before = _NO_OFFER  # ... before the client's connection was secured
         self._answer = _NO_ANSWER
         self.line = b""
         self.reason = ""
-        self.steps: list[Step] = []
         self.said_at = 0.0
 
     def answer(self) -> tuple[int, bytes]:
@@ -99,16 +92,10 @@ class Hello:
         answer, self._answer = self._answer, _NO_ANSWER
         return answer
 
-    @property
-    def table(self) -> Mapping[bytes, Verb]:
-        """Return the rows of the commands that may follow what was accepted."""
-        return self._rules.table if self._said_ehlo else self._rules.helo_table
-
     def begin(self, line: bytes, now: float) -> bytes:
         """Take the client's line; return what the backend gets."""
         self._said = line
         self.said_at = now
-        self.steps = []
         self._awaits = _HELLO
         self._refusal = b""
         self.line = self._ehlo if self._wants_tls or self.introduction is not None else line
@@ -130,18 +117,19 @@ class Hello:
     def secured(self, now: float) -> bytes:
         """Return what the backend gets now that its connection is inside TLS."""
         self.said_at = now
-        self.secure = self._extensions.backend_secure = True
+        self._extensions.backend_secure = True
         self._awaits = _HELLO
         self.line = self._ehlo
         return self.line
 
-    def take(self, code: int, reply: bytes, now: float) -> int:
-        """Take the reply to what was said last; return what comes next.
+    def take(self, exchange: Exchange, code: int, reply: bytes, now: float) -> int:
+        """Take the reply to what was said last for an exchange; return what comes next.
 
         Raises BackendViolation for a reply behind the 220 to STARTTLS and ahead of TLS: somebody on
         the way could have put it there (the counterpart of CVE-2011-0411).
         """
-        self.steps.append(Step(self.line, reply, self.said_at, now))
+        step = Step(self.line, reply, self.said_at, now)
+        exchange.steps = (*exchange.steps, step)
         self.said_at = now
         if self._awaits == _HANDSHAKE:
             raise BackendViolation("reply_behind_starttls", reply)
@@ -158,7 +146,7 @@ class Hello:
     @property
     def _wants_tls(self) -> bool:
         wanted = self._rules.backend_tls in (BackendTls.OPPORTUNISTIC, BackendTls.REQUIRED)
-        return wanted and not (self.secure or self._tls_refused)
+        return wanted and not (self._extensions.backend_secure or self._tls_refused)
 
     # --- what a reply leads to ----------------------------------------------------------------
 
@@ -220,7 +208,8 @@ class Hello:
         offered = capabilities.words(self._offer[1])
         if self._wants_tls and b"STARTTLS" in offered:
             return self._say(b"STARTTLS\r\n", _STARTTLS)
-        if self._rules.backend_tls is BackendTls.REQUIRED and not self.secure:
+        secure = self._extensions.backend_secure
+        if self._rules.backend_tls is BackendTls.REQUIRED and not secure:
             refused = self._tls_refused
             return self._fail("backend_tls_refused" if refused else "backend_tls_not_offered")
         introduction = self.introduction
@@ -255,7 +244,10 @@ class Hello:
 
     def _finish(self, code: int, reply: bytes) -> int:
         self._answer = (code, reply)
-        self.steps = []  # an idle session is to be small
+        # An idle session is to be small: only one that may go inside TLS has to remember.
+        self._said = self.line = b""
+        if self._rules.inside_tls is None and self._before is _NO_OFFER:
+            self._offer = _NO_OFFER
         return DONE
 
     def _fail(self, reason: str) -> int:
@@ -264,6 +256,7 @@ class Hello:
 
 
 _NO_ANSWER = (0, b"")
+_NO_OFFER = (b"", b"")
 
 _TAKE = {
     _HELLO: Hello._take_hello,

@@ -252,12 +252,13 @@ class Pipeline:
     def _take_hello(self, code: int, reply: bytes, now: float) -> tuple[int, bytes]:
         """Do what a reply to a hello leads to; return what the client gets, if anything now."""
         hello = self.hello
-        self.in_flight[0].steps = hello.steps
-        step = hello.take(code, reply, now)
+        exchange = self.in_flight[0]
+        step = hello.take(exchange, code, reply, now)
         if step == DONE:
             code, reply = hello.answer()
             if code < 300:
-                self.framer.table = hello.table
+                said_ehlo = exchange.verb.role == commands.EHLO
+                self.framer.table = self.rules.table if said_ehlo else self.rules.helo_table
             return code, reply
         if self.answers.reader.unread:
             raise BackendViolation("reply_not_asked_for", self.answers.reader.unread)
