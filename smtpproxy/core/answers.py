@@ -15,7 +15,7 @@ class Answers:
     """What the backend has got and not answered yet.
 
     in_flight: the exchanges whose replies it owes, in order.
-    reader: what has come of its next reply.
+    reader: what has come of its next reply; made when one first comes in pieces (bench S5).
     came: when its last reply did.
     """
 
@@ -24,7 +24,7 @@ class Answers:
     def __init__(self, framer: Framer, now: float) -> None:
         self._framer = framer
         self.in_flight = [framer.gate]  # the greeting
-        self.reader = ReplyReader()
+        self.reader = _NOTHING_READ
         self.came = now
 
     @property
@@ -47,9 +47,16 @@ class Answers:
             return first.verb.limit, max(first.sent, first.framed, self.came)
         return "client", active
 
+    def read(self, octets: bytes) -> ReplyReader:
+        """Append octets to what has come of the next reply."""
+        if self.reader is _NOTHING_READ:
+            self.reader = ReplyReader()
+        self.reader.receive(octets)
+        return self.reader
+
     def ignore(self) -> None:
         """Forget what has come: what the backend says now is to take no room."""
-        self.reader = ReplyReader()
+        self.reader = _NOTHING_READ
 
     def judge(self, exchange: Exchange, code: int, reply: bytes) -> int:
         """Return what a reply is that came while `exchange` was first in flight.
@@ -83,3 +90,6 @@ class Answers:
 
 NOTHING_ASKED = Exchange(commands.NOT_ASKED, b"", 0.0)
 """Stands for the exchange in flight where there is none; never changed."""
+
+_NOTHING_READ = ReplyReader()
+"""Stands for the reader of a session that has not needed one; never changed."""

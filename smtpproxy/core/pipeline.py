@@ -220,8 +220,7 @@ class Pipeline:
 
         So a surplus reply is not taken for one to a command that had not been sent when it came.
         """
-        reader = self.answers.reader
-        reader.receive(octets)
+        reader = self.answers.read(octets)
         while not self.ended and (reply := reader.next_reply()) is not None:
             self._take_reply(*reply, now)
 
