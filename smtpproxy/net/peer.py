@@ -61,7 +61,7 @@ def endpoint(name: object) -> Endpoint | None:
     host, port = name[:2]
     if host.startswith(_MAPPED) and "." in host:
         host = host[len(_MAPPED) :]
-    return host, port
+    return _shared(host), port
 
 
 def name_of(end: Endpoint | None) -> str:
@@ -72,5 +72,5 @@ def name_of(end: Endpoint | None) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-_shared = lru_cache(maxsize=256)(lambda endpoint: endpoint)
-"""Returns the one tuple that stands for all equal ones: many clients come to few addresses."""
+_shared = lru_cache(maxsize=256)(lambda each: each)
+"""Returns the one object that stands for all equal ones: few addresses are met again and again."""
