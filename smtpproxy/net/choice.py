@@ -16,8 +16,7 @@ from smtpproxy.net.backend import BackendConnection
 from smtpproxy.net.reason import reason
 
 if TYPE_CHECKING:
-    from smtpproxy.net.places import Places
-    from smtpproxy.net.servers import Server, Servers
+    from smtpproxy.net.servers import Server
     from smtpproxy.net.session import Session
 
 _OUR_OWN = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL))
@@ -41,9 +40,8 @@ class Choice:
         "_connecting",
         "_connection",
         "_left",
-        "_places",
         "_reader",
-        "_servers",
+        "_service",
         "_session",
         "open",
         "refusal",
@@ -51,10 +49,9 @@ class Choice:
         "waits",
     )
 
-    def __init__(self, session: "Session", servers: "Servers", places: "Places | None") -> None:
+    def __init__(self, session: "Session") -> None:
         self._session = session
-        self._servers = servers
-        self._places = places
+        self._service = session.service
         self._left: list[Server] | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._connection: BackendConnection | None = None
@@ -66,11 +63,12 @@ class Choice:
 
     def begin(self) -> None:
         """Ask for a place, if need be; the session is told when servers can be tried."""
-        if self._places is None:
+        places = self._service.places
+        if places is None:
             self._session.placed(granted=True)
             return
         self.waits = True
-        self._places.ask(self, self._placed)
+        places.ask(self, self._placed)
 
     def _placed(self, granted: bool) -> None:
         self.waits = False
@@ -85,7 +83,7 @@ class Choice:
         """Begin to connect to the next server; False if there is none left."""
         self._reader = None
         if self._left is None:
-            self._left = self._servers.in_order()
+            self._left = self._service.servers.in_order()
         if not self._left:
             return False
         server = self.server = self._left.pop(0)
@@ -104,7 +102,7 @@ class Choice:
             self._connecting = None
             why = reason(error)
             if error.errno not in _OUR_OWN:
-                self._servers.failed(server, why)
+                self._service.servers.failed(server, why)
             session.give_up_server(why, monotonic())
         else:
             self._connecting = None
@@ -129,7 +127,7 @@ class Choice:
             self._left = _NOBODY
             self.open = False
             assert self.server is not None
-            self._servers.greeted(self.server)
+            self._service.servers.greeted(self.server)
             return octets, ""
         why = f"greeted with {code}" if reply else "greeted with what is no reply"
         if code < 500:  # 5xx may be meant for this client alone
@@ -143,7 +141,7 @@ class Choice:
     def failed(self, why: str) -> None:
         """Note that the server is to be left alone."""
         assert self.server is not None
-        self._servers.failed(self.server, why)
+        self._service.servers.failed(self.server, why)
 
     def cancel(self) -> None:
         """Connect to nobody any more, and hear nothing of the server that was tried last."""
@@ -161,5 +159,6 @@ class Choice:
         """Give back what the session has had: its part of a server, and its place."""
         self.cancel()
         self.waits = False
-        if self._places is not None:
-            self._places.leave(self)
+        places = self._service.places
+        if places is not None:
+            places.leave(self)

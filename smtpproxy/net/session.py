@@ -83,7 +83,7 @@ class Session:
         self._changes = None if security is None else Changes(self, security)
         self.backend: asyncio.Transport | None = None
         self._pace = None if service.pacing is None else Pace(service.pacing, now)
-        self.choice = Choice(self, service.servers, service.places)
+        self.choice = Choice(self)
         service.sweeper.add(self)
         self.choice.begin()
 
