@@ -4,8 +4,8 @@ One is made per command; greeting, message content and replies that nobody asked
 Times are those of the caller's clock, in seconds; 0.0 where something has not happened.
 """
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 from smtpproxy.core import commands, lines
 from smtpproxy.core.commands import Verb
@@ -155,9 +155,12 @@ class Exchange:
         return f"<Exchange {self.line or self.verb.name!r} -> {self.reply!r}>"
 
 
-Observer = Callable[[list[Exchange]], None]
-"""Is called with the exchanges whose replies were flushed in one write, in order.
+class Observer(Protocol):
+    """Watches a pipeline."""
 
-It is also called, once, with those that the end of the session left without a reply.  It must not
-raise, block, or change them.
-"""
+    def settled(self, exchanges: list[Exchange]) -> None:
+        """These replies were flushed in one write, in order.
+
+        It is also called, once, with those that the end of the session left without a reply.  It
+        must not raise, block, or change them.
+        """

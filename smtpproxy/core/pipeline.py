@@ -75,7 +75,7 @@ class Pipeline:
     )
 
     def __init__(
-        self, rules: Rules, send_client: Callable[[bytes], None], observe: Observer, now: float
+        self, rules: Rules, send_client: Callable[[bytes], None], observer: Observer, now: float
     ) -> None:
         greeting = Exchange(rules.greeting, b"", now)
         self.rules = rules
@@ -83,7 +83,7 @@ class Pipeline:
         self.framer = Framer(rules, greeting, _not_connected)
         self.answers = Answers(self.framer, now)
         self.in_flight = self.answers.in_flight
-        self.held = Held(send_client, observe)
+        self.held = Held(send_client, observer)
         self.extensions = Extensions(rules)
         self.hello = Hello(rules, self.extensions)
         self.upgrade: Callable[[int], None] = _not_connected
@@ -389,7 +389,7 @@ class Pipeline:
         for exchange in unanswered:
             exchange.cut_secret()
         if unanswered:
-            self.held.observe(unanswered)
+            self.held.observer.settled(unanswered)
 
 
 _HELLO = frozenset((commands.EHLO, commands.HELO))

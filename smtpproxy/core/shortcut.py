@@ -32,7 +32,10 @@ def take(pipeline: "Pipeline", code: int, reply: bytes, now: float) -> bool:
     exchange.reply = reply
     exchange.code = code
     exchange.replied = pipeline.answers.came = following.sent = now
-    held.exchanges.append(exchange)
+    if held.exchanges:
+        held.exchanges.append(exchange)
+    else:
+        held.exchanges = [exchange]
     held.octets += len(reply)
     pipeline.errors = 0
     if role == commands.RCPT:

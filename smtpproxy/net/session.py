@@ -78,7 +78,7 @@ class Session:
         if secure:
             rules = rules.inside_tls or rules
         send_client = Sink(service.outbox, client)
-        self.pipeline = Pipeline(rules, send_client, self.observer.settled, now)
+        self.pipeline = Pipeline(rules, send_client, self.observer, now)
         self.pipeline.framer.watch = self.observer.content
         self._changes = None if security is None else Changes(self, security)
         self.backend: asyncio.Transport | None = None

@@ -56,9 +56,12 @@ def session(scenario: Scenario, service: Fanout | None) -> Callable[[], None]:
     def discard(_: object) -> None:
         pass
 
+    class Nobody:
+        settled = staticmethod(discard)
+
     def play() -> None:
         observer = service.session("127.0.0.1:25", "127.0.0.1:4711") if service else None
-        pipeline = Pipeline(rules, discard, observer.settled if observer else discard, 1.0)
+        pipeline = Pipeline(rules, discard, observer or Nobody(), 1.0)
         pipeline.connect_backend(discard)
         if observer:
             pipeline.framer.watch = observer.content

@@ -28,6 +28,13 @@ class Introduced:
         ]
 
 
+class Observed(list[Exchange]):
+    """All exchanges that an observer was shown."""
+
+    def settled(self, exchanges: list[Exchange]) -> None:
+        self.extend(exchanges)
+
+
 class Stage:
     """A pipeline with both of its sides and its observer played by a test.
 
@@ -39,10 +46,10 @@ class Stage:
         self.now = 1000.0
         self.to_client: list[bytes] = []
         self.to_backend: list[bytes] = []
-        self.observed: list[Exchange] = []
+        self.observed = Observed()
         self.sent_to_client = b""
         self.pipeline = Pipeline(
-            rules or Rules(hostname=b"proxy"), self._write, self.observed.extend, self.now
+            rules or Rules(hostname=b"proxy"), self._write, self.observed, self.now
         )
         self.pipeline.connect_backend(self.to_backend.append)
         self.pipeline.upgrade = self._upgrade

@@ -3,9 +3,9 @@
 import pytest
 
 from smtpproxy.core.content import BULK, LINE_KEPT, BareNewlines, Content, has_crlf_only
-from smtpproxy.core.exchange import Exchange
 from smtpproxy.core.pipeline import Pipeline
 from smtpproxy.core.rules import Rules
+from tests.core.stage import Observed
 
 NORMALIZE, REJECT, PASS = BareNewlines
 
@@ -189,8 +189,8 @@ def test_normalize_tells_what_reject_would_have_refused(text: bytes, kind: str) 
 
 
 def test_a_mended_message_is_relayed_and_known() -> None:
-    seen: list[Exchange] = []
-    pipeline = Pipeline(Rules(), lambda _: None, seen.extend, 1.0)
+    seen = Observed()
+    pipeline = Pipeline(Rules(), lambda _: None, seen, 1.0)
     pipeline.connect_backend(lambda _: None)
     pipeline.backend_received(b"220 mx\r\n", 1.0)
     pipeline.client_received(b"DATA\r\n", 1.0)

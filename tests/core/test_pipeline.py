@@ -5,12 +5,13 @@ Its dialogues are in tests/transcripts.
 
 import pytest
 
+from smtpproxy.core.exchange import Exchange
 from smtpproxy.core.held import HELD_OCTETS
 from smtpproxy.core.pipeline import Pipeline
 from smtpproxy.core.replies import REPLY_LIMIT
 from smtpproxy.core.rules import ClientTls, Rules
 from tests.core.mta import MtaStage
-from tests.core.stage import Stage, check_observed, seen_by_observers
+from tests.core.stage import Observed, Stage, check_observed, seen_by_observers
 
 
 def _stage(given: str = "EHLO", rules: Rules | None = None) -> Stage:
@@ -31,14 +32,14 @@ def test_greeting_is_owed_until_it_has_come() -> None:
 
 
 def test_backend_is_connected_before_anything_is_sent_to_it() -> None:
-    pipeline = Pipeline(Rules(), [].append, [].extend, 1.0)
+    pipeline = Pipeline(Rules(), [].append, Observed(), 1.0)
     pipeline.client_received(b"EHLO x\r\n", 2.0)
     with pytest.raises(AssertionError, match="nothing is connected"):
         pipeline.backend_received(b"220 mx\r\n", 3.0)
 
 
 def test_upgrade_is_set_where_the_rules_speak_of_tls() -> None:
-    pipeline = Pipeline(Rules(client_tls=ClientTls.OFFERED), [].append, [].extend, 1.0)
+    pipeline = Pipeline(Rules(client_tls=ClientTls.OFFERED), [].append, Observed(), 1.0)
     pipeline.connect_backend([].append)
     pipeline.backend_received(b"220 mx\r\n", 2.0)
     with pytest.raises(AssertionError, match="nothing is connected"):
@@ -46,7 +47,7 @@ def test_upgrade_is_set_where_the_rules_speak_of_tls() -> None:
 
 
 def test_introduce_is_set_where_the_rules_trust_somebody() -> None:
-    pipeline = Pipeline(Rules(trusted=True), [].append, [].extend, 1.0)
+    pipeline = Pipeline(Rules(trusted=True), [].append, Observed(), 1.0)
     pipeline.connect_backend([].append)
     pipeline.backend_received(b"220 mx\r\n", 2.0)
     with pytest.raises(AssertionError, match="nothing is connected"):
@@ -91,8 +92,13 @@ def test_local_reply_was_never_sent() -> None:
 
 def test_observer_sees_what_was_flushed_in_one_write_together() -> None:
     seen: list[list[bytes]] = []
+
+    class Writes(Observed):
+        def settled(self, exchanges: list[Exchange]) -> None:
+            seen.append([exchange.line for exchange in exchanges])
+
     stage = _stage()
-    stage.pipeline.held.observe = lambda exchanges: seen.append([it.line for it in exchanges])
+    stage.pipeline.held.observer = Writes()
     stage.client(b"MAIL FROM:<a>\r\nRCPT TO:<b>\r\nNOOP\r\nRSET\r\nRSET\r\n")
     for _ in range(4):
         stage.backend(b"250 ok\r\n")
@@ -119,7 +125,7 @@ def test_answered_exchanges_are_let_go_of() -> None:
     stage.backend(b"250 ok\r\n")
     pipeline = stage.pipeline
     answered = stage.observed[-2:]
-    assert pipeline.in_flight == pipeline.held.exchanges == pipeline.framer.queue == []
+    assert not [*pipeline.in_flight, *pipeline.framer.queue, *pipeline.held.exchanges]
     assert pipeline.framer.last not in answered
     assert pipeline.framer.gate not in answered
 

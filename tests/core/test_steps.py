@@ -5,17 +5,18 @@ from collections.abc import Sequence
 from smtpproxy.core.exchange import Exchange, Step
 from smtpproxy.core.pipeline import Pipeline
 from smtpproxy.core.rules import BackendTls, Rules
+from tests.core.stage import Observed
 
 
 class Talk:
     """A pipeline, its observed exchanges, and a clock that ticks with each call."""
 
     def __init__(self, rules: Rules | None = None) -> None:
-        self.exchanges: list[Exchange] = []
+        self.exchanges = Observed()
         self.now = 1.0
         self.backend: list[bytes] = []
         self.pipeline = Pipeline(
-            rules or Rules(hostname=b"px"), lambda _: None, self.exchanges.extend, self.now
+            rules or Rules(hostname=b"px"), lambda _: None, self.exchanges, self.now
         )
         self.pipeline.connect_backend(self.backend.append)
         self.pipeline.upgrade = lambda _: None

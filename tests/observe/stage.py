@@ -50,7 +50,7 @@ class Watched:
         self.observer: SessionObserver = self.fanout.session("192.0.2.9:25", client)
         self.now = 10.0
         self.got: list[bytes] = []
-        self.pipeline = Pipeline(rules or Rules(), self.got.append, self.observer.settled, self.now)
+        self.pipeline = Pipeline(rules or Rules(), self.got.append, self.observer, self.now)
         self.backend: list[bytes] = []
         self.pipeline.connect_backend(self.backend.append)
         self.pipeline.framer.watch = self.observer.content

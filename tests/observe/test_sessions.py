@@ -27,7 +27,7 @@ class Logged:
         log.configure(level, "json", self._stream)
         self.session = ServiceLog().session("1-1", "127.0.0.1:2525", "192.0.2.1:4711")
         self.session.connected("10.0.0.5:25", ends)
-        self.pipeline = Pipeline(Rules(), lambda _: None, self.session.settled, 10.0)
+        self.pipeline = Pipeline(Rules(), lambda _: None, self.session, 10.0)
         self.pipeline.connect_backend(lambda _: None)
         self.says("220 mx")
 
