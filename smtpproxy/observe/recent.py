@@ -25,6 +25,7 @@ KEPT_EXCHANGES, KEPT_LAST = 120, 20
 KEPT_LINE, KEPT_OCTETS = 400, 24 * 1024
 """Of each line and reply; of all those of a session, before which the first ones end."""
 KEPT_MESSAGES = KEPT_RECIPIENTS = 20
+KEPT_NOTED = 10
 LOOK_S = 5.0
 """For so long after it was told so, somebody looks."""
 
@@ -105,6 +106,7 @@ class RecentSession:
         "_last",
         "_listener",
         "_messages",
+        "_noted",
         "_octets",
         "_offset",
         "_opened",
@@ -131,6 +133,7 @@ class RecentSession:
         self._commands = self._saved = self._octets = self._messages = 0
         self._transactions: deque[Transaction] = deque(maxlen=KEPT_MESSAGES)
         self._tls: dict[str, str] = {}
+        self._noted: list[records.Noted] = []
         self._summary: Summary | None = None
         self.changed = True
 
@@ -171,9 +174,13 @@ class RecentSession:
         self._transactions.append(_transaction(outcome, fields))
 
     def noted(self, event: str, **values: str) -> None:
-        """Keep which connection is inside TLS."""
+        """Keep which connection is inside TLS, or why it is not."""
         if event == "tls_started":
             self._tls[values["side"]] = values["version"]
+        if len(self._noted) < KEPT_NOTED:
+            at = monotonic() + self._offset
+            self._noted.append(records.noted(self._id, at, event, values))
+        self.changed = True
 
     def slowed(self) -> None:
         """Keep nothing."""
@@ -207,6 +214,7 @@ class RecentSession:
             "transactions": list(self._transactions),
             "records": [
                 *([connected] if connected else []),
+                *self._noted,
                 *self._exchanged(self._first),
                 *gap,
                 *self._exchanged(self._last),

@@ -23,6 +23,8 @@ KEPT_WHEN_FULL = 10
 """So many exchanges of the end of a session then."""
 EXCHANGE_OCTETS = 400
 """What an exchange takes beside its line and its reply."""
+KEPT_NOTED = 10
+"""How often a session's trace tells of TLS: for each side once, and for each server given up."""
 KEPT_MESSAGES = 100
 """How many transactions, and how many violations, a session's last record tells."""
 _NO_CONTENTS: dict[Exchange, Content] = {}
@@ -41,6 +43,7 @@ class SessionTrace:
         "_listener",
         "_messages",
         "_more_messages",
+        "_noted",
         "_opened",
         "_server",
         "_trace",
@@ -58,7 +61,8 @@ class SessionTrace:
         self._opened = monotonic() + trace.offset
         self._captured = Captured(trace.kept, trace.most)
         self.content = self._captured.add
-        self._head: list[records.Record] = []  # one for each server at most
+        self._head: list[records.Record] = []  # one for each server, and KEPT_NOTED, at most
+        self._noted = 0
         self._codes: set[int] = set()
         self._violations: list[str] = []
         self._messages: list[records.Message] = []
@@ -121,7 +125,15 @@ class SessionTrace:
             self._more_messages += 1
 
     def noted(self, event: str, **values: str) -> None:
-        """Record nothing: it is in the log."""
+        """Record what the dialogue does not tell: who is inside TLS, or why there is no more of it.
+
+        What failed has no reply that would tell: the flight recorder takes it for an error itself.
+        """
+        if self._flight is not None and event != "tls_started":
+            self._flight.failed = True
+        if self._noted < KEPT_NOTED:
+            self._noted += 1
+            self._add(records.noted(self.id, monotonic() + self._trace.offset, event, values))
 
     def slowed(self) -> None:
         """Record nothing: the times tell."""
@@ -164,7 +176,8 @@ class SessionTrace:
 class Flight:
     """What the flight recorder keeps of a session: its begin and its end, in bounded memory.
 
-    failed: it met a 4xx or 5xx (a time limit and a lost backend are answered so) or a violation.
+    failed: it met a 4xx or 5xx (a time limit and a lost backend are answered so), a violation, TLS
+    that failed, or was turned away.
     """
 
     __slots__ = ("_contents", "_first", "_last", "_missing", "_room", "_trace", "failed")

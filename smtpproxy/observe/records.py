@@ -1,6 +1,7 @@
 """Records: what trace files hold and what the page is sent, one JSON object for each.
 
-A session is `opened`, `connected`, any number of `exchange` and `closed`, all with its id.  Times
+A session is `opened`, `connected`, any number of `exchange` and `closed`, all with its id; `noted`
+stands where it happened.  Times
 are seconds since 1970, of one clock that never goes back within a worker; 0 or left out is what has
 not happened.  Text is that of `smtpproxy.observe.text`, without the CRLF at its end.
 
@@ -48,6 +49,22 @@ class Connected(Struct, tag_field="what", tag="connected", omit_defaults=True, g
     listener_end: str
     proxy_end: str
     server_end: str
+
+
+class Noted(Struct, tag_field="what", tag="noted", omit_defaults=True, gc=False):
+    """What happened besides the dialogue, by the name of the log's event.
+
+    tls_started: the `side`, client or backend, went inside TLS of this version, with this cipher.
+    tls_failed: that side did not, `why`.  client_turned_away: there was no dialogue at all, `why`.
+    """
+
+    session: str
+    at: float
+    event: str
+    side: str = ""
+    version: str = ""
+    cipher: str = ""
+    why: str = ""
 
 
 class Violation(Struct, omit_defaults=True, gc=False):
@@ -145,7 +162,7 @@ class Closed(Struct, tag_field="what", tag="closed", omit_defaults=True, gc=Fals
     more_transactions: int = 0
 
 
-Record = Opened | GaveUp | Connected | Exchanged | Gap | Closed
+Record = Opened | GaveUp | Connected | Noted | Exchanged | Gap | Closed
 
 _encoder = msgspec.json.Encoder()
 encode_lines = _encoder.encode_lines
@@ -254,6 +271,14 @@ def _steps_of(exchange: Exchange, offset: float) -> Sequence[Said]:
 
 def _line_of(octets: bytes) -> str:
     return text_of(octets.removesuffix(b"\r\n"))
+
+
+def noted(session: str, at: float, event: str, values: Mapping[str, str]) -> Noted:
+    """Return the record of an event with the values that an observer is given."""
+    side, version, cipher, why = (
+        values.get(name, "") for name in ("side", "version", "cipher", "why")
+    )
+    return Noted(session, at, event, side, version, cipher, why)
 
 
 def verb_of(exchange: Exchange) -> str:

@@ -25,9 +25,9 @@ class Row:
     """What was said at one moment on one side; at: seconds since the client connected.
 
     to_mta, to_client: the group that went right, and left; on the proxy's MTA side a row has both,
-    a command and its reply. wait is the number of the wait it belongs to, wait_s stands where that
-    ends. took_s: how long the MTA took for its reply, if that is to be told. skipped rows were left
-    out here.
+    a command and its reply. note: what happened there while nothing travelled. wait is the number
+    of the wait it belongs to, wait_s stands where that ends. took_s: how long the MTA took for its
+    reply, if that is to be told. skipped rows were left out here.
     """
 
     at: float
@@ -39,12 +39,13 @@ class Row:
     wait_s: float | None = None
     took_s: float | None = None
     skipped: int = 0
+    note: Label | None = None
 
     @property
     def alike(self) -> object:
         """Equal for rows that tell the same but for addresses and times."""
         shorts = [[label.short for label in labels] for labels in (self.to_mta, self.to_client)]
-        return self.mta_side, shorts
+        return self.mta_side, shorts, self.note
 
 
 class Timeline:
@@ -180,6 +181,8 @@ def _gutter(row: Row) -> Text:
 
 def _arrow(row: Row, width: int) -> Text:
     """One group on its way across the network."""
+    if row.note:
+        return _noted(row.note, width)
     labels = list(row.to_mta or row.to_client)
     told = join(labels, width - 5)
     dash = "╌" if not labels[0].short else "─"
@@ -191,12 +194,20 @@ def _arrow(row: Row, width: int) -> Text:
 
 def _both_ways(row: Row, width: int) -> Text:
     """A command and its reply between proxy and MTA, where a round trip takes no time."""
+    if row.note:
+        return _noted(row.note, width)
     command, reply = _short(row.to_mta), _short(row.to_client)
     if row.took_s is not None:
         reply.append(f" {seconds_told(row.took_s)}", QUIET)
     command.truncate(width - reply.cell_len - 6, overflow="ellipsis")
     rest = "─" * (width - command.cell_len - reply.cell_len - 6)
     return Text.assemble(("─ ", LINE), command, (" " + rest, LINE), ("▶ ", "bold"), reply, " ")
+
+
+def _noted(note: Label, width: int) -> Text:
+    text = Text(f"  {note.long}", note.style)
+    text.truncate(width, overflow="ellipsis", pad=True)
+    return text
 
 
 def seconds_told(seconds: float) -> str:

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from smtpproxy.address import Address, parse_server
 from smtpproxy.observe.log import printable
-from smtpproxy.observe.records import Closed, Exchanged, Record, decode
+from smtpproxy.observe.records import Closed, Exchanged, Noted, Record, decode
 from smtpproxy.picture.labels import BAD, COMMAND, GOOD
 from smtpproxy.picture.timeline import seconds_told
 from smtpproxy.tracing import drawing, html, pcapng
@@ -174,6 +174,9 @@ def _told(record: Record) -> Text | None:
     if isinstance(record, Closed):
         told = f"closed, {record.reason}, {record.saved} round trips saved"
         return Text(f"{drawing.clock(record.at, '%H:%M:%S')} {record.session:12} {told}", "dim")
+    if isinstance(record, Noted):
+        when = f"{drawing.clock(record.at, '%H:%M:%S')} {record.session:12}    "
+        return Text.assemble((when, "dim"), drawing.noted_told(record))
     if not isinstance(record, Exchanged):
         return None
     took = seconds_told(record.replied - record.sent) if record.sent else ""

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from smtpproxy.observe.log import printable
-from smtpproxy.observe.records import Closed, Exchanged, Message, Said
+from smtpproxy.observe.records import Closed, Exchanged, Message, Noted, Said
 from smtpproxy.observe.text import octets_of
 from smtpproxy.picture.labels import BAD, COMMAND, GOOD, QUIET, Label
 from smtpproxy.picture.timeline import Row, Timeline, seconds_told
@@ -87,6 +87,8 @@ def rows_of(session: Session) -> Iterator[Row]:
     """Yield what is to be drawn: groups in, single commands to the MTA, replies flushed."""
     began = session.began
     yield Row(0.0, to_mta=(Label("", "connects", QUIET),))
+    for noted in session.noted:
+        yield Row(noted.at - began, noted.side == "backend", note=_note(noted))
     asked = [each for each in session.exchanges if _is_asked(each)]
     for framed, group in groupby(asked, lambda each: each.framed):
         yield Row(framed - began, to_mta=tuple(map(_command, group)))
@@ -134,7 +136,36 @@ def _reply_label(code: str, reply: str) -> Label:
 _NO_REPLY = Label("-", "no reply", BAD)
 
 
+def _note(noted: Noted) -> Label:
+    match noted.event:
+        case "tls_started":
+            return Label("", f"inside {tls_version(noted)}", QUIET)
+        case "tls_failed":
+            return Label("", "TLS failed", BAD)
+        case _:
+            return Label("", "turned away", BAD)
+
+
+def tls_version(noted: Noted) -> str:
+    """Return the version as people write it."""
+    return noted.version.replace("TLSv", "TLS ")
+
+
+def noted_told(noted: Noted) -> Text:
+    """Return in a line what happened besides the dialogue."""
+    side = {"client": "the client", "backend": "the MTA"}.get(noted.side, noted.side)
+    why = printable(noted.why)
+    match noted.event:
+        case "tls_started":
+            return Text(f"{side} is inside {tls_version(noted)}, {noted.cipher}", QUIET)
+        case "tls_failed":
+            return Text(f"TLS with {side} failed: {why}", BAD)
+        case _:
+            return Text(f"{noted.event.replace('_', ' ')}: {why}", BAD)
+
+
 def _what_went_on(session: Session) -> Iterator[RenderableType]:
+    yield from map(noted_told, session.noted)
     for each in session.exchanges:
         if each.violation is not None:
             how = "mended" if each.violation.mended else "refused"

@@ -18,6 +18,7 @@ from smtpproxy.observe.records import (
     Exchanged,
     Gap,
     GaveUp,
+    Noted,
     Opened,
     Record,
     decode,
@@ -36,6 +37,7 @@ class Session:
     opened: Opened | None = None
     connected: Connected | None = None
     gave_up: list[GaveUp] = field(default_factory=list)
+    noted: list[Noted] = field(default_factory=list)
     exchanges: list[Exchanged] = field(default_factory=list)
     closed: Closed | None = None
     gap: Gap | None = None
@@ -46,7 +48,7 @@ class Session:
         found: list[Record] = [
             each for each in (self.opened, *self.gave_up, self.connected) if each
         ]
-        return [*found, *self.exchanges, *([self.closed] if self.closed else [])]
+        return [*found, *self.noted, *self.exchanges, *([self.closed] if self.closed else [])]
 
     @property
     def began(self) -> float:
@@ -97,6 +99,8 @@ def add(session: Session, record: Record) -> None:
             session.connected = record
         case GaveUp():
             session.gave_up.append(record)
+        case Noted():
+            session.noted.append(record)
         case Exchanged():
             session.exchanges.append(record)
         case Closed():

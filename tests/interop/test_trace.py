@@ -9,13 +9,14 @@ import trustme
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 
+from smtpproxy.tracing.reader import closed_sessions, files_of
 from tests.interop.peers import opensmtpd, smtp_sink
 from tests.interop.processes import Process, eventually
 from tests.interop.programs import command
 from tests.interop.stage import configured
 from tests.interop.test_page import shown
 from tests.interop.wire import Wire
-from tests.tracing.conftest import record_forwarded
+from tests.tracing.conftest import record_forwarded, record_secured
 
 GROUP = (b"MAIL FROM:<joe@sender.example>", b"RCPT TO:<ann@rcpt.example>", b"DATA")
 CONTENT = (b"Subject: <b>hello</b>", b"", b"text", b".")
@@ -182,6 +183,19 @@ def test_the_page_of_a_session_is_drawn_by_itself(
     red, *_ = map(int, re.findall(r"\d+", browser.execute_script(ground)))
     assert red < 64
     assert browser.get_log("browser") == []
+
+
+def test_who_is_inside_tls_is_drawn(tmp_path: Path, browser: webdriver.Chrome) -> None:
+    directory, page = record_secured(tmp_path / "trace"), tmp_path / "session.html"
+    names = [each.session for each in closed_sessions(files_of(directory), lambda _: None)]
+    drawn = []
+    for name in names[:2]:
+        assert trace("export", "-d", directory, name, "--html", page).returncode == 0
+        browser.get(page.as_uri())
+        assert shown(browser, "#picture", "round trips saved")
+        drawn.append([each.text for each in browser.find_elements(By.CSS_SELECTOR, "svg > text")])
+    assert {"the client is inside TLS 1.3", "the MTA is inside TLS 1.2"} < set(drawn[0])
+    assert "TLS with the client failed: <b>unknown ca\\x1b" in drawn[1]
 
 
 def test_what_smtpproxy_said_itself_is_drawn(tmp_path: Path, browser: webdriver.Chrome) -> None:

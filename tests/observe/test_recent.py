@@ -97,7 +97,10 @@ def test_tls_is_told_by_its_side() -> None:
     session = Watched(recent)
     session.observer.noted("tls_started", side="client", version="TLSv1.3", cipher="x")
     session.observer.noted("tls_failed", side="backend", why="x")
-    assert told(recent)["tls"] == {"client": "TLSv1.3"}
+    found = told(recent)
+    assert found["tls"] == {"client": "TLSv1.3"}
+    noted = [each for each in found["records"] if each["what"] == "noted"]  # type: ignore[attr-defined]  # a list
+    assert [each["event"] for each in noted] == ["tls_started", "tls_failed"]
 
 
 def test_nothing_is_made_while_nobody_looks() -> None:

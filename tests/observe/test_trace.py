@@ -84,6 +84,29 @@ class TestAll:
         violation = exchanges(traced.records())[-1]["violation"]
         assert (violation["kind"], violation["mended"]) == ("bare_lf", True)
 
+    def test_who_is_inside_tls_is_told_where_it_began(self, tmp_path: Path) -> None:
+        traced = Traced(tmp_path)
+        session = Watched(traced.trace)
+        session.sends("EHLO x")
+        session.says("250 mx")
+        session.observer.noted("tls_started", side="client", version="TLSv1.3", cipher="AES")
+        session.sends("QUIT")
+        session.says("221 bye")
+        session.close()
+        records = traced.records()
+        kinds = [record["what"] for record in records]
+        assert kinds[2:] == ["exchange", "exchange", "noted", "exchange", "closed"]
+        noted = records[4]
+        assert noted.pop("at") >= records[0]["at"]
+        del noted["session"]
+        assert noted == {
+            "what": "noted",
+            "event": "tls_started",
+            "side": "client",
+            "version": "TLSv1.3",
+            "cipher": "AES",
+        }
+
     def test_lines_do_not_pile_up(self, tmp_path: Path) -> None:
         traced = Traced(tmp_path)
         session = Watched(traced.trace)
@@ -250,6 +273,22 @@ class TestErrors:
         getattr(session.pipeline, end)(99.0)
         session.close()
         assert traced.records()[-1]["codes"] == [421]
+
+    def test_tls_that_failed_went_wrong(self, tmp_path: Path) -> None:
+        traced = Traced(tmp_path, only_errors=True)
+        for failed in (False, True):
+            session = Watched(traced.trace)
+            for _ in range(recorded.KEPT_NOTED - failed):
+                session.observer.noted("tls_started", side="backend", version="TLSv1.3", cipher="x")
+            if failed:
+                session.observer.noted("tls_failed", side="client", why="unknown ca")
+            session.observer.noted("tls_started", side="client", version="one too many", cipher="x")
+            session.close("client_tls_failed" if failed else "quit")
+        records = traced.records()
+        assert len({record["session"] for record in records}) == 1
+        noted = [record for record in records if record["what"] == "noted"]
+        assert len(noted) == recorded.KEPT_NOTED
+        assert (noted[-1]["event"], noted[-1]["why"]) == ("tls_failed", "unknown ca")
 
     def test_a_mended_newline_went_wrong(self, tmp_path: Path) -> None:
         traced = Traced(tmp_path, only_errors=True)

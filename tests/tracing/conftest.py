@@ -4,9 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from smtpproxy.core.observer import Summary
 from smtpproxy.core.rules import Rules
 from smtpproxy.observe.captured import Kept
+from smtpproxy.observe.fanout import Fanout
 from smtpproxy.observe.files import Files
+from smtpproxy.observe.sessions import ServiceLog
 from smtpproxy.observe.trace import Trace
 from tests.observe.stage import Later, Watched
 
@@ -29,6 +32,33 @@ def recorded(tmp_path: Path) -> Path:
         session.sends("QUIT")
         session.says("221 bye")
         session.close()
+    trace.close()
+    return directory
+
+
+@pytest.fixture
+def secured(tmp_path: Path) -> Path:
+    """Return a directory with a session inside TLS, and one whose client failed at it."""
+    return record_secured(tmp_path / "trace")
+
+
+def record_secured(directory: Path) -> Path:
+    """Record such sessions."""
+    trace = Trace(Files(directory, 0, 1 << 20, 5), Later())
+    for event in ("tls_started", "tls_failed"):
+        session = Watched(trace)
+        session.sends("EHLO x")
+        session.says("250 mx")
+        note = session.observer.noted
+        note("tls_started", side="backend", version="TLSv1.2", cipher="ECDHE-RSA")
+        if event == "tls_started":
+            note(event, side="client", version="TLSv1.3", cipher="TLS_AES_256_GCM_SHA384")
+        else:
+            note(event, side="client", why="<b>unknown ca\x1b")
+        session.close()
+    turned_away = Fanout(ServiceLog(), [trace]).session("192.0.2.9:25", "192.0.2.1:4711")
+    turned_away.noted("client_turned_away", kind="bad_proxy_header", why="cut short")
+    turned_away.closed(Summary("bad_proxy_header", 0.1, 0, 0, 0, 0, 0))
     trace.close()
     return directory
 

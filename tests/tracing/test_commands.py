@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from smtpproxy.address import parse_server
 from smtpproxy.cli import main
 from smtpproxy.demo.legacy import LegacyMTA
-from smtpproxy.observe.records import Exchanged
+from smtpproxy.observe.records import Exchanged, decode
 from smtpproxy.tracing import commands, pcapng
 from smtpproxy.tracing.reader import Session, closed_sessions, files_of, session_of
 from smtpproxy.tracing.replay import played_octets, replay
@@ -105,6 +105,16 @@ class TestShow:
             b"250 a\r\n",
         ]
 
+    def test_who_is_inside_tls_and_who_is_not(self, secured: Path) -> None:
+        began, failed, away = (run("show", "-d", secured, name).stdout for name in ids(secured))
+        assert re.search(r"\d\.\d{3} │  inside TLS 1\.3 +│ +│\n", began)
+        assert re.search(r"│ +│ +│  inside TLS 1\.2 +│\n", began)
+        assert "the client is inside TLS 1.3, TLS_AES_256_GCM_SHA384\n" in began
+        assert "the MTA is inside TLS 1.2, ECDHE-RSA\n" in began
+        assert re.search(r"│  TLS failed +│", failed)
+        assert "TLS with the client failed: <b>unknown ca\\x1b\n" in failed
+        assert "client turned away: cut short\n" in away
+
     def test_violations_and_content(self, recorded: Path) -> None:
         result = run("show", "-d", recorded, ids(recorded)[2])
         assert "violation by the client: bare_lf, mended" in result.stdout
@@ -126,6 +136,16 @@ def test_follow_yields_whole_lines_once(recorded: Path) -> None:
         file.write(b"o\n")
         file.flush()
         assert list(commands._new_lines(recorded, positions)) == [b"two"]
+
+
+def test_follow_tells_who_is_inside_tls(secured: Path) -> None:
+    (file,) = files_of(secured)
+    told = [commands._told(decode(line)) for line in file.read_bytes().splitlines()]
+    noted = [each.plain.split("    ")[-1] for each in told if each is not None and "TLS" in each]
+    assert noted[:2] == [
+        "the MTA is inside TLS 1.2, ECDHE-RSA",
+        "the client is inside TLS 1.3, TLS_AES_256_GCM_SHA384",
+    ]
 
 
 def test_follow_tells_each_exchange(recorded: Path) -> None:

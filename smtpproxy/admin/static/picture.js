@@ -78,6 +78,7 @@ function rowsOf(records) {
       if (each.violation && each.violation.by === "backend") rows.push(broken(each, each.flushed));
     }
   }
+  rows.push(...records.filter((each) => each.what === "noted").map(noted));
   const gap = records.findIndex((each) => each.what === "gap");
   if (gap > 0) rows.push({at: records[gap - 1].flushed || 0, order: 3, kind: "gap", text: `${records[gap].exchanges} exchanges not kept`});
   rows.sort((one, other) => one.at - other.at || one.order - other.order);
@@ -103,6 +104,15 @@ function folded(run) {
 function broken(exchange, at) {
   const found = exchange.violation;
   return {at, order: 0.5, kind: "broken", text: `${found.by}: ${found.kind.replaceAll("_", " ")}${found.mended ? ", mended" : ""}${found.octets ? " · " + visible(found.octets) : ""}`};
+}
+
+// What happened besides the dialogue: a side went inside TLS, or did not.
+function noted(each) {
+  const side = each.side === "backend" ? "the MTA" : "the client", version = (each.version || "").replace("TLSv", "TLS ");
+  const text = each.event === "tls_started" ? `${side} is inside ${version}`
+    : each.event === "tls_failed" ? `TLS with ${side} failed: ${visible(each.why || "")}`
+    : `${each.event.replaceAll("_", " ")}: ${visible(each.why || "")}`;
+  return {at: each.at, order: 3, kind: "note", side: each.side, bad: each.event !== "tls_started", text, full: each.cipher ? `${version}, ${each.cipher}` : text};
 }
 
 function toMta(run) {
@@ -209,7 +219,10 @@ function drawRow(picture, row, at) {
     return;
   }
   if (row.kind !== "mta") said(at.clock, row.y + 4, "time", duration(row.at - at.began), "end");
-  if (row.kind === "in") {
+  if (row.kind === "note") {
+    const x = (row.side === "backend" ? proxy : client) + 8;
+    whole(said(x, row.y, row.bad ? "no" : "soft", cut(row.text, letters(mta - x - 8))));
+  } else if (row.kind === "in") {
     arrow(picture, client + 3, proxy, row.y);
     whole(said(client + 9, row.y - 5, "command", cut(row.text, letters(left))));
   } else if (row.kind === "out") {
