@@ -109,9 +109,8 @@ class Changes:
     def _not_secured(self, why: str) -> None:
         self._session.observer.noted("tls_failed", side=self._side, why=why)
         reason = f"{self._side}_tls_failed"
-        self._session.finish(
-            partial(self._session.pipeline.fail, reason, replies.BACKEND_TLS_FAILED)
-        )
+        reply = replies.CLIENT_TLS_FAILED if self.of_client else replies.BACKEND_TLS_FAILED
+        self._session.finish(partial(self._session.pipeline.fail, reason, reply))
 
     def note_tls(self, side: str, transport: asyncio.BaseTransport) -> None:
         """Tell who watches of the TLS that one side has, if any."""

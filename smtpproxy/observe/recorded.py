@@ -127,7 +127,7 @@ class SessionTrace:
     def noted(self, event: str, **values: str) -> None:
         """Record what the dialogue does not tell: who is inside TLS, or why there is no more of it.
 
-        What failed has no reply that would tell: the flight recorder takes it for an error itself.
+        What failed is an error to the flight recorder, even if no reply tells of it.
         """
         if self._flight is not None and event != "tls_started":
             self._flight.failed = True

@@ -101,12 +101,16 @@ async def test_a_handshake_that_does_not_come_is_given_up(stage: Stage) -> None:
         assert await one.rest() in (b"", b"reset")
 
 
-async def test_what_is_no_handshake_ends_the_session(stage: Stage) -> None:
-    async with client(await stage.start(STARTTLS)) as one:
+async def test_what_is_no_handshake_ends_the_session(stage: Stage, logged: Logged) -> None:
+    port = await stage.start(STARTTLS, limits='[log]\nlevel = "debug"')
+    async with client(port) as one:
         await one.reply()
         await one.ask(b"STARTTLS")
         one.writer.write(b"EHLO in plaintext\r\n")
         assert b"250" not in await one.rest()
+    (failed,) = logged("tls_failed")
+    assert failed["side"] == "client"
+    assert logged("exchange")[-1]["reply"].endswith("Error: TLS handshake failed")
 
 
 @pytest.mark.parametrize("tls", ["opportunistic", "starttls"])
