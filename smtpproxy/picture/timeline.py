@@ -12,7 +12,7 @@ from rich.text import Text
 
 from smtpproxy.picture.labels import QUIET, Label, join
 
-MIN_WIDTH, MAX_WIDTH = 76, 100
+MIN_WIDTH, MAX_WIDTH = 60, 100
 GUTTER, CLOCK = 11, 7
 LONG_RUN = 6
 LINE, WAIT = "dim", "magenta"

@@ -93,7 +93,8 @@ def list_sessions(
     ]
     found.sort(key=lambda each: each.opened)
     shown = found[-last:] if last else found
-    _console().print(drawing.list_table(shown))
+    console = _console()
+    console.print(drawing.list_table(shown, console))
     click.echo(f"{len(found)} sessions", err=True)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import groupby
 
-from rich.console import Console, RenderableType
+from rich.console import Console, JustifyMethod, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -15,14 +15,20 @@ from smtpproxy.picture.labels import BAD, COMMAND, GOOD, QUIET, Label
 from smtpproxy.picture.timeline import Row, Timeline, seconds_told
 from smtpproxy.tracing.reader import Session
 
+MOST = 10_000
+"""More columns than any console has."""
 
-def list_table(sessions: Sequence[Closed]) -> Table:
-    """Return the table of sessions: one row for each message, or for one without any."""
+
+def list_table(sessions: Sequence[Closed], console: Console) -> Table:
+    """Return the table of sessions: one row for each message, or for one without any.
+
+    Where it is too wide for the console, the time goes below the date before the rest is folded.
+    """
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("time (UTC)", "session", "client", "sender", "recipients", "outcome"):
-        addresses = name in {"sender", "recipients"}
-        table.add_column(name, overflow="fold" if addresses else "ellipsis", no_wrap=not addresses)
-    table.add_column("saved", justify="right")
+    for name in ("time (UTC)", "session", "client", "sender", "recipients", "outcome", "saved"):
+        justify: JustifyMethod = "right" if name == "saved" else "left"
+        whole = name in {"session", "saved"}  # the id is what the other commands take
+        table.add_column(name, justify=justify, overflow="fold", no_wrap=whole)
     for session in sessions:
         first = (clock(session.opened), session.session, session.client)
         saved = str(session.saved)
@@ -34,6 +40,8 @@ def list_table(sessions: Sequence[Closed]) -> Table:
             first, saved = ("", "", ""), ""
         if session.more_transactions:
             table.add_row("", "", "", "", "", f"{session.more_transactions} messages more", "")
+    if console.measure(table, options=console.options.update(width=MOST)).maximum > console.width:
+        table.columns[0].width = len("2026-11-25")
     return table
 
 

@@ -19,8 +19,9 @@ from smtpproxy.tracing.replay import played_octets, replay
 from tests.interop.programs import command
 
 
-def run(*arguments: str | Path) -> Result:
-    result = CliRunner().invoke(main, ["trace", *map(str, arguments)], env={"COLUMNS": "120"})
+def run(*arguments: str | Path, columns: int = 120) -> Result:
+    environment = {"COLUMNS": str(columns)}
+    result = CliRunner().invoke(main, ["trace", *map(str, arguments)], env=environment)
     assert result.exception is None or isinstance(result.exception, SystemExit)
     return result
 
@@ -40,6 +41,16 @@ class TestList:
             ["relayed", "250", "2"],
         ]
         assert lines[1].split()[3:6] == ["192.0.2.1:4711", "a@x", "b@y"]
+
+    @pytest.mark.parametrize("columns", [60, 80, 100])
+    def test_nothing_is_left_out_of_a_narrow_one(self, recorded: Path, columns: int) -> None:
+        lines = run("list", "-d", recorded, columns=columns).stdout.splitlines()
+        assert max(map(len, lines)) <= columns
+        assert "…" not in "".join(lines)
+        shown = [set(line.split()) for line in lines if line.startswith("20")]
+        assert len(shown) == 3
+        for row, name in zip(shown, ids(recorded), strict=True):
+            assert {name, "a@x", "b@y", "2"} < row
 
     @pytest.mark.parametrize(
         ("filters", "count"),
@@ -88,6 +99,11 @@ class TestShow:
         assert re.search(r"◀─+ 250 \| 250 \| 354 ─│", result.stdout)
         assert re.search(r"│─ \. ─+▶ 550 250 ms │", result.stdout)
         assert "2 round trips saved" in result.stdout
+
+    def test_both_sides_in_a_narrow_terminal(self, recorded: Path) -> None:
+        result = run("show", "-d", recorded, ids(recorded)[1], columns=60)
+        assert "│─ MAIL|RCPT|DATA ─▶│" in result.stdout
+        assert "│─ RCPT ▶ 250 250 ms │" in result.stdout
 
     def test_what_smtpproxy_said_itself(self, forwarded: Path) -> None:
         (name,) = ids(forwarded)
