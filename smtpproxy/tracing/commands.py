@@ -32,14 +32,17 @@ PIPED_WIDTH = 1000
 PROGRESS_OCTETS = 64 * 1024 * 1024
 """From this size on a bar shows how far reading has come."""
 
-_directory = click.option(
-    "-d",
-    "--directory",
-    type=click.Path(path_type=Path, exists=True),
-    required=True,
-    metavar="DIR",
-    envvar="SMTPPROXY_TRACE",
-    help="Where the trace files are, or one of them; also $SMTPPROXY_TRACE.",
+_directory, _future_directory = (
+    click.option(
+        "-d",
+        "--directory",
+        type=click.Path(path_type=Path, exists=exists),
+        required=True,
+        metavar="DIR",
+        envvar="SMTPPROXY_TRACE",
+        help="Where the trace files are, or one of them; also $SMTPPROXY_TRACE.",
+    )
+    for exists in (True, False)
 )
 
 _time = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S"])
@@ -135,11 +138,13 @@ def show(directory: Path, session: str) -> None:
 
 
 @trace.command()
-@_directory
+@_future_directory
 @click.option("--text", help="Only lines that have this in them.")
 def follow(directory: Path, text: str | None) -> None:
     """Print each exchange as it is recorded, until interrupted."""
     console = _console()
+    if not directory.exists():  # it is made when the first session is recorded
+        click.echo(f"waiting for {directory}, which does not exist yet", err=True)
     positions = {path: path.stat().st_size for path in files_of(directory)}
     try:
         while True:
@@ -176,7 +181,7 @@ def _told(record: Record) -> Text | None:
         told = f"closed, {record.reason}, {record.saved} round trips saved"
         return Text(f"{drawing.clock(record.at, '%H:%M:%S')} {record.session:12} {told}", "dim")
     if isinstance(record, Noted):
-        when = f"{drawing.clock(record.at, '%H:%M:%S')} {record.session:12}    "
+        when = f"{drawing.clock(record.at, '%H:%M:%S')} {record.session:12}   "
         return Text.assemble((when, "dim"), drawing.noted_told(record))
     if not isinstance(record, Exchanged):
         return None

@@ -60,7 +60,6 @@ def _closed_in(directory: Path) -> str | None:
 
 def test_follow_prints_all_while_files_are_rotated(tmp_path: Path) -> None:
     directory = tmp_path / "trace"
-    directory.mkdir()
     argv = [sys.executable, "-u", "-m", "smtpproxy", "trace", "follow", "-d", str(directory)]
     settings = 'max_file = "8KiB"\nmax_files = 1000'
     with (
@@ -68,6 +67,7 @@ def test_follow_prints_all_while_files_are_rotated(tmp_path: Path) -> None:
         configured("", backend(mta.port, directory, settings)) as (port, _),
         Process(argv, tmp_path / "followed", {"COLUMNS": "200"}) as follow,
     ):
+        eventually(lambda: "does not exist yet" in follow.printed() or None, "that it waits")
 
         def begun() -> bool | None:
             relay(port, 99)

@@ -157,7 +157,9 @@ def test_follow_yields_whole_lines_once(recorded: Path) -> None:
 def test_follow_tells_who_is_inside_tls(secured: Path) -> None:
     (file,) = files_of(secured)
     told = [commands._told(decode(line)) for line in file.read_bytes().splitlines()]
-    noted = [each.plain.split("    ")[-1] for each in told if each is not None and "TLS" in each]
+    noted = [
+        each.plain.split("   ")[-1].strip() for each in told if each is not None and "TLS" in each
+    ]
     assert noted[:2] == [
         "the MTA is inside TLS 1.2, ECDHE-RSA",
         "the client is inside TLS 1.3, TLS_AES_256_GCM_SHA384",
