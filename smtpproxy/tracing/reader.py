@@ -31,7 +31,10 @@ Progress = Callable[[int], object]
 
 @dataclass(slots=True)
 class Session:
-    """One session as it was recorded; what is not there, is None."""
+    """One session as it was recorded; what is not there, is None.
+
+    before_gap: how many of the exchanges come ahead of the gap, if there is one.
+    """
 
     id: str
     opened: Opened | None = None
@@ -41,6 +44,7 @@ class Session:
     exchanges: list[Exchanged] = field(default_factory=list)
     closed: Closed | None = None
     gap: Gap | None = None
+    before_gap: int = 0
 
     @property
     def records(self) -> list[Record]:
@@ -48,7 +52,11 @@ class Session:
         found: list[Record] = [
             each for each in (self.opened, *self.gave_up, self.connected) if each
         ]
-        return [*found, *self.noted, *self.exchanges, *([self.closed] if self.closed else [])]
+        found += self.noted
+        found += self.exchanges[: self.before_gap]
+        found += [self.gap] if self.gap else []
+        found += self.exchanges[self.before_gap :]
+        return [*found, *([self.closed] if self.closed else [])]
 
     @property
     def began(self) -> float:
@@ -106,7 +114,7 @@ def add(session: Session, record: Record) -> None:
         case Closed():
             session.closed = record
         case Gap():
-            session.gap = record
+            session.gap, session.before_gap = record, len(session.exchanges)
 
 
 def _matching(path: Path, octets: bytes, progress: Progress) -> Iterator[Record]:

@@ -12,9 +12,9 @@ from click.testing import CliRunner, Result
 from smtpproxy.address import parse_server
 from smtpproxy.cli import main
 from smtpproxy.demo.legacy import LegacyMTA
-from smtpproxy.observe.records import Exchanged, decode
+from smtpproxy.observe.records import Exchanged, Gap, decode
 from smtpproxy.tracing import commands, pcapng
-from smtpproxy.tracing.reader import Session, closed_sessions, files_of, session_of
+from smtpproxy.tracing.reader import Session, add, closed_sessions, files_of, session_of
 from smtpproxy.tracing.replay import played_octets, replay
 from tests.interop.programs import command
 
@@ -208,6 +208,13 @@ class TestCapture:
         assert pcapng.command_octets(record) == (
             b"Subject: x\r\n[90 octets of content, of which 12 were recorded]\r\n.\r\n"
         )
+
+    def test_a_page_says_what_was_not_kept_where_it_was(self) -> None:
+        session = Session("s-1")
+        one, other = (Exchanged("s-1", verb, verb) for verb in ("NOOP", "QUIT"))
+        for record in (one, Gap("s-1", 7), other):
+            add(session, record)
+        assert session.records == [one, Gap("s-1", 7), other]
 
     def test_without_a_server_there_is_nothing(self) -> None:
         with pytest.raises(ValueError, match="never had a connection"):
