@@ -245,9 +245,9 @@ def export(directory: Path, session: str, capture: Path | None, page: Path | Non
 def replay(directory: Path, session: str, target: str, lock_step: bool, full_speed: bool) -> None:
     """Play the client's side of SESSION to any server, and compare the replies.
 
-    A message may be delivered: mind the server.  AUTH and STARTTLS are left out, so it goes in
-    plaintext, and content that was not recorded is replaced by as many octets.  Exits 1 if a
-    reply code differs.
+    A message may be delivered: mind the server.  AUTH, STARTTLS and the EHLO behind it are left
+    out, so it goes in plaintext, and content that was not recorded is replaced by as many octets.
+    Exits 1 if a reply code differs.
     """
     try:
         address: Address = parse_server(target)

@@ -13,8 +13,11 @@ from smtpproxy.tracing.reader import Session
 
 REPLY_LIMIT_S = 300.0
 """How long one reply is waited for, or the connection."""
-NOT_PLAYED = frozenset(("AUTH", "auth-line", "XCLIENT", "X-EXPS", "STARTTLS"))
+NOT_PLAYED = frozenset(
+    ("AUTH", "auth-line", "XCLIENT", "X-EXPS", "STARTTLS", "greeting", "unasked", "misframed")
+)
 """What was secret in these was not recorded; what was said inside TLS is played in plaintext."""
+HELLOS = frozenset(("EHLO", "HELO"))
 READ_OCTETS = 4096
 FILLER = b"x" * 76 + b"\r\n"
 
@@ -63,6 +66,27 @@ async def replay(
     return performance
 
 
+def _asked(exchanges: list[Exchanged]) -> list[Exchanged]:
+    """Return what is to be played.
+
+    The hello that is said again inside TLS is not: in plaintext, some servers take no second one.
+    """
+    found: list[Exchanged] = []
+    greeted = anew = False
+    for each in exchanges:
+        if each.verb == "STARTTLS" and each.code == 220:
+            anew = greeted
+        if each.verb in NOT_PLAYED or not each.code:
+            continue
+        if each.verb in HELLOS:
+            greeted = True
+            if anew:
+                anew = False
+                continue
+        found.append(each)
+    return found
+
+
 class _Player:
     def __init__(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, performance: Performance
@@ -73,18 +97,16 @@ class _Player:
         self._replies = ReplyReader()
 
     async def play(self, session: Session, lock_step: bool, as_fast: bool) -> None:
-        asked = []
         for each in session.exchanges:
             if each.verb == "greeting":
                 await self._take(each)
-            elif each.verb not in {"unasked", "misframed"} and each.code:
-                asked.append(each)
+        asked = _asked(session.exchanges)
         loop = asyncio.get_running_loop()
         began, first = loop.time(), session.began
         for framed, exchanges in groupby(asked, lambda each: each.framed):
             if not as_fast:
                 await asyncio.sleep(max(0.0, framed - first - (loop.time() - began)))
-            group = [each for each in exchanges if each.verb not in NOT_PLAYED]
+            group = list(exchanges)
             for part in [[each] for each in group] if lock_step else [group]:
                 if not await self._play_group(part):
                     return
