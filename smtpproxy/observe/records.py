@@ -1,9 +1,9 @@
 """Records: what trace files hold and what the page is sent, one JSON object for each.
 
-A session is `opened`, `connected`, any number of `exchange` and `closed`, all with its id; `noted`
-stands where it happened.  Times
-are seconds since 1970, of one clock that never goes back within a worker; 0 or left out is what has
-not happened.  Text is that of `smtpproxy.observe.text`, without the CRLF at its end.
+A session is `opened`, `connected`, any number of `exchange` and `closed`, all with its id; what is
+`noted` stands where it happened.  Times are seconds since 1970, of one clock that never goes back
+within a worker; 0 or left out is what has not happened.  Text is that of `smtpproxy.observe.text`,
+without the CRLF at its end.
 
 hot path: measure before changing (bench trace: python -m tests.bench.trace).
 """
