@@ -55,7 +55,7 @@ def found(peer: Peer, opened: socket.socket, own_port: int) -> Peer:
     target = _redirected_from(opened) or peer.target
     host, port = target
     redirected = target != peer.target or not _is_here(host) or port != (own_port or port)
-    return Peer(peer.source, target, redirected)
+    return Peer(peer.name, target, redirected)
 
 
 def _redirected_from(opened: socket.socket) -> Endpoint | None:

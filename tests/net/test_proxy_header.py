@@ -19,17 +19,19 @@ from proxyprotocol.tlv import ProxyProtocolTLV
 from proxyprotocol.v1 import ProxyProtocolV1
 from proxyprotocol.v2 import ProxyProtocolV2
 
-from smtpproxy.net.peer import Peer
+from smtpproxy.net.peer import Peer, name_of
 from smtpproxy.net.proxy_header import BadProxyHeader, make_v1, make_v2, read
 
 V2 = b"\r\n\r\n\0\r\nQUIT\n"
-V4_PEER = Peer(("192.0.2.1", 4711), ("198.51.100.7", 25))
-V6_PEER = Peer(("2001:db8::1", 4711), ("2001:db8::25", 25))
+V4_PEER = Peer("192.0.2.1:4711", ("198.51.100.7", 25))
+V6_PEER = Peer("[2001:db8::1]:4711", ("2001:db8::25", 25))
 
 ports = st.integers(0, 65535)
 v4_ends = st.tuples(st.ip_addresses(v=4).map(str), ports)
 v6_ends = st.tuples(st.ip_addresses(v=6).map(str), ports)
-peers = st.builds(Peer, v4_ends, v4_ends) | st.builds(Peer, v6_ends, v6_ends)
+peers = st.builds(Peer, v4_ends.map(name_of), v4_ends) | st.builds(
+    Peer, v6_ends.map(name_of), v6_ends
+)
 
 
 def v2(command: int, family: int, addresses: bytes, size: int | None = None) -> bytes:
@@ -139,7 +141,7 @@ def test_who_has_no_address_is_the_proxy_itself() -> None:
     assert make_v2(Peer(), V4_PEER) == v2(0x20, 0x00, b"")
 
 
-@given(st.builds(Peer, v4_ends, v6_ends))
+@given(st.builds(Peer, v4_ends.map(name_of), v6_ends))
 def test_ends_of_two_families_are_both_made_ipv6(peer: Peer) -> None:
     for made in (make_v1(peer), make_v2(peer)):
         found, _ = read(made)
@@ -154,7 +156,7 @@ def test_a_client_without_address_is_said_to_be_unknown() -> None:
 
 
 def test_a_scope_is_left_out() -> None:
-    peer = Peer(("fe80::1%eth0", 1), ("fe80::2", 25))
+    peer = Peer("[fe80::1%eth0]:1", ("fe80::2", 25))
     assert make_v1(peer) == b"PROXY TCP6 fe80::1 fe80::2 1 25\r\n"
 
 

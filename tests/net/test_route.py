@@ -9,7 +9,7 @@ from smtpproxy.net.peer import Peer
 from smtpproxy.net.route import Route
 
 
-@pytest.mark.parametrize("peer", [Peer(), Peer(("0.0.0.0", 1)), Peer(("::", 1))])
+@pytest.mark.parametrize("peer", [Peer(), Peer("0.0.0.0:1"), Peer("[::]:1")])
 async def test_nobodys_address_is_not_replaced_by_the_proxys_own(peer: Peer) -> None:
     """An MTA that trusts the proxy would relay for whom a proxy in front calls 0.0.0.0."""
     server = Address(host="127.0.0.1", port=9)

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smtpproxy.net.peer import Peer
+from smtpproxy.net.peer import Peer, name_of
 from smtpproxy.net.security import Security, is_in
 from smtpproxy.net.xclient import LINE_LIMIT, BadXclient, Introduction, introduced, xtext
 
 ALL = frozenset(b"NAME ADDR PORT PROTO HELO LOGIN DESTADDR DESTPORT SOURCE IDENT".split())
-V4 = Peer(("192.0.2.1", 4711), ("198.51.100.7", 25))
-V6 = Peer(("2001:db8::1", 4711), ("2001:db8::25", 25))
+V4 = Peer("192.0.2.1:4711", ("198.51.100.7", 25))
+V6 = Peer("[2001:db8::1]:4711", ("2001:db8::25", 25))
 
 
 def test_a_client_is_introduced_by_all_that_is_known_and_the_address_comes_last() -> None:
@@ -83,18 +83,18 @@ def test_a_network_holds_its_addresses_however_they_are_written(host: str, insid
     assert is_in(host, networks) == inside
     assert not is_in(host, ())
     security = Security(trusted=networks)
-    assert security.rules_for(Peer((host, 1))) is None
+    assert security.rules_for(Peer(name_of((host, 1)))) is None
 
 
-FRONT = Peer(("198.51.100.1", 40000), ("198.51.100.7", 25))
+FRONT = Peer("198.51.100.1:40000", ("198.51.100.7", 25))
 
 TAKEN = {
-    b"ADDR=192.0.2.1 PORT=4711": Peer(("192.0.2.1", 4711), FRONT.target),
-    b"addr=ipv6:2001:DB8::1 name=[UNAVAILABLE]": Peer(("2001:db8::1", 0), FRONT.target),
-    b"NAME=c.example ADDR=192.0.2.1": Peer(("192.0.2.1", 0), FRONT.target, hostname=b"c.example"),
-    b"ADDR=192.0.2.1 PORT=[TEMPUNAVAIL]": Peer(("192.0.2.1", 0), FRONT.target),
-    b"DESTADDR=203.0.113.9 DESTPORT=587": Peer(FRONT.source, ("203.0.113.9", 587)),
-    b"DESTADDR=203.0.113.9": Peer(FRONT.source, ("203.0.113.9", 25)),
+    b"ADDR=192.0.2.1 PORT=4711": Peer("192.0.2.1:4711", FRONT.target),
+    b"addr=ipv6:2001:DB8::1 name=[UNAVAILABLE]": Peer("[2001:db8::1]:0", FRONT.target),
+    b"NAME=c.example ADDR=192.0.2.1": Peer("192.0.2.1:0", FRONT.target, hostname=b"c.example"),
+    b"ADDR=192.0.2.1 PORT=[TEMPUNAVAIL]": Peer("192.0.2.1:0", FRONT.target),
+    b"DESTADDR=203.0.113.9 DESTPORT=587": Peer(FRONT.name, ("203.0.113.9", 587)),
+    b"DESTADDR=203.0.113.9": Peer(FRONT.name, ("203.0.113.9", 25)),
     b"HELO=a+20b PROTO=smtp": FRONT,
 }
 
@@ -135,13 +135,13 @@ def test_what_can_not_be_right_is_not_taken(said: bytes) -> None:
 
 def test_where_a_redirected_client_wanted_to_go_is_not_for_others_to_say() -> None:
     """It is the server that the session goes to."""
-    peer = Peer(FRONT.source, FRONT.target, redirected=True)
+    peer = Peer(FRONT.name, FRONT.target, redirected=True)
     assert introduced(peer, b"XCLIENT DESTADDR=203.0.113.9\r\n") == peer
 
 
 @given(st.ip_addresses().map(str), st.integers(0, 65535), st.binary(max_size=300))
 def test_what_one_proxy_says_the_next_one_understands(host: str, port: int, hello: bytes) -> None:
-    said = Peer((host, port), ("198.51.100.7", 25), hostname=b"c.example")
+    said = Peer(name_of((host, port)), ("198.51.100.7", 25), hostname=b"c.example")
     lines = Introduction(b"XCLIENT", said).lines(ALL, b"EHLO " + hello + b"\r\n")
     peer = FRONT
     for line in lines:
