@@ -98,7 +98,7 @@ def list_sessions(
     shown = found[-last:] if last else found
     console = _console()
     console.print(drawing.list_table(shown, console))
-    click.echo(f"{len(found)} sessions", err=True)
+    click.echo(drawing.counted(len(found), "session"), err=True)
 
 
 def _read_all(paths: list[Path]) -> Iterator[Closed]:
@@ -178,7 +178,7 @@ def _new_lines(directory: Path, positions: dict[Path, int]) -> Iterator[bytes]:
 
 def _told(record: Record) -> Text | None:
     if isinstance(record, Closed):
-        told = f"closed, {record.reason}, {record.saved} round trips saved"
+        told = f"closed, {record.reason}, {drawing.saved(record)}"
         return Text(f"{drawing.clock(record.at, '%H:%M:%S')} {record.session:12} {told}", "dim")
     if isinstance(record, Noted):
         when = f"{drawing.clock(record.at, '%H:%M:%S')} {record.session:12}   "

@@ -195,11 +195,18 @@ def _what_went_on(session: Session) -> Iterator[RenderableType]:
     if closed is None:
         yield Text("the session is not over, or its end was not recorded", BAD)
         return
-    yield Text(
-        f"{closed.reason} after {seconds_told(closed.seconds)}: {closed.messages} messages, "
-        f"{closed.commands} commands, {closed.saved} round trips saved",
-        "bold",
-    )
+    facts = counted(closed.messages, "message"), counted(closed.commands, "command"), saved(closed)
+    yield Text(f"{closed.reason} after {seconds_told(closed.seconds)}: {', '.join(facts)}", "bold")
+
+
+def counted(number: int, noun: str) -> str:
+    """Return `1 message` or `2 messages`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def saved(closed: Closed) -> str:
+    """Tell how many round trips a session has saved."""
+    return counted(closed.saved, "round trip") + " saved"
 
 
 def _what_differed(exchange: Exchanged) -> Iterator[Text]:
