@@ -16,7 +16,7 @@ END_OF_DATA = b"\r\n.\r\n"
 BULK = 4096
 """From this many octets on it pays to look whether all lines are equally long, as base64 is."""
 SHORT = 16
-"""Lines as short as this are looked at one by one: there are too many in a chunk."""
+"""Shorter lines are looked at one by one: there are too many in a chunk."""
 SHOWN = 4
 """So many octets before and behind a bare CR, LF or NUL are shown to observers: it is content."""
 LINE_KEPT = 2048
@@ -169,7 +169,8 @@ def _violation(bare: bytes, at: int, octets: bytes) -> ClientViolation:
 def has_crlf_only(octets: bytes) -> bool:
     """Tell whether each CR is followed by LF and each LF preceded by CR.
 
-    Passes of memchr only: CR taken out and put before each LF again gives the same octets.
+    Passes of memchr only: CR taken out and put before each LF again gives the same octets.  What
+    is regular is looked at in a faster way.
     """
     # Hot path (bench S4).
     begin, end = _find_run(octets) if BULK <= len(octets) <= len(_SCRATCH) else (0, 0)

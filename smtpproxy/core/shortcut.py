@@ -29,14 +29,8 @@ def take(pipeline: "Pipeline", code: int, reply: bytes, now: float) -> bool:
         or held.octets + len(reply) >= HELD_OCTETS
     ):
         return False
-    exchange.reply = reply
-    exchange.code = code
-    exchange.replied = pipeline.answers.came = following.sent = now
-    if held.exchanges:
-        held.exchanges.append(exchange)
-    else:
-        held.exchanges = [exchange]
-    held.octets += len(reply)
+    held.hold(exchange, reply, code, now)
+    pipeline.answers.came = following.sent = now
     pipeline.errors = 0
     if role == commands.RCPT:
         pipeline.transaction.recipients += 1
