@@ -25,7 +25,6 @@ KEPT_EXCHANGES, KEPT_LAST = 120, 20
 KEPT_LINE, KEPT_OCTETS = 400, 24 * 1024
 """Of each line and reply; of all those of a session, before which the first ones end."""
 KEPT_MESSAGES = KEPT_RECIPIENTS = 20
-KEPT_NOTED = 10
 LOOK_S = 5.0
 """For so long after it was told so, somebody looks."""
 
@@ -113,7 +112,6 @@ class RecentSession:
         "_room",
         "_saved",
         "_summary",
-        "_tls",
         "_transactions",
         "changed",
     )
@@ -132,7 +130,6 @@ class RecentSession:
         self._room = KEPT_OCTETS
         self._commands = self._saved = self._octets = self._messages = 0
         self._transactions: deque[Transaction] = deque(maxlen=KEPT_MESSAGES)
-        self._tls: dict[str, str] = {}
         self._noted: list[records.Noted] = []
         self._summary: Summary | None = None
         self.changed = True
@@ -175,11 +172,8 @@ class RecentSession:
 
     def noted(self, event: str, **values: str) -> None:
         """Keep which connection is inside TLS, or why it is not."""
-        if event == "tls_started":
-            self._tls[values["side"]] = values["version"]
-        if len(self._noted) < KEPT_NOTED:
-            at = monotonic() + self._offset
-            self._noted.append(records.noted(self._id, at, event, values))
+        if len(self._noted) < records.KEPT_NOTED:
+            self._noted.append(records.Noted(self._id, monotonic() + self._offset, event, **values))
         self.changed = True
 
     def slowed(self) -> None:
@@ -205,7 +199,7 @@ class RecentSession:
             "listener": self._listener,
             "client": self._client,
             "server": connected.server if connected else "",
-            "tls": self._tls,
+            "tls": {each.side: each.version for each in self._noted if each.version},
             "reason": summary.reason if summary else "",
             "seconds": summary.seconds if summary else 0.0,
             "saved": self._saved,

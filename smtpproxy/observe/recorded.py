@@ -23,8 +23,6 @@ KEPT_WHEN_FULL = 10
 """So many exchanges of the end of a session then."""
 EXCHANGE_OCTETS = 400
 """What an exchange takes beside its line and its reply."""
-KEPT_NOTED = 10
-"""How often a session's trace tells of TLS: for each side once, and for each server given up."""
 KEPT_MESSAGES = 100
 """How many transactions, and how many violations, a session's last record tells."""
 _NO_CONTENTS: dict[Exchange, Content] = {}
@@ -131,9 +129,9 @@ class SessionTrace:
         """
         if self._flight is not None and event != "tls_started":
             self._flight.failed = True
-        if self._noted < KEPT_NOTED:
+        if self._noted < records.KEPT_NOTED:
             self._noted += 1
-            self._add(records.noted(self.id, monotonic() + self._trace.offset, event, values))
+            self._add(records.Noted(self.id, monotonic() + self._trace.offset, event, **values))
 
     def slowed(self) -> None:
         """Record nothing: the times tell."""

@@ -55,7 +55,8 @@ class Noted(Struct, tag_field="what", tag="noted", omit_defaults=True, gc=False)
     """What happened besides the dialogue, by the name of the log's event.
 
     tls_started: the `side`, client or backend, went inside TLS of this version, with this cipher.
-    tls_failed: that side did not, `why`.  client_turned_away: there was no dialogue at all, `why`.
+    tls_failed: that side did not, `why`.  client_turned_away: there was no dialogue at all, for
+    the reason `kind`, and `why`.
     """
 
     session: str
@@ -64,7 +65,12 @@ class Noted(Struct, tag_field="what", tag="noted", omit_defaults=True, gc=False)
     side: str = ""
     version: str = ""
     cipher: str = ""
+    kind: str = ""
     why: str = ""
+
+
+KEPT_NOTED = 10
+"""So much is noted of a session: TLS of each side once, or of each server that was given up."""
 
 
 class Violation(Struct, omit_defaults=True, gc=False):
@@ -271,14 +277,6 @@ def _steps_of(exchange: Exchange, offset: float) -> Sequence[Said]:
 
 def _line_of(octets: bytes) -> str:
     return text_of(octets.removesuffix(b"\r\n"))
-
-
-def noted(session: str, at: float, event: str, values: Mapping[str, str]) -> Noted:
-    """Return the record of an event with the values that an observer is given."""
-    side, version, cipher, why = (
-        values.get(name, "") for name in ("side", "version", "cipher", "why")
-    )
-    return Noted(session, at, event, side, version, cipher, why)
 
 
 def verb_of(exchange: Exchange) -> str:

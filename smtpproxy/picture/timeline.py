@@ -205,7 +205,7 @@ def _both_ways(row: Row, width: int) -> Text:
 
 
 def _noted(note: Label, width: int) -> Text:
-    text = Text(f"  {note.long}", note.style)
+    text = Text(f"  {note.short}", note.style)
     text.truncate(width, overflow="ellipsis", pad=True)
     return text
 

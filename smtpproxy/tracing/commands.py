@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -32,18 +33,17 @@ PIPED_WIDTH = 1000
 PROGRESS_OCTETS = 64 * 1024 * 1024
 """From this size on a bar shows how far reading has come."""
 
-_directory, _future_directory = (
-    click.option(
-        "-d",
-        "--directory",
-        type=click.Path(path_type=Path, exists=exists),
-        required=True,
-        metavar="DIR",
-        envvar="SMTPPROXY_TRACE",
-        help="Where the trace files are, or one of them; also $SMTPPROXY_TRACE.",
-    )
-    for exists in (True, False)
+_in_directory = partial(
+    click.option,
+    "-d",
+    "--directory",
+    required=True,
+    metavar="DIR",
+    envvar="SMTPPROXY_TRACE",
+    help="Where the trace files are, or one of them; also $SMTPPROXY_TRACE.",
 )
+_directory = _in_directory(type=click.Path(path_type=Path, exists=True))
+_future_directory = _in_directory(type=click.Path(path_type=Path))
 
 _time = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S"])
 
@@ -182,7 +182,8 @@ def _told(record: Record) -> Text | None:
         return Text(f"{drawing.clock(record.at, '%H:%M:%S')} {record.session:12} {told}", "dim")
     if isinstance(record, Noted):
         when = f"{drawing.clock(record.at, '%H:%M:%S')} {record.session:12}   "
-        return Text.assemble((when, "dim"), drawing.noted_told(record))
+        label = drawing.note(record)
+        return Text.assemble((when, "dim"), (label.long, label.style))
     if not isinstance(record, Exchanged):
         return None
     took = seconds_told(record.replied - record.sent) if record.sent else ""

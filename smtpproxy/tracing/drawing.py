@@ -39,7 +39,8 @@ def list_table(sessions: Sequence[Closed], console: Console) -> Table:
             table.add_row(*first, *told, saved)
             first, saved = ("", "", ""), ""
         if session.more_transactions:
-            table.add_row("", "", "", "", "", f"{session.more_transactions} messages more", "")
+            more = counted(session.more_transactions, "message") + " more"
+            table.add_row("", "", "", "", "", more, "")
     if console.measure(table, options=console.options.update(width=MOST)).maximum > console.width:
         table.columns[0].width = len("2026-11-25")
     return table
@@ -96,7 +97,7 @@ def rows_of(session: Session) -> Iterator[Row]:
     began = session.began
     yield Row(0.0, to_mta=(Label("", "connects", QUIET),))
     for noted in session.noted:
-        yield Row(noted.at - began, noted.side == "backend", note=_note(noted))
+        yield Row(noted.at - began, noted.side == "backend", note=note(noted))
     asked = [each for each in session.exchanges if _is_asked(each)]
     for framed, group in groupby(asked, lambda each: each.framed):
         yield Row(framed - began, to_mta=tuple(map(_command, group)))
@@ -144,36 +145,23 @@ def _reply_label(code: str, reply: str) -> Label:
 _NO_REPLY = Label("-", "no reply", BAD)
 
 
-def _note(noted: Noted) -> Label:
-    match noted.event:
-        case "tls_started":
-            return Label("", f"inside {tls_version(noted)}", QUIET)
-        case "tls_failed":
-            return Label("", "TLS failed", BAD)
-        case _:
-            return Label("", "turned away", BAD)
-
-
-def tls_version(noted: Noted) -> str:
-    """Return the version as people write it."""
-    return noted.version.replace("TLSv", "TLS ")
-
-
-def noted_told(noted: Noted) -> Text:
-    """Return in a line what happened besides the dialogue."""
-    side = {"client": "the client", "backend": "the MTA"}.get(noted.side, noted.side)
+def note(noted: Noted) -> Label:
+    """Return the label of what happened besides the dialogue."""
+    side = "the MTA" if noted.side == "backend" else "the client"
     why = printable(noted.why)
     match noted.event:
         case "tls_started":
-            return Text(f"{side} is inside {tls_version(noted)}, {noted.cipher}", QUIET)
+            inside = f"inside {noted.version.replace('TLSv', 'TLS ')}"
+            return Label(inside, f"{side} is {inside}, {noted.cipher}", QUIET)
         case "tls_failed":
-            return Text(f"TLS with {side} failed: {why}", BAD)
+            return Label("TLS failed", f"TLS with {side} failed: {why}", BAD)
         case _:
-            return Text(f"{noted.event.replace('_', ' ')}: {why}", BAD)
+            return Label("turned away", f"{noted.event.replace('_', ' ')}: {why}", BAD)
 
 
 def _what_went_on(session: Session) -> Iterator[RenderableType]:
-    yield from map(noted_told, session.noted)
+    for label in map(note, session.noted):
+        yield Text(label.long, label.style)
     for each in session.exchanges:
         if each.violation is not None:
             how = "mended" if each.violation.mended else "refused"

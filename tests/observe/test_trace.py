@@ -10,6 +10,7 @@ import pytest
 from smtpproxy.core.rules import Rules
 from smtpproxy.observe import recorded
 from smtpproxy.observe.captured import DIGESTED_OCTETS, Kept
+from smtpproxy.observe.records import KEPT_NOTED
 from smtpproxy.observe.trace import GATHERED_OCTETS
 from tests.observe.stage import Traced, Watched
 
@@ -278,7 +279,7 @@ class TestErrors:
         traced = Traced(tmp_path, only_errors=True)
         for failed in (False, True):
             session = Watched(traced.trace)
-            for _ in range(recorded.KEPT_NOTED - failed):
+            for _ in range(KEPT_NOTED - failed):
                 session.observer.noted("tls_started", side="backend", version="TLSv1.3", cipher="x")
             if failed:
                 session.observer.noted("tls_failed", side="client", why="unknown ca")
@@ -287,7 +288,7 @@ class TestErrors:
         records = traced.records()
         assert len({record["session"] for record in records}) == 1
         noted = [record for record in records if record["what"] == "noted"]
-        assert len(noted) == recorded.KEPT_NOTED
+        assert len(noted) == KEPT_NOTED
         assert (noted[-1]["event"], noted[-1]["why"]) == ("tls_failed", "unknown ca")
 
     def test_a_mended_newline_went_wrong(self, tmp_path: Path) -> None:
