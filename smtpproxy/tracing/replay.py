@@ -72,18 +72,16 @@ def _asked(exchanges: list[Exchanged]) -> list[Exchanged]:
     The hello that is said again inside TLS is not: in plaintext, some servers take no second one.
     """
     found: list[Exchanged] = []
-    greeted = anew = False
+    again = False  # the next hello says one again that is played
     for each in exchanges:
         if each.verb == "STARTTLS" and each.code == 220:
-            anew = greeted
+            again = any(other.verb in HELLOS for other in found)
         if each.verb in NOT_PLAYED or not each.code:
             continue
-        if each.verb in HELLOS:
-            greeted = True
-            if anew:
-                anew = False
-                continue
-        found.append(each)
+        if each.verb in HELLOS and again:
+            again = False
+        else:
+            found.append(each)
     return found
 
 
