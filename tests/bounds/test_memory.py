@@ -13,7 +13,7 @@ import os
 import resource
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from time import monotonic
 
@@ -67,6 +67,8 @@ async def running(tmp_path: Path, serve: Serve, more: str = "") -> AsyncIterator
         finally:
             serving.discard(task)
             writer.transport.abort()
+            with suppress(OSError):
+                await writer.wait_closed()
 
     server = await asyncio.start_unix_server(serve_one, path, limit=MIB)
     file = tmp_path / "p"
@@ -89,7 +91,6 @@ async def running(tmp_path: Path, serve: Serve, more: str = "") -> AsyncIterator
                 task.cancel()
             if serving:
                 await asyncio.wait(serving)
-            await asyncio.sleep(0.05)  # the loop closes what was aborted
 
 
 async def _greeted(port: int) -> None:

@@ -39,6 +39,7 @@ class Connection(asyncio.Protocol):
         self._owes = False
         self._sender = b""
         self._content: bytes | None = None
+        self.closed = asyncio.Event()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport
@@ -47,6 +48,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         self._record.connections.discard(self)
+        self.closed.set()
 
     def data_received(self, data: bytes) -> None:
         if self._content is not None:
