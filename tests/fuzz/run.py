@@ -31,15 +31,16 @@ def _compare(whole: Trial, cut: Trial) -> None:
     before it.
     """
     said, said_cut = whole.server.said, cut.server.said
-    if _ran_ahead(whole) or _ran_ahead(cut):
+    ran_ahead = _ran_ahead(whole) or _ran_ahead(cut)
+    drained = cut.ended == "draining"  # between two segments: of smaller ones, sooner
+    if ran_ahead:
         said_cut = said_cut[: len(said)]
-        if cut.ended == "draining":
-            said = said[: len(said_cut)]
-    elif cut.ended == "draining":  # between two segments: of smaller ones, sooner
+    if drained:
         said = said[: len(said_cut)]
+    if drained and not ran_ahead:
         good_bye = replies.DRAINING % cut.pipeline.rules.hostname
         assert whole.sent_to_client.startswith(cut.sent_to_client.removesuffix(good_bye))
-    else:
+    elif not ran_ahead:
         assert cut.sent_to_client == whole.sent_to_client
         assert cut.ended == whole.ended
         assert cut.pipeline.transaction.messages == whole.pipeline.transaction.messages
