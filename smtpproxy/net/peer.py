@@ -12,6 +12,7 @@ from functools import lru_cache
 Endpoint = tuple[str, int]
 """An IP address, in its usual spelling, and a port."""
 UNIX = "unix"
+"""The name of an end that is a Unix socket."""
 _MAPPED = "::ffff:"
 
 
