@@ -3,16 +3,14 @@
 from collections import deque
 from collections.abc import Callable
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from smtpproxy.core import commands
 from smtpproxy.core.exchange import Exchange
 from smtpproxy.core.observer import Ends, Summary
 from smtpproxy.observe import records
 from smtpproxy.observe.captured import Captured, Content
-
-if TYPE_CHECKING:
-    from smtpproxy.observe.trace import Trace
+from smtpproxy.observe.writer import Writer
 
 KEPT_OCTETS = 64 * 1024
 """How much of a session the flight recorder keeps: of its begin one half, of its end the other."""
@@ -30,7 +28,16 @@ _CONTENT = frozenset((commands.END_OF_DATA, commands.BDAT))
 
 
 class SessionTrace:
-    """Records one session."""
+    """Records one session.
+
+    Args:
+        writer: Takes the records.
+        captured: Keeps what is to be recorded of message content.
+        flight: Keeps the session until it is over, if only what went wrong is to be written.
+        session: The session's id.
+        listener: The listener's name.
+        client: The client's address.
+    """
 
     __slots__ = (
         "_captured",
@@ -44,20 +51,28 @@ class SessionTrace:
         "_noted",
         "_opened",
         "_server",
-        "_trace",
         "_violations",
+        "_writer",
         "content",
         "id",
     )
 
-    def __init__(self, trace: "Trace", session: str, listener: str, client: str) -> None:
+    def __init__(
+        self,
+        writer: Writer,
+        captured: Captured,
+        flight: "Flight | None",
+        session: str,
+        listener: str,
+        client: str,
+    ) -> None:
         self.id = session
-        self._trace = trace
+        self._writer = writer
         self._listener = listener
         self._client = client
         self._server = ""
-        self._opened = monotonic() + trace.offset
-        self._captured = Captured(trace.kept, trace.most)
+        self._opened = monotonic() + writer.offset
+        self._captured = captured
         self.content = self._captured.add
         self._head: list[records.Record] = []  # one for each server, and KEPT_NOTED, at most
         self._noted = 0
@@ -65,19 +80,19 @@ class SessionTrace:
         self._violations: list[str] = []
         self._messages: list[records.Message] = []
         self._more_messages = 0
-        self._flight = Flight(trace) if trace.only_errors else None
+        self._flight = flight
         self._add(records.Opened(session, self._opened, listener, client))
 
     def _add(self, record: records.Record) -> None:
         if self._flight is None:
-            self._trace.add(records.encode(record) + b"\n")
+            self._writer.add(records.encode(record) + b"\n")
         else:
             self._head.append(record)
 
     def connected(self, server: str, ends: Callable[[], Ends]) -> None:
         """Record the connection to the server."""
         self._server = server
-        at = monotonic() + self._trace.offset
+        at = monotonic() + self._writer.offset
         end = ends()
         self._add(
             records.Connected(self.id, at, server, end.client, end.listener, end.proxy, end.server)
@@ -85,7 +100,7 @@ class SessionTrace:
 
     def gave_up(self, server: str, why: str) -> None:
         """Record that a server could not be had."""
-        self._add(records.GaveUp(self.id, monotonic() + self._trace.offset, server, why))
+        self._add(records.GaveUp(self.id, monotonic() + self._writer.offset, server, why))
         if self._flight is not None:
             self._flight.failed = True
 
@@ -100,9 +115,9 @@ class SessionTrace:
                 digested = self._flight is None or self._flight.failed
                 contents = {**contents, exchange: captured.take(exchange, digested=digested)}
         if self._flight is None:
-            trace = self._trace
-            lines = records.encoded(self.id, exchanges, contents, trace.offset)
-            trace.add(lines, len(exchanges))
+            writer = self._writer
+            lines = records.encoded(self.id, exchanges, contents, writer.offset)
+            writer.add(lines, len(exchanges))
         else:
             self._flight.add(exchanges, contents)
 
@@ -131,7 +146,7 @@ class SessionTrace:
             self._flight.failed = True
         if self._noted < records.KEPT_NOTED:
             self._noted += 1
-            self._add(records.Noted(self.id, monotonic() + self._trace.offset, event, **values))
+            self._add(records.Noted(self.id, monotonic() + self._writer.offset, event, **values))
 
     def slowed(self) -> None:
         """Record nothing: the times tell."""
@@ -145,9 +160,9 @@ class SessionTrace:
             self._flight.close()
             if not self._flight.failed:
                 return
-            self._trace.add(records.encode_lines(self._head), len(self._head))
+            self._writer.add(records.encode_lines(self._head), len(self._head))
             self._flight.write(self.id)
-        self._trace.add(records.encode(self._closed_record(summary)) + b"\n")
+        self._writer.add(records.encode(self._closed_record(summary)) + b"\n")
 
     def _closed_record(self, summary: Summary) -> records.Closed:
         return records.Closed(
@@ -171,17 +186,49 @@ class SessionTrace:
         )
 
 
+class FlightMemory:
+    """What the flight recorder keeps of all sessions of a worker."""
+
+    __slots__ = ("octets",)
+
+    octets: int
+    """How much it is together."""
+
+    def __init__(self) -> None:
+        self.octets = 0
+
+    @property
+    def full(self) -> bool:
+        """Tell whether each session has to do with little room."""
+        return self.octets >= ALL_KEPT_OCTETS
+
+
 class Flight:
     """What the flight recorder keeps of a session: its begin and its end, in bounded memory.
 
-    failed: it met a 4xx or 5xx (a time limit and a lost backend are answered so), a violation, TLS
-    that failed, or was turned away.
+    Args:
+        writer: Takes the records when the session is to be written.
+        memory: Counts what is kept of all sessions.
     """
 
-    __slots__ = ("_contents", "_first", "_last", "_missing", "_room", "_trace", "failed")
+    __slots__ = (
+        "_contents",
+        "_first",
+        "_last",
+        "_memory",
+        "_missing",
+        "_room",
+        "_writer",
+        "failed",
+    )
 
-    def __init__(self, trace: "Trace") -> None:
-        self._trace = trace
+    failed: bool
+    """It met a 4xx or 5xx (a time limit and a lost backend are answered so), a violation, TLS that
+    failed, or was turned away."""
+
+    def __init__(self, writer: Writer, memory: FlightMemory) -> None:
+        self._writer = writer
+        self._memory = memory
         self.failed = False
         self._first: list[Exchange] = []
         self._last: deque[Exchange] = deque()
@@ -202,7 +249,7 @@ class Flight:
                 last.append(exchange)
         for content in contents.values():
             room -= len(content.text) + len(content.came)
-        self._trace.kept_octets += self._room - room + EXCHANGE_OCTETS * len(exchanges)
+        self._memory.octets += self._room - room + EXCHANGE_OCTETS * len(exchanges)
         self._room = room
         if last:
             self._make_room()
@@ -210,19 +257,19 @@ class Flight:
     @property
     def _half(self) -> int:
         """Return the room that the begin of the session leaves to its end."""
-        return KEPT_OCTETS // 2 if self._trace.kept_octets < ALL_KEPT_OCTETS else KEPT_OCTETS
+        return KEPT_OCTETS if self._memory.full else KEPT_OCTETS // 2
 
     def _make_room(self) -> None:
-        last, trace = self._last, self._trace
+        last, memory = self._last, self._memory
         while (
             len(last) > KEPT_EXCHANGES // 2
             or (self._room < 0 and len(last) > 1)
-            or (trace.kept_octets >= ALL_KEPT_OCTETS and len(last) > KEPT_WHEN_FULL)
+            or (memory.full and len(last) > KEPT_WHEN_FULL)
         ):
             gone = last.popleft()
             size = self._size_of(gone)
             self._room += size
-            trace.kept_octets -= size + EXCHANGE_OCTETS
+            memory.octets -= size + EXCHANGE_OCTETS
             self._contents.pop(gone, None)
             self._missing += 1
 
@@ -234,13 +281,13 @@ class Flight:
     def close(self) -> None:
         """Give back what it took of the room of all."""
         kept = len(self._first) + len(self._last)
-        self._trace.kept_octets -= KEPT_OCTETS - self._room + EXCHANGE_OCTETS * kept
+        self._memory.octets -= KEPT_OCTETS - self._room + EXCHANGE_OCTETS * kept
 
     def write(self, session: str) -> None:
         """Have all that was kept written."""
-        contents, trace = self._contents, self._trace
+        contents, writer = self._contents, self._writer
         for part in (self._first, list(self._last)):
             if part:
-                trace.add(records.encoded(session, part, contents, trace.offset), len(part))
+                writer.add(records.encoded(session, part, contents, writer.offset), len(part))
             if part is self._first and self._missing:
-                trace.add(records.encode(records.Gap(session, self._missing)) + b"\n")
+                writer.add(records.encode(records.Gap(session, self._missing)) + b"\n")

@@ -37,7 +37,7 @@ class TestFiles:
 
         traced = Traced(tmp_path)
         session = Watched(traced.trace)
-        traced.trace._log = files_log = Lines()
+        traced.trace.writer._log = files_log = Lines()
         with monkeypatch.context() as patch:
             patch.setattr(files_module.os, "write", write)
             for _ in range(3):

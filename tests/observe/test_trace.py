@@ -11,7 +11,7 @@ from smtpproxy.core.rules import Rules
 from smtpproxy.observe import recorded
 from smtpproxy.observe.captured import DIGESTED_OCTETS, Kept
 from smtpproxy.observe.records import KEPT_NOTED
-from smtpproxy.observe.trace import GATHERED_OCTETS
+from smtpproxy.observe.writer import GATHERED_OCTETS
 from tests.observe.stage import Traced, Watched
 
 
@@ -53,7 +53,7 @@ class TestAll:
         session.sends("MAIL FROM:<a@x>", "RCPT TO:<b@y>")
         session.says("250 a", "550 5.1.1 no b")
         mail, rcpt = exchanges(traced.records())[1:]
-        offset = traced.trace.offset
+        offset = traced.trace.writer.offset
         times = [
             [each[name] - offset for name in ("framed", "sent", "replied", "flushed")]
             for each in (mail, rcpt)
@@ -114,7 +114,7 @@ class TestAll:
         for _ in range(500):
             session.sends("NOOP")
             session.says("250 ok")
-        assert sum(map(len, traced.trace._lines)) < GATHERED_OCTETS
+        assert sum(map(len, traced.trace.writer._lines)) < GATHERED_OCTETS
         assert len(traced.later.calls) < 4
         assert len(exchanges(traced.records())) == 501
 
@@ -337,12 +337,12 @@ class TestErrors:
                 session.sends(f"NOOP {number}")
                 session.says("250 " + "x" * 100)
         most = 20 * (recorded.KEPT_WHEN_FULL + 1) * (recorded.EXCHANGE_OCTETS + 120)
-        assert 200_000 < traced.trace.kept_octets < 200_000 + most
+        assert 200_000 < traced.trace.memory.octets < 200_000 + most
         for session in sessions:
             session.sends("VRFY x")
             session.says("550 no")
             session.close()
-        assert traced.trace.kept_octets == 0
+        assert traced.trace.memory.octets == 0
         assert [each["exchanges"] for each in traced.records() if each["what"] == "gap"]
 
     def test_what_was_kept_of_a_session_without_errors_is_given_back(self, tmp_path: Path) -> None:
@@ -350,6 +350,6 @@ class TestErrors:
         session = Watched(traced.trace)
         for _ in range(20):
             session.relay("a\nb", "x" * 30000)
-        assert traced.trace.kept_octets > 0
+        assert traced.trace.memory.octets > 0
         session.close()
-        assert traced.trace.kept_octets == 0
+        assert traced.trace.memory.octets == 0
