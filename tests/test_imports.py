@@ -128,3 +128,41 @@ def test_wrong_arrow_is_noticed(module: str, source: str, wrong: list[str]) -> N
 
 def test_every_part_of_the_package_has_its_arrows() -> None:
     assert {_part(module) for module in MODULES} <= ALLOWED.keys()
+
+
+def _circles(imports: dict[str, set[str]]) -> list[list[str]]:
+    """Return the groups of modules that import one another, each sorted."""
+    reached: dict[str, set[str]] = {}
+    for module in imports:
+        found: set[str] = set()
+        waiting = [*imports[module]]
+        while waiting:
+            target = waiting.pop()
+            if target in imports and target not in found:
+                found.add(target)
+                waiting += imports[target]
+        reached[module] = found
+    circles = {
+        tuple(sorted(other for other in reached[module] if module in reached[other]))
+        for module in imports
+        if module in reached[module]
+    }
+    return sorted(map(list, circles))
+
+
+def test_no_modules_import_one_another() -> None:
+    imports = {module: _imported(path.read_text()) for module, path in MODULES.items()}
+    circles = _circles(imports)
+    assert [each for each in circles if not all(".net." in module for module in each)] == []
+
+
+@pytest.mark.parametrize(
+    ("imports", "circles"),
+    [
+        ({"a": {"b"}, "b": {"c", "sys"}, "c": set()}, []),
+        ({"a": {"b"}, "b": {"a"}}, [["a", "b"]]),
+        ({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"d"}}, [["b", "c"], ["d"]]),
+    ],
+)
+def test_circle_is_noticed(imports: dict[str, set[str]], circles: list[list[str]]) -> None:
+    assert _circles(imports) == circles

@@ -46,6 +46,11 @@ class Extensions:
             last.verb.role in (commands.END_OF_DATA, commands.BDAT) and last.sent > 0
         )
 
+    def restart(self, rules: Rules) -> None:
+        """Begin anew by other rules: nothing was offered yet."""
+        self.rules = rules
+        self.leave()
+
     def leave(self) -> None:
         """Follow a client that said HELO: none is in force (RFC 5321 section 4.1.1.1)."""
         self.pipelining = self.chunking = False

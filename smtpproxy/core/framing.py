@@ -117,13 +117,17 @@ class Framer:
 
     # --- how the pipeline opens the gate ------------------------------------------------------
 
+    def await_upgrade(self, now: float) -> None:
+        """Keep the gate closed when its reply was flushed: nothing may follow in plaintext."""
+        self.gate = Exchange(self.gate.verb, b"", now)
+
     def open_commands(self) -> None:
         """Let command lines follow."""
         self.mode = COMMANDS
         self.gate = _ANSWERED
 
-    def begin_anew(self, rules: Rules) -> None:
-        """Let command lines follow, under other rules."""
+    def restart(self, rules: Rules) -> None:
+        """Let command lines follow, by other rules."""
         self._rules = rules
         self.table = rules.first_table
         self.open_commands()

@@ -11,9 +11,9 @@ are offered to EHLO alone; it gets the first line of the reply to it.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
 
 from smtpproxy.core import capabilities
+from smtpproxy.core.beforehand import Introduction, Xforward
 from smtpproxy.core.errors import BackendViolation
 from smtpproxy.core.exchange import Exchange, Step
 from smtpproxy.core.extensions import Extensions
@@ -27,26 +27,12 @@ _HELLO, _STARTTLS, _HANDSHAKE, _INTRODUCTION, _RSET = range(5)
 """What was said last, whose reply is awaited."""
 
 
-class Introduction(Protocol):
-    """How a client is made known to the backend."""
-
-    verb: bytes
-    """XCLIENT, without which the session fails, or XFORWARD, which is for the backend's log."""
-
-    def lines(self, attributes: frozenset[bytes], hello: bytes) -> Sequence[bytes]:
-        """Return the commands, of the attributes that the backend knows.
-
-        `hello` is the client's EHLO or HELO line.
-        """
-
-
 class Hello:
     """Follows every EHLO and HELO of a session, and what is said to the backend because of it.
 
     line, reason: see DONE to FAILED.
     introduction: of the client, where one is still to be made.
-    forward: what is to be said before each message, line by line.
-    forwarded: how many lines of it were said already.
+    xforward: what is sent before each message.
     said_at: when what is not answered yet was said.
     """
 
@@ -61,20 +47,18 @@ class Hello:
         "_rules",
         "_said",
         "_tls_refused",
-        "forward",
-        "forwarded",
         "introduction",
         "line",
         "reason",
         "said_at",
+        "xforward",
     )
 
     def __init__(self, rules: Rules, extensions: Extensions) -> None:
         self._rules = rules
         self._extensions = extensions
         self.introduction: Introduction | None = None
-        self.forward: Sequence[bytes] = ()
-        self.forwarded = 0
+        self.xforward = Xforward()
         self._said = b""  # the client's line
         self._awaits = _HELLO
         self._lines: Sequence[bytes] = ()  # of the introduction, not said yet
@@ -101,7 +85,7 @@ class Hello:
         self.line = self._ehlo if self._wants_tls or self.introduction is not None else line
         return self.line
 
-    def begin_anew(self, rules: Rules) -> None:
+    def restart(self, rules: Rules) -> None:
         """Forget, as the client must, what was said before its connection was secured.
 
         But keep in mind what the backend was told: some MTAs accept one EHLO only.
@@ -109,10 +93,10 @@ class Hello:
         self._rules = rules
         self._before = self._offer
 
-    def stop_forwarding(self) -> None:
-        """Say no XFORWARD any more: the backend refuses it, or the client speaks for itself."""
+    def stop_xforward(self) -> None:
+        """Send no XFORWARD any more: the backend refuses it, or the client sends its own."""
         self.introduction = None
-        self.forward = ()
+        self.xforward.lines = ()
 
     def secured(self, now: float) -> bytes:
         """Return what the backend gets now that its connection is inside TLS."""
@@ -174,7 +158,7 @@ class Hello:
             return self._fail("backend_tls_not_offered")
         if self._must_introduce:
             return self._fail("xclient_not_offered")
-        self.forward = ()
+        self.xforward.lines = ()
         if not self._said_ehlo:
             return self._say(self._said, _HELLO)
         if not self._rules.helo_fallback:
@@ -217,7 +201,7 @@ class Hello:
             known = offered.get(introduction.verb)
             lines = introduction.lines(known, self._said) if known is not None else ()
             if not self._must_introduce:
-                self.forward = lines
+                self.xforward.lines = lines
             elif known is None:
                 return self._fail("xclient_not_offered")
             else:

@@ -9,40 +9,43 @@ from smtpproxy.core.errors import ClientViolation
 from smtpproxy.core.exchange import Exchange
 from smtpproxy.core.extensions import Extensions
 from smtpproxy.core.rules import Rules
+from smtpproxy.core.upgrades import reply_to_starttls
 
 
 class Transaction:
     """The one that is open, or was last; and what outlasts each of them.
 
     open: MAIL was accepted, and the transaction is not over.
-    recipients, accepted: RCPT commands of it that were answered, and accepted.
+    accepted, rejected: RCPT commands of it with a positive reply, and with another one.
     chunk_octets: BDAT payload of it.
     messages: how many the backend has taken over in this session.
     authenticated: the client has been.
     """
 
-    __slots__ = ("accepted", "authenticated", "chunk_octets", "messages", "open", "recipients")
+    __slots__ = ("accepted", "authenticated", "chunk_octets", "messages", "open", "rejected")
 
     def __init__(self) -> None:
         self.open = self.authenticated = False
-        self.recipients = self.accepted = self.chunk_octets = self.messages = 0
+        self.accepted = self.rejected = self.chunk_octets = self.messages = 0
 
     def begin(self) -> None:
         """MAIL was accepted."""
         self.open = True
-        self.recipients = self.accepted = self.chunk_octets = 0
+        self.accepted = self.rejected = self.chunk_octets = 0
 
     def end(self) -> None:
         """It is over, one way or another."""
         self.open = False
-        self.recipients = self.accepted = self.chunk_octets = 0
+        self.accepted = self.rejected = self.chunk_octets = 0
 
     def follow(self, exchange: Exchange, code: int) -> None:
         """Take the reply to a command of it."""
         role = exchange.verb.role
         if role == commands.RCPT:
-            self.recipients += 1
-            self.accepted += code < 300
+            if code < 300:
+                self.accepted += 1
+            else:
+                self.rejected += 1
         elif role == commands.MAIL:
             if code < 300:
                 self.begin()
@@ -54,6 +57,10 @@ class Transaction:
                 self.end()
         elif role == commands.AUTH:
             self.authenticated = self.authenticated or code == 235
+
+    def add_chunk(self, octets: int) -> None:
+        """BDAT payload of so many octets goes to the backend."""
+        self.chunk_octets += octets
 
     # --- what may not be forwarded --------------------------------------------------------------
 
@@ -77,20 +84,13 @@ class Transaction:
                 return _over("message_too_big", replies.MESSAGE_TOO_BIG, exchange, in_flight)
         elif role == commands.DATA:
             guarded = rules.guard_data and not extensions.pipelining
-            if guarded and self.recipients and not self.accepted:
+            if guarded and self.rejected and not self.accepted:
                 return replies.NO_VALID_RECIPIENTS  # RFC 2920 section 3.2, items 3 and 4
         elif role == commands.STARTTLS:
-            return self._weigh_starttls(exchange)
+            return reply_to_starttls(exchange.line, authenticated=self.authenticated)
         else:
             self._weigh_chunk(exchange, rules, extensions)
         return exchange.refusal
-
-    def _weigh_starttls(self, exchange: Exchange) -> bytes:
-        """Return the proxy's own reply to STARTTLS (RFC 3207 section 4)."""
-        if exchange.line[8:].strip():
-            return replies.STARTTLS_ARGUMENT
-        # The backend could not be made to forget who the client is.
-        return replies.AUTH_BEFORE_TLS if self.authenticated else replies.READY_FOR_TLS
 
     def _weigh_chunk(self, chunk: Exchange, rules: Rules, extensions: Extensions) -> None:
         """Refuse a BDAT chunk (RFC 3030 section 2); it ends the session.

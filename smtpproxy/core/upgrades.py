@@ -1,38 +1,39 @@
-"""Upgrades: plaintext ends on a connection, as TLS begins on it or both are joined for good.
+"""STARTTLS: plaintext ends on a connection (RFC 3207).
 
-The pipeline asks its caller for them, with nothing in plaintext behind (RFC 3207).
+TLS begins on it, or both connections are joined so that TLS passes between client and backend.
 """
 
-from typing import TYPE_CHECKING
+from enum import Enum
+from typing import Final
 
-from smtpproxy.core import commands
-from smtpproxy.core.exchange import Exchange
-
-if TYPE_CHECKING:
-    from smtpproxy.core.pipeline import Pipeline
-
-SECURE_CLIENT, SECURE_BACKEND, TUNNEL = range(3)
-"""What `Pipeline.upgrade` is called with: begin TLS on a connection, or join both for good."""
-
-OF_ROLES = {commands.STARTTLS: SECURE_CLIENT, commands.TUNNEL: TUNNEL}
-"""Roles whose 220 ends plaintext, and what is asked for then."""
+from smtpproxy.core import commands, replies
 
 
-def ask(pipeline: "Pipeline", role: int, now: float) -> None:
-    """Ask for the upgrade that a command of this role has got 220 for."""
-    # A gate stays closed: nothing may follow in plaintext.
-    pipeline.framer.gate = Exchange(pipeline.framer.gate.verb, b"", now)
-    pipeline.upgrade(OF_ROLES[role])
+class Upgrade(Enum):
+    """What the pipeline asks its caller for; nothing more is read in plaintext then."""
+
+    CLIENT_TLS = "client"
+    """Begin TLS on the client's connection."""
+    BACKEND_TLS = "backend"
+    """Begin TLS on the backend's connection."""
+    TUNNEL = "tunnel"
+    """Join both connections: what passes from now on is TLS between client and backend."""
 
 
-def begin_anew(pipeline: "Pipeline", now: float) -> None:
-    """Forget all that was said before the client came inside TLS (RFC 3207 section 4.2)."""
-    inside = pipeline.rules.inside_tls
-    assert inside is not None
-    pipeline.rules = pipeline.extensions.rules = inside
-    pipeline.hello.begin_anew(inside)
-    pipeline.extensions.leave()
-    pipeline.transaction.end()
-    pipeline.errors = 0
-    pipeline.active = now
-    pipeline.framer.begin_anew(inside)
+UPGRADES: Final = {
+    commands.STARTTLS: Upgrade.CLIENT_TLS,
+    commands.TUNNEL: Upgrade.TUNNEL,
+}
+"""Role of a client's STARTTLS -> what its 220 leads to."""
+
+
+def reply_to_starttls(line: bytes, *, authenticated: bool) -> bytes:
+    """Return the proxy's own reply to a client's STARTTLS (RFC 3207 section 4).
+
+    Args:
+        line: The command line.
+        authenticated: The client has been; the backend could not be made to forget that.
+    """
+    if line[8:].strip():
+        return replies.STARTTLS_ARGUMENT
+    return replies.AUTH_BEFORE_TLS if authenticated else replies.READY_FOR_TLS

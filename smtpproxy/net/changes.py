@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, cast
 
 from smtpproxy.core import replies
 from smtpproxy.core.rules import ClientTls
-from smtpproxy.core.upgrades import SECURE_BACKEND, TUNNEL
+from smtpproxy.core.upgrades import Upgrade
 from smtpproxy.net import handshake
 from smtpproxy.net.outbox import Sink
 from smtpproxy.net.tunnel import Tunnel
@@ -56,17 +56,17 @@ class Changes:
 
     # --- plaintext is over ----------------------------------------------------------------------
 
-    def begin(self, what: int) -> None:
+    def begin(self, what: Upgrade) -> None:
         """Begin what the pipeline's `upgrade` is called for."""
         session, security = self._session, self._security
         assert session.backend is not None
         session.service.outbox.flush()
-        self.of_client = what != SECURE_BACKEND
+        self.of_client = what is not Upgrade.BACKEND_TLS
         if self.of_client:
-            session.pipeline.held.send_client = _discard  # in plaintext nothing may follow
+            session.pipeline.connect_client(_discard)  # in plaintext nothing may follow
         taken = session.client if self.of_client else session.backend
         self._connection = taken.get_protocol()
-        if what == TUNNEL:
+        if what is Upgrade.TUNNEL:
             self.tunnel = Tunnel(session.client, session.backend, self._tunnel_over)
             return
         context = security.client if self.of_client else security.backend

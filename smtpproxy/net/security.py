@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_address
 
-from smtpproxy.core.hello import Introduction
+from smtpproxy.core.beforehand import Introduction
 from smtpproxy.core.rules import Rules
 from smtpproxy.net.peer import Peer
 

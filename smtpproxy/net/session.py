@@ -138,7 +138,7 @@ class Session:
         if pipeline.ended:
             self._end(now)
             return
-        if pipeline.held.exchanges and pipeline.held.exchanges[0].replied == now:
+        if pipeline.held_since == now:
             self.service.sweeper.watch_held(self)
         if self.client_paused:
             self._regulate()
@@ -159,7 +159,7 @@ class Session:
         if backend is not self.backend or self.pipeline.ended:
             return
         now = monotonic()
-        if self.pipeline.answers.greeting_owed:
+        if self.pipeline.greeting_owed:
             self.choice.refusal = b""
             self.choice.failed("closed without a greeting")
             self.give_up_server("closed without a greeting", now)
@@ -207,7 +207,7 @@ class Session:
         if self.pipeline.ended:
             self.service.sweeper.remove(self)
             return
-        self.pipeline.held.send_client = _discard
+        self.pipeline.connect_client(_discard)
         self._client_blocked = False
         if self.choice.waits:  # what it has sent has reached nobody: no place for it
             self.finish(partial(self.pipeline.end, "client_lost"))
@@ -279,7 +279,7 @@ class Session:
         self.client_paused = False
         if self._client_blocked:
             self.client_blocked(blocked=False)
-        self.pipeline.held.send_client = Sink(self.service.outbox, tls)
+        self.pipeline.connect_client(Sink(self.service.outbox, tls))
         self.finish(self.pipeline.client_secured)
 
     # --- time ---------------------------------------------------------------------------------
@@ -294,7 +294,7 @@ class Session:
             return "client", self._changes.tunnel.active
         if self._client_blocked:
             return "client", self._since
-        if self.pipeline.answers.greeting_owed:
+        if self.pipeline.greeting_owed:
             return "greeting", self._since  # that of this server, not of those tried before
         return self.pipeline.waiting()
 
@@ -314,10 +314,10 @@ class Session:
 
     def release(self, now: float) -> bool:
         """Flush what has been held for long enough; tell whether anything is still held."""
-        held = self.pipeline.held.exchanges
-        if held and now - held[0].replied >= self.service.sweeper.hold:
+        since = self.pipeline.held_since
+        if since and now - since >= self.service.sweeper.hold:
             self.pipeline.flush(now)
-        return bool(self.pipeline.held.exchanges)
+        return self.pipeline.held_since > 0
 
     def drain(self) -> None:
         """End the session as soon as its transaction is over."""

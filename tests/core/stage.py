@@ -7,8 +7,7 @@ from smtpproxy.core import replies
 from smtpproxy.core.exchange import Exchange
 from smtpproxy.core.pipeline import Pipeline
 from smtpproxy.core.rules import Rules
-
-_UPGRADES = ("client", "backend", "tunnel")
+from smtpproxy.core.upgrades import Upgrade
 
 INTRODUCED = (b"HELO=%b", b"ADDR=192.0.2.1")
 """What the client is introduced by: these attributes, each in a line of its own."""
@@ -58,8 +57,8 @@ class Stage:
         self.introduced = ""
         self.refusal = b""  # of the client's XCLIENT
 
-    def _upgrade(self, what: int) -> None:
-        self.upgrades.append(_UPGRADES[what])
+    def _upgrade(self, what: Upgrade) -> None:
+        self.upgrades.append(what.value)
 
     def _introduce(self, line: bytes) -> bytes:
         self.introduced += line.decode().rstrip()

@@ -252,7 +252,7 @@ class Run:
             assert len(self.stage.mta.messages) == self.scenario.ends_content
         else:
             assert pipeline.ended
-        assert not [*pipeline.in_flight, *pipeline.framer.queue, *pipeline.held.exchanges]
+        assert not [*pipeline.in_flight, *pipeline.framer.queue, *pipeline.reply_buffer.exchanges]
 
 
 def _borders(octets: bytes) -> list[int]:

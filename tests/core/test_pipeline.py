@@ -22,13 +22,13 @@ def _stage(given: str = "EHLO", rules: Rules | None = None) -> Stage:
 
 def test_greeting_is_owed_until_it_has_come() -> None:
     stage = Stage()
-    assert stage.pipeline.answers.greeting_owed
+    assert stage.pipeline.greeting_owed
     stage.backend(b"220 mx")
-    assert stage.pipeline.answers.greeting_owed
+    assert stage.pipeline.greeting_owed
     stage.backend(b"\r\n")
-    assert not stage.pipeline.answers.greeting_owed
+    assert not stage.pipeline.greeting_owed
     stage.client(b"NOOP\r\n")
-    assert not stage.pipeline.answers.greeting_owed
+    assert not stage.pipeline.greeting_owed
 
 
 def test_backend_is_connected_before_anything_is_sent_to_it() -> None:
@@ -98,7 +98,7 @@ def test_observer_sees_what_was_flushed_in_one_write_together() -> None:
             seen.append([exchange.line for exchange in exchanges])
 
     stage = _stage()
-    stage.pipeline.held.observer = Writes()
+    stage.pipeline.reply_buffer.observer = Writes()
     stage.client(b"MAIL FROM:<a>\r\nRCPT TO:<b>\r\nNOOP\r\nRSET\r\nRSET\r\n")
     for _ in range(4):
         stage.backend(b"250 ok\r\n")
@@ -125,7 +125,7 @@ def test_answered_exchanges_are_let_go_of() -> None:
     stage.backend(b"250 ok\r\n")
     pipeline = stage.pipeline
     answered = stage.observed[-2:]
-    assert not [*pipeline.in_flight, *pipeline.framer.queue, *pipeline.held.exchanges]
+    assert not [*pipeline.in_flight, *pipeline.framer.queue, *pipeline.reply_buffer.exchanges]
     assert pipeline.framer.last not in answered
     assert pipeline.framer.gate not in answered
 
@@ -166,8 +166,11 @@ def test_held_replies_are_bounded() -> None:
     stage.client(b"RCPT TO:<a>\r\n" * 900)
     for _ in range(800):
         stage.backend(reply)
-        assert stage.pipeline.held.octets < HELD_OCTETS
-        assert sum(len(exchange.reply) for exchange in stage.pipeline.held.exchanges) < HELD_OCTETS
+        assert stage.pipeline.reply_buffer.octets < HELD_OCTETS
+        assert (
+            sum(len(exchange.reply) for exchange in stage.pipeline.reply_buffer.exchanges)
+            < HELD_OCTETS
+        )
     assert max(map(len, stage.to_client)) < HELD_OCTETS + len(reply)
     assert len(stage.to_client) < 30
 

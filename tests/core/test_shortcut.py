@@ -1,4 +1,4 @@
-"""The short way of a group does what the five steps would do, whatever comes."""
+"""The fast path of a group does what the five steps would do, whatever comes."""
 
 import pytest
 from hypothesis import given
@@ -82,7 +82,7 @@ def _play(rules: Rules, parts: list[bytes], replies: list[bytes], offer: bytes) 
             stage.client(waiting.pop(0))
         stage.backend(reply)
     pipeline = stage.pipeline
-    left = [pipeline.waiting(), pipeline.framer.queue_octets, pipeline.held.octets]
+    left = [pipeline.waiting(), pipeline.framer.queue_octets, pipeline.reply_buffer.octets]
     stage.happen("stop")
     transaction, framer = pipeline.transaction, pipeline.framer
     return [
@@ -105,11 +105,11 @@ def _play(rules: Rules, parts: list[bytes], replies: list[bytes], offer: bytes) 
     REPLIES,
     st.sampled_from([b"", b"250-PIPELINING\r\n", b"250-XFORWARD ADDR\r\n", b"250-CHUNKING\r\n"]),
 )
-def test_the_short_way_leads_where_the_long_one_does(
+def test_fast_path_leads_where_the_five_steps_do(
     rules: Rules, parts: list[bytes], replies: list[bytes], more: bytes
 ) -> None:
     offer = b"250-mx\r\n" + more + b"250 SIZE\r\n"
-    short = _play(rules, parts, replies, offer)
+    fast = _play(rules, parts, replies, offer)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(steps, "whole_reply_code", lambda _octets: 0)
-        assert _play(rules, parts, replies, offer) == short
+        assert _play(rules, parts, replies, offer) == fast

@@ -162,7 +162,7 @@ class Trial(Stage):
             raise AssertionError("the session does not come to rest")
         if not self.waits_for_nobody:
             assert not self._coming or self._client_ended, "it is full for good"
-            assert not self.pipeline.held.exchanges
+            assert not self.pipeline.reply_buffer.exchanges
             assert not self._client_ended, "the client is gone, and served, and yet it goes on"
 
     # --- what must hold at every moment -----------------------------------------------------------
@@ -180,7 +180,7 @@ class Trial(Stage):
 
     def _look(self) -> None:
         pipeline, framer, rules = self.pipeline, self.pipeline.framer, self.schedule.rules
-        held = pipeline.held.exchanges
+        held = pipeline.reply_buffer.exchanges
         if self.ended:
             self._over = True
             assert framer.mode == DEAF
@@ -194,7 +194,7 @@ class Trial(Stage):
         assert framer.queue_octets == sum(len(each.line) for each in framer.queue)
         assert len(framer.unframed) <= rules.queue_octets + max(self._longest, rules.auth_line)
         assert len(pipeline.answers.reader.unread) < LINE_LIMIT + REPLY_LIMIT
-        assert pipeline.held.octets == sum(len(each.reply) for each in held)
-        assert pipeline.held.octets < HELD_OCTETS
+        assert pipeline.reply_buffer.octets == sum(len(each.reply) for each in held)
+        assert pipeline.reply_buffer.octets < HELD_OCTETS
         assert not held or framer.queue or pipeline.in_flight
         assert all(each.verb.groupable for each in held)
