@@ -1,4 +1,4 @@
-"""Capabilities: what the backend's EHLO reply says, and what the client gets to see of it.
+"""Capabilities: what the backend's EHLO reply lists, and which of it the client's reply does.
 
 RFC 5321 section 4.1.1.1.  An extension changes the protocol that the proxy has to follow, so only
 known words pass: those that add parameters or plain commands, and those that are framed here.
@@ -23,11 +23,14 @@ NEVER_PASSED = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """What a listener hides, lets pass beyond PASSED, and adds of its own; words in capitals."""
+    """Which capabilities a listener lets pass; words in capitals."""
 
     hide: frozenset[bytes] = frozenset()
+    """Words that do not pass."""
     allow: frozenset[bytes] = frozenset()
+    """Words that pass beside PASSED."""
     add: tuple[bytes, ...] = ()
+    """Capabilities of the proxy itself, with their parameters."""
 
     def passes(self, word: bytes) -> bool:
         """Tell whether the client may see a capability."""
@@ -36,20 +39,22 @@ class Filter:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """The EHLO reply for the client, and what of it the pipeline has to know.
-
-    pipelining: the backend itself offers PIPELINING.  chunking: the client is offered CHUNKING.
-    """
+    """The EHLO reply for the client, and what the pipeline has to know of it."""
 
     reply: bytes
     pipelining: bool
+    """The backend itself offers PIPELINING."""
     chunking: bool
+    """The client is offered CHUNKING."""
 
 
 def offer(reply: bytes, keep: Filter, largest: int = 0) -> Offer:
     """Rewrite the backend's positive EHLO reply: first line and order kept, PIPELINING last.
 
-    largest: octets of a message; SIZE is lowered to it, where it is not 0 (RFC 1870 section 3).
+    Args:
+        reply: The backend's reply.
+        keep: What passes.
+        largest: Octets of a message, to which SIZE is lowered (RFC 1870 section 3); 0: no limit.
     """
     first, _, rest = reply.partition(b"\r\n")
     kept, pipelining, chunking = _filter(rest, keep, largest)
@@ -58,9 +63,9 @@ def offer(reply: bytes, keep: Filter, largest: int = 0) -> Offer:
 
 @lru_cache(maxsize=64)
 def _filter(rest: bytes, keep: Filter, largest: int) -> tuple[tuple[bytes, ...], bool, bool]:
-    """Return what passes of the lines behind the first, and an Offer's flags.
+    """Return what passes of the lines after the first, and an Offer's flags.
 
-    A backend says the same to everybody, but for its first line, which names the client.
+    A backend sends the same lines to all clients, but for the first, which names the client.
     """
     lines = rest.split(b"\r\n")[:-1]
     words = [_word(line) for line in lines]

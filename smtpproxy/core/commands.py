@@ -1,57 +1,76 @@
-"""The verb table: what the pipeline has to know of each command.
+"""The verb table: how each command is queued, grouped and answered (RFC 2920 section 3).
 
-The table is the truth of how a command is queued, grouped and answered (RFC 2920 section 3); the
-pipeline has no list of verbs of its own.  A row is frozen and shared by all sessions.
+The pipeline has no list of verbs of its own.  A row is frozen and shared by all sessions.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 from types import MappingProxyType
+from typing import Final
 
 from smtpproxy.core import replies
 
-# What else the pipeline does about a command.  Hot path (bench S2): plain integers, and in this
-# order: up to RSET any reply will do.
-PLAIN, MAIL, RCPT, RSET, EHLO, HELO, GREETING, END_OF_DATA, AUTH, UNASKED = range(10)
-TUNNEL, XCLIENT, DATA, BDAT, STARTTLS, XFORWARD, FORWARDING = range(10, 17)
+# Roles: what else the pipeline does about a command.  Hot path (bench S2): plain integers, and in
+# this order: any reply of the backend but a 3xx or 421 may answer those up to RSET.
+PLAIN: Final = 0
+MAIL: Final = 1
+RCPT: Final = 2
+RSET: Final = 3
+EHLO: Final = 4
+HELO: Final = 5
+GREETING: Final = 6
+END_OF_DATA: Final = 7
+AUTH: Final = 8
+UNSOLICITED: Final = 9
+TUNNEL: Final = 10
+"""STARTTLS that is the backend's."""
+XCLIENT: Final = 11
+DATA: Final = 12
+BDAT: Final = 13
+STARTTLS: Final = 14
+"""STARTTLS that is the proxy's."""
+XFORWARD: Final = 15
+"""A trusted client's XFORWARD."""
+OWN_XFORWARD: Final = 16
+"""The proxy's own XFORWARD."""
 
 
 class Sync(Enum):
-    """When a client that runs ahead of a reply is refused."""
+    """When a client is refused that sends before it has the reply."""
 
     SAFE = "safe"
-    """Where octets would mean something else by a reply not yet seen: behind DATA, STARTTLS."""
+    """After DATA and STARTTLS, whose replies decide what the next octets mean."""
     STRICT = "strict"
-    """Also before the greeting, behind EHLO HELO NOOP VRFY EXPN ETRN, and in groups after HELO."""
+    """Also before the greeting, after EHLO HELO NOOP VRFY EXPN ETRN, and in groups after HELO."""
     OFF = "off"
-    """Nowhere but behind STARTTLS: everything is serialised."""
+    """Only after STARTTLS; everything else is serialised."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verb:
-    """One row of the table.
-
-    groupable: RFC 2920 section 3.1 lets it stand anywhere in a group, so its reply may be held.
-    gate: octets behind it are not framed before its reply is known.
-    guarded: a client that sends octets behind it before its reply is refused and closed.
-    secret: its parameters are cut before any observer sees them.
-    refusal: the reply if it is never forwarded, else empty.
-    closes: the session ends when its reply has been flushed.
-    limit: the name of the time limit for its reply.
-    weighed: whether it is refused is decided when its turn comes.
-    """
+    """One row of the table."""
 
     name: bytes
+    """The verb in capitals; empty for the row of unknown ones and for what is no command."""
     groupable: bool = False
+    """It may stand anywhere in a group (RFC 2920 section 3.1), so its reply may be held."""
     gate: bool = False
+    """Octets after it are not framed before its reply is known."""
     guarded: bool = False
+    """A client that sends octets after it before its reply is refused, and the session closed."""
     secret: bool = False
+    """Its parameters are redacted before any observer sees them."""
     refusal: bytes = b""
+    """The proxy's own reply if it is never forwarded; else empty."""
     closes: bool = False
+    """The session ends when its reply has been flushed."""
     limit: str = "command"
+    """The name of the time limit for its reply."""
     role: int = PLAIN
-    weighed: bool = False
+    """What else the pipeline does about it."""
+    needs_check: bool = False
+    """Whether it may be forwarded is decided when its turn comes; see `Transaction.refusal_for`."""
 
 
 ROWS = (
@@ -63,8 +82,8 @@ ROWS = (
     Verb(b"SAML", groupable=True, role=MAIL),
     Verb(b"EHLO", role=EHLO),
     Verb(b"HELO", role=HELO),
-    Verb(b"DATA", gate=True, guarded=True, limit="data", role=DATA, weighed=True),
-    Verb(b"BDAT", gate=True, limit="end_of_data", role=BDAT, weighed=True),
+    Verb(b"DATA", gate=True, guarded=True, limit="data", role=DATA, needs_check=True),
+    Verb(b"BDAT", gate=True, limit="end_of_data", role=BDAT, needs_check=True),
     Verb(b"AUTH", gate=True, secret=True, role=AUTH),
     Verb(b"STARTTLS", gate=True, guarded=True, refusal=replies.NOT_IMPLEMENTED),
     Verb(b"QUIT", gate=True, closes=True),
@@ -96,46 +115,51 @@ ROWS = (
 )
 
 FORBIDDEN = {verb.name: verb for verb in ROWS if verb.refusal and verb.closes}
-"""Words that end the session, whatever stands behind them: other protocols, or a payload."""
+"""Words that end the session, whatever follows them: other protocols, or a payload."""
 
-# What takes the place of a row as a listener is set up.
-STARTTLS_HERE = Verb(b"STARTTLS", gate=True, guarded=True, role=STARTTLS, weighed=True)
+# Rows that replace others by the rules of a listener.
+STARTTLS_OFFERED = Verb(b"STARTTLS", gate=True, guarded=True, role=STARTTLS, needs_check=True)
 STARTTLS_PASSED = Verb(b"STARTTLS", gate=True, guarded=True, role=TUNNEL)
-STARTTLS_AGAIN = Verb(b"STARTTLS", gate=True, guarded=True, refusal=replies.TLS_ACTIVE)
-AUTH_IN_PLAIN = Verb(b"AUTH", gate=True, secret=True, refusal=replies.TLS_FOR_AUTH, role=AUTH)
-INTRODUCTIONS = {
-    b"XCLIENT": Verb(b"XCLIENT", gate=True, guarded=True, secret=True, role=XCLIENT, weighed=True),
+STARTTLS_ACTIVE = Verb(b"STARTTLS", gate=True, guarded=True, refusal=replies.TLS_ACTIVE)
+AUTH_WITHOUT_TLS = Verb(b"AUTH", gate=True, secret=True, refusal=replies.TLS_FOR_AUTH, role=AUTH)
+TRUSTED_CLIENT_ROWS = {
+    b"XCLIENT": Verb(
+        b"XCLIENT", gate=True, guarded=True, secret=True, role=XCLIENT, needs_check=True
+    ),
     b"XFORWARD": Verb(b"XFORWARD", gate=True, role=XFORWARD),
 }
 
-ALWAYS_TAKEN = frozenset((b"EHLO", b"HELO", b"STARTTLS", b"NOOP", b"RSET", b"QUIT"))
-"""What may come before TLS and before a hello, where either is demanded (RFC 3207 section 4)."""
+ALWAYS_ACCEPTED = frozenset((b"EHLO", b"HELO", b"STARTTLS", b"NOOP", b"RSET", b"QUIT"))
+"""Commands that are accepted before TLS and before EHLO, where either is required first.
 
-COMMONPLACE = (b"MAIL", b"RCPT", b"RSET", b"EHLO", b"HELO", b"DATA", b"QUIT", b"NOOP")
-"""Verbs of four letters whose lines need no look beyond the first five octets."""
+RFC 3207 section 4.
+"""
 
-GREETING_OWED = Verb(b"", gate=True, limit="greeting", role=GREETING)
-"""Not a command: the reply that the backend owes from the start."""
+COMMON_VERBS = (b"MAIL", b"RCPT", b"RSET", b"EHLO", b"HELO", b"DATA", b"QUIT", b"NOOP")
+"""Verbs whose plain lines are recognised by their first five octets."""
 
-DATA_ENDED = Verb(b".", limit="end_of_data", role=END_OF_DATA)
+GREETING_ROW = Verb(b"", gate=True, limit="greeting", role=GREETING)
+"""Not a command: the greeting that the backend owes from the start."""
+
+END_OF_DATA_ROW = Verb(b".", limit="end_of_data", role=END_OF_DATA)
 """Message content with its end of data; the reply hands over responsibility: never held."""
 
-FORWARDED = Verb(b"XFORWARD", role=FORWARDING)
-"""The proxy's own XFORWARD ahead of a message; the client gets no reply to it."""
+OWN_XFORWARD_ROW = Verb(b"XFORWARD", role=OWN_XFORWARD)
+"""The proxy's own XFORWARD before a message; the client gets no reply to it."""
 
-AUTH_LINE = Verb(b"", gate=True, secret=True, role=AUTH)
-"""A client's line behind a 334 (RFC 4954 section 4)."""
+AUTH_LINE_ROW = Verb(b"", gate=True, secret=True, role=AUTH)
+"""A client's line after a 334 (RFC 4954 section 4)."""
 
-NOT_ASKED = Verb(b"", role=UNASKED)
-"""Not a command: a reply that nobody asked for, as 421 may be (RFC 5321 section 3.8)."""
+UNSOLICITED_ROW = Verb(b"", role=UNSOLICITED)
+"""Not a command: an unsolicited reply, as 421 may be (RFC 5321 section 3.8)."""
 
-MISFRAMED = Verb(b"")
-"""Something that is no command line, so that it is answered here."""
+MALFORMED_ROW = Verb(b"")
+"""Something that is no command line; the proxy answers it."""
 
 
 def _strict(verb: Verb) -> Verb:
-    behind = verb.name in {b"EHLO", b"HELO", b"NOOP", b"VRFY", b"EXPN", b"ETRN"}
-    return replace(verb, gate=True, guarded=True) if behind else verb
+    guarded = verb.name in {b"EHLO", b"HELO", b"NOOP", b"VRFY", b"EXPN", b"ETRN"}
+    return replace(verb, gate=True, guarded=True) if guarded else verb
 
 
 def _loose(verb: Verb) -> Verb:
@@ -143,8 +167,8 @@ def _loose(verb: Verb) -> Verb:
 
 
 def lock_step(table: Mapping[bytes, Verb]) -> Mapping[bytes, Verb]:
-    """Return the table for a client that may send nothing ahead of a reply."""
-    # QUIT and BDAT: nothing behind the one is ever read, the other's payload is part of it.
+    """Return the table for a client that must wait for each reply."""
+    # QUIT and BDAT: nothing after the one is ever read, the other's payload is part of it.
     return {
         word: verb if verb.name in {b"QUIT", b"BDAT"} else replace(verb, gate=True, guarded=True)
         for word, verb in table.items()
@@ -152,10 +176,15 @@ def lock_step(table: Mapping[bytes, Verb]) -> Mapping[bytes, Verb]:
 
 
 def refused(changed: Mapping[bytes, Verb], refusal: bytes) -> dict[bytes, Verb]:
-    """Return rows that refuse all but what is always taken; the others as they were `changed`."""
+    """Return rows that refuse all but ALWAYS_ACCEPTED.
+
+    Args:
+        changed: Rows that replace those of ROWS first.
+        refusal: The reply to what is refused.
+    """
     rows = {verb.name: verb for verb in ROWS} | dict(changed)
     return {
-        word: verb if word in ALWAYS_TAKEN else _refused(verb, refusal)
+        word: verb if word in ALWAYS_ACCEPTED else _refused(verb, refusal)
         for word, verb in rows.items()
     }
 
@@ -170,9 +199,9 @@ def _refused(verb: Verb, refusal: bytes) -> Verb:
 
 
 def hello_first(table: Mapping[bytes, Verb]) -> Mapping[bytes, Verb]:
-    """Return the table that is in force until EHLO or HELO was accepted.
+    """Return the table that applies until EHLO or HELO was accepted.
 
-    What stands behind these two is framed when that is known.
+    What follows these two is framed when that is known.
     """
     return {word: _before_hello(verb) for word, verb in table.items()}
 
@@ -180,32 +209,36 @@ def hello_first(table: Mapping[bytes, Verb]) -> Mapping[bytes, Verb]:
 def _before_hello(verb: Verb) -> Verb:
     if verb.role in (EHLO, HELO):
         return replace(verb, gate=True)
-    return verb if verb.name in ALWAYS_TAKEN else _refused(verb, replies.HELLO_FIRST)
+    return verb if verb.name in ALWAYS_ACCEPTED else _refused(verb, replies.HELLO_FIRST)
 
 
 def table_for(
     sync: Sync,
     hidden: frozenset[bytes] = frozenset(),
-    weighed: frozenset[int] = frozenset(),
+    checked: frozenset[int] = frozenset(),
     changed: Mapping[bytes, Verb] = MappingProxyType({}),
 ) -> Mapping[bytes, Verb]:
-    """Return the table: word in capitals -> row; `hidden` words are refused, not forwarded.
+    """Return the table: word in capitals -> row.
 
-    weighed: roles of commands that may be over a limit, so that their turn must come to tell.
-    changed: rows that take the place of those of ROWS.
+    COMMON_VERBS are in it as a line begins with them, too: followed by a space or CR, in capitals
+    and in small letters.
 
-    Commonplace verbs stand in it as a line begins with them, too: with a space or CR behind, and in
-    small letters as well.
+    Args:
+        sync: When a client is refused that sends before it has the reply.
+        hidden: Words that are refused, not forwarded.
+        checked: Roles that need a check beside those that always do, as they may be over a limit.
+        changed: Rows that replace those of ROWS.
     """
     shape = {Sync.SAFE: lambda verb: verb, Sync.STRICT: _strict, Sync.OFF: _loose}[sync]
     rows = {verb.name: verb for verb in ROWS} | dict(changed)
     table = {word: shape(verb) for word, verb in rows.items()}
-    for word in hidden & table.keys():
-        table[word] = _refused(table[word], replies.NOT_IMPLEMENTED)
+    for word in hidden:
+        if word in table:
+            table[word] = _refused(table[word], replies.NOT_IMPLEMENTED)
     for word, verb in table.items():
-        if verb.role in weighed:
-            table[word] = replace(verb, weighed=True)
-    for word in COMMONPLACE:
+        if verb.role in checked:
+            table[word] = replace(verb, needs_check=True)
+    for word in COMMON_VERBS:
         for begin in (word + b" ", word + b"\r"):
             table[begin] = table[begin.lower()] = table[word]
     return table
@@ -213,4 +246,4 @@ def table_for(
 
 def greeting_for(sync: Sync) -> Verb:
     """Return the row of the greeting: `strict` guards it as well."""
-    return replace(GREETING_OWED, guarded=sync is Sync.STRICT)
+    return replace(GREETING_ROW, guarded=sync is Sync.STRICT)

@@ -1,7 +1,6 @@
 """The two errors of the core, one for each peer that can break the protocol.
 
-Both carry what an observer needs to name the matter (`kind`, a snake_case noun) and the octets that
-broke it, cut to a bound.  Neither is ever shown to a peer: what a peer is told is a fixed reply.
+Neither is ever shown to a peer, which gets a fixed reply.
 """
 
 LIMITS = {
@@ -9,13 +8,18 @@ LIMITS = {
     "message_too_big": "message_octets",
     "too_many_errors": "errors",
 }
-"""Kinds of violation that break no rule of the protocol, but a limit of the settings: its name."""
+"""Kinds of violation that break a limit of the settings, not a rule of the protocol -> its name."""
 OCTETS_KEPT = 256
 """How many of the offending octets a violation keeps for the log."""
 
 
 class Violation(Exception):
-    """A peer broke the protocol: `kind` names how, `octets` are what it sent, cut to a bound."""
+    """A peer broke the protocol."""
+
+    kind: str
+    """How, a snake_case noun."""
+    octets: bytes
+    """What it sent, cut to OCTETS_KEPT."""
 
     def __init__(self, kind: str, octets: bytes = b"") -> None:
         super().__init__(kind)
@@ -24,7 +28,12 @@ class Violation(Exception):
 
 
 class ClientViolation(Violation):
-    """The client broke the protocol; it gets `reply`, and the session ends if `closes`."""
+    """The client broke the protocol."""
+
+    reply: bytes
+    """What the client gets."""
+    closes: bool
+    """The session ends with it."""
 
     def __init__(
         self, kind: str, reply: bytes, octets: bytes = b"", *, closes: bool = False

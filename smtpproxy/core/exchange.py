@@ -1,7 +1,7 @@
 """The exchange: one command with its reply, and all that an observer ever learns of a session.
 
-One is made per command; greeting, message content and replies that nobody asked for have one too.
-Times are those of the caller's clock, in seconds; 0.0 where something has not happened.
+One is made per command; the greeting, message content and unsolicited replies have one too.  Times
+are those of the caller's clock, in seconds; 0.0 where something has not happened.
 """
 
 from collections.abc import Sequence
@@ -13,30 +13,18 @@ from smtpproxy.core.errors import BackendViolation, ClientViolation, Violation
 
 
 class Step(NamedTuple):
-    """One thing that was said to the backend for an exchange, with the reply it got, if any."""
+    """One line that was sent to the backend for an exchange, with the reply to it."""
 
     line: bytes
     reply: bytes
+    """Empty if none came."""
     sent: float
     replied: float
+    """0.0 if no reply came."""
 
 
 class Exchange:
-    """One command, what became of it, and when.
-
-    verb: its row in the table.
-    line: the command line with its line end, secrets cut; empty for content.
-    octets: of message content or BDAT payload, without the end of data.
-    refusal: the reply that is given here instead of the backend's, else empty.
-    reply, code: what the client gets; empty and 0 if the session ended before.
-    pipelined: framed before the reply to the command before it was flushed: a round trip saved.
-    closes: the session ends when the reply has been flushed.
-    problem: the violation that it met, if any; one in content may have been mended, not refused.
-    framed, sent, replied, flushed: its four times.
-    steps: what was said to the backend for it and got what reply, where that is not just its line
-    and the reply that the client gets; or what was said ahead of it, see `said`.
-    bare_lf: it came with a bare LF at its end.
-    """
+    """One command, what became of it, and when."""
 
     # Hot path (bench S2): one object per command, no dictionary.
     __slots__ = (
@@ -57,6 +45,38 @@ class Exchange:
         "verb",
     )
 
+    verb: Verb
+    """Its row in the verb table."""
+    line: bytes
+    """The command line with its line end, secrets redacted; empty for content."""
+    octets: int
+    """How much message content or BDAT payload it has, without the end of data."""
+    refusal: bytes
+    """The proxy's own reply, given instead of the backend's; else empty."""
+    reply: bytes
+    """What the client gets; empty if the session ended before."""
+    code: int
+    """The code of `reply`; 0 if there is none."""
+    pipelined: bool
+    """It was framed before the reply to the command before it was flushed: a round trip saved."""
+    closes: bool
+    """The session ends when the reply has been flushed."""
+    problem: Violation | None
+    """The violation that it met; one in content may have been rewritten, not refused."""
+    bare_lf: bool
+    """Its line ended in a bare LF."""
+    framed: float
+    """When it was complete, and joined the queue."""
+    sent: float
+    """When it was sent to the backend; for content, when its end of data was."""
+    replied: float
+    """When the backend's reply came, or the proxy's own was given."""
+    flushed: float
+    """When its reply was sent to the client."""
+    steps: Sequence[Step]
+    """What was sent to the backend for it, where that is not just its line with the reply that the
+    client gets; for MAIL, what was sent before it.  See `all_steps`."""
+
     def __init__(self, verb: Verb, line: bytes, framed: float) -> None:
         self.verb = verb
         self.line = line
@@ -67,8 +87,8 @@ class Exchange:
         self.reply = b""
         self.code = self.octets = 0
         self.pipelined = self.bare_lf = False
-        self.steps: Sequence[Step] = ()
-        self.problem: Violation | None = None
+        self.steps = ()
+        self.problem = None
 
     def refuse(self, violation: ClientViolation) -> None:
         """Answer it with the violation's reply instead of the backend's."""
@@ -76,45 +96,51 @@ class Exchange:
         self.refusal = violation.reply
         self.closes = violation.closes
 
-    def cut_secret(self) -> None:
-        """Cut what may be secret, before any observer sees it."""
+    def redact_line(self) -> None:
+        """Redact what may be secret in its line, before any observer sees it."""
         if self.verb.secret:
-            self.line = lines.without_secret(self.line) if self.verb.name else b"*\r\n"
+            self.line = lines.redacted(self.line) if self.verb.name else b"*\r\n"
 
-    def cut_quoted(self) -> None:
-        """Cut the text of a reply that may quote what is secret, as Sendmail's to bad syntax do."""
+    def redact_reply(self) -> None:
+        """Redact a reply that may quote the line, as those of Sendmail to bad syntax do."""
         if 500 <= self.code <= 504 and not self.refusal:
-            self.reply = lines.without_text(self.reply)
+            self.reply = lines.redacted_reply(self.reply)
 
-    def cut_short(self, problem: Violation | None, now: float, *, own: bool) -> None:
-        """Take it that the session ends with this one's reply; `own`: not the backend's words."""
-        self.cut_secret()
+    def abort(self, problem: Violation | None, now: float, *, own: bool) -> None:
+        """Note that the session ends with the reply to this exchange.
+
+        Args:
+            problem: The violation that ends it, if one does.
+            now: The time.
+            own: The reply is the proxy's own.
+        """
+        self.redact_line()
         self.problem = self.problem or problem
         if problem is not None and self.verb.secret:
             problem.octets = b""  # they may quote it
         if own:
-            said = isinstance(self.problem, BackendViolation)
-            self.note_reply(self.problem.octets if self.problem and said else b"", now)
+            by_backend = isinstance(self.problem, BackendViolation)
+            self.add_step(self.problem.octets if self.problem and by_backend else b"", now)
 
-    def note_reply(self, reply: bytes, now: float) -> None:
-        """Note what the backend has replied, if it did, as the client gets another reply."""
+    def add_step(self, reply: bytes, now: float) -> None:
+        """Record the backend's reply, empty if none came, where the client gets another one."""
         if self.sent and (not self.steps or self.verb.role == commands.MAIL):
             own = Step(self.line, reply, self.sent, now if reply else 0.0)
             self.steps = (*self.steps, own)
 
     @property
-    def said(self) -> Sequence[Step]:
-        """Return its steps, all of them: behind what was said ahead of MAIL its own."""
+    def all_steps(self) -> Sequence[Step]:
+        """Return all that was sent to the backend for it: for MAIL, its own line is the last."""
         steps = self.steps
         if steps and self.verb.role == commands.MAIL and self.sent and steps[-1].line != self.line:
             return (*steps, Step(self.line, self.reply, self.sent, self.replied))
         return steps
 
     def may_be_answered(self, code: int, reply: bytes) -> bool:
-        """Tell whether a reply is possible: none may leave it open how the client goes on.
+        """Tell whether a reply is possible for this command.
 
-        Of a multi-line reply some clients take the first code, some the last: where one of them
-        would open content or an AUTH exchange, they must be the same.
+        Some clients take the first code of a multi-line reply, some the last.  Where one of them
+        would open content or an AUTH exchange, both must be the same.
         """
         role = self.verb.role
         if b"3" in (reply[:1], b"%d" % (code // 100)) and reply[:3] != b"%d" % code:
@@ -128,8 +154,8 @@ class Exchange:
         return code < 300 or (role == commands.AUTH and code == 334)
 
     @property
-    def mended(self) -> bool:
-        """Tell whether its problem was put right, so that it is not the problem's reply it gets."""
+    def rewritten(self) -> bool:
+        """Tell whether its content was rewritten, so that it was not refused for its problem."""
         problem = self.problem
         return isinstance(problem, ClientViolation) and problem.reply not in (
             self.reply,
@@ -139,7 +165,7 @@ class Exchange:
     @property
     def close_reason(self) -> str:
         """Return why it closes the session."""
-        if self.problem is not None and not self.mended:
+        if self.problem is not None and not self.rewritten:
             return self.problem.kind
         return "content_refused" if self.verb.role == commands.END_OF_DATA else "quit"
 

@@ -1,4 +1,4 @@
-"""Extensions: what of the backend's offer is in force in a session (RFC 5321 section 2.2)."""
+"""Extensions: which of those that the backend offers a session uses (RFC 5321 section 2.2)."""
 
 from smtpproxy.core import capabilities, commands
 from smtpproxy.core.exchange import Exchange
@@ -6,23 +6,25 @@ from smtpproxy.core.rules import BackendTls, Rules
 
 
 class Extensions:
-    """What the client and the proxy may use.
+    """What the client and the proxy may use in one session."""
 
-    pipelining: the backend itself offers PIPELINING, and it is to be used.
-    chunking: the client was offered CHUNKING.
-    backend_secure: the backend's connection is inside TLS.
-    """
+    __slots__ = ("_rules", "backend_secure", "chunking", "pipelining")
 
-    __slots__ = ("backend_secure", "chunking", "pipelining", "rules")
+    pipelining: bool
+    """The backend itself offers PIPELINING, and the rules let it be used."""
+    chunking: bool
+    """The client was offered CHUNKING."""
+    backend_secure: bool
+    """The backend's connection is inside TLS."""
 
     def __init__(self, rules: Rules) -> None:
-        self.rules = rules
+        self._rules = rules
         self.backend_secure = rules.backend_tls is BackendTls.IMPLICIT
         self.pipelining = self.chunking = False
 
-    def take_offer(self, reply: bytes) -> bytes:
-        """Return what the client gets for the backend's positive reply to EHLO."""
-        rules = self.rules
+    def accept_ehlo(self, reply: bytes) -> bytes:
+        """Take the backend's positive reply to EHLO; return the client's."""
+        rules = self._rules
         keep = rules.secured_capabilities if self.backend_secure else rules.capabilities
         offer = capabilities.offer(reply, keep, rules.message_octets)
         self.pipelining = offer.pipelining and rules.use_pipelining
@@ -30,15 +32,18 @@ class Extensions:
         return offer.reply
 
     def offer_for_helo(self, reply: bytes) -> bytes:
-        """Return what the client gets for the reply to the HELO that was said for its EHLO."""
-        return capabilities.offer_for_helo(reply, self.rules.capabilities)
+        """Return the client's reply to EHLO, for that to the HELO that was sent instead."""
+        return capabilities.offer_for_helo(reply, self._rules.capabilities)
 
     def may_follow(self, in_flight: list[Exchange]) -> bool:
-        """Tell whether a command may be sent behind those in flight, of which there are some.
+        """Tell whether another command may be sent before those in flight are answered.
 
         There are never more of them than may wait: a client must not fill the memory.
+
+        Args:
+            in_flight: At least one exchange.
         """
-        if not self.pipelining or len(in_flight) >= self.rules.queue_commands:
+        if not self.pipelining or len(in_flight) >= self._rules.queue_commands:
             return False
         # RFC 2920 section 3.1: others stand last in a group; the end of data may stand first.
         last = in_flight[-1]
@@ -47,10 +52,10 @@ class Extensions:
         )
 
     def restart(self, rules: Rules) -> None:
-        """Begin anew by other rules: nothing was offered yet."""
-        self.rules = rules
-        self.leave()
+        """Use none until the next EHLO, and follow other rules."""
+        self._rules = rules
+        self.clear()
 
-    def leave(self) -> None:
-        """Follow a client that said HELO: none is in force (RFC 5321 section 4.1.1.1)."""
+    def clear(self) -> None:
+        """Use none, as after HELO (RFC 5321 section 4.1.1.1)."""
         self.pipelining = self.chunking = False

@@ -16,12 +16,12 @@ from smtpproxy.core.exchange import Exchange
 from smtpproxy.core.rules import Rules
 
 # How the client's next octets are read.  Hot path (bench S2): plain integers.
-CLOSED, COMMANDS, CONTENT, PAYLOAD, AUTH_DATA, SKIPPED, DEAF = range(7)
+CLOSED, COMMANDS, CONTENT, PAYLOAD, AUTH_DATA, SKIPPED, ENDED = range(7)
 
 WINDOW = 16 * 1024
 """So many octets are looked at in one go for commands: what is behind a gate is none of them."""
 
-_ANSWERED = Exchange(commands.NOT_ASKED, b"", 0.0)
+_ANSWERED = Exchange(commands.UNSOLICITED_ROW, b"", 0.0)
 """Stands for an exchange that has been answered; never changed."""
 _ANSWERED.flushed = 1.0
 
@@ -104,7 +104,7 @@ class Framer:
             self.unframed = b""
             self._frame(octets, now)
 
-    def take(self) -> Exchange:
+    def pop(self) -> Exchange:
         """Take the first exchange from the queue."""
         exchange = self.queue.pop(0)
         self.queue_octets -= len(exchange.line)
@@ -132,6 +132,10 @@ class Framer:
         self.table = rules.first_table
         self.open_commands()
 
+    def ehlo_accepted(self, *, helo: bool) -> None:
+        """Frame by the table that applies after EHLO, or after HELO."""
+        self.table = self._rules.helo_table if helo else self._rules.table
+
     def open_content(self, exchange: Exchange) -> None:
         """Let message content follow; `exchange` is to be answered at its end of data."""
         self.mode = CONTENT
@@ -151,7 +155,7 @@ class Framer:
 
     def close(self) -> None:
         """Frame nothing any more."""
-        self.mode = DEAF
+        self.mode = ENDED
         self.unframed = b""
 
     def _keep(self, octets: bytes) -> None:
@@ -252,7 +256,7 @@ class Framer:
             violation.octets = b""  # it is a secret
             return self._refuse(violation, octets, position, now)
         if end:
-            self._enqueue(Exchange(commands.AUTH_LINE, line, now))
+            self._enqueue(Exchange(commands.AUTH_LINE_ROW, line, now))
         return end and end - position
 
     def _stream_content(self, octets: bytes, position: int, now: float) -> int:
@@ -323,12 +327,12 @@ class Framer:
     def _refuse(self, violation: ClientViolation, octets: bytes, position: int, now: float) -> int:
         """Answer in its turn what is no command line; return the octets taken."""
         # What follows a password that was sent ahead may be one too.
-        verb = replace(commands.MISFRAMED, secret=self.last.verb.secret)
+        verb = replace(commands.MALFORMED_ROW, secret=self.last.verb.secret)
         exchange = Exchange(verb, b"", now)
         exchange.refuse(violation)
         self._enqueue(exchange)
         if violation.closes:
-            self.mode = DEAF
+            self.mode = ENDED
             return len(octets) - position
         self.mode = SKIPPED
         return self._skip_line(octets, position, now)
@@ -351,5 +355,5 @@ _FRAME = {
     PAYLOAD: Framer._stream_payload,
     AUTH_DATA: Framer._frame_auth_data,
     SKIPPED: Framer._skip_line,
-    DEAF: Framer._ignore,
+    ENDED: Framer._ignore,
 }

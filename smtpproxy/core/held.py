@@ -83,6 +83,6 @@ class ReplyBuffer:
         for exchange in exchanges:
             exchange.flushed = now
         if exchange.verb.secret:  # never held, so it can only be the last
-            exchange.cut_quoted()
+            exchange.redact_reply()
         self.observer.settled(exchanges)
         return exchange

@@ -116,7 +116,7 @@ def may_be_secret(word: bytes) -> bool:
     return any(verb in word for verb in _SECRET_VERBS)
 
 
-def without_secret(line: bytes) -> bytes:
+def redacted(line: bytes) -> bytes:
     """Return a command line with all that may be secret replaced by `*`; others as they are."""
     words = line.replace(b"\0", b" ").split(None, 2)
     if not words or not may_be_secret(words[0]):
@@ -128,14 +128,14 @@ def without_secret(line: bytes) -> bytes:
     return b" ".join([*words[:shown], b"*\r\n"]) if len(words) > shown else line
 
 
-def without_text(reply: bytes) -> bytes:
+def redacted_reply(reply: bytes) -> bytes:
     """Return a reply with its text replaced by `*`: it may quote what was asked."""
     found = _BEFORE_TEXT.match(reply)
     return found[0] + b"*\r\n" if found else reply  # a code alone quotes nothing
 
 
 def _violation(kind: str, reply: bytes, line: bytes) -> ClientViolation:
-    return ClientViolation(kind, reply, without_secret(line))
+    return ClientViolation(kind, reply, redacted(line))
 
 
 _DECLARED_SIZE = re.compile(rb"(?i) SIZE=([0-9]{1,20})[ \r]")

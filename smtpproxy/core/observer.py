@@ -1,4 +1,4 @@
-"""What the edge tells those who watch: plain values and the exchanges of the core."""
+"""Observers: what the edge shows them, plain values and the exchanges of the core."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,46 +9,47 @@ from smtpproxy.core.exchange import Exchange
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What a session came to.
-
-    reason: why it ended, a snake_case noun.
-    seconds: how long it lasted.
-    commands, pipelined: how many came from the client, and how many of them saved a round trip.
-    messages: how many the backend took over.
-    client_octets, backend_octets: how many came from each.
-    """
+    """The figures of a session that is over."""
 
     reason: str
+    """Why it ended, a snake_case noun."""
     seconds: float
+    """How long it lasted."""
     commands: int
+    """How many commands came from the client."""
     pipelined: int
+    """How many of them saved a round trip."""
     messages: int
+    """How many messages the backend accepted."""
     client_octets: int
+    """How many octets came from the client."""
     backend_octets: int
+    """How many octets came from the backend."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ends:
-    """The two ends of each connection, as `192.0.2.1:4711`, `[2001:db8::1]:4711` or `unix`.
-
-    client, listener: of the client's connection.  proxy, server: of the backend's.
-    """
+    """The two ends of each connection, as `192.0.2.1:4711`, `[2001:db8::1]:4711` or `unix`."""
 
     client: str
+    """The client's end of the client's connection."""
     listener: str
+    """The proxy's end of it."""
     proxy: str
+    """The proxy's end of the backend's connection."""
     server: str
+    """The server's end of it."""
 
 
 class SessionObserver(Protocol):
-    """Watches one session.  No method may raise or block.
-
-    content: is called with message content and BDAT payload, the end of data included, as they went
-    to the backend and as they came; None, as for most observers, costs nothing.
-    """
+    """Watches one session.  No method may raise or block."""
 
     @property
-    def content(self) -> Callable[[bytes, bytes], None] | None: ...
+    def content(self) -> Callable[[bytes, bytes], None] | None:
+        """Return what is called with message content and BDAT payload, end of data included.
+
+        First as they went to the backend, then as they came.  None costs nothing.
+        """
 
     def connected(self, server: str, ends: Callable[[], Ends]) -> None:
         """The session got its backend connection, to the server of this address.

@@ -3,33 +3,34 @@
 The rules, in the order of the five steps that the octets take (RFC 2920):
 
 1. Octets from the client are appended to what is not yet framed.  Nothing received is dropped,
-   except behind STARTTLS and by a refusal that closes.
-2. Framing turns them into exchanges on the queue, until a gate closes: a command whose reply tells
-   how the octets behind it are to be read.  The greeting and AUTH lines are gates like any other.
+   except after STARTTLS and by a refusal that closes.
+2. Framing turns them into exchanges on the queue, until a gate closes: a command whose reply
+   decides how the octets after it are to be read.  The greeting and AUTH lines are gates, too.
 3. The first of the queue goes out when the backend owes no reply.  So exactly one is in flight;
    more only when the backend itself offers PIPELINING and the rules let it be used.
 4. Octets from the backend become whole replies.  Each must have been asked for: a surplus one would
    shift every later one.
-5. The reply settles its exchange: it joins the held replies, is flushed by the rule of RFC 2920
-   section 3.2, opens the gate if it was one, and the next exchange goes out.
+5. The reply settles its exchange: it joins the held replies, is flushed by the rule of the reply
+   buffer (RFC 2920 section 3.2), opens the gate if it was one, and the next exchange goes out.
 
-Steps 1 and 2 are the framer's, 3 to 5 are here.  A message is acknowledged only by the backend's
+Steps 1 and 2 are the framer's; 3 to 5 are here, with the reply matcher for step 4 and the reply
+buffer for step 5.  A message is acknowledged only by the backend's
 own reply to its end of data.  The pipeline calls nothing but its two sinks and its observer, and it
 has no clock: every call brings the time.
 """
 
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from smtpproxy.core import commands, replies
-from smtpproxy.core.answers import CLOSES, NOT_YET, NOTHING_ASKED, Answers
+from smtpproxy.core.answers import CLOSING, DEFERRED, NO_EXCHANGE, ReplyMatcher
 from smtpproxy.core.commands import MAIL, RCPT, RSET
 from smtpproxy.core.errors import BackendViolation, ClientViolation, Violation
 from smtpproxy.core.exchange import Exchange, Observer, Step
 from smtpproxy.core.extensions import Extensions
-from smtpproxy.core.framing import CLOSED, COMMANDS, CONTENT, DEAF, PAYLOAD, Framer
+from smtpproxy.core.framing import CLOSED, COMMANDS, CONTENT, ENDED, PAYLOAD, Framer
 from smtpproxy.core.held import ReplyBuffer
-from smtpproxy.core.hello import DONE, FAILED, SECURE, Hello
+from smtpproxy.core.hello import DONE, FAILED, START_TLS, Ehlo
 from smtpproxy.core.replies import whole_reply_code
 from smtpproxy.core.rules import Rules
 from smtpproxy.core.transaction import Transaction
@@ -40,35 +41,31 @@ class Pipeline:
     """The protocol state of one session.
 
     The caller owns both connections and has these duties.  It calls `connect_backend` before it
-    hands over the backend's first octets.  After each call it looks at `ended` (a reason, empty
-    while the session goes on): then it closes the client when all that was written to it has gone
-    out, and the backend.  While `full` it does not read the client.  While replies are `held` it
-    calls `flush` when the first of them is too old, and `expire` when a time limit of `waiting` is
-    over.  It keeps the clock: `now` is in seconds and never goes back.
+    hands over the backend's first octets.  After each call it looks at `ended`: then it closes the
+    client when all that was written to it has gone out, and the backend.  While `full` it does not
+    read the client.  It calls `flush` when the reply that is `held_since` is too old, and `expire`
+    when a time limit of `waiting` is over.  It keeps the clock: `now` is in seconds and never goes
+    back.
 
-    `upgrade` is to be set where the rules speak of TLS.  When it is called the caller reads nothing
-    more of that connection in plaintext, and calls `client_secured`, `backend_secured` or `fail`
-    when the handshake is over.  With Upgrade.TUNNEL, both connections are the caller's alone.
-
-    `introduce` is to be set where the rules trust the client.  It is called with an XCLIENT line
-    and returns what refuses it; else the session ends as "introduced", and its successor's
-    greeting is the reply.
-
-    active: when the client sent octets last.
+    Args:
+        rules: Those of the listener.
+        send_client: The sink for octets to the client.
+        observer: Is shown each exchange whose reply was flushed.
+        now: The time.
     """
 
     __slots__ = (
-        "active",
-        "answers",
+        "client_active_at",
         "client_ended",
+        "consecutive_errors",
         "draining",
+        "ehlo",
         "ended",
-        "errors",
         "extensions",
         "framer",
-        "hello",
         "in_flight",
         "introduce",
+        "matcher",
         "reply_buffer",
         "rules",
         "send_backend",
@@ -76,25 +73,53 @@ class Pipeline:
         "upgrade",
     )
 
+    upgrade: Callable[[Upgrade], None]
+    """To be set where the rules have to do with TLS.
+
+    When it is called, the caller reads nothing more of that connection in plaintext, and calls
+    `client_secured`, `backend_secured` or `fail` when the handshake is over.  With Upgrade.TUNNEL,
+    both connections are the caller's alone.
+    """
+    introduce: Callable[[bytes], bytes]
+    """To be set where the rules trust the client.
+
+    It is called with an XCLIENT line and returns a refusal, or nothing: then the session ends as
+    "introduced", and the greeting of its successor is the reply.
+    """
+    ended: str
+    """Why the session ended, a snake_case noun; empty while it goes on."""
+    client_ended: bool
+    """The client has sent the end of its octets."""
+    client_active_at: float
+    """When the client sent octets last."""
+    consecutive_errors: int
+    """How many replies in a row were 5xx."""
+    draining: bool
+    """The session ends as soon as no transaction is open."""
+    in_flight: list[Exchange]
+    """Sent to the backend and not yet answered; the list of the reply matcher."""
+    send_backend: Callable[[bytes], None]
+    """The sink for octets to the backend."""
+
     def __init__(
         self, rules: Rules, send_client: Callable[[bytes], None], observer: Observer, now: float
     ) -> None:
         greeting = Exchange(rules.greeting, b"", now)
         self.rules = rules
-        self.send_backend: Callable[[bytes], None] = _not_connected
+        self.send_backend = _not_connected
         self.framer = Framer(rules, greeting, _not_connected)
-        self.answers = Answers(self.framer, now)
-        self.in_flight = self.answers.in_flight
+        self.matcher = ReplyMatcher(self.framer, now)
+        self.in_flight = self.matcher.in_flight
         self.reply_buffer = ReplyBuffer(send_client, observer)
         self.extensions = Extensions(rules)
-        self.hello = Hello(rules, self.extensions)
-        self.upgrade: Callable[[Upgrade], None] = _not_connected
-        self.introduce: Callable[[bytes], bytes] = _not_connected
+        self.ehlo = Ehlo(rules, self.extensions)
+        self.upgrade = _not_connected
+        self.introduce = _not_connected
         self.transaction = Transaction()
-        self.errors = 0  # in a row
+        self.consecutive_errors = 0
         self.client_ended = self.draining = False
         self.ended = ""
-        self.active = now
+        self.client_active_at = now
 
     def connect_backend(self, send_backend: Callable[[bytes], None]) -> None:
         """Name the sink for octets to the backend."""
@@ -112,7 +137,7 @@ class Pipeline:
     @property
     def greeting_owed(self) -> bool:
         """Tell whether the backend has not greeted yet."""
-        return self.answers.greeting_owed
+        return self.matcher.greeting_owed
 
     @property
     def held_since(self) -> float:
@@ -121,7 +146,7 @@ class Pipeline:
 
     def waiting(self) -> tuple[str, float]:
         """Return which time limit runs and since when: a Verb.limit, "content" or "client"."""
-        return self.answers.waiting(self.active)
+        return self.matcher.waiting(self.client_active_at)
 
     # --- steps 1 and 2: octets from the client ------------------------------------------------
 
@@ -129,7 +154,7 @@ class Pipeline:
         """Take octets from the client."""
         if self.ended:
             return
-        self.active = now
+        self.client_active_at = now
         self.framer.receive(octets, now)
         self._send(now)
         if self.client_ended or self.draining:
@@ -154,18 +179,18 @@ class Pipeline:
         while framer.queue and self._may_send():
             exchange = framer.queue[0]
             refusal = exchange.refusal
-            if exchange.verb.weighed:
+            if exchange.verb.needs_check:
                 if self._waits_for_introduction(exchange, now):
                     return
-                refusal = exchange.refusal or self.transaction.weigh(
+                refusal = exchange.refusal or self.transaction.refusal_for(
                     exchange, self.rules, self.extensions, len(in_flight)
                 )
             if not refusal:
-                self._forward(framer.take(), now)
+                self._forward(framer.pop(), now)
             elif in_flight:
                 return
             else:
-                framer.take().cut_secret()
+                framer.pop().redact_line()
                 self._settle(exchange, refusal, int(refusal[:3]), now)
                 self.flush(now)  # the edge begins to time held replies when the backend answers
                 framer.frame_waiting(now)
@@ -174,16 +199,16 @@ class Pipeline:
         if self.in_flight:
             return self.extensions.may_follow(self.in_flight)
         # Octets that nobody asked for have begun to come: they can only end the session.
-        return not (self.answers.reader.unread or self.ended)
+        return not (self.matcher.reader.unread or self.ended)
 
     def _forward(self, exchange: Exchange, now: float) -> None:
         self.in_flight.append(exchange)
         exchange.sent = 0.0 if exchange.octets else now  # not before its payload is
         role = exchange.verb.role
         line = exchange.line
-        self.send_backend(self.hello.begin(line, now) if role in _HELLO else line)
+        self.send_backend(self.ehlo.begin(line, now) if role in _HELLO else line)
         if exchange.verb.secret:
-            exchange.cut_secret()
+            exchange.redact_line()
         if role == commands.BDAT:
             self.transaction.add_chunk(exchange.octets)
             self.framer.open_payload(exchange.octets)
@@ -198,7 +223,7 @@ class Pipeline:
             Whether the command may not be sent yet, or never.
         """
         role = exchange.verb.role
-        forward = role == MAIL and self.hello.xforward.lines
+        forward = role == MAIL and self.ehlo.xforward.lines
         if exchange.refusal or not (forward or role == commands.XCLIENT):
             return False
         if self.in_flight:  # what may yet begin or end a transaction
@@ -206,10 +231,10 @@ class Pipeline:
         return self._send_xforward(now) if forward else self._switch_client(exchange, now)
 
     def _send_xforward(self, now: float) -> bool:
-        """Send the next XFORWARD line, alone in flight; tell whether there was one."""
-        line = b"" if self.transaction.open else self.hello.xforward.next_line()
+        """Send the next XFORWARD line, alone in flight; return whether there was one."""
+        line = b"" if self.transaction.open else self.ehlo.xforward.next_line()
         if line:
-            own = Exchange(commands.FORWARDED, line, now)
+            own = Exchange(commands.OWN_XFORWARD_ROW, line, now)
             own.sent = now
             self.in_flight.append(own)
             self.send_backend(line)
@@ -231,7 +256,7 @@ class Pipeline:
         return not xclient.refusal
 
     def _end_content(self, now: float) -> None:
-        """Let content or a payload wait for its reply, or answer it if that is known."""
+        """Wait for the reply to content or a payload; settle it if that is already decided."""
         self.framer.content_over = False
         if not self.in_flight:
             return  # BDAT was refused before its payload had come
@@ -240,7 +265,7 @@ class Pipeline:
             self.in_flight.pop()
             exchange.closes = True
             self._settle(exchange, exchange.refusal, int(exchange.refusal[:3]), now)
-        elif len(self.in_flight) > 1 or not self.answers.reader.unread:
+        elif len(self.in_flight) > 1 or not self.matcher.reader.unread:
             exchange.sent = now  # else a reply has begun before the end: it can't be for it
 
     # --- step 4: octets from the backend become replies ---------------------------------------
@@ -249,7 +274,7 @@ class Pipeline:
         """Take octets from the backend."""
         if self.ended:
             return
-        code = 0 if self.answers.reader.unread else whole_reply_code(octets)
+        code = 0 if self.matcher.reader.unread else whole_reply_code(octets)
         if 200 <= code < 300 and self._take_fast_path(code, octets, now):
             return
         try:
@@ -258,8 +283,8 @@ class Pipeline:
             else:
                 self._take_replies(octets, now)
         except BackendViolation as violation:
-            if self.answers.known:
-                self.answers.ignore()
+            if self.matcher.discards_content:
+                self.matcher.discard()
                 return
             self.fail("backend_violation", replies.BACKEND_BROKEN, now, violation)
         framer = self.framer
@@ -288,21 +313,21 @@ class Pipeline:
         if (
             not MAIL <= role <= RCPT
             or verb.role > RSET
-            or verb.weighed
+            or verb.needs_check
             or exchange.refusal
             or following.refusal
         ):
             return False
         must_flush = self.reply_buffer.hold(exchange, reply, code, now, True)
-        self.errors = 0
+        self.consecutive_errors = 0
         if role == RCPT:
             self.transaction.accepted += 1
         else:
             self.transaction.begin()
         if must_flush:
             self.flush(now)
-        self.answers.came = following.sent = now
-        in_flight[0] = framer.take()
+        self.matcher.last_reply_at = following.sent = now
+        in_flight[0] = framer.pop()
         self.send_backend(following.line)
         return True
 
@@ -311,53 +336,56 @@ class Pipeline:
 
         So a surplus reply is not taken for one to a command that had not been sent when it came.
         """
-        reader = self.answers.read(octets)
+        reader = self.matcher.receive(octets)
         while not self.ended and (reply := reader.next_reply()) is not None:
             self._take_reply(*reply, now)
 
     def _take_reply(self, code: int, reply: bytes, now: float) -> None:
-        """Give a reply to the exchange that waits for it; BackendViolation as in `judge`."""
-        self.answers.came = now
+        """Give a reply to the exchange that waits for it.
+
+        Raises:
+            BackendViolation: As `ReplyMatcher.classify` does.
+        """
+        self.matcher.last_reply_at = now
         in_flight = self.in_flight
-        exchange = in_flight[0] if in_flight else NOTHING_ASKED
+        exchange = in_flight[0] if in_flight else NO_EXCHANGE
         role = exchange.verb.role
         if role > RSET or 300 <= code < 400 or code == 421 or reply[:1] == b"3":
-            meaning = self.answers.judge(exchange, code, reply)
-            if meaning == CLOSES:
+            meaning = self.matcher.classify(exchange, code, reply)
+            if meaning == CLOSING:
                 self._end_with(reply, "backend_closed", now, None)
-            if meaning in (CLOSES, NOT_YET):
+            if meaning in (CLOSING, DEFERRED):
                 return
             if role in _HELLO:
-                code, reply = self._take_hello(code, reply, now)
+                code, reply = self._take_ehlo(code, reply, now)
                 if not reply:
                     return
             elif role >= commands.XFORWARD and self._take_xforward(role, code, reply, now):
                 return
         del in_flight[0]
         if exchange.refusal:  # its group was refused while it was in flight
-            exchange.note_reply(reply, now)
+            exchange.add_step(reply, now)
             reply, code = exchange.refusal, int(exchange.refusal[:3])
         self._settle(exchange, reply, code, now)
 
-    def _take_hello(self, code: int, reply: bytes, now: float) -> tuple[int, bytes]:
-        """Do what a reply to a hello leads to; return what the client gets, if anything now."""
-        hello = self.hello
+    def _take_ehlo(self, code: int, reply: bytes, now: float) -> tuple[int, bytes]:
+        """Do what a reply to EHLO or HELO leads to; return the client's reply, empty if not yet."""
+        ehlo = self.ehlo
         exchange = self.in_flight[0]
-        step = hello.take(exchange, code, reply, now)
+        step = ehlo.take(exchange, code, reply, now)
         if step == DONE:
-            code, reply = hello.answer()
+            code, reply = ehlo.answer()
             if code < 300:
-                said_ehlo = exchange.verb.role == commands.EHLO
-                self.framer.table = self.rules.table if said_ehlo else self.rules.helo_table
+                self.framer.ehlo_accepted(helo=exchange.verb.role == commands.HELO)
             return code, reply
-        if self.answers.reader.unread:
-            raise BackendViolation("reply_not_asked_for", self.answers.reader.unread)
+        if self.matcher.reader.unread:
+            raise BackendViolation("reply_not_asked_for", self.matcher.reader.unread)
         if step == FAILED:
-            self.fail(hello.reason, replies.BACKEND_UNFIT, now)
-        elif step == SECURE:
+            self.fail(ehlo.reason, replies.BACKEND_UNFIT, now)
+        elif step == START_TLS:
             self.upgrade(Upgrade.BACKEND_TLS)
         else:
-            self.send_backend(hello.line)
+            self.send_backend(ehlo.line)
         return code, b""
 
     def _take_xforward(self, role: int, code: int, reply: bytes, now: float) -> bool:
@@ -371,17 +399,17 @@ class Pipeline:
         """
         if role == commands.XFORWARD:
             if code < 300:
-                self.hello.stop_xforward()
+                self.ehlo.stop_xforward()
             return False
         self._drop_xforward(reply, now)
         if code >= 300:
-            self.hello.stop_xforward()
+            self.ehlo.stop_xforward()
         return True
 
     def _drop_xforward(self, reply: bytes, now: float) -> None:
         """Remove the proxy's own XFORWARD from those in flight; it is a step of the next MAIL."""
         in_flight = self.in_flight
-        if in_flight and in_flight[0].verb is commands.FORWARDED:
+        if in_flight and in_flight[0].verb is commands.OWN_XFORWARD_ROW:
             own, mail = in_flight.pop(0), self.framer.queue[0]
             step = Step(own.line, reply, own.sent, now if reply else 0.0)
             mail.steps = (*mail.steps, step)
@@ -393,15 +421,15 @@ class Pipeline:
         framer = self.framer
         more = bool(framer.queue or self.in_flight)
         must_flush = self.reply_buffer.hold(exchange, reply, code, now, more)
-        self.errors = self.errors + 1 if code >= 500 else 0
+        self.consecutive_errors = self.consecutive_errors + 1 if code >= 500 else 0
         verb = exchange.verb
         if verb.role:
-            self.transaction.follow(exchange, code)
+            self.transaction.update(exchange, code)
         if must_flush:
             self.flush(now)
         if exchange.closes:
             self.end(exchange.close_reason, now)
-        elif self.errors > self.rules.errors:
+        elif self.consecutive_errors > self.rules.errors:
             reply = replies.TOO_MANY_ERRORS
             over = ClientViolation("too_many_errors", reply % self.rules.hostname)
             self.fail("too_many_errors", reply, now, over)
@@ -409,12 +437,12 @@ class Pipeline:
             self._open_gate(verb.role, code, now)
 
     def _open_gate(self, role: int, code: int, now: float) -> None:
-        """Say how the client's next octets are read, now that the reply tells it."""
+        """Let the client's next octets be read as the reply decides."""
         if code == 220 and role in UPGRADES:
             self.framer.await_upgrade(now)
             self.upgrade(UPGRADES[role])
         elif code == 354:
-            content = Exchange(commands.DATA_ENDED, b"", now)
+            content = Exchange(commands.END_OF_DATA_ROW, b"", now)
             self.in_flight.append(content)
             self.framer.open_content(content)
         elif code == 334:
@@ -431,11 +459,12 @@ class Pipeline:
     # --- TLS ------------------------------------------------------------------------------------
 
     def client_secured(self, now: float) -> None:
-        """The client's connection is inside TLS: the session begins anew (RFC 3207 section 4.2).
+        """Restart: the client's connection is inside TLS (RFC 3207 section 4.2).
 
-        What came ahead of TLS ends it: somebody on the way could have put it there (CVE-2011-0411).
+        Octets that came before TLS end the session: somebody on the way could have put them there
+        (CVE-2011-0411).
         """
-        if self.framer.mode == DEAF:
+        if self.framer.mode == ENDED:
             problem = self.framer.gate.problem
             self._end_with(replies.NOT_SYNCHRONIZED, "not_synchronized", now, problem)
         else:
@@ -443,21 +472,21 @@ class Pipeline:
             self._end_if_done(now)
 
     def _restart(self, now: float) -> None:
-        """Forget all that was said before the client came inside TLS (RFC 3207 section 4.2)."""
+        """Forget all that came before the client's TLS (RFC 3207 section 4.2)."""
         inside = self.rules.inside_tls
         assert inside is not None
         self.rules = inside
-        self.hello.restart(inside)
+        self.ehlo.restart(inside)
         self.extensions.restart(inside)
         self.transaction.end()
-        self.errors = 0
-        self.active = now
+        self.consecutive_errors = 0
+        self.client_active_at = now
         self.framer.restart(inside)
 
     def backend_secured(self, now: float) -> None:
-        """The backend's connection is inside TLS: it gets the client's EHLO once more."""
-        self.answers.came = now
-        self.send_backend(self.hello.secured(now))
+        """Send the client's EHLO once more: the backend's connection is inside TLS."""
+        self.matcher.last_reply_at = now
+        self.send_backend(self.ehlo.secured(now))
 
     # --- how a session ends --------------------------------------------------------------------
 
@@ -466,17 +495,22 @@ class Pipeline:
         self._end_with(reply % self.rules.hostname, reason, now, problem)
 
     def backend_unavailable(self, greeting: bytes, now: float) -> None:
-        """No server could be had; `greeting` is the last one that refused, if there was any."""
+        """End, since no server could be reached.
+
+        Args:
+            greeting: The refusal by the last of them, which the client gets; empty if none.
+            now: The time.
+        """
         own = replies.BACKEND_UNAVAILABLE % self.rules.hostname
         self._end_with(greeting or own, "backend_unavailable", now, None)
 
     def backend_lost(self, now: float) -> None:
         """Take the end of the backend's octets, or the loss of its connection."""
-        if not self.answers.known:
+        if not self.matcher.discards_content:
             self.fail("backend_lost", replies.BACKEND_LOST, now)
 
     def expire(self, now: float) -> None:
-        """The time limit that `waiting` names is over."""
+        """End, since the time limit that `waiting` names is over."""
         self.fail(f"{self.waiting()[0]}_time_limit", replies.TIME_LIMIT, now)
 
     def drain(self, now: float) -> None:
@@ -500,13 +534,13 @@ class Pipeline:
         own = reason != "backend_closed"
         self._drop_xforward(problem.octets if problem else b"" if own else reply, now)
         waiting = self.in_flight or self.framer.queue
-        exchange = waiting.pop(0) if waiting else Exchange(commands.NOT_ASKED, b"", now)
-        exchange.cut_short(problem, now, own=own)
+        exchange = waiting.pop(0) if waiting else Exchange(commands.UNSOLICITED_ROW, b"", now)
+        exchange.abort(problem, now, own=own)
         self.reply_buffer.hold(exchange, reply, int(reply[:3]), now, False)
         self.end(reason, now)
 
     def end(self, reason: str, now: float) -> None:
-        """End without a word: the client is gone, or has had its last reply."""
+        """End without a reply: the client is gone, or has got its last one."""
         if self.ended:
             return
         self.ended = reason
@@ -517,12 +551,12 @@ class Pipeline:
         self.framer.queue.clear()
         self.framer.close()
         for exchange in unanswered:
-            exchange.cut_secret()
+            exchange.redact_line()
         if unanswered:
             self.reply_buffer.observer.settled(unanswered)
 
 
-_HELLO = frozenset((commands.EHLO, commands.HELO))
+_HELLO: Final = frozenset((commands.EHLO, commands.HELO))
 
 
 def _not_connected(what: object) -> NoReturn:

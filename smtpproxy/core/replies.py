@@ -68,7 +68,7 @@ _ONE_LINE = {b"%d " % code: code for code in range(200, 600)}
 def whole_reply_code(octets: bytes) -> int:
     """Return the code if the octets are just one whole well-formed reply, as most are; else 0.
 
-    All its lines have this code: of one whose codes differ `ReplyReader` tells.
+    All its lines have this code; a reply whose codes differ is left to `ReplyReader`.
     """
     size = len(octets)
     if size > LINE_LIMIT:
@@ -81,28 +81,33 @@ def whole_reply_code(octets: bytes) -> int:
 
 
 class ReplyReader:
-    """Octets of the backend become whole replies, multi-line ones too.
-
-    `unread` are the octets that have come and belong to no complete reply yet.
-    """
+    """Octets of the backend become whole replies, multi-line ones too."""
 
     __slots__ = ("line_start", "unread")
 
+    unread: bytes
+    """What has come and belongs to no complete reply yet."""
+    line_start: int
+    """Where in it the first line that was not looked at begins."""
+
     def __init__(self) -> None:
         self.unread = b""
-        self.line_start = 0  # where in `unread` the first line not looked at begins
+        self.line_start = 0
 
     def receive(self, octets: bytes) -> None:
         """Append what came from the backend; `next_reply` bounds what is kept."""
         self.unread = self.unread + octets if self.unread else octets
 
     def next_reply(self) -> tuple[int, bytes] | None:
-        """Take the next complete reply: its code and its octets, or None until more has come.
+        """Take the next complete reply.
 
-        The octets are the backend's own; only a bare LF at the end of a line is made CRLF, since
-        replies that travel together must not run into one another.
+        Returns:
+            Its code and its octets; None until more has come.  The octets are the backend's own,
+            but a bare LF at the end of a line becomes CRLF: replies that are sent together must not
+            run into one another.
 
-        Raises BackendViolation for what is no reply, and for one without end.
+        Raises:
+            BackendViolation: What came is no reply, or one without end.
         """
         unread, start = self.unread, self.line_start
         while end := unread.find(b"\n", start, start + LINE_LIMIT) + 1:
@@ -125,8 +130,9 @@ class ReplyReader:
 def read_line(line: bytes) -> tuple[int, bool]:
     """Return the code of one reply line, which ends in LF, and whether it is the reply's last line.
 
-    Raises BackendViolation("malformed_reply") for anything but `ddd`, `ddd text` and `ddd-text`,
-    a code outside 200..599, a bare CR or a NUL.
+    Raises:
+        BackendViolation: malformed_reply, for anything but `ddd`, `ddd text` and `ddd-text`, a code
+            outside 200..599, a bare CR or a NUL.
     """
     text = line[:-2] if line.endswith(b"\r\n") else line[:-1]
     code, mark = text[:3], text[3:4]

@@ -1,4 +1,4 @@
-"""The rules of a session: what its listener and its backend lay down for the pipeline."""
+"""The rules of a session: the settings of its listener and backend that the pipeline follows."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -11,7 +11,7 @@ from smtpproxy.core.content import BareNewlines
 
 NO_CHANGES = Filter()
 XCLIENT_OFFER = b"XCLIENT NAME ADDR PORT PROTO HELO DESTADDR DESTPORT"
-"""What a trusted client is offered, by the proxy itself; LOGIN is not for others to tell."""
+"""What the proxy offers a trusted client; LOGIN is left out, for it names who has authenticated."""
 
 
 class ClientTls(Enum):
@@ -20,9 +20,9 @@ class ClientTls(Enum):
     HIDDEN = "hidden"
     """It is not offered, and refused."""
     OFFERED = "offered"
-    """It is offered, and ends here."""
+    """The proxy offers it."""
     PASSED = "passed"
-    """It is the backend's: from its 220 on the octets mean nothing to the proxy."""
+    """The backend offers it: after its 220 the proxy passes octets on unread."""
     ACTIVE = "active"
     """The client's connection is inside TLS."""
 
@@ -49,63 +49,68 @@ class Auth(Enum):
 
 @dataclass(frozen=True)
 class Rules:
-    """Frozen, and shared by all sessions of a listener.
-
-    hostname: named in the proxy's own 421 replies.
-    use_pipelining: use the backend's own PIPELINING when it offers it.
-    helo_fallback: send HELO to a backend that does not know EHLO.
-    guard_data: DATA is not forwarded when every recipient of the transaction was refused.
-    queue_commands, queue_octets: how much may wait before the client is no longer read.
-    line, auth_line: octets of a command line and of an AUTH line, line end included.
-    errors: how many 5xx replies in a row a client may collect.
-    message_octets: how big a message may be.  recipients: how many may be accepted for one.
-    Of both, 0 means as the backend likes.
-    client_tls, require_tls, auth, backend_tls: what has to be inside TLS, and how it comes there.
-    trusted: the client may name others by XCLIENT and XFORWARD.
-    hello_first: nothing that matters may come before EHLO or HELO.
-    xforward: the backend is told of the client by XFORWARD before each message.
-    table, first_table, helo_table, greeting: rows of the verb table that follow from the rest;
-    the first table is in force until a hello was accepted, the HELO table if HELO was.
-    secured_capabilities: in place of `capabilities` when the backend's connection is inside TLS.
-    inside_tls: the rules once the client's connection is, if it can come there; else None.
-    """
+    """Frozen, and shared by all sessions of a listener."""
 
     hostname: bytes = b"localhost"
+    """The proxy's name in its own 421 replies."""
     sync: Sync = Sync.SAFE
+    """When a client is refused that sends before it has the reply."""
     bare_newlines: BareNewlines = BareNewlines.NORMALIZE
+    """What becomes of a bare CR, bare LF or NUL in content."""
     capabilities: Filter = NO_CHANGES
+    """The listener's changes to what passes; once made, what passes."""
     use_pipelining: bool = True
+    """Use the backend's own PIPELINING when it offers it."""
     helo_fallback: bool = True
+    """Send HELO to a backend that does not know EHLO."""
     guard_data: bool = True
+    """Do not forward DATA when every recipient of the transaction was rejected."""
     queue_commands: int = 1000
+    """How many commands may wait before the client is no longer read."""
     queue_octets: int = 256 * 1024
+    """How many octets of commands may."""
     line: int = 2048
+    """Octets of a command line, line end included."""
     auth_line: int = 12288
+    """Octets of an AUTH line, line end included (RFC 4954 section 4)."""
     errors: int = 20
+    """How many 5xx replies in a row a client may get."""
     message_octets: int = 0
+    """How large a message may be; 0: as the backend likes."""
     recipients: int = 0
+    """How many recipients may be accepted for a message; 0: as the backend likes."""
     client_tls: ClientTls = ClientTls.HIDDEN
     require_tls: bool = False
+    """Refuse all but a few commands before the client's TLS."""
     auth: Auth = Auth.ANY
     backend_tls: BackendTls = BackendTls.OFF
     trusted: bool = False
+    """The client may name other clients by XCLIENT and XFORWARD."""
     hello_first: bool = False
+    """Refuse all but a few commands before EHLO or HELO."""
     xforward: bool = False
+    """The backend gets XFORWARD before each message."""
     table: Mapping[bytes, Verb] = field(init=False)
+    """The verb table after EHLO."""
     first_table: Mapping[bytes, Verb] = field(init=False)
+    """The verb table until EHLO or HELO was accepted."""
     helo_table: Mapping[bytes, Verb] = field(init=False)
+    """The verb table after HELO."""
     greeting: Verb = field(init=False)
+    """The row of the greeting."""
     secured_capabilities: Filter = field(init=False)
+    """Which capabilities pass when the backend's connection is inside TLS."""
     inside_tls: "Rules | None" = field(init=False)
+    """The rules once the client's connection is inside TLS; None if it can't come there."""
 
     def __post_init__(self) -> None:
         """Make the tables, once for all sessions."""
         asked = self.capabilities
         keep = self._filter()
         limited = {commands.MAIL: self.message_octets, commands.RCPT: self.recipients}
-        weighed = frozenset(role for role, limit in limited.items() if limit)
-        weighed |= {commands.MAIL} if self.xforward else set()
-        table = commands.table_for(self.sync, keep.hide, weighed, self._rows())
+        checked = frozenset(role for role, limit in limited.items() if limit)
+        checked |= {commands.MAIL} if self.xforward else set()
+        table = commands.table_for(self.sync, keep.hide, checked, self._rows())
         secured = replace(keep, allow=keep.allow | {b"REQUIRETLS"}) if self._active else keep
         first = commands.hello_first(table) if self.hello_first else table
         inside = self.client_tls is ClientTls.OFFERED
@@ -149,15 +154,15 @@ class Rules:
         """Return the rows of the verb table that these rules change."""
         rows = {}
         if self.client_tls is ClientTls.OFFERED:
-            rows[b"STARTTLS"] = commands.STARTTLS_HERE
+            rows[b"STARTTLS"] = commands.STARTTLS_OFFERED
         elif self.client_tls is ClientTls.PASSED:
             rows[b"STARTTLS"] = commands.STARTTLS_PASSED
         elif self._active:
-            rows[b"STARTTLS"] = commands.STARTTLS_AGAIN
+            rows[b"STARTTLS"] = commands.STARTTLS_ACTIVE
         if self.trusted:
-            rows |= commands.INTRODUCTIONS
+            rows |= commands.TRUSTED_CLIENT_ROWS
         if self.require_tls and not self._active:
             rows = commands.refused(rows, replies.TLS_REQUIRED)
         elif self.auth is Auth.TLS_ONLY and not self._active:
-            rows[b"AUTH"] = commands.AUTH_IN_PLAIN
+            rows[b"AUTH"] = commands.AUTH_WITHOUT_TLS
         return rows

@@ -1,7 +1,7 @@
-"""The mail transaction of a session: what has to be known of it to let a command pass.
+"""The mail transaction of a session, and which commands it lets through.
 
-RFC 5321 section 3.3: MAIL begins it, RCPT names recipients, and the end of its message, RSET or
-a new hello end it.
+RFC 5321 section 3.3: MAIL begins it, RCPT names recipients; the end of its message, RSET, EHLO or
+HELO end it.
 """
 
 from smtpproxy.core import commands, lines, replies
@@ -13,33 +13,39 @@ from smtpproxy.core.upgrades import reply_to_starttls
 
 
 class Transaction:
-    """The one that is open, or was last; and what outlasts each of them.
-
-    open: MAIL was accepted, and the transaction is not over.
-    accepted, rejected: RCPT commands of it with a positive reply, and with another one.
-    chunk_octets: BDAT payload of it.
-    messages: how many the backend has taken over in this session.
-    authenticated: the client has been.
-    """
+    """The transaction that is open or was last, and what a session keeps beyond each of them."""
 
     __slots__ = ("accepted", "authenticated", "chunk_octets", "messages", "open", "rejected")
+
+    open: bool
+    """MAIL was accepted, and the transaction is not over."""
+    accepted: int
+    """How many RCPT commands of it got a positive reply."""
+    rejected: int
+    """How many got another reply."""
+    chunk_octets: int
+    """How much BDAT payload of it was sent to the backend."""
+    messages: int
+    """How many messages of this session the backend has accepted."""
+    authenticated: bool
+    """The client has authenticated itself."""
 
     def __init__(self) -> None:
         self.open = self.authenticated = False
         self.accepted = self.rejected = self.chunk_octets = self.messages = 0
 
     def begin(self) -> None:
-        """MAIL was accepted."""
+        """Begin a transaction: MAIL was accepted."""
         self.open = True
         self.accepted = self.rejected = self.chunk_octets = 0
 
     def end(self) -> None:
-        """It is over, one way or another."""
+        """End the transaction, if there is one."""
         self.open = False
         self.accepted = self.rejected = self.chunk_octets = 0
 
-    def follow(self, exchange: Exchange, code: int) -> None:
-        """Take the reply to a command of it."""
+    def update(self, exchange: Exchange, code: int) -> None:
+        """Update it by the reply to a command."""
         role = exchange.verb.role
         if role == commands.RCPT:
             if code < 300:
@@ -59,18 +65,22 @@ class Transaction:
             self.authenticated = self.authenticated or code == 235
 
     def add_chunk(self, octets: int) -> None:
-        """BDAT payload of so many octets goes to the backend."""
+        """Count the BDAT payload that goes to the backend."""
         self.chunk_octets += octets
 
     # --- what may not be forwarded --------------------------------------------------------------
 
-    def weigh(
+    def refusal_for(
         self, exchange: Exchange, rules: Rules, extensions: Extensions, in_flight: int
     ) -> bytes:
-        """Return the proxy's own reply to what may not be forwarded as things stand, else nothing.
+        """Return the proxy's own reply to a command that may not be forwarded; else nothing.
 
-        `in_flight` commands wait for the backend's reply; while there are any, a refusal is only
-        for now: the command is weighed again.
+        Args:
+            exchange: A command that needs a check, whose turn has come.
+            rules: Those of the session.
+            extensions: Those of the session.
+            in_flight: How many commands wait for the backend's reply.  While there are any, a
+                refusal is not final: the command waits, and is checked again.
         """
         role = exchange.verb.role
         if role == commands.RCPT:
@@ -89,10 +99,10 @@ class Transaction:
         elif role == commands.STARTTLS:
             return reply_to_starttls(exchange.line, authenticated=self.authenticated)
         else:
-            self._weigh_chunk(exchange, rules, extensions)
+            self._check_chunk(exchange, rules, extensions)
         return exchange.refusal
 
-    def _weigh_chunk(self, chunk: Exchange, rules: Rules, extensions: Extensions) -> None:
+    def _check_chunk(self, chunk: Exchange, rules: Rules, extensions: Extensions) -> None:
         """Refuse a BDAT chunk (RFC 3030 section 2); it ends the session.
 
         A backend without CHUNKING would take the payload for commands; and to one that lacks a
@@ -108,7 +118,7 @@ class Transaction:
 
 
 def _over(kind: str, reply: bytes, exchange: Exchange, in_flight: int) -> bytes:
-    """Return the reply to what is over a limit; it is noted when the refusal is final."""
+    """Return the reply to what is over a limit; a final refusal becomes the exchange's problem."""
     if not in_flight:
         exchange.refuse(ClientViolation(kind, reply, exchange.line))
     return reply

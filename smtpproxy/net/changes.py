@@ -44,7 +44,7 @@ class Changes:
         session.pipeline.upgrade = self.begin
         session.pipeline.introduce = self.introduce
         if security.introduce is not None:
-            session.pipeline.hello.introduction = security.introduce(session.peer)
+            session.pipeline.ehlo.introduction = security.introduce(session.peer)
         self.note_tls("client", session.client)
 
     def cancel(self) -> None:

@@ -269,7 +269,7 @@ class Session:
         if pace.was_slowed and not was_slowed:
             self.observer.slowed()
         if was_paused:
-            pipeline.active = now  # its silence was ours
+            pipeline.client_active_at = now  # its silence was ours
         if was_paused != pace.paused:
             self._regulate()
 

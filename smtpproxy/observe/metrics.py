@@ -20,7 +20,7 @@ Number = int | float
 _NAMELESS = {
     commands.GREETING: b"greeting",
     commands.AUTH: b"auth-line",
-    commands.UNASKED: b"unasked",
+    commands.UNSOLICITED: b"unasked",
 }
 _NO_COMMANDS = (b"greeting", b"unasked")
 

@@ -176,11 +176,11 @@ encode = _encoder.encode
 decode = msgspec.json.Decoder(Record).decode
 """Raises msgspec.DecodeError for what is no record."""
 
-_NAMES = {verb.name: verb.name.decode() for verb in (*commands.ROWS, commands.DATA_ENDED)}
+_NAMES = {verb.name: verb.name.decode() for verb in (*commands.ROWS, commands.END_OF_DATA_ROW)}
 _ROLES = {
     commands.GREETING: "greeting",
     commands.AUTH: "auth-line",
-    commands.UNASKED: "unasked",
+    commands.UNSOLICITED: "unasked",
 }
 
 
@@ -261,7 +261,7 @@ def _exchanged(
 
 
 def _steps_of(exchange: Exchange, offset: float) -> Sequence[Said]:
-    steps = exchange.said
+    steps = exchange.all_steps
     if not steps or (len(steps) == 1 and steps[0][:2] == (exchange.line, exchange.reply)):
         return ()  # nothing, or a hello that went through as it was
     return [
@@ -296,7 +296,7 @@ def violation_of(exchange: Exchange) -> Violation:
     problem = exchange.problem
     assert problem is not None
     by = "backend" if isinstance(problem, BackendViolation) else "client"
-    return Violation(by, problem.kind, text_of(problem.octets), exchange.mended)
+    return Violation(by, problem.kind, text_of(problem.octets), exchange.rewritten)
 
 
 def message_of(outcome: str, fields: dict[str, Any]) -> Message:

@@ -157,7 +157,7 @@ class SessionLog:
             return
         by_backend = isinstance(problem, BackendViolation)
         # What was mended did no harm, but tells who would be refused by `reject`.
-        tell = self._log.info if exchange.mended else self._log.warning
+        tell = self._log.info if exchange.rewritten else self._log.warning
         tell(
             "backend_violation" if by_backend else "client_violation",
             session=self._id,
@@ -166,7 +166,7 @@ class SessionLog:
             kind=problem.kind,
             octets=problem.octets,
             command=exchange.line.rstrip(),
-            refused=not exchange.mended,
+            refused=not exchange.rewritten,
         )
 
     def stalled(self) -> None:

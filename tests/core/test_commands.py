@@ -37,7 +37,7 @@ def test_gates() -> None:
 
 def test_secrets() -> None:
     assert _names(Sync.SAFE, "secret") == {b"AUTH", b"XCLIENT", b"X-EXPS"}
-    assert commands.AUTH_LINE.secret
+    assert commands.AUTH_LINE_ROW.secret
 
 
 def test_what_is_never_forwarded() -> None:
@@ -82,7 +82,7 @@ def test_lock_step_guards_all_but_quit_and_bdat() -> None:
 def test_time_limits() -> None:
     table = table_for(Sync.SAFE)
     assert table[b"DATA"].limit == "data"
-    assert table[b"BDAT"].limit == commands.DATA_ENDED.limit == "end_of_data"
+    assert table[b"BDAT"].limit == commands.END_OF_DATA_ROW.limit == "end_of_data"
     others = {verb.limit for verb in table.values() if verb.name not in (b"DATA", b"BDAT")}
     assert others == {"command"}
 
@@ -99,14 +99,14 @@ def test_hidden_words_are_refused_and_keep_what_else_they_are() -> None:
 @pytest.mark.parametrize("sync", Sync)
 def test_commonplace_verbs_are_found_by_how_a_line_begins(sync: Sync) -> None:
     table = table_for(sync)
-    for word in commands.COMMONPLACE:
+    for word in commands.COMMON_VERBS:
         for begin in (word + b" ", word + b"\r"):
             assert table[begin] is table[begin.lower()] is table[word]
         assert not table[word].refusal
         assert not table[word].secret
         assert len(word) == 4
     assert not [
-        word for word in table if len(word) == 5 and word[:4].upper() not in commands.COMMONPLACE
+        word for word in table if len(word) == 5 and word[:4].upper() not in commands.COMMON_VERBS
     ]
 
 

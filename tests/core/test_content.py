@@ -200,5 +200,5 @@ def test_a_mended_message_is_relayed_and_known() -> None:
     problem = seen[-1].problem
     assert problem is not None
     assert (problem.kind, problem.octets) == ("bare_lf", b"a\nb\r\n.")
-    assert seen[-1].mended
+    assert seen[-1].rewritten
     assert not pipeline.ended

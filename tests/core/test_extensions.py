@@ -16,18 +16,18 @@ def test_nothing_is_in_force_before_ehlo() -> None:
 
 def test_offer_is_in_force_until_helo() -> None:
     extensions = Extensions(Rules())
-    assert extensions.take_offer(OFFER) == TO_CLIENT
+    assert extensions.accept_ehlo(OFFER) == TO_CLIENT
     assert extensions.pipelining
     assert extensions.chunking
-    extensions.leave()
+    extensions.clear()
     assert not extensions.pipelining
     assert not extensions.chunking
 
 
 def test_next_offer_counts() -> None:
     extensions = Extensions(Rules())
-    extensions.take_offer(OFFER)
-    extensions.take_offer(b"250 mx\r\n")
+    extensions.accept_ehlo(OFFER)
+    extensions.accept_ehlo(b"250 mx\r\n")
     assert not extensions.pipelining
     assert not extensions.chunking
 
@@ -36,7 +36,7 @@ def test_rules_may_leave_an_offer_unused() -> None:
     extensions = Extensions(
         Rules(use_pipelining=False, capabilities=Filter(hide=frozenset([b"CHUNKING"])))
     )
-    extensions.take_offer(OFFER)
+    extensions.accept_ehlo(OFFER)
     assert not extensions.pipelining
     assert not extensions.chunking
 
@@ -47,4 +47,4 @@ def test_requiretls_passes_with_tls_on_both_sides_only() -> None:
         for backend in BackendTls:
             extensions = Extensions(Rules(client_tls=client, backend_tls=backend))
             both = client is ClientTls.ACTIVE and backend is BackendTls.IMPLICIT
-            assert (b"REQUIRETLS" in extensions.take_offer(offer)) == both
+            assert (b"REQUIRETLS" in extensions.accept_ehlo(offer)) == both

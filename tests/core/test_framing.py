@@ -9,7 +9,7 @@ from smtpproxy.core import commands, replies
 from smtpproxy.core.commands import Sync
 from smtpproxy.core.content import BareNewlines
 from smtpproxy.core.exchange import Exchange
-from smtpproxy.core.framing import CLOSED, COMMANDS, DEAF, Framer
+from smtpproxy.core.framing import CLOSED, COMMANDS, ENDED, Framer
 from smtpproxy.core.rules import Rules
 
 
@@ -18,7 +18,7 @@ class Framing:
 
     def __init__(self, rules: Rules | None = None) -> None:
         self.sent: list[bytes] = []
-        greeting = Exchange(commands.GREETING_OWED, b"", 1.0)
+        greeting = Exchange(commands.GREETING_ROW, b"", 1.0)
         self.framer = Framer(rules or Rules(), greeting, self.sent.append)
         greeting.flushed = 1.0
         self.framer.open_commands()
@@ -58,7 +58,7 @@ def test_line_cut_anywhere_is_framed_once() -> None:
 
 def test_octets_before_the_gate_opens_wait_unframed() -> None:
     sent: list[bytes] = []
-    framer = Framer(Rules(), Exchange(commands.GREETING_OWED, b"", 1.0), sent.append)
+    framer = Framer(Rules(), Exchange(commands.GREETING_ROW, b"", 1.0), sent.append)
     framer.receive(b"NOOP\r\n", 2.0)
     assert (framer.queue, framer.unframed) == ([], b"NOOP\r\n")
     framer.open_commands()
@@ -74,7 +74,7 @@ def test_gate_holds_back_what_is_behind_it() -> None:
     framing.framer.open_auth_data()
     framing.framer.frame_waiting(3.0)
     assert framing.queued[2:] == [b"am9l\r\n"]
-    assert framing.framer.queue[2].verb is commands.AUTH_LINE
+    assert framing.framer.queue[2].verb is commands.AUTH_LINE_ROW
 
 
 def test_guarded_gate_refuses_what_is_behind_it() -> None:
@@ -84,7 +84,7 @@ def test_guarded_gate_refuses_what_is_behind_it() -> None:
             framing.receive(segment)
         assert framing.framer.queue[0].refusal == replies.NOT_SYNCHRONIZED
         assert framing.framer.queue[0].closes
-        assert (framing.framer.mode, framing.framer.unframed) == (DEAF, b"")
+        assert (framing.framer.mode, framing.framer.unframed) == (ENDED, b"")
         framing.receive(b"RSET\r\n")
         assert len(framing.framer.queue) == 1
 
@@ -98,7 +98,7 @@ def test_guarded_gate_that_opens_was_not_run_ahead_of() -> None:
 
 def test_content_goes_straight_on_and_ends() -> None:
     framing = Framing()
-    content = Exchange(commands.DATA_ENDED, b"", 2.0)
+    content = Exchange(commands.END_OF_DATA_ROW, b"", 2.0)
     framing.framer.open_content(content)
     framing.receive(b"RSET\r\n.")
     assert not framing.framer.content_over
@@ -111,7 +111,7 @@ def test_content_goes_straight_on_and_ends() -> None:
 
 def test_refused_content_is_read_and_dropped() -> None:
     framing = Framing(Rules(bare_newlines=BareNewlines.REJECT))
-    content = Exchange(commands.DATA_ENDED, b"", 2.0)
+    content = Exchange(commands.END_OF_DATA_ROW, b"", 2.0)
     framing.framer.open_content(content)
     framing.receive(b"a\r\nb\nc\r\nd\r\n")
     framing.receive(b"e\r\n.\r\n")
@@ -122,7 +122,7 @@ def test_refused_content_is_read_and_dropped() -> None:
 
 def test_content_that_the_backend_refused_keeps_that_refusal() -> None:
     framing = Framing(Rules(bare_newlines=BareNewlines.REJECT))
-    content = Exchange(commands.DATA_ENDED, b"", 2.0)
+    content = Exchange(commands.END_OF_DATA_ROW, b"", 2.0)
     content.refusal = b"552 big\r\n"
     framing.framer.open_content(content)
     framing.receive(b"a\nb\r\n.\r\n")
@@ -179,7 +179,7 @@ def test_refusal_that_closes_leaves_nothing_framed_behind_it(octets: bytes) -> N
     framing.receive(b"RSET\r\n" + octets + b"\r\nQUIT\r\n")
     assert len(framing.framer.queue) == 2
     assert framing.framer.queue[1].closes
-    assert framing.framer.mode == DEAF
+    assert framing.framer.mode == ENDED
     framing.receive(b"RSET\r\n")
     assert len(framing.framer.queue) == 2
 
@@ -218,12 +218,12 @@ def test_full_queue_keeps_what_is_left_until_it_is_empty() -> None:
     framing = Framing(Rules(queue_commands=2))
     framing.receive(b"NOOP 1\r\nNOOP 2\r\nNOOP 3\r\nNOOP 4\r\n")
     assert framing.framer.full
-    assert framing.framer.take().line == b"NOOP 1\r\n"
+    assert framing.framer.pop().line == b"NOOP 1\r\n"
     framing.framer.frame_waiting(3.0)
     framing.receive(b"NOOP 5\r\n")
     assert framing.queued == [b"NOOP 2\r\n"]
     assert not framing.framer.full
-    framing.framer.take()
+    framing.framer.pop()
     framing.framer.frame_waiting(4.0)
     assert framing.queued == [b"NOOP 3\r\n", b"NOOP 4\r\n"]
     assert framing.framer.unframed == b"NOOP 5\r\n"
@@ -235,14 +235,14 @@ def test_full_counts_octets_queued_and_unframed() -> None:
     assert not framing.framer.full
     framing.receive(b"P")
     assert framing.framer.full
-    framing.framer.take()
+    framing.framer.pop()
     assert not framing.framer.full
 
 
 def test_whole_lines_that_wait_make_it_full_with_nothing_in_the_queue_too() -> None:
     framing = Framing(Rules(queue_commands=1, queue_octets=20))
     framing.receive(b"NOOP 1\r\nNOOP 2\r\nNOOP 3\r\nNOOP 4\r\n")
-    framing.framer.take()
+    framing.framer.pop()
     assert framing.queued == []
     assert framing.framer.full
 
@@ -250,7 +250,7 @@ def test_whole_lines_that_wait_make_it_full_with_nothing_in_the_queue_too() -> N
 def test_pipelined_is_what_was_framed_before_the_reply_before_it_was_flushed() -> None:
     framing = Framing()
     framing.receive(b"RSET\r\nRSET\r\nFROB\r\nRSET\r\n")
-    assert [framing.framer.take().pipelined for _ in range(3)] == [False, True, True]
+    assert [framing.framer.pop().pipelined for _ in range(3)] == [False, True, True]
     framing.framer.last.flushed = 3.0
     framing.framer.open_commands()
     framing.framer.frame_waiting(3.0)

@@ -147,13 +147,13 @@ def test_what_may_be_taken_for_bdat_is_known_whatever_is_wrong_with_it() -> None
     ],
 )
 def test_secrets_are_cut(line: bytes, shown: bytes | None) -> None:
-    assert lines.without_secret(line) == (line if shown is None else shown)
+    assert lines.redacted(line) == (line if shown is None else shown)
 
 
 def test_text_of_a_reply_is_cut() -> None:
-    assert lines.without_text(b"500 5.5.1 what: c2Vj\r\n") == b"500 5.5.1 *\r\n"
-    assert lines.without_text(b"501-c2Vj\r\n501 c2Vj\r\n") == b"501-*\r\n"
-    assert lines.without_text(b"502\r\n") == b"502\r\n"
+    assert lines.redacted_reply(b"500 5.5.1 what: c2Vj\r\n") == b"500 5.5.1 *\r\n"
+    assert lines.redacted_reply(b"501-c2Vj\r\n501 c2Vj\r\n") == b"501-*\r\n"
+    assert lines.redacted_reply(b"502\r\n") == b"502\r\n"
 
 
 def test_no_violation_shows_a_secret() -> None:

@@ -193,7 +193,7 @@ def test_backend_that_talks_on_after_its_refusal_takes_no_room(octets: bytes) ->
     for _ in range(1000):
         stage.client(b"more\r\n")
         stage.backend(octets)
-    assert len(stage.pipeline.answers.reader.unread) <= REPLY_LIMIT + 4096
+    assert len(stage.pipeline.matcher.reader.unread) <= REPLY_LIMIT + 4096
     stage.client(b".\r\n")
     assert stage.sent_to_client.endswith(b"552 too big\r\n")
 

@@ -172,7 +172,7 @@ def test_of_xforward_the_client_sees_nothing_and_each_message_has_it(
     expected, mta = _in_lock_step(parts)
     rules = Rules(xforward=True, guard_data=False, errors=10**6)
     stage = MtaStage(rules, Mta(pipelining=pipelining, xforward=True))
-    stage.pipeline.hello.introduction = Introduced("XFORWARD")
+    stage.pipeline.ehlo.introduction = Introduced("XFORWARD")
     _through_the_proxy(parts, rules, draw, stage)
     assert stage.sent_to_client == expected.replace(EHLO_REPLY, EHLO_OFFER)
     assert stage.mta.messages == mta.messages
@@ -286,7 +286,7 @@ def test_anything_from_either_side_is_handled(
             stage.backend(backend.pop(0))
         if draw.draw(st.integers(0, 15)) == 0:
             stage.happen(draw.draw(st.sampled_from(HAPPENINGS)))
-    assert len(stage.pipeline.answers.reader.unread) < 4096
+    assert len(stage.pipeline.matcher.reader.unread) < 4096
     taken = [e for e in stage.observed if e.ends_message and e.code and e.code < 300]
     assert stage.pipeline.transaction.messages >= len(taken)
     stage.happen("stop")

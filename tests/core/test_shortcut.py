@@ -73,7 +73,7 @@ def _play(rules: Rules, parts: list[bytes], replies: list[bytes], offer: bytes) 
     """Return all that becomes of a session."""
     stage = Stage(rules)
     if rules.xforward:
-        stage.pipeline.hello.introduction = Introduced("XFORWARD")
+        stage.pipeline.ehlo.introduction = Introduced("XFORWARD")
     for octets in (b"220 mx\r\n", b"EHLO c\r\n", offer):
         (stage.client if octets[:1] == b"E" else stage.backend)(octets)
     waiting = [*parts]
@@ -91,7 +91,7 @@ def _play(rules: Rules, parts: list[bytes], replies: list[bytes], offer: bytes) 
         stage.to_backend,
         [_shape(exchange) for exchange in stage.observed],
         pipeline.ended,
-        pipeline.errors,
+        pipeline.consecutive_errors,
         [getattr(transaction, name) for name in transaction.__slots__],
         (framer.commands, framer.pipelined),
         [str(exchange.problem) for exchange in stage.observed],

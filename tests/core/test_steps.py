@@ -77,7 +77,7 @@ def test_most_exchanges_have_none() -> None:
 
 def forwarded(talk: Talk) -> Talk:
     """Have XFORWARD said ahead of MAIL, and a pipelining client behind it."""
-    talk.pipeline.hello.introduction = Introduced()
+    talk.pipeline.ehlo.introduction = Introduced()
     talk.sends(b"EHLO x")
     talk.says(b"250-mx\r\n250 XFORWARD ADDR")
     talk.sends(b"MAIL FROM:<a@x>", b"RCPT TO:<b@y>", b"DATA")
@@ -100,12 +100,12 @@ def test_what_was_said_ahead_of_mail() -> None:
     talk = forwarded(Talk(FORWARDING))
     talk.says(b"250 ok", b"250 ok", b"250 a", b"250 b", b"354 go")
     mail, rcpt, _ = talk.exchanges[-3:]
-    assert mail.said == (
+    assert mail.all_steps == (
         Step(b"XFORWARD ADDR=192.0.2.1\r\n", b"250 ok\r\n", 5.0, 6.0),
         Step(b"XFORWARD HELO=x\r\n", b"250 ok\r\n", 6.0, 7.0),
         Step(b"MAIL FROM:<a@x>\r\n", b"250 a\r\n", 7.0, 8.0),
     )
-    assert rcpt.said == ()
+    assert rcpt.all_steps == ()
 
 
 def test_what_was_said_ahead_of_mail_and_not_answered() -> None:
@@ -114,7 +114,7 @@ def test_what_was_said_ahead_of_mail_and_not_answered() -> None:
     talk.pipeline.backend_lost(9.0)
     mail = talk.exchanges[2]
     assert (mail.line[:4], mail.reply[:3]) == (b"MAIL", b"421")
-    assert [(step.line[9:13], step.reply) for step in mail.said] == [
+    assert [(step.line[9:13], step.reply) for step in mail.all_steps] == [
         (b"ADDR", b"250 ok\r\n"),
         (b"HELO", b""),
     ]
@@ -125,16 +125,16 @@ def test_a_421_to_what_was_said_ahead_of_mail() -> None:
     talk.says(b"421 bye")
     mail = talk.exchanges[2]
     assert mail.reply == b"421 bye\r\n"
-    assert mail.said == (Step(b"XFORWARD ADDR=192.0.2.1\r\n", b"421 bye\r\n", 5.0, 6.0),)
+    assert mail.all_steps == (Step(b"XFORWARD ADDR=192.0.2.1\r\n", b"421 bye\r\n", 5.0, 6.0),)
 
 
 def test_a_violation_behind_what_was_said_ahead_of_mail() -> None:
     talk = forwarded(Talk(FORWARDING))
     talk.says(b"354 what")
-    assert talk.exchanges[2].said[0].reply == b"354 what\r\n"
+    assert talk.exchanges[2].all_steps[0].reply == b"354 what\r\n"
     talk = forwarded(Talk(FORWARDING))
     talk.says(b"250 ok", b"250 ok", b"354 what")
-    assert [step.reply for step in talk.exchanges[2].said] == [
+    assert [step.reply for step in talk.exchanges[2].all_steps] == [
         *(b"250 ok\r\n", b"250 ok\r\n", b"354 what\r\n")
     ]
 
@@ -143,7 +143,7 @@ def test_a_client_that_goes_behind_what_was_said_ahead_of_mail() -> None:
     talk = forwarded(Talk(FORWARDING))
     talk.pipeline.end("client_lost", 9.0)
     assert [each.verb.name for each in talk.exchanges[2:]] == [b"MAIL", b"RCPT", b"DATA"]
-    assert [step.reply for step in talk.exchanges[2].said] == [b""]
+    assert [step.reply for step in talk.exchanges[2].all_steps] == [b""]
 
 
 def test_a_lost_backend_has_not_said_421() -> None:

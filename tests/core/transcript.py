@@ -179,7 +179,7 @@ def play(dialogue: Dialogue, *, octet_by_octet: bool = False) -> None:
     """Play a dialogue and fail where the proxy does anything else than it says."""
     stage = Stage(rules_of(" ".join(dialogue.all_settings("rules"))))
     for verb in dialogue.all_settings("introduce"):
-        stage.pipeline.hello.introduction = Introduced(verb)
+        stage.pipeline.ehlo.introduction = Introduced(verb)
     for refusal in dialogue.all_settings("refuse XCLIENT"):
         stage.refusal = as_octets(refusal)
     for given in dialogue.all_settings("given"):

@@ -21,7 +21,7 @@ OWN_421 = {text for text in _OWN if text.startswith(b"421")}
 """The proxy's own replies that end a session."""
 CONTENT_REFUSALS = {*replies.BARE_NEWLINE.values(), replies.MESSAGE_TOO_BIG}
 
-ALWAYS_TAKEN = frozenset((b"EHLO", b"HELO", b"STARTTLS", b"NOOP", b"RSET", b"QUIT"))
+ALWAYS_ACCEPTED = frozenset((b"EHLO", b"HELO", b"STARTTLS", b"NOOP", b"RSET", b"QUIT"))
 _OTHER_PROTOCOLS = frozenset((b"GET", b"POST", b"PUT", b"HEAD", b"OPTIONS", b"CONNECT", b"PRI"))
 _NEVER = frozenset(
     (b"TURN", b"ATRN", b"VERB", b"BURL", b"CHECKPOINT", b"X-EXPS", b"X-ANONYMOUSTLS")

@@ -1,7 +1,7 @@
 """The trial: one schedule played, with what must hold at every moment checked at every moment."""
 
 from smtpproxy.core.framing import CONTENT as READS_CONTENT
-from smtpproxy.core.framing import DEAF
+from smtpproxy.core.framing import ENDED
 from smtpproxy.core.held import HELD_OCTETS
 from smtpproxy.core.replies import LINE_LIMIT, REPLY_LIMIT
 from tests.core.stage import Introduced, Stage, check_observed
@@ -41,7 +41,7 @@ class Trial(Stage):
         self._longest = 0
         self.pipeline.connect_backend(self._send_backend)
         if "X" in schedule.letters:
-            self.pipeline.hello.introduction = Introduction("XCLIENT")
+            self.pipeline.ehlo.introduction = Introduction("XCLIENT")
 
     def play(self) -> None:
         """Play all turns; then let the server answer until the session is at rest."""
@@ -183,7 +183,7 @@ class Trial(Stage):
         held = pipeline.reply_buffer.exchanges
         if self.ended:
             self._over = True
-            assert framer.mode == DEAF
+            assert framer.mode == ENDED
             assert [*pipeline.in_flight, *framer.queue, *framer.unframed, *held] == []
             return
         pipeline.waiting()
@@ -193,7 +193,7 @@ class Trial(Stage):
         assert len(framer.queue) <= rules.queue_commands
         assert framer.queue_octets == sum(len(each.line) for each in framer.queue)
         assert len(framer.unframed) <= rules.queue_octets + max(self._longest, rules.auth_line)
-        assert len(pipeline.answers.reader.unread) < LINE_LIMIT + REPLY_LIMIT
+        assert len(pipeline.matcher.reader.unread) < LINE_LIMIT + REPLY_LIMIT
         assert pipeline.reply_buffer.octets == sum(len(each.reply) for each in held)
         assert pipeline.reply_buffer.octets < HELD_OCTETS
         assert not held or framer.queue or pipeline.in_flight

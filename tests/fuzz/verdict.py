@@ -170,7 +170,7 @@ class Verdict:
 
     def _refusal(self, verb: bytes) -> bytes:
         """Return what is answered to a command while TLS or a hello is demanded."""
-        if verb in reading.ALWAYS_TAKEN or reading.never_forwarded(verb)[0]:
+        if verb in reading.ALWAYS_ACCEPTED or reading.never_forwarded(verb)[0]:
             return b""
         if self._rules.require_tls and not self._hellos.inside_tls:
             return replies.TLS_REQUIRED

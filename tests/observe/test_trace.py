@@ -213,7 +213,7 @@ class TestBothSides:
     def test_xforward_ahead_of_mail(self, tmp_path: Path) -> None:
         traced = Traced(tmp_path)
         session = Watched(traced.trace, rules=Rules(xforward=True))
-        session.pipeline.hello.xforward.lines = [b"XFORWARD ADDR=192.0.2.1\r\n"]
+        session.pipeline.ehlo.xforward.lines = [b"XFORWARD ADDR=192.0.2.1\r\n"]
         session.sends("MAIL FROM:<a@x>", "RCPT TO:<b@y>")
         session.says("250 known", "250 a", "250 b")
         *_, mail, rcpt = exchanges(traced.records())

@@ -73,7 +73,7 @@ def record_forwarded(directory: Path) -> Path:
     """Record such a session."""
     trace = Trace(Files(directory, 0, 1 << 20, 5), Later())
     session = Watched(trace, rules=Rules(xforward=True))
-    session.pipeline.hello.xforward.lines = [b"XFORWARD ADDR=192.0.2.1\r\n"]
+    session.pipeline.ehlo.xforward.lines = [b"XFORWARD ADDR=192.0.2.1\r\n"]
     session.sends("MAIL FROM:<a@x>", "RCPT TO:<b@y>", "RSET", "QUIT")
     session.says("250 known", "250 a", "250 b", "250 c", "221 bye")
     session.close()
