@@ -95,7 +95,7 @@ ROWS = (
     # They change who is trusted, so a stranger's never reach the backend.
     Verb(b"XCLIENT", gate=True, secret=True, refusal=replies.NOT_AUTHORIZED),
     Verb(b"XFORWARD", gate=True, refusal=replies.NOT_AUTHORIZED),
-    # They turn the connection round, or change what the octets behind them mean.
+    # They reverse the connection, or change what the octets after them mean.
     Verb(b"TURN", refusal=replies.NOT_IMPLEMENTED),
     Verb(b"ATRN", refusal=replies.NOT_IMPLEMENTED),
     Verb(b"VERB", refusal=replies.NOT_IMPLEMENTED),

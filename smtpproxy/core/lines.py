@@ -16,14 +16,15 @@ _MECHANISM = re.compile(
     rb"(?i)PLAIN|LOGIN|CRAM-MD5|DIGEST-MD5|SCRAM-[A-Z0-9-]{4,16}|XOAUTH2|OAUTHBEARER|EXTERNAL"
     rb"|GSSAPI|GSS-SPNEGO|NTLM|ANONYMOUS"
 )
-"""What is shown behind AUTH; any other word may be a password out of its place."""
+"""Words that observers see after AUTH; any other may be a misplaced password."""
 _BEFORE_TEXT = re.compile(rb"[0-9]{3}[ -](?:[245]\.[0-9]{1,3}\.[0-9]{1,3} )?")
 
 
 def end_of_line(octets: bytes, start: int, limit: int) -> int:
-    """Return the index behind the line that begins at `start`, or 0 while its LF has not come.
+    """Return the index after the line that begins at `start`, or 0 while its LF has not come.
 
-    Raises ClientViolation("line_too_long") if it has more than `limit` octets, the LF counted.
+    Raises:
+        ClientViolation: line_too_long; it has more than `limit` octets, the LF counted.
     """
     end = octets.find(b"\n", start, start + limit) + 1
     if not end and len(octets) - start >= limit:
@@ -39,9 +40,10 @@ def is_auth(octets: bytes, start: int) -> bool:
 def command_line(line: bytes) -> bytes:
     """Return a line, which ends in LF, as it goes to the backend.
 
-    Raises ClientViolation if another reader could see something else in it: a CR inside, or a NUL
-    (`NOOP<CR>MAIL FROM:<x>` is two commands to some MTAs), or white space before the verb, which
-    some skip and then find a verb that the table does not.
+    Raises:
+        ClientViolation: Another reader could read something else in it.  It has a CR inside or a
+            NUL (`NOOP<CR>MAIL FROM:<x>` is two commands to some MTAs), or white space before the
+            verb, which some MTAs skip and then find another verb.
     """
     line = _checked(line)
     if line[0] in WHITE_SPACE:
@@ -50,7 +52,7 @@ def command_line(line: bytes) -> bytes:
 
 
 def auth_line(line: bytes) -> bytes:
-    """Return a client's line behind a 334 as it goes to the backend; raises as `command_line`."""
+    """Return a client's line after a 334 as it goes to the backend; raises as `command_line`."""
     return _checked(line)
 
 
@@ -88,16 +90,17 @@ def first_word(octets: bytes, start: int) -> bytes:
 def is_bdat(octets: bytes, start: int) -> bool:
     """Tell whether what begins at `start` may be taken for BDAT, whatever is wrong with it.
 
-    The client sends the payload behind it in any case, and it must not be read as commands.
+    The client sends the payload after it in any case, and it must not be read as commands.
     """
-    # Not over an LF: what is behind it is another line, and judged by itself.
+    # Not over an LF: what follows it is another line, and checked by itself.
     return octets[start : start + 64].lstrip(WHITE_SPACE + b"\r")[:4].upper() == b"BDAT"
 
 
 def bdat_size(line: bytes) -> int:
     """Return how many octets of payload follow a BDAT line (RFC 3030 section 2).
 
-    Raises ClientViolation, which closes, if that cannot be told.
+    Raises:
+        ClientViolation: bad_bdat, which closes the session: the size is not known.
     """
     found = _BDAT.fullmatch(line)
     if found is None:
@@ -111,7 +114,7 @@ def is_last_chunk(line: bytes) -> bool:
 
 
 def may_be_secret(word: bytes) -> bool:
-    """Tell whether what follows a command's first word may be secret, as behind `AUTH=` too."""
+    """Tell whether what follows a command's first word may be secret, as after `AUTH=`, too."""
     word = word.upper()
     return any(verb in word for verb in _SECRET_VERBS)
 

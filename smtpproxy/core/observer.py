@@ -67,7 +67,7 @@ class SessionObserver(Protocol):
         """The client is no longer read for now, as a peer is slow or its queue is full."""
 
     def slowed(self) -> None:
-        """The client sends commands faster than it may, and is read more slowly; told once."""
+        """The client sends commands faster than it may, and is read more slowly; called once."""
 
     def noted(self, event: str, **values: str) -> None:
         """Something besides the dialogue: TLS began or failed, or the client was turned away."""

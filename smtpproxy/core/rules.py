@@ -132,7 +132,7 @@ class Rules:
     def _inside_tls(self, asked: Filter) -> "Rules":
         """Return the rules that go for the same client once it is inside TLS.
 
-        It must say EHLO again, so that the backend forgets what was said before, too.
+        It must send EHLO again, so that the backend also forgets what came before.
         """
         return replace(self, capabilities=asked, client_tls=ClientTls.ACTIVE, hello_first=True)
 
