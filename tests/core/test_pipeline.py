@@ -186,6 +186,29 @@ def test_held_replies_are_flushed_when_there_are_16_kib_of_them() -> None:
         assert bool(stage.to_client) == flushed
 
 
+def test_first_held_reply_tells_since_when_replies_are_held() -> None:
+    stage = _stage()
+    stage.client(b"RSET\r\nRSET\r\nRSET\r\nRSET\r\n")
+    assert stage.pipeline.held_since == 0.0
+    stage.backend(b"250 first\r\n")
+    first = stage.now
+    stage.backend(b"250 second\r\n")
+    assert stage.pipeline.held_since == first
+    stage.happen("hold")
+    assert stage.pipeline.held_since == 0.0
+    stage.backend(b"250 third\r\n")
+    assert stage.pipeline.held_since == stage.now
+
+
+def test_replies_go_to_the_sink_that_was_named_last() -> None:
+    stage = _stage()
+    inside: list[bytes] = []
+    stage.pipeline.connect_client(inside.append)
+    stage.client(b"NOOP\r\n")
+    stage.backend(b"250 ok\r\n")
+    assert (stage.to_client, inside) == ([], [b"250 ok\r\n"])
+
+
 @pytest.mark.parametrize("octets", [b"250-x\r\n" * 100, b"junk\r\n" * 100, b"\0" * 700])
 def test_backend_that_talks_on_after_its_refusal_takes_no_room(octets: bytes) -> None:
     stage = _stage("DATA")
