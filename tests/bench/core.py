@@ -1,13 +1,11 @@
-"""What the protocol core and the log cost, without sockets: `python -m tests.bench.core`.
+"""What the protocol core and the log cost, without sockets: `python -m tests.bench core`.
 
-The scenarios have the names that remarks in the code use (S5 there is an idle session: see
-tests/bounds/test_memory.py).  Figures are CPU time, the best of
-several rounds, so that two versions can be compared on a busy machine too.
+The scenarios have the names that remarks in the code use (scenarios.py).  Figures are CPU time, the
+best of several rounds, so that two versions can be compared on a busy machine too.
 """
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from rich.console import Console
 from rich.table import Table
@@ -17,6 +15,7 @@ from smtpproxy.core.rules import Rules
 from smtpproxy.observe import log
 from smtpproxy.observe.fanout import Fanout
 from smtpproxy.observe.sessions import ServiceLog
+from tests.bench.scenarios import Scenario, named
 
 ROUNDS = 7
 SECONDS_PER_ROUND = 0.15
@@ -24,23 +23,7 @@ CHUNK_OCTETS = 256_000
 """What one read brings when content comes fast."""
 
 
-@dataclass(frozen=True)
-class Scenario:
-    """One kind of session: so many messages, with so many recipients and octets each."""
-
-    name: str
-    title: str
-    messages: int
-    recipients: int
-    octets: int
-
-
-SCENARIOS = (
-    Scenario("S1", "a message of 2 KB", 1, 1, 2_048),
-    Scenario("S2", "a message to 50 recipients", 1, 50, 2_048),
-    Scenario("S3", "20 messages of 4 KB", 20, 2, 4_096),
-    Scenario("S4", "a message of 10 MB", 1, 1, 10_000_000),
-)
+SCENARIOS = tuple(map(named, ("S1", "S2", "S3", "S4")))
 
 
 def session(scenario: Scenario, service: Fanout | None) -> Callable[[], None]:
@@ -50,7 +33,7 @@ def session(scenario: Scenario, service: Fanout | None) -> Callable[[], None]:
         b"RCPT TO:<user%d@rcpt.example>\r\n" % number for number in range(scenario.recipients)
     )
     line = b"abcdefghijklmnopqrstuvwxyz" * 3 + b"\r\n"
-    content = line * (scenario.octets // len(line)) + b".\r\n"
+    content = line * (scenario.message_bytes // len(line)) + b".\r\n"
     chunks = [content[at : at + CHUNK_OCTETS] for at in range(0, len(content), CHUNK_OCTETS)]
 
     def discard(_: object) -> None:
@@ -107,7 +90,7 @@ def main() -> None:
             core = best_us(session(scenario, None))
             logged = best_us(session(scenario, Fanout(ServiceLog())))
             per_message = f"{core / scenario.messages:,.1f}"
-            row = (scenario.name, scenario.title, f"{core:,.0f}", f"{logged:,.0f}", per_message)
+            row = (scenario.short, scenario.name, f"{core:,.0f}", f"{logged:,.0f}", per_message)
             table.add_row(*row)
         Console().print(table)
 

@@ -1,4 +1,4 @@
-"""What a trace costs beside the log, without sockets: `python -m tests.bench.trace`."""
+"""What a trace costs beside the log, without sockets: `python -m tests.bench trace`."""
 
 import tempfile
 from pathlib import Path
@@ -35,7 +35,7 @@ def main() -> None:
                 best_us(session(scenario, Fanout(ServiceLog(), watchers)))
                 for watchers in ([], *([trace] for trace in traces))
             ]
-            table.add_row(scenario.name, scenario.title, *(f"{cell:,.0f}" for cell in cells))
+            table.add_row(scenario.short, scenario.name, *(f"{cell:,.0f}" for cell in cells))
         files.close()
     Console().print(table)
 

@@ -115,6 +115,11 @@ class Process:
     def __exit__(self, *_: object) -> None:
         self.kill()
 
+    @property
+    def pid(self) -> int:
+        """The process, which also is the name of its group."""
+        return self._popen.pid
+
     def kill(self) -> None:
         """End the program and everything in its process group at once: nothing of it is kept."""
         with contextlib.suppress(ProcessLookupError):

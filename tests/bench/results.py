@@ -1,0 +1,169 @@
+"""What has been measured: each run, medians over the repetitions, how far those are apart."""
+
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+from msgspec import Struct, field
+
+from tests.bench.scenarios import Kind, Scenario
+
+
+class Run(Struct, kw_only=True):
+    """One contender in one scenario, once.
+
+    Attributes:
+        error: why there is no figure.
+        session_s: the median time of a session.
+        open_sessions: how many were open when memory was read; `before_kib`: with none open.
+        others: the share of one CPU that other programs used meanwhile.
+        violations: how often the contender sent the MTA what it had not asked for yet.
+    """
+
+    scenario: str
+    contender: str
+    repetition: int = 0
+    error: str = ""
+    seconds: float = 0
+    sessions: int = 0
+    failed: int = 0
+    messages: int = 0
+    cpu_s: float | None = None
+    user_s: float | None = None
+    session_s: float = 0
+    session_p99_s: float = 0
+    waits: int = 0
+    mode: str = ""
+    open_sessions: int = 0
+    before_kib: int = 0
+    resident_kib: int = 0
+    peak_kib: int = 0
+    load_cpu_s: float = 0
+    others: float = 0
+    violations: int = 0
+
+
+class Figure(NamedTuple):
+    """Something to compare; None where a run has no such thing."""
+
+    title: str
+    of: Callable[[Run], float | None]
+
+
+def _cpu_us(run: Run) -> float | None:
+    if run.cpu_s is None or not run.messages:
+        return None
+    return run.cpu_s * 1e6 / run.messages
+
+
+def _session_kib(run: Run) -> float | None:
+    if not run.open_sessions or not run.resident_kib:
+        return None
+    return (run.resident_kib - run.before_kib) / run.open_sessions
+
+
+CPU_US = Figure("CPU per message, µs", _cpu_us)
+SESSION_MS = Figure("session, ms", lambda run: run.session_s * 1e3 or None)
+MESSAGES_PER_S = Figure("messages per second", lambda run: run.messages / run.seconds)
+SESSION_KIB = Figure("memory per session, KiB", _session_kib)
+PEAK_MIB = Figure("peak memory, MiB", lambda run: run.peak_kib / 1024 or None)
+RESIDENT_MIB = Figure("memory, MiB", lambda run: run.resident_kib / 1024 or None)
+
+MAIN_FIGURE = {
+    Kind.PASSING: CPU_US,
+    Kind.HELD: CPU_US,
+    Kind.IDLE: SESSION_KIB,
+    Kind.DISTANT: SESSION_MS,
+}
+
+
+class Spread(NamedTuple):
+    """The median of some repetitions, and the smallest and the largest."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Spread | None":
+        """Return the spread of values, None if there are none."""
+        return cls(statistics.median(values), min(values), max(values)) if values else None
+
+    @property
+    def width(self) -> float:
+        """How far they are apart, as a share of the median."""
+        return (self.high - self.low) / self.median if self.median else 0.0
+
+
+class Results(Struct, kw_only=True):
+    """A measurement.
+
+    Attributes:
+        command: what was typed.
+        date: when it began, UTC.
+        machine, versions: what it ran on, and of which version the contenders are.
+        skipped: who was left out, and why.
+        seconds: how long each run was.
+        reference: the contender that ratios compare with, if it was measured.
+        interrupted: runs are missing at its end.
+    """
+
+    command: str
+    date: str
+    machine: dict[str, str]
+    versions: dict[str, str]
+    skipped: dict[str, str]
+    seconds: float
+    repetitions: int
+    reference: str
+    scenarios: list[Scenario]
+    labels: dict[str, str]
+    runs: list[Run] = field(default_factory=list)
+    interrupted: bool = False
+
+    def measured(self, scenario: Scenario) -> list[str]:
+        """Return who was measured in a scenario, in the order of the tables."""
+        there = {run.contender for run in self._of(scenario.name)}
+        return [name for name in self.labels if name in there]
+
+    def good(self, scenario: Scenario, contender: str) -> list[Run]:
+        """Return the runs that have figures."""
+        return [run for run in self._of(scenario.name, contender) if not run.error]
+
+    def error(self, scenario: Scenario, contender: str) -> str:
+        """Return why a contender has no figures."""
+        return next((run.error for run in self._of(scenario.name, contender) if run.error), "")
+
+    def spread(self, scenario: Scenario, contender: str, figure: Figure) -> Spread | None:
+        """Return a figure over the repetitions."""
+        values = (figure.of(run) for run in self.good(scenario, contender))
+        return Spread.of([value for value in values if value is not None])
+
+    def ratio(self, scenario: Scenario, contender: str, figure: Figure) -> Spread | None:
+        """Return a figure over that of the reference, repetition by repetition."""
+        beside = {
+            run.repetition: value
+            for run in self.good(scenario, self.reference)
+            if (value := figure.of(run))
+        }
+        return Spread.of(
+            [
+                value / beside[run.repetition]
+                for run in self.good(scenario, contender)
+                if run.repetition in beside and (value := figure.of(run)) is not None
+            ]
+        )
+
+    def noise(self) -> Spread | None:
+        """Return how far repetitions are apart, over all scenarios and contenders."""
+        spreads = (
+            self.spread(scenario, contender, MAIN_FIGURE[scenario.kind])
+            for scenario in self.scenarios
+            for contender in self.measured(scenario)
+        )
+        return Spread.of([spread.width for spread in spreads if spread])
+
+    def _of(self, scenario: str, contender: str = "") -> Iterator[Run]:
+        for run in self.runs:
+            if run.scenario == scenario and contender in ("", run.contender):
+                yield run

@@ -1,0 +1,202 @@
+"""How the cost grows with the work: sessions at once, recipients, size; one worker and two."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.bench import markdown
+from tests.bench.campaign import Step
+from tests.bench.contenders import Contender
+from tests.bench.machine import most_sessions
+from tests.bench.plots import Panel, Point, Series, lines
+from tests.bench.results import CPU_US, PEAK_MIB, RESIDENT_MIB, Figure, Results
+from tests.bench.scenarios import Kind, Scenario
+from tests.bench.tables import TIMES, made_by, measured_on, written
+
+PART = "figures"
+WORKERS = {"smtpproxy": "1 worker", "smtpproxy-2-workers": "2 workers"}
+STYLES = {"smtpproxy": "ours", "smtpproxy-2-workers": "second"}
+SESSIONS_MOST = 10_000
+
+
+def size(size_bytes: float) -> str:
+    """Return a size as people write it."""
+    for unit, scale in (("MB", 1e6), ("KB", 1e3)):
+        if size_bytes >= scale:
+            return f"{size_bytes / scale:,.3g} {unit}"
+    return f"{size_bytes:g} bytes"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One thing that grows, while all else stays.
+
+    Attributes:
+        axis: what it is, in full.
+        values: how much of it is tried.
+        scenario: returns the scenario of a value.
+        value: returns the value of a scenario.
+        more_work: whether a message then takes more work, so that its CPU may grow.
+        memory: the figure that a machine must have room for.
+        write: writes a value.
+    """
+
+    name: str
+    title: str
+    axis: str
+    values: Callable[[], Sequence[int]]
+    scenario: Callable[[int], Scenario]
+    value: Callable[[Scenario], int]
+    more_work: bool
+    memory: Figure
+    write: Callable[[float], str] = "{:,g}".format
+
+    def scenarios(self) -> list[Scenario]:
+        """Return one scenario for each value."""
+        return [self.scenario(value) for value in self.values()]
+
+    def points(self, results: Results, contender: str, figure: Figure) -> list[Point]:
+        """Return a contender's medians over the values that were measured."""
+        found = []
+        for scenario in results.scenarios:
+            if scenario.name.startswith(f"{self.name}-"):
+                spread = results.spread(scenario, contender, figure)
+                found += [(float(self.value(scenario)), spread.median)] if spread else []
+        return found
+
+
+def _session_counts() -> list[int]:
+    most = min(SESSIONS_MOST, most_sessions())
+    return [*(count for count in (1, 10, 100, 1000) if count < most), most]
+
+
+def _held(sessions: int) -> Scenario:
+    name = f"sessions-{sessions}"
+    sentence = f"{sessions:,} sessions open, and each sends message after message"
+    return Scenario(short=name, name=name, sentence=sentence, kind=Kind.HELD, at_once=sessions)
+
+
+def _to(recipients: int) -> Scenario:
+    name = f"recipients-{recipients}"
+    sentence = f"a message to {recipients:,} recipients, 20 sessions at once"
+    return Scenario(short=name, name=name, sentence=sentence, at_once=20, recipients=recipients)
+
+
+def _of_size(size_bytes: int) -> Scenario:
+    name = f"size-{size_bytes}"
+    sentence = f"a message of {size(size_bytes)}, 4 sessions at once"
+    return Scenario(short=name, name=name, sentence=sentence, at_once=4, message_bytes=size_bytes)
+
+
+SWEEPS = (
+    Sweep(
+        name="sessions",
+        title="Sessions at once",
+        axis="sessions at once, each sending messages of 2 KB",
+        values=_session_counts,
+        scenario=_held,
+        value=lambda scenario: scenario.at_once,
+        more_work=False,
+        memory=RESIDENT_MIB,
+    ),
+    Sweep(
+        name="recipients",
+        title="Recipients of a message",
+        axis="recipients of a message, 20 sessions at once",
+        values=lambda: (1, 10, 100, 1000),
+        scenario=_to,
+        value=lambda scenario: scenario.recipients,
+        more_work=True,
+        memory=PEAK_MIB,
+    ),
+    Sweep(
+        name="size",
+        title="Size of a message",
+        axis="size of a message, 4 sessions at once",
+        values=lambda: [10**power for power in range(3, 9)],
+        scenario=_of_size,
+        value=lambda scenario: scenario.message_bytes,
+        more_work=True,
+        memory=PEAK_MIB,
+        write=size,
+    ),
+)
+
+
+def steps(contenders: Sequence[Contender], repetitions: int) -> list[Step]:
+    """Return what is to be measured."""
+    return [Step(sweep.scenarios(), contenders, repetitions) for sweep in SWEEPS]
+
+
+def write(results: Results, page: Path) -> list[Path]:
+    """Write a picture for each sweep beside the page, and the page's figures.
+
+    Returns:
+        All files that were written.
+    """
+    parts, files = [], []
+    for sweep in SWEEPS:
+        file = page.parent / f"sizing-{sweep.name}.svg"
+        file.write_text(picture(results, sweep))
+        files.append(file)
+        image = f"![CPU per message, and memory, by {sweep.axis}]({file.name})"
+        parts += [f"### {sweep.title}", image, _table(results, sweep), _growth(results, sweep)]
+    version = results.versions.get("smtpproxy", "")
+    parts.append(f"Measured by `{results.command}` on {measured_on(results)}. {version}.")
+    markdown.replace_part(page, PART, "\n\n".join(parts))
+    return [*files, page]
+
+
+def picture(results: Results, sweep: Sweep) -> str:
+    """Return a sweep's two panels: CPU per message, and memory."""
+    panels = [
+        Panel(
+            figure.title,
+            sweep.axis,
+            [
+                Series(workers, sweep.points(results, contender, figure), STYLES[contender])
+                for contender, workers in WORKERS.items()
+            ],
+            logarithmic_x=True,
+            logarithmic_y=figure is CPU_US and sweep.more_work,
+            write_x=sweep.write,
+        )
+        for figure in (CPU_US, sweep.memory)
+    ]
+    return lines(sweep.title, [made_by(results)], panels, panel_width=280)
+
+
+def _table(results: Results, sweep: Sweep) -> str:
+    figures = (CPU_US, sweep.memory)
+    columns = [
+        (f"{figure.title}, {workers}", dict(sweep.points(results, contender, figure)))
+        for contender, workers in WORKERS.items()
+        for figure in figures
+    ]
+    values = sorted({value for _, points in columns for value in points})
+    head = [sweep.title.lower(), *(title for title, _ in columns)]
+    rows = [
+        [sweep.write(value), *(written(points.get(value)) for _, points in columns)]
+        for value in values
+    ]
+    return markdown.table(head, rows)
+
+
+def _growth(results: Results, sweep: Sweep) -> str:
+    """Return how CPU and memory grow from the least work to the most."""
+    texts = []
+    for contender, workers in WORKERS.items():
+        cpu = sweep.points(results, contender, CPU_US)
+        memory = sweep.points(results, contender, sweep.memory)
+        if len(cpu) > 1:
+            (least, _), (most, _) = cpu[0], cpu[-1]
+            texts.append(
+                f"{workers}, from {sweep.write(least)} to {sweep.write(most)} "
+                f"({most / least:,.0f} times as much): CPU per message {TIMES} {_times(cpu)}, "
+                f"memory {TIMES} {_times(memory)}."
+            )
+    return "  \n".join(texts)
+
+
+def _times(points: Sequence[Point]) -> str:
+    return written(points[-1][1] / points[0][1])
