@@ -13,7 +13,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from smtpproxy import __version__
+from smtpproxy import __version__, data
 from smtpproxy.config import from_flags, load
 from smtpproxy.problems import ConfigError
 from smtpproxy.settings import Settings
@@ -240,6 +240,29 @@ def demo(rtt: float, recipients: int, legacy: str | None, serve: bool) -> None:
         raise click.BadParameter(f"{legacy!r} is not one of\n\n{names}", param_hint="--legacy")
     failing = legacy or mta.DEFAULT_FAILING
     sys.exit(play.main(rtt=rtt, recipients=recipients, serve=serve, failing=failing))
+
+
+def _listed_examples() -> str:
+    return "\n".join(f"      {name:20}{each.purpose}" for name, each in data.EXAMPLES.items())
+
+
+@main.command(
+    short_help="Print an example file: settings, a systemd unit, nftables rules.",
+    epilog=f"""
+    \b
+    NAME is one of
+{_listed_examples()}
+
+    \b
+    Examples:
+      smtpproxy example config > /etc/smtpproxy/smtpproxy.toml
+      smtpproxy example service > /etc/systemd/system/smtpproxy.service
+    """,
+)
+@click.argument("name", type=click.Choice(list(data.EXAMPLES)), metavar="NAME")
+def example(name: str) -> None:
+    """Print the example file NAME to standard output."""
+    click.echo(data.read_example(name), nl=False)
 
 
 def _fail(error: ConfigError) -> NoReturn:

@@ -56,7 +56,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
 
 
 COMMANDS = [
-    *("", "run", "check", "demo", "probe"),
+    *("", "run", "check", "demo", "example", "probe"),
     *("trace", "trace list", "trace show", "trace follow", "trace export", "trace replay"),
 ]
 

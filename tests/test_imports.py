@@ -42,7 +42,8 @@ ALLOWED = {
     "supervisor": {"wiring", "control", "figures", "settings", "admin", "observe", "net"},
     "picture": set(),
     "tracing": {"core", "address", "observe", "picture"},
-    "cli": {"supervisor", "settings", "demo", "observe", "probe", "tracing"},
+    "data": set(),
+    "cli": {"data", "supervisor", "settings", "demo", "observe", "probe", "tracing"},
     "__main__": {"cli"},
     "": set(),
 }

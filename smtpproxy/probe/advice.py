@@ -101,7 +101,7 @@ def _identity(found: Findings) -> list[str]:
         ]
     return [
         why,
-        "# Before other machines can reach the listener, see deploy/transparent, and set:",
+        "# For clients on other machines, see `smtpproxy example nftables`, and set:",
         '# identity = "transparent"',
     ]
 

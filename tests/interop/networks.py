@@ -11,13 +11,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import smtpproxy.data
 from tests.interop.processes import eventually
 from tests.interop.programs import command, require_root, unavailable
 
 CLIENT, MTA = "10.91.1.2", "10.91.2.2"
 CLIENT6, MTA6 = "fd91:1::2", "fd91:2::2"
 ROUTER = "10.91.2.1"
-DEPLOY = Path(__file__).parents[2] / "deploy" / "transparent"
+EXAMPLES = Path(smtpproxy.data.__file__).parent / "transparent"
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The proxy on the path: neither client nor MTA is configured, and each sees the other's address.
 
-With the files of deploy/transparent as they are, in network namespaces.
+With the files of smtpproxy/data/transparent as they are, in network namespaces.
 """
 
 import sys
@@ -16,7 +16,7 @@ from tests.interop.messages import brief, recipients
 from tests.interop.networks import (
     CLIENT,
     CLIENT6,
-    DEPLOY,
+    EXAMPLES,
     MTA,
     MTA6,
     ROUTER,
@@ -55,11 +55,11 @@ def mta(row: Networks) -> Iterator[Backend]:
 
 @pytest.fixture
 def tproxy(row: Networks) -> Iterator[Process]:
-    row.proxy.run("nft", "-f", DEPLOY / "tproxy.nft")
-    row.proxy.run("sh", DEPLOY / "routes.sh")
-    with proxy(row.proxy, DEPLOY / "smtpproxy.toml") as process:
+    row.proxy.run("nft", "-f", EXAMPLES / "tproxy.nft")
+    row.proxy.run("sh", EXAMPLES / "routes.sh")
+    with proxy(row.proxy, EXAMPLES / "smtpproxy.toml") as process:
         yield process
-    row.proxy.run("sh", DEPLOY / "routes.sh", "del")
+    row.proxy.run("sh", EXAMPLES / "routes.sh", "del")
     row.proxy.run("nft", "delete", "table", "inet", "smtpproxy")
 
 
@@ -110,9 +110,9 @@ def test_redirected_clients_reach_the_mta_that_they_wanted(
 ) -> None:
     """As redirect.nft has it, and the MTA then sees the proxy's address."""
     settings = tmp_path / "smtpproxy.toml"
-    lines = (DEPLOY / "smtpproxy.toml").read_text().splitlines(keepends=True)
+    lines = (EXAMPLES / "smtpproxy.toml").read_text().splitlines(keepends=True)
     settings.write_text("".join(line for line in lines if not line.startswith("identity")))
-    row.proxy.run("nft", "-f", DEPLOY / "redirect.nft")
+    row.proxy.run("nft", "-f", EXAMPLES / "redirect.nft")
     with proxy(row.proxy, settings):
         for host in (MTA, MTA6):
             lines = talk(row.client, host, (*GROUP, "QUIT"))
@@ -129,8 +129,8 @@ def test_a_client_that_a_proxy_in_front_names_is_whom_the_mta_sees(
         '[[listener]]\naddress = "0.0.0.0:2525"\nproxy_protocol = ["10.91.1.0/24"]\n'
         f'[backends.mta]\nservers = ["{MTA}:{mta.port}"]\nidentity = "transparent"\n'
     )
-    row.proxy.run("nft", "-f", DEPLOY / "tproxy.nft")
-    row.proxy.run("sh", DEPLOY / "routes.sh")
+    row.proxy.run("nft", "-f", EXAMPLES / "tproxy.nft")
+    row.proxy.run("sh", EXAMPLES / "routes.sh")
     with (
         Workplace("settings") as work,
         proxy(row.proxy, work.write("smtpproxy.toml", text)),
@@ -140,7 +140,7 @@ def test_a_client_that_a_proxy_in_front_names_is_whom_the_mta_sees(
         assert lines[-1].startswith("221 ")
         named = "address=10.91.1.77"
         eventually(lambda: named in mta.printed() or None, "the client in the MTA's log")
-    row.proxy.run("sh", DEPLOY / "routes.sh", "del")
+    row.proxy.run("sh", EXAMPLES / "routes.sh", "del")
     row.proxy.run("nft", "delete", "table", "inet", "smtpproxy")
 
 
@@ -149,10 +149,10 @@ def test_a_reload_makes_a_listener_transparent_and_takes_it_back(
 ) -> None:
     """Its socket stays the same: who listens at an address could not listen there once more."""
     greeting = "220 "
-    text = (DEPLOY / "smtpproxy.toml").read_text()
+    text = (EXAMPLES / "smtpproxy.toml").read_text()
     plain = '[[listener]]\naddress = "0.0.0.0:2525"\n[backends.path]\nservers = ["{}:{}"]\n'
-    row.proxy.run("nft", "-f", DEPLOY / "tproxy.nft")
-    row.proxy.run("sh", DEPLOY / "routes.sh")
+    row.proxy.run("nft", "-f", EXAMPLES / "tproxy.nft")
+    row.proxy.run("sh", EXAMPLES / "routes.sh")
     with Workplace("settings") as work:
         file = work.write("smtpproxy.toml", plain.format(MTA, mta.port))
         with proxy(row.proxy, file) as process:
@@ -162,7 +162,7 @@ def test_a_reload_makes_a_listener_transparent_and_takes_it_back(
                 process.hang_up()
                 eventually(lambda served=served: _is_served(row) == served or None, greeting)
             assert "cannot_listen" not in process.printed()
-    row.proxy.run("sh", DEPLOY / "routes.sh", "del")
+    row.proxy.run("sh", EXAMPLES / "routes.sh", "del")
     row.proxy.run("nft", "delete", "table", "inet", "smtpproxy")
 
 

@@ -1,4 +1,4 @@
-"""What stands in deploy/: it is right as it is, so that an operator can copy it."""
+"""The units and settings that ship: an operator can use them as they are."""
 
 import configparser
 import shutil
@@ -6,24 +6,18 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
-from smtpproxy import cli
+from smtpproxy import data
 from smtpproxy.config import load
 
-DEPLOY = Path(__file__).parent.parent / "deploy"
-
-
-def test_the_settings_file_has_no_problem() -> None:
-    result = CliRunner().invoke(cli.main, ["check", "-c", str(DEPLOY / "smtpproxy.toml")])
-    assert result.exit_code == 0, result.output
+DATA = Path(data.__file__).parent
 
 
 def test_settings_and_units_fit_together() -> None:
-    settings = load(DEPLOY / "smtpproxy.toml")
+    settings = load(DATA / "smtpproxy.toml")
     unit, sockets = (configparser.RawConfigParser(strict=False) for _ in range(2))
     for parser, name in ((unit, "smtpproxy.service"), (sockets, "smtpproxy.socket")):
-        parser.read(DEPLOY / name)
+        parser.read(DATA / name)
     assert str(settings.listener[0].address) == f"fd:{sockets['Socket']['FileDescriptorName']}"
     assert settings.timeouts.drain + 10 < float(unit["Service"]["TimeoutStopSec"])
     assert settings.limits.sessions * 2 < float(unit["Service"]["LimitNOFILE"])
@@ -35,7 +29,7 @@ def test_systemd_takes_the_units(tmp_path: Path) -> None:
         pytest.skip("systemd-analyze is not on this machine")
     for name in ("smtpproxy.service", "smtpproxy.socket"):
         # Where the program will be, there may be none here.
-        text = (DEPLOY / name).read_text().replace("/usr/local/bin/smtpproxy", "/bin/true")
+        text = (DATA / name).read_text().replace("/usr/local/bin/smtpproxy", "/bin/true")
         (tmp_path / name).write_text(text)
     done = subprocess.run(
         [analyze, "verify", "--man=no", *map(str, tmp_path.iterdir())],
