@@ -4,12 +4,15 @@ Exit codes: 0, 1 (failed), 2 (usage).  A user's mistake never shows a traceback.
 """
 
 import platform
+import ssl
 import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
 import click
+from click.core import ParameterSource
+from msgspec.structs import replace
 from rich.console import Console
 from rich.table import Table
 
@@ -48,7 +51,8 @@ class Commands(click.Group):
 @click.version_option(
     __version__,
     message=(
-        f"smtpproxy {__version__}, Python {platform.python_version()}, uvloop {version('uvloop')}"
+        f"smtpproxy {__version__}, Python {platform.python_version()}, "
+        f"uvloop {version('uvloop')}, {ssl.OPENSSL_VERSION}"
     ),
 )
 def main() -> None:
@@ -67,6 +71,9 @@ def main() -> None:
 
     SIGTERM and SIGINT drain: sessions finish their transaction.  A second one stops at once.
     SIGHUP reads the file again: new workers take over, sessions that are open go on.
+
+    An option that is not given is taken from its environment variable, if that is set; several
+    addresses are separated by spaces.
     """
 )
 @click.option(
@@ -75,6 +82,8 @@ def main() -> None:
     "file",
     type=click.Path(path_type=Path),
     metavar="FILE",
+    envvar="SMTPPROXY_CONFIG",
+    show_envvar=True,
     help="Settings, a TOML file; flags override it.",
 )
 @click.option(
@@ -82,6 +91,8 @@ def main() -> None:
     "--listen",
     multiple=True,
     metavar="ADDR",
+    envvar="SMTPPROXY_LISTEN",
+    show_envvar=True,
     help="Accept clients here: HOST:PORT, [IPV6]:PORT, unix:/PATH, or fd:NAME for a socket that "
     "systemd passes.  May be repeated.",
 )
@@ -90,6 +101,8 @@ def main() -> None:
     "--backend",
     multiple=True,
     metavar="ADDR",
+    envvar="SMTPPROXY_BACKEND",
+    show_envvar=True,
     help="A server of the legacy MTA.  Repeated: the next is tried when one can't be reached.",
 )
 @click.option(
@@ -97,27 +110,37 @@ def main() -> None:
     "--workers",
     type=int,
     metavar="N",
+    envvar="SMTPPROXY_WORKERS",
+    show_envvar=True,
     help="Processes that serve clients; 0: one for each CPU.",
 )
 @click.option(
     "--admin",
     metavar="ADDR",
+    envvar="SMTPPROXY_ADMIN",
+    show_envvar=True,
     help="Serve metrics and the live page here, such as 127.0.0.1:8025.",
 )
 @click.option(
     "--trace",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
+    envvar="SMTPPROXY_TRACE",
+    show_envvar=True,
     help="Record every session in files of this directory; `smtpproxy trace` reads them.",
 )
 @click.option(
     "--log-format",
     type=click.Choice(["auto", "console", "json"]),
+    envvar="SMTPPROXY_LOG_FORMAT",
+    show_envvar=True,
     help="auto: JSON unless standard error is a terminal.",
 )
 @click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
+    envvar="SMTPPROXY_LOG_LEVEL",
+    show_envvar=True,
     help="debug: a line for each exchange, too.",
 )
 def run(
@@ -266,9 +289,17 @@ def example(name: str) -> None:
 
 
 def _fail(error: ConfigError) -> NoReturn:
-    """Print every problem and exit."""
+    """Print every problem, one of a flag by the variable that it came from, and exit."""
+    context = click.get_current_context()
+    variables = {
+        flag: str(option.envvar)
+        for option in context.command.params
+        if context.get_parameter_source(option.name or "") is ParameterSource.ENVIRONMENT
+        for flag in option.opts
+    }
     for problem in error.problems:
-        click.echo(f"smtpproxy: {problem}", err=True)
+        named = replace(problem, key=variables.get(problem.key, problem.key))
+        click.echo(f"smtpproxy: {named}", err=True)
     sys.exit(1)
 
 

@@ -77,6 +77,7 @@ class TestHelp:
         assert result.output.startswith("smtpproxy 0.")
         assert ", Python 3." in result.output
         assert ", uvloop 0." in result.output
+        assert ", OpenSSL " in result.output
 
     @pytest.mark.parametrize("flag", ["-h", "--help"])
     @pytest.mark.parametrize("command", COMMANDS)
@@ -164,6 +165,50 @@ class TestRun:
         assert result.stderr.count("warning: listener 0.0.0.0:0") == 1
         assert "unix:/x" not in result.stderr
         assert ran
+
+
+class TestRunByEnvironment:
+    def test_every_option_has_a_variable_that_help_names(self) -> None:
+        flags = [each for each in found("run").params if isinstance(each, click.Option)]
+        long = [each.opts[-1].removeprefix("--") for each in flags]
+        named = [f"SMTPPROXY_{each.upper().replace('-', '_')}" for each in long]
+        assert [each.envvar for each in flags] == named
+        told = " ".join(invoke("run", "-h").output.split())
+        assert [each for each in named if f"[env var: {each}]" not in told] == []
+
+    def test_lists_are_separated_by_spaces(
+        self, ran: list[Settings], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with monkeypatch.context() as environment:
+            environment.setenv("SMTPPROXY_LISTEN", "127.0.0.1:0 [::1]:0")
+            environment.setenv("SMTPPROXY_BACKEND", "h:25 i:25")
+            environment.setenv("SMTPPROXY_WORKERS", "3")
+            environment.setenv("SMTPPROXY_LOG_FORMAT", "json")
+            environment.setenv("SMTPPROXY_LOG_LEVEL", "")  # set and empty is not set
+            assert invoke("run").exit_code == 0
+        by_flags = ["-l", "127.0.0.1:0", "-l", "[::1]:0", "-b", "h:25", "-b", "i:25", "-w", "3"]
+        assert invoke("run", *by_flags, "--log-format", "json").exit_code == 0
+        assert ran[0] == ran[1]
+
+    def test_the_file_may_be_named_there_and_flags_override(
+        self, file: Path, ran: list[Settings], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("SMTPPROXY_CONFIG", str(file))
+        monkeypatch.setenv("SMTPPROXY_WORKERS", "3")
+        assert invoke("run", "-w", "5").exit_code == 0
+        assert (list(ran[0].backends), ran[0].workers) == (["old"], 5)
+
+    def test_a_bad_value_names_its_variable(
+        self, ran: list[Settings], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("SMTPPROXY_LISTEN", "[::1]:0 ::1:2525")
+        monkeypatch.setenv("SMTPPROXY_ADMIN", "0.0.0.0:8025")
+        result = invoke("run", "-b", "h")
+        assert result.exit_code == 1
+        assert 'smtpproxy: SMTPPROXY_LISTEN: "::1:2525"' in result.stderr
+        assert "smtpproxy: SMTPPROXY_ADMIN: admin.token is missing" in result.stderr
+        assert 'smtpproxy: -b: "h"' in result.stderr
+        assert not ran
 
 
 class TestCheck:
