@@ -1,6 +1,7 @@
 """Figures as Prometheus reads them; rendered when scraped, never before."""
 
 import re
+import time
 from collections.abc import Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector
@@ -63,7 +64,7 @@ class Exposition(Collector):
         self._figures = Figures()
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
-        ProcessCollector(registry=self._registry)
+        _Process(registry=self._registry)
         GCCollector(registry=self._registry)
 
     def render(self, figures: Figures) -> bytes:
@@ -77,6 +78,14 @@ class Exposition(Collector):
         build: dict[str, Number] = {f'build_info{{version="{__version__}"}}': 1}
         yield from _metrics(figures.counts, "counter")
         yield from _metrics(build | figures.gauges, "gauge")
+
+
+class _Process(ProcessCollector):
+    """The supervisor's process; also where /proc/stat is hidden, as by `ProcSubset=pid`."""
+
+    def _boot_time(self) -> float:
+        # Without a boot time the base class reports nothing at all.
+        return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _metrics(numbers: dict[str, Number], kind: str) -> Iterator[Metric]:
