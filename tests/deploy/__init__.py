@@ -1,0 +1,1 @@
+"""What an operator installs: the Debian package, the container image, the Kubernetes manifests."""

@@ -1,0 +1,54 @@
+"""What is made once: the wheels of all that smtpproxy needs, and the Debian package."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.deploy.debian import cache_directory
+from tests.interop.programs import command
+
+SOURCE = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def wheels() -> Path:
+    """A directory of wheels for Debian's own Python: what smtpproxy needs, and its build system.
+
+    It is kept in the cache until pyproject.toml changes, so that installing asks no index.
+    """
+    project = (SOURCE / "pyproject.toml").read_bytes()
+    directory = cache_directory() / f"wheels-{hashlib.sha256(project).hexdigest()[:16]}"
+    if not directory.exists():
+        new = directory.with_suffix(".new")
+        shutil.rmtree(new, ignore_errors=True)
+        tools = directory.with_suffix(".tools")
+        python = command("/usr/bin/python3", "python3-venv")
+        subprocess.run([python, "-m", "venv", tools], check=True, timeout=120)
+        pip = [tools / "bin/pip", "wheel", "--quiet", "--wheel-dir", new]
+        subprocess.run([*pip, SOURCE, "hatchling", "pip"], check=True, timeout=300)
+        shutil.rmtree(tools)
+        for each in new.glob("smtpproxy-*"):
+            each.unlink()
+        new.rename(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def package(wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Debian package of this tree; compressed less than by default, which takes less time."""
+    command("dpkg-deb", "dpkg")
+    directory = tmp_path_factory.mktemp("package")
+    faster = {"DPKG_DEB_COMPRESSOR_TYPE": "gzip", "DPKG_DEB_COMPRESSOR_LEVEL": "1"}
+    offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels)}
+    subprocess.run(
+        [SOURCE / "deploy/debian/build", directory],
+        env={**os.environ, **faster, **offline},
+        check=True,
+        timeout=300,
+    )
+    (built,) = directory.iterdir()
+    return built

@@ -1,0 +1,210 @@
+"""The Debian package: built, installed on a system that has nothing of ours, upgraded, removed."""
+
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import smtpproxy
+from tests.deploy.debian import Booted, System, system
+from tests.interop.processes import eventually
+
+INSTALL = (
+    *("env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-q", "-y", "--no-install-recommends"),
+    *("-o", "Dpkg::Options::=--force-confold", "install"),
+)
+SETTINGS = "/etc/smtpproxy/smtpproxy.toml"
+MTA = """\
+import socketserver
+
+class Session(socketserver.StreamRequestHandler):
+    def handle(self):
+        content = False
+        self.wfile.write(b"220 mta.example ESMTP\\r\\n")
+        for line in self.rfile:
+            if content and line != b".\\r\\n":
+                continue
+            verb = line.strip().upper()
+            content = verb == b"DATA"
+            self.wfile.write({b"DATA": b"354", b"QUIT": b"221"}.get(verb, b"250") + b" OK\\r\\n")
+
+socketserver.ThreadingTCPServer.allow_reuse_address = True
+socketserver.ThreadingTCPServer(("127.0.0.1", 2525), Session).serve_forever()
+"""
+SEND = """\
+import smtplib, sys
+with smtplib.SMTP("127.0.0.1", 25, timeout=30) as client:
+    client.sendmail("a@sender.example", "b@rcpt.example", f"Subject: {sys.argv[1]}\\n\\nhello\\n")
+"""
+
+
+@pytest.fixture(scope="module")
+def older(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same package as an earlier version, with other settings and a module that is gone."""
+    tree = tmp_path_factory.mktemp("older") / "tree"
+    subprocess.run(["dpkg-deb", "--raw-extract", package, tree], check=True)
+    (program,) = tree.glob("opt/smtpproxy/lib/python*/site-packages/smtpproxy")
+    _replace(tree / "DEBIAN/control", "^Version: .*", "Version: 0.0.1")
+    _replace(program / "__init__.py", '__version__ = ".*"', '__version__ = "0.0.1"')
+    shutil.rmtree(program / "__pycache__")
+    (program / "gone.py").touch()
+    _replace(tree / SETTINGS.lstrip("/"), "^# smtpproxy", "# smtpproxy 0.0.1")
+    built = tree.with_suffix(".deb")
+    subprocess.run(["dpkg-deb", "-Znone", "--root-owner-group", "-b", tree, built], check=True)
+    return built
+
+
+def _replace(file: Path, pattern: str, text: str) -> None:
+    changed, times = re.subn(pattern, text, file.read_text(), count=1, flags=re.MULTILINE)
+    assert times == 1, f"{file} has no {pattern}"
+    file.write_text(changed)
+
+
+def test_the_package_is_named_for_its_version_and_architecture(package: Path) -> None:
+    fields = _fields(package)
+    assert package.name == f"smtpproxy_{fields['Version']}_{fields['Architecture']}.deb"
+    assert fields["Version"] == smtpproxy.__version__
+    assert re.fullmatch(r"python3 \(>= 3\.\d+~\), python3 \(<< 3\.\d+\)", fields["Depends"])
+
+
+def test_the_package_has_no_trace_of_the_place_where_it_was_built(
+    package: Path, tmp_path: Path
+) -> None:
+    subprocess.run(["dpkg-deb", "--raw-extract", package, tmp_path], check=True)
+    found = subprocess.run(
+        ["grep", "-rlE", "/tmp/tmp|/stage/", tmp_path], capture_output=True, text=True, check=False
+    )
+    assert found.stdout == ""
+
+
+def _fields(package: Path) -> dict[str, str]:
+    listed = subprocess.run(
+        ["dpkg-deb", "--field", package], capture_output=True, text=True, check=True
+    )
+    return dict(re.findall(r"^(\S+): (.*)$", listed.stdout, re.MULTILINE))
+
+
+@pytest.fixture(scope="module")
+def installed(package: Path, older: Path) -> Iterator[System]:
+    """A system on which the earlier version has been installed, with what it depends on."""
+    with system() as fresh:
+        shutil.copy(older, fresh.root / "root/older.deb")
+        shutil.copy(package, fresh.root / "root/newer.deb")
+        done = fresh.run("apt-get", "-q", "update")
+        assert done.returncode == 0, done.stdout + done.stderr
+        done = fresh.run(*INSTALL, "/root/older.deb")
+        assert done.returncode == 0, done.stdout + done.stderr
+        yield fresh
+
+
+def test_the_program_runs_where_nothing_else_was_installed(installed: System) -> None:
+    assert installed.run("smtpproxy", "--version").stdout.startswith("smtpproxy 0.0.1, Python 3.")
+    done = installed.run("smtpproxy", "check", "-c", SETTINGS)
+    assert "no problems found" in done.stdout, done.stderr
+    done = installed.run("smtpproxy", "demo", "--rtt", "0.01")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "usr/share/bash-completion/completions/smtpproxy",
+        "usr/share/doc/smtpproxy/README.Debian",
+        "usr/share/fish/vendor_completions.d/smtpproxy.fish",
+        "usr/share/man/man5/smtpproxy.toml.5.gz",
+        "usr/share/man/man8/smtpproxy.8.gz",
+        "usr/share/zsh/vendor-completions/_smtpproxy",
+    ],
+)
+def test_what_goes_with_the_program_is_where_debian_looks_for_it(
+    installed: System, file: str
+) -> None:
+    assert (installed.root / file).stat().st_size > 400
+
+
+def test_bash_completes_its_commands(installed: System) -> None:
+    words = (
+        "source /usr/share/bash-completion/completions/smtpproxy; COMP_WORDS=(smtpproxy ch); "
+        'COMP_CWORD=1; _smtpproxy_completion smtpproxy; echo "${COMPREPLY[@]}"'
+    )
+    assert installed.run("bash", "-c", words).stdout == "check\n"
+
+
+def test_the_service_runs_is_upgraded_and_removed(installed: System) -> None:
+    """From the first start to the purge, with systemd and every restriction of the unit."""
+    (installed.root / "root/mta.py").write_text(MTA)
+    (installed.root / "root/send.py").write_text(SEND)
+    with installed.boot() as booted:
+        _nothing_runs_at_first(booted)
+        _succeed(booted, "systemd-run", "--quiet", "/usr/bin/python3", "/root/mta.py")
+        _it_serves_and_reloads(booted)
+        _an_upgrade_restarts_it_and_keeps_the_settings(booted)
+        _what_is_removed_stops_and_leaves_the_settings(booted)
+        _succeed(booted, "dpkg", "--purge", "smtpproxy")
+        assert _succeed(booted, "find", "/", "-xdev", "-name", "*smtpproxy*") == ""
+
+
+def _nothing_runs_at_first(booted: Booted) -> None:
+    units = ("smtpproxy.socket", "smtpproxy.service")
+    assert booted.run("systemctl", "is-enabled", *units).stdout == "disabled\ndisabled\n"
+    assert booted.run("systemctl", "is-active", *units).stdout == "inactive\ninactive\n"
+    files = [f"/usr/lib/systemd/system/{unit}" for unit in units]
+    done = booted.run("systemd-analyze", "verify", "--man=no", *files)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def _it_serves_and_reloads(booted: Booted) -> None:
+    _succeed(booted, "sed", "-i", 's/^# hostname = .*/hostname = "kept.example"/', SETTINGS)
+    _succeed(booted, "systemctl", "enable", "--now", "smtpproxy.socket", "smtpproxy.service")
+    _succeed(booted, "python3", "/root/send.py", "first")
+    _succeed(booted, "systemctl", "reload", "smtpproxy.service")
+    eventually(lambda: '"event":"reloaded"' in _log(booted) or None, "the end of the reload")
+    _succeed(booted, "python3", "/root/send.py", "second")
+    mail = 2  # the syslog facility
+    log = _log(booted, f"SYSLOG_FACILITY={mail}")
+    assert log.count('"event":"message_relayed"') == 2, log
+    assert _succeed(booted, "stat", "-c", "%u", f"/proc/{_main_pid(booted)}") != "0\n"
+
+
+def _an_upgrade_restarts_it_and_keeps_the_settings(booted: Booted) -> None:
+    before = _main_pid(booted)
+    _succeed(booted, *INSTALL, "/root/newer.deb")
+    version = f"smtpproxy {smtpproxy.__version__}, "
+    assert _succeed(booted, "smtpproxy", "--version").startswith(version)
+    assert _main_pid(booted) not in {before, "0"}
+    assert 'hostname = "kept.example"' in _succeed(booted, "cat", SETTINGS)
+    assert _succeed(booted, "find", "/opt/smtpproxy", "-name", "gone*") == ""
+    _succeed(booted, "python3", "/root/send.py", "third")
+
+
+def _what_is_removed_stops_and_leaves_the_settings(booted: Booted) -> None:
+    _succeed(booted, "dpkg", "--remove", "smtpproxy")
+    units = booted.run("systemctl", "list-units", "--all", "--plain", "--no-legend", "smtpproxy*")
+    assert units.stdout == ""
+    assert booted.run("python3", "/root/send.py", "refused").returncode != 0
+    assert _succeed(booted, "find", "/etc", "-name", "*smtpproxy*").splitlines() == [
+        "/etc/smtpproxy",
+        SETTINGS,
+        f"{SETTINGS}.dpkg-dist",
+    ]
+
+
+def _main_pid(booted: Booted) -> str:
+    return _succeed(booted, "systemctl", "show", "-P", "MainPID", "smtpproxy.service").strip()
+
+
+def _log(booted: Booted, *matching: str) -> str:
+    return _succeed(booted, "journalctl", "-u", "smtpproxy.service", "-o", "cat", *matching)
+
+
+def _succeed(booted: Booted, *argv: str) -> str:
+    done = booted.run(*argv)
+    assert done.returncode == 0, f"{argv}: {done.stdout}{done.stderr}\n{_state(booted)}"
+    return done.stdout
+
+
+def _state(booted: Booted) -> str:
+    return booted.run("journalctl", "--no-pager", "-n", "40").stdout
