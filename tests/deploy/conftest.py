@@ -4,6 +4,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -18,10 +19,12 @@ SOURCE = Path(__file__).parents[2]
 def wheels() -> Path:
     """A directory of wheels for Debian's own Python: what smtpproxy needs, and its build system.
 
-    It is kept in the cache until pyproject.toml changes, so that installing asks no index.
+    It is kept in the cache until the requirements change, so that installing asks no index.
     """
-    project = (SOURCE / "pyproject.toml").read_bytes()
-    directory = cache_directory() / f"wheels-{hashlib.sha256(project).hexdigest()[:16]}"
+    project = tomllib.loads((SOURCE / "pyproject.toml").read_text())
+    wanted = [*project["project"]["dependencies"], *project["build-system"]["requires"]]
+    digest = hashlib.sha256("\n".join(wanted).encode()).hexdigest()
+    directory = cache_directory() / f"wheels-{digest[:16]}"
     if not directory.exists():
         new = directory.with_suffix(".new")
         shutil.rmtree(new, ignore_errors=True)
@@ -29,10 +32,8 @@ def wheels() -> Path:
         python = command("/usr/bin/python3", "python3-venv")
         subprocess.run([python, "-m", "venv", tools], check=True, timeout=120)
         pip = [tools / "bin/pip", "wheel", "--quiet", "--wheel-dir", new]
-        subprocess.run([*pip, SOURCE, "hatchling", "pip"], check=True, timeout=300)
+        subprocess.run([*pip, *wanted], check=True, timeout=300)
         shutil.rmtree(tools)
-        for each in new.glob("smtpproxy-*"):
-            each.unlink()
         new.rename(directory)
     return directory
 

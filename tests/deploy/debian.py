@@ -51,7 +51,7 @@ class System:
         """Start systemd in it, in a network that is only loopback; stop it at the end."""
         argv = self.argv("--boot", "--private-network", "--console=pipe")
         with Process(argv, self.root.parent / "console") as nspawn:
-            booted = Booted(eventually(lambda: _first_process(nspawn.pid), "process 1 of a system"))
+            booted = Booted(eventually(lambda: first_process(nspawn.pid), "process 1 of a system"))
             try:
                 eventually(booted.is_up, "a system that has been started")
                 yield booted
@@ -70,7 +70,7 @@ class Booted:
     def run(self, *argv: str | Path, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
         """Run a command in it, to its end."""
         path = "PATH=/usr/sbin:/usr/bin"
-        enter = ["nsenter", f"--target={self.pid}", "--all", "--wd=/", "env", "-i", path]
+        enter = ["nsenter", f"--target={self.pid}", "--all", "env", "-i", "--chdir=/", path]
         return finished([*enter, *map(str, argv)], timeout_s)
 
     def is_up(self) -> bool | None:
@@ -102,7 +102,8 @@ def system() -> Iterator[System]:
     (archives / "partial").mkdir(parents=True, exist_ok=True)
     with Workplace("debian") as work:
         root, upper, spare = (work.directory(name) for name in ("root", "upper", "spare"))
-        layers = f"lowerdir={original},upperdir={upper},workdir={spare}"
+        # volatile: nothing waits for the disk, as dpkg would for each file.
+        layers = f"volatile,lowerdir={original},upperdir={upper},workdir={spare}"
         subprocess.run(["mount", "-t", "overlay", "-o", layers, "overlay", root], check=True)
         try:
             yield System(root, archives)
@@ -157,7 +158,7 @@ def _archive() -> tuple[str, str]:
     return found[1], suite
 
 
-def _first_process(nspawn: int) -> int | None:
+def first_process(nspawn: int) -> int | None:
     """Return the child of nspawn that is process 1 in its namespace, or None as long as none is."""
     for child in Path(f"/proc/{nspawn}/task/{nspawn}/children").read_text().split():
         with suppress(FileNotFoundError):

@@ -134,7 +134,11 @@ class Process:
     def terminate(self) -> int:
         """Ask the program to end, and return its exit code."""
         self._popen.terminate()
-        return self._popen.wait(STOP_S)
+        return self.wait(STOP_S)
+
+    def wait(self, timeout_s: float = START_S) -> int:
+        """Wait until the program has ended, and return its exit code."""
+        return self._popen.wait(timeout_s)
 
     def hang_up(self) -> None:
         """Tell the program to read its settings again."""
