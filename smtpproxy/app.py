@@ -290,6 +290,7 @@ def _limits(settings: Settings) -> dict[str, float]:
         "end_of_data": times.end_of_data,
         "client": times.client,
         "proxy_header": times.proxy_header,
+        "client_hello": times.tls_handshake,
         "handshake": times.tls_handshake + CLOSE_LIMIT_S,  # the loop keeps the exact one
         "close": CLOSE_LIMIT_S,
     }

@@ -63,6 +63,8 @@ class Verb:
     """Its parameters are redacted before any observer sees them."""
     refusal: bytes = b""
     """The proxy's own reply if it is never forwarded; else empty."""
+    kind: str = "forbidden_command"
+    """The kind of violation that it is, if it is never forwarded and closes."""
     closes: bool = False
     """The session ends when its reply has been flushed."""
     limit: str = "command"
@@ -114,8 +116,21 @@ ROWS = (
     Verb(b"", gate=True),
 )
 
-FORBIDDEN = {verb.name: verb for verb in ROWS if verb.refusal and verb.closes}
-"""Words that end the session, whatever follows them: other protocols, or a payload."""
+PROXY_HEADER = Verb(
+    b"PROXY",
+    gate=True,
+    refusal=replies.PROXY_UNEXPECTED,
+    kind="proxy_header_unexpected",
+    closes=True,
+)
+"""A PROXY header of version 1 from a client that is not believed.
+
+No row of the table: there a word of five octets would be how a line of another verb begins.
+"""
+
+FORBIDDEN = {verb.name: verb for verb in (*ROWS, PROXY_HEADER) if verb.refusal and verb.closes}
+"""Words that end the session, whatever stands after them: another protocol, a payload, an address.
+"""
 
 # Rows that replace others by the rules of a listener.
 STARTTLS_OFFERED = Verb(b"STARTTLS", gate=True, guarded=True, role=STARTTLS, needs_check=True)

@@ -214,22 +214,24 @@ class Framer:
         try:
             lines.check_protocol(octets, position)
             limit = self._rules.auth_line if lines.is_auth(octets, position) else self._rules.line
-            end = lines.end_of_line(octets, position, limit)
+            unclear = not self.commands and lines.check_proxy_v2(octets, position)
+            end = 0 if unclear else lines.end_of_line(octets, position, limit)
             if not end:
                 return 0
             line = octets[position:end]
             words = line.split(None, 1)
-            verb = self.table.get(words[0].upper()) if words else None
+            word = words[0].upper() if words else b""
+            verb = self.table.get(word) if word else None
             if verb is None:
                 if not self.commands:
                     lines.check_header(line)
-                verb = self.table[b""]
+                verb = commands.FORBIDDEN.get(word) or self.table[b""]
                 # Behind AUTH it may be a password, sent ahead.
-                if self.last.verb.secret or lines.may_be_secret(words[0] if words else b""):
+                if self.last.verb.secret or lines.may_be_secret(word):
                     verb = replace(verb, secret=True)
             line = lines.command_line(line)
             if verb.refusal and verb.closes:
-                raise ClientViolation("forbidden_command", verb.refusal, line, closes=True)
+                raise ClientViolation(verb.kind, verb.refusal, line, closes=True)
             exchange = Exchange(verb, line, now)
             exchange.bare_lf = not octets.endswith(b"\r\n", position, end)
             if verb.role == commands.BDAT:
@@ -237,7 +239,7 @@ class Framer:
         except ClientViolation as violation:
             forbidden = commands.FORBIDDEN.get(lines.first_word(octets, position))
             if forbidden is not None:  # whatever is wrong with its line
-                kind, shown = "forbidden_command", violation.octets
+                kind, shown = forbidden.kind, violation.octets
                 violation = ClientViolation(kind, forbidden.refusal, shown, closes=True)
             violation.closes = violation.closes or lines.is_bdat(octets, position)
             if self.last.verb.secret:
@@ -341,11 +343,14 @@ class Framer:
         """Refuse octets behind a guarded gate: what they mean depends on a reply not yet seen."""
         if self.unframed and self.gate.verb.guarded:
             # The first word alone: more of it may be content, or a password.
-            words = bytes(self.unframed[:64]).split(None, 1)
+            begin = bytes(self.unframed[:64])
+            words = begin.split(None, 1)
             shown = words[0] if words and not self.gate.verb.secret else b""
-            self.gate.refuse(
-                ClientViolation("not_synchronized", replies.NOT_SYNCHRONIZED, shown, closes=True)
-            )
+            kind, reply = "not_synchronized", replies.NOT_SYNCHRONIZED
+            first = self.gate.verb.role == commands.GREETING
+            if first and begin.startswith(lines.PROXY_HEADERS):
+                kind, reply = "proxy_header_unexpected", replies.PROXY_UNEXPECTED
+            self.gate.refuse(ClientViolation(kind, reply, shown, closes=True))
             self.close()
 
 

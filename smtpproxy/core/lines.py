@@ -11,6 +11,9 @@ _HEADER = re.compile(rb"[!-9;-~]+:")
 _BDAT = re.compile(rb"BDAT[ \t]+([0-9]{1,20})([ \t]+LAST)?[ \t]*\r\n", re.IGNORECASE)
 TLS_HANDSHAKE = b"\x16\x03"
 """How the record of a ClientHello begins (RFC 8446 section 5.1)."""
+PROXY_V2 = b"\r\n\r\n\0\r\nQUIT\n"
+PROXY_HEADERS = (b"PROXY ", PROXY_V2)
+"""How the two versions of a PROXY header begin (HAProxy's proxy-protocol.txt, section 2)."""
 _SECRET_VERBS = (b"AUTH", b"X-EXPS", b"XCLIENT")
 _MECHANISM = re.compile(
     rb"(?i)PLAIN|LOGIN|CRAM-MD5|DIGEST-MD5|SCRAM-[A-Z0-9-]{4,16}|XOAUTH2|OAUTHBEARER|EXTERNAL"
@@ -79,6 +82,19 @@ def check_header(line: bytes) -> None:
     """Raise ClientViolation, which closes, if the first line of a session is a header (HTTP's)."""
     if _HEADER.match(line):
         raise ClientViolation("not_smtp", replies.NOT_SMTP, line, closes=True)
+
+
+def check_proxy_v2(octets: bytes, start: int) -> bool:
+    """Tell whether what begins a session may yet turn out to be a PROXY header of version 2.
+
+    To anybody else its first octets are empty lines.  Raises ClientViolation, which closes, if it
+    is one.
+    """
+    begin = octets[start : start + len(PROXY_V2)]
+    if begin == PROXY_V2:
+        kind, reply = "proxy_header_unexpected", replies.PROXY_UNEXPECTED
+        raise ClientViolation(kind, reply, begin, closes=True)
+    return PROXY_V2.startswith(begin)
 
 
 def first_word(octets: bytes, start: int) -> bytes:

@@ -35,6 +35,7 @@ READY_FOR_TLS = b"220 2.0.0 Ready to start TLS\r\n"
 NO_VALID_RECIPIENTS = b"554 5.5.1 Error: no valid recipients\r\n"
 NOT_SMTP = b"221 2.7.0 Error: this is an SMTP server, goodbye\r\n"
 TLS_NOT_EXPECTED = b"501 5.5.1 Error: TLS was not expected here\r\n"
+PROXY_UNEXPECTED = b"451 4.3.5 Error: PROXY header was not expected here\r\n"
 MESSAGE_TOO_BIG = b"552 5.3.4 Error: message too big\r\n"
 TOO_MANY_RECIPIENTS = b"452 4.5.3 Error: too many recipients\r\n"
 BARE_NEWLINE = {
@@ -56,6 +57,7 @@ DRAINING = b"421 4.3.2 %b Error: service shutting down\r\n"
 TOO_MANY_ERRORS = b"421 4.7.0 %b Error: too many errors\r\n"
 TOO_MANY_SESSIONS = b"421 4.3.2 %b Error: too busy, try again later\r\n"
 TOO_MANY_FROM_ADDRESS = b"421 4.7.0 %b Error: too many connections from your address\r\n"
+PROXY_MISSING = b"421 4.3.5 %b Error: PROXY header is missing or malformed\r\n"
 INTERNAL_ERROR = b"421 4.3.0 %b Error: internal error\r\n"
 
 

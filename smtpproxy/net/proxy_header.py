@@ -9,6 +9,7 @@ import re
 import struct
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
+from smtpproxy.core.lines import PROXY_HEADERS
 from smtpproxy.net.peer import Endpoint, Peer, name_of
 
 V1_LIMIT = 107
@@ -19,8 +20,7 @@ V2_LIMIT = 4096
 The addresses take 52; the rest are TLVs, of which a TLS certificate's names are the largest.
 """
 
-_V1_BEGIN = b"PROXY "
-_V2_BEGIN = b"\r\n\r\n\0\r\nQUIT\n"
+_V1_BEGIN, _V2_BEGIN = PROXY_HEADERS
 _V1 = re.compile(rb"PROXY TCP([46]) ([0-9A-Fa-f:.]+) ([0-9A-Fa-f:.]+) ([0-9]{1,5}) ([0-9]{1,5})")
 _V1_UNKNOWN = re.compile(rb"PROXY UNKNOWN(?: [^\r\n\0]*)?")
 _V2_HEAD = struct.Struct("!12sBBH")

@@ -13,6 +13,8 @@ from smtpproxy.observe.transaction import Transaction
 
 _CONTINUES = frozenset((commands.DATA, commands.END_OF_DATA, commands.BDAT))
 _BEGINS_ANEW = frozenset((commands.RSET, commands.EHLO, commands.HELO))
+_WHY = {"proxy_header_unexpected": "its network is not in proxy_protocol"}
+"""What an operator has to look at, by the kind of the violation."""
 
 
 class ServiceLog:
@@ -156,6 +158,7 @@ class SessionLog:
                 )
             return
         by_backend = isinstance(problem, BackendViolation)
+        why = _WHY.get(problem.kind)
         # What was mended did no harm, but tells who would be refused by `reject`.
         tell = self._log.info if exchange.rewritten else self._log.warning
         tell(
@@ -167,6 +170,7 @@ class SessionLog:
             octets=problem.octets,
             command=exchange.line.rstrip(),
             refused=not exchange.rewritten,
+            **({"why": why} if why else {}),
         )
 
     def stalled(self) -> None:

@@ -1,12 +1,14 @@
 """What comes ahead of a session: a PROXY header, a handshake; and who does not come in."""
 
 import asyncio
+import re
 import ssl
 
 import pytest
 
+from smtpproxy.net.arrival import TLS_ALERT
 from tests.net.conftest import Logged
-from tests.net.wired import IMPLICIT, Stage, client, deliver
+from tests.net.wired import IMPLICIT, STARTTLS, Stage, client, deliver
 
 HEADER = b"PROXY TCP4 192.0.2.7 198.51.100.1 4711 25\r\n"
 BEHIND = 'proxy_protocol = ["127.0.0.0/8"]'
@@ -26,6 +28,9 @@ BAD = {
     "version 2 of 65535 octets": V2_BEGIN + b"\x21\x11\xff\xff",
     "version 2 without its end": V2_HEADER[:-1],
 }
+MISSING = re.compile(rb"421 4\.3\.5 [^ ]+ Error: PROXY header is missing or malformed\r\n")
+REFUSED = b"451 4.3.5 Error: PROXY header was not expected here"
+UNEXPECTED = re.compile(rb"220 mx\r\n" + re.escape(REFUSED) + rb"\r\n")
 TOO_SLOW = {"nothing", "never ending", "version 2 without its end"}
 
 
@@ -73,15 +78,15 @@ async def test_where_nobody_is_named_it_is_who_has_connected(
 async def test_without_a_good_header_there_is_no_session(
     stage: Stage, logged: Logged, name: str
 ) -> None:
-    """Nor a word in any language: who knows what it is that has connected?"""
     port = await stage.start(BEHIND, timeouts="proxy_header = 0.2")
     async with client(port) as one:
         one.writer.write(BAD[name])
-        assert await one.rest() in (b"", b"reset")
+        assert MISSING.fullmatch(await one.rest())
     assert stage.backend.heard == []
     (told,) = logged("client_turned_away")
     limit = "proxy_header_time_limit"
     assert told["kind"] == (limit if name in TOO_SLOW else "bad_proxy_header")
+    assert told["why"].endswith("; its network is in proxy_protocol")
     assert logged("session_closed")[0]["reason"] == told["kind"]
 
 
@@ -92,20 +97,86 @@ async def test_a_header_cut_short_is_no_header(stage: Stage, logged: Logged, hea
         async with client(port) as one:
             one.writer.write(header[:size])
             one.writer.write_eof()
-            assert await one.rest() in (b"", b"reset")
-    assert [told["why"] for told in logged("client_turned_away")] == ["cut short"] * 3
+            assert MISSING.fullmatch(await one.rest())
+    expected = ["cut short; its network is in proxy_protocol"] * 3
+    assert [told["why"] for told in logged("client_turned_away")] == expected
 
 
-async def test_a_second_header_is_a_bad_command(stage: Stage) -> None:
-    async with client(await stage.start(BEHIND)) as one:
-        one.writer.write(HEADER + HEADER + b"QUIT\r\n")
-        assert (await one.reply(), await one.reply()) == (b"220 mx", b"250 PROX")
+MODES = {
+    "off": "",
+    "starttls": STARTTLS,
+    "passthrough": 'tls = "passthrough"',
+    "implicit": IMPLICIT,
+}
+STRANGER = 'proxy_protocol = ["192.0.2.0/24"]'
 
 
-async def test_a_strangers_header_is_a_bad_command(stage: Stage) -> None:
-    async with client(await stage.start('proxy_protocol = ["192.0.2.0/24"]')) as one:
+@pytest.mark.parametrize("header", [HEADER, V2_HEADER, V2_LOCAL], ids=["v1", "v2", "LOCAL"])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("others", ["", STRANGER], ids=["nobody", "others"])
+async def test_a_header_from_who_is_not_believed_never_reaches_the_backend(
+    stage: Stage, logged: Logged, mode: str, header: bytes, others: str
+) -> None:
+    async with client(await stage.start(f"{MODES[mode]}\n{others}")) as one:
+        one.writer.write(header + b"EHLO c\r\n")
+        rest = await one.rest()
+    assert rest == TLS_ALERT if mode == "implicit" else UNEXPECTED.fullmatch(rest)
+    assert stage.backend.heard == []
+    (told,) = logged("client_turned_away") + logged("client_violation")
+    assert told["kind"] == "proxy_header_unexpected"
+    assert told["why"] == "its network is not in proxy_protocol"
+    assert [line["reason"] for line in logged("session_closed")] == ["proxy_header_unexpected"]
+
+
+@pytest.mark.parametrize("mode", ["starttls", "implicit"])
+async def test_nor_does_one_inside_tls(stage: Stage, logged: Logged, mode: str) -> None:
+    inside = {"ssl": stage.client_context, "server_hostname": "mx.example"}
+    port = await stage.start(MODES[mode])
+    async with client(port, **(inside if mode == "implicit" else {})) as one:
         assert await one.reply() == b"220 mx"
-        assert await one.ask(HEADER.rstrip()) == [b"250 PROX"]
+        if mode == "starttls":
+            await one.secure(stage)
+        assert await one.ask(HEADER.rstrip()) == [REFUSED]
+        assert await one.rest() in (b"", b"reset")
+    assert not [line for line in stage.backend.heard if line.startswith(b"PROXY")]
+    assert logged("client_violation")[0]["kind"] == "proxy_header_unexpected"
+
+
+@pytest.mark.parametrize("header", [HEADER, V2_HEADER], ids=["v1", "v2"])
+async def test_nor_does_a_second_one(stage: Stage, logged: Logged, header: bytes) -> None:
+    async with client(await stage.start(BEHIND)) as one:
+        one.writer.write(HEADER + header + b"QUIT\r\n")
+        assert (await one.reply(), await one.reply()) == (b"220 mx", REFUSED)
+    assert stage.backend.heard == []
+    assert logged("client_violation")[0]["client"] == "192.0.2.7:4711"
+
+
+async def test_nor_does_a_second_one_ahead_of_tls(stage: Stage, logged: Logged) -> None:
+    async with client(await stage.start(f"{IMPLICIT}\n{BEHIND}")) as one:
+        one.writer.write(HEADER + HEADER)
+        assert await one.rest() == TLS_ALERT
+    assert logged("client_turned_away")[0]["kind"] == "proxy_header_unexpected"
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_who_owes_a_header_and_sends_none_has_a_reply(
+    stage: Stage, logged: Logged, mode: str
+) -> None:
+    async with client(await stage.start(f"{MODES[mode]}\n{BEHIND}")) as one:
+        one.writer.write(b"EHLO c\r\n")
+        rest = await one.rest()
+    assert rest == TLS_ALERT if mode == "implicit" else MISSING.fullmatch(rest)
+    assert stage.backend.heard == []
+    (told,) = logged("client_turned_away")
+    assert told["why"] == "no PROXY header; its network is in proxy_protocol"
+
+
+async def test_who_owes_a_clienthello_has_the_time_of_a_handshake(
+    stage: Stage, logged: Logged
+) -> None:
+    async with client(await stage.start(IMPLICIT, timeouts="tls_handshake = 0.2")) as one:
+        assert await one.rest() in (b"", b"reset")
+    assert logged("client_turned_away")[0]["kind"] == "client_hello_time_limit"
 
 
 async def test_a_handshake_may_come_in_one_segment_with_the_header(stage: Stage) -> None:
