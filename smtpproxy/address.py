@@ -5,7 +5,15 @@ read by whoever wrote the address, so each says what to write instead. No name i
 """
 
 import re
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from functools import lru_cache
+from ipaddress import (
+    IPv4Address,
+    IPv4Network,
+    IPv6Address,
+    IPv6Network,
+    ip_address,
+    ip_network,
+)
 
 from msgspec import Struct
 
@@ -15,6 +23,36 @@ _HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?", 
 
 ORIGINAL = "original"
 """Written in place of a server's address: where the client wanted to go."""
+
+_MAPPED_BITS = 96
+"""Of an IPv6 address, before the IPv4 address that is mapped into it (RFC 4291 section 2.5.5.2)."""
+
+
+@lru_cache(maxsize=256)
+def canonical(host: str) -> str:
+    """Return an IP address in its one spelling, by which it is compared, logged and passed on.
+
+    It is that of RFC 5952; of an IPv4-mapped one (`::ffff:192.0.2.1`) that of the IPv4 address.
+    For equal texts it returns the same object: few addresses are met again and again.  Raises
+    ValueError if the text is no IP address.
+    """
+    return str(_unmapped(ip_address(host)))
+
+
+def canonical_network(text: str) -> IPv4Network | IPv6Network:
+    """Read a network, or an address as one of it alone; one of IPv4-mapped addresses is IPv4's.
+
+    Raises ValueError if the text is no network.
+    """
+    network = ip_network(text)
+    first = _unmapped(network.network_address)
+    if network.version == first.version or network.prefixlen < _MAPPED_BITS:
+        return network
+    return ip_network(f"{first}/{network.prefixlen - _MAPPED_BITS}")
+
+
+def _unmapped(ip: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
+    return (ip.ipv4_mapped or ip) if isinstance(ip, IPv6Address) else ip
 
 
 class Address(Struct, frozen=True):
@@ -68,8 +106,6 @@ class Address(Struct, frozen=True):
         if self.is_unix or self.host == "localhost":
             return True
         ip = _ip(self.host)
-        if isinstance(ip, IPv6Address) and ip.ipv4_mapped:
-            return ip.ipv4_mapped.is_loopback
         return ip is not None and ip.is_loopback
 
     def __str__(self) -> str:
@@ -134,7 +170,7 @@ def _split(text: str) -> tuple[str, str]:
         ip = _ip(bracketed[1])
         if not isinstance(ip, IPv6Address):
             raise ValueError('has no IPv6 address in its brackets; write, for example, "[::1]:25"')
-        return str(ip), _given_port(text, bracketed[2])
+        return canonical(bracketed[1]), _given_port(text, bracketed[2])
     if text.count(":") > 1:
         raise ValueError(
             f'is not HOST:PORT; an IPv6 address goes in brackets: "{_in_brackets(text)}"'

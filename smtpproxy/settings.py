@@ -6,12 +6,11 @@ from flags; the README explains each.
 
 import re
 import socket
-from ipaddress import ip_network
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, field
 
-from smtpproxy.address import Address, parse_listener, parse_server
+from smtpproxy.address import Address, canonical_network, parse_listener, parse_server
 from smtpproxy.problems import Parsed, Written
 
 Sync = Literal["safe", "strict", "off"]
@@ -56,7 +55,7 @@ class Network(Struct, frozen=True):
 def _network(text: str) -> Network:
     """Read a network or an address; returned in its usual spelling."""
     try:
-        return Network(str(ip_network(text)))
+        return Network(str(canonical_network(text)))
     except ValueError:
         raise ValueError(
             'is not a network; write, for example, "10.0.0.0/8", "2001:db8::/32" or "192.0.2.1"'

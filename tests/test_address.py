@@ -2,7 +2,7 @@
 
 import pytest
 
-from smtpproxy.address import parse_listener, parse_server
+from smtpproxy.address import canonical, canonical_network, parse_listener, parse_server
 from smtpproxy.config import from_flags
 from smtpproxy.trust import exposed_listeners
 
@@ -13,6 +13,7 @@ class TestAddresses:
         [
             ("127.0.0.1:25", "127.0.0.1:25"),
             ("[0:0::1]:25", "[::1]:25"),
+            ("[::ffff:127.0.0.1]:25", "127.0.0.1:25"),
             ("localhost:0", "localhost:0"),
             ("unix:/run/x.sock", "unix:/run/x.sock"),
             ("fd:smtp", "fd:smtp"),
@@ -62,7 +63,41 @@ class TestAddresses:
                 parse_server(text)
 
     def test_only_what_others_can_reach_is_exposed(self) -> None:
-        near = ["127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "[::ffff:127.0.0.1]:1", "localhost:1"]
+        near = ["127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "[::ffff:127.0.0.2]:1", "localhost:1"]
         far = ["0.0.0.0:1", "[::]:1", "10.0.0.1:1", "[fe80::1%eth0]:1"]
         settings = from_flags(None, [*near, "unix:/x", *far], ["h:1"])
         assert [str(each.address) for each in exposed_listeners(settings)] == far
+
+
+@pytest.mark.parametrize(
+    ("text", "spelling"),
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("::FFFF:c000:201", "192.0.2.1"),
+        ("0:0:0:0:0:ffff:192.0.2.1", "192.0.2.1"),
+        ("2001:DB8:0::1", "2001:db8::1"),
+        ("::ffff:0:1", "0.0.0.1"),
+        ("::ffff:0:0:1", "::ffff:0:0:1"),
+        ("::192.0.2.1", "::c000:201"),
+        ("fe80::1%eth0", "fe80::1%eth0"),
+    ],
+)
+def test_an_address_has_one_spelling(text: str, spelling: str) -> None:
+    assert canonical(text) == spelling
+
+
+@pytest.mark.parametrize(
+    ("text", "spelling"),
+    [
+        ("10.0.0.0/8", "10.0.0.0/8"),
+        ("::ffff:10.0.0.0/104", "10.0.0.0/8"),
+        ("::ffff:192.0.2.1", "192.0.2.1/32"),
+        ("::ffff:0:0/96", "0.0.0.0/0"),
+        ("::/0", "::/0"),
+        ("::/64", "::/64"),
+        ("2001:DB8::/32", "2001:db8::/32"),
+    ],
+)
+def test_a_network_of_mapped_addresses_is_one_of_ipv4(text: str, spelling: str) -> None:
+    assert str(canonical_network(text)) == spelling

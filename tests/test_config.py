@@ -91,7 +91,7 @@ token = "0123456789abcdef"
 [trace]
 directory = "/var/tmp/smtpproxy"
 when = "errors"
-networks = ["10.0.0.0/8", "2001:db8::1"]
+networks = ["::ffff:10.0.0.0/104", "2001:db8::1"]
 content = "full"
 max_content = "8KiB"
 max_file = "1GiB"

@@ -3,13 +3,13 @@
 The pipeline has no list of verbs of its own.  A row is frozen and shared by all sessions.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 from types import MappingProxyType
 from typing import Final
 
-from smtpproxy.core import replies
+from smtpproxy.core import lines, replies
 
 # Roles: what else the pipeline does about a command.  Hot path (bench S2): plain integers, and in
 # this order: any reply of the backend but a 3xx or 421 may answer those up to RSET.
@@ -73,6 +73,8 @@ class Verb:
     """What else the pipeline does about it."""
     needs_check: bool = False
     """Whether it may be forwarded is decided when its turn comes; see `Transaction.refusal_for`."""
+    read: Callable[[bytes], bytes] = lines.command_line
+    """Returns what goes to the backend for a line; raises ClientViolation."""
 
 
 ROWS = (
@@ -141,7 +143,7 @@ TRUSTED_CLIENT_ROWS = {
     b"XCLIENT": Verb(
         b"XCLIENT", gate=True, guarded=True, secret=True, role=XCLIENT, needs_check=True
     ),
-    b"XFORWARD": Verb(b"XFORWARD", gate=True, role=XFORWARD),
+    b"XFORWARD": Verb(b"XFORWARD", gate=True, role=XFORWARD, read=lines.xforward_line),
 }
 
 ALWAYS_ACCEPTED = frozenset((b"EHLO", b"HELO", b"STARTTLS", b"NOOP", b"RSET", b"QUIT"))

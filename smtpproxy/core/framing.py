@@ -229,7 +229,7 @@ class Framer:
                 # Behind AUTH it may be a password, sent ahead.
                 if self.last.verb.secret or lines.may_be_secret(word):
                     verb = replace(verb, secret=True)
-            line = lines.command_line(line)
+            line = verb.read(line)
             if verb.refusal and verb.closes:
                 raise ClientViolation(verb.kind, verb.refusal, line, closes=True)
             exchange = Exchange(verb, line, now)

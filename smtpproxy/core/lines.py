@@ -1,6 +1,7 @@
 """Command lines: where one ends, and what may be one.  RFC 5321 section 2.3.8 and 4.1.1."""
 
 import re
+from ipaddress import IPv6Address
 
 from smtpproxy.core import replies
 from smtpproxy.core.errors import ClientViolation
@@ -20,6 +21,7 @@ _MECHANISM = re.compile(
     rb"|GSSAPI|GSS-SPNEGO|NTLM|ANONYMOUS"
 )
 """Words that observers see after AUTH; any other may be a misplaced password."""
+_XFORWARD_IPV6 = re.compile(rb"(?i)(?<=[ \t]ADDR=)IPV6:([0-9a-f:.]{2,45})(?=[ \t\r])")
 _BEFORE_TEXT = re.compile(rb"[0-9]{3}[ -](?:[245]\.[0-9]{1,3}\.[0-9]{1,3} )?")
 
 
@@ -57,6 +59,22 @@ def command_line(line: bytes) -> bytes:
 def auth_line(line: bytes) -> bytes:
     """Return a client's line after a 334 as it goes to the backend; raises as `command_line`."""
     return _checked(line)
+
+
+def xforward_line(line: bytes) -> bytes:
+    """Return a trusted client's XFORWARD line as it goes to the backend; raises as `command_line`.
+
+    An IPv4-mapped address in it becomes the IPv4 address, as those from everywhere else do.
+    """
+    return _XFORWARD_IPV6.sub(_unmapped, command_line(line))
+
+
+def _unmapped(found: re.Match[bytes]) -> bytes:
+    try:
+        ip = IPv6Address(found[1].decode("ascii")).ipv4_mapped
+    except ValueError:
+        ip = None
+    return str(ip).encode("ascii") if ip else found[0]
 
 
 def _checked(line: bytes) -> bytes:

@@ -157,8 +157,6 @@ class Admission:
         if not host or not (bounds.sessions_per_address or bounds.new_sessions_per_minute):
             return self._nobody
         address = ip_address(host.partition("%")[0])
-        mapped = getattr(address, "ipv4_mapped", None)
-        address = mapped or address
         if any(address in network for network in bounds.exempt):
             return self._nobody
         return self._tally.slots(address.packed[:8])

@@ -9,11 +9,12 @@ import socket
 from dataclasses import dataclass
 from functools import lru_cache
 
+from smtpproxy.address import canonical
+
 Endpoint = tuple[str, int]
 """An IP address, in its usual spelling, and a port."""
 UNIX = "unix"
 """The name of an end that is a Unix socket."""
-_MAPPED = "::ffff:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,16 +59,17 @@ class Peer:
 
 
 def endpoint(name: object) -> Endpoint | None:
-    """Return an end of a connection, by what `getpeername` or `getsockname` tells; None if Unix.
+    """Return an end of a connection, by what `getpeername` or `getsockname` tells; None if Unix."""
+    return end_at(name[0], name[1]) if isinstance(name, tuple) else None
 
-    At a socket for both families, such as systemd's, IPv4 shows as `::ffff:192.0.2.1`; here not.
+
+def end_at(host: str, port: int) -> Endpoint:
+    """Return an end of a connection: here addresses come in, whoever names them.
+
+    They become canonical: at a socket for both families, such as systemd's, IPv4 shows as
+    `::ffff:192.0.2.1`, and a proxy in front with such a socket names it so.
     """
-    if not isinstance(name, tuple):
-        return None
-    host, port = name[:2]
-    if host.startswith(_MAPPED) and "." in host:
-        host = host[len(_MAPPED) :]
-    return _shared(host), port
+    return canonical(host), port
 
 
 def name_of(end: Endpoint | None) -> str:

@@ -10,7 +10,7 @@ import struct
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from smtpproxy.core.lines import PROXY_HEADERS
-from smtpproxy.net.peer import Endpoint, Peer, name_of
+from smtpproxy.net.peer import Endpoint, Peer, end_at, name_of
 
 V1_LIMIT = 107
 """Octets of a version 1 line at most, its CRLF counted (section 2.1)."""
@@ -97,7 +97,7 @@ def _read_v1(octets: bytes) -> tuple[Peer | None, int]:
         raise BadProxyHeader("malformed version 1 line")
     family, *hosts = (found[number].decode("ascii") for number in (1, 2, 3))
     source, target = (_v1_host(host, family) for host in hosts)
-    return Peer(name_of((source, _v1_port(found[4]))), (target, _v1_port(found[5]))), end
+    return _peer(source, _v1_port(found[4]), target, _v1_port(found[5])), end
 
 
 def _v1_host(text: str, family: str) -> str:
@@ -134,8 +134,12 @@ def _read_v2(octets: bytes) -> tuple[Peer | None, int]:
     if addresses is None:
         return None, end
     source, target, source_port, target_port = addresses.unpack_from(octets, _V2_HEAD.size)
-    name = name_of((str(ip_address(source)), source_port))
-    return Peer(name, (str(ip_address(target)), target_port)), end
+    hosts = str(ip_address(source)), str(ip_address(target))
+    return _peer(hosts[0], source_port, hosts[1], target_port), end
+
+
+def _peer(source: str, source_port: int, target: str, target_port: int) -> Peer:
+    return Peer(name_of(end_at(source, source_port)), end_at(target, target_port))
 
 
 _End = tuple[IPv4Address | IPv6Address, int]

@@ -13,12 +13,11 @@ Network = IPv4Network | IPv6Network
 
 
 def is_in(host: str, networks: tuple[Network, ...]) -> bool:
-    """Tell whether an IP address is in one of the networks; an IPv4-mapped one is IPv4."""
+    """Tell whether an IP address is in one of the networks."""
     if not (networks and host):
         return False
     ip = ip_address(host.partition("%")[0])
-    mapped = getattr(ip, "ipv4_mapped", None)
-    return any((mapped or ip) in network for network in networks)
+    return any(ip in network for network in networks)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import socket
 import struct
 
 from smtpproxy.address import Address
-from smtpproxy.net.peer import Endpoint, Peer
+from smtpproxy.net.peer import Endpoint, Peer, end_at
 
 # linux/in.h, linux/in6.h; Python has no names for them.
 _IP_TRANSPARENT = 19
@@ -52,22 +52,25 @@ def found(peer: Peer, opened: socket.socket, own_port: int) -> Peer:
     """
     if peer.source is None or peer.target is None:
         return peer
-    target = _redirected_from(opened) or peer.target
+    target = _redirected_from(opened, is_6=":" in peer.host) or peer.target
     host, port = target
     redirected = target != peer.target or not _is_here(host) or port != (own_port or port)
     return Peer(peer.name, target, redirected)
 
 
-def _redirected_from(opened: socket.socket) -> Endpoint | None:
-    """Return where the client of a redirected connection wanted to go; None if it was not."""
+def _redirected_from(opened: socket.socket, *, is_6: bool) -> Endpoint | None:
+    """Return where the client of a redirected connection wanted to go; None if it was not.
+
+    is_6: the client's address is IPv6; if it is not, the socket may be one for both families.
+    """
     try:
-        if opened.family == socket.AF_INET6:
+        if is_6:
             octets = opened.getsockopt(socket.IPPROTO_IPV6, _SO_ORIGINAL_DST, 28)
             port, address = struct.unpack_from("!2xH4x16s", octets)
-            return socket.inet_ntop(socket.AF_INET6, address), port
+            return end_at(socket.inet_ntop(socket.AF_INET6, address), port)
         octets = opened.getsockopt(socket.IPPROTO_IP, _SO_ORIGINAL_DST, 16)
         port, address = struct.unpack_from("!2xH4s", octets)
-        return socket.inet_ntop(socket.AF_INET, address), port
+        return end_at(socket.inet_ntop(socket.AF_INET, address), port)
     except OSError:
         return None
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from smtpproxy.core import replies
-from smtpproxy.net.peer import Peer, name_of
+from smtpproxy.net.peer import Peer, end_at, name_of
 
 LINE_LIMIT = 512
 """Octets of one command with its CRLF."""
@@ -61,12 +61,12 @@ def introduced(peer: Peer, line: bytes) -> Peer:
 
 def _with_ends(peer: Peer, said: dict[bytes, bytes]) -> Peer:
     if b"ADDR" in said:
-        peer = replace(peer, name=name_of((_host(said[b"ADDR"]), 0)))
+        peer = replace(peer, name=name_of(end_at(_host(said[b"ADDR"]), 0)))
     if said.get(b"PORT") and peer.host:
         peer = replace(peer, name=name_of((peer.host, _port(said[b"PORT"]))))
     if said.get(b"DESTADDR") and not peer.redirected:  # else the address is that of the server
         port = _port(said.get(b"DESTPORT") or b"25")
-        peer = replace(peer, target=(_host(said[b"DESTADDR"]), port))
+        peer = replace(peer, target=end_at(_host(said[b"DESTADDR"]), port))
     return peer
 
 

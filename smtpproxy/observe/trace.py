@@ -69,8 +69,7 @@ class Trace:
             address = ip_address(host.partition("%")[0])
         except ValueError:
             return False
-        mapped = getattr(address, "ipv4_mapped", None) or address
-        return any(mapped in network for network in self._networks)
+        return any(address in network for network in self._networks)
 
     def server_changed(self, backend: str, server: str, up: bool, why: str) -> None:
         """Record nothing: it belongs to no session."""

@@ -1,6 +1,7 @@
 """The commands that read trace files: `smtpproxy trace list|show|follow|export|replay`."""
 
 import asyncio
+import contextlib
 import os
 import sys
 import time
@@ -17,7 +18,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress
 from rich.table import Table
 from rich.text import Text
 
-from smtpproxy.address import Address, parse_server
+from smtpproxy.address import Address, canonical, parse_server
 from smtpproxy.observe.log import printable
 from smtpproxy.observe.records import Closed, Exchanged, Noted, Record, decode
 from smtpproxy.picture.labels import BAD, COMMAND, GOOD
@@ -113,6 +114,8 @@ def _read_all(paths: list[Path]) -> Iterator[Closed]:
 
 def _has_address(session: Closed, address: str) -> bool:
     wanted = address.lower()
+    with contextlib.suppress(ValueError):  # it is no IP address, but a part of one, or of another
+        wanted = canonical(wanted.strip("[]"))
     names = [session.client]
     for message in session.transactions:
         names += [message.sender, *message.recipients, *message.refused]

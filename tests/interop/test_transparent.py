@@ -121,10 +121,50 @@ def test_redirected_clients_reach_the_mta_that_they_wanted(
     eventually(lambda: f"address={ROUTER}" in mta.printed() or None, "the proxy in the MTA's log")
 
 
+DUAL_STACK = (
+    "import os, socket, sys\n"
+    "listening = socket.create_server(('::', 2525), family=socket.AF_INET6, dualstack_ipv6=True)\n"
+    "os.dup2(listening.fileno(), 3)\n"
+    "os.set_inheritable(3, True)\n"
+    "os.environ |= {'LISTEN_PID': str(os.getpid()), 'LISTEN_FDS': '1', 'LISTEN_FDNAMES': 'smtp'}\n"
+    "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])\n"
+)
+"""Does as systemd does: it opens one socket for both families, and runs a program with it."""
+
+
+@pytest.mark.usefixtures("mta")
+def test_so_they_do_by_one_socket_for_both_families(row: Networks) -> None:
+    """There the kernel knows of an IPv4 client's wish only if it is asked by IPv4's option."""
+    text = (
+        '[[listener]]\naddress = "fd:smtp"\ntransparent = true\n'
+        '[backends.path]\nservers = ["original"]\n'
+    )
+    row.proxy.run("nft", "-f", DEPLOY / "redirect.nft")
+    with Workplace("dual-stack") as work:
+        settings = work.write("smtpproxy.toml", text)
+        argv = (*row.proxy.inside, sys.executable, "-c", DUAL_STACK)
+        argv = (*argv, "-m", "smtpproxy", "run", "-c", settings)
+        with Process(argv, work.path / "log"):
+            row.proxy.await_listening(2525)
+            for host in (MTA, MTA6):
+                lines = talk(row.client, host, (*GROUP, "QUIT"))
+                assert "250 PIPELINING" in lines
+    row.proxy.run("nft", "delete", "table", "inet", "smtpproxy-redirect")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        f"PROXY TCP4 10.91.1.77 {MTA} 4711 25",
+        f"PROXY TCP6 ::ffff:10.91.1.78 ::ffff:{MTA} 4711 25",
+    ],
+    ids=["TCP4", "mapped"],
+)
 def test_a_client_that_a_proxy_in_front_names_is_whom_the_mta_sees(
-    row: Networks, mta: Backend
+    row: Networks, mta: Backend, header: str
 ) -> None:
     """The connection leaves from its address, though it has never been here."""
+    client = header.split()[2].removeprefix("::ffff:")
     text = (
         '[[listener]]\naddress = "0.0.0.0:2525"\nproxy_protocol = ["10.91.1.0/24"]\n'
         f'[backends.mta]\nservers = ["{MTA}:{mta.port}"]\nidentity = "transparent"\n'
@@ -135,10 +175,9 @@ def test_a_client_that_a_proxy_in_front_names_is_whom_the_mta_sees(
         Workplace("settings") as work,
         proxy(row.proxy, work.write("smtpproxy.toml", text)),
     ):
-        header = f"PROXY TCP4 10.91.1.77 {MTA} 4711 25"
         lines = talk(row.client, "10.91.1.1", (header, *GROUP, "QUIT"), port=2525)
         assert lines[-1].startswith("221 ")
-        named = "address=10.91.1.77"
+        named = f"address={client}"
         eventually(lambda: named in mta.printed() or None, "the client in the MTA's log")
     row.proxy.run("sh", EXAMPLES / "routes.sh", "del")
     row.proxy.run("nft", "delete", "table", "inet", "smtpproxy")
