@@ -13,13 +13,13 @@ from typing import NoReturn
 import click
 from click.core import ParameterSource
 from msgspec.structs import replace
-from rich.console import Console
 from rich.table import Table
 
 from smtpproxy import __version__, data
 from smtpproxy.config import from_flags, load
 from smtpproxy.problems import ConfigError
 from smtpproxy.settings import Settings
+from smtpproxy.terminal import Terminal, say
 from smtpproxy.trust import exposed_listeners, weak_backends
 
 
@@ -176,7 +176,7 @@ def run(
     except ConfigError as error:
         _fail(error)
     for warning in _warnings(settings):
-        click.echo(warning, err=True)
+        say(warning, err=True)
     from smtpproxy.supervisor import service  # `check` and `--help` need no event loop
 
     sys.exit(service.main(settings, read))
@@ -205,11 +205,10 @@ def check(file: Path) -> None:
         settings = load(file)
     except ConfigError as error:
         _fail(error)
-    # No markup: "[::1]:25" is an address.
-    Console(highlight=False, markup=False, emoji=False, soft_wrap=True).print(_table(settings))
+    Terminal(whole_lines=True).print(_table(settings))
     for warning in _warnings(settings):
-        click.echo(warning, err=True)
-    click.echo(f"{file}: no problems found")
+        say(warning, err=True)
+    say(f"{file}: no problems found")
 
 
 @main.command(
@@ -299,7 +298,7 @@ def _fail(error: ConfigError) -> NoReturn:
     }
     for problem in error.problems:
         named = replace(problem, key=variables.get(problem.key, problem.key))
-        click.echo(f"smtpproxy: {named}", err=True)
+        say(f"smtpproxy: {named}", err=True)
     sys.exit(1)
 
 

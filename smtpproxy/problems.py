@@ -15,6 +15,7 @@ from msgspec import Meta, Struct
 from msgspec.structs import FieldInfo, fields
 
 from smtpproxy.places import Path
+from smtpproxy.text import printable
 
 BAD: Final = object()
 """Stands in the settings for a value that has a problem; such settings never leave `load`."""
@@ -155,7 +156,7 @@ def show(value: object) -> str:
     text = str(value)
     if len(text) > _SHOWN_CHARACTERS:
         text = text[:_SHOWN_CHARACTERS] + "..."
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    text = printable(text)
     return f'"{text}"' if isinstance(value, str) else text
 
 

@@ -19,6 +19,7 @@ from smtpproxy.demo.report import ASCII_BLOCK, BLOCK, WAYS, bar, closing, openin
 from smtpproxy.demo.serve import stay_up
 from smtpproxy.demo.stage import Performance, perform, send_straight
 from smtpproxy.observe import log
+from smtpproxy.terminal import Terminal
 
 REFRESH_S = 0.03
 _TELLING = {"flush-on-failure": "e", "last-recipient": "e", "data-accepted": "d"}
@@ -33,7 +34,7 @@ def main(*, rtt: float, recipients: int, serve: bool, failing: str) -> int:
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # an old terminal must not end the demonstration
-    console = Console(highlight=False)
+    console = Terminal()
     log.configure("error", "auto")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         if serve:

@@ -6,7 +6,7 @@ It owns the two addresses, the advice on how to talk to them, and the time line 
 import asyncio
 import signal
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.text import Text
 
 from smtpproxy.demo.legacy import FAILINGS, LegacyMTA, LegacySession
@@ -64,11 +64,11 @@ def _session_of(link: Link, mta: LegacyMTA) -> LegacySession | None:
     return next((s for s in mta.sessions if s.events[0].at >= link.opened_at), None)
 
 
-def _advice(direct: str, proxied: str, rtt_s: float, failing: str) -> Text:
+def _advice(direct: str, proxied: str, rtt_s: float, failing: str) -> Group:
     host, _, port = proxied.rpartition(":")
     group = r"EHLO me\r\nMAIL FROM:<a@b.example>\r\nRCPT TO:<c@d.example>\r\nRSET\r\nQUIT\r\n"
     send = "s.sendmail('a@b.example', ['c@d.example'], 'Subject: hello'); s.quit()"
-    return Text.assemble(
+    advice = Text.assemble(
         (f"A legacy MTA without PIPELINING, {rtt_s * 1000:g} ms away.\n", "bold"),
         f"Its failing: it {FAILINGS[failing]}.\n\n",
         ("  through smtpproxy  ", "bold"),
@@ -81,3 +81,4 @@ def _advice(direct: str, proxied: str, rtt_s: float, failing: str) -> Text:
         f"python3 -c \"import smtplib; s = smtplib.SMTP('{host}', {port}); {send}\"\n\n",
         ("Each session is drawn when it ends. Ctrl-C ends this.", QUIET),
     )
+    return Group(*advice.split("\n"))

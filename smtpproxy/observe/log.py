@@ -24,6 +24,8 @@ import structlog
 from structlog import dev
 from structlog.typing import FilteringBoundLogger
 
+from smtpproxy.text import printable
+
 _LEVELS = {
     "debug": logging.DEBUG,
     "info": logging.INFO,
@@ -69,26 +71,6 @@ def gather(later: Callable[[Callable[[], None]], object] | None) -> None:
     With None, lines are written one by one again, and those gathered at once.
     """
     cast("_Writer", structlog.get_config()["logger_factory"]()).gather(later)
-
-
-def printable(value: str | bytes) -> str:
-    """Return `value` as one line of text, what is not printable escaped by a backslash.
-
-    Octets are read as UTF-8 (RFC 6531) and can be told from the result: their own backslashes are
-    doubled.
-    """
-    if isinstance(value, bytes):
-        try:
-            text = value.decode()
-        except UnicodeDecodeError:
-            text = value.replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
-        else:
-            text = text.replace("\\", "\\\\") if "\\" in text else text
-    else:
-        text = value
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _complete(level: str, fields: Line) -> Line:

@@ -16,7 +16,7 @@ from msgspec import Struct
 from smtpproxy.core.exchange import Exchange
 from smtpproxy.core.observer import Ends, Summary
 from smtpproxy.observe import records
-from smtpproxy.observe.text import text_of
+from smtpproxy.text import text_of
 
 PER_SECOND = 20
 KEPT_SESSIONS = 60

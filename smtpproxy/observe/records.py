@@ -18,7 +18,7 @@ from smtpproxy.core import commands
 from smtpproxy.core.errors import BackendViolation
 from smtpproxy.core.exchange import Exchange
 from smtpproxy.observe.captured import Content
-from smtpproxy.observe.text import text_of
+from smtpproxy.text import text_of
 
 
 class Opened(Struct, tag_field="what", tag="opened", omit_defaults=True, gc=False):

@@ -4,7 +4,7 @@ import re
 
 from smtpproxy.core import commands
 from smtpproxy.core.exchange import Exchange
-from smtpproxy.observe.log import printable
+from smtpproxy.text import printable
 
 _PATH = re.compile(rb"[^:\n]*:?[ \t]*<?([^>\r\n]*)[^\n]*\n")
 """A command line, and in it the path; all lines at once, since there can be hundreds."""

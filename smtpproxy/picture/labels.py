@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from rich.text import Text
 
+from smtpproxy.text import printable
+
 COMMAND, GOOD, BAD, QUIET = "cyan", "green", "red", "dim"
 
 
@@ -20,9 +22,8 @@ class Label:
 
 
 def shown(octets: bytes) -> str:
-    """Octets as text: printable ASCII as it is, the rest escaped, the last CRLF left out."""
-    text = octets.removesuffix(b"\r\n").decode("ascii", "backslashreplace")
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    """Octets as one line of printable text, the last CRLF left out."""
+    return printable(octets.removesuffix(b"\r\n"))
 
 
 def command_label(line: bytes) -> Label:

@@ -13,9 +13,9 @@ _BESIDE = 30
 """The column where what is said of a setting begins."""
 
 
-def settings(found: Findings) -> str:
-    """Return a settings file for the server, in TOML."""
-    return "\n".join([*_listener(found), "", *_backend(found)]) + "\n"
+def settings(found: Findings) -> list[str]:
+    """Return the lines of a settings file for the server, in TOML."""
+    return [*_listener(found), "", *_backend(found)]
 
 
 def _listener(found: Findings) -> list[str]:
@@ -36,7 +36,8 @@ def _listener(found: Findings) -> list[str]:
 
 
 def _backend(found: Findings) -> list[str]:
-    servers = json.dumps(str(found.address), ensure_ascii=False).replace("\x7f", "\\u007f")
+    quoted = json.dumps(str(found.address), ensure_ascii=False)
+    servers = "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in quoted)
     lines = ["[backends.mta]", f"servers = [{servers}]"]
     if found.offers_pipelining and found.loses_groups:
         lines.append(_beside('pipelining = "never"', "it offers it, and does not keep to it"))

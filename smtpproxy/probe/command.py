@@ -3,14 +3,14 @@
 import io
 import re
 import sys
-from functools import partial
 
 import click
-from rich.console import Console
+from rich.text import Text
 
 from smtpproxy.address import Address, parse_server
 from smtpproxy.probe import advice, examination, report
 from smtpproxy.probe.access import Wanted
+from smtpproxy.terminal import Terminal, say
 
 _NARROWEST, _WIDE = 60, 110
 _MAILBOX = re.compile(r"[!-;=?-~]{1,250}", re.ASCII)
@@ -96,23 +96,26 @@ def probe(
 
 
 def _examine(wanted: Wanted, *, settings_only: bool) -> None:
-    progress = Console(stderr=True, highlight=False, markup=False, emoji=False)
     try:
-        with progress.status(f"{wanted.address}: connecting") as status:
-            found = examination.examine(
-                wanted, lambda step: status.update(f"{wanted.address}: {step}")
-            )
+        with Terminal(stderr=True).status(_step(wanted, "connecting")) as status:
+            found = examination.examine(wanted, lambda step: status.update(_step(wanted, step)))
     except examination.Unreachable as error:
-        click.echo(f"smtpproxy: {wanted.address}: {error}", err=True)
+        say(f"smtpproxy: {wanted.address}: {error}", err=True)
         sys.exit(1)
     if not settings_only:
         report.show(_console(), found)
     if found.refusal:
-        click.echo(f"smtpproxy: {wanted.address}: {found.refusal}", err=True)
+        say(f"smtpproxy: {wanted.address}: {found.refusal}", err=True)
         sys.exit(1)
     if not settings_only:
-        click.echo("\nSettings for it, to begin with:\n")
-    click.echo(advice.settings(found), nl=False)
+        for line in ("", "Settings for it, to begin with:", ""):
+            say(line)
+    for line in advice.settings(found):
+        say(line)
+
+
+def _step(wanted: Wanted, step: str) -> Text:
+    return Text(f"{wanted.address}: {step}")  # no text: rich would look for markup in that
 
 
 def _address(text: str) -> Address:
@@ -128,9 +131,8 @@ def _address(text: str) -> Address:
     return address
 
 
-def _console() -> Console:
-    make = partial(Console, highlight=False, markup=False, emoji=False)
-    console = make()
+def _console() -> Terminal:
+    console = Terminal()
     if not console.is_terminal:
-        return make(width=_WIDE)
-    return make(width=_NARROWEST) if console.width < _NARROWEST else console
+        return Terminal(width=_WIDE)
+    return Terminal(width=_NARROWEST) if console.width < _NARROWEST else console

@@ -13,18 +13,27 @@ from typing import NoReturn
 
 import click
 import msgspec
-from rich.console import Console
+from rich.console import Group
 from rich.progress import BarColumn, DownloadColumn, Progress
 from rich.table import Table
 from rich.text import Text
 
 from smtpproxy.address import Address, canonical, parse_server
-from smtpproxy.observe.log import printable
 from smtpproxy.observe.records import Closed, Exchanged, Noted, Record, decode
 from smtpproxy.picture.labels import BAD, COMMAND, GOOD
 from smtpproxy.picture.timeline import seconds_told
+from smtpproxy.terminal import Terminal, say
+from smtpproxy.text import printable
 from smtpproxy.tracing import drawing, html, pcapng
-from smtpproxy.tracing.reader import Session, closed_sessions, files_of, octets_of_all, session_of
+from smtpproxy.tracing.reader import (
+    Session,
+    closed_sessions,
+    files_of,
+    for_people,
+    octets_of_all,
+    printable_record,
+    session_of,
+)
 from smtpproxy.tracing.replay import Performance
 from smtpproxy.tracing.replay import replay as play_again
 
@@ -98,13 +107,13 @@ def list_sessions(
     found.sort(key=lambda each: each.opened)
     shown = found[-last:] if last else found
     console = _console()
-    console.print(drawing.list_table(shown, console))
+    console.print(drawing.list_table(list(map(printable_record, shown)), console))
     click.echo(drawing.counted(len(found), "session"), err=True)
 
 
 def _read_all(paths: list[Path]) -> Iterator[Closed]:
     size = octets_of_all(paths)
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     hidden = size < PROGRESS_OCTETS or not console.is_terminal
     columns = ("reading", BarColumn(), DownloadColumn())
     with Progress(*columns, console=console, disable=hidden, transient=True) as progress:
@@ -137,7 +146,7 @@ def show(directory: Path, session: str) -> None:
     In it: what the client sent in one group, when each command went to the MTA, how long that took
     for it, and when the replies were flushed.
     """
-    drawing.show(_console(), _find(directory, session))
+    drawing.show(_console(), for_people(_find(directory, session)))
 
 
 @trace.command()
@@ -155,7 +164,7 @@ def follow(directory: Path, text: str | None) -> None:
                 if text and text.encode() not in line:
                     continue
                 try:
-                    record = decode(line)
+                    record = printable_record(decode(line))
                 except msgspec.DecodeError:
                     continue
                 if told := _told(record):
@@ -191,8 +200,8 @@ def _told(record: Record) -> Text | None:
         return None
     took = seconds_told(record.replied - record.sent) if record.sent else ""
     asked = "  +" if record.pipelined else "   "
-    command = printable(record.line) or f"{record.verb} {record.octets or ''}".strip()
-    reply = printable(record.reply.split("\r\n")[-1])
+    command = record.line or f"{record.verb} {record.octets or ''}".strip()
+    reply = record.reply.split("\r\n")[-1]
     return Text.assemble(
         (f"{drawing.clock(record.flushed or record.framed, '%H:%M:%S')} ", "dim"),
         f"{record.session:12}{asked}",
@@ -266,7 +275,7 @@ def replay(directory: Path, session: str, target: str, lock_step: bool, full_spe
         _fail(f"cannot connect to {target}: {error.strerror or error}")
     _console().print(_difference(performance))
     if performance.stopped:
-        click.echo(f"stopped: {performance.stopped}", err=True)
+        say(f"stopped: {performance.stopped}", err=True)
     if performance.stopped or any(each.differs for each in performance.played):
         sys.exit(1)
 
@@ -277,15 +286,15 @@ def _difference(performance: Performance) -> Table:
         table.add_column(name, overflow="fold")
     for each in performance.played:
         mark = Text("≠", BAD) if each.differs else Text("=", GOOD)
-        command = printable(each.exchange.line) or each.exchange.verb
-        then, now = (reply.replace("\r\n", "\n") for reply in (each.exchange.reply, each.now))
-        same = then == now
-        table.add_row(mark, command, _lines(then), Text("same", "dim") if same else _lines(now))
+        command = printable(each.exchange.line or each.exchange.verb)
+        same = each.exchange.reply == each.now
+        now = Text("same", "dim") if same else _lines(each.now)
+        table.add_row(mark, command, _lines(each.exchange.reply), now)
     return table
 
 
-def _lines(text: str) -> str:
-    return "\n".join(map(printable, text.split("\n")))
+def _lines(reply: str) -> Group:
+    return Group(*map(printable, reply.split("\r\n")))
 
 
 def _find(directory: Path, name: str) -> Session:
@@ -296,12 +305,12 @@ def _find(directory: Path, name: str) -> Session:
 
 
 def _fail(text: str) -> NoReturn:
-    click.echo(f"smtpproxy: {text}", err=True)
+    say(f"smtpproxy: {text}", err=True)
     sys.exit(1)
 
 
-def _console() -> Console:
-    console = Console(highlight=False, markup=False, emoji=False)
+def _console() -> Terminal:
+    console = Terminal()
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = PIPED_WIDTH
     return console

@@ -1,16 +1,17 @@
-"""Drawings for the terminal: the list of sessions, and one as a time line of both sides."""
+"""Drawings for the terminal: the list of sessions, and one as a time line of both sides.
+
+They are made of records that people may see (`reader.printable_record`).
+"""
 
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import groupby
 
-from rich.console import Console, JustifyMethod, RenderableType
+from rich.console import Console, Group, JustifyMethod, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from smtpproxy.observe.log import printable
 from smtpproxy.observe.records import Closed, Exchanged, Message, Noted, Said
-from smtpproxy.observe.text import octets_of
 from smtpproxy.picture.labels import BAD, COMMAND, GOOD, QUIET, Label
 from smtpproxy.picture.timeline import Row, Timeline, seconds_told
 from smtpproxy.tracing.reader import Session
@@ -35,7 +36,7 @@ def list_table(sessions: Sequence[Closed], console: Console) -> Table:
         if not session.transactions:
             table.add_row(*first, "", "", _reason(session), saved)
         for message in session.transactions:
-            told = (printable(message.sender) or "<>", _recipients(message), _outcome(message))
+            told = (message.sender or "<>", _recipients(message), _outcome(message))
             table.add_row(*first, *told, saved)
             first, saved = ("", "", ""), ""
         if session.more_transactions:
@@ -51,13 +52,13 @@ def clock(at: float, form: str = "%Y-%m-%d %H:%M:%S") -> str:
     return datetime.fromtimestamp(at, UTC).strftime(form)
 
 
-def _recipients(message: Message) -> Text:
-    shown = [Text(printable(each)) for each in message.recipients[:3]]
-    shown += [Text(printable(each), BAD) for each in message.refused[:3]]
+def _recipients(message: Message) -> Group:
+    shown = [Text(each) for each in message.recipients[:3]]
+    shown += [Text(each, BAD) for each in message.refused[:3]]
     more = len(message.recipients) + len(message.refused) - len(shown)
     if more:
         shown.append(Text(f"and {more} more", QUIET))
-    return Text("\n").join(shown)
+    return Group(*shown)
 
 
 def _outcome(message: Message) -> Text:
@@ -83,7 +84,7 @@ def show(console: Console, session: Session) -> None:
             )
         )
     for gone in session.gave_up:
-        console.print(Text(f"gave up {gone.server}: {printable(gone.why)}", BAD))
+        console.print(Text(f"gave up {gone.server}: {gone.why}", BAD))
     console.print()
     console.print(Timeline(rows_of(session)))
     if session.gap is not None:
@@ -123,13 +124,13 @@ def _is_asked(exchange: Exchanged) -> bool:
 def _command(exchange: Exchanged) -> Label:
     if exchange.verb == ".":
         return Label(".", f"content, {exchange.octets} octets, and .", COMMAND)
-    told = printable(exchange.line) or exchange.verb
+    told = exchange.line or exchange.verb
     return Label(exchange.verb, told, COMMAND)
 
 
 def _step(exchange: Exchanged, step: Said) -> Label:
-    told = printable(step.line)
-    return Label(told.split(" ")[0].upper() or exchange.verb, told or exchange.verb, COMMAND)
+    verb = step.line.split(" ")[0].upper() or exchange.verb
+    return Label(verb, step.line or exchange.verb, COMMAND)
 
 
 def _reply(exchange: Exchanged) -> Label:
@@ -138,8 +139,8 @@ def _reply(exchange: Exchanged) -> Label:
 
 def _reply_label(code: str, reply: str) -> Label:
     first, *more = reply.split("\r\n")
-    told = printable(first) + (f" ... {printable(more[-1])}" if more else "")
-    return Label(printable(code), told, BAD if code >= "4" else GOOD)
+    told = first + (f" ... {more[-1]}" if more else "")
+    return Label(code, told, BAD if code >= "4" else GOOD)
 
 
 _NO_REPLY = Label("-", "no reply", BAD)
@@ -148,15 +149,14 @@ _NO_REPLY = Label("-", "no reply", BAD)
 def note(noted: Noted) -> Label:
     """Return the label of what happened besides the dialogue."""
     side = "the MTA" if noted.side == "backend" else "the client"
-    why = printable(noted.why)
     match noted.event:
         case "tls_started":
             inside = f"inside {noted.version.replace('TLSv', 'TLS ')}"
             return Label(inside, f"{side} is {inside}, {noted.cipher}", QUIET)
         case "tls_failed":
-            return Label("TLS failed", f"TLS with {side} failed: {why}", BAD)
+            return Label("TLS failed", f"TLS with {side} failed: {noted.why}", BAD)
         case _:
-            return Label("turned away", f"{noted.event.replace('_', ' ')}: {why}", BAD)
+            return Label("turned away", f"{noted.event.replace('_', ' ')}: {noted.why}", BAD)
 
 
 def _what_went_on(session: Session) -> Iterator[RenderableType]:
@@ -165,16 +165,15 @@ def _what_went_on(session: Session) -> Iterator[RenderableType]:
     for each in session.exchanges:
         if each.violation is not None:
             how = "mended" if each.violation.mended else "refused"
-            octets = printable(octets_of(each.violation.octets))
             yield Text(f"violation by the {each.violation.by}: {each.violation.kind}, {how}", BAD)
-            yield Text(f"    {octets}", QUIET)
+            yield Text(f"    {each.violation.octets}", QUIET)
         yield from _what_differed(each)
         if each.content:
             yield Text("content as it went to the MTA" + (" (cut)" if each.cut else ""), "bold")
-            yield from _lines(octets_of(each.content))
+            yield from _lines(each.content)
         if each.came:
             yield Text("content as the client sent it", "bold")
-            yield from _lines(octets_of(each.came))
+            yield from _lines(each.came)
     slow = sorted((e for e in session.exchanges if e.sent), key=lambda e: e.sent - e.replied)[:3]
     if slow:
         told = ", ".join(f"{e.verb} {seconds_told(max(0, e.replied - e.sent))}" for e in slow)
@@ -205,11 +204,11 @@ def _what_differed(exchange: Exchanged) -> Iterator[Text]:
         return
     yield Text(f"{exchange.verb}, as it was between smtpproxy and the MTA", "bold")
     for step in exchange.steps:
-        yield Text("    > " + printable(step.line), QUIET)
+        yield Text("    > " + step.line, QUIET)
         for line in step.reply.split("\r\n") if step.reply else ["(no reply)"]:
-            yield Text("    < " + printable(line), QUIET)
+            yield Text("    < " + line, QUIET)
 
 
-def _lines(octets: bytes) -> Iterator[Text]:
-    for line in octets.split(b"\r\n"):
-        yield Text("    " + printable(line), QUIET)
+def _lines(text: str) -> Iterator[Text]:
+    for line in text.split("\r\n"):
+        yield Text("    " + line, QUIET)

@@ -1,11 +1,12 @@
 """A session as a page of its own: the picture of the live page, and nothing from outside."""
 
 import re
+from html import escape
 from importlib.resources import files
 
 import msgspec
 
-from smtpproxy.tracing.reader import Session
+from smtpproxy.tracing.reader import Session, for_people
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
@@ -23,10 +24,11 @@ drawSession(document.getElementById("picture"), records);
 
 def page(session: Session) -> str:
     """Return the page; whatever peers sent stands in it as data, never as markup."""
+    session = for_people(session)
     static = files("smtpproxy.admin") / "static"
     records = msgspec.json.encode(session.records).decode()
     return _fill(
-        name=session.id,
+        name=escape(session.id),
         style=(static / "style.css").read_text(encoding="utf-8"),
         script=(static / "picture.js").read_text(encoding="utf-8"),
         records=records.replace("<", "\\u003c").replace("\u2028", "\\u2028"),

@@ -11,7 +11,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from itertools import groupby
 
 from smtpproxy.observe.records import Exchanged
-from smtpproxy.observe.text import octets_of
+from smtpproxy.text import octets_of
 from smtpproxy.tracing.reader import Session
 
 RAW_IP = 101

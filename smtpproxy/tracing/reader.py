@@ -9,8 +9,11 @@ import mmap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
 
 from smtpproxy.observe.records import (
     Closed,
@@ -23,10 +26,14 @@ from smtpproxy.observe.records import (
     Record,
     decode,
 )
+from smtpproxy.text import printable
 
 CLOSED = b'{"what":"closed"'
+OF_LINES = frozenset(("reply", "content", "came"))
+"""The fields of records that have lines, with CRLF between them; every other one is one line."""
 Progress = Callable[[int], object]
 """Is told how many octets more have been read."""
+AnyRecord = TypeVar("AnyRecord", bound=Struct)
 
 
 @dataclass(slots=True)
@@ -115,6 +122,34 @@ def add(session: Session, record: Record) -> None:
             session.closed = record
         case Gap():
             session.gap, session.before_gap = record, len(session.exchanges)
+
+
+def for_people(session: Session) -> Session:
+    """Return a session with all of its records as people may see them."""
+    shown = Session(printable(session.id))
+    for record in session.records:
+        add(shown, printable_record(record))
+    return shown
+
+
+def printable_record(record: AnyRecord) -> AnyRecord:
+    """Return a record with each of its texts printable: whoever wrote the file, or is in it."""
+    values = {
+        name: _printable(getattr(record, name), of_lines=name in OF_LINES)
+        for name in record.__struct_fields__
+    }
+    return replace(record, **values)
+
+
+def _printable(value: object, *, of_lines: bool) -> object:
+    if isinstance(value, str):
+        lines = value.split("\r\n") if of_lines else [value]
+        return "\r\n".join(map(printable, lines))
+    if isinstance(value, Struct):
+        return printable_record(value)
+    if isinstance(value, list | tuple):
+        return [_printable(each, of_lines=of_lines) for each in value]
+    return value
 
 
 def _matching(path: Path, octets: bytes, progress: Progress) -> Iterator[Record]:

@@ -8,7 +8,7 @@ from smtpproxy.address import Address
 from smtpproxy.core.errors import BackendViolation
 from smtpproxy.core.replies import ReplyReader
 from smtpproxy.observe.records import Exchanged
-from smtpproxy.observe.text import octets_of, text_of
+from smtpproxy.text import octets_of, text_of
 from smtpproxy.tracing.reader import Session
 
 REPLY_LIMIT_S = 300.0

@@ -13,12 +13,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
 
+import msgspec
 import pytest
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
+from smtpproxy.observe.records import Noted, Record
+from smtpproxy.tracing import html
+from smtpproxy.tracing.reader import Session, add
+from tests.hostile import TEXT, hostile
 from tests.interop.peers import smtp_sink
 from tests.interop.processes import free_port
 from tests.supervisor.program import Program
@@ -162,6 +167,36 @@ def test_what_a_hostile_client_sends_is_text(
         text = browser.execute_script("return document.body.textContent")
         assert not set("\u202e\u0007\x1b\0") & set(text)
         assert browser.get_log("browser") == []
+
+
+def test_nothing_of_a_trace_file_drives_the_page_made_of_it(
+    browser: webdriver.Chrome, tmp_path: Path
+) -> None:
+    """Every text of every record is hostile; the page shows the escapes, also in its tooltips."""
+    session = Session("s1" + TEXT)
+    for kind in Record.__args__:  # type: ignore[attr-defined]  # a union
+        for event in ("tls_started", "tls_failed", TEXT) if kind is Noted else ("",):
+            add(session, hostile(kind, **({"event": event} if event else {})))
+    file = tmp_path / "page.html"
+    for page in (html.page(session), raw_page(session)):
+        file.write_text(page)
+        browser.get(file.as_uri())
+        text = until(browser, lambda: shown(browser, "#picture", "round trips saved"))
+        text += browser.execute_script("return document.title")
+        assert "\\x1b]0;title\\x07" in text
+        assert "</script>" in text
+        for line in text.split("\n"):
+            assert line.isprintable(), repr(line)
+        assert browser.execute_script("return document.querySelectorAll('#picture b').length") == 0
+        assert browser.get_log("browser") == []
+
+
+def raw_page(session: Session) -> str:
+    """Return the page with its records as the file has them: what the live page is told."""
+    page = html.page(session)
+    data = msgspec.json.encode(session.records).decode().replace("<", "\\u003c")
+    begin, _, rest = page.partition('id="records">')
+    return begin + 'id="records">' + data + rest[rest.index("</script>") :]
 
 
 def test_many_sessions_leave_the_page_small(

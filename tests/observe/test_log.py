@@ -115,13 +115,6 @@ class TestNobodyForgesALine:
         log.get().info("x", text=text)
         assert lines(stream)[0]["text"] == text
 
-    def test_octets_can_be_told_from_their_escapes(self) -> None:
-        assert log.printable(b"\r\n") == "\\r\\n"
-        assert log.printable(b"\\r\\n") == "\\\\r\\\\n"
-        assert log.printable(b"\xff\\") == "\\xff\\\\"
-        assert log.printable("j\u00f6rg".encode()) == "j\u00f6rg"
-        assert log.printable("\udc80") == "\\udc80"
-
 
 class TestTheLook:
     @pytest.mark.parametrize(

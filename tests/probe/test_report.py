@@ -64,7 +64,7 @@ def shown(found: Findings, encoding: str = "utf-8", width: int = 200) -> str:
 def settings(found: Findings, tmp_path: Path) -> tuple[str, Backend]:
     """Return the text of the settings, which the check takes, and what they are."""
     file = tmp_path / "p.toml"
-    text = advice.settings(found)
+    text = "\n".join(advice.settings(found))
     file.write_text(text)
     return text, load(file).backends["mta"]
 

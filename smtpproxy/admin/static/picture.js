@@ -9,14 +9,14 @@ const FOLDED = 6; // so many equal commands in a row are drawn one by one
 function element(name, className, text) {
   const made = document.createElement(name);
   if (className) made.className = className;
-  if (text !== undefined) made.textContent = text;
+  if (text !== undefined) made.textContent = shownLines(text);
   return made;
 }
 
 function svg(parent, name, attributes, text) {
   const made = document.createElementNS(SVG, name);
   for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  if (text !== undefined) made.textContent = text;
+  if (text !== undefined) made.textContent = shownLines(text);
   parent.append(made);
   return made;
 }
@@ -32,8 +32,16 @@ function size(octets) {
   return octets < 1048576 ? (octets / 1024).toFixed(octets < 10240 ? 1 : 0) + " KiB" : (octets / 1048576).toFixed(1) + " MiB";
 }
 
-// What peers sent may hold control characters: they are shown, not obeyed.
-function visible(text) { return text.replace(/[\0-\x1f\x7f]/g, (c) => "\\x" + c.charCodeAt(0).toString(16).padStart(2, "0")); }
+// What peers sent may hold control characters, and marks that reorder text: they are shown, not obeyed.
+function visible(text) { return text.replace(/[\p{C}\p{Zl}\p{Zp}]/gu, escaped); }
+
+function escaped(character) {
+  const code = character.codePointAt(0);
+  return code < 256 ? "\\x" + code.toString(16).padStart(2, "0") : "\\u{" + code.toString(16) + "}";
+}
+
+// Of all that becomes text of the page, whoever it comes from.
+function shownLines(text) { return String(text).split("\n").map(visible).join("\n"); }
 
 function cut(text, most) { return text.length > most ? text.slice(0, Math.max(1, most - 1)) + "…" : text; }
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smtpproxy.observe.text import octets_of, text_of
+from smtpproxy.text import octets_of, printable, text_of
 
 
 @given(st.binary())
@@ -24,3 +24,16 @@ def test_octets_come_back_as_they_were(octets: bytes) -> None:
 )
 def test_what_the_text_is(octets: bytes, text: str) -> None:
     assert text_of(octets) == text
+
+
+def test_octets_can_be_told_from_their_escapes() -> None:
+    assert printable(b"\r\n") == "\\r\\n"
+    assert printable(b"\\r\\n") == "\\\\r\\\\n"
+    assert printable(b"\xff\\") == "\\xff\\\\"
+    assert printable("jörg".encode()) == "jörg"
+    assert printable("\udc80") == "\\udc80"
+
+
+@given(st.text() | st.binary())
+def test_what_is_printable_is_one_line_that_drives_nothing(value: str | bytes) -> None:
+    assert printable(value).isprintable()

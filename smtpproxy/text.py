@@ -1,7 +1,8 @@
-"""Text of octets and back: how trace files and the page show what peers sent, losing nothing.
+"""Text of peers: escaped wherever it leaves for a terminal, a page or a file.
 
-UTF-8 (RFC 6531) reads as it is.  Any other octet, and each that JSON would not escape although it
-could drive a terminal, becomes `\\xNN`; so a backslash of the peer's is doubled.
+`printable` is for people: one line of text in which nothing drives a terminal, forges a line or
+reorders what stands beside it.  `text_of` is for trace files: it loses nothing, so that `octets_of`
+can bring the octets back.
 """
 
 import re
@@ -9,8 +10,26 @@ import re
 _ESCAPE = re.compile(r"\\(?:\\|x([0-9a-f]{2}))")
 
 
+def printable(value: str | bytes) -> str:
+    """Return `value` as one line of text, what is not printable escaped by a backslash.
+
+    Octets can be told from the result, as from that of `text_of`.
+    """
+    if isinstance(value, str):
+        text = value
+    else:
+        text = value.decode() if value.isascii() and b"\\" not in value else text_of(value)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def text_of(octets: bytes) -> str:
-    """Return octets as text."""
+    """Return octets as text that `octets_of` reads.
+
+    UTF-8 (RFC 6531) stands as it is.  Any other octet, and each that JSON would not escape although
+    it could drive a terminal, becomes `\\xNN`; so a backslash of the peer's is doubled.
+    """
     if is_plain(octets):
         return octets.decode("ascii")
     text = octets.replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")

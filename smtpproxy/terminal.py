@@ -1,0 +1,62 @@
+"""The terminal: the one place where the commands print, whatever they print and whoever said it.
+
+Nothing drives the reader's terminal, forges a line or reorders one, however it came into what is
+printed: in a reply, a trace file, a certificate or a settings file.
+"""
+
+from collections.abc import Iterable
+
+import click
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+from rich.text import Text
+
+from smtpproxy.text import printable
+
+
+class Terminal(Console):
+    """A console on which each text is one line of printable characters, and none is markup.
+
+    stderr: print there.  width: in cells; None: the terminal's.  whole_lines: never break a line.
+    """
+
+    def __init__(
+        self, *, stderr: bool = False, width: int | None = None, whole_lines: bool = False
+    ) -> None:
+        super().__init__(
+            stderr=stderr,
+            width=width,
+            soft_wrap=whole_lines,
+            highlight=False,
+            markup=False,
+            emoji=False,
+        )
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """Return what is written for a part of what is printed; all parts come by here."""
+        if isinstance(renderable, str):
+            renderable = Text(printable(renderable))
+        elif isinstance(renderable, Text):
+            renderable = _safe(renderable)
+        return super().render(renderable, options)
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Print one line of text without any style."""
+    click.echo(printable(text), err=err)
+
+
+def _safe(text: Text) -> Text:
+    """Return a text with what is not printable escaped, and its styles where they were."""
+    if text.plain.isprintable():
+        return text
+    safe = text.blank_copy()
+    for character in text.divide(range(1, len(text))):
+        styles = [span.style for span in character.spans]
+        shown = Text(printable(character.plain), character.style)
+        for style in styles:
+            shown.stylize(style)
+        safe.append_text(shown)
+    return safe
