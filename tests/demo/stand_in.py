@@ -49,7 +49,7 @@ class StandIn:
             await session.relay()
         for peer in (mta[1], writer):
             peer.close()
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, asyncio.CancelledError):
                 await peer.wait_closed()
         self._sessions.discard(task)
 
