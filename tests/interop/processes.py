@@ -126,11 +126,6 @@ class Process:
             os.killpg(self._popen.pid, signal.SIGKILL)
         self._popen.wait(STOP_S)
 
-    @property
-    def pid(self) -> int:
-        """Its process id."""
-        return self._popen.pid
-
     def terminate(self) -> int:
         """Ask the program to end, and return its exit code."""
         self._popen.terminate()

@@ -139,7 +139,7 @@ def test_so_they_do_by_one_socket_for_both_families(row: Networks) -> None:
         '[[listener]]\naddress = "fd:smtp"\ntransparent = true\n'
         '[backends.path]\nservers = ["original"]\n'
     )
-    row.proxy.run("nft", "-f", DEPLOY / "redirect.nft")
+    row.proxy.run("nft", "-f", EXAMPLES / "redirect.nft")
     with Workplace("dual-stack") as work:
         settings = work.write("smtpproxy.toml", text)
         argv = (*row.proxy.inside, sys.executable, "-c", DUAL_STACK)
