@@ -16,11 +16,11 @@ from msgspec.structs import replace
 from rich.table import Table
 
 from smtpproxy import __version__, data
-from smtpproxy.config import from_flags, load
-from smtpproxy.problems import ConfigError
-from smtpproxy.settings import Settings
+from smtpproxy.config.decoding import ConfigError
+from smtpproxy.config.loader import from_flags, load
+from smtpproxy.config.schema import Settings
+from smtpproxy.config.tls_validation import exposed_listeners, weak_backends
 from smtpproxy.terminal import Terminal, say
-from smtpproxy.trust import exposed_listeners, weak_backends
 
 
 class Commands(click.Group):
@@ -33,11 +33,11 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Return a command by its name."""
         if cmd_name == "probe":
-            from smtpproxy.probe.command import probe
+            from smtpproxy.probe.probe_command import probe
 
             return probe
         if cmd_name == "trace":
-            from smtpproxy.tracing.commands import trace
+            from smtpproxy.trace.trace_commands import trace
 
             return trace
         return super().get_command(ctx, cmd_name)
@@ -177,9 +177,9 @@ def run(
         _fail(error)
     for warning in _warnings(settings):
         say(warning, err=True)
-    from smtpproxy.supervisor import service  # `check` and `--help` need no event loop
+    from smtpproxy.supervisor import supervisor  # `check` and `--help` need no event loop
 
-    sys.exit(service.main(settings, read))
+    sys.exit(supervisor.main(settings, read))
 
 
 @main.command(
@@ -251,8 +251,8 @@ def demo(rtt: float, recipients: int, legacy: str | None, serve: bool) -> None:
     """
     if rtt != rtt:  # NaN is in every range
         raise click.BadParameter("nan is not a number of seconds", param_hint="--rtt")
+    from smtpproxy.demo import demo_run
     from smtpproxy.demo import legacy as mta  # the demonstration alone needs it
-    from smtpproxy.demo import play
 
     if legacy is not None and legacy not in mta.FAILINGS:
         names = "\n".join(f"  {name:18} {text}" for name, text in mta.FAILINGS.items())
@@ -261,7 +261,7 @@ def demo(rtt: float, recipients: int, legacy: str | None, serve: bool) -> None:
             return
         raise click.BadParameter(f"{legacy!r} is not one of\n\n{names}", param_hint="--legacy")
     failing = legacy or mta.DEFAULT_FAILING
-    sys.exit(play.main(rtt=rtt, recipients=recipients, serve=serve, failing=failing))
+    sys.exit(demo_run.main(rtt=rtt, recipients=recipients, serve=serve, failing=failing))
 
 
 def _listed_examples() -> str:

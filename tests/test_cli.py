@@ -14,10 +14,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from smtpproxy import cli
-from smtpproxy.demo import play
+from smtpproxy.config.schema import Settings
+from smtpproxy.demo import demo_run
 from smtpproxy.demo.legacy import DEFAULT_FAILING, FAILINGS
-from smtpproxy.settings import Settings
-from smtpproxy.supervisor import service
+from smtpproxy.supervisor import supervisor
 
 GOOD = """\
 [[listener]]
@@ -51,7 +51,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
         assert read() == settings
         return 0
 
-    monkeypatch.setattr(service, "main", main)
+    monkeypatch.setattr(supervisor, "main", main)
     return ran
 
 
@@ -157,7 +157,7 @@ class TestRun:
         assert not ran
 
     def test_the_exit_code_is_the_proxys(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(service, "main", lambda *_: 1)
+        monkeypatch.setattr(supervisor, "main", lambda *_: 1)
         assert invoke("run", "-l", "[::1]:0", "-b", "h:25").exit_code == 1
 
     def test_warns_when_others_can_reach_it(self, ran: list[Settings]) -> None:
@@ -245,7 +245,7 @@ class TestCheck:
 class TestDemo:
     def test_hands_on_its_options(self, monkeypatch: pytest.MonkeyPatch) -> None:
         played: list[dict[str, object]] = []
-        monkeypatch.setattr(play, "main", lambda **options: played.append(options) or 1)
+        monkeypatch.setattr(demo_run, "main", lambda **options: played.append(options) or 1)
         assert invoke("demo").exit_code == 1
         invoke("demo", "--rtt", "0", "--recipients", "9", "--serve", "--legacy", "helo-only")
         assert played == [

@@ -93,7 +93,7 @@ def _wrong(module: str, source: str) -> list[str]:
         top = target.split(".")[0]
         if top == "smtpproxy":
             allowed = ALLOWED[part] | {part, ""}
-            is_address = target == "smtpproxy.address" and "address" in allowed
+            is_address = target == "smtpproxy.config.address" and "address" in allowed
             wrong += [] if is_address or _part(target) in allowed else [target]
         elif part == "core" and (top in FORBIDDEN_IN_CORE or top not in sys.stdlib_module_names):
             wrong.append(target)
@@ -113,15 +113,27 @@ def test_module_imports_only_what_its_part_may(module: str) -> None:
         ("smtpproxy.core.lines", "import msgspec, re", ["msgspec"]),
         ("smtpproxy.core.lines", "from smtpproxy.net import session", ["smtpproxy.net.session"]),
         ("smtpproxy.core.lines", "from smtpproxy.core import replies", []),
-        ("smtpproxy.net.session", "import smtpproxy.observe.log", ["smtpproxy.observe.log"]),
+        ("smtpproxy.net.session", "import smtpproxy.log.log", ["smtpproxy.log.log"]),
         ("smtpproxy.net.session", "import socket, smtpproxy.core.lines", []),
-        ("smtpproxy.net.session", "from smtpproxy import config", ["smtpproxy.config"]),
-        ("smtpproxy.observe.log", "from smtpproxy.net.session import x", ["smtpproxy.net.session"]),
-        ("smtpproxy.config", "from smtpproxy.app import App", ["smtpproxy.app"]),
-        ("smtpproxy.app", "from smtpproxy.cli import main", ["smtpproxy.cli"]),
-        ("smtpproxy.supervisor.crew", "import smtpproxy.worker", ["smtpproxy.worker"]),
-        ("smtpproxy.demo.play", "from smtpproxy.net import session", ["smtpproxy.net.session"]),
-        ("smtpproxy.demo.play", "from smtpproxy.app import App", []),
+        (
+            "smtpproxy.net.session",
+            "from smtpproxy.config import loader",
+            ["smtpproxy.config.loader"],
+        ),
+        ("smtpproxy.log.log", "from smtpproxy.net.session import x", ["smtpproxy.net.session"]),
+        (
+            "smtpproxy.config.loader",
+            "from smtpproxy.worker.app import App",
+            ["smtpproxy.worker.app"],
+        ),
+        ("smtpproxy.worker.app", "from smtpproxy.cli import main", ["smtpproxy.cli"]),
+        (
+            "smtpproxy.supervisor.worker_group",
+            "import smtpproxy.worker.main",
+            ["smtpproxy.worker.main"],
+        ),
+        ("smtpproxy.demo.demo_run", "from smtpproxy.net import session", ["smtpproxy.net.session"]),
+        ("smtpproxy.demo.demo_run", "from smtpproxy.worker.app import App", []),
         ("smtpproxy.cli", "from smtpproxy import __version__", []),
     ],
 )

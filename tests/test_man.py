@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.interop.programs import command
+from tests.support.programs import command
 
 MAN = Path(__file__).parent.parent / "deploy" / "man"
 PAGES = ("smtpproxy.8", "smtpproxy.toml.5")

@@ -9,8 +9,8 @@ import msgspec
 import pytest
 
 import smtpproxy
-from smtpproxy.config import load
-from smtpproxy.settings import Admin, Backend, Limits, Listener, Log, Settings, Timeouts, Trace
+from smtpproxy.config.loader import load
+from smtpproxy.config.schema import Admin, Backend, Limits, Listener, Log, Settings, Timeouts, Trace
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 EXAMPLE = re.search(r"```toml\n(.*?)```", README, re.DOTALL)[1]

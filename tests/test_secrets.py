@@ -8,18 +8,18 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from smtpproxy.admin.exposition import Exposition
-from smtpproxy.core.rules import Rules
-from smtpproxy.figures import Figures
-from smtpproxy.observe.captured import Kept
-from smtpproxy.observe.exchanges import ExchangeLog
-from smtpproxy.observe.files import Files
-from smtpproxy.observe.metrics import Metrics
-from smtpproxy.observe.recent import Recent
-from smtpproxy.observe.trace import Trace
-from smtpproxy.tracing import html, pcapng
-from smtpproxy.tracing.reader import closed_sessions, files_of, session_of
-from tests.observe.stage import Later, Watched
+from smtpproxy.admin.recent_sessions import Recent
+from smtpproxy.core.policy import Rules
+from smtpproxy.log.debug_log import ExchangeLog
+from smtpproxy.metrics.counters import Metrics
+from smtpproxy.metrics.exposition import Exposition
+from smtpproxy.metrics.snapshot import Figures
+from smtpproxy.trace import html_page, pcapng
+from smtpproxy.trace.content_capture import Kept
+from smtpproxy.trace.reader import closed_sessions, files_of, session_of
+from smtpproxy.trace.recorder import Trace
+from smtpproxy.trace.rotating_files import Files
+from tests.support.observed_session import Later, Watched
 
 PASSWORD = "correct-horse-battery"
 PLAIN = base64.b64encode(f"\0joe\0{PASSWORD}".encode()).decode()
@@ -160,7 +160,7 @@ def all_that_leaves(
         "log": session.logged.getvalue(),
         "trace": b"".join(path.read_bytes() for path in paths),
         "capture": pcapng.capture(found),
-        "html": html.page(found).encode(),
+        "html": html_page.page(found).encode(),
         "metrics": Exposition().render(Figures(counts=metrics.counts())),
         "page": msgspec.json.encode(recent.changed()),
     }

@@ -24,19 +24,19 @@ from rich.text import Text
 
 import smtpproxy
 from smtpproxy.cli import main
-from smtpproxy.demo import legacy_session, play
-from smtpproxy.demo.network import Group
-from smtpproxy.demo.rows import timeline
-from smtpproxy.observe import log, records
-from smtpproxy.observe.captured import Kept
-from smtpproxy.observe.exchanges import ExchangeLog
-from smtpproxy.observe.files import Files
-from smtpproxy.observe.trace import Trace
+from smtpproxy.demo import demo_run, legacy_session
+from smtpproxy.demo.simulated_network import Group
+from smtpproxy.demo.timeline_rows import timeline
+from smtpproxy.log import log
+from smtpproxy.log.debug_log import ExchangeLog
 from smtpproxy.terminal import Terminal
-from smtpproxy.tracing import commands
+from smtpproxy.trace import records, trace_commands
+from smtpproxy.trace.content_capture import Kept
+from smtpproxy.trace.recorder import Trace
+from smtpproxy.trace.rotating_files import Files
 from tests.hostile import FORGED, LINE, MARKUP, OCTETS, TEXT, check_shown, hostile, sources
-from tests.observe.stage import Later, Watched
 from tests.probe.server import Server
+from tests.support.observed_session import Later, Watched
 
 CHOSEN = {
     records.Noted: [{"event": event} for event in ("tls_started", "tls_failed", TEXT)],
@@ -103,8 +103,8 @@ def test_trace_follow(
     def interrupt(_: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(commands.time, "sleep", interrupt)
-    monkeypatch.setattr(commands, "files_of", Directory(trace / "trace-1.jsonl"))
+    monkeypatch.setattr(trace_commands.time, "sleep", interrupt)
+    monkeypatch.setattr(trace_commands, "files_of", Directory(trace / "trace-1.jsonl"))
     assert MARKUP in run("trace", "follow", "-d", trace).stdout
 
 
@@ -261,7 +261,7 @@ def test_demo(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
         return original(code, *words, LINE)
 
     monkeypatch.setattr(legacy_session, "_reply", reply)
-    play.main(rtt=0.0, recipients=2, serve=False, failing="none")
+    demo_run.main(rtt=0.0, recipients=2, serve=False, failing="none")
     check_shown(capsys.readouterr().out)
 
 

@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 
 from smtpproxy import data
-from smtpproxy.config import load
-from tests.interop.programs import command, require_root
+from smtpproxy.config.loader import load
+from tests.support.programs import command, require_root
 
 DATA = Path(data.__file__).parent
 
@@ -55,7 +55,7 @@ def test_systemd_rates_the_exposure_of_the_service_as_low() -> None:
 def test_metrics_of_the_process_are_there_where_the_unit_hides_the_rest_of_proc() -> None:
     require_root("a mount namespace")
     program = (
-        "from smtpproxy.admin.exposition import Exposition, Figures\n"
+        "from smtpproxy.metrics.exposition import Exposition, Figures\n"
         "print(Exposition().render(Figures()).decode())\n"
     )
     hidden = 'mount -t proc -o subset=pid proc /proc && test ! -e /proc/stat && exec "$@"'

@@ -22,7 +22,7 @@ import msgspec
 from msgspec.structs import FieldInfo, fields
 
 from smtpproxy import cli
-from smtpproxy.settings import Settings
+from smtpproxy.config.schema import Settings
 
 _EXIT = [
     ("0", "Success; for run: drained and stopped by a signal."),

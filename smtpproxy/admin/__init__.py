@@ -1,1 +1,1 @@
-"""The HTTP side: metrics, health and the live page. It reads snapshots only."""
+"""The admin address: metrics, health and the live page. It reads snapshots only."""

@@ -9,8 +9,8 @@ meaning the next ones decide are kept back.
 import re
 from enum import Enum
 
-from smtpproxy.core.errors import ClientViolation
 from smtpproxy.core.replies import BARE_NEWLINE
+from smtpproxy.core.violations import ClientViolation
 
 END_OF_DATA = b"\r\n.\r\n"
 BULK = 4096

@@ -7,9 +7,9 @@ are those of the caller's clock, in seconds; 0.0 where something has not happene
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-from smtpproxy.core import commands, lines
-from smtpproxy.core.commands import Verb
-from smtpproxy.core.errors import BackendViolation, ClientViolation, Violation
+from smtpproxy.core import lines, verbs
+from smtpproxy.core.verbs import Verb
+from smtpproxy.core.violations import BackendViolation, ClientViolation, Violation
 
 
 class Step(NamedTuple):
@@ -124,7 +124,7 @@ class Exchange:
 
     def add_step(self, reply: bytes, now: float) -> None:
         """Record the backend's reply, empty if none came, where the client gets another one."""
-        if self.sent and (not self.steps or self.verb.role == commands.MAIL):
+        if self.sent and (not self.steps or self.verb.role == verbs.MAIL):
             own = Step(self.line, reply, self.sent, now if reply else 0.0)
             self.steps = (*self.steps, own)
 
@@ -132,7 +132,7 @@ class Exchange:
     def all_steps(self) -> Sequence[Step]:
         """Return all that was sent to the backend for it: for MAIL, its own line is the last."""
         steps = self.steps
-        if steps and self.verb.role == commands.MAIL and self.sent and steps[-1].line != self.line:
+        if steps and self.verb.role == verbs.MAIL and self.sent and steps[-1].line != self.line:
             return (*steps, Step(self.line, self.reply, self.sent, self.replied))
         return steps
 
@@ -147,11 +147,11 @@ class Exchange:
             return False
         if code >= 400:
             return True
-        if role == commands.DATA:
+        if role == verbs.DATA:
             return code == 354
-        if role == commands.BDAT:
+        if role == verbs.BDAT:
             return code < 300 and self.sent > 0
-        return code < 300 or (role == commands.AUTH and code == 334)
+        return code < 300 or (role == verbs.AUTH and code == 334)
 
     @property
     def rewritten(self) -> bool:
@@ -167,15 +167,13 @@ class Exchange:
         """Return why it closes the session."""
         if self.problem is not None and not self.rewritten:
             return self.problem.kind
-        return "content_refused" if self.verb.role == commands.END_OF_DATA else "quit"
+        return "content_refused" if self.verb.role == verbs.END_OF_DATA else "quit"
 
     @property
     def ends_message(self) -> bool:
         """Tell whether its reply decides on a message: it is content, or the last BDAT chunk."""
         role = self.verb.role
-        return role == commands.END_OF_DATA or (
-            role == commands.BDAT and lines.is_last_chunk(self.line)
-        )
+        return role == verbs.END_OF_DATA or (role == verbs.BDAT and lines.is_last_chunk(self.line))
 
     def __repr__(self) -> str:
         return f"<Exchange {self.line or self.verb.name!r} -> {self.reply!r}>"

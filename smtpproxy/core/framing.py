@@ -9,11 +9,11 @@ closes the session.
 from collections.abc import Callable
 from dataclasses import replace
 
-from smtpproxy.core import commands, lines, replies
+from smtpproxy.core import lines, replies, verbs
 from smtpproxy.core.content import Content
-from smtpproxy.core.errors import ClientViolation
 from smtpproxy.core.exchange import Exchange
-from smtpproxy.core.rules import Rules
+from smtpproxy.core.policy import Rules
+from smtpproxy.core.violations import ClientViolation
 
 # How the client's next octets are read.  Hot path (bench S2): plain integers.
 CLOSED, COMMANDS, CONTENT, PAYLOAD, AUTH_DATA, SKIPPED, ENDED = range(7)
@@ -21,7 +21,7 @@ CLOSED, COMMANDS, CONTENT, PAYLOAD, AUTH_DATA, SKIPPED, ENDED = range(7)
 WINDOW = 16 * 1024
 """So many octets are looked at in one go for commands: what is behind a gate is none of them."""
 
-_ANSWERED = Exchange(commands.UNSOLICITED_ROW, b"", 0.0)
+_ANSWERED = Exchange(verbs.UNSOLICITED_ROW, b"", 0.0)
 """Stands for an exchange that has been answered; never changed."""
 _ANSWERED.flushed = 1.0
 
@@ -225,7 +225,7 @@ class Framer:
             if verb is None:
                 if not self.commands:
                     lines.check_header(line)
-                verb = commands.FORBIDDEN.get(word) or self.table[b""]
+                verb = verbs.FORBIDDEN.get(word) or self.table[b""]
                 # Behind AUTH it may be a password, sent ahead.
                 if self.last.verb.secret or lines.may_be_secret(word):
                     verb = replace(verb, secret=True)
@@ -234,10 +234,10 @@ class Framer:
                 raise ClientViolation(verb.kind, verb.refusal, line, closes=True)
             exchange = Exchange(verb, line, now)
             exchange.bare_lf = not octets.endswith(b"\r\n", position, end)
-            if verb.role == commands.BDAT:
+            if verb.role == verbs.BDAT:
                 exchange.octets = lines.bdat_size(line)
         except ClientViolation as violation:
-            forbidden = commands.FORBIDDEN.get(lines.first_word(octets, position))
+            forbidden = verbs.FORBIDDEN.get(lines.first_word(octets, position))
             if forbidden is not None:  # whatever is wrong with its line
                 kind, shown = forbidden.kind, violation.octets
                 violation = ClientViolation(kind, forbidden.refusal, shown, closes=True)
@@ -258,7 +258,7 @@ class Framer:
             violation.octets = b""  # it is a secret
             return self._refuse(violation, octets, position, now)
         if end:
-            self._enqueue(Exchange(commands.AUTH_LINE_ROW, line, now))
+            self._enqueue(Exchange(verbs.AUTH_LINE_ROW, line, now))
         return end and end - position
 
     def _stream_content(self, octets: bytes, position: int, now: float) -> int:
@@ -329,7 +329,7 @@ class Framer:
     def _refuse(self, violation: ClientViolation, octets: bytes, position: int, now: float) -> int:
         """Answer in its turn what is no command line; return the octets taken."""
         # What follows a password that was sent ahead may be one too.
-        verb = replace(commands.MALFORMED_ROW, secret=self.last.verb.secret)
+        verb = replace(verbs.MALFORMED_ROW, secret=self.last.verb.secret)
         exchange = Exchange(verb, b"", now)
         exchange.refuse(violation)
         self._enqueue(exchange)
@@ -347,7 +347,7 @@ class Framer:
             words = begin.split(None, 1)
             shown = words[0] if words and not self.gate.verb.secret else b""
             kind, reply = "not_synchronized", replies.NOT_SYNCHRONIZED
-            first = self.gate.verb.role == commands.GREETING
+            first = self.gate.verb.role == verbs.GREETING
             if first and begin.startswith(lines.PROXY_HEADERS):
                 kind, reply = "proxy_header_unexpected", replies.PROXY_UNEXPECTED
             self.gate.refuse(ClientViolation(kind, reply, shown, closes=True))

@@ -4,7 +4,7 @@ import re
 from ipaddress import IPv6Address
 
 from smtpproxy.core import replies
-from smtpproxy.core.errors import ClientViolation
+from smtpproxy.core.violations import ClientViolation
 
 WHITE_SPACE = b" \t\v\f"
 _HEADER = re.compile(rb"[!-9;-~]+:")

@@ -22,19 +22,19 @@ has no clock: every call brings the time.
 from collections.abc import Callable
 from typing import Final, NoReturn
 
-from smtpproxy.core import commands, replies
-from smtpproxy.core.answers import CLOSING, DEFERRED, NO_EXCHANGE, ReplyMatcher
-from smtpproxy.core.commands import MAIL, RCPT, RSET
-from smtpproxy.core.errors import BackendViolation, ClientViolation, Violation
+from smtpproxy.core import replies, verbs
+from smtpproxy.core.ehlo import DONE, FAILED, START_TLS, Ehlo
 from smtpproxy.core.exchange import Exchange, Observer, Step
-from smtpproxy.core.extensions import Extensions
 from smtpproxy.core.framing import CLOSED, COMMANDS, CONTENT, ENDED, PAYLOAD, Framer
-from smtpproxy.core.held import ReplyBuffer
-from smtpproxy.core.hello import DONE, FAILED, START_TLS, Ehlo
+from smtpproxy.core.negotiated_extensions import Extensions
+from smtpproxy.core.policy import Rules
 from smtpproxy.core.replies import whole_reply_code
-from smtpproxy.core.rules import Rules
+from smtpproxy.core.reply_buffer import ReplyBuffer
+from smtpproxy.core.reply_matching import CLOSING, DEFERRED, NO_EXCHANGE, ReplyMatcher
+from smtpproxy.core.starttls import UPGRADES, Upgrade
 from smtpproxy.core.transaction import Transaction
-from smtpproxy.core.upgrades import UPGRADES, Upgrade
+from smtpproxy.core.verbs import MAIL, RCPT, RSET
+from smtpproxy.core.violations import BackendViolation, ClientViolation, Violation
 
 
 class Pipeline:
@@ -209,7 +209,7 @@ class Pipeline:
         self.send_backend(self.ehlo.begin(line, now) if role in _HELLO else line)
         if exchange.verb.secret:
             exchange.redact_line()
-        if role == commands.BDAT:
+        if role == verbs.BDAT:
             self.transaction.add_chunk(exchange.octets)
             self.framer.open_payload(exchange.octets)
             self.framer.frame_waiting(now)
@@ -224,7 +224,7 @@ class Pipeline:
         """
         role = exchange.verb.role
         forward = role == MAIL and self.ehlo.xforward.lines
-        if exchange.refusal or not (forward or role == commands.XCLIENT):
+        if exchange.refusal or not (forward or role == verbs.XCLIENT):
             return False
         if self.in_flight:  # what may yet begin or end a transaction
             return True
@@ -234,7 +234,7 @@ class Pipeline:
         """Send the next XFORWARD line, alone in flight; return whether there was one."""
         line = b"" if self.transaction.open else self.ehlo.xforward.next_line()
         if line:
-            own = Exchange(commands.OWN_XFORWARD_ROW, line, now)
+            own = Exchange(verbs.OWN_XFORWARD_ROW, line, now)
             own.sent = now
             self.in_flight.append(own)
             self.send_backend(line)
@@ -360,7 +360,7 @@ class Pipeline:
                 code, reply = self._take_ehlo(code, reply, now)
                 if not reply:
                     return
-            elif role >= commands.XFORWARD and self._take_xforward(role, code, reply, now):
+            elif role >= verbs.XFORWARD and self._take_xforward(role, code, reply, now):
                 return
         del in_flight[0]
         if exchange.refusal:  # its group was refused while it was in flight
@@ -376,7 +376,7 @@ class Pipeline:
         if step == DONE:
             code, reply = ehlo.answer()
             if code < 300:
-                self.framer.ehlo_accepted(helo=exchange.verb.role == commands.HELO)
+                self.framer.ehlo_accepted(helo=exchange.verb.role == verbs.HELO)
             return code, reply
         if self.matcher.reader.unread:
             raise BackendViolation("reply_not_asked_for", self.matcher.reader.unread)
@@ -397,7 +397,7 @@ class Pipeline:
         Returns:
             Whether it was the proxy's own, so that the client gets no reply.
         """
-        if role == commands.XFORWARD:
+        if role == verbs.XFORWARD:
             if code < 300:
                 self.ehlo.stop_xforward()
             return False
@@ -409,7 +409,7 @@ class Pipeline:
     def _drop_xforward(self, reply: bytes, now: float) -> None:
         """Remove the proxy's own XFORWARD from those in flight; it is a step of the next MAIL."""
         in_flight = self.in_flight
-        if in_flight and in_flight[0].verb is commands.OWN_XFORWARD_ROW:
+        if in_flight and in_flight[0].verb is verbs.OWN_XFORWARD_ROW:
             own, mail = in_flight.pop(0), self.framer.queue[0]
             step = Step(own.line, reply, own.sent, now if reply else 0.0)
             mail.steps = (*mail.steps, step)
@@ -442,7 +442,7 @@ class Pipeline:
             self.framer.await_upgrade(now)
             self.upgrade(UPGRADES[role])
         elif code == 354:
-            content = Exchange(commands.END_OF_DATA_ROW, b"", now)
+            content = Exchange(verbs.END_OF_DATA_ROW, b"", now)
             self.in_flight.append(content)
             self.framer.open_content(content)
         elif code == 334:
@@ -534,7 +534,7 @@ class Pipeline:
         own = reason != "backend_closed"
         self._drop_xforward(problem.octets if problem else b"" if own else reply, now)
         waiting = self.in_flight or self.framer.queue
-        exchange = waiting.pop(0) if waiting else Exchange(commands.UNSOLICITED_ROW, b"", now)
+        exchange = waiting.pop(0) if waiting else Exchange(verbs.UNSOLICITED_ROW, b"", now)
         exchange.abort(problem, now, own=own)
         self.reply_buffer.hold(exchange, reply, int(reply[:3]), now, False)
         self.end(reason, now)
@@ -556,7 +556,7 @@ class Pipeline:
             self.reply_buffer.observer.settled(unanswered)
 
 
-_HELLO: Final = frozenset((commands.EHLO, commands.HELO))
+_HELLO: Final = frozenset((verbs.EHLO, verbs.HELO))
 
 
 def _not_connected(what: object) -> NoReturn:

@@ -7,7 +7,7 @@ Anything else could be read differently by the client than here, so it is a viol
 
 import re
 
-from smtpproxy.core.errors import BackendViolation
+from smtpproxy.core.violations import BackendViolation
 
 LINE_LIMIT = 4096
 """Octets of one reply line with its line end (RFC 5321 section 4.5.3.1.5 asks for 512)."""

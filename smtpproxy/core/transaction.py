@@ -4,12 +4,12 @@ RFC 5321 section 3.3: MAIL begins it, RCPT names recipients; the end of its mess
 HELO end it.
 """
 
-from smtpproxy.core import commands, lines, replies
-from smtpproxy.core.errors import ClientViolation
+from smtpproxy.core import lines, replies, verbs
 from smtpproxy.core.exchange import Exchange
-from smtpproxy.core.extensions import Extensions
-from smtpproxy.core.rules import Rules
-from smtpproxy.core.upgrades import reply_to_starttls
+from smtpproxy.core.negotiated_extensions import Extensions
+from smtpproxy.core.policy import Rules
+from smtpproxy.core.starttls import reply_to_starttls
+from smtpproxy.core.violations import ClientViolation
 
 
 class Transaction:
@@ -47,12 +47,12 @@ class Transaction:
     def update(self, exchange: Exchange, code: int) -> None:
         """Update it by the reply to a command."""
         role = exchange.verb.role
-        if role == commands.RCPT:
+        if role == verbs.RCPT:
             if code < 300:
                 self.accepted += 1
             else:
                 self.rejected += 1
-        elif role == commands.MAIL:
+        elif role == verbs.MAIL:
             if code < 300:
                 self.begin()
         elif exchange.ends_message:
@@ -61,7 +61,7 @@ class Transaction:
         elif role in _ENDS:
             if code < 300:
                 self.end()
-        elif role == commands.AUTH:
+        elif role == verbs.AUTH:
             self.authenticated = self.authenticated or code == 235
 
     def add_chunk(self, octets: int) -> None:
@@ -83,20 +83,20 @@ class Transaction:
                 refusal is not final: the command waits, and is checked again.
         """
         role = exchange.verb.role
-        if role == commands.RCPT:
+        if role == verbs.RCPT:
             if self.accepted + in_flight >= rules.recipients:
                 # RFC 5321 section 4.5.3.1.10
                 reply = replies.TOO_MANY_RECIPIENTS
                 return _over("too_many_recipients", reply, exchange, in_flight)
-        elif role == commands.MAIL:
+        elif role == verbs.MAIL:
             if 0 < rules.message_octets < lines.declared_size(exchange.line):
                 # RFC 1870 section 6.1
                 return _over("message_too_big", replies.MESSAGE_TOO_BIG, exchange, in_flight)
-        elif role == commands.DATA:
+        elif role == verbs.DATA:
             guarded = rules.guard_data and not extensions.pipelining
             if guarded and self.rejected and not self.accepted:
                 return replies.NO_VALID_RECIPIENTS  # RFC 2920 section 3.2, items 3 and 4
-        elif role == commands.STARTTLS:
+        elif role == verbs.STARTTLS:
             return reply_to_starttls(exchange.line, authenticated=self.authenticated)
         else:
             self._check_chunk(exchange, rules, extensions)
@@ -124,5 +124,5 @@ def _over(kind: str, reply: bytes, exchange: Exchange, in_flight: int) -> bytes:
     return reply
 
 
-_ENDS = frozenset((commands.EHLO, commands.HELO, commands.RSET))
+_ENDS = frozenset((verbs.EHLO, verbs.HELO, verbs.RSET))
 """Roles whose positive reply ends the transaction there was."""

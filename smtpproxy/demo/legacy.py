@@ -7,7 +7,7 @@ and asserted. It never relays a message, nor keeps one outside of memory.
 from collections.abc import Callable, Mapping
 
 from smtpproxy.demo.legacy_session import Behaviour, Event, Happening, LegacySession, Message
-from smtpproxy.demo.listening import Listening
+from smtpproxy.demo.tcp_server import Listening
 
 __all__ = [
     "DEFAULT_FAILING",

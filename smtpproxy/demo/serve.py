@@ -9,12 +9,12 @@ import signal
 from rich.console import Console, Group
 from rich.text import Text
 
+from smtpproxy.demo.demo_report import WAYS, Lines, waits_told
+from smtpproxy.demo.harness import proxy_before
 from smtpproxy.demo.legacy import FAILINGS, LegacyMTA, LegacySession
-from smtpproxy.demo.network import Link, Network
-from smtpproxy.demo.report import WAYS, Lines, waits_told
-from smtpproxy.demo.rows import timeline
-from smtpproxy.demo.stage import proxy_before
-from smtpproxy.picture.labels import BAD, GOOD, QUIET
+from smtpproxy.demo.simulated_network import Link, Network
+from smtpproxy.demo.timeline_rows import timeline
+from smtpproxy.timeline.labels import BAD, GOOD, QUIET
 
 
 async def stay_up(console: Console, *, rtt_s: float, failing: str) -> int:

@@ -1,1 +1,1 @@
-"""The edge: connections, time and servers around the protocol core."""
+"""The edge: client and backend connections around the protocol core."""

@@ -1,8 +1,8 @@
 """Admission: whether a new client is served.
 
 Who is turned away gets 421 at once and takes nothing else; who is in stays in.  Bounds count the
-sessions of the whole service, over all workers (`smtpproxy.net.tally`).  An IPv6 network of 64 bits
-counts as one address, since whoever has one of its addresses has them all.
+sessions of the whole service, over all workers (`smtpproxy.net.shared_counters`).  An IPv6 network
+of 64 bits counts as one address, since whoever has one of its addresses has them all.
 """
 
 import asyncio
@@ -15,8 +15,8 @@ from typing import Protocol
 
 from smtpproxy.core import replies
 from smtpproxy.core.observer import Observer
-from smtpproxy.net.descriptors import Descriptors
-from smtpproxy.net.tally import Slots, Tally
+from smtpproxy.net.fd_limits import Descriptors
+from smtpproxy.net.shared_counters import Slots, Tally
 
 Network = IPv4Network | IPv6Network
 

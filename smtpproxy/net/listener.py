@@ -6,11 +6,11 @@ import socket
 import sys
 from typing import Any
 
-from smtpproxy.address import Address
+from smtpproxy.config.address import Address
 from smtpproxy.net import sockets
-from smtpproxy.net.arrival import Arrival
-from smtpproxy.net.client import ClientConnection
-from smtpproxy.net.service import Service
+from smtpproxy.net.client_connection import ClientConnection
+from smtpproxy.net.listener_context import Service
+from smtpproxy.net.pre_session import Arrival
 
 _KEEP_PATH: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
 """The path of a Unix socket is not the loop's to remove: others may accept there."""

@@ -9,7 +9,8 @@ import socket
 from dataclasses import dataclass
 from functools import lru_cache
 
-from smtpproxy.address import canonical
+from smtpproxy.config.address import canonical
+from smtpproxy.core.observer import Ends
 
 Endpoint = tuple[str, int]
 """An IP address, in its usual spelling, and a port."""
@@ -82,3 +83,13 @@ def name_of(end: Endpoint | None) -> str:
 
 _shared = lru_cache(maxsize=256)(lambda each: each)
 """Returns the one object that stands for all equal ones: few addresses are met again and again."""
+
+
+def ends_of(client_name: str, client: asyncio.Transport, backend: asyncio.Transport) -> Ends:
+    """Look up both ends of both connections; `client_name` is who the client is known as."""
+    return Ends(
+        client=client_name,
+        listener=name_of(endpoint(client.get_extra_info("sockname"))),
+        proxy=name_of(endpoint(backend.get_extra_info("sockname"))),
+        server=name_of(endpoint(backend.get_extra_info("peername"))),
+    )

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING
 from smtpproxy.core import replies
 from smtpproxy.core.observer import Summary
 from smtpproxy.core.pipeline import Pipeline
-from smtpproxy.net.changes import Changes
-from smtpproxy.net.choice import Choice
-from smtpproxy.net.ends import ends_of
-from smtpproxy.net.outbox import Sink
-from smtpproxy.net.pace import Pace
+from smtpproxy.net.backend.server_selection import Choice
+from smtpproxy.net.peer import ends_of
+from smtpproxy.net.rate_limit import Pace
+from smtpproxy.net.session_upgrades import Changes
+from smtpproxy.net.write_batching import Sink
 
 if TYPE_CHECKING:
+    from smtpproxy.net.listener_context import Service
     from smtpproxy.net.peer import Peer
-    from smtpproxy.net.service import Service
 
 
 class Session:

@@ -7,8 +7,8 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from smtpproxy.address import Address
-from smtpproxy.net.transparent import allow
+from smtpproxy.config.address import Address
+from smtpproxy.net.tproxy import allow
 
 BACKLOG = 4096
 

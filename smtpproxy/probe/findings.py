@@ -5,11 +5,11 @@ All octets in here are the server's own: hostile until they have been escaped.
 
 from dataclasses import dataclass, field
 
-from smtpproxy.address import Address
-from smtpproxy.probe.dialogue import Reply
-from smtpproxy.probe.encryption import Encryption
-from smtpproxy.probe.groups import End, Group
-from smtpproxy.probe.trials import DataWithoutRecipients, Newline, Relay
+from smtpproxy.config.address import Address
+from smtpproxy.probe.behaviour_checks import DataWithoutRecipients, Newline, Relay
+from smtpproxy.probe.pipelining_checks import End, Group
+from smtpproxy.probe.smtp_connection import Reply
+from smtpproxy.probe.tls_checks import Encryption
 
 
 @dataclass(slots=True)

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tests.bench.native import cache_directory
-from tests.interop.processes import Workplace
-from tests.interop.programs import peers_directory
+from tests.support.processes import Workplace
+from tests.support.programs import peers_directory
 
 SETUPS = Path(__file__).parent / "setups"
 MODULES = Path("/usr/lib/nginx/modules")

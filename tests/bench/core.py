@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from smtpproxy.core.pipeline import Pipeline
-from smtpproxy.core.rules import Rules
-from smtpproxy.observe import log
-from smtpproxy.observe.fanout import Fanout
-from smtpproxy.observe.sessions import ServiceLog
+from smtpproxy.core.policy import Rules
+from smtpproxy.log import log
+from smtpproxy.log.session_log import ServiceLog
+from smtpproxy.worker.observer_fanout import Fanout
 from tests.bench.scenarios import Scenario, named
 
 ROUNDS = 7

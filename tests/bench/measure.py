@@ -15,7 +15,7 @@ from tests.bench.contenders import Contender, Site
 from tests.bench.results import Run
 from tests.bench.scenarios import ROUND_TRIP_MS, Kind, Scenario
 from tests.bench.usage import Cpu, Meter, memory_of
-from tests.interop.processes import Process, Workplace, free_port
+from tests.support.processes import Process, Workplace, free_port
 
 RUN_LIMIT_S = 300.0
 """The longest that the load generator may take."""

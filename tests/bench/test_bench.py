@@ -21,8 +21,8 @@ from tests.bench.results import CPU_US, Results, Run
 from tests.bench.scenarios import SCENARIOS, Kind, Scenario, named
 from tests.bench.svg import Picture
 from tests.bench.usage import Meter, memory_of
-from tests.interop.processes import free_port
-from tests.interop.programs import command
+from tests.support.processes import free_port
+from tests.support.programs import command
 
 HERE = Path(__file__).parent
 SVG = "{http://www.w3.org/2000/svg}"

@@ -6,12 +6,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from smtpproxy.observe import log
-from smtpproxy.observe.captured import Kept
-from smtpproxy.observe.fanout import Fanout
-from smtpproxy.observe.files import Files
-from smtpproxy.observe.sessions import ServiceLog
-from smtpproxy.observe.trace import Trace
+from smtpproxy.log import log
+from smtpproxy.log.session_log import ServiceLog
+from smtpproxy.trace.content_capture import Kept
+from smtpproxy.trace.recorder import Trace
+from smtpproxy.trace.rotating_files import Files
+from smtpproxy.worker.observer_fanout import Fanout
 from tests.bench.core import SCENARIOS, best_us, session
 
 

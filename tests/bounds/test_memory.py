@@ -19,7 +19,7 @@ from time import monotonic
 
 import pytest
 
-from tests.supervisor.program import Program
+from tests.support.program import Program
 
 IDLE = int(os.environ.get("SMTPPROXY_IDLE_SESSIONS", "0"))
 IDLE_MOST, IDLE_LEAST, IDLE_S = 10_000, 1000, 10.0

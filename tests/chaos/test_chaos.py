@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.chaos.backend import Connection, Record
 from tests.chaos.clients import Told, send_messages
-from tests.supervisor.program import Program
+from tests.support.program import Program
 
 SECONDS = float(os.environ.get("SMTPPROXY_CHAOS_S", "6"))
 CLIENTS = 12

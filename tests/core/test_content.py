@@ -4,8 +4,8 @@ import pytest
 
 from smtpproxy.core.content import BULK, LINE_KEPT, BareNewlines, Content, has_crlf_only
 from smtpproxy.core.pipeline import Pipeline
-from smtpproxy.core.rules import Rules
-from tests.core.stage import Observed
+from smtpproxy.core.policy import Rules
+from tests.support.pipeline_stage import Observed
 
 NORMALIZE, REJECT, PASS = BareNewlines
 

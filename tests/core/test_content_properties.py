@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smtpproxy.core.content import BareNewlines, Content, has_crlf_only
-from tests.core.effort import QUICK, THOROUGH
+from tests.support.effort import QUICK, THOROUGH
 
 TRICKY = st.lists(
     st.sampled_from([b"\r", b"\n", b".", b"\0", b"a", b"\r\n", b"\r\n.", b"\r\n.\r\n", b"x" * 40]),

@@ -2,13 +2,13 @@
 
 import pytest
 
-from smtpproxy.core import commands
-from smtpproxy.core.errors import ClientViolation
+from smtpproxy.core import verbs
 from smtpproxy.core.exchange import Exchange
+from smtpproxy.core.violations import ClientViolation
 
 
 def _exchange(verb: bytes, line: bytes = b"") -> Exchange:
-    return Exchange(commands.table_for(commands.Sync.SAFE)[verb], line, 5.0)
+    return Exchange(verbs.table_for(verbs.Sync.SAFE)[verb], line, 5.0)
 
 
 def test_begins_framed_and_with_nothing_else() -> None:
@@ -36,7 +36,7 @@ def test_is_refused_by_a_violation(closes: bool) -> None:
 
 
 def test_knows_whether_it_decides_on_a_message() -> None:
-    assert Exchange(commands.END_OF_DATA_ROW, b"", 0.0).ends_message
+    assert Exchange(verbs.END_OF_DATA_ROW, b"", 0.0).ends_message
     assert _exchange(b"BDAT", b"BDAT 5 last\r\n").ends_message
     assert not _exchange(b"BDAT", b"BDAT 5\r\n").ends_message
     assert not _exchange(b"DATA", b"DATA\r\n").ends_message
@@ -44,7 +44,7 @@ def test_knows_whether_it_decides_on_a_message() -> None:
 
 def test_shows_its_line_or_else_its_name() -> None:
     assert repr(_exchange(b"NOOP", b"NOOP\r\n")) == r"<Exchange b'NOOP\r\n' -> b''>"
-    assert repr(Exchange(commands.END_OF_DATA_ROW, b"", 0.0)) == "<Exchange b'.' -> b''>"
+    assert repr(Exchange(verbs.END_OF_DATA_ROW, b"", 0.0)) == "<Exchange b'.' -> b''>"
 
 
 def test_has_no_room_for_anything_else() -> None:
@@ -80,7 +80,7 @@ def test_bdat_may_be_accepted_when_its_payload_was_sent() -> None:
 
 def test_secret_is_cut_whatever_it_is() -> None:
     auth = _exchange(b"AUTH", b"AUTH PLAIN c2Vj\r\n")
-    data = Exchange(commands.AUTH_LINE_ROW, b"c2Vj\r\n", 0.0)
+    data = Exchange(verbs.AUTH_LINE_ROW, b"c2Vj\r\n", 0.0)
     mail = _exchange(b"MAIL", b"MAIL FROM:<a> SIZE=1 X=2\r\n")
     for exchange in (auth, data, mail):
         exchange.redact_line()
@@ -93,11 +93,11 @@ def test_closes_for_a_reason() -> None:
     assert exchange.close_reason == "quit"
     exchange.refuse(ClientViolation("not_smtp", b"221 x\r\n"))
     assert exchange.close_reason == "not_smtp"
-    assert Exchange(commands.END_OF_DATA_ROW, b"", 0.0).close_reason == "content_refused"
+    assert Exchange(verbs.END_OF_DATA_ROW, b"", 0.0).close_reason == "content_refused"
 
 
 def test_what_was_mended_in_content_is_no_reason_to_close() -> None:
-    exchange = Exchange(commands.END_OF_DATA_ROW, b"", 0.0)
+    exchange = Exchange(verbs.END_OF_DATA_ROW, b"", 0.0)
     exchange.problem = ClientViolation("bare_lf", b"550 bare\r\n")
     exchange.reply = b"250 ok\r\n"
     assert exchange.rewritten

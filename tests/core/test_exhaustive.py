@@ -10,8 +10,8 @@ from itertools import combinations, pairwise, product
 
 import pytest
 
-from smtpproxy.core.rules import Rules
-from tests.core.mta import EHLO_OFFER, Mta, MtaStage, replies_in
+from smtpproxy.core.policy import Rules
+from tests.support.model_mta import EHLO_OFFER, Mta, MtaStage, replies_in
 
 LOST = b"421 4.4.2 localhost Error: connection to mail server lost\r\n"
 

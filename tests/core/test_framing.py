@@ -5,12 +5,12 @@ The framer is on its own here: the test opens its gates, as the pipeline does.
 
 import pytest
 
-from smtpproxy.core import commands, replies
-from smtpproxy.core.commands import Sync
+from smtpproxy.core import replies, verbs
 from smtpproxy.core.content import BareNewlines
 from smtpproxy.core.exchange import Exchange
 from smtpproxy.core.framing import CLOSED, COMMANDS, ENDED, Framer
-from smtpproxy.core.rules import Rules
+from smtpproxy.core.policy import Rules
+from smtpproxy.core.verbs import Sync
 
 
 class Framing:
@@ -18,7 +18,7 @@ class Framing:
 
     def __init__(self, rules: Rules | None = None) -> None:
         self.sent: list[bytes] = []
-        greeting = Exchange(commands.GREETING_ROW, b"", 1.0)
+        greeting = Exchange(verbs.GREETING_ROW, b"", 1.0)
         self.framer = Framer(rules or Rules(), greeting, self.sent.append)
         greeting.flushed = 1.0
         self.framer.open_commands()
@@ -58,7 +58,7 @@ def test_line_cut_anywhere_is_framed_once() -> None:
 
 def test_octets_before_the_gate_opens_wait_unframed() -> None:
     sent: list[bytes] = []
-    framer = Framer(Rules(), Exchange(commands.GREETING_ROW, b"", 1.0), sent.append)
+    framer = Framer(Rules(), Exchange(verbs.GREETING_ROW, b"", 1.0), sent.append)
     framer.receive(b"NOOP\r\n", 2.0)
     assert (framer.queue, framer.unframed) == ([], b"NOOP\r\n")
     framer.open_commands()
@@ -74,7 +74,7 @@ def test_gate_holds_back_what_is_behind_it() -> None:
     framing.framer.open_auth_data()
     framing.framer.frame_waiting(3.0)
     assert framing.queued[2:] == [b"am9l\r\n"]
-    assert framing.framer.queue[2].verb is commands.AUTH_LINE_ROW
+    assert framing.framer.queue[2].verb is verbs.AUTH_LINE_ROW
 
 
 def test_guarded_gate_refuses_what_is_behind_it() -> None:
@@ -98,7 +98,7 @@ def test_guarded_gate_that_opens_was_not_run_ahead_of() -> None:
 
 def test_content_goes_straight_on_and_ends() -> None:
     framing = Framing()
-    content = Exchange(commands.END_OF_DATA_ROW, b"", 2.0)
+    content = Exchange(verbs.END_OF_DATA_ROW, b"", 2.0)
     framing.framer.open_content(content)
     framing.receive(b"RSET\r\n.")
     assert not framing.framer.content_over
@@ -111,7 +111,7 @@ def test_content_goes_straight_on_and_ends() -> None:
 
 def test_refused_content_is_read_and_dropped() -> None:
     framing = Framing(Rules(bare_newlines=BareNewlines.REJECT))
-    content = Exchange(commands.END_OF_DATA_ROW, b"", 2.0)
+    content = Exchange(verbs.END_OF_DATA_ROW, b"", 2.0)
     framing.framer.open_content(content)
     framing.receive(b"a\r\nb\nc\r\nd\r\n")
     framing.receive(b"e\r\n.\r\n")
@@ -122,7 +122,7 @@ def test_refused_content_is_read_and_dropped() -> None:
 
 def test_content_that_the_backend_refused_keeps_that_refusal() -> None:
     framing = Framing(Rules(bare_newlines=BareNewlines.REJECT))
-    content = Exchange(commands.END_OF_DATA_ROW, b"", 2.0)
+    content = Exchange(verbs.END_OF_DATA_ROW, b"", 2.0)
     content.refusal = b"552 big\r\n"
     framing.framer.open_content(content)
     framing.receive(b"a\nb\r\n.\r\n")

@@ -3,7 +3,7 @@
 import pytest
 
 from smtpproxy.core import lines, replies
-from smtpproxy.core.errors import ClientViolation
+from smtpproxy.core.violations import ClientViolation
 
 
 def _violation(call, *arguments, **options) -> ClientViolation:

@@ -1,17 +1,17 @@
 """The pipeline: what the transcripts can't show (times, counts, what the caller and observers see).
 
-Its dialogues are in tests/transcripts.
+Its dialogues are in tests/core/transcripts.
 """
 
 import pytest
 
 from smtpproxy.core.exchange import Exchange
-from smtpproxy.core.held import HELD_OCTETS
 from smtpproxy.core.pipeline import Pipeline
+from smtpproxy.core.policy import ClientTls, Rules
 from smtpproxy.core.replies import REPLY_LIMIT
-from smtpproxy.core.rules import ClientTls, Rules
-from tests.core.mta import MtaStage
-from tests.core.stage import Observed, Stage, check_observed, seen_by_observers
+from smtpproxy.core.reply_buffer import HELD_OCTETS
+from tests.support.model_mta import MtaStage
+from tests.support.pipeline_stage import Observed, Stage, check_observed, seen_by_observers
 
 
 def _stage(given: str = "EHLO", rules: Rules | None = None) -> Stage:

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smtpproxy.core.commands import Sync
 from smtpproxy.core.content import BareNewlines
-from smtpproxy.core.rules import Rules
-from tests.core.effort import QUICK, THOROUGH
-from tests.core.mta import EHLO_OFFER, EHLO_REPLY, Mta, MtaStage, replies_in
-from tests.core.stage import Introduced, Stage, check_observed, seen_by_observers
+from smtpproxy.core.policy import Rules
+from smtpproxy.core.verbs import Sync
+from tests.support.effort import QUICK, THOROUGH
+from tests.support.model_mta import EHLO_OFFER, EHLO_REPLY, Mta, MtaStage, replies_in
+from tests.support.pipeline_stage import Introduced, Stage, check_observed, seen_by_observers
 
 # --- a client's dialogue --------------------------------------------------------------------------
 

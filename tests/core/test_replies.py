@@ -3,8 +3,8 @@
 import pytest
 
 from smtpproxy.core import replies
-from smtpproxy.core.errors import BackendViolation
 from smtpproxy.core.replies import LINE_LIMIT, REPLY_LIMIT, ReplyReader, read_line, whole_reply_code
+from smtpproxy.core.violations import BackendViolation
 
 
 def _read(octets: bytes) -> list[tuple[int, bytes]]:

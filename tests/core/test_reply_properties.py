@@ -3,9 +3,9 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smtpproxy.core.errors import BackendViolation
 from smtpproxy.core.replies import ReplyReader, whole_reply_code
-from tests.core.effort import THOROUGH
+from smtpproxy.core.violations import BackendViolation
+from tests.support.effort import THOROUGH
 
 
 def _read(octets: bytes, size: int) -> tuple[list[tuple[int, bytes]], str]:

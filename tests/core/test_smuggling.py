@@ -7,8 +7,8 @@ the backend takes for a line end: it gets that one message, or none, and no comm
 import pytest
 
 from smtpproxy.core.content import BareNewlines
-from smtpproxy.core.rules import Rules
-from tests.core.mta import LineEnds, Mta, MtaStage, replies_in
+from smtpproxy.core.policy import Rules
+from tests.support.model_mta import LineEnds, Mta, MtaStage, replies_in
 
 WOULD_BE_ENDS = [
     bytes.fromhex(text)

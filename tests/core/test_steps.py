@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from smtpproxy.core.exchange import Exchange, Step
 from smtpproxy.core.pipeline import Pipeline
-from smtpproxy.core.rules import BackendTls, Rules
-from tests.core.stage import Observed
+from smtpproxy.core.policy import BackendTls, Rules
+from tests.support.pipeline_stage import Observed
 
 
 class Talk:

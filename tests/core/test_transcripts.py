@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.core.transcript import Dialogue, play, read_all
+from tests.support.transcript import Dialogue, play, read_all
 
 DIALOGUES = read_all()
 

@@ -4,10 +4,10 @@ import asyncio
 
 import pytest
 
-from smtpproxy.demo.client import Outcome, play
 from smtpproxy.demo.dialogues import CONTENT, DELIVERED, Dialogue, golden, lock_step
+from smtpproxy.demo.harness import perform, send_straight
 from smtpproxy.demo.legacy import FAILINGS, LegacyMTA
-from smtpproxy.demo.stage import perform, send_straight
+from smtpproxy.demo.scripted_client import Outcome, play
 
 DEADLINE_S = 2.0
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.deploy.debian import cache_directory
-from tests.interop.programs import command
+from tests.support.programs import command
 
 SOURCE = Path(__file__).parents[2]
 

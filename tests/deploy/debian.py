@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.interop.processes import Process, Workplace, eventually
-from tests.interop.programs import command, require_root, unavailable
+from tests.support.processes import Process, Workplace, eventually
+from tests.support.programs import command, require_root, unavailable
 
 PACKAGES = "systemd"
 """What the system has besides what every Debian has: enough to boot."""

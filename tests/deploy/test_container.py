@@ -20,7 +20,7 @@ import yaml
 
 from smtpproxy import cli
 from tests.deploy.debian import System, first_process, system
-from tests.interop.processes import Process, eventually
+from tests.support.processes import Process, eventually
 
 SOURCE = Path(__file__).parents[2]
 CONTAINER = SOURCE / "deploy/container"

@@ -10,7 +10,7 @@ import pytest
 
 import smtpproxy
 from tests.deploy.debian import Booted, System, system
-from tests.interop.processes import eventually
+from tests.support.processes import eventually
 
 INSTALL = (
     *("env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-q", "-y", "--no-install-recommends"),

@@ -1,6 +1,6 @@
 """Hellos: what the proxy may say to the backend because of one, and what the client then gets."""
 
-from smtpproxy.core.rules import BackendTls, Rules
+from smtpproxy.core.policy import BackendTls, Rules
 from tests.fuzz import reading
 from tests.fuzz.server import Said, verb_of
 

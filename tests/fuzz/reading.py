@@ -9,7 +9,7 @@ import re
 from smtpproxy.core import replies
 from smtpproxy.core.capabilities import PASSED
 from smtpproxy.core.content import BareNewlines
-from smtpproxy.core.rules import ClientTls, Rules
+from smtpproxy.core.policy import ClientTls, Rules
 from tests.fuzz.server import verb_of
 
 _OWN = {

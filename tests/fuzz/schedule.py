@@ -15,9 +15,9 @@ and what a mutation does to it is again something that a peer might do.
 from dataclasses import dataclass
 from functools import lru_cache
 
-from smtpproxy.core.commands import Sync
 from smtpproxy.core.content import BareNewlines
-from smtpproxy.core.rules import BackendTls, ClientTls, Rules
+from smtpproxy.core.policy import BackendTls, ClientTls, Rules
+from smtpproxy.core.verbs import Sync
 
 END = b"\xff"
 

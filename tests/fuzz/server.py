@@ -6,7 +6,7 @@ it was told which of its replies was the answer.
 
 import re
 
-from smtpproxy.core.rules import Rules
+from smtpproxy.core.policy import Rules
 
 GROUPABLE = frozenset((b"MAIL", b"RCPT", b"RSET", b"SEND", b"SOML", b"SAML"))
 """What may stand anywhere in a group (RFC 2920 section 3.1)."""

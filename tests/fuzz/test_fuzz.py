@@ -12,7 +12,7 @@ from tests.fuzz.run import run
 from tests.fuzz.schedule import Schedule
 from tests.fuzz.trial import Trial
 from tests.fuzz.verdict import judge
-from tests.interop.programs import unavailable
+from tests.support.programs import unavailable
 
 SECONDS = 8
 

@@ -2,12 +2,12 @@
 
 from smtpproxy.core.framing import CONTENT as READS_CONTENT
 from smtpproxy.core.framing import ENDED
-from smtpproxy.core.held import HELD_OCTETS
 from smtpproxy.core.replies import LINE_LIMIT, REPLY_LIMIT
-from tests.core.stage import Introduced, Stage, check_observed
+from smtpproxy.core.reply_buffer import HELD_OCTETS
 from tests.fuzz import server as backend
 from tests.fuzz.schedule import ANSWER, BACKEND, CLIENT, HAPPENINGS, Schedule
 from tests.fuzz.server import Server
+from tests.support.pipeline_stage import Introduced, Stage, check_observed
 
 PATIENCE = 3000
 """Turns within which a session must be at rest, if the server answers what it owes."""

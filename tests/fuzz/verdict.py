@@ -11,9 +11,9 @@ told, by the replies that it gave.  Both readings must be of the same things in 
 """
 
 from smtpproxy.core import replies
-from smtpproxy.core.commands import Sync
 from smtpproxy.core.content import BareNewlines
-from smtpproxy.core.rules import ClientTls
+from smtpproxy.core.policy import ClientTls
+from smtpproxy.core.verbs import Sync
 from tests.fuzz import reading
 from tests.fuzz.hellos import HELLO, Hellos
 from tests.fuzz.server import Said, verb_of

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.interop.messages import Message
-from tests.interop.programs import command, node_modules
+from tests.support.programs import command, node_modules
 
 TIMEOUT_S = 60.0
 HELO = "client.example"

@@ -11,11 +11,11 @@ from selenium import webdriver
 from tests.interop.clients import Door
 from tests.interop.dialogue import assert_lock_step, assert_sealed
 from tests.interop.peers import BACKENDS, SEALED
-from tests.interop.programs import command
 from tests.interop.stage import Stage
 from tests.interop.stage import keys as made_keys
 from tests.interop.stage import stage as running_stage
 from tests.interop.tap import Tap
+from tests.support.programs import command
 
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "

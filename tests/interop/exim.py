@@ -7,8 +7,8 @@ of the program, with every transport delivering as that same account, needs no p
 import shutil
 from pathlib import Path
 
-from tests.interop.processes import Workplace
-from tests.interop.programs import require_account, require_root, root_of
+from tests.support.processes import Workplace
+from tests.support.programs import require_account, require_root, root_of
 
 ACCOUNT = "Debian-exim"  # the one that is compiled into Debian's Exim
 

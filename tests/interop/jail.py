@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.interop.processes import Workplace
+from tests.support.processes import Workplace
 
 
 class Jail:

@@ -11,7 +11,7 @@ from tests.interop.clients import HELO, TIMEOUT_S, Door, Mail, Result
 from tests.interop.exim import ACCOUNT, Exim
 from tests.interop.networks import Machine
 from tests.interop.postfix import Postfix
-from tests.interop.processes import eventually
+from tests.support.processes import eventually
 
 _POSTFIX = {
     "myhostname": HELO,

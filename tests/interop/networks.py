@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import smtpproxy.data
-from tests.interop.processes import eventually
-from tests.interop.programs import command, require_root, unavailable
+from tests.support.processes import eventually
+from tests.support.programs import command, require_root, unavailable
 
 CLIENT, MTA = "10.91.1.2", "10.91.2.2"
 CLIENT6, MTA6 = "fd91:1::2", "fd91:2::2"

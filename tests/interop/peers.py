@@ -20,8 +20,8 @@ from tests.interop.jail import Jail
 from tests.interop.messages import Delivery, Message
 from tests.interop.networks import Machine
 from tests.interop.postfix import Postfix, programs_environment
-from tests.interop.processes import Process, Workplace, eventually, free_port
-from tests.interop.programs import require_root, root_of
+from tests.support.processes import Process, Workplace, eventually, free_port
+from tests.support.programs import require_root, root_of
 
 
 @dataclass(frozen=True)

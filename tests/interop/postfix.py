@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Self
 
 from tests.interop.networks import Machine
-from tests.interop.processes import Process, Workplace
-from tests.interop.programs import require_account, require_root, root_of
+from tests.support.processes import Process, Workplace
+from tests.support.programs import require_account, require_root, root_of
 
 _QUEUES = (
     *("active", "bounce", "corrupt", "defer", "deferred", "flush"),

@@ -12,8 +12,8 @@ from typing import Any
 import trustme
 
 from tests.interop.peers import Backend
-from tests.interop.processes import Process, Workplace, eventually
 from tests.interop.tap import Tap
+from tests.support.processes import Process, Workplace, eventually
 
 WAYS = ("off", "starttls", "implicit")
 """How clients come: in plaintext, by STARTTLS, by TLS from the start; as `listener.tls` has it."""

@@ -10,11 +10,11 @@ import trustme
 
 from tests.interop.messages import brief
 from tests.interop.peers import Backend, opensmtpd, postfix
-from tests.interop.processes import Process, Workplace, eventually, free_port
-from tests.interop.programs import command
 from tests.interop.stage import configured
 from tests.interop.tap import Tap
 from tests.interop.wire import Wire
+from tests.support.processes import Process, Workplace, eventually, free_port
+from tests.support.programs import command
 
 FROM_A_PROXY = 'proxy_protocol = ["127.0.0.0/8"]'
 HEADER = b"PROXY TCP4 192.0.2.7 198.51.100.1 4711 25"

@@ -10,10 +10,10 @@ import pytest
 
 from tests.interop.messages import brief
 from tests.interop.peers import postfix
-from tests.interop.processes import Process, Workplace, eventually, free_port
-from tests.interop.programs import command, unavailable
 from tests.interop.stage import configured
 from tests.interop.wire import Wire
+from tests.support.processes import Process, Workplace, eventually, free_port
+from tests.support.programs import command, unavailable
 
 MODULE = Path("/usr/lib/nginx/modules/ngx_mail_module.so")
 

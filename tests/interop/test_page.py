@@ -20,13 +20,13 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
-from smtpproxy.observe.records import Noted, Record
-from smtpproxy.tracing import html
-from smtpproxy.tracing.reader import Session, add
+from smtpproxy.trace import html_page
+from smtpproxy.trace.reader import Session, add
+from smtpproxy.trace.records import Noted, Record
 from tests.hostile import TEXT, hostile
 from tests.interop.peers import smtp_sink
-from tests.interop.processes import free_port
-from tests.supervisor.program import Program
+from tests.support.processes import free_port
+from tests.support.program import Program
 
 
 @contextmanager
@@ -178,7 +178,7 @@ def test_nothing_of_a_trace_file_drives_the_page_made_of_it(
         for event in ("tls_started", "tls_failed", TEXT) if kind is Noted else ("",):
             add(session, hostile(kind, **({"event": event} if event else {})))
     file = tmp_path / "page.html"
-    for page in (html.page(session), raw_page(session)):
+    for page in (html_page.page(session), raw_page(session)):
         file.write_text(page)
         browser.get(file.as_uri())
         text = until(browser, lambda: shown(browser, "#picture", "round trips saved"))
@@ -193,7 +193,7 @@ def test_nothing_of_a_trace_file_drives_the_page_made_of_it(
 
 def raw_page(session: Session) -> str:
     """Return the page with its records as the file has them: what the live page is told."""
-    page = html.page(session)
+    page = html_page.page(session)
     data = msgspec.json.encode(session.records).decode().replace("<", "\\u003c")
     begin, _, rest = page.partition('id="records">')
     return begin + 'id="records">' + data + rest[rest.index("</script>") :]

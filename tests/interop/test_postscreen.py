@@ -4,9 +4,9 @@ import pytest
 
 from tests.interop.messages import brief
 from tests.interop.peers import Backend, postscreen
-from tests.interop.processes import eventually
 from tests.interop.stage import configured
 from tests.interop.wire import Wire
+from tests.support.processes import eventually
 
 FROM_A_PROXY = 'proxy_protocol = ["127.0.0.0/8"]'
 HEADER = b"PROXY TCP4 192.0.2.%d 198.51.100.1 4711 25"

@@ -12,9 +12,9 @@ import trustme
 
 from tests.interop.messages import brief
 from tests.interop.peers import BACKENDS, Backend, postfix
-from tests.interop.processes import Workplace
 from tests.interop.stage import configured
 from tests.interop.wire import Wire
+from tests.support.processes import Workplace
 
 KEPT = [
     "✓  groups       RSET | RSET | NOOP          250 | 250 | 250",

@@ -10,11 +10,11 @@ import trustme
 from tests.interop.dialogue import verb_groups
 from tests.interop.messages import brief
 from tests.interop.peers import opensmtpd, postfix
-from tests.interop.processes import Workplace, eventually
-from tests.interop.programs import command
 from tests.interop.stage import configured
 from tests.interop.tap import Tap
 from tests.interop.wire import Wire
+from tests.support.processes import Workplace, eventually
+from tests.support.programs import command
 
 STARTTLS = 'tls = "starttls"\ncertificate = "{}/mx.pem"'
 

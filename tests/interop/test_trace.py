@@ -9,14 +9,14 @@ import trustme
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 
-from smtpproxy.tracing.reader import closed_sessions, files_of
+from smtpproxy.trace.reader import closed_sessions, files_of
 from tests.interop.peers import opensmtpd, smtp_sink
-from tests.interop.processes import Process, eventually
-from tests.interop.programs import command
 from tests.interop.stage import configured
 from tests.interop.test_page import shown
 from tests.interop.wire import Wire
-from tests.tracing.conftest import record_forwarded, record_secured
+from tests.support.processes import Process, eventually
+from tests.support.programs import command
+from tests.trace.conftest import record_forwarded, record_secured
 
 GROUP = (b"MAIL FROM:<joe@sender.example>", b"RCPT TO:<ann@rcpt.example>", b"DATA")
 CONTENT = (b"Subject: <b>hello</b>", b"", b"text", b".")

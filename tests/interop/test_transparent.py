@@ -26,7 +26,7 @@ from tests.interop.networks import (
     talk,
 )
 from tests.interop.peers import Backend, opensmtpd
-from tests.interop.processes import Process, Workplace, eventually
+from tests.support.processes import Process, Workplace, eventually
 
 GROUP = ("EHLO client.example", "MAIL FROM:<a@sender.example>", "RCPT TO:<good@rcpt.example>")
 

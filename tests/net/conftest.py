@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from smtpproxy.core.rules import Rules
+from smtpproxy.core.policy import Rules
+from smtpproxy.log import log
 from smtpproxy.net.admission import Admission
-from smtpproxy.net.pace import Pacing
-from smtpproxy.observe import log
-from tests.net import wired
-from tests.net.edge import Clock, Opener, Server, Stage
+from smtpproxy.net.rate_limit import Pacing
+from tests.net import real_sockets
+from tests.net.fakes import Clock, Opener, Server, Stage
 
 Logged = Callable[[str], list[dict[str, Any]]]
 
@@ -23,7 +23,7 @@ async def opened(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Opener]:
     """Return what opens a stage: servers, rules -> a session whose connecting has had its turn."""
     clock = Clock()
     monkeypatch.setattr("smtpproxy.net.session.monotonic", clock)
-    monkeypatch.setattr("smtpproxy.net.sweeper.monotonic", clock)
+    monkeypatch.setattr("smtpproxy.net.timeouts.monotonic", clock)
     stages: list[Stage] = []
 
     async def open_stage(
@@ -60,8 +60,8 @@ def logged() -> Iterator[Logged]:
 
 
 @pytest.fixture
-async def stage(tmp_path: Path) -> AsyncIterator[wired.Stage]:
+async def stage(tmp_path: Path) -> AsyncIterator[real_sockets.Stage]:
     """A backend, and what is needed to start the proxy in front of it, on real sockets."""
-    made = wired.Stage(tmp_path)
+    made = real_sockets.Stage(tmp_path)
     yield made
     await made.stop()

@@ -8,17 +8,17 @@ from time import time
 
 import pytest
 
-from smtpproxy.net import tally
+from smtpproxy.net import shared_counters
 from smtpproxy.net.admission import Admission, Bounds
-from smtpproxy.net.client import ClientConnection
-from smtpproxy.net.tally import Tally
+from smtpproxy.net.client_connection import ClientConnection
+from smtpproxy.net.shared_counters import Tally
 from tests.net.conftest import Opener
-from tests.net.edge import Transport, Watcher
+from tests.net.fakes import Transport, Watcher
 
 
 @pytest.fixture
 def memory() -> Iterator[int]:
-    descriptor = tally.create()
+    descriptor = shared_counters.create()
     yield descriptor
     os.close(descriptor)
 

@@ -6,7 +6,7 @@ A proxy in front with a socket for both families names IPv4 clients as `::ffff:1
 import pytest
 
 from tests.net.conftest import Logged
-from tests.net.wired import V1_HEADER, Stage, client, deliver
+from tests.net.real_sockets import V1_HEADER, Stage, client, deliver
 
 MAPPED = bytes(10) + b"\xff\xff"
 ENDS = MAPPED + bytes((192, 0, 2, 7)) + MAPPED + bytes((198, 51, 100, 1)) + b"\x12\x67\x00\x19"

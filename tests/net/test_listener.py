@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from smtpproxy.address import Address
-from smtpproxy.core.rules import Rules
+from smtpproxy.config.address import Address
+from smtpproxy.core.policy import Rules
+from smtpproxy.net.backend.server_pool import Server, Servers
 from smtpproxy.net.listener import Listener
-from smtpproxy.net.outbox import Outbox
-from smtpproxy.net.servers import Server, Servers
-from smtpproxy.net.service import Service
-from smtpproxy.net.sweeper import Sweeper
-from tests.net.edge import LIMITS, Watcher
+from smtpproxy.net.listener_context import Service
+from smtpproxy.net.timeouts import Sweeper
+from smtpproxy.net.write_batching import Outbox
+from tests.net.fakes import LIMITS, Watcher
 
 
 class AnyWatcher(Watcher):

@@ -1,8 +1,8 @@
 """The session: which server, who is read, who is closed, and when."""
 
-from smtpproxy.core.rules import Rules
-from smtpproxy.net.pace import Pacing
-from tests.net.edge import GROUP, Opener, greeted, in_content
+from smtpproxy.core.policy import Rules
+from smtpproxy.net.rate_limit import Pacing
+from tests.net.fakes import GROUP, Opener, greeted, in_content
 
 
 async def test_a_group_goes_out_one_by_one_and_its_replies_come_back_in_one_write(

@@ -4,10 +4,10 @@ import asyncio
 
 import pytest
 
-from smtpproxy.core.commands import Sync
-from smtpproxy.core.rules import Rules
-from smtpproxy.net.client import ClientConnection
-from tests.net.edge import GROUP, Opener, Server, Transport, greeted, in_content
+from smtpproxy.core.policy import Rules
+from smtpproxy.core.verbs import Sync
+from smtpproxy.net.client_connection import ClientConnection
+from tests.net.fakes import GROUP, Opener, Server, Transport, greeted, in_content
 
 
 class TestEnd:

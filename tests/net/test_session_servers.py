@@ -1,7 +1,7 @@
 """The session: which server it gets, and what becomes of those it does not."""
 
-from smtpproxy.core.rules import Rules
-from tests.net.edge import Opener, Server, greeted
+from smtpproxy.core.policy import Rules
+from tests.net.fakes import Opener, Server, greeted
 
 
 class TestServers:

@@ -4,12 +4,12 @@ import ssl
 
 import pytest
 
-from smtpproxy import wiring
-from smtpproxy.config import load
-from smtpproxy.net.check import check
-from smtpproxy.net.servers import Server
+from smtpproxy.config.loader import load
+from smtpproxy.net.backend.health_check import check
+from smtpproxy.net.backend.server_pool import Server
+from smtpproxy.worker import security_builder
 from tests.net.conftest import Logged
-from tests.net.wired import IMPLICIT, STARTTLS, Stage, client, deliver
+from tests.net.real_sockets import IMPLICIT, STARTTLS, Stage, client, deliver
 
 
 async def test_groups_are_served_inside_tls_as_outside(stage: Stage) -> None:
@@ -202,7 +202,7 @@ async def test_an_active_check_speaks_tls_to_who_begins_with_it(stage: Stage, tl
     await stage.start(backend=backend)
     settings = load(stage.work / "smtpproxy.toml")
     mx = settings.backends["mx"]
-    server = Server(mx.servers[0], wiring.route(settings, mx))
+    server = Server(mx.servers[0], security_builder.route(settings, mx))
     assert await check(server, "proxy.example", 5.0) == ""
     assert stage.backend.heard == [b"EHLO proxy.example", b"QUIT"]
     assert stage.backend.secure == (tls == "implicit")

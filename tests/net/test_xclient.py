@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smtpproxy.address import canonical
+from smtpproxy.config.address import canonical
+from smtpproxy.net.listener_security import Security, is_in
 from smtpproxy.net.peer import Peer, name_of
-from smtpproxy.net.security import Security, is_in
 from smtpproxy.net.xclient import LINE_LIMIT, BadXclient, Introduction, introduced, xtext
 
 ALL = frozenset(b"NAME ADDR PORT PROTO HELO LOGIN DESTADDR DESTPORT SOURCE IDENT".split())

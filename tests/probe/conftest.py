@@ -2,9 +2,9 @@
 
 import pytest
 
-from smtpproxy.probe import access
+from smtpproxy.probe import connector
 
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(access, "LEAST_PATIENCE_S", 0.1)
+    monkeypatch.setattr(connector, "LEAST_PATIENCE_S", 0.1)

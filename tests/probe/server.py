@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Self
 
-from smtpproxy.address import Address
-from smtpproxy.probe import examination
-from smtpproxy.probe.access import Wanted
+from smtpproxy.config.address import Address
+from smtpproxy.probe import probe_run
+from smtpproxy.probe.connector import Wanted
 from smtpproxy.probe.findings import Findings
 
 CLOSE = b"CLOSE"
@@ -176,6 +176,6 @@ def examined(
 ) -> Findings:
     """Examine a server; whatever it is, no message may have been ended."""
     wanted = Wanted(server.address, timeout_s, name, sender, relay_to, implicit_tls)
-    found = examination.examine(wanted, lambda _: None)
+    found = probe_run.examine(wanted, lambda _: None)
     assert b".\r\n" not in server.heard
     return found

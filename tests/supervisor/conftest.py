@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from smtpproxy.demo.legacy import LegacyMTA
-from tests.supervisor.program import Program
+from tests.support.program import Program
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from smtpproxy.demo.legacy import LegacyMTA
-from tests.interop.processes import eventually
-from tests.supervisor.program import Program, send
+from tests.support.processes import eventually
+from tests.support.program import Program, send
 
 Run = Callable[..., Program]
 TOKEN = "0123456789abcdef"

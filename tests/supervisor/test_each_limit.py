@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from smtpproxy.demo.legacy import LegacyMTA
-from tests.interop.processes import eventually
-from tests.supervisor.program import SMTPPROXY, Program
+from tests.support.processes import eventually
+from tests.support.program import SMTPPROXY, Program
 
 Run = Callable[..., Program]
 TOO_BUSY = b"421 4.3.2 mx.example Error: too busy, try again later\r\n"

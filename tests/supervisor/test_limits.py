@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from smtpproxy.demo.legacy import LegacyMTA
-from tests.supervisor.program import SMTPPROXY, Program
+from tests.support.program import SMTPPROXY, Program
 
 Run = Callable[..., Program]
 

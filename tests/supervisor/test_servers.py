@@ -11,8 +11,8 @@ from typing import Self
 import pytest
 
 from smtpproxy.demo.legacy import LegacyMTA
-from tests.interop.processes import eventually
-from tests.supervisor.program import Program, send
+from tests.support.processes import eventually
+from tests.support.program import Program, send
 
 Run = Callable[..., Program]
 

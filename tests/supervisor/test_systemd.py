@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from smtpproxy.demo.legacy import LegacyMTA
-from tests.interop.processes import eventually
-from tests.supervisor.program import SMTPPROXY, Program, send
+from tests.support.processes import eventually
+from tests.support.program import SMTPPROXY, Program, send
 
 Run = Callable[..., Program]
 

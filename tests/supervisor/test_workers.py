@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from smtpproxy.demo.legacy import LegacyMTA
-from tests.interop.processes import eventually
-from tests.supervisor.program import Program, is_alive, send
+from tests.support.processes import eventually
+from tests.support.program import Program, is_alive, send
 
 Run = Callable[..., Program]
 

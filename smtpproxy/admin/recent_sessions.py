@@ -1,0 +1,246 @@
+"""Recent sessions: a sample of those of now and of a moment ago, for whoever looks at the page.
+
+Bounded in every direction: so many sessions a second are taken, so many are kept, with so many
+exchanges and octets of each.  Nothing is made of them, but references kept, until somebody looks.
+"""
+
+from collections import OrderedDict, deque
+from collections.abc import Callable, Collection
+from copy import copy
+from time import monotonic, time
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from smtpproxy.core.exchange import Exchange
+from smtpproxy.core.observer import Ends, Summary
+from smtpproxy.text import text_of
+from smtpproxy.trace import records
+
+PER_SECOND = 20
+KEPT_SESSIONS = 60
+KEPT_EXCHANGES, KEPT_LAST = 120, 20
+"""Of each session: its first exchanges, and its last ones."""
+KEPT_LINE, KEPT_OCTETS = 400, 24 * 1024
+"""Of each line and reply; of all those of a session, before which the first ones end."""
+KEPT_MESSAGES = KEPT_RECIPIENTS = 20
+LOOK_S = 5.0
+"""For so long after it was told so, somebody looks."""
+
+
+class Transaction(Struct):
+    """What a transaction came to; `to` are its first recipients, the refused ones with codes."""
+
+    outcome: str
+    sender: str
+    to: list[str]
+    accepted: int
+    refused: int
+    size: int
+    reply: str
+
+
+class Recent:
+    """Keeps a sample of a worker's sessions."""
+
+    def __init__(self) -> None:
+        self.offset = time() - monotonic()
+        self._second = 0
+        self._taken = 0
+        self._sessions: OrderedDict[str, RecentSession] = OrderedDict()
+        self._looked = 0.0
+
+    def session(self, session: str, listener: str, client: str) -> "RecentSession | None":
+        """Begin to keep a session, if not enough of this second are kept already."""
+        now = monotonic()
+        if int(now) != self._second:
+            self._second, self._taken = int(now), 0
+        if self._taken >= PER_SECOND:
+            return None
+        self._taken += 1
+        kept = self._sessions[session] = RecentSession(session, listener, client, now, self.offset)
+        if len(self._sessions) > KEPT_SESSIONS:
+            self._drop()
+        return kept
+
+    def _drop(self) -> None:
+        """Forget the oldest that is over, or else the oldest."""
+        over = next((name for name, each in self._sessions.items() if each.over), None)
+        self._sessions.pop(over or next(iter(self._sessions)))
+
+    def server_changed(self, backend: str, server: str, up: bool, why: str) -> None:
+        """Keep nothing."""
+
+    def look(self) -> None:
+        """Learn that somebody looks at the page."""
+        now = monotonic()
+        if now - self._looked > LOOK_S:
+            for each in self._sessions.values():
+                each.changed = True
+        self._looked = now
+
+    def changed(self) -> list[object]:
+        """Return what has changed since the last time, as plain values; nothing if nobody looks."""
+        if monotonic() - self._looked > LOOK_S:
+            return []
+        return [each.told() for each in self._sessions.values() if each.changed]
+
+    def open(self) -> list[object]:
+        """Return the names of those that are not over; nothing if nobody looks."""
+        if monotonic() - self._looked > LOOK_S:
+            return []
+        return [name for name, each in self._sessions.items() if not each.over]
+
+
+class RecentSession:
+    """Keeps one session."""
+
+    __slots__ = (
+        "_client",
+        "_commands",
+        "_connected",
+        "_first",
+        "_id",
+        "_last",
+        "_listener",
+        "_messages",
+        "_noted",
+        "_octets",
+        "_offset",
+        "_opened",
+        "_room",
+        "_saved",
+        "_summary",
+        "_transactions",
+        "changed",
+    )
+
+    content = None
+
+    def __init__(self, session: str, listener: str, client: str, now: float, offset: float) -> None:
+        self._id = session
+        self._listener = listener
+        self._client = client
+        self._opened = now + offset
+        self._offset = offset
+        self._connected: records.Connected | None = None
+        self._first: list[Exchange] = []
+        self._last: deque[Exchange] = deque(maxlen=KEPT_LAST)
+        self._room = KEPT_OCTETS
+        self._commands = self._saved = self._octets = self._messages = 0
+        self._transactions: deque[Transaction] = deque(maxlen=KEPT_MESSAGES)
+        self._noted: list[records.Noted] = []
+        self._summary: Summary | None = None
+        self.changed = True
+
+    @property
+    def over(self) -> bool:
+        """Whether it is over."""
+        return self._summary is not None
+
+    def connected(self, server: str, ends: Callable[[], Ends]) -> None:
+        """Keep who is connected with whom."""
+        at, end = monotonic() + self._offset, ends()
+        self._connected = records.Connected(
+            self._id, at, server, end.client, end.listener, end.proxy, end.server
+        )
+        self.changed = True
+
+    def gave_up(self, server: str, why: str) -> None:
+        """Keep nothing: its reply tells."""
+
+    def settled(self, exchanges: list[Exchange]) -> None:
+        """Keep exchanges: the first ones, and the last ones."""
+        self._commands += len(exchanges)
+        for exchange in exchanges:
+            self._saved += exchange.pipelined
+            self._octets += exchange.octets
+            kept = _shortened(exchange)
+            self._room -= len(kept.line) + len(kept.reply)
+            if self._room > 0 and len(self._first) < KEPT_EXCHANGES:
+                self._first.append(kept)
+            else:
+                self._room = 0
+                self._last.append(kept)
+        self.changed = True
+
+    def transaction(self, outcome: str, fields: dict[str, Any]) -> None:
+        """Keep what a transaction came to."""
+        self._messages += 1
+        self._transactions.append(_transaction(outcome, fields))
+
+    def noted(self, event: str, **values: str) -> None:
+        """Keep which connection is inside TLS, or why it is not."""
+        if len(self._noted) < records.KEPT_NOTED:
+            self._noted.append(records.Noted(self._id, monotonic() + self._offset, event, **values))
+        self.changed = True
+
+    def slowed(self) -> None:
+        """Keep nothing."""
+
+    def stalled(self) -> None:
+        """Keep nothing."""
+
+    def closed(self, summary: Summary) -> None:
+        """Keep how it ended."""
+        self._summary = summary
+        self.changed = True
+
+    def told(self) -> dict[str, object]:
+        """Return it as the page needs it, in plain values."""
+        self.changed = False
+        summary, connected = self._summary, self._connected
+        missing = self._commands - len(self._first) - len(self._last)
+        gap = [records.Gap(self._id, missing)] if missing else []
+        told: dict[str, object] = {
+            "id": self._id,
+            "opened": self._opened,
+            "listener": self._listener,
+            "client": self._client,
+            "server": connected.server if connected else "",
+            "tls": {each.side: each.version for each in self._noted if each.version},
+            "reason": summary.reason if summary else "",
+            "seconds": summary.seconds if summary else 0.0,
+            "saved": self._saved,
+            "octets": self._octets,
+            "messages": self._messages,
+            "transactions": list(self._transactions),
+            "records": [
+                *([connected] if connected else []),
+                *self._noted,
+                *self._exchanged(self._first),
+                *gap,
+                *self._exchanged(self._last),
+            ],
+        }
+        return msgspec.to_builtins(told)  # type: ignore[no-any-return]  # a dict makes a dict
+
+    def _exchanged(self, exchanges: Collection[Exchange]) -> list[records.Exchanged]:
+        return records.exchanged(self._id, list(exchanges), self._offset)
+
+
+def _shortened(exchange: Exchange) -> Exchange:
+    """Return it without more of its line and reply than the page has room for."""
+    if len(exchange.line) <= KEPT_LINE and len(exchange.reply) <= KEPT_LINE:
+        return exchange
+    kept = copy(exchange)
+    kept.line, kept.reply = _cut(exchange.line), _cut(exchange.reply)
+    return kept
+
+
+def _cut(octets: bytes) -> bytes:
+    return octets if len(octets) <= KEPT_LINE else octets[:KEPT_LINE] + b" ..."
+
+
+def _transaction(outcome: str, fields: dict[str, Any]) -> Transaction:
+    accepted, refused = fields["recipients"], fields["refused"]
+    return Transaction(
+        outcome.removeprefix("message_"),
+        fields["sender"],
+        [*accepted[:KEPT_RECIPIENTS], *refused[:KEPT_RECIPIENTS]],
+        len(accepted),
+        len(refused),
+        fields["size"],
+        text_of(_cut(fields["reply"])),
+    )

@@ -1,0 +1,220 @@
+"""Problems: turning plain values into typed settings, and everything that is wrong with them.
+
+msgspec stops at the first mistake in a value, so the tree is walked here and msgspec judges one
+leaf at a time; what comes out is right or comes with a problem, never silently changed.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+from typing import Annotated, Final, Literal, cast, get_args, get_origin
+
+import msgspec
+from msgspec import Meta, Struct
+from msgspec.structs import FieldInfo, fields
+
+from smtpproxy.config.toml_lines import Path
+from smtpproxy.text import printable
+
+BAD: Final = object()
+"""Stands in the settings for a value that has a problem; such settings never leave `load`."""
+
+Marks = tuple[object, ...]
+"""What Annotated says of a type besides the type."""
+
+_SHOWN_CHARACTERS = 60
+
+
+class Problem(Struct, frozen=True):
+    """One mistake: where it is and what to do about it. `file` is empty for a flag."""
+
+    file: str
+    line: int | None
+    key: str
+    text: str
+
+    def __str__(self) -> str:
+        place = self.file if self.line is None else f"{self.file}:{self.line}"
+        return ": ".join(part for part in (place, self.key, self.text) if part)
+
+
+class ConfigError(Exception):
+    """Everything that is wrong with a configuration, in the order of its lines."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = sorted(problems, key=lambda problem: problem.line or 0)
+        super().__init__("\n".join(map(str, self.problems)))
+
+
+class Parsed(Struct, frozen=True):
+    """Marks a setting (in Annotated) written as text, whose value `parse` makes of that text.
+
+    `parse` raises ValueError with what is wrong, worded to follow the text itself.
+    """
+
+    parse: Callable[[str], object]
+    expected: str
+
+
+class Written(Struct, frozen=True):
+    """Marks a setting (in Annotated) with the way it must be written."""
+
+    example: str
+
+
+class Reader:
+    """Reads values as the types of the settings and keeps each problem with its path."""
+
+    def __init__(self) -> None:
+        self.found: list[tuple[Path, str]] = []
+
+    def add(self, path: Path, text: str) -> None:
+        """Note that the value at `path` is wrong."""
+        self.found.append((path, text))
+
+    def read(self, value: object, wanted: object, path: Path = ()) -> object:
+        """Return `value` as a `wanted`, or BAD (also for parts of it) after noting why not."""
+        kind, marks = _unwrap(wanted)
+        for mark in marks:
+            if isinstance(mark, Parsed):
+                return self._read_parsed(value, mark, path)
+        if isinstance(kind, type) and issubclass(kind, Struct):
+            return self._read_table(value, kind, path)
+        if get_origin(kind) is dict:
+            return self._read_names(value, kind, marks, path)
+        if get_origin(kind) is list:
+            return self._read_list(value, kind, marks, path)
+        return self._read_leaf(value, wanted, path)
+
+    def _read_table(self, value: object, kind: type[Struct], path: Path) -> object:
+        if not isinstance(value, dict):
+            return self._reject(value, "a table", path)
+        known = {field.encode_name: field for field in fields(kind)}
+        for key in value:
+            if key not in known:
+                self.add((*path, key), f"is not a known setting{instead(key, known, 'known here')}")
+        settings = {key: self._read_field(value, field, path) for key, field in known.items()}
+        return kind(**settings)
+
+    def _read_field(self, table: dict[str, object], field: FieldInfo, path: Path) -> object:
+        if field.encode_name in table:
+            return self.read(table[field.encode_name], field.type, (*path, field.encode_name))
+        if field.default is not msgspec.NODEFAULT:
+            return field.default
+        if field.default_factory is not msgspec.NODEFAULT:
+            return field.default_factory()
+        self.add((*path, field.encode_name), f"is missing; it is {_expected(field.type)}")
+        return BAD
+
+    def _read_names(self, value: object, kind: object, marks: Marks, path: Path) -> object:
+        name_type, inner = get_args(kind)
+        if not isinstance(value, dict):
+            return self._reject(value, _expected_marks(marks, "a table"), path)
+        for name in value:
+            self.read(name, name_type, (*path, name))
+        return {name: self.read(inside, inner, (*path, name)) for name, inside in value.items()}
+
+    def _read_list(self, value: object, kind: object, marks: Marks, path: Path) -> object:
+        if not isinstance(value, list):
+            return self._reject(value, _expected_marks(marks, "a list"), path)
+        (inner,) = get_args(kind)
+        return [self.read(item, inner, (*path, index)) for index, item in enumerate(value)]
+
+    def _read_parsed(self, value: object, mark: Parsed, path: Path) -> object:
+        if not isinstance(value, str):
+            return self._reject(value, mark.expected, path)
+        try:
+            return mark.parse(value)
+        except ValueError as error:
+            self.add(path, f"{show(value)} {error}")
+            return BAD
+
+    def _read_leaf(self, value: object, wanted: object, path: Path) -> object:
+        try:
+            return cast("object", msgspec.convert(value, wanted))
+        except msgspec.ValidationError:
+            return self._reject(value, _expected(wanted), path, _choices(wanted))
+
+    def _reject(
+        self, value: object, expected: str, path: Path, choices: tuple[str, ...] = ()
+    ) -> object:
+        close = _closest(value, choices) if isinstance(value, str) else None
+        meant = f"; did you mean {show(close)}?" if close else ""
+        self.add(path, f"must be {expected}, not {show(value)}{meant}")
+        return BAD
+
+
+def show(value: object) -> str:
+    """Return `value` as it would be written in the file, in one safe and short line."""
+    if isinstance(value, dict):
+        return "a table"
+    if isinstance(value, list):
+        return "a list" if value else "an empty list"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    text = str(value)
+    if len(text) > _SHOWN_CHARACTERS:
+        text = text[:_SHOWN_CHARACTERS] + "..."
+    text = printable(text)
+    return f'"{text}"' if isinstance(value, str) else text
+
+
+def shown(names: Iterable[str]) -> str:
+    """Return `names` for a message."""
+    return ", ".join(map(show, names))
+
+
+def dotted(path: Path) -> str:
+    """Return `path` as one reads it aloud: `listener[1].sync`; positions count from 0."""
+    text = ""
+    for step in path:
+        if isinstance(step, int):
+            text += f"[{step}]"
+        else:
+            bare = re.fullmatch(r"[A-Za-z0-9_-]+", step, re.ASCII)
+            text += f".{step if bare else json.dumps(step)}"
+    return text.removeprefix(".")
+
+
+def instead(word: str, known: Iterable[str], title: str) -> str:
+    """Return what could have been meant by `word`, to be put behind what is wrong with it."""
+    close = _closest(word, known)
+    return f"; did you mean {show(close)}?" if close else f"; {title}: {shown(known)}"
+
+
+def _unwrap(wanted: object) -> tuple[object, Marks]:
+    if get_origin(wanted) is Annotated:
+        kind, *marks = get_args(wanted)
+        return kind, tuple(marks)
+    return wanted, ()
+
+
+def _expected(wanted: object) -> str:
+    kind, marks = _unwrap(wanted)
+    if kind is bool:
+        return "true or false"
+    if choices := _choices(wanted):
+        return ", ".join(map(show, choices[:-1])) + f" or {show(choices[-1])}"
+    if kind is str:
+        return "a text in quotes"
+    return _expected_marks(marks, "a table")
+
+
+def _expected_marks(marks: Marks, otherwise: str) -> str:
+    for mark in marks:
+        if isinstance(mark, Parsed):
+            return mark.expected
+        if isinstance(mark, Written):
+            return mark.example
+        if isinstance(mark, Meta) and mark.description:
+            return mark.description
+    return otherwise
+
+
+def _choices(wanted: object) -> tuple[str, ...]:
+    return get_args(wanted) if get_origin(wanted) is Literal else ()
+
+
+def _closest(word: str, known: Iterable[str]) -> str | None:
+    return next(iter(get_close_matches(word.lower(), list(known), n=1)), None)

@@ -1,0 +1,178 @@
+"""Configuration: settings from a TOML file and from flags, with every mistake and its place.
+
+`load` reports every problem of a file at once, each with its line; `from_flags` lays the flags over
+the file. What can be set is listed in `smtpproxy.config.schema`.
+"""
+
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from pathlib import Path as FilePath
+from typing import cast
+
+from msgspec.structs import replace
+
+from smtpproxy.config import path_validation, tls_validation
+from smtpproxy.config.address import Address
+from smtpproxy.config.decoding import ConfigError, Problem, Reader, dotted, shown
+from smtpproxy.config.schema import (
+    AdminAddress,
+    Backend,
+    ListenAddress,
+    Listener,
+    LogFormat,
+    LogLevel,
+    ServerAddress,
+    Settings,
+    WorkerCount,
+)
+from smtpproxy.config.toml_lines import find_places, line_of
+from smtpproxy.config.validation import Fault, contradictions, open_admin, repeated_addresses
+from smtpproxy.tls import contexts
+
+_FLAG_BACKEND = "default"
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    need_listener: bool = True,
+    need_backend: bool = True,
+    need_trace_directory: bool = True,
+) -> Settings:
+    """Read the settings in the file `path`.
+
+    With a `need_...` false the file may do without it, because `from_flags` brings it. Raises
+    ConfigError with all problems of the file.
+    """
+    name = os.fspath(path)
+    text = _read_text(name)
+    tree = _parse_toml(name, text)
+    reader = Reader()
+    settings = cast("Settings", reader.read(tree, Settings))
+    for fault, what in contradictions(settings, need_listener, need_backend, need_trace_directory):
+        reader.add(fault, what)
+    of_files = chain(contexts.faults(settings), path_validation.faults(settings))
+    for fault, what in chain(tls_validation.faults(settings), of_files):
+        reader.add(fault, what)
+    if reader.found:
+        places = find_places(text)
+        raise ConfigError(
+            Problem(name, line_of(path, places), dotted(path), what) for path, what in reader.found
+        )
+    return _with_backends_named(settings)
+
+
+def from_flags(
+    settings: Settings | None,
+    listen: Sequence[str],
+    backend: Sequence[str],
+    log_format: str | None = None,
+    log_level: str | None = None,
+    workers: int | None = None,
+    trace: FilePath | None = None,
+    admin: str | None = None,
+) -> Settings:
+    """Lay the flags over `settings` (those of a file, or None).
+
+    `listen` replaces the file's listeners, `backend` its backends: by one that has these
+    servers, in order of preference. Raises ConfigError with problems whose key is the flag.
+    """
+    settings = settings or Settings()
+    reader = Reader()
+    if log_format is not None:
+        form = cast("LogFormat", reader.read(log_format, LogFormat, ("--log-format",)))
+        settings = replace(settings, log=replace(settings.log, format=form))
+    if log_level is not None:
+        level = cast("LogLevel", reader.read(log_level, LogLevel, ("--log-level",)))
+        settings = replace(settings, log=replace(settings.log, level=level))
+    if workers is not None:
+        read = cast("int", reader.read(workers, WorkerCount, ("-w",)))
+        settings = replace(settings, workers=read)
+    settings = _watched(settings, trace, admin, reader)
+    if backend:
+        servers = [cast("Address", reader.read(text, ServerAddress, ("-b",))) for text in backend]
+        listeners = [replace(listener, backend="") for listener in settings.listener]
+        backends = {_FLAG_BACKEND: Backend(servers=servers)}
+        settings = replace(settings, listener=listeners, backends=backends)
+    if listen:
+        addresses = [cast("Address", reader.read(text, ListenAddress, ("-l",))) for text in listen]
+        settings = replace(settings, listener=[Listener(address=each) for each in addresses])
+    for what in _missing_for_flags(settings, listen):
+        reader.add(*what)
+    if reader.found:
+        raise ConfigError(Problem("", None, dotted(path), what) for path, what in reader.found)
+    return _with_backends_named(settings)
+
+
+def _watched(
+    settings: Settings, trace: FilePath | None, admin: str | None, reader: Reader
+) -> Settings:
+    """Lay the flags that have to do with seeing the traffic over the settings."""
+    if trace is not None:
+        # Whoever gives the flag wants to see something.
+        when = "all" if settings.trace.when == "off" else settings.trace.when
+        directory = str(trace.absolute())
+        if why := path_validation.why_not(directory):
+            reader.add(("--trace",), why)
+        settings = replace(settings, trace=replace(settings.trace, directory=directory, when=when))
+    if admin is not None:
+        address = cast("Address", reader.read(admin, AdminAddress, ("--admin",)))
+        settings = replace(settings, admin=replace(settings.admin, address=address))
+        for _, fault in open_admin(settings.admin):
+            reader.add(("--admin",), f"admin.token {fault}")
+    return settings
+
+
+def _missing_for_flags(settings: Settings, listen: Sequence[str]) -> Iterator[Fault]:
+    if not settings.listener:
+        yield ("-l",), "is missing: an address for clients, such as -l 127.0.0.1:2525"
+    if not settings.backends:
+        yield ("-b",), "is missing: the address of the MTA, such as -b 127.0.0.1:25"
+    if listen:
+        for _, what in repeated_addresses(settings.listener):
+            yield ("-l",), what
+        if len(settings.backends) > 1:
+            names = shown(settings.backends)
+            what = f"cannot choose between the backends {names}; give -b too, or a [[listener]]"
+            yield ("-l",), what
+
+
+def _with_backends_named(settings: Settings) -> Settings:
+    """Fill in the backend where it was left out because there is only one."""
+    if len(settings.backends) != 1:
+        return settings
+    (only,) = settings.backends
+    listeners = [replace(each, backend=each.backend or only) for each in settings.listener]
+    return replace(settings, listener=listeners)
+
+
+def _read_text(name: str) -> str:
+    try:
+        octets = FilePath(name).read_bytes().removeprefix(b"\xef\xbb\xbf")
+    except OSError as error:
+        why = (error.strerror or "unreadable").lower()
+        raise ConfigError([Problem(name, None, "", f"cannot be read: {why}")]) from None
+    try:
+        return octets.decode()
+    except UnicodeDecodeError as error:
+        line = octets.count(b"\n", 0, error.start) + 1
+        what = f"octet 0x{octets[error.start]:02x} is not UTF-8; save the file as UTF-8"
+        raise ConfigError([Problem(name, line, "", what)]) from None
+
+
+def _parse_toml(name: str, text: str) -> dict[str, object]:
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ConfigError([Problem(name, None, "", "is not TOML: nested too deeply")]) from None
+    except ValueError as error:
+        what, _, place = str(error).partition(" (at ")
+        found = re.match(r"line ([0-9]+), (column [0-9]+)", place)
+        if found:
+            line, column = int(found[1]), f" ({found[2]})"
+        else:
+            line, column = len(text.rstrip().split("\n")), " (end of the file)" if place else ""
+        raise ConfigError([Problem(name, line, "", f"is not TOML: {what}{column}")]) from None

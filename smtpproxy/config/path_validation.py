@@ -1,0 +1,31 @@
+"""Directories that settings name: what would keep files from being made in them."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path as FilePath
+
+from smtpproxy.config.decoding import BAD
+from smtpproxy.config.schema import Settings
+from smtpproxy.config.toml_lines import Path
+
+
+def faults(settings: Settings) -> Iterator[tuple[Path, str]]:
+    """Find directories that are no good: the place of each in the settings, and what is wrong."""
+    trace = settings.trace
+    if trace is BAD or BAD in (trace.directory, trace.when) or trace.when == "off":
+        return
+    why = why_not(trace.directory) if trace.directory else ""
+    if why:
+        yield ("trace", "directory"), why
+
+
+def why_not(directory: str) -> str:
+    """Return what keeps files from being made there; empty if nothing, though it has to be made."""
+    there = FilePath(directory).absolute()
+    while not os.access(there, os.F_OK):
+        there = there.parent
+    if not there.is_dir():
+        return f"can't be made: {there} is no directory"
+    if not os.access(there, os.W_OK | os.X_OK):
+        return f"nothing can be written in {there}: permission denied"
+    return ""

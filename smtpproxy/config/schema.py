@@ -1,0 +1,293 @@
+"""Settings: the list of all that smtpproxy can be told, typed, with bounds and defaults.
+
+What is not here is an error, never ignored. `smtpproxy.config.loader` reads them from a file and
+from flags; the README explains each.
+"""
+
+import re
+import socket
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct, field
+
+from smtpproxy.config.address import Address, canonical_network, parse_listener, parse_server
+from smtpproxy.config.decoding import Parsed, Written
+
+Sync = Literal["safe", "strict", "off"]
+BareNewlines = Literal["normalize", "reject", "pass"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+ListenerTls = Literal["off", "starttls", "implicit", "passthrough"]
+BackendTls = Literal["off", "opportunistic", "starttls", "implicit"]
+Identity = Literal["none", "proxy-v1", "proxy-v2", "xclient", "xforward", "transparent"]
+LogFormat = Literal["auto", "console", "json"]
+
+_MOST = 1_000_000_000
+
+
+def _host_name(text: str) -> str:
+    """Read the name the proxy gives itself in its replies: a domain or an address literal."""
+    if len(text) <= 255 and re.fullmatch(r"[A-Za-z0-9_.-]+|\[[A-Za-z0-9:.]+\]", text, re.ASCII):
+        return text
+    raise ValueError('is not a host name; write, for example, "mx.example.org"')
+
+
+def _backend_name(text: str) -> str:
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text, re.ASCII):
+        return text
+    raise ValueError("is not a possible name: letters, digits, hyphens, dots and underscores")
+
+
+def _capability(text: str) -> str:
+    """Read an esmtp-keyword (RFC 5321 section 4.1.1.1)."""
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]*", text, re.ASCII):
+        return text.upper()
+    raise ValueError(
+        'is not a capability: one word of letters, digits and hyphens, such as "CHUNKING"'
+    )
+
+
+class Network(Struct, frozen=True):
+    """A network of IP addresses, in its usual spelling."""
+
+    text: str
+
+
+def _network(text: str) -> Network:
+    """Read a network or an address; returned in its usual spelling."""
+    try:
+        return Network(str(canonical_network(text)))
+    except ValueError:
+        raise ValueError(
+            'is not a network; write, for example, "10.0.0.0/8", "2001:db8::/32" or "192.0.2.1"'
+        ) from None
+
+
+def _whole_path(example: str) -> Parsed:
+    """Return the reader of a path from the root on; what is there is looked at by who uses it."""
+
+    def read(text: str) -> str:
+        if text.startswith("/") and "\0" not in text:
+            return text
+        raise ValueError(f'needs the whole path, such as "{example}"')
+
+    return Parsed(read, f'a path, such as "{example}"')
+
+
+def _served_name(text: str) -> str:
+    """Read a host name that clients ask for, or `*.` and the rest of one."""
+    if len(text) <= 255 and re.fullmatch(
+        r"(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", text, re.ASCII
+    ):
+        return text
+    raise ValueError('is not a host name; write, for example, "mx.example.org" or "*.example.org"')
+
+
+def _whole(least: int, most: int = _MOST) -> Meta:
+    return Meta(ge=least, le=most, description=f"a whole number from {least} to {most}")
+
+
+_UNITS = {"": 0, "KiB": 10, "MiB": 20, "GiB": 30}
+
+
+def _size(text: str) -> int:
+    """Read a number of octets: `65536`, `64KiB`, `64MiB` or `1GiB`."""
+    found = re.fullmatch(r"([0-9]{1,12}) ?(|[KMG]iB)", text, re.ASCII)
+    octets = int(found[1]) << _UNITS[found[2]] if found else 0
+    if not 4096 <= octets <= 1 << 40:
+        raise ValueError('is not a size from "4KiB" to "1024GiB"')
+    return octets
+
+
+def _token(text: str) -> str:
+    if len(text) >= 16 and text.isascii() and text.isprintable() and " " not in text:
+        return text
+    raise ValueError("is too short or has odd characters; 16 letters and digits at least")
+
+
+ListenAddress = Annotated[Address, Parsed(parse_listener, 'an address, such as "127.0.0.1:25"')]
+ServerAddress = Annotated[Address, Parsed(parse_server, 'an address, such as "10.0.0.5:25"')]
+AdminAddress = Annotated[Address, Parsed(parse_listener, 'an address, such as "127.0.0.1:8025"')]
+HostName = Annotated[str, Parsed(_host_name, 'a name, such as "mx.example.org"')]
+ServedName = Annotated[str, Parsed(_served_name, "a host name")]
+Networks = Annotated[
+    list[Annotated[Network, Parsed(_network, 'a network in quotes, such as "192.0.2.0/24"')]],
+    Written('a list of networks, such as ["192.0.2.0/24"]'),
+]
+CapabilityWords = Annotated[
+    list[Annotated[str, Parsed(_capability, 'a capability in quotes, such as "CHUNKING"')]],
+    Written('a list of capabilities, such as ["CHUNKING"]'),
+]
+WorkerCount = Annotated[int, _whole(0, 64)]
+File = Annotated[str, _whole_path("/etc/smtpproxy/cert.pem")]
+Directory = Annotated[str, _whole_path("/var/log/smtpproxy")]
+Size = Annotated[int, Parsed(_size, 'a size in quotes, such as "64MiB"')]
+Seconds = Annotated[
+    float, Meta(gt=0, le=86400, description="a number of seconds above 0, at most 86400 (a day)")
+]
+
+
+class Certificate(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A PEM file with a certificate and its chain, and one with its key if that is another."""
+
+    certificate: File
+    key: File = ""
+
+
+class Capabilities(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Capabilities of the backend to hide from clients, and unknown ones to let through.
+
+    In upper case.
+    """
+
+    hide: CapabilityWords = []
+    allow: CapabilityWords = []
+
+
+class Listener(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where clients connect, and how they are treated there."""
+
+    address: ListenAddress
+    # Left out in the file when there is one backend; once loaded, always the name of a backend.
+    backend: str = ""
+    sync: Sync = "safe"
+    bare_newlines: BareNewlines = "normalize"
+    capabilities: Capabilities = Capabilities()
+    tls: ListenerTls = "off"
+    certificate: File = ""
+    key: File = ""
+    # Further certificates, by the host name that the client asks for.
+    sni: Annotated[
+        dict[ServedName, Certificate],
+        Written('a table for each host name, written [listener.sni."mx.example.org"]'),
+    ] = {}
+    require_tls: bool = False
+    auth: Literal["any", "tls-only", "hidden"] = "any"
+    # Who must send a PROXY header, and who may send XCLIENT and XFORWARD.
+    proxy_protocol: Networks = []
+    xclient: Networks = []
+    # Accept connections to other machines, too.
+    transparent: bool = False
+
+
+class Backend(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A legacy MTA: its servers in order of preference, and what it needs."""
+
+    servers: Annotated[list[ServerAddress], Written('a list of addresses, such as ["10.0.0.5:25"]')]
+    pipelining: Literal["auto", "never"] = "auto"
+    helo_fallback: bool = True
+    guard_data: bool = True
+    balance: Literal["first", "least"] = "first"
+    # How long a server that has failed is left alone.
+    retry_after: Seconds = 10.0
+    # How often each server is greeted to see whether it is there; 0: never.
+    check_every: Annotated[
+        float, Meta(ge=0, le=86400, description="a number of seconds, at most 86400 (0: never)")
+    ] = 0.0
+    # Connections of the whole service, over all workers; 0: no limit. Above it clients wait.
+    max_connections: Annotated[int, _whole(0)] = 0
+    max_wait: Seconds = 30.0
+    identity: Identity = "none"
+    tls: BackendTls = "off"
+    verify: bool = True
+    ca_file: File = ""
+    server_name: Annotated[str, Parsed(_host_name, "a host name")] = ""
+    minimum_tls: Literal["1.0", "1.1", "1.2", "1.3"] = "1.2"
+
+
+class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Bounds. Queue bounds are back-pressure, never an error; sizes are in octets."""
+
+    queue_commands: Annotated[int, _whole(1)] = 1000
+    queue_octets: Annotated[int, _whole(4096)] = 262144
+    # RFC 5321 section 4.5.3.1.4 asks for 512 at least.
+    line: Annotated[int, _whole(512)] = 2048
+    # RFC 4954 section 4 asks for 12288; smaller ones break large Kerberos and OAuth tokens.
+    auth_line: Annotated[int, _whole(512)] = 12288
+    # 5xx replies in a row before a client is closed.
+    errors: Annotated[int, _whole(1)] = 20
+    # Sessions of the whole service, over all workers; 0: no bound.
+    sessions: Annotated[int, _whole(0)] = 10000
+    # Of one address; an IPv6 network of 64 bits counts as one.
+    sessions_per_address: Annotated[int, _whole(0)] = 100
+    new_sessions_per_minute: Annotated[int, _whole(0)] = 0
+    # Of one session; who is faster is read more slowly. 0: no bound.
+    commands_per_second: Annotated[int, _whole(0)] = 0
+    # Networks that are not counted by address.
+    exempt: Networks = field(default_factory=lambda: [_network("127.0.0.0/8"), _network("::1/128")])
+    # How late the loop may be before new clients are turned away; 0: never.
+    loop_lag: Annotated[
+        float, Meta(ge=0, le=3600, description="a number of seconds, at most 3600 (0: never)")
+    ] = 2.0
+    # Octets of a message, and recipients that may be accepted for one; 0: as the MTA likes.
+    message_octets: Annotated[int, _whole(0)] = 0
+    recipients: Annotated[int, _whole(0)] = 0
+
+
+class Timeouts(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Longest waits, in seconds."""
+
+    connect: Seconds = 30.0
+    greeting: Seconds = 300.0
+    command: Seconds = 300.0
+    data: Seconds = 120.0
+    content: Seconds = 180.0
+    end_of_data: Seconds = 600.0
+    client: Seconds = 300.0
+    tls_handshake: Seconds = 30.0
+    proxy_header: Seconds = 5.0
+    drain: Seconds = 60.0
+    # How long a transaction may go on in an old worker behind a reload.
+    outlive: Seconds = 3600.0
+    # A worker that says nothing for so long hangs, and is replaced.
+    heartbeat: Seconds = 20.0
+    hold: Seconds = 0.2
+
+
+class Log(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is logged, and how it looks (auto: JSON unless standard error is a terminal)."""
+
+    level: LogLevel = "info"
+    format: LogFormat = "auto"
+
+
+class Trace(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is recorded of sessions, in files of `directory`; without one, nothing is."""
+
+    directory: Directory = ""
+    when: Literal["all", "errors", "off"] = "all"
+    # Of which clients; empty: of all.
+    networks: Networks = []
+    content: Literal["none", "headers", "full"] = "none"
+    # With "full", octets of each message that are kept.
+    max_content: Size = 1024 * 1024
+    # Of each worker.
+    max_file: Size = 64 * 1024 * 1024
+    max_files: Annotated[int, _whole(1)] = 10
+
+
+class Admin(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where metrics and the live page are served; without an address, nowhere."""
+
+    address: AdminAddress = Address()
+    # Needed where other machines can ask.
+    token: Annotated[str, Parsed(_token, "a text in quotes")] = ""
+
+
+class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything one smtpproxy runs on."""
+
+    hostname: HostName = field(default_factory=socket.gethostname)
+    # Processes that serve clients; 0: one for each CPU.
+    workers: WorkerCount = 1
+    listener: Annotated[
+        list[Listener], Written("written [[listener]], in two brackets, once for each listener")
+    ] = []
+    backends: Annotated[
+        dict[Annotated[str, Parsed(_backend_name, "a name")], Backend],
+        Written("a table for each backend, written [backends.NAME]"),
+    ] = {}
+    limits: Limits = Limits()
+    timeouts: Timeouts = Timeouts()
+    log: Log = Log()
+    trace: Trace = Trace()
+    admin: Admin = Admin()

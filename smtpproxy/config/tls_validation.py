@@ -1,0 +1,130 @@
+"""Trust: what is wrong with settings of TLS and identity that no setting shows alone.
+
+And what is no mistake, but may make an open relay.  Any value may be BAD in `faults`: that it is
+wrong has been reported already.
+"""
+
+from collections.abc import Iterator
+
+from smtpproxy.config.decoding import BAD, show
+from smtpproxy.config.schema import Backend, Listener, Settings
+from smtpproxy.config.toml_lines import Path
+
+Fault = tuple[Path, str]
+
+
+def faults(settings: Settings) -> Iterator[Fault]:
+    """Find contradictions: the place of each, and what it is."""
+    backends = {} if settings.backends is BAD else settings.backends
+    for name, backend in backends.items():
+        if backend is not BAD:
+            yield from _backend_tls(backend, ("backends", name))
+            yield from _servers(backend, ("backends", name))
+    for index, listener in enumerate([] if settings.listener is BAD else settings.listener):
+        if listener is BAD:
+            continue
+        place = ("listener", index)
+        yield from _listener_tls(listener, place)
+        yield from _unix_networks(listener, place)
+        its = _backend_of(listener, backends)
+        if its is not None:
+            yield from _pair(listener, its, place)
+
+
+def exposed_listeners(settings: Settings) -> list[Listener]:
+    """Return the listeners whose clients come from elsewhere while the backend can't tell.
+
+    It sees the proxy's own address for each of them, so that a backend which trusts that address
+    relays for everyone.  XFORWARD does not help: an MTA's log believes it, its access rules do not.
+    """
+    return [
+        listener
+        for listener in settings.listener
+        if settings.backends[listener.backend].identity in ("none", "xforward")
+        and not (listener.address.is_loopback and _has_its_own_clients_only(listener))
+    ]
+
+
+def _has_its_own_clients_only(listener: Listener) -> bool:
+    """Tell whether those who connect are the clients, and want to.
+
+    Not so if a proxy in front names them, or if the kernel brings who wanted another machine.
+    """
+    return not (listener.proxy_protocol or listener.xclient or listener.transparent)
+
+
+def weak_backends(settings: Settings) -> list[tuple[str, str]]:
+    """Return the backends whose TLS may be weaker than it should be: the name, and how."""
+    found = []
+    for name, backend in settings.backends.items():
+        if backend.minimum_tls in ("1.0", "1.1"):
+            found.append((name, f"TLS {backend.minimum_tls} is allowed"))
+        if backend.tls in ("starttls", "implicit") and not backend.verify:
+            found.append((name, "its certificate is not verified"))
+    return found
+
+
+def _backend_of(listener: Listener, backends: dict[str, Backend]) -> Backend | None:
+    found = backends.get(listener.backend) if isinstance(listener.backend, str) else None
+    if listener.backend == "" and len(backends) == 1:
+        (found,) = backends.values()
+    return None if found is BAD else found
+
+
+def _listener_tls(listener: Listener, place: Path) -> Iterator[Fault]:
+    ends_here = listener.tls in ("starttls", "implicit")
+    if ends_here and listener.certificate == "":
+        text = f'is missing; tls = "{listener.tls}" needs a PEM file with a certificate'
+        yield (*place, "certificate"), text
+    if listener.tls in ("off", "passthrough"):
+        for key in ("certificate", "key", "sni"):
+            if getattr(listener, key) not in ("", {}, BAD):
+                yield (*place, key), f'is not used with tls = "{listener.tls}"; leave it out'
+    if listener.tls == "off" and listener.require_tls is True:
+        yield (*place, "require_tls"), 'nobody can fulfil it with tls = "off"'
+    if listener.tls == "off" and listener.auth == "tls-only":
+        yield (*place, "auth"), 'nobody can authenticate with tls = "off"; write "hidden"'
+
+
+def _unix_networks(listener: Listener, place: Path) -> Iterator[Fault]:
+    if listener.address is BAD or not listener.address.is_unix:
+        return
+    for key in ("proxy_protocol", "xclient"):
+        if getattr(listener, key) not in ([], BAD):
+            yield (*place, key), "has no meaning on a Unix socket: its clients have no addresses"
+    if listener.transparent is True:
+        yield (*place, "transparent"), "has no meaning on a Unix socket"
+
+
+def _backend_tls(backend: Backend, place: Path) -> Iterator[Fault]:
+    strict = backend.tls in ("starttls", "implicit")
+    if BAD not in (backend.tls, backend.verify) and not (strict and backend.verify):
+        why = "verify = false" if strict else f'tls = "{backend.tls}"'
+        for key in ("ca_file", "server_name"):
+            if getattr(backend, key) not in ("", BAD):
+                yield (*place, key), f"is not used: with {why} no certificate is verified"
+    if backend.tls == "off" and backend.minimum_tls not in ("1.2", BAD):
+        yield (*place, "minimum_tls"), 'is not used with tls = "off"; leave it out'
+
+
+def _servers(backend: Backend, place: Path) -> Iterator[Fault]:
+    if backend.servers is BAD or BAD in backend.servers:
+        return
+    where = (*place, "servers")
+    if any(each.is_original for each in backend.servers) and len(backend.servers) > 1:
+        yield where, '"original" must stand alone'
+    if any(each.is_original for each in backend.servers) and backend.check_every not in (0, BAD):
+        yield (*place, "check_every"), 'can check no server: they are "original"'
+    if backend.identity == "transparent" and any(each.is_unix for each in backend.servers):
+        yield where, 'a Unix socket has no addresses; identity = "transparent" needs IP'
+
+
+def _pair(listener: Listener, backend: Backend, place: Path) -> Iterator[Fault]:
+    name = f"the backend {show(listener.backend)}" if listener.backend else "its backend"
+    servers = [] if backend.servers is BAD else backend.servers
+    original = any(each is not BAD and each.is_original for each in servers)
+    if original and listener.transparent is False:
+        yield (*place, "transparent"), f'must be true: the servers of {name} are "original"'
+    if listener.tls == "passthrough" and backend.tls not in ("off", BAD):
+        text = f'needs tls = "off" in {name}: else there is nothing to pass'
+        yield (*place, "tls"), text

@@ -1,0 +1,117 @@
+"""Contradictions: what is wrong with settings that no setting shows alone.
+
+Any value may be BAD here: that it is wrong has been reported already.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from msgspec.structs import astuple
+
+from smtpproxy.config.address import Address
+from smtpproxy.config.decoding import BAD, instead, show, shown
+from smtpproxy.config.schema import Admin, Limits, Listener, Settings, Trace
+from smtpproxy.config.toml_lines import Path
+from smtpproxy.core.capabilities import NEVER_PASSED
+
+Fault = tuple[Path, str]
+
+
+def contradictions(
+    settings: Settings,
+    need_listener: bool,
+    need_backend: bool,
+    need_trace_directory: bool = True,
+) -> Iterator[Fault]:
+    """Find what no setting shows alone: the place of each fault, and what it is."""
+    if settings.listener is not BAD:
+        if need_listener and not settings.listener:
+            yield (), 'has no listener; add [[listener]] with address = "127.0.0.1:2525"'
+        yield from repeated_addresses(settings.listener)
+        yield from _hidden_and_allowed(settings.listener)
+    if settings.backends is not BAD:
+        if need_backend and not settings.backends:
+            yield (), 'has no backend; add [backends.NAME] with servers = ["10.0.0.5:25"]'
+        for name, backend in settings.backends.items():
+            if backend is not BAD and backend.servers == []:
+                where = ("backends", name, "servers")
+                yield where, 'must have at least one address, such as ["10.0.0.5:25"]'
+    if need_backend and settings.backends and BAD not in (settings.listener, settings.backends):
+        yield from _wrong_backends(settings.listener, list(settings.backends))
+    if settings.limits is not BAD:
+        yield from _small_queue(settings.limits)
+    yield from _watching(settings, need_trace_directory)
+
+
+def repeated_addresses(listeners: Sequence[Listener]) -> Iterator[Fault]:
+    """Yield each listener whose address another one ahead of it has."""
+    first: dict[Address, int] = {}
+    for index, listener in enumerate(listeners):
+        if listener is BAD or not isinstance(listener.address, Address):
+            continue
+        # Port 0 is another port each time.
+        if not listener.address.is_unix and listener.address.port == 0:
+            continue
+        other = first.setdefault(listener.address, index)
+        if other != index:
+            text = f"is {show(str(listener.address))} like that of listener[{other}]"
+            yield ("listener", index, "address"), f"{text}; each listener needs its own"
+
+
+def _wrong_backends(listeners: Sequence[Listener], names: list[str]) -> Iterator[Fault]:
+    for index, listener in enumerate(listeners):
+        if listener is BAD or listener.backend is BAD:
+            continue
+        where = ("listener", index, "backend")
+        if listener.backend == "" and len(names) > 1:
+            yield where, f"is missing; with several backends name one: {shown(names)}"
+        elif listener.backend and listener.backend not in names:
+            hint = instead(listener.backend, names, "there is")
+            yield where, f"{show(listener.backend)} is not the name of a backend{hint}"
+
+
+def _hidden_and_allowed(listeners: Sequence[Listener]) -> Iterator[Fault]:
+    for index, listener in enumerate(listeners):
+        if listener is BAD or listener.capabilities is BAD:
+            continue
+        hide, allow = listener.capabilities.hide, listener.capabilities.allow
+        if hide is BAD or allow is BAD:
+            continue
+        for position, word in enumerate(allow):
+            where = ("listener", index, "capabilities", "allow", position)
+            if word is not BAD and word in hide:
+                yield where, f"{show(word)} is hidden as well; write it in one of the two lists"
+            elif word is not BAD and word.encode() in NEVER_PASSED:
+                yield where, f"{show(word)} can never pass: it would break framing or trust"
+
+
+def _watching(settings: Settings, need_trace_directory: bool) -> Iterator[Fault]:
+    if settings.trace is not BAD and need_trace_directory:
+        yield from _trace_nowhere(settings.trace)
+    if settings.admin is not BAD:
+        yield from open_admin(settings.admin)
+
+
+def _trace_nowhere(trace: Trace) -> Iterator[Fault]:
+    """Whoever asks for a trace and names no directory would wait for it in vain."""
+    wrong = BAD in astuple(trace) or (trace.networks and BAD in trace.networks)
+    if not wrong and trace.directory == "" and trace != Trace() and trace.when != "off":
+        yield ("trace", "directory"), 'is missing; write, for example, "/var/log/smtpproxy"'
+
+
+def open_admin(admin: Admin) -> Iterator[Fault]:
+    """Whoever reaches the admin address reads who writes to whom."""
+    if BAD in astuple(admin) or admin.address == Address():
+        return
+    if not admin.address.is_loopback and not admin.token:
+        what = "is missing: other machines can reach the address, and nobody else may read it"
+        yield ("admin", "token"), what
+
+
+def _small_queue(limits: Limits) -> Iterator[Fault]:
+    """A line that the queue has no room for would never become a command."""
+    sizes = (limits.queue_octets, limits.line, limits.auth_line)
+    if BAD not in sizes and limits.queue_octets < max(sizes):
+        yield (
+            ("limits", "queue_octets"),
+            f"must be at least line and auth_line, {max(sizes)} octets",
+        )

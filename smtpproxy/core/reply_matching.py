@@ -1,0 +1,116 @@
+"""Reply matching: each reply of the backend goes to the exchange that waits for it (step 4)."""
+
+from typing import Final
+
+from smtpproxy.core import verbs
+from smtpproxy.core.exchange import Exchange
+from smtpproxy.core.framing import CONTENT, PAYLOAD, Framer
+from smtpproxy.core.replies import ReplyReader
+from smtpproxy.core.violations import BackendViolation
+
+# What a reply is.
+ANSWER: Final = 0
+"""The reply to the first exchange in flight."""
+DEFERRED: Final = 1
+"""A refusal while content is still coming: the client gets it at its end of data."""
+CLOSING: Final = 2
+"""The backend closes the session with it (RFC 5321 section 3.8)."""
+
+
+class ReplyMatcher:
+    """What was sent to the backend and has not been answered yet."""
+
+    __slots__ = ("_framer", "in_flight", "last_reply_at", "reader")
+
+    in_flight: list[Exchange]
+    """The exchanges whose replies the backend owes, in order.
+
+    The pipeline appends what it sends, and removes what is settled.
+    """
+    reader: ReplyReader
+    """What has come of the next reply; made when one first comes in pieces (bench S5)."""
+    last_reply_at: float
+    """When the backend's last reply came."""
+
+    def __init__(self, framer: Framer, now: float) -> None:
+        self._framer = framer
+        self.in_flight = [framer.gate]  # the greeting
+        self.reader = _NOTHING_READ
+        self.last_reply_at = now
+
+    @property
+    def greeting_owed(self) -> bool:
+        """Tell whether the backend has not greeted yet."""
+        return bool(self.in_flight) and self.in_flight[0].verb.role == verbs.GREETING
+
+    @property
+    def discards_content(self) -> bool:
+        """Tell whether content is read and discarded, since its reply is already decided."""
+        first = self.in_flight[0] if self.in_flight else NO_EXCHANGE
+        return first.refusal != b"" and self._framer.mode == CONTENT
+
+    def waiting(self, client_active_at: float) -> tuple[str, float]:
+        """Return which time limit runs and since when, as `Pipeline.waiting` does.
+
+        Args:
+            client_active_at: When the client sent octets last.
+        """
+        if self._framer.mode in (CONTENT, PAYLOAD):
+            return "content", client_active_at
+        if self.in_flight:
+            first = self.in_flight[0]
+            return first.verb.limit, max(first.sent, first.framed, self.last_reply_at)
+        return "client", client_active_at
+
+    def receive(self, octets: bytes) -> ReplyReader:
+        """Append octets to what has come of the next reply; return their reader."""
+        if self.reader is _NOTHING_READ:
+            self.reader = ReplyReader()
+        self.reader.receive(octets)
+        return self.reader
+
+    def discard(self) -> None:
+        """Discard what has come of the next reply, so that it takes no room."""
+        self.reader = _NOTHING_READ
+
+    def classify(self, exchange: Exchange, code: int, reply: bytes) -> int:
+        """Return what a reply is: ANSWER, DEFERRED or CLOSING.
+
+        Args:
+            exchange: The first one in flight, or NO_EXCHANGE.
+            code: The reply's code, that of its last line.
+            reply: All its lines.
+
+        Raises:
+            BackendViolation: No exchange waits for it, or it can't be the reply to this one.
+        """
+        if self.discards_content:
+            return DEFERRED
+        role = exchange.verb.role
+        if code == 421 or (role == verbs.GREETING and code >= 400):
+            return CLOSING  # RFC 5321 section 3.8: unasked too
+        if exchange is NO_EXCHANGE:
+            raise BackendViolation("reply_not_asked_for", reply)
+        if role == verbs.END_OF_DATA and not exchange.sent:
+            self._defer(exchange, code, reply)
+            return DEFERRED
+        if not exchange.may_be_answered(code, reply):
+            raise BackendViolation("impossible_reply", reply)
+        if role == verbs.TUNNEL and code == 220 and self.reader.unread:
+            raise BackendViolation("reply_behind_starttls", self.reader.unread)
+        return ANSWER
+
+    def _defer(self, content: Exchange, code: int, reply: bytes) -> None:
+        """Keep a reply that began before the end of data was sent: it can only be a refusal."""
+        if code < 400:
+            raise BackendViolation("reply_before_end_of_data", reply)
+        content.refusal = content.refusal or reply
+        if self._framer.mode != CONTENT:  # the end of data has come meanwhile
+            self._framer.content_over = True
+
+
+NO_EXCHANGE: Final = Exchange(verbs.UNSOLICITED_ROW, b"", 0.0)
+"""Stands for the exchange in flight where there is none; never changed."""
+
+_NOTHING_READ: Final = ReplyReader()
+"""Stands for the reader of a session that has not needed one; never changed."""

@@ -1,0 +1,168 @@
+"""The scripted client: plays a dialogue, counts its waits, and checks every reply.
+
+It pipelines only if the reply to EHLO offered PIPELINING. It stops at the first group with a reply
+that is not what it must be: what follows would only be noise. No wait is without a deadline.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from smtpproxy.demo.dialogues import Exchange, Groups, lock_step
+from smtpproxy.timeline.labels import shown
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What the client saw: replies in order, the greeting first, and what was wrong with them.
+
+    ended: "" if every reply came, else "closed" or "silent".
+    """
+
+    replies: list[bytes] = field(default_factory=list)
+    waits: int = 0
+    seconds: float = 0.0
+    problems: list[str] = field(default_factory=list)
+    ended: str = ""
+
+
+async def play(
+    groups: Groups,
+    address: str,
+    *,
+    deadline_s: float,
+    insist: bool = False,
+    on_wait: Callable[[], None] | None = None,
+) -> Outcome:
+    """Play the dialogue to `address` and tell how it went; never raises for what a peer does.
+
+    deadline_s bounds each single wait. insist pipelines though PIPELINING was not offered.
+    on_wait is called after each wait.
+    """
+    outcome = Outcome()
+    host, _, port = address.rpartition(":")
+    try:
+        async with asyncio.timeout(deadline_s):
+            reader, writer = await asyncio.open_connection(host, int(port))
+    except (OSError, TimeoutError) as error:
+        outcome.problems.append(f"cannot connect to {address}: {error or 'deadline passed'}")
+        return outcome
+    try:
+        await _Client(reader, writer, outcome, deadline_s, on_wait).play(groups, insist=insist)
+    finally:
+        writer.transport.abort()
+        with contextlib.suppress(OSError, TimeoutError):
+            async with asyncio.timeout(deadline_s):
+                await writer.wait_closed()
+    return outcome
+
+
+_GREETING = Exchange(b"", 220)
+
+
+class _Client:
+    def __init__(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        outcome: Outcome,
+        deadline_s: float,
+        on_wait: Callable[[], None] | None,
+    ) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._outcome = outcome
+        self._deadline_s = deadline_s
+        self._on_wait = on_wait
+
+    async def play(self, groups: Groups, *, insist: bool) -> None:
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        complete = await self._turns(groups, insist=insist)
+        self._outcome.seconds = loop.time() - started
+        if complete:
+            await self._expect_end()
+
+    async def _turns(self, groups: Groups, *, insist: bool) -> bool:
+        hello, *rest = groups
+        if not (await self._turn((_GREETING,)) and await self._turn(hello)):
+            return False
+        offered = b"PIPELINING" in self._outcome.replies[-1].upper()
+        for group in rest if offered or insist else lock_step(tuple(rest)):
+            if not await self._turn(group):
+                return False
+        return True
+
+    async def _turn(self, group: tuple[Exchange, ...]) -> bool:
+        """Send one group, wait for its replies; tell whether each was what it must be."""
+        self._writer.write(b"".join(exchange.command for exchange in group))
+        self._outcome.waits += 1
+        before = len(self._outcome.problems)
+        for number, exchange in enumerate(group):
+            reply = await self._read_reply()
+            if reply is None or not reply.endswith(b"\r\n"):
+                self._missing(group[number:], reply)
+                return False
+            self._outcome.replies.append(reply)
+            if problem := _problem(exchange, reply):
+                self._outcome.problems.append(problem)
+        if self._on_wait is not None:
+            self._on_wait()
+        return len(self._outcome.problems) == before
+
+    async def _read_reply(self) -> bytes | None:
+        """The next reply, whole or cut off if the connection ended, None if none came in time."""
+        reply = b""
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                while True:
+                    line = await self._reader.readline()
+                    reply += line
+                    if not line.endswith(b"\r\n") or line[3:4] != b"-":
+                        return reply
+        except TimeoutError:
+            return None
+        except (OSError, ValueError):
+            return reply
+
+    def _missing(self, exchanges: tuple[Exchange, ...], got: bytes | None) -> None:
+        self._outcome.ended = "silent" if got is None else "closed"
+        how = f"none came in {self._deadline_s:g} s" if got is None else "the connection was closed"
+        count = len(exchanges)
+        more = f" (and {count - 1} more)" if count > 1 else ""
+        self._outcome.problems.append(
+            f"{told(exchanges[0])}: the reply must be {exchanges[0].code}, but {how}{more}"
+        )
+
+    async def _expect_end(self) -> None:
+        """After 221 nothing but the end of the connection."""
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                surplus = await self._reader.read(1024)
+        except TimeoutError:
+            self._outcome.problems.append("QUIT: answered, but the connection was not closed")
+            return
+        except OSError:
+            return
+        if surplus:
+            self._outcome.problems.append(f"a reply too many: {shown(surplus)}")
+
+
+def told(exchange: Exchange) -> str:
+    """How the command is named to people."""
+    if not exchange.command:
+        return "greeting"
+    if exchange.command.endswith(b"\r\n.\r\n") or exchange.command == b".\r\n":
+        return "end of data"
+    return shown(exchange.command)
+
+
+def _problem(exchange: Exchange, reply: bytes) -> str | None:
+    if reply[:3] != b"%d" % exchange.code:
+        return f"{told(exchange)}: the reply must be {exchange.code}, but is {shown(reply)}"
+    if exchange.names not in reply:
+        return (
+            f"{told(exchange)}: the reply must name {shown(exchange.names)}, but is {shown(reply)}"
+        )
+    return None

@@ -1,0 +1,230 @@
+"""A simulated network: a TCP relay that adds latency, and only latency.
+
+Every chunk is delivered half a round trip after it came, in order, however many are under way; a
+half-close travels like octets do. It must never join, split or judge what it carries: what was sent
+in one group arrives in one group, and the record of the groups is what the time lines draw.
+"""
+
+import asyncio
+import socket
+import struct
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+from smtpproxy.demo.tcp_server import Listening
+
+CONNECT_DEADLINE_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Octets that travelled together, with both times of the loop's clock; none: the end."""
+
+    from_client: bool
+    octets: bytes
+    sent_at: float
+    arrived_at: float
+
+
+class Network(Listening):
+    """Listens on a loopback port and carries each connection to `target`, rtt_s away.
+
+    on_closed is called with each link after both its connections are gone.
+    """
+
+    def __init__(
+        self, target: str, rtt_s: float, on_closed: "Callable[[Link], None] | None" = None
+    ) -> None:
+        host, _, port = target.rpartition(":")
+        self.rtt_s = rtt_s
+        self.links: list[Link] = []
+        super().__init__(self._open_link, self.links)
+        self._target = (host, int(port))
+        self.on_closed = on_closed
+
+    def _open_link(self) -> "_End":
+        link = Link(self._target, self.rtt_s / 2, self._link_closed)
+        self.links.append(link)
+        return link.near
+
+    def _link_closed(self, link: "Link") -> None:
+        if self.on_closed is not None:
+            self.on_closed(link)
+
+
+class Link:
+    """One connection across the network: its two ends, the lane each way, and the record."""
+
+    def __init__(
+        self,
+        target: tuple[str, int],
+        delay_s: float,
+        on_closed: "Callable[[Link], None]",
+    ) -> None:
+        self.groups: list[Group] = []
+        self.opened_at = 0.0
+        self.aborted = False
+        self.gone = asyncio.Event()
+        self.near = _End(self, from_client=True)
+        self.far = _End(self, from_client=False)
+        self._target = target
+        self._delay_s = delay_s
+        self._on_closed = on_closed
+        self._loop = asyncio.get_running_loop()
+        self._connecting: asyncio.Task[None] | None = None
+        self.near.lane = _Lane(self, self.far, delay_s)
+        self.far.lane = _Lane(self, self.near, delay_s)
+
+    def opened(self) -> None:
+        """The client has connected: the far end does when the news has arrived there."""
+        self.opened_at = self._loop.time()
+        self._connecting = self._loop.create_task(self._connect(), name="demo-network-connect")
+
+    async def _connect(self) -> None:
+        try:
+            async with asyncio.timeout(CONNECT_DEADLINE_S + self._delay_s):
+                await asyncio.sleep(self._delay_s)
+                await self._loop.create_connection(lambda: self.far, *self._target)
+        except (OSError, TimeoutError):
+            self.abort()
+
+    def delivered(self, group: Group) -> None:
+        """Keep the group in the record, and close when both directions have ended."""
+        self.groups.append(group)
+        if self.near.lane.ended and self.far.lane.ended:
+            self.near.close()
+            self.far.close()
+
+    def lost(self) -> None:
+        """One of the two connections is gone."""
+        if not self.gone.is_set() and self.near.gone and (self.far.gone or not self.far.connected):
+            if self._connecting is not None:
+                self._connecting.cancel()
+            self.gone.set()
+            self._on_closed(self)
+
+    def abort(self) -> None:
+        """Drop both connections now, or as soon as they are there."""
+        self.aborted = True
+        if self._connecting is not None:
+            self._connecting.cancel()
+        self.near.abort()
+        self.far.abort()
+
+
+class _End(asyncio.Protocol):
+    """One of a link's two sockets."""
+
+    lane: "_Lane"
+
+    def __init__(self, link: Link, *, from_client: bool) -> None:
+        self.from_client = from_client
+        self.connected = False
+        self.gone = False
+        self._link = link
+        self._ended = False
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self.connected = True
+        if self._link.aborted:
+            self.abort()
+        elif self.from_client:
+            self._link.opened()
+        else:
+            self._link.near.lane.deliver_late()
+
+    def data_received(self, octets: bytes) -> None:
+        self.lane.send(octets)
+
+    def eof_received(self) -> bool:
+        self._ended = True
+        self.lane.send(b"")
+        return True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.gone = True
+        if exc is not None or not self._ended:
+            self.lane.send_abort()
+        self._link.lost()
+
+    def pause_writing(self) -> None:
+        self._opposite().pause()
+
+    def resume_writing(self) -> None:
+        self._opposite().resume()
+
+    def _opposite(self) -> "_End":
+        return self._link.far if self.from_client else self._link.near
+
+    def pause(self) -> None:
+        if self._transport is not None and not self.gone:
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        if self._transport is not None and not self.gone:
+            self._transport.resume_reading()
+
+    def write(self, octets: bytes) -> None:
+        if self._transport is None or self._transport.is_closing():
+            return
+        if octets:
+            self._transport.write(octets)
+        else:
+            self._transport.write_eof()
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Reset the connection, as a peer did at the other end."""
+        if self._transport is None or self.gone:
+            return
+        if not self._transport.is_closing():
+            sock = self._transport.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._transport.abort()
+
+
+class _Lane:
+    """One direction of a link: groups under way, delivered in order."""
+
+    def __init__(self, link: Link, destination: _End, delay_s: float) -> None:
+        self.ended = False
+        self._link = link
+        self._destination = destination
+        self._delay_s = delay_s
+        self._loop = asyncio.get_running_loop()
+        self._under_way: deque[tuple[float, bytes]] = deque()
+        self._late = 0
+
+    def send(self, octets: bytes) -> None:
+        self._under_way.append((self._loop.time(), octets))
+        self._loop.call_later(self._delay_s, self._arrive)
+
+    def send_abort(self) -> None:
+        self._loop.call_later(self._delay_s, self._destination.abort)
+
+    def deliver_late(self) -> None:
+        """Deliver what arrived before the destination was connected."""
+        while self._late:
+            self._late -= 1
+            self._deliver()
+
+    def _arrive(self) -> None:
+        # One timer, one group, whichever is oldest: order does not hang on how timers are sorted.
+        if self._destination.connected:
+            self._deliver()
+        else:
+            self._late += 1
+
+    def _deliver(self) -> None:
+        sent_at, octets = self._under_way.popleft()
+        self._destination.write(octets)
+        self.ended = self.ended or not octets
+        from_client = not self._destination.from_client
+        self._link.delivered(Group(from_client, octets, sent_at, self._loop.time()))

@@ -1,0 +1,1 @@
+"""The log: events of the service and of sessions. The only home of structlog."""

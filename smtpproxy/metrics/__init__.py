@@ -1,0 +1,1 @@
+"""Metrics: counted here, added up over all workers, and rendered for Prometheus."""

@@ -1,0 +1,205 @@
+"""Metrics: what a worker counts.  Plain integers here, names and labels when they are asked for.
+
+hot path: measure before changing (python -m tests.bench.trace).
+"""
+
+from bisect import bisect_left
+from collections.abc import Callable
+from typing import Any
+
+from smtpproxy.core import verbs
+from smtpproxy.core.exchange import Exchange
+from smtpproxy.core.observer import Ends, Summary
+from smtpproxy.core.violations import LIMITS, BackendViolation
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+"""Upper bounds of the histogram of reply times."""
+GROUPS = (1, 2, 3, 5, 10, 20, 50, 100, 500)
+"""Upper bounds of the histogram of group sizes."""
+Number = int | float
+_NAMELESS = {
+    verbs.GREETING: b"greeting",
+    verbs.AUTH: b"auth-line",
+    verbs.UNSOLICITED: b"unasked",
+}
+_NO_COMMANDS = (b"greeting", b"unasked")
+
+
+class Histogram:
+    """Counts by upper bound; the last count is of what is above all of them."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: tuple[Number, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total: Number = 0
+
+    def add(self, value: Number) -> None:
+        """Count a value."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+    def put(self, name: str, label: str, found: dict[str, Number]) -> None:
+        """Put it into figures, cumulative as Prometheus has it."""
+        inside = f"{label}," if label else ""
+        count = 0
+        for bound, number in zip((*self.bounds, "+Inf"), self.counts, strict=True):
+            count += number
+            found[f'{name}_bucket{{{inside}le="{bound}"}}'] = count
+        labels = f"{{{label}}}" if label else ""
+        found[f"{name}_sum{labels}"] = self.total
+        found[f"{name}_count{labels}"] = count
+
+
+class Metrics:
+    """Counts for all sessions of a worker."""
+
+    def __init__(self) -> None:
+        self.commands: dict[bytes, list[int]] = {}
+        self.seconds: dict[bytes, Histogram] = {}
+        self.groups = Histogram(GROUPS)
+        self.messages = {"relayed": 0, "refused": 0, "abandoned": 0}
+        self.limits = dict.fromkeys(LIMITS.values(), 0)
+        self.violations: dict[tuple[str, str], int] = {}
+        self.ended: dict[str, int] = {}
+        self.sessions = self.held = self.stalls = self.pipelined = 0
+        self.from_client = self.from_backend = self.content = 0
+        self.to_client = self.to_backend = 0
+
+    def session(self, session: str, listener: str, client: str) -> "SessionMetrics":  # noqa: ARG002
+        """Begin to count for a session."""
+        self.sessions += 1
+        return SessionMetrics(self)
+
+    def server_changed(self, backend: str, server: str, up: bool, why: str) -> None:
+        """Count nothing: the supervisor knows which servers are up."""
+
+    def counts(self) -> dict[str, Number]:
+        """Return all figures, by name and labels."""
+        found: dict[str, Number] = {
+            "sessions_opened": self.sessions,
+            "pipelined_commands": self.pipelined,
+            "round_trips_saved": self.pipelined,
+            "held_replies": self.held,
+            "client_stalls": self.stalls,
+            "content_octets": self.content,
+            'octets{leg="client",direction="in"}': self.from_client,
+            'octets{leg="client",direction="out"}': self.to_client,
+            'octets{leg="backend",direction="in"}': self.from_backend,
+            'octets{leg="backend",direction="out"}': self.to_backend,
+        }
+        self._put_commands(found)
+        for outcome, number in self.messages.items():
+            found[f'messages{{outcome="{outcome}"}}'] = number
+        for reason, number in self.ended.items():
+            found[f'sessions_closed{{reason="{reason}"}}'] = number
+        for limit, number in self.limits.items():
+            found[f'limits_reached{{limit="{limit}"}}'] = number
+        for (peer, kind), number in self.violations.items():
+            found[f'violations{{by="{peer}",kind="{kind}"}}'] = number
+        self.groups.put("group_commands", "", found)
+        return found
+
+    def _put_commands(self, found: dict[str, Number]) -> None:
+        for verb, row in self.commands.items():
+            if verb in _NO_COMMANDS:
+                continue
+            for reply, number in enumerate(row):
+                if number:
+                    label = f"{reply}xx" if reply else "none"
+                    found[f'commands{{verb="{_name(verb)}",reply="{label}"}}'] = number
+        for verb, histogram in self.seconds.items():
+            if any(histogram.counts):
+                histogram.put("backend_reply_seconds", f'verb="{_name(verb)}"', found)
+
+
+class SessionMetrics:
+    """Counts for one session."""
+
+    __slots__ = ("_group", "_metrics")
+
+    content = None
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._group = 0
+
+    def connected(self, server: str, ends: Callable[[], Ends]) -> None:
+        """Count nothing."""
+
+    def gave_up(self, server: str, why: str) -> None:
+        """Count nothing."""
+
+    def settled(self, exchanges: list[Exchange]) -> None:
+        """Count exchanges."""
+        metrics = self._metrics
+        rows, seconds = metrics.commands, metrics.seconds
+        metrics.held += len(exchanges) - 1
+        for exchange in exchanges:
+            name = exchange.verb.name or _NAMELESS.get(exchange.verb.role, b"other")
+            row = rows.get(name)
+            if row is None:
+                row = rows[name] = [0] * 6
+                seconds[name] = Histogram(SECONDS)
+            row[exchange.code // 100] += 1
+            metrics.to_client += len(exchange.reply)
+            if exchange.sent:
+                metrics.to_backend += len(exchange.line)
+                if exchange.replied:
+                    seconds[name].add(exchange.replied - exchange.sent)
+            if exchange.pipelined:
+                metrics.pipelined += 1
+                self._group += 1
+            elif exchange.verb.role == verbs.GREETING:
+                if exchange.replied:
+                    seconds[name].add(exchange.replied - exchange.framed)
+            else:
+                if self._group:
+                    metrics.groups.add(self._group)
+                self._group = 1
+            if exchange.problem is not None or exchange.octets:
+                self._count_uncommon(exchange)
+
+    def _count_uncommon(self, exchange: Exchange) -> None:
+        metrics = self._metrics
+        metrics.content += exchange.octets
+        if exchange.sent:
+            end = len(b".\r\n") if exchange.verb.role == verbs.END_OF_DATA else 0
+            metrics.to_backend += exchange.octets + end
+        if exchange.problem is None:
+            return
+        limit = LIMITS.get(exchange.problem.kind)
+        if limit is not None:
+            self._metrics.limits[limit] += 1
+        else:
+            peer = "backend" if isinstance(exchange.problem, BackendViolation) else "client"
+            key = (peer, exchange.problem.kind)
+            metrics.violations[key] = metrics.violations.get(key, 0) + 1
+
+    def transaction(self, outcome: str, fields: dict[str, Any]) -> None:  # noqa: ARG002
+        """Count a message."""
+        self._metrics.messages[outcome.removeprefix("message_")] += 1
+
+    def noted(self, event: str, **values: str) -> None:
+        """Count nothing."""
+
+    def slowed(self) -> None:
+        """Count nothing: pacing itself counts."""
+
+    def stalled(self) -> None:
+        """Count that the client is not read for now."""
+        self._metrics.stalls += 1
+
+    def closed(self, summary: Summary) -> None:
+        """Count the end of the session."""
+        metrics = self._metrics
+        if self._group:
+            metrics.groups.add(self._group)
+        metrics.ended[summary.reason] = metrics.ended.get(summary.reason, 0) + 1
+        metrics.from_client += summary.client_octets
+        metrics.from_backend += summary.backend_octets
+
+
+def _name(verb: bytes) -> str:
+    return "end-of-data" if verb == b"." else verb.decode()

@@ -1,0 +1,34 @@
+"""Usage: what the process of a worker takes of the machine, as gauges of its own.
+
+The supervisor's are those that every Prometheus client tells; these have a label `worker`, a small
+number that a later worker may have again.
+"""
+
+import os
+from pathlib import Path
+from time import process_time
+
+from smtpproxy.metrics.snapshot import Figures, Number
+
+_PAGE_OCTETS = os.sysconf("SC_PAGE_SIZE")
+_MEMORY = Path("/proc/self/statm")
+_DESCRIPTORS = Path("/proc/self/fd")
+
+
+def add_usage(figures: Figures, worker: int, loop_lag_s: float) -> None:
+    """Add this process's usage to a worker's figures; of what the system does not tell, nothing."""
+    label = f'{{worker="{worker}"}}'
+    figures.counts[f"worker_cpu_seconds{label}"] = process_time()
+    gauges: dict[str, Number] = {"worker_loop_lag_seconds": loop_lag_s}
+    try:
+        gauges["worker_resident_memory_bytes"] = int(_MEMORY.read_text().split()[1]) * _PAGE_OCTETS
+        gauges["worker_open_fds"] = _open_descriptors()
+    except OSError:
+        pass
+    for name, number in gauges.items():
+        figures.gauges[name + label] = number
+
+
+def _open_descriptors() -> int:
+    # Since Linux 6.2 the directory's size is the number; to count 20000 entries takes a while.
+    return _DESCRIPTORS.stat().st_size or len(os.listdir(_DESCRIPTORS))  # noqa: PTH208  it is faster

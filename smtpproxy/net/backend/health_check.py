@@ -1,0 +1,87 @@
+"""The active check: is a server there, as a client would find it.
+
+It speaks proper SMTP to the end (greeting, EHLO, QUIT), so that the MTA's log shows a short session
+and no complaint.
+"""
+
+import asyncio
+from typing import cast
+
+from smtpproxy.core.replies import ReplyReader
+from smtpproxy.core.violations import BackendViolation
+from smtpproxy.net.backend.server_pool import Server
+from smtpproxy.tls.error_text import reason
+
+
+async def check(server: Server, hostname: str, limit_s: float) -> str:
+    """Return why a server can't be used just now; empty if it can.
+
+    It is reached as for a client, but from the proxy's own address and in its own name.
+    """
+    dialogue = _Dialogue()
+    try:
+        async with asyncio.timeout(limit_s):
+            await server.connect(lambda: dialogue, None)
+            return await _converse(dialogue, hostname)
+    except TimeoutError:
+        return "check time limit"
+    except OSError as error:
+        return reason(error)
+    finally:
+        dialogue.close()
+
+
+async def _converse(dialogue: "_Dialogue", hostname: str) -> str:
+    code = await dialogue.reply()
+    if not 200 <= code < 300:
+        return _why("greeted", code)
+    dialogue.say(f"EHLO {hostname}")
+    code = await dialogue.reply()
+    if code in (500, 502):
+        dialogue.say(f"HELO {hostname}")  # RFC 5321 section 3.2
+        code = await dialogue.reply()
+    if not 200 <= code < 300:
+        return _why("answered EHLO", code)
+    dialogue.say("QUIT")
+    await dialogue.reply()
+    return ""
+
+
+def _why(what: str, code: int) -> str:
+    return f"{what} with {code}" if code else f"closed, or {what} with what is no reply"
+
+
+class _Dialogue(asyncio.Protocol):
+    """One connection, from reply to reply."""
+
+    def __init__(self) -> None:
+        self._reader = ReplyReader()
+        self._codes: asyncio.Queue[int] = asyncio.Queue()
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._reader.receive(data)
+        try:
+            while (reply := self._reader.next_reply()) is not None:
+                self._codes.put_nowait(reply[0])
+        except BackendViolation:
+            self._codes.put_nowait(0)
+            self.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        self._codes.put_nowait(0)
+
+    async def reply(self) -> int:
+        """Wait for the next reply; return its code, or 0 if none will come."""
+        return await self._codes.get()
+
+    def say(self, line: str) -> None:
+        assert self._transport is not None
+        self._transport.write(line.encode("ascii", "replace") + b"\r\n")
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()

@@ -1,0 +1,164 @@
+"""The choice of a server: one session's way to a server of its backend that greets it.
+
+First a place, where there are not enough for all.  Then a server: one that can't be reached, or
+that refuses with its greeting, makes way for the next one; never once the client has been greeted,
+for then the session is that server's.
+"""
+
+import asyncio
+import errno
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from smtpproxy.core.replies import ReplyReader
+from smtpproxy.core.violations import BackendViolation
+from smtpproxy.net.backend.backend_connection import BackendConnection
+from smtpproxy.tls.error_text import reason
+
+if TYPE_CHECKING:
+    from smtpproxy.net.backend.server_pool import Server
+    from smtpproxy.net.session import Session
+
+_OUR_OWN = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL))
+"""Errors that say nothing of the server: this machine is short of something."""
+
+
+_NOBODY: list["Server"] = []
+
+
+class Choice:
+    """Made for one session, which asks it for the next server and hands it the greeting.
+
+    waits: for a place at the backend.
+    server: the one that was tried last.
+    refusal: the greeting of the last one, if it refused; else empty.
+    open: the server has not greeted, so that what it says is to be handed over.
+    more: another server may still take the session.
+    """
+
+    __slots__ = (
+        "_connecting",
+        "_connection",
+        "_left",
+        "_reader",
+        "_service",
+        "_session",
+        "open",
+        "refusal",
+        "server",
+        "waits",
+    )
+
+    def __init__(self, session: "Session") -> None:
+        self._session = session
+        self._service = session.service
+        self._left: list[Server] | None = None
+        self._connecting: asyncio.Task[None] | None = None
+        self._connection: BackendConnection | None = None
+        self._reader: ReplyReader | None = None
+        self.server: Server | None = None
+        self.refusal = b""
+        self.open = True
+        self.waits = False
+
+    def begin(self) -> None:
+        """Ask for a place, if need be; the session is told when servers can be tried."""
+        places = self._service.places
+        if places is None:
+            self._session.placed(granted=True)
+            return
+        self.waits = True
+        places.ask(self, self._placed)
+
+    def _placed(self, granted: bool) -> None:
+        self.waits = False
+        self._session.placed(granted=granted)
+
+    @property
+    def more(self) -> bool:
+        """Tell whether another server may still take the session."""
+        return self._left is None or bool(self._left)
+
+    def try_next(self) -> bool:
+        """Begin to connect to the next server; False if there is none left."""
+        self._reader = None
+        if self._left is None:
+            self._left = self._service.servers.in_order()
+        if not self._left:
+            return False
+        server = self.server = self._left.pop(0)
+        server.sessions += 1
+        connection = self._connection = BackendConnection(self._session)
+        self._connecting = asyncio.get_running_loop().create_task(
+            self._connect(server, connection), name=server.name
+        )
+        return True
+
+    async def _connect(self, server: "Server", connection: BackendConnection) -> None:
+        session = self._session
+        try:
+            await server.connect(lambda: connection, session.peer)
+        except OSError as error:
+            self._connecting = None
+            why = reason(error)
+            if error.errno not in _OUR_OWN:
+                self._service.servers.failed(server, why)
+            session.give_up_server(why, monotonic())
+        else:
+            self._connecting = None
+
+    def receive(self, octets: bytes) -> tuple[bytes, str]:
+        """Take what a server says before it has greeted.
+
+        Return what the pipeline is to get, and why this server is to be given up, if it is.
+        """
+        reader = self._reader = self._reader or ReplyReader()
+        reader.receive(octets)
+        octets = reader.unread
+        try:
+            greeting = reader.next_reply()
+        except BackendViolation:
+            greeting = (400, b"")
+        if greeting is None:
+            return b"", ""
+        code, reply = greeting
+        if code < 300:
+            self._reader = None
+            self._left = _NOBODY
+            self.open = False
+            assert self.server is not None
+            self._service.servers.greeted(self.server)
+            return octets, ""
+        why = f"greeted with {code}" if reply else "greeted with what is no reply"
+        if code < 500:  # 5xx may be meant for this client alone
+            self.failed(why)
+        if not self._left:
+            self.open = False
+            return octets, ""  # the pipeline passes it on
+        self.refusal = reply
+        return b"", why
+
+    def failed(self, why: str) -> None:
+        """Note that the server is to be left alone."""
+        assert self.server is not None
+        self._service.servers.failed(self.server, why)
+
+    def cancel(self) -> None:
+        """Connect to nobody any more, and hear nothing of the server that was tried last."""
+        if self._connection is not None:
+            self._connection.leave()
+            self._connection = None
+        if self._connecting is not None:
+            self._connecting.cancel()
+            self._connecting = None
+        if self.server is not None:
+            self.server.sessions -= 1
+            self.server = None
+
+    def end(self) -> None:
+        """Give back what the session has had: its part of a server, and its place."""
+        self.cancel()
+        self.waits = False
+        places = self._service.places
+        if places is not None:
+            places.leave(self)

@@ -1,0 +1,86 @@
+"""The client's connection: calls of the event loop, handed on to the session."""
+
+import asyncio
+from typing import TYPE_CHECKING, cast
+
+from smtpproxy.net.peer import Peer
+from smtpproxy.net.session import Session
+
+if TYPE_CHECKING:
+    from smtpproxy.net.listener_context import Service
+    from smtpproxy.net.shared_counters import Slots
+
+
+class ClientConnection(asyncio.Protocol):
+    """The side that faces the client.
+
+    peer: who it is, if its connection doesn't tell.  seat: where it was counted already.
+    """
+
+    __slots__ = ("_peer", "_seat", "_service", "_session")
+
+    def __init__(
+        self, service: "Service", peer: Peer | None = None, seat: "Slots | None" = None
+    ) -> None:
+        self._service = service
+        self._peer = peer
+        self._seat = seat
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin a session; what the client sends early waits until the backend has greeted."""
+        self._begin(cast("asyncio.Transport", transport), self._peer or Peer.of(transport))
+
+    def begin_anew(self, transport: asyncio.Transport, peer: Peer, *, secure: bool) -> None:
+        """Begin a session of another client, for whom the one that connected speaks from now on.
+
+        `secure` tells whether the connection is inside TLS.
+        """
+        self._leave()
+        self._begin(transport, peer, secure=secure)
+
+    def _begin(self, transport: asyncio.Transport, peer: Peer, *, secure: bool = False) -> None:
+        admission = self._service.admission
+        if admission is not None and self._seat is None:
+            opened = transport.get_extra_info("socket")
+            self._seat = admission.enter(peer.host, opened.fileno() if opened else -1)
+            if self._seat is None:
+                turn_away(transport, admission.refusal)
+                return
+        self._session = Session(self._service, transport, peer, secure=secure)
+
+    def data_received(self, data: bytes) -> None:
+        """Take octets from the client."""
+        self._session.client_received(data)
+
+    def eof_received(self) -> bool:
+        """Take the client's half-close; True keeps the other half, so that replies can be given."""
+        return self._session.client_eof()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        """Take the end of the connection; what came before may keep the backend busy for long.
+
+        It counts so long, or who sends and hangs up could have any number of sessions.
+        """
+        session = self._session
+        session.client_lost()
+        self._service.sweeper.when_over(session, self._leave)
+
+    def _leave(self) -> None:
+        if self._seat is not None and self._service.admission is not None:
+            self._service.admission.leave(self._seat)
+            self._seat = None
+
+    def pause_writing(self) -> None:
+        """Note that the client does not read its replies."""
+        self._session.client_blocked(blocked=True)
+
+    def resume_writing(self) -> None:
+        """Note that the client reads again."""
+        self._session.client_blocked(blocked=False)
+
+
+def turn_away(transport: asyncio.Transport, reply: bytes) -> None:
+    """Tell a client that it is not served, and be done with it."""
+    transport.set_protocol(asyncio.Protocol())
+    transport.write(reply)
+    transport.close()

@@ -1,0 +1,206 @@
+"""The arrival: what must come before a session can begin, a PROXY header or a TLS handshake.
+
+Only at listeners that ask for one.  A client that owes a PROXY header and sends none gets 421.
+Where TLS comes first, a PROXY header that is missing, or that nobody asked for, gets a TLS alert; a
+client whose handshake fails, or that there is no room for, is closed without a word.
+"""
+
+import asyncio
+from time import monotonic
+from typing import TYPE_CHECKING, cast
+
+from smtpproxy.core import replies
+from smtpproxy.core.lines import PROXY_HEADERS
+from smtpproxy.core.observer import Summary
+from smtpproxy.net import tproxy
+from smtpproxy.net.client_connection import ClientConnection, turn_away
+from smtpproxy.net.listener_security import is_in
+from smtpproxy.net.peer import Peer
+from smtpproxy.net.proxy_protocol import BadProxyHeader, read
+from smtpproxy.tls import handshake
+
+if TYPE_CHECKING:
+    from smtpproxy.net.listener_context import Service
+    from smtpproxy.net.listener_security import Security
+    from smtpproxy.net.shared_counters import Slots
+
+TLS_ALERT = b"\x15\x03\x01\x00\x02\x02\x0a"
+"""The reply where TLS comes first: a fatal alert, unexpected_message (RFC 8446 section 6)."""
+
+
+class Arrival(asyncio.Protocol):
+    """One client on its way to a session; the sweeper watches it like one."""
+
+    def __init__(self, service: "Service", security: "Security") -> None:
+        self._service = service
+        self._security = security
+        self._octets = b""
+        self._started = monotonic()
+        self._owes_header = False
+        self._handshake: asyncio.Task[None] | None = None
+        self._seat: Slots | None = None
+        self._over = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin with what is owed first."""
+        self._transport = cast("asyncio.Transport", transport)
+        self._peer = Peer.of(transport)
+        if self._security.transparent:
+            opened = transport.get_extra_info("socket")
+            self._peer = tproxy.found(self._peer, opened, self._security.own_port)
+        if self._is_one_too_many():
+            return
+        self._service.sweeper.add(self)
+        self._owes_header = is_in(self._peer.host, self._security.proxies)
+        if not self._owes_header:
+            self._go_on()
+
+    def _is_one_too_many(self) -> bool:
+        """Turn the client away if descriptors are short: who only arrives takes one, too."""
+        admission, opened = self._service.admission, self._transport.get_extra_info("socket")
+        if admission is None or not opened:
+            return False
+        if not admission.lacks_descriptors(opened.fileno(), self._peer.host):
+            return False
+        self._over = True
+        turn_away(self._transport, b"" if self._security.implicit else admission.refusal)
+        return True
+
+    def data_received(self, data: bytes) -> None:
+        """Take octets of the PROXY header, or of the ClientHello, and what may follow them."""
+        self._octets += data
+        if not self._owes_header:
+            self._shake_hands()
+            return
+        try:
+            peer, taken = read(self._octets)
+        except BadProxyHeader as error:
+            self._turn_away("bad_proxy_header", str(error))
+            return
+        if taken:
+            self._octets = self._octets[taken:]
+            self._peer = peer or self._peer
+            self._owes_header = False
+            self._go_on()
+
+    def eof_received(self) -> None:
+        """Take the end of a client that has not sent all that it owes."""
+        self._cut_short()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        """Take the end of the connection."""
+        self._cut_short()
+
+    def _cut_short(self) -> None:
+        self._turn_away(
+            "bad_proxy_header" if self._owes_header else "client_tls_failed", "cut short"
+        )
+
+    # --- as the sweeper sees it ---------------------------------------------------------------
+
+    def waiting(self) -> tuple[str, float]:
+        """Return the time limit that runs; a handshake keeps its own."""
+        if self._handshake is not None:
+            return "handshake", self._started
+        return ("proxy_header" if self._owes_header else "client_hello"), self._started
+
+    def expire(self, limit: str, now: float) -> None:  # noqa: ARG002
+        """Act on a time limit that is over."""
+        self._turn_away(f"{limit}_time_limit", "nothing came")
+
+    def release(self, now: float) -> bool:  # noqa: ARG002
+        """Hold no replies."""
+        return False
+
+    def drain(self) -> None:
+        """End: nothing was begun."""
+        self._turn_away("draining", "")
+
+    def stop(self) -> None:
+        """End at once."""
+        self._turn_away("stopped", "")
+
+    # --- from here to the session -------------------------------------------------------------
+
+    def _go_on(self) -> None:
+        if not self._security.implicit:
+            self._begin_session(self._transport)
+            return
+        if not self._take_seat():
+            self._leave()
+            self._transport.abort()  # no plaintext to who expects TLS, and no handshake for that
+            return
+        self._started = monotonic()
+        if self._octets:
+            self._shake_hands()
+
+    def _shake_hands(self) -> None:
+        """Begin the handshake with the client's first octets, a ClientHello if all is well."""
+        if self._octets.startswith(PROXY_HEADERS):
+            self._turn_away("proxy_header_unexpected", "")
+            return
+        context = self._security.client
+        assert context is not None
+        early, self._octets = self._octets, b""
+        self._handshake = handshake.begin(
+            self._transport,
+            context,
+            self._begin_session,
+            lambda why: self._turn_away("client_tls_failed", why),
+            limit_s=self._security.handshake_s,
+            early=early,
+        )
+
+    def _take_seat(self) -> bool:
+        """Have the client counted in before it costs a handshake; tell whether it may come in."""
+        admission = self._service.admission
+        if admission is None:
+            return True
+        self._seat = admission.enter(self._peer.host)
+        return self._seat is not None
+
+    def _begin_session(self, transport: asyncio.Transport) -> asyncio.Protocol:
+        connection = ClientConnection(self._service, self._peer, self._seat)
+        self._seat = None
+        transport.set_protocol(connection)
+        connection.connection_made(transport)
+        self._leave()
+        protocol = cast("asyncio.Protocol", transport.get_protocol())  # it may be turned away
+        if self._octets:
+            protocol.data_received(self._octets)
+        return protocol
+
+    def _leave(self) -> None:
+        self._over = True
+        self._service.sweeper.remove(self)
+        if self._seat is not None and self._service.admission is not None:
+            self._service.admission.leave(self._seat)
+            self._seat = None
+
+    def _turn_away(self, reason: str, why: str) -> None:
+        if self._over:
+            return
+        self._leave()
+        if self._handshake is not None:
+            self._handshake.cancel()
+        setting = _SETTING.get(reason, "")
+        if setting and not self._transport.is_closing():
+            missing = replies.PROXY_MISSING % self._service.rules.hostname
+            turn_away(self._transport, TLS_ALERT if self._security.implicit else missing)
+        else:
+            self._transport.abort()
+        observer = self._service.observer.session(self._service.name, self._peer.name)
+        if why or setting:
+            why = "; ".join(filter(None, (why, setting)))
+            observer.noted("client_turned_away", kind=reason, why=why)
+        seconds = monotonic() - self._started
+        observer.closed(Summary(reason, seconds, 0, 0, 0, len(self._octets), 0))
+
+
+_EXPECTED = "its network is in proxy_protocol"
+_SETTING = {
+    "bad_proxy_header": _EXPECTED,
+    "proxy_header_time_limit": _EXPECTED,
+    "proxy_header_unexpected": "its network is not in proxy_protocol",
+}
+"""Why a PROXY header was expected of a client, or was not: what an operator has to look at."""

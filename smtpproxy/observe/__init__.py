@@ -1,1 +1,0 @@
-"""Seeing what the proxy does: log, metrics, trace. The only home of structlog."""

@@ -1,0 +1,138 @@
+"""The command `smtpproxy probe`: what the user said, checked; then the report, and the settings."""
+
+import io
+import re
+import sys
+
+import click
+from rich.text import Text
+
+from smtpproxy.config.address import Address, parse_server
+from smtpproxy.probe import probe_report, probe_run, suggested_config
+from smtpproxy.probe.connector import Wanted
+from smtpproxy.terminal import Terminal, say
+
+_NARROWEST, _WIDE = 60, 110
+_MAILBOX = re.compile(r"[!-;=?-~]{1,250}", re.ASCII)
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,255}|\[[A-Za-z0-9:.]{1,80}\]", re.ASCII)
+
+
+@click.command(
+    short_help="Tell what a server offers, lacks and gets wrong; print the settings for it.",
+    epilog="""
+    \b
+    Examples:
+      smtpproxy probe 10.0.0.5:25
+      smtpproxy probe --settings-only 10.0.0.5:25 > smtpproxy.toml
+      smtpproxy probe --relay-test someone@example.com mta.example.org:25
+      smtpproxy probe --helo proxy.example.org --timeout 5 [2001:db8::5]:25
+      smtpproxy probe --implicit-tls mta.example.org:2465
+
+    It delivers nothing: no message is ever ended, and DATA is said only where no recipient was
+    accepted.  But it opens up to thirty connections, and breaks the protocol in some: probe your
+    own servers, from the machine that the proxy is to run on.
+
+    Exit codes: 0 (examined, whatever was found), 1 (not reached, or turned away), 2 (usage).
+    """,
+)
+@click.argument("addr")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0.1, 600),
+    default=30,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait for a reply; for all of it twenty times as long.",
+)
+@click.option(
+    "--helo",
+    default="",
+    metavar="NAME",
+    help="The name in EHLO and HELO, a domain or an address literal.  "
+    "[default: this machine's, or its address]",
+)
+@click.option(
+    "--from",
+    "sender",
+    default="",
+    metavar="SENDER",
+    help="The sender in every MAIL.  [default: the null sender]",
+)
+@click.option(
+    "--relay-test",
+    default="",
+    metavar="RCPT",
+    help="Ask whether it takes mail for RCPT, an address elsewhere, from this machine.",
+)
+@click.option("--implicit-tls", is_flag=True, help="Begin with TLS; port 465 does so anyway.")
+@click.option("--settings-only", is_flag=True, help="Print the settings only, for a file.")
+def probe(
+    addr: str,
+    timeout: float,
+    helo: str,
+    sender: str,
+    relay_test: str,
+    implicit_tls: bool,
+    settings_only: bool,
+) -> None:
+    """Tell what a server offers, lacks and gets wrong, and print the settings for it.
+
+    ADDR is HOST:PORT, [IPV6]:PORT or unix:/PATH.
+    """
+    if timeout != timeout:  # NaN is in every range
+        raise click.BadParameter("nan is not a number of seconds", param_hint="--timeout")
+    for given, flag in ((sender, "--from"), (relay_test, "--relay-test")):
+        if given and not _MAILBOX.fullmatch(given):
+            what = f"{given!r} is not an address, such as someone@example.com"
+            raise click.BadParameter(what, param_hint=flag)
+    if helo and not _NAME.fullmatch(helo):
+        what = f'{helo!r} is not a name, such as "proxy.example.org" or "[192.0.2.1]"'
+        raise click.BadParameter(what, param_hint="--helo")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # an old terminal must not end it
+    wanted = Wanted(_address(addr), timeout, helo, sender, relay_test, implicit_tls)
+    _examine(wanted, settings_only=settings_only)
+
+
+def _examine(wanted: Wanted, *, settings_only: bool) -> None:
+    try:
+        with Terminal(stderr=True).status(_step(wanted, "connecting")) as status:
+            found = probe_run.examine(wanted, lambda step: status.update(_step(wanted, step)))
+    except probe_run.Unreachable as error:
+        say(f"smtpproxy: {wanted.address}: {error}", err=True)
+        sys.exit(1)
+    if not settings_only:
+        probe_report.show(_console(), found)
+    if found.refusal:
+        say(f"smtpproxy: {wanted.address}: {found.refusal}", err=True)
+        sys.exit(1)
+    if not settings_only:
+        for line in ("", "Settings for it, to begin with:", ""):
+            say(line)
+    for line in suggested_config.settings(found):
+        say(line)
+
+
+def _step(wanted: Wanted, step: str) -> Text:
+    return Text(f"{wanted.address}: {step}")  # no text: rich would look for markup in that
+
+
+def _address(text: str) -> Address:
+    try:
+        text.encode()
+        address = parse_server(text)
+    except UnicodeEncodeError:
+        raise click.BadParameter("is not UTF-8", param_hint="ADDR") from None
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r} {error}", param_hint="ADDR") from None
+    if address.is_original:
+        raise click.BadParameter("needs the address of a server", param_hint="ADDR")
+    return address
+
+
+def _console() -> Terminal:
+    console = Terminal()
+    if not console.is_terminal:
+        return Terminal(width=_WIDE)
+    return Terminal(width=_NARROWEST) if console.width < _NARROWEST else console

@@ -1,0 +1,60 @@
+"""The window: what the service shows at the admin address, which may move at a reload."""
+
+import socket
+from time import time
+from typing import TYPE_CHECKING
+
+from smtpproxy.config.address import Address
+from smtpproxy.config.schema import Admin as AdminSettings
+from smtpproxy.log import log
+from smtpproxy.metrics.snapshot import Figures
+from smtpproxy.net.sockets import name_of
+
+if TYPE_CHECKING:
+    from smtpproxy.admin.http_server import Admin
+    from smtpproxy.admin.live_feed import Source
+
+
+class Window:
+    """Shows what a source tells, at the address that the settings name."""
+
+    def __init__(self, source: "Source") -> None:
+        self._source = source
+        self._admin: Admin | None = None
+        self._settings = AdminSettings()
+        self._reload_failed = False
+        self._loaded = time()
+
+    async def settle(self, settings: AdminSettings, sockets: list[socket.socket]) -> None:
+        """Follow settings that have come into force; `sockets` are those of the address.
+
+        Who looks at the page has to come again if address or token are others now.
+        """
+        self._reload_failed, self._loaded = False, time()
+        if settings == self._settings:
+            return
+        await self.close()
+        self._settings = settings
+        if settings.address == Address():
+            return
+        from smtpproxy.admin.http_server import Admin  # its HTTP server is not loaded for nothing
+
+        self._admin = Admin(settings.token, self._source)
+        await self._admin.start(sockets)
+        for each in sockets:
+            log.get().info("admin_listening", address=name_of(each))
+
+    def reload_failed(self) -> None:
+        """Learn that the settings that were to come into force did not."""
+        self._reload_failed = True
+
+    def add_figures(self, figures: Figures) -> None:
+        """Add which settings are in force: the last that there were?"""
+        figures.gauges["config_last_reload_successful"] = int(not self._reload_failed)
+        figures.gauges["config_last_reload_success_timestamp_seconds"] = self._loaded
+
+    async def close(self) -> None:
+        """Show nothing any more."""
+        if self._admin is not None:
+            await self._admin.stop()
+            self._admin = None

@@ -1,0 +1,149 @@
+"""The desk: what the workers share beyond the sockets, and what they tell."""
+
+from collections.abc import Callable
+
+from smtpproxy.config.schema import Settings
+from smtpproxy.log.session_log import ServiceLog
+from smtpproxy.metrics.snapshot import Figures, Totals, quoted
+from smtpproxy.net import shared_counters
+from smtpproxy.net.backend.connection_slots import Queue
+from smtpproxy.supervisor.worker_process import WorkerProcess
+from smtpproxy.worker.control_messages import (
+    Ask,
+    Beat,
+    FromWorker,
+    Granted,
+    Health,
+    Leave,
+    ToWorker,
+)
+
+TellAll = Callable[[ToWorker, WorkerProcess | None], None]
+"""Sends a message to all workers but this one."""
+
+
+class Desk:
+    """Made once for the service; crews come and go.
+
+    memory: the descriptor of the tally.
+    lost: how many workers have died, or were killed as they hung.
+    """
+
+    def __init__(self, tell_all: TellAll) -> None:
+        self.memory = shared_counters.create()
+        self._tally = shared_counters.Tally(self.memory)
+        self.lost = 0
+        self._tell_all = tell_all
+        self._totals = Totals()
+        self._free_rows = list(reversed(range(shared_counters.ROWS)))
+        self._places: dict[str, Queue] = {}
+        self._tickets: dict[WorkerProcess, set[tuple[str, int]]] = {}
+        self._down: set[tuple[str, str]] = set()
+        self._named: set[tuple[str, str]] = set()
+        self._observer = ServiceLog()
+
+    def settle(self, settings: Settings) -> None:
+        """Follow new settings; who has a place at a backend keeps it."""
+        for name, backend in settings.backends.items():
+            limit = backend.max_connections
+            if limit:
+                queue = self._places.setdefault(name, Queue(limit, backend.max_wait))
+                queue.limit, queue.max_wait = limit, backend.max_wait
+                queue.serve()
+        named = {
+            (name, str(server))
+            for name, backend in settings.backends.items()
+            for server in backend.servers
+        }
+        self._down &= named
+        self._named = named
+        self._observer = ServiceLog()  # the log may have changed
+
+    def sessions(self) -> int:
+        """Return how many sessions there are now; what workers tell is a second old."""
+        return self._tally.sessions()
+
+    def figures(self) -> Figures:
+        """Return the figures of all workers, and what is known here alone."""
+        figures = self._totals.sum()
+        figures.counts["workers_lost"] = self.lost
+        figures.gauges["servers_down"] = len(self._down & self._named)
+        for backend, server in sorted(self._named):
+            up = (backend, server) not in self._down
+            labels = f'backend="{backend}",server={quoted(server)}'
+            figures.gauges[f"server_up{{{labels}}}"] = int(up)
+        for name, queue in self._places.items():
+            figures.gauges[f'places_taken{{backend="{name}"}}'] = queue.taken
+            figures.gauges[f'places_waited_for{{backend="{name}"}}'] = queue.waiting
+        return figures
+
+    def is_down(self, backend: str, server: str) -> bool:
+        """Tell whether a server is believed to be down."""
+        return (backend, server) in self._down
+
+    def is_any_up(self) -> bool:
+        """Tell whether some server is believed to be up."""
+        return bool(self._named - self._down)
+
+    def take_row(self) -> int:
+        """Return a row of the tally that no worker has.
+
+        Raises OSError if there is none: then hundreds of workers are still draining.
+        """
+        if not self._free_rows:
+            raise OSError("too many workers are still draining")
+        row = self._free_rows.pop()
+        shared_counters.Tally(self.memory, row).clear()
+        return row
+
+    def free_row(self, row: int) -> None:
+        """Take back the row of a worker that is gone."""
+        shared_counters.Tally(self.memory, row).clear()
+        self._free_rows.append(row)
+
+    def brief(self, worker: WorkerProcess) -> None:
+        """Tell a new worker which servers are down, so that its clients need not find out."""
+        for backend, server in sorted(self._down):
+            worker.tell(Health(backend, server, up=False))
+
+    def said(self, worker: WorkerProcess, message: FromWorker) -> None:
+        """Take what a worker tells, or asks for."""
+        match message:
+            case Beat():
+                self._totals.take(worker.pid, message.figures)
+            case Ask():
+                self._ask(worker, message.backend, message.ticket)
+            case Leave():
+                self._leave(worker, message.backend, message.ticket)
+            case Health():
+                self.change(message, worker)
+
+    def _ask(self, worker: WorkerProcess, backend: str, ticket: int) -> None:
+        if backend not in self._places:  # a limit that a reload has brought, and another taken away
+            worker.tell(Granted(ticket, granted=True))
+            return
+        self._tickets.setdefault(worker, set()).add((backend, ticket))
+        self._places[backend].ask(
+            (worker, ticket), lambda granted: worker.tell(Granted(ticket, granted))
+        )
+
+    def _leave(self, worker: WorkerProcess, backend: str, ticket: int) -> None:
+        self._tickets.get(worker, set()).discard((backend, ticket))
+        if backend in self._places:
+            self._places[backend].leave((worker, ticket))
+
+    def change(self, health: Health, worker: WorkerProcess | None = None) -> None:
+        """Follow a server that has gone down or come up, and tell the other workers."""
+        server = (health.backend, health.server)
+        if health.up != (server in self._down):
+            return  # another worker was faster
+        (self._down.discard if health.up else self._down.add)(server)
+        self._observer.server_changed(health.backend, health.server, health.up, health.why)
+        self._tell_all(health, worker)
+
+    def ended(self, worker: WorkerProcess) -> None:
+        """Follow the end of a worker: what it had is free again."""
+        self._totals.forget(worker.pid)
+        self.free_row(worker.row)
+        for backend, ticket in self._tickets.pop(worker, set()):
+            self._places[backend].leave((worker, ticket))

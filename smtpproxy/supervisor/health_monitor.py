@@ -1,0 +1,62 @@
+"""Active checks: one greeting at a time for each server of a backend that asks for it.
+
+Where somebody may ask whether the service is ready, the servers of other backends are checked too:
+at the start, and while they are down, since without clients nobody else would find them back.
+"""
+
+import asyncio
+from collections.abc import Callable
+
+from smtpproxy.config.address import Address
+from smtpproxy.config.schema import Backend, Settings
+from smtpproxy.net.backend.health_check import check
+from smtpproxy.net.backend.server_pool import Server
+from smtpproxy.worker import security_builder
+from smtpproxy.worker.control_messages import Health
+
+LONGEST_S = 30.0
+"""How long a check may take, if it is not to be repeated earlier."""
+
+
+class Checks:
+    """Checks the servers of the service's backends.
+
+    found: is told what each check has found.
+    is_down: whether a server of a backend is believed to be down.
+    """
+
+    def __init__(
+        self, found: Callable[[Health], None], is_down: Callable[[str, str], bool]
+    ) -> None:
+        self._found = found
+        self._is_down = is_down
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def settle(self, settings: Settings) -> None:
+        """Follow new settings."""
+        self.stop()
+        for name, backend in settings.backends.items():
+            if not backend.check_every and settings.admin.address == Address():
+                continue
+            route = security_builder.route(settings, backend)
+            for address in backend.servers:
+                if not address.is_original:
+                    watching = self._watch(name, Server(address, route), backend, settings.hostname)
+                    self._tasks.append(asyncio.create_task(watching, name=f"check {address}"))
+
+    async def _watch(self, name: str, server: Server, backend: Backend, hostname: str) -> None:
+        interval = backend.check_every or backend.retry_after
+        limit_s = min(backend.check_every or LONGEST_S, LONGEST_S)
+        due = True
+        while True:
+            if due:
+                why = await check(server, hostname, limit_s)
+                self._found(Health(name, server.name, not why, why))
+            await asyncio.sleep(interval)
+            due = backend.check_every > 0 or self._is_down(name, server.name)
+
+    def stop(self) -> None:
+        """Check nothing any more."""
+        for task in self._tasks:
+            task.cancel()
+        self._tasks.clear()

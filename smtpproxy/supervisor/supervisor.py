@@ -1,0 +1,262 @@
+"""The service: sockets that stay open while crews of workers come and go, and signals obeyed.
+
+One way of running, also with one worker.  SIGHUP reads the settings again: new workers start, and
+when they are ready the old ones accept nobody any more and end with their sessions.  Both accept
+from the same sockets, so that no client is refused and no session is cut.  What is wrong keeps
+everything as it is.  SIGTERM and SIGINT drain; a second one, or the time limit of the drain, ends
+the rest.
+"""
+
+import asyncio
+import os
+import resource
+import signal
+from collections.abc import Callable
+from time import monotonic
+
+from smtpproxy.config.decoding import ConfigError
+from smtpproxy.config.schema import Settings
+from smtpproxy.config.tls_validation import weak_backends
+from smtpproxy.log import log
+from smtpproxy.metrics.snapshot import Figures
+from smtpproxy.supervisor.admin_endpoint import Window
+from smtpproxy.supervisor.coordinator import Desk
+from smtpproxy.supervisor.health_monitor import Checks
+from smtpproxy.supervisor.listen_sockets import Doors
+from smtpproxy.supervisor.sd_notify import Notifier
+from smtpproxy.supervisor.worker_group import Crew
+from smtpproxy.supervisor.worker_process import WorkerProcess
+from smtpproxy.worker.control_messages import Look, ToWorker
+
+CHECK_INTERVAL_S = 1.0
+
+Read = Callable[[], Settings]
+"""Reads the settings again; raises ConfigError."""
+
+
+class Service:
+    """Everything that runs as one smtpproxy."""
+
+    def __init__(self, settings: Settings, read: Read) -> None:
+        self._settings = settings
+        self._read = read
+        self._log = log.get()
+        self._notifier = Notifier()
+        self._doors = Doors()
+        self._desk = Desk(self._tell_all)
+        self._checks = Checks(self._desk.change, self._desk.is_down)
+        self._window = Window(self)
+        self._crew: Crew | None = None
+        self._leaving: set[Crew] = set()
+        self._reload_wanted = asyncio.Event()
+        self._end_wanted, self._insisted = asyncio.Event(), asyncio.Event()
+
+    def figures(self) -> Figures:
+        """Return the figures of all workers, and of the service itself."""
+        figures = self._desk.figures()
+        figures.gauges["workers"] = sum(crew.workers for crew in self._crews)
+        self._window.add_figures(figures)
+        return figures
+
+    def listeners(self) -> list[str]:
+        """Return the addresses that clients connect to."""
+        return self._doors.addresses
+
+    def look(self) -> None:
+        """Have the workers tell of sessions for a while, as somebody looks at the live page."""
+        self._tell_all(Look(), None)
+
+    def why_not_ready(self) -> str:
+        """Return why a client could not be served just now; empty if it could."""
+        if self._end_wanted.is_set():
+            return "draining"
+        if self._crew is None or not self._crew.serves:
+            return "no worker is there"
+        return "" if self._desk.is_any_up() else "no server is up"
+
+    @property
+    def _crews(self) -> set[Crew]:
+        return self._leaving | ({self._crew} if self._crew else set())
+
+    async def run(self) -> int:
+        """Run until a signal tells to end; return the exit code."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_end)
+        loop.add_signal_handler(signal.SIGHUP, self._reload_wanted.set)
+        tasks = [
+            loop.create_task(self._check(), name="check"),
+            loop.create_task(self._reload_when_told(), name="reload"),
+        ]
+        if self._notifier.watchdog_s:
+            tasks.append(loop.create_task(self._stroke_watchdog(), name="watchdog"))
+        try:
+            if not await self._start():
+                return 1
+            await self._end_wanted.wait()
+            await self._drain()
+        finally:
+            for task in tasks:
+                task.cancel()
+            self._checks.stop()
+            crews = self._crews
+            for crew in crews:
+                crew.stop()
+            await _wait_for(crews)
+            await self._window.close()
+            self._doors.close()
+        self._log.info("stopped")
+        return 0
+
+    async def _start(self) -> bool:
+        """Open the doors and start the first crew; False if either can't be."""
+        settings = self._settings
+        try:
+            self._doors.open(settings)
+        except OSError:
+            return False
+        self._desk.settle(settings)
+        crew = self._crew = self._make_crew(settings)
+        if not await crew.start():
+            return False
+        self._checks.settle(settings)
+        await self._window.settle(settings.admin, self._doors.admin(settings))
+        for address in self._doors.addresses:
+            self._log.info("listening", address=address)
+        self._warn(settings)
+        self._notifier.ready(self._status())
+        return True
+
+    def _warn(self, settings: Settings) -> None:
+        """Tell of what is as it was asked for, and weaker than it should be."""
+        for name, how in weak_backends(settings):
+            self._log.warning("weak_tls", backend=name, how=how)
+
+    def _tell_all(self, message: ToWorker, but: WorkerProcess | None) -> None:
+        for crew in self._crews:
+            crew.tell(message, but)
+
+    def _make_crew(self, settings: Settings) -> Crew:
+        size = settings.workers or len(os.sched_getaffinity(0))
+        return Crew(settings, self._doors.descriptors(settings), size, self._desk)
+
+    # --- reload -------------------------------------------------------------------------------
+
+    async def _reload_when_told(self) -> None:
+        while True:
+            await self._reload_wanted.wait()
+            self._reload_wanted.clear()
+            if self._crew is not None and not self._end_wanted.is_set():
+                self._notifier.reloading()
+                await self._reload()
+                if not self._end_wanted.is_set():
+                    self._notifier.ready(self._status())
+
+    async def _reload(self) -> None:
+        """Change to what the settings say now, or change nothing."""
+        try:
+            settings = self._read()
+        except ConfigError as error:
+            self._reload_failed(*map(str, error.problems))
+            return
+        old = self._crew
+        assert old is not None
+        try:
+            added = self._doors.open(settings)
+        except OSError:
+            self._doors.keep_for(self._settings)
+            self._reload_failed("an address can't be listened on")
+            return
+        crew = self._make_crew(settings)
+        self._leaving.add(crew)  # until it is the one
+        started = await crew.start()
+        if not started:
+            self._leaving.remove(crew)
+        if not started or self._end_wanted.is_set():
+            self._doors.keep_for(self._settings)
+            if not self._end_wanted.is_set():
+                self._reload_failed("the new workers did not start")
+            return
+        self._leaving.remove(crew)
+        log.configure(settings.log.level, settings.log.format)
+        self._log = log.get()
+        self._settings, self._crew = settings, crew
+        self._desk.settle(settings)
+        self._checks.settle(settings)
+        for address in added:
+            self._log.info("listening", address=address)
+        self._warn(settings)
+        await self._leave(old)
+        await self._window.settle(settings.admin, self._doors.admin(settings))
+        self._doors.keep_for(settings)
+        self._log.info("reloaded", workers=crew.workers, sessions=self._desk.sessions())
+
+    def _reload_failed(self, *problems: str) -> None:
+        self._window.reload_failed()
+        self._log.error("reload_failed", problems=problems)
+
+    async def _leave(self, crew: Crew) -> None:
+        """Let a crew go, in its own time; return when all new clients are the new crew's."""
+        self._leaving.add(crew)
+        task = asyncio.get_running_loop().create_task(crew.empty.wait(), name="leaving crew")
+        task.add_done_callback(lambda _: self._leaving.discard(crew))
+        await crew.retire()
+
+    # --- the end ------------------------------------------------------------------------------
+
+    def _on_end(self) -> None:
+        (self._insisted if self._end_wanted.is_set() else self._end_wanted).set()
+
+    async def _drain(self) -> None:
+        """Let all sessions finish, until told again or out of time."""
+        self._notifier.stopping()
+        self._doors.close_listeners()
+        crews = self._crews
+        for crew in crews:
+            crew.drain()
+        self._log.info("draining", sessions=self._desk.sessions())
+        drained = asyncio.create_task(_wait_for(crews), name="drain")
+        insisted = asyncio.create_task(self._insisted.wait(), name="second signal")
+        await asyncio.wait((drained, insisted), return_when=asyncio.FIRST_COMPLETED)
+        insisted.cancel()
+        drained.cancel()
+
+    # --- watching -----------------------------------------------------------------------------
+
+    async def _check(self) -> None:
+        """Look at the workers' hearts."""
+        looked = monotonic()
+        while True:
+            await asyncio.sleep(CHECK_INTERVAL_S)
+            now = monotonic()
+            passed, looked = now - looked, now
+            for crew in self._crews:
+                if passed > 2 * CHECK_INTERVAL_S:
+                    crew.excuse(passed)
+                crew.check(now)
+            if self._notifier.wanted:
+                self._notifier.status(self._status())
+
+    async def _stroke_watchdog(self) -> None:
+        while True:
+            self._notifier.alive()
+            await asyncio.sleep(self._notifier.watchdog_s / 3)
+
+    def _status(self) -> str:
+        workers = sum(crew.workers for crew in self._crews)
+        return f"{self._desk.sessions()} sessions, {workers} workers"
+
+
+async def _wait_for(crews: set[Crew]) -> None:
+    """Wait until they are gone."""
+    for crew in crews:
+        await crew.empty.wait()
+
+
+def main(settings: Settings, read: Read) -> int:
+    """Run the service in this process; return its exit code."""
+    log.configure(settings.log.level, settings.log.format)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # a session takes two
+    with asyncio.Runner() as runner:
+        return runner.run(Service(settings, read).run())

@@ -1,0 +1,1 @@
+"""Time lines of sessions for a terminal: rows, labels and how they are drawn."""

@@ -1,0 +1,223 @@
+"""The time line of one session: who said what to whom when, and how long the client waited.
+
+It owns the drawing: a row for each arrow, in the order of time, between the lifelines of client,
+proxy and MTA; a bracket for each wait. It draws from records alone and never knows of a script.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.text import Text
+
+from smtpproxy.timeline.labels import QUIET, Label, join
+
+MIN_WIDTH, MAX_WIDTH = 60, 100
+GUTTER, CLOCK = 11, 7
+LONG_RUN = 6
+LINE, WAIT = "dim", "magenta"
+
+_ASCII = str.maketrans("│├┤─╌▶◀╭╰⋮…■", "|++--></\\:~#")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What was said at one moment on one side; at: seconds since the client connected.
+
+    to_mta, to_client: the group that went right, and left; on the proxy's MTA side a row has both,
+    a command and its reply. note: what happened there while nothing travelled. wait is the number
+    of the wait it belongs to, wait_s stands where that ends. took_s: how long the MTA took for its
+    reply, if that is to be told. skipped rows were left out here.
+    """
+
+    at: float
+    mta_side: bool = False
+    to_mta: tuple[Label, ...] = ()
+    to_client: tuple[Label, ...] = ()
+    wait: int = 0
+    wait_begins: bool = False
+    wait_s: float | None = None
+    took_s: float | None = None
+    skipped: int = 0
+    note: Label | None = None
+
+    @property
+    def alike(self) -> object:
+        """Equal for rows that tell the same but for addresses and times."""
+        shorts = [[label.short for label in labels] for labels in (self.to_mta, self.to_client)]
+        return self.mta_side, shorts, self.note
+
+
+class Timeline:
+    """A rich renderable of one session; `waits` and `seconds` are those of its client.
+
+    proxied: a proxy stands between client and MTA, whose other side is drawn too.
+    """
+
+    def __init__(self, rows: Iterable[Row], *, proxied: bool = True) -> None:
+        self.proxied = proxied
+        self.rows = _with_waits(sorted(rows, key=lambda row: row.at))
+        ends = [row for row in self.rows if row.wait_s is not None]
+        self.waits = len(ends)
+        self.seconds = ends[-1].at if ends else 0.0
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        width = max(MIN_WIDTH, min(options.max_width, MAX_WIDTH))
+        lanes = _Lanes.of(width - GUTTER - CLOCK, proxied=self.proxied)
+        yield from (
+            fit(line, options) for line in [lanes.header(), *map(lanes.draw, self._shown())]
+        )
+
+    def _shown(self) -> list[Row]:
+        return _elided(_elided(self.rows, 1), 2)
+
+
+def fit(line: Text, options: ConsoleOptions) -> Text:
+    """The line as this terminal can show it: never wrapped, and in ASCII if it knows no more."""
+    line.no_wrap = True
+    line.overflow = "crop"
+    if options.ascii_only:
+        line.plain = line.plain.translate(_ASCII).encode("ascii", "replace").decode()
+    return line
+
+
+def _with_waits(rows: list[Row]) -> list[Row]:
+    """Number the waits: each begins with what the client sends, and ends with its last reply."""
+    numbered: list[Row] = []
+    wait, begun, end = 0, 0.0, -1
+
+    def finish() -> None:
+        if end >= 0:
+            numbered[end] = replace(numbered[end], wait_s=numbered[end].at - begun)
+
+    for row in rows:
+        if not row.mta_side and row.to_mta and (end >= 0 or not wait):
+            finish()
+            for at in range(end + 1, len(numbered)):
+                numbered[at] = replace(numbered[at], wait=0)
+            wait, begun, end = wait + 1, row.at, -1
+            row = replace(row, wait_begins=True)
+        elif not row.mta_side and row.to_client:
+            end = len(numbered)
+        numbered.append(replace(row, wait=wait))
+    finish()
+    return numbered
+
+
+def _elided(rows: list[Row], period: int) -> list[Row]:
+    """Leave out the middle of each long run of alike rows, or of alike pairs of rows."""
+    shown: list[Row] = []
+    at = 0
+    while at < len(rows):
+        end = at
+        while end + period < len(rows) and rows[end].alike == rows[end + period].alike:
+            end += 1
+        times = (end - at) // period + 1
+        # A run of pairs is one of waits: it must not begin in the middle of one.
+        if times <= LONG_RUN or (period > 1 and not rows[at].wait_begins):
+            shown.append(rows[at])
+            at += 1
+            continue
+        last = at + (times - 1) * period
+        shown += rows[at : at + 2 * period]
+        shown.append(replace(rows[at + 2 * period], skipped=times - 3, wait_s=None))
+        at = last
+        shown += rows[at : at + period]
+        at += period
+    return shown
+
+
+# From rows to lines
+
+
+@dataclass(frozen=True, slots=True)
+class _Lanes:
+    """The widths between the lifelines; mta is 0 when no proxy stands between."""
+
+    client: int
+    mta: int
+
+    @classmethod
+    def of(cls, width: int, *, proxied: bool) -> "_Lanes":
+        if not proxied:
+            return cls(width - 2, 0)
+        mta = 20 + max(0, width - 69) // 3
+        return cls(width - 3 - mta, mta)
+
+    def header(self) -> Text:
+        blank = " " * (GUTTER + CLOCK)
+        if not self.mta:
+            return Text(blank + "client" + "legacy MTA".rjust(self.client - 4), "bold")
+        proxy, mta = "smtpproxy".rjust(self.client - 1), "legacy MTA".rjust(self.mta - 3)
+        return Text(blank + "client" + proxy + mta, "bold")
+
+    def draw(self, row: Row) -> Text:
+        if row.skipped:
+            lanes = "│" + " " * self.client + "│" if row.mta_side else "│"
+            return Text.assemble(_gutter(row), (f"{lanes}  ⋮ {row.skipped} more", LINE))
+        client = Text(" " * self.client) if row.mta_side else _arrow(row, self.client)
+        line = Text.assemble(_gutter(row), ("│", LINE), client, ("│", LINE))
+        if self.mta:
+            mta = _both_ways(row, self.mta) if row.mta_side else Text(" " * self.mta)
+            line = Text.assemble(line, mta, ("│", LINE))
+        return line
+
+
+def _gutter(row: Row) -> Text:
+    """The bracket of the wait, and the clock, on which only the client's side is told."""
+    width = GUTTER - 1
+    if row.skipped:
+        return Text(("⋮" if not row.mta_side else "│").rjust(width) + " " * (CLOCK + 1), WAIT)
+    clock = " " * CLOCK if row.mta_side else f"{row.at:6.3f} "
+    if row.wait_begins:
+        bracket = Text(f"wait {row.wait} ╭".rjust(width), WAIT)
+    elif row.wait_s is not None:
+        seconds = f"{row.wait_s:.3f} s".rjust(width - 2)
+        bracket = Text.assemble((seconds, "bold " + WAIT), (" ╰", WAIT))
+    else:
+        bracket = Text(("│" if row.wait else "").rjust(width), WAIT)
+    return Text.assemble(bracket, " ", (clock, LINE))
+
+
+def _arrow(row: Row, width: int) -> Text:
+    """One group on its way across the network."""
+    if row.note:
+        return _noted(row.note, width)
+    labels = list(row.to_mta or row.to_client)
+    told = join(labels, width - 5)
+    dash = "╌" if not labels[0].short else "─"
+    rest = dash * (width - told.cell_len - 4)
+    if row.to_mta:
+        return Text.assemble((dash + " ", LINE), told, (" " + rest, LINE), ("▶", "bold"))
+    return Text.assemble(("◀", "bold"), (rest + " ", LINE), told, (" " + dash, LINE))
+
+
+def _both_ways(row: Row, width: int) -> Text:
+    """A command and its reply between proxy and MTA, where a round trip takes no time."""
+    if row.note:
+        return _noted(row.note, width)
+    command, reply = _short(row.to_mta), _short(row.to_client)
+    if row.took_s is not None:
+        reply.append(f" {seconds_told(row.took_s)}", QUIET)
+    command.truncate(width - reply.cell_len - 6, overflow="ellipsis")
+    rest = "─" * (width - command.cell_len - reply.cell_len - 6)
+    return Text.assemble(("─ ", LINE), command, (" " + rest, LINE), ("▶ ", "bold"), reply, " ")
+
+
+def _noted(note: Label, width: int) -> Text:
+    text = Text(f"  {note.short}", note.style)
+    text.truncate(width, overflow="ellipsis", pad=True)
+    return text
+
+
+def seconds_told(seconds: float) -> str:
+    """Return a duration in at most seven characters."""
+    if seconds < 0.01:
+        return f"{seconds * 1000:.1f} ms"
+    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
+
+
+def _short(labels: tuple[Label, ...]) -> Text:
+    if not labels:
+        return Text("")
+    return Text(labels[0].short or labels[0].long, labels[0].style)

@@ -1,0 +1,1 @@
+"""Traces: exchanges written to files, and the commands that read them."""

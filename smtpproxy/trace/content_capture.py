@@ -1,0 +1,138 @@
+"""Captured content: the first octets of each message, as it came and as it goes to the backend."""
+
+from enum import Enum
+from hashlib import sha256
+
+from msgspec import Struct
+
+from smtpproxy.core import verbs
+from smtpproxy.core.exchange import Exchange
+
+DIGESTED_OCTETS = 16 * 1024
+"""So much of a message goes into its digest: of all of it, it would cost as much as relaying it."""
+HEADER_OCTETS = 64 * 1024
+"""A header is kept up to this size."""
+
+
+class Kept(Enum):
+    """How much of message content is recorded."""
+
+    NONE = "none"
+    """Its size and its digest."""
+    HEADERS = "headers"
+    """Also its header."""
+    FULL = "full"
+    """Also all of it, up to a bound."""
+
+
+_NOTHING_DIGESTED = sha256()
+
+
+class Content(Struct, gc=False):
+    """What is recorded of the content of one exchange.
+
+    sha256: of its first octets, as many as `digested`, as it went to the backend.
+    text: of it, as far as it was asked for; `cut` if there was more.
+    came: as it came from the client, where that was not the same.
+    """
+
+    sha256: str = ""
+    digested: int = 0
+    text: bytes = b""
+    cut: bool = False
+    came: bytes = b""
+
+
+class Captured:
+    """Keeps the beginning of the message that is on its way, never more than a bound.
+
+    Chunks of one BDAT after another may be under way at once, so each is taken by its size.
+
+    any: there is content that was not taken.
+    """
+
+    __slots__ = ("_came", "_kept", "_most", "_sent", "any")
+
+    def __init__(self, kept: Kept, most: int) -> None:
+        self._kept = kept
+        self._most = most
+        bound = max(_BOUNDS[kept] or most, DIGESTED_OCTETS)
+        self._sent = _Chunks(bound)
+        self._came = _Chunks(bound) if kept is Kept.FULL else None
+        self.any = False
+
+    def add(self, sent: bytes, came: bytes) -> None:
+        """Take in what goes to the backend now, and what has come for it."""
+        self.any = True
+        self._sent.add(sent)
+        if self._came is not None:
+            self._came.add(came)
+
+    def take(self, exchange: Exchange, *, digested: bool) -> Content:
+        """Return what is to be recorded of the content of an exchange."""
+        most = exchange.octets if exchange.verb.role == verbs.BDAT else None
+        octets, size = self._sent.take(most)
+        self.any = self._sent.size > 0
+        content = _digest_of(octets[:DIGESTED_OCTETS]) if digested else Content()
+        if self._kept is Kept.NONE:
+            return content
+        content.text = text = self._part_of(octets)
+        content.cut = len(text) < size
+        if self._came is not None:
+            came, _ = self._came.take(most)
+            content.came = b"" if came == octets else came[: self._most]
+        return content
+
+    def _part_of(self, octets: bytes) -> bytes:
+        if self._kept is Kept.FULL:
+            return octets[: self._most]
+        if octets.startswith((b"\r\n", b".\r\n")):
+            return b""
+        end = octets.find(b"\r\n\r\n") + 4
+        return octets[:end] if end >= 4 else octets[:HEADER_OCTETS]
+
+
+def _digest_of(octets: bytes) -> Content:
+    digest = _NOTHING_DIGESTED.copy()  # to look up the algorithm costs as much as to use it
+    digest.update(octets)
+    return Content(digest.hexdigest(), len(octets))
+
+
+class _Chunks:
+    """Octets that come in chunks, the first so many kept."""
+
+    __slots__ = ("_bound", "_chunks", "_room", "size")
+
+    def __init__(self, bound: int) -> None:
+        self._bound = self._room = bound
+        self._chunks: list[bytes] = []
+        self.size = 0
+
+    def add(self, octets: bytes) -> None:
+        size = len(octets)
+        self.size += size
+        if size <= self._room:
+            self._chunks.append(octets)
+            self._room -= size
+        elif self._room:
+            self._chunks.append(octets[: self._room])
+            self._room = 0
+
+    def take(self, most: int | None) -> tuple[bytes, int]:
+        """Return what is kept, and how much came; of that, `most` octets, if given."""
+        chunks, size = self._chunks, self.size
+        octets = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        if most is None:
+            chunks.clear()
+            self._room = self._bound
+            self.size = 0
+            return octets, size
+        rest = octets[most:]
+        self._chunks = [rest] if rest else []
+        self._room = self._bound - len(rest)
+        self.size = max(0, size - most)
+        return octets[:most], size - self.size
+
+
+_BOUNDS = {Kept.NONE: DIGESTED_OCTETS, Kept.HEADERS: HEADER_OCTETS, Kept.FULL: 0}
+"""How many octets of a message have to be captured; 0: as many as may be recorded."""

@@ -1,0 +1,79 @@
+"""The trace: every exchange of the sessions that are to be recorded, as records in files.
+
+`all` writes each exchange soon after its reply was flushed.  `errors` is a flight recorder: a
+session is kept in bounded memory, and written when it is over, if anything in it went wrong.  Lines
+are gathered and written by a thread, so that no disk ever holds up the mail.
+"""
+
+from collections.abc import Sequence
+from ipaddress import IPv4Network, IPv6Network, ip_address
+
+from smtpproxy.trace.content_capture import Captured, Kept
+from smtpproxy.trace.record_writer import Later, Writer
+from smtpproxy.trace.rotating_files import Files
+from smtpproxy.trace.session_recorder import Flight, FlightMemory, SessionTrace
+
+Network = IPv4Network | IPv6Network
+
+
+class Trace:
+    """Records the sessions of a worker.
+
+    Args:
+        files: Where the records go.
+        later: Calls what it is given soon; see `Writer`.
+        only_errors: Be a flight recorder.
+        networks: Whose sessions are recorded; empty for those of all clients.
+        kept: How much of message content is recorded.
+        most: How many octets of it, for Kept.FULL.
+    """
+
+    writer: Writer
+    """What all sessions write to."""
+    memory: FlightMemory
+    """What the flight recorder keeps of all sessions."""
+
+    def __init__(
+        self,
+        files: Files,
+        later: Later,
+        *,
+        only_errors: bool = False,
+        networks: Sequence[Network] = (),
+        kept: Kept = Kept.NONE,
+        most: int = 0,
+    ) -> None:
+        self.writer = Writer(files, later)
+        self.memory = FlightMemory()
+        self._only_errors = only_errors
+        self._networks = tuple(networks)
+        self._kept = kept
+        self._most = most
+
+    @property
+    def lost(self) -> int:
+        """Return how many records were not written."""
+        return self.writer.lost
+
+    def session(self, session: str, listener: str, client: str) -> SessionTrace | None:
+        """Begin to record a session, if its client is one of those to be recorded."""
+        if self._networks and not self._is_wanted(client):
+            return None
+        captured = Captured(self._kept, self._most)
+        flight = Flight(self.writer, self.memory) if self._only_errors else None
+        return SessionTrace(self.writer, captured, flight, session, listener, client)
+
+    def _is_wanted(self, client: str) -> bool:
+        host = client.rpartition(":")[0].strip("[]")
+        try:
+            address = ip_address(host.partition("%")[0])
+        except ValueError:
+            return False
+        return any(address in network for network in self._networks)
+
+    def server_changed(self, backend: str, server: str, up: bool, why: str) -> None:
+        """Record nothing: it belongs to no session."""
+
+    def close(self) -> None:
+        """Write all that is left."""
+        self.writer.close()

@@ -1,0 +1,313 @@
+"""Records: what trace files hold and what the page is sent, one JSON object for each.
+
+A session is `opened`, `connected`, any number of `exchange` and `closed`, all with its id; what is
+`noted` stands where it happened.  Times are seconds since 1970, of one clock that never goes back
+within a worker; 0 or left out is what has not happened.  Text is that of `smtpproxy.log.text`,
+without the CRLF at its end.
+
+hot path: measure before changing (bench trace: python -m tests.bench.trace).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from smtpproxy.core import verbs
+from smtpproxy.core.exchange import Exchange
+from smtpproxy.core.violations import BackendViolation
+from smtpproxy.text import text_of
+from smtpproxy.trace.content_capture import Content
+
+
+class Opened(Struct, tag_field="what", tag="opened", omit_defaults=True, gc=False):
+    """A client has connected."""
+
+    session: str
+    at: float
+    listener: str
+    client: str
+
+
+class GaveUp(Struct, tag_field="what", tag="gave_up", omit_defaults=True, gc=False):
+    """A server could not be had; the next one is tried, if there is one."""
+
+    session: str
+    at: float
+    server: str
+    why: str
+
+
+class Connected(Struct, tag_field="what", tag="connected", omit_defaults=True, gc=False):
+    """The session got its connection to a server; both ends of both connections by address."""
+
+    session: str
+    at: float
+    server: str
+    client_end: str
+    listener_end: str
+    proxy_end: str
+    server_end: str
+
+
+class Noted(Struct, tag_field="what", tag="noted", omit_defaults=True, gc=False):
+    """What happened besides the dialogue, by the name of the log's event.
+
+    tls_started: the `side`, client or backend, went inside TLS of this version, with this cipher.
+    tls_failed: that side did not, `why`.  client_turned_away: there was no dialogue at all, for
+    the reason `kind`, and `why`.
+    """
+
+    session: str
+    at: float
+    event: str
+    side: str = ""
+    version: str = ""
+    cipher: str = ""
+    kind: str = ""
+    why: str = ""
+
+
+KEPT_NOTED = 10
+"""So much is noted of a session: TLS of each side once, or of each server that was given up."""
+
+
+class Violation(Struct, omit_defaults=True, gc=False):
+    """What broke the protocol: by whom, how, with which octets; mended instead of refused?"""
+
+    by: str
+    kind: str
+    octets: str
+    mended: bool = False
+
+
+class Said(Struct, omit_defaults=True, gc=False):
+    """One thing that was said to the backend, and its reply; `replied` is 0 if there was none."""
+
+    line: str
+    reply: str
+    sent: float
+    replied: float = 0.0
+
+
+class Exchanged(Struct, tag_field="what", tag="exchange", omit_defaults=True, gc=False):
+    """A command with its reply.
+
+    verb: in capitals; `.` for message content, and greeting, auth-line, unasked or misframed for
+    what is no command.
+    line: of the command, secrets cut.
+    pipelined: one round trip saved.
+    octets: of content or payload.  sha256: of its first octets, as many as `digested`.
+    content: as it went to the backend, as far as it was asked for; `cut` if there was more.
+    came: the content as the client sent it, where that was not the same.
+    steps: what was said to the backend for it, where that is not just the line and the reply.
+    bare_lf: the client ended the line with a bare LF.
+    """
+
+    session: str
+    verb: str
+    line: str = ""
+    code: int = 0
+    reply: str = ""
+    framed: float = 0.0
+    sent: float = 0.0
+    replied: float = 0.0
+    flushed: float = 0.0
+    pipelined: bool = False
+    octets: int = 0
+    sha256: str = ""
+    digested: int = 0
+    content: str = ""
+    cut: bool = False
+    violation: Violation | None = None
+    came: str = ""
+    steps: Sequence[Said] = ()
+    bare_lf: bool = False
+
+
+class Gap(Struct, tag_field="what", tag="gap", omit_defaults=True):
+    """Here so many exchanges are missing: more than a session may keep."""
+
+    session: str
+    exchanges: int
+
+
+class Message(Struct, omit_defaults=True, gc=False):
+    """What a transaction came to; outcome as the log's event names it, without `message_`."""
+
+    outcome: str
+    sender: str
+    recipients: list[str]
+    refused: list[str]
+    size: int
+    reply: str
+    seconds: float
+    groups: list[int]
+
+
+class Closed(Struct, tag_field="what", tag="closed", omit_defaults=True, gc=False):
+    """The session is over: all that a list of sessions tells, in one record."""
+
+    session: str
+    at: float
+    opened: float
+    listener: str
+    client: str
+    server: str
+    reason: str
+    seconds: float
+    commands: int
+    saved: int
+    messages: int
+    octets_from_client: int
+    octets_from_backend: int
+    codes: list[int]
+    violations: list[str]
+    transactions: list[Message]
+    more_transactions: int = 0
+
+
+Record = Opened | GaveUp | Connected | Noted | Exchanged | Gap | Closed
+
+_encoder = msgspec.json.Encoder()
+encode_lines = _encoder.encode_lines
+encode = _encoder.encode
+decode = msgspec.json.Decoder(Record).decode
+"""Raises msgspec.DecodeError for what is no record."""
+
+_NAMES = {verb.name: verb.name.decode() for verb in (*verbs.ROWS, verbs.END_OF_DATA_ROW)}
+_ROLES = {
+    verbs.GREETING: "greeting",
+    verbs.AUTH: "auth-line",
+    verbs.UNSOLICITED: "unasked",
+}
+
+
+def encoded(
+    session: str, exchanges: Sequence[Exchange], contents: Mapping[Exchange, Content], offset: float
+) -> bytes:
+    """Return the lines of exchanges of a session.
+
+    At once, and the short way where nothing is odd: a group must not wait in memory for others, as
+    what is made of it is still in the processor's cache now.
+    """
+    found = []
+    try:
+        for exchange in exchanges:
+            if exchange.problem is not None or exchange.steps or exchange.bare_lf:
+                break
+            name, sent, replied = exchange.verb.name, exchange.sent, exchange.replied
+            record = Exchanged(
+                session,
+                _NAMES[name] if name else verb_of(exchange),
+                exchange.line[:-2].decode("ascii"),
+                exchange.code,
+                exchange.reply[:-2].decode("ascii"),
+                exchange.framed + offset,
+                sent and sent + offset,
+                replied and replied + offset,
+                exchange.flushed and exchange.flushed + offset,
+                exchange.pipelined,
+                exchange.octets,
+            )
+            if contents and exchange in contents:
+                content = contents[exchange]
+                if content.text:
+                    break
+                record.sha256, record.digested = content.sha256, content.digested
+                record.cut = content.cut
+            found.append(record)
+        else:
+            lines = encode_lines(found)
+            if b"\\" not in lines and b"\x7f" not in lines:
+                return lines
+    except UnicodeDecodeError:
+        pass
+    return encode_lines([_exchanged(session, each, contents, offset) for each in exchanges])
+
+
+def exchanged(session: str, exchanges: Sequence[Exchange], offset: float) -> list[Exchanged]:
+    """Return the records of exchanges; `offset` makes their times those of the wall clock."""
+    return [_exchanged(session, each, {}, offset) for each in exchanges]
+
+
+def _exchanged(
+    session: str, exchange: Exchange, contents: Mapping[Exchange, Content], offset: float
+) -> Exchanged:
+    record = Exchanged(
+        session=session,
+        verb=verb_of(exchange),
+        line=_line_of(exchange.line),
+        code=exchange.code,
+        reply=_line_of(exchange.reply),
+        framed=exchange.framed + offset,
+        sent=exchange.sent and exchange.sent + offset,
+        replied=exchange.replied and exchange.replied + offset,
+        flushed=exchange.flushed and exchange.flushed + offset,
+        pipelined=exchange.pipelined,
+        octets=exchange.octets,
+        steps=_steps_of(exchange, offset),
+        bare_lf=exchange.bare_lf,
+    )
+    if exchange.problem is not None:
+        record.violation = violation_of(exchange)
+    if exchange in contents:
+        content = contents[exchange]
+        record.sha256, record.digested = content.sha256, content.digested
+        record.content, record.cut = text_of(content.text), content.cut
+        record.came = text_of(content.came)
+    return record
+
+
+def _steps_of(exchange: Exchange, offset: float) -> Sequence[Said]:
+    steps = exchange.all_steps
+    if not steps or (len(steps) == 1 and steps[0][:2] == (exchange.line, exchange.reply)):
+        return ()  # nothing, or a hello that went through as it was
+    return [
+        Said(
+            _line_of(step.line),
+            _line_of(step.reply),
+            step.sent + offset,
+            step.replied and step.replied + offset,
+        )
+        for step in steps
+    ]
+
+
+def _line_of(octets: bytes) -> str:
+    return text_of(octets.removesuffix(b"\r\n"))
+
+
+def verb_of(exchange: Exchange) -> str:
+    """Return what an exchange is called; an unknown verb by its first word."""
+    name = exchange.verb.name
+    if name:
+        return _NAMES[name]
+    role = _ROLES.get(exchange.verb.role)
+    if role:
+        return role
+    words = exchange.line.split(None, 1)
+    return text_of(words[0][:32]).upper() if words else "misframed"
+
+
+def violation_of(exchange: Exchange) -> Violation:
+    """Return what an exchange with a problem met."""
+    problem = exchange.problem
+    assert problem is not None
+    by = "backend" if isinstance(problem, BackendViolation) else "client"
+    return Violation(by, problem.kind, text_of(problem.octets), exchange.rewritten)
+
+
+def message_of(outcome: str, fields: dict[str, Any]) -> Message:
+    """Return the record of a transaction from the fields that the log gives it."""
+    return Message(
+        outcome.removeprefix("message_"),
+        fields["sender"],
+        fields["recipients"],
+        fields["refused"],
+        fields["size"],
+        text_of(fields["reply"]),
+        fields["seconds"],
+        fields["groups"],
+    )

@@ -1,0 +1,214 @@
+"""Drawings for the terminal: the list of sessions, and one as a time line of both sides.
+
+They are made of records that people may see (`reader.printable_record`).
+"""
+
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from itertools import groupby
+
+from rich.console import Console, Group, JustifyMethod, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from smtpproxy.timeline.drawing import Row, Timeline, seconds_told
+from smtpproxy.timeline.labels import BAD, COMMAND, GOOD, QUIET, Label
+from smtpproxy.trace.reader import Session
+from smtpproxy.trace.records import Closed, Exchanged, Message, Noted, Said
+
+MOST = 10_000
+"""More columns than any console has."""
+
+
+def list_table(sessions: Sequence[Closed], console: Console) -> Table:
+    """Return the table of sessions: one row for each message, or for one without any.
+
+    Where it is too wide for the console, the time goes below the date before the rest is folded.
+    """
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("time (UTC)", "session", "client", "sender", "recipients", "outcome", "saved"):
+        justify: JustifyMethod = "right" if name == "saved" else "left"
+        whole = name in {"session", "saved"}  # the id is what the other commands take
+        table.add_column(name, justify=justify, overflow="fold", no_wrap=whole)
+    for session in sessions:
+        first = (clock(session.opened), session.session, session.client)
+        saved = str(session.saved)
+        if not session.transactions:
+            table.add_row(*first, "", "", _reason(session), saved)
+        for message in session.transactions:
+            told = (message.sender or "<>", _recipients(message), _outcome(message))
+            table.add_row(*first, *told, saved)
+            first, saved = ("", "", ""), ""
+        if session.more_transactions:
+            more = counted(session.more_transactions, "message") + " more"
+            table.add_row("", "", "", "", "", more, "")
+    if console.measure(table, options=console.options.update(width=MOST)).maximum > console.width:
+        table.columns[0].width = len("2026-11-25")
+    return table
+
+
+def clock(at: float, form: str = "%Y-%m-%d %H:%M:%S") -> str:
+    """Return a time as text."""
+    return datetime.fromtimestamp(at, UTC).strftime(form)
+
+
+def _recipients(message: Message) -> Group:
+    shown = [Text(each) for each in message.recipients[:3]]
+    shown += [Text(each, BAD) for each in message.refused[:3]]
+    more = len(message.recipients) + len(message.refused) - len(shown)
+    if more:
+        shown.append(Text(f"and {more} more", QUIET))
+    return Group(*shown)
+
+
+def _outcome(message: Message) -> Text:
+    style = GOOD if message.outcome == "relayed" else BAD
+    return Text(f"{message.outcome} {message.reply[:3]}".rstrip(), style)
+
+
+def _reason(session: Closed) -> Text:
+    bad = bool(session.codes or session.violations)
+    codes = " ".join(map(str, session.codes))
+    return Text(f"{session.reason} {codes}".rstrip(), BAD if bad else QUIET)
+
+
+def show(console: Console, session: Session) -> None:
+    """Print a session: who with whom, the time line of both sides, and what it came to."""
+    console.print(Text(f"session {session.id}  {clock(session.began)} UTC", "bold"))
+    if session.connected is not None:
+        ends = session.connected
+        console.print(
+            Text(
+                f"{ends.client_end} -> {ends.listener_end}   {ends.proxy_end} -> {ends.server_end}",
+                QUIET,
+            )
+        )
+    for gone in session.gave_up:
+        console.print(Text(f"gave up {gone.server}: {gone.why}", BAD))
+    console.print()
+    console.print(Timeline(rows_of(session)))
+    if session.gap is not None:
+        console.print(Text(f"{session.gap.exchanges} exchanges between were not kept", BAD))
+    for line in _what_went_on(session):
+        console.print(line)
+
+
+def rows_of(session: Session) -> Iterator[Row]:
+    """Yield what is to be drawn: groups in, single commands to the MTA, replies flushed."""
+    began = session.began
+    yield Row(0.0, to_mta=(Label("", "connects", QUIET),))
+    for noted in session.noted:
+        yield Row(noted.at - began, noted.side == "backend", note=note(noted))
+    asked = [each for each in session.exchanges if _is_asked(each)]
+    for framed, group in groupby(asked, lambda each: each.framed):
+        yield Row(framed - began, to_mta=tuple(map(_command, group)))
+    for each in session.exchanges:
+        for step in each.steps:
+            took = step.replied - step.sent if step.replied else None
+            reply = _reply_label(step.reply[:3], step.reply) if step.reply else _NO_REPLY
+            yield Row(step.sent - began, True, (_step(each, step),), (reply,), took_s=took)
+        if each.replied and not each.steps and (each.sent or each.verb == "greeting"):
+            at, label = each.sent, _command(each)
+            if each.verb == "greeting":  # owed from a moment before the session is told of
+                at, label = min(max(each.framed, began), each.replied), Label("open", "open", QUIET)
+            yield Row(at - began, True, (label,), (_reply(each),), took_s=each.replied - at)
+    answered = [each for each in session.exchanges if each.flushed]
+    for flushed, replies in groupby(answered, lambda each: each.flushed):
+        yield Row(flushed - began, to_client=tuple(map(_reply, replies)))
+
+
+def _is_asked(exchange: Exchanged) -> bool:
+    return exchange.verb not in {"greeting", "unasked"}
+
+
+def _command(exchange: Exchanged) -> Label:
+    if exchange.verb == ".":
+        return Label(".", f"content, {exchange.octets} octets, and .", COMMAND)
+    told = exchange.line or exchange.verb
+    return Label(exchange.verb, told, COMMAND)
+
+
+def _step(exchange: Exchanged, step: Said) -> Label:
+    verb = step.line.split(" ")[0].upper() or exchange.verb
+    return Label(verb, step.line or exchange.verb, COMMAND)
+
+
+def _reply(exchange: Exchanged) -> Label:
+    return _reply_label(str(exchange.code), exchange.reply)
+
+
+def _reply_label(code: str, reply: str) -> Label:
+    first, *more = reply.split("\r\n")
+    told = first + (f" ... {more[-1]}" if more else "")
+    return Label(code, told, BAD if code >= "4" else GOOD)
+
+
+_NO_REPLY = Label("-", "no reply", BAD)
+
+
+def note(noted: Noted) -> Label:
+    """Return the label of what happened besides the dialogue."""
+    side = "the MTA" if noted.side == "backend" else "the client"
+    match noted.event:
+        case "tls_started":
+            inside = f"inside {noted.version.replace('TLSv', 'TLS ')}"
+            return Label(inside, f"{side} is {inside}, {noted.cipher}", QUIET)
+        case "tls_failed":
+            return Label("TLS failed", f"TLS with {side} failed: {noted.why}", BAD)
+        case _:
+            return Label("turned away", f"{noted.event.replace('_', ' ')}: {noted.why}", BAD)
+
+
+def _what_went_on(session: Session) -> Iterator[RenderableType]:
+    for label in map(note, session.noted):
+        yield Text(label.long, label.style)
+    for each in session.exchanges:
+        if each.violation is not None:
+            how = "mended" if each.violation.mended else "refused"
+            yield Text(f"violation by the {each.violation.by}: {each.violation.kind}, {how}", BAD)
+            yield Text(f"    {each.violation.octets}", QUIET)
+        yield from _what_differed(each)
+        if each.content:
+            yield Text("content as it went to the MTA" + (" (cut)" if each.cut else ""), "bold")
+            yield from _lines(each.content)
+        if each.came:
+            yield Text("content as the client sent it", "bold")
+            yield from _lines(each.came)
+    slow = sorted((e for e in session.exchanges if e.sent), key=lambda e: e.sent - e.replied)[:3]
+    if slow:
+        told = ", ".join(f"{e.verb} {seconds_told(max(0, e.replied - e.sent))}" for e in slow)
+        yield Text(f"the MTA took longest for {told}", QUIET)
+    closed = session.closed
+    if closed is None:
+        yield Text("the session is not over, or its end was not recorded", BAD)
+        return
+    facts = counted(closed.messages, "message"), counted(closed.commands, "command"), saved(closed)
+    yield Text(f"{closed.reason} after {seconds_told(closed.seconds)}: {', '.join(facts)}", "bold")
+
+
+def counted(number: int, noun: str) -> str:
+    """Return `1 message` or `2 messages`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def saved(closed: Closed) -> str:
+    """Tell how many round trips a session has saved."""
+    return counted(closed.saved, "round trip") + " saved"
+
+
+def _what_differed(exchange: Exchanged) -> Iterator[Text]:
+    """Yield what the client does not know of, or the MTA."""
+    if exchange.bare_lf:
+        yield Text(f"the client ended {exchange.verb} with a bare LF", BAD)
+    if not exchange.steps:
+        return
+    yield Text(f"{exchange.verb}, as it was between smtpproxy and the MTA", "bold")
+    for step in exchange.steps:
+        yield Text("    > " + step.line, QUIET)
+        for line in step.reply.split("\r\n") if step.reply else ["(no reply)"]:
+            yield Text("    < " + line, QUIET)
+
+
+def _lines(text: str) -> Iterator[Text]:
+    for line in text.split("\r\n"):
+        yield Text("    " + line, QUIET)

@@ -1,1 +1,0 @@
-"""Reading trace files: lists, time lines, exports, and sessions played again."""

@@ -1,0 +1,147 @@
+"""The link: a worker's end of the control channel."""
+
+import asyncio
+from collections.abc import Callable, Hashable
+from itertools import count
+from typing import cast
+
+from smtpproxy.metrics.snapshot import Figures
+from smtpproxy.net.backend.connection_slots import Answer
+from smtpproxy.worker.control_messages import (
+    Ask,
+    Beat,
+    Drain,
+    FromWorker,
+    Granted,
+    Health,
+    Leave,
+    Lines,
+    Look,
+    Retire,
+    Stop,
+    ToWorker,
+    encode,
+)
+
+BEAT_S = 1.0
+UNREAD_OCTETS = 1024 * 1024
+"""A supervisor that leaves so much unread gets no more figures."""
+
+Learn = Callable[[Health], None]
+
+
+class Link(asyncio.Protocol):
+    """The worker's end of the control channel.
+
+    retire, drain, stop: set when the supervisor has told so.
+    closed: set when the channel is, and with it `retire` and `drain`: the supervisor is gone.
+    learn: is told that another worker has found a server down or up.
+    look: is called while somebody looks at the live page.
+    """
+
+    def __init__(self, lines: Lines) -> None:
+        self.learn: Learn = _learn_nothing
+        self.look: Callable[[], None] = _look_at_nothing
+        self.retire, self.drain, self.stop = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self.closed = asyncio.Event()
+        self._lines = lines
+        self._transport: asyncio.Transport | None = None
+        self._tickets = count()
+        self._asked: dict[int, Answer] = {}
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the channel."""
+        self._transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Take what the supervisor says."""
+        for message in self._lines.to_worker(data):
+            self._take(message)
+
+    def _take(self, message: ToWorker) -> None:
+        if isinstance(message, Retire):
+            self.retire.set()
+        elif isinstance(message, Drain):
+            self.retire.set()
+            self.drain.set()
+        elif isinstance(message, Stop):
+            self.retire.set()
+            self.stop.set()
+        elif isinstance(message, Granted):
+            answer = self._asked.pop(message.ticket, None)
+            if answer is not None:
+                answer(message.granted)
+        elif isinstance(message, Health):
+            self.learn(message)
+        elif isinstance(message, Look):
+            self.look()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        """Follow the end of the supervisor: nobody can reload or stop this worker any more."""
+        self._transport = None
+        self.retire.set()
+        self.drain.set()
+        self.closed.set()
+        asked, self._asked = self._asked, {}
+        for answer in asked.values():
+            answer(False)
+
+    def tell(self, message: FromWorker) -> None:
+        """Tell the supervisor something."""
+        if self._transport is not None:
+            self._transport.write(encode(message))
+
+    def changed(self, backend: str, server: str, up: bool, why: str) -> None:
+        """Tell that a server has gone down or come up."""
+        self.tell(Health(backend, server, up, why))
+
+    def ask(self, backend: str, answer: Answer) -> int:
+        """Ask for a place at a backend; return the ticket to leave with."""
+        ticket = next(self._tickets)
+        self._asked[ticket] = answer
+        self.tell(Ask(backend, ticket))
+        return ticket
+
+    def leave(self, backend: str, ticket: int) -> None:
+        """Give back a place, or wait for one no more."""
+        self._asked.pop(ticket, None)
+        self.tell(Leave(backend, ticket))
+
+    def beat(self, figures: Callable[[], Figures]) -> None:
+        """Send the figures now, and then every second."""
+        if self._transport is None:
+            return
+        if self._transport.get_write_buffer_size() < UNREAD_OCTETS:
+            self.tell(Beat(figures()))
+        asyncio.get_running_loop().call_later(BEAT_S, self.beat, figures)
+
+    async def close(self) -> None:
+        """Close the channel when all that was told has gone out."""
+        if self._transport is not None:
+            self._transport.close()
+        await self.closed.wait()
+
+
+class SharedPlaces:
+    """The places of a backend, which the supervisor gives out to all workers."""
+
+    def __init__(self, link: Link, backend: str) -> None:
+        self._link = link
+        self._backend = backend
+        self._tickets: dict[Hashable, int] = {}
+
+    def ask(self, ticket: Hashable, answer: Answer) -> None:
+        """Ask for a place."""
+        self._tickets[ticket] = self._link.ask(self._backend, answer)
+
+    def leave(self, ticket: Hashable) -> None:
+        """Give the place back, or wait for one no more."""
+        self._link.leave(self._backend, self._tickets.pop(ticket))
+
+
+def _look_at_nothing() -> None:
+    """Nobody has asked to be called yet."""
+
+
+def _learn_nothing(health: Health) -> None:
+    """Stand for who will learn of other workers."""

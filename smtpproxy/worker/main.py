@@ -1,0 +1,119 @@
+"""A worker: one event loop that serves clients, in a process that the supervisor has started.
+
+`python -m smtpproxy.worker.main DESCRIPTOR`, where the descriptor is the worker's end of the
+control channel.  It ends when it is told to, or when the supervisor is gone.
+"""
+
+import asyncio
+import gc
+import signal
+import socket
+import sys
+
+import uvloop
+
+from smtpproxy.log import log
+from smtpproxy.net.shared_counters import Tally
+from smtpproxy.worker.app import App
+from smtpproxy.worker.control_link import Link, SharedPlaces
+from smtpproxy.worker.control_messages import Beat, Lines, Ready, Retired, Start
+
+LOG_DELAY_S = 0.02
+"""How long a log line may wait for others, to be written together with them."""
+
+
+async def serve(start: Start, channel: socket.socket, lines: Lines) -> int:
+    """Serve clients until told otherwise; return the exit code."""
+    link = Link(lines)
+    app = App(
+        start.settings,
+        changed=link.changed,
+        places=lambda backend, _: SharedPlaces(link, backend),
+        worker=start.row,
+        tally=Tally(start.tally, start.row),
+    )
+    link.learn = lambda health: app.learn(health.backend, health.server, up=health.up)
+    link.look = app.look
+    await asyncio.get_running_loop().create_unix_connection(lambda: link, sock=channel)
+    sockets = [[socket.socket(fileno=each) for each in listener] for listener in start.sockets]
+    await app.start(sockets)
+    link.tell(Ready())
+    link.beat(app.figures)
+    await link.retire.wait()
+    app.close()
+    for listening in [each for listener in sockets for each in listener]:
+        listening.close()
+    link.tell(Retired())
+    stop = asyncio.create_task(link.stop.wait(), name="stop")
+    limits = start.settings.timeouts
+    leaving = asyncio.create_task(_leave(app, link, limits.drain, limits.outlive), name="leave")
+    await asyncio.wait((leaving, stop), return_when=asyncio.FIRST_COMPLETED)
+    leaving.cancel()
+    stop.cancel()
+    await app.stop()
+    log.gather(None)
+    link.tell(Beat(app.figures()))
+    await link.close()
+    return 0
+
+
+async def _leave(app: App, link: Link, drain_s: float, outlive_s: float) -> None:
+    """Let the sessions be for a while, then let them end with their transactions.
+
+    New workers serve, so that these may take long; not for ever, or a client could keep an old
+    worker with its old settings for as long as it likes.
+    """
+    drain = asyncio.create_task(link.drain.wait(), name="drain")
+    empty = asyncio.create_task(app.wait_until_empty(drain_s), name="empty")
+    await asyncio.wait((drain, empty), return_when=asyncio.FIRST_COMPLETED)
+    empty.cancel()
+    app.drain()
+    if not drain.done():
+        longest = max(outlive_s - drain_s, 0.0)
+        empty = asyncio.create_task(app.wait_until_empty(longest), name="empty")
+        await asyncio.wait((drain, empty), return_when=asyncio.FIRST_COMPLETED)
+        empty.cancel()
+    if drain.done():
+        await app.wait_until_empty(drain_s)
+    drain.cancel()
+
+
+def main(control: int) -> int:
+    """Run the worker; return its exit code."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # the supervisor gets them too, and says what to do
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    channel = socket.socket(fileno=control)
+    lines = Lines()
+    start = _first(channel, lines)
+    if start is None:
+        return 1
+    log.configure(start.settings.log.level, start.settings.log.format)
+    # What is loaded by now stays; collecting it over and over cost a third of all CPU (bench S1).
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 50)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        loop = runner.get_loop()
+        log.gather(lambda flush: loop.call_later(LOG_DELAY_S, flush))
+        try:
+            return runner.run(serve(start, channel, lines))
+        finally:
+            log.gather(None)
+
+
+def _first(channel: socket.socket, lines: Lines) -> Start | None:
+    """Wait for the first message; None if the supervisor is gone.
+
+    What follows stays in the channel: a service that ends while it reloads tells to drain at once.
+    """
+    while octets := channel.recv(65536, socket.MSG_PEEK):
+        line = octets.find(b"\n") + 1
+        for message in lines.to_worker(channel.recv(line or len(octets))):
+            if isinstance(message, Start):
+                return message
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1])))

@@ -1,0 +1,76 @@
+"""The wiring of TLS and identity: what settings say of them becomes what sessions go by."""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from ipaddress import ip_network
+
+from smtpproxy.config.schema import Backend, Listener, Settings
+from smtpproxy.config.schema import Network as Written
+from smtpproxy.core.policy import BackendTls, ClientTls, Rules
+from smtpproxy.net.backend.transport import Route
+from smtpproxy.net.listener_security import Network, Security
+from smtpproxy.net.proxy_protocol import make_v1, make_v2
+from smtpproxy.net.xclient import Introduction
+from smtpproxy.tls import contexts
+
+CLIENT_TLS = {
+    "off": ClientTls.HIDDEN,
+    "starttls": ClientTls.OFFERED,
+    "implicit": ClientTls.ACTIVE,
+    "passthrough": ClientTls.PASSED,
+}
+BACKEND_TLS = {
+    "off": BackendTls.OFF,
+    "opportunistic": BackendTls.OPPORTUNISTIC,
+    "starttls": BackendTls.REQUIRED,
+    "implicit": BackendTls.IMPLICIT,
+}
+_HEADERS = {"proxy-v1": make_v1, "proxy-v2": make_v2}
+
+
+def route(settings: Settings, backend: Backend) -> Route | None:
+    """Return how its servers are reached; None if by a plain connection."""
+    header = _HEADERS.get(backend.identity)
+    transparent = backend.identity == "transparent"
+    original = any(server.is_original for server in backend.servers)
+    implicit = backend.tls == "implicit"
+    if not (header or transparent or original or implicit):
+        return None
+    return Route(
+        header=header,
+        transparent=transparent,
+        context=contexts.for_backend(backend) if implicit else None,
+        server_name=backend.server_name,
+        handshake_s=settings.timeouts.tls_handshake,
+    )
+
+
+def security(
+    settings: Settings, listener: Listener, backend: Backend, trusted_rules: Callable[[], Rules]
+) -> Security | None:
+    """Return what its sessions need for TLS and trust; None if nothing."""
+    introduces = backend.identity in ("xclient", "xforward")
+    in_hello = backend.tls in ("opportunistic", "starttls")
+    needed = listener.proxy_protocol or listener.xclient or listener.transparent
+    if listener.tls == "off" and not (introduces or in_hello or needed):
+        return None
+    ends_here = listener.tls in ("starttls", "implicit")
+    return Security(
+        client=contexts.for_clients(listener) if ends_here else None,
+        implicit=listener.tls == "implicit",
+        backend=contexts.for_backend(backend) if in_hello else None,
+        backend_name=backend.server_name,
+        proxies=_networks(listener.proxy_protocol),
+        trusted=_networks(listener.xclient),
+        trusted_rules=trusted_rules() if listener.xclient else None,
+        introduce=(
+            partial(Introduction, backend.identity.upper().encode()) if introduces else None
+        ),
+        handshake_s=settings.timeouts.tls_handshake,
+        transparent=listener.transparent,
+        own_port=listener.address.port,
+    )
+
+
+def _networks(listed: Iterable[Written]) -> tuple[Network, ...]:
+    return tuple(ip_network(each.text) for each in listed)

@@ -1,0 +1,297 @@
+"""The admin address: who gets in, and what it says."""
+
+import asyncio
+import re
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from aiohttp import ClientSession, ClientTimeout, UnixConnector
+
+from smtpproxy.admin import http_server as server_module
+from smtpproxy.admin import live_feed as board_module
+from smtpproxy.admin.http_server import STATIC, Admin
+from smtpproxy.admin.live_feed import LOOKERS
+from smtpproxy.admin.recent_sessions import Recent
+from smtpproxy.metrics.counters import Metrics
+from smtpproxy.metrics.snapshot import Figures
+from tests.support.observed_session import Watched
+
+TOKEN = "0123456789abcdef"
+
+
+class Source:
+    """Stands for the service."""
+
+    def __init__(self) -> None:
+        self.metrics = Metrics()
+        self.recent = Recent()
+        self.why_not = ""
+        self.looks = 0
+
+    def figures(self) -> Figures:
+        gauges = {"sessions": 1, 'server_up{backend="old",server="10.0.0.5:25"}': 1}
+        lists = {"sessions": self.recent.changed()}
+        return Figures(counts=self.metrics.counts(), gauges=gauges, lists=lists)
+
+    def look(self) -> None:
+        self.looks += 1
+        self.recent.look()
+
+    def listeners(self) -> list[str]:
+        return ["127.0.0.1:2525"]
+
+    def why_not_ready(self) -> str:
+        return self.why_not
+
+
+async def start(admin: Admin) -> str:
+    """Let it serve at a free port, and return its URL."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        await admin.start([listening])
+        return f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+@pytest.fixture
+def source() -> Source:
+    return Source()
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[ClientSession]:
+    async with ClientSession(timeout=ClientTimeout(5)) as session:
+        yield session
+
+
+class TestPaths:
+    @pytest.fixture
+    async def url(self, source: Source) -> AsyncIterator[str]:
+        admin = Admin("", source)
+        yield await start(admin)
+        await admin.stop()
+
+    async def test_metrics_are_prometheus_own(
+        self, url: str, source: Source, client: ClientSession
+    ) -> None:
+        session = Watched(source.metrics)
+        session.relay("a\nb")
+        session.relay("x", reply="550 no")
+        session.observer.stalled()
+        session.close("quit")
+        async with client.get(f"{url}/metrics") as response:
+            text = await response.text()
+        lines = set(text.splitlines())
+        assert {
+            "# TYPE smtpproxy_commands_total counter",
+            'smtpproxy_commands_total{reply="2xx",verb="RCPT"} 2.0',
+            'smtpproxy_commands_total{reply="5xx",verb="end-of-data"} 1.0',
+            'smtpproxy_messages_total{outcome="relayed"} 1.0',
+            'smtpproxy_messages_total{outcome="refused"} 1.0',
+            "smtpproxy_round_trips_saved_total 4.0",
+            "smtpproxy_held_replies_total 4.0",
+            "smtpproxy_client_stalls_total 1.0",
+            'smtpproxy_violations_total{by="client",kind="bare_lf"} 1.0',
+            "# TYPE smtpproxy_backend_reply_seconds histogram",
+            'smtpproxy_backend_reply_seconds_bucket{le="0.25",verb="MAIL"} 2.0',
+            'smtpproxy_backend_reply_seconds_sum{verb="MAIL"} 0.5',
+            'smtpproxy_group_commands_bucket{le="3"} 4.0',
+            'smtpproxy_group_commands_bucket{le="+Inf"} 4.0',
+            'smtpproxy_server_up{backend="old",server="10.0.0.5:25"} 1.0',
+            'smtpproxy_sessions_closed_total{reason="quit"} 1.0',
+            'smtpproxy_octets_total{direction="in",leg="client"} 80.0',
+        } <= lines
+        assert "process_resident_memory_bytes" in text
+
+    async def test_health_and_readiness(
+        self, url: str, source: Source, client: ClientSession
+    ) -> None:
+        for why, status, text in (
+            ("", 200, "ready\n"),
+            ("no server is up", 503, "not ready: no server is up\n"),
+        ):
+            source.why_not = why
+            async with client.get(f"{url}/readyz") as response:
+                assert (response.status, await response.text()) == (status, text)
+            async with client.get(f"{url}/healthz") as response:
+                assert response.status == 200
+
+    async def test_nothing_foreign_is_loaded(self, url: str, client: ClientSession) -> None:
+        for name in STATIC:
+            async with client.get(f"{url}/{name}") as response:
+                assert response.status == 200
+                policy = response.headers["Content-Security-Policy"]
+                assert "default-src 'none'; script-src 'self'; style-src 'self'" in policy
+                text = await response.text()
+            assert "//" not in text.replace("http://www.w3.org/2000/svg", "").replace("// ", "")
+            inline = r"<style|<script(?! src)|\sstyle=|\son\w+=|javascript:|setAttribute\(.style"
+            assert not re.search(inline, text), "the policy would stop it"
+        async with client.get(f"{url}/nothing") as response:
+            assert response.status == 404
+
+    async def test_a_name_that_was_made_to_mean_it_is_refused(
+        self, url: str, client: ClientSession
+    ) -> None:
+        for host, status in (
+            ("evil.example", 403),
+            ("evil.example:8025", 403),
+            ("127.0.0.1.evil.example", 403),
+            ("localhost:8025", 200),
+            ("[::1]:1", 200),
+        ):
+            async with client.get(f"{url}/", headers={"Host": host}) as response:
+                assert response.status == status
+
+    async def test_a_probe_that_speaks_http_1_0_needs_no_host(self, url: str) -> None:
+        reader, writer = await asyncio.open_connection(*url.removeprefix("http://").split(":"))
+        writer.write(b"GET /readyz HTTP/1.0\r\n\r\n")
+        assert b" 200 OK\r\n" in await asyncio.wait_for(reader.read(), 5)
+        writer.close()
+
+    async def test_a_page_of_another_site_cannot_make_a_browser_ask(
+        self, url: str, source: Source, client: ClientSession
+    ) -> None:
+        for path, site, mode, status in (
+            ("/events", "cross-site", "no-cors", 403),
+            ("/events", "same-site", "cors", 403),
+            ("/metrics", "cross-site", "navigate", 403),
+            ("/", "cross-site", "no-cors", 403),
+            ("/", "cross-site", "navigate", 200),  # a link to the page
+            ("/page.js", "same-origin", "no-cors", 200),
+            ("/metrics", "none", "navigate", 200),
+        ):
+            headers = {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": mode}
+            async with client.get(url + path, headers=headers) as response:
+                assert response.status == status, (path, site, mode)
+                assert response.headers["Cross-Origin-Resource-Policy"] == "same-origin"
+                assert "Access-Control-Allow-Origin" not in response.headers
+        assert source.looks == 0
+
+    async def test_one_that_never_reads_is_let_go_and_its_place_is_free(
+        self, url: str, source: Source, client: ClientSession, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(board_module, "INTERVAL_S", 0.001)
+        monkeypatch.setattr(server_module, "UNREAD_S", 0.05)
+        figures = source.figures()
+        figures.lists["sessions"] = [{"id": "s", "reason": "x", "text": "x" * 100_000, "at": 0}]
+        monkeypatch.setattr(source, "figures", lambda: _newer(figures))
+        stuck = [
+            await asyncio.open_connection(*url.removeprefix("http://").split(":"), limit=1)
+            for _ in range(LOOKERS)
+        ]
+        for _, writer in stuck:
+            writer.write(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        async with asyncio.timeout(20):  # seen from outside only, so asked for again and again
+            while source.looks < LOOKERS:
+                await asyncio.sleep(0.001)
+            while True:
+                async with client.get(f"{url}/events") as response:
+                    if response.status == 200:
+                        break
+                    assert (response.status, await response.text()) == (
+                        *(503, "too many look already\n"),
+                    )
+                await asyncio.sleep(0.01)
+        for _, writer in stuck:
+            writer.close()
+
+    async def test_more_connections_than_there_may_be_are_closed_at_once(
+        self, url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(server_module, "CONNECTIONS", 2)
+        address = url.removeprefix("http://").split(":")
+        idle = [await asyncio.open_connection(*address) for _ in range(2)]
+        for _, writer in idle:
+            writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        for reader, _ in idle:
+            assert await asyncio.wait_for(reader.readuntil(b"ok\n"), 5)
+        reader, writer = await asyncio.open_connection(*address)
+        assert await asyncio.wait_for(reader.read(), 5) == b""
+        for each in (writer, *(other for _, other in idle)):
+            each.close()
+
+    async def test_events_tell_of_sessions(
+        self, url: str, source: Source, client: ClientSession, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(board_module, "INTERVAL_S", 0.01)
+        session = Watched(source.recent)
+        session.relay("text")
+        async with client.get(f"{url}/events") as response:
+            assert response.content_type == "text/event-stream"
+            while True:
+                line = await response.content.readline()
+                event = msgspec.json.decode(line.removeprefix(b"data: ")) if line.strip() else {}
+                if event.get("sessions"):
+                    break
+        (told,) = event["sessions"]
+        assert (told["client"], told["saved"], told["reason"]) == ("192.0.2.1:4711", 2, "")
+        assert told["transactions"][0]["sender"] == "a@x"
+        assert [each.get("verb") for each in told["records"]][1:] == [
+            *("greeting", "MAIL", "RCPT", "DATA", ".")
+        ]
+
+    async def test_who_connects_and_says_nothing_is_closed(
+        self, url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(server_module, "SILENT_S", 0.05)
+        address = url.removeprefix("http://").split(":")
+        asks, asks_writer = await asyncio.open_connection(*address)
+        asks_writer.write(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert (await asks.readline()).startswith(b"HTTP/1.1 200")
+        silent, silent_writer = await asyncio.open_connection(*address)
+        assert await asyncio.wait_for(silent.read(), 5) == b""
+        await asyncio.wait_for(asks.readuntil(b"data: "), 5)
+        assert not asks.at_eof()
+        for each in (asks_writer, silent_writer):
+            each.close()
+
+
+class TestTokens:
+    async def test_without_it_nobody_gets_in(self, source: Source, client: ClientSession) -> None:
+        admin = Admin(TOKEN, source)
+        url = await start(admin)
+        try:
+            for path in ("/", "/metrics", "/events", "/healthz", "/?token=wrong", "/?token=%C3%A9"):
+                async with client.get(url + path) as response:
+                    assert response.status == 401
+                    assert response.headers["WWW-Authenticate"] == "Bearer"
+            for name in ("Authorization", "Cookie"):
+                odd = {name: f"Bearer {TOKEN[:-1]}\udcff", "X": "smtpproxy=\udcff"}
+                async with client.get(f"{url}/metrics", headers=odd) as response:
+                    assert response.status == 401
+            bearer = {"Authorization": f"Bearer {TOKEN}"}
+            async with client.get(f"{url}/metrics", headers=bearer) as response:
+                assert response.status == 200
+            async with client.get(f"{url}/?token={TOKEN}", allow_redirects=False) as response:
+                cookie = response.headers["Set-Cookie"]
+                assert (response.status, response.headers["Location"]) == (303, "/")
+            assert "HttpOnly" in cookie
+            assert "SameSite=Strict" in cookie
+            async with client.get(url, headers={"Cookie": cookie.split(";")[0]}) as response:
+                assert response.status == 200
+        finally:
+            await admin.stop()
+
+
+async def test_a_unix_socket_serves_too(source: Source, tmp_path: Path) -> None:
+    path = str(tmp_path / "admin.sock")
+    admin = Admin("", source)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(path)
+        listening.listen()
+        await admin.start([listening])
+    async with (
+        ClientSession(connector=UnixConnector(path)) as client,
+        client.get("http://smtpproxy/healthz") as response,
+    ):
+        assert response.status == 200
+    await admin.stop()
+
+
+def _newer(figures: Figures) -> Figures:
+    """Return figures in which something has changed."""
+    session = figures.lists["sessions"][0]
+    assert isinstance(session, dict)
+    figures.lists["sessions"] = [{**session, "at": session["at"] + 1}]
+    return figures

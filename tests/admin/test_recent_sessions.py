@@ -1,0 +1,112 @@
+"""Recent sessions: bounded whatever peers do, and nothing is made of them while nobody looks."""
+
+import msgspec
+import pytest
+
+from smtpproxy.admin.recent_sessions import (
+    KEPT_EXCHANGES,
+    KEPT_LAST,
+    KEPT_LINE,
+    KEPT_OCTETS,
+    KEPT_RECIPIENTS,
+    KEPT_SESSIONS,
+    PER_SECOND,
+    Recent,
+)
+from smtpproxy.core.policy import Rules
+from tests.support.observed_session import Watched
+
+
+def told(recent: Recent) -> dict[str, object]:
+    """Return what the page is told of the only session."""
+    recent.look()
+    (session,) = recent.changed()
+    assert isinstance(session, dict)
+    return session
+
+
+def test_so_many_sessions_a_second_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("smtpproxy.admin.recent_sessions.monotonic", lambda: 100.5)
+    recent = Recent()
+    taken = [recent.session(f"s-{number}", "l", "c") for number in range(1000)]
+    assert sum(each is not None for each in taken) == PER_SECOND
+
+
+def test_so_many_sessions_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("smtpproxy.admin.recent_sessions.PER_SECOND", 10**6)
+    recent = Recent()
+    for _ in range(KEPT_SESSIONS * 2):
+        Watched(recent).close()
+    assert len(recent._sessions) == KEPT_SESSIONS
+
+
+def test_a_long_session_keeps_its_beginning_and_its_end() -> None:
+    recent = Recent()
+    session = Watched(recent)
+    for _ in range(KEPT_EXCHANGES * 2):
+        session.sends("NOOP")
+        session.says("250 ok")
+    session.sends("QUIT")
+    session.says("221 bye")
+    records = told(recent)["records"]
+    assert isinstance(records, list)
+    verbs = [each.get("verb", each["what"]) for each in records]
+    assert verbs == [
+        *("connected", "greeting", *["NOOP"] * (KEPT_EXCHANGES - 1), "gap"),
+        *(*["NOOP"] * (KEPT_LAST - 1), "QUIT"),
+    ]
+    # Of greeting, 240 NOOP and QUIT.
+    assert records[KEPT_EXCHANGES + 1]["exchanges"] == 242 - KEPT_EXCHANGES - KEPT_LAST
+
+
+def test_long_lines_and_replies_take_no_room() -> None:
+    recent = Recent()
+    session = Watched(recent)
+    for _ in range(KEPT_EXCHANGES * 2):
+        session.sends("NOOP " + "x" * 1500)
+        session.says(*["250-" + "y" * 4000] * 10, "250 ok")
+    octets = len(msgspec.json.encode(told(recent)))
+    assert octets < KEPT_OCTETS + KEPT_LAST * 4 * KEPT_LINE + 200 * (KEPT_EXCHANGES + KEPT_LAST)
+
+
+def test_many_recipients_take_no_room_and_are_counted() -> None:
+    recent = Recent()
+    session = Watched(recent, rules=Rules(errors=1000))
+    session.sends("MAIL FROM:<a@x>", *(f"RCPT TO:<{n}@y>" for n in range(100)), "DATA")
+    session.says("250 a", *["250 b"] * 60, *["550 no"] * 40, "354 go")
+    session.sends("text", ".")
+    session.says("250 ok")
+    (transaction,) = told(recent)["transactions"]  # type: ignore[misc, attr-defined]  # a list
+    assert (transaction["accepted"], transaction["refused"]) == (60, 40)
+    assert len(transaction["to"]) == 2 * KEPT_RECIPIENTS
+    assert transaction["to"][-1] == "79@y 550"
+
+
+def test_all_is_counted_though_not_all_is_kept() -> None:
+    recent = Recent()
+    session = Watched(recent)
+    for _ in range(KEPT_RECIPIENTS * 3):
+        session.relay("text")
+    found = told(recent)
+    assert (found["messages"], found["saved"], found["octets"]) == (60, 2 * 60, 6 * 60)
+    assert len(found["transactions"]) == KEPT_RECIPIENTS  # type: ignore[arg-type]  # a list
+
+
+def test_tls_is_told_by_its_side() -> None:
+    recent = Recent()
+    session = Watched(recent)
+    session.observer.noted("tls_started", side="client", version="TLSv1.3", cipher="x")
+    session.observer.noted("tls_failed", side="backend", why="x")
+    found = told(recent)
+    assert found["tls"] == {"client": "TLSv1.3"}
+    noted = [each for each in found["records"] if each["what"] == "noted"]  # type: ignore[attr-defined]  # a list
+    assert [each["event"] for each in noted] == ["tls_started", "tls_failed"]
+
+
+def test_nothing_is_made_while_nobody_looks() -> None:
+    recent = Recent()
+    Watched(recent).relay("text")
+    assert recent.changed() == []
+    recent.look()
+    assert len(recent.changed()) == 1
+    assert recent.changed() == []

@@ -1,0 +1,96 @@
+"""Flags: what they lay over a settings file, and what is told of wrong ones."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from smtpproxy.config.address import Address
+from smtpproxy.config.decoding import ConfigError
+from smtpproxy.config.loader import from_flags, load
+from smtpproxy.config.schema import Listener, Settings
+from tests.support.settings_file import GOOD, write
+
+
+def flag_problems(settings: Settings | None, listen: list[str], backend: list[str]) -> list[str]:
+    with pytest.raises(ConfigError) as raised:
+        from_flags(settings, listen, backend)
+    return [str(problem) for problem in raised.value.problems]
+
+
+class TestFlags:
+    def test_they_are_enough(self) -> None:
+        settings = from_flags(None, ["127.0.0.1:0", "[::1]:25"], ["a.example:25", "10.0.0.5:25"])
+        assert [str(each.address) for each in settings.listener] == ["127.0.0.1:0", "[::1]:25"]
+        (backend,) = settings.backends.values()
+        assert list(map(str, backend.servers)) == ["a.example:25", "10.0.0.5:25"]
+        assert {each.backend for each in settings.listener} == set(settings.backends)
+
+    def test_they_replace_what_the_file_says_and_leave_the_rest(self, tmp_path: Path) -> None:
+        text = GOOD + '[limits]\nline = 600\n[log]\nlevel = "error"\nformat = "json"\n'
+        file = load(write(tmp_path, text))
+        settings = from_flags(file, ["[::1]:26"], [], log_level="debug")
+        assert settings.listener == [Listener(address=Address("::1", 26), backend="old")]
+        assert settings.backends == file.backends
+        assert (settings.limits.line, settings.log.level, settings.log.format) == (
+            600,
+            "debug",
+            "json",
+        )
+        settings = from_flags(file, [], ["10.9.9.9:25"], log_format="console")
+        (name,) = settings.backends
+        assert settings.listener[0].backend == name
+        assert str(settings.backends[name].servers[0]) == "10.9.9.9:25"
+        assert settings.log.format == "console"
+
+    def test_the_missing_ones_are_named(self) -> None:
+        listen, backend = flag_problems(None, [], [])
+        assert listen.startswith("-l: is missing")
+        assert backend.startswith("-b: is missing")
+
+    def test_every_bad_one_is_named(self) -> None:
+        told = flag_problems(None, ["x", "[::1]:1", "[::1]:1"], ["h:0", "10.0.0.5:25"])
+        assert sorted(each.split(":")[0] for each in told) == ["-b", "-l", "-l"]
+
+    def test_bad_words_for_the_log(self) -> None:
+        with pytest.raises(
+            ConfigError, match=r"--log-format: must be .*\n--log-level: must be"
+        ) as e:
+            from_flags(None, ["[::1]:1"], ["h:1"], log_format="xml", log_level="loud")
+        assert len(e.value.problems) == 2
+
+    def test_a_listener_cannot_choose_between_backends(self, tmp_path: Path) -> None:
+        text = '[backends.a]\nservers = ["h:1"]\n[backends.b]\nservers = ["h:2"]\n'
+        file = load(write(tmp_path, text), need_listener=False)
+        (told,) = flag_problems(file, ["[::1]:1"], [])
+        assert 'cannot choose between the backends "a", "b"; give -b too' in told
+
+
+class TestAdminAndTraceFlags:
+    def test_they_lay_over_the_file(self, tmp_path: Path) -> None:
+        settings = from_flags(
+            load(write(tmp_path, GOOD + '[trace]\nwhen = "off"\ncontent = "headers"')),
+            [],
+            [],
+            trace=tmp_path,
+            admin="127.0.0.1:8025",
+        )
+        assert settings.trace.directory == str(tmp_path)
+        assert (settings.trace.when, settings.trace.content) == ("all", "headers")
+        assert settings.admin.address == Address("127.0.0.1", 8025)
+
+    def test_an_address_for_all_needs_a_token(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=r"--admin: admin.token is missing"):
+            from_flags(load(write(tmp_path, GOOD)), [], [], admin="0.0.0.0:8025")
+
+    def test_a_directory_that_cannot_be_made(self, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        with pytest.raises(ConfigError, match=r"--trace: can't be made: .*/file is no directory"):
+            from_flags(None, ["[::1]:1"], ["h:1"], trace=tmp_path / "file" / "traces")
+
+    def test_a_directory_that_cannot_be_written(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(os, "access", lambda _, mode: mode == os.F_OK)
+        with pytest.raises(ConfigError, match=r"nothing can be written in .*: permission denied"):
+            from_flags(None, ["[::1]:1"], ["h:1"], trace=tmp_path)

@@ -1,0 +1,349 @@
+"""Settings: what a file and flags may say, and that every mistake is told with its place."""
+
+from pathlib import Path
+
+import pytest
+
+from smtpproxy.config.address import Address
+from smtpproxy.config.decoding import ConfigError
+from smtpproxy.config.loader import load
+from smtpproxy.config.schema import Backend, Listener
+from tests.support.settings_file import GOOD, write
+
+WRONG_EVERYWHERE = """\
+# a comment
+hostnam = "x"
+hostname = "a b"
+
+[[listener]]
+address = "127.0.0.1:25"
+sync = "saef"
+backend = "old"
+
+[[listener]]
+tlss = "off"
+address = "127.0.0.1:25"
+bare_newlines = 7
+capabilities = { hide = [
+  "SIZE",
+  "FOO BAR",
+  # a comment
+  3,
+], alow = [] }
+
+[[listener]]
+sync = "off"
+
+[backends.old-mta]
+servers = [
+  "10.0.0.5:25",
+  "10.0.0:25",
+]
+helo_fallback = "yes"
+
+[backends."b c"]
+servers = []
+
+[limits]
+line = 100
+errors = true
+
+[timeouts]
+hold = inf
+data = nan
+
+[log]
+level = "warn"
+"""
+
+
+def problems(
+    directory: Path, text: str | bytes, **needs: bool
+) -> list[tuple[int | None, str, str]]:
+    """Return line, key and text of each problem of a file."""
+    path = write(directory, text)
+    with pytest.raises(ConfigError) as raised:
+        load(path, **needs)
+    assert all(problem.file == str(path) for problem in raised.value.problems)
+    return [(problem.line, problem.key, problem.text) for problem in raised.value.problems]
+
+
+class TestAGoodFile:
+    def test_two_settings_are_enough(self, tmp_path: Path) -> None:
+        settings = load(write(tmp_path, GOOD))
+        assert settings.listener == [Listener(address=Address("127.0.0.1", 2525), backend="old")]
+        assert settings.backends == {"old": Backend(servers=[Address("10.0.0.5", 25)])}
+        assert settings.hostname
+        assert (settings.limits.line, settings.timeouts.hold) == (2048, 0.2)
+
+    def test_all_settings(self, tmp_path: Path) -> None:
+        settings = load(
+            write(
+                tmp_path,
+                """
+hostname = "mx.example.org"
+log = { level = "debug", format = "json" }
+workers = 0
+timeouts = { connect = 1, hold = 0.05, heartbeat = 5 }
+[admin]
+address = "[::]:8025"
+token = "0123456789abcdef"
+[trace]
+directory = "/var/tmp/smtpproxy"
+when = "errors"
+networks = ["::ffff:10.0.0.0/104", "2001:db8::1"]
+content = "full"
+max_content = "8KiB"
+max_file = "1GiB"
+max_files = 1
+[[listener]]
+address = "[::1]:0"
+backend = "b"
+sync = "strict"
+bare_newlines = "reject"
+capabilities = { hide = ["size"], allow = ["X-Ours"] }
+[backends.a]
+servers = ["unix:/run/a.sock"]
+[backends.b]
+servers = ["mta.Example:25", "10.0.0.6:2525"]
+pipelining = "never"
+helo_fallback = false
+guard_data = false
+balance = "least"
+retry_after = 1
+check_every = 0.5
+max_connections = 9
+max_wait = 5
+[limits]
+queue_commands = 1
+queue_octets = 12288
+line = 512
+auth_line = 12288
+errors = 1
+sessions = 9
+sessions_per_address = 8
+new_sessions_per_minute = 7
+loop_lag = 0.5
+commands_per_second = 4
+exempt = ["2001:DB8::/32"]
+message_octets = 6
+recipients = 5
+""",
+            )
+        )
+        (listener,) = settings.listener
+        assert (listener.backend, listener.sync, listener.bare_newlines) == (
+            "b",
+            "strict",
+            "reject",
+        )
+        assert listener.capabilities.hide == ["SIZE"]
+        assert listener.capabilities.allow == ["X-OURS"]
+        assert list(map(str, settings.backends["b"].servers)) == ["mta.example:25", "10.0.0.6:2525"]
+        assert not settings.backends["b"].guard_data
+        assert (settings.workers, settings.timeouts.heartbeat) == (0, 5)
+        assert (settings.backends["b"].balance, settings.backends["b"].check_every) == (
+            "least",
+            0.5,
+        )
+        assert settings.timeouts.connect == 1.0
+        assert (str(settings.admin.address), len(settings.admin.token)) == ("[::]:8025", 16)
+        trace = settings.trace
+        assert (trace.when, trace.content, trace.max_files) == ("errors", "full", 1)
+        assert (trace.max_content, trace.max_file) == (8192, 1 << 30)
+        assert [each.text for each in trace.networks] == ["10.0.0.0/8", "2001:db8::1/128"]
+        limits = settings.limits
+        assert (limits.sessions, limits.sessions_per_address) == (9, 8)
+        assert (limits.new_sessions_per_minute, limits.loop_lag) == (7, 0.5)
+        assert [network.text for network in limits.exempt] == ["2001:db8::/32"]
+        assert (limits.message_octets, limits.recipients) == (6, 5)
+        assert limits.commands_per_second == 4
+
+    def test_a_byte_order_mark_is_no_problem(self, tmp_path: Path) -> None:
+        assert load(write(tmp_path, b"\xef\xbb\xbf" + GOOD.encode())).listener
+
+    def test_port_0_may_be_asked_for_twice(self, tmp_path: Path) -> None:
+        listener = '[[listener]]\naddress = "127.0.0.1:0"\n'
+        assert len(load(write(tmp_path, listener * 2 + GOOD)).listener) == 3
+
+
+class TestMistakes:
+    def test_all_are_told_at_once_each_with_its_line(self, tmp_path: Path) -> None:
+        told = [(line, key) for line, key, _ in problems(tmp_path, WRONG_EVERYWHERE)]
+        assert told == [
+            (2, "hostnam"),
+            (3, "hostname"),
+            (7, "listener[0].sync"),
+            (8, "listener[0].backend"),
+            (10, "listener[1].backend"),
+            (11, "listener[1].tlss"),
+            (12, "listener[1].address"),
+            (13, "listener[1].bare_newlines"),
+            (16, "listener[1].capabilities.hide[1]"),
+            (18, "listener[1].capabilities.hide[2]"),
+            (19, "listener[1].capabilities.alow"),
+            (21, "listener[2].address"),
+            (21, "listener[2].backend"),
+            (27, "backends.old-mta.servers[1]"),
+            (29, "backends.old-mta.helo_fallback"),
+            (31, 'backends."b c"'),
+            (32, 'backends."b c".servers'),
+            (35, "limits.line"),
+            (36, "limits.errors"),
+            (39, "timeouts.hold"),
+            (40, "timeouts.data"),
+            (43, "log.level"),
+        ]
+
+    @pytest.mark.parametrize(
+        ("more", "line", "key", "text"),
+        [
+            ('[log]\nlevel = "warn"', 7, "log.level", 'did you mean "warning"?'),
+            ("[log]\nformt = 1", 7, "log.formt", 'is not a known setting; did you mean "format"?'),
+            ('[admin]\naddress = "0.0.0.0:8025"', 6, "admin.token", "is missing: other machines"),
+            ('[admin]\naddress = "mx.example:80"', 7, "admin.address", "is a name"),
+            ('[admin]\ntoken = "short"', 7, "admin.token", "is too short"),
+            ("[trac]", 6, "trac", 'is not a known setting; did you mean "trace"?'),
+            ("[tls]", 6, "tls", "is not a known setting; known here:"),
+            ('[trace]\nwhen = "errors"', 6, "trace.directory", "is missing; write, for"),
+            ('[trace]\ndirectory = "x"', 7, "trace.directory", "needs the whole path"),
+            ('[trace]\ndirectory = "/dev/null/x"', 7, "trace.directory", "/dev/null is no dir"),
+            ('[trace]\nwhen = "al"', 7, "trace.when", 'did you mean "all"?'),
+            ('[trace]\nnetworks = ["10.0.0.1/8"]', 7, "trace.networks[0]", "not a network"),
+            ("[trace]\nnetworks = 3", 7, "trace.networks", "must be a list of networks"),
+            ("[trace]\nmax_file = 65536", 7, "trace.max_file", 'such as "64MiB"'),
+            ('[trace]\nmax_file = "64MB"', 7, "trace.max_file", "is not a size"),
+            ('[trace]\nmax_content = "4KB"', 7, "trace.max_content", "is not a size"),
+            ("[trace]\nmax_files = 0", 7, "trace.max_files", "must be a whole number from 1"),
+            ("limits = 3", 6, "backends.old.limits", "is not a known setting"),
+            (
+                "pipelining = true",
+                6,
+                "backends.old.pipelining",
+                'must be "auto" or "never", not true',
+            ),
+            ("check_every = -1", 6, "backends.old.check_every", "at most 86400 (0: never)"),
+            ("max_connections = -1", 6, "backends.old.max_connections", "a whole number from 0"),
+            ('balance = "round"', 6, "backends.old.balance", 'must be "first" or "least"'),
+            ("guard_data = 1", 6, "backends.old.guard_data", "must be true or false, not 1"),
+            ("[limits]\nerrors = 0", 7, "limits.errors", "must be a whole number from 1"),
+            ('[limits]\nexempt = ["10.0.0.1/8"]', 7, "limits.exempt[0]", "is not a network"),
+            ("[limits]\nsessions = -1", 7, "limits.sessions", "a whole number from 0"),
+            ("[limits]\nloop_lag = -1", 7, "limits.loop_lag", "at most 3600 (0: never)"),
+            ("[limits]\nerrors = 1.5", 7, "limits.errors", "not 1.5"),
+            ("[limits]\nqueue_octets = 5000", 7, "limits.queue_octets", "12288 octets"),
+            ("[timeouts]\ndata = 0", 7, "timeouts.data", "must be a number of seconds above 0"),
+            ("[timeouts]\ndata = true", 7, "timeouts.data", "not true"),
+            ("[[backends]]", 6, "", "is not TOML"),
+            ('[[listener]]\naddress = "mx.example:25"', 7, "listener[1].address", "is a name"),
+            ('[[listener]]\naddress = "fd:"', 7, "listener[1].address", 'such as "fd:smtp"'),
+            (
+                '[[listener]]\naddress = "127.0.0.1:2525"',
+                7,
+                "listener[1].address",
+                "like that of listener[0]",
+            ),
+            (
+                '[[listener]]\naddress = "[::1]:1"\ncapabilities = {hide = ["A"], allow = ["a"]}',
+                8,
+                "listener[1].capabilities.allow[0]",
+                "is hidden as well",
+            ),
+        ],
+    )
+    def test_what_is_wrong_and_what_to_do(
+        self, tmp_path: Path, more: str, line: int, key: str, text: str
+    ) -> None:
+        (told,) = problems(tmp_path, GOOD + more)
+        assert told[:2] == (line, key)
+        assert text in told[2]
+
+    def test_one_that_hides_others_is_told_alone(self, tmp_path: Path) -> None:
+        """What is wrong as a whole is not also searched for mistakes inside, nor does it crash."""
+        text = """\
+listener = [3, {address = 4, backend = 5}, {address = "[::1]:1", capabilities = 6},
+  {address = "[::1]:2", capabilities = {hide = 7}}]
+limits = 8
+[backends]
+a = 9
+b.servers = 10
+"""
+        told = [(line, key) for line, key, _ in problems(tmp_path, text)]
+        assert (1, "listener[0]") in told
+        assert (1, "listener[1].backend") in told
+        assert (2, "listener[3].capabilities.hide") in told
+        assert (3, "limits") in told
+        assert (5, "backends.a") in told
+        assert (6, "backends.b.servers") in told
+        assert problems(tmp_path, "listener = 1\nbackends = []\n")[0][:2] == (1, "listener")
+
+    def test_a_table_in_the_wrong_brackets(self, tmp_path: Path) -> None:
+        (told,) = problems(tmp_path, GOOD.replace("[[listener]]", "[listener]"))
+        assert told[:2] == (1, "listener")
+        assert "[[listener]]" in told[2]
+
+    def test_servers_as_one_text(self, tmp_path: Path) -> None:
+        (told,) = problems(tmp_path, GOOD.replace('["10.0.0.5:25"]', '"10.0.0.5:25"'))
+        assert told[:2] == (5, "backends.old.servers")
+        assert 'a list of addresses, such as ["10.0.0.5:25"], not "10.0.0.5:25"' in told[2]
+
+    def test_an_unknown_backend(self, tmp_path: Path) -> None:
+        text = GOOD.replace("\n\n", '\nbackend = "odl"\n\n')
+        (told,) = problems(tmp_path, text)
+        assert told == (
+            3,
+            "listener[0].backend",
+            '"odl" is not the name of a backend; did you mean "old"?',
+        )
+
+    def test_a_backend_left_out_among_several(self, tmp_path: Path) -> None:
+        (told,) = problems(tmp_path, GOOD + '[backends.new]\nservers = ["10.0.0.6:25"]')
+        assert told[:2] == (1, "listener[0].backend")
+        assert '"old", "new"' in told[2]
+
+    def test_an_empty_file_lacks_both_sides(self, tmp_path: Path) -> None:
+        listener, backend = problems(tmp_path, "")
+        assert listener[0] is backend[0] is None
+        assert "has no listener; add [[listener]]" in listener[2]
+        assert "has no backend; add [backends.NAME]" in backend[2]
+
+    def test_what_flags_bring_may_be_left_out(self, tmp_path: Path) -> None:
+        path = write(tmp_path, '[[listener]]\naddress = "[::1]:1"\nbackend = "gone"\n')
+        assert load(path, need_backend=False).listener[0].backend == "gone"
+        assert load(write(tmp_path, ""), need_listener=False, need_backend=False).listener == []
+
+    def test_octets_of_a_value_cannot_drive_the_terminal(self, tmp_path: Path) -> None:
+        text = GOOD + '"\\u001b[31m" = 1\nhelo_fallback = "\\u009b\\n' + "x" * 500 + '"\n'
+        for _, key, what in problems(tmp_path, text):
+            assert (key + what).isprintable()
+            assert len(what) < 300
+
+
+class TestAFileThatIsNoSettings:
+    def test_a_syntax_error_has_line_and_column(self, tmp_path: Path) -> None:
+        (told,) = problems(tmp_path, GOOD + "[limits]\nline == 3\n")
+        assert told[:2] == (7, "")
+        assert told[2].startswith("is not TOML: ")
+        assert "(column 7)" in told[2]
+
+    def test_an_unfinished_one_is_told_at_its_end(self, tmp_path: Path) -> None:
+        (told,) = problems(tmp_path, GOOD + "x = [\n")
+        assert told[0] == 6
+        assert told[2].startswith("is not TOML: ")
+
+    @pytest.mark.parametrize("text", ["a = " + "[" * 5000, "a = " + "9" * 5000])
+    def test_what_tomllib_itself_cannot_take(self, tmp_path: Path, text: str) -> None:
+        (told,) = problems(tmp_path, text)
+        assert told[2].startswith("is not TOML: ")
+
+    def test_octets_that_are_not_utf_8(self, tmp_path: Path) -> None:
+        (told,) = problems(tmp_path, GOOD.encode() + b'x = "\xe4"\n')
+        assert told == (6, "", "octet 0xe4 is not UTF-8; save the file as UTF-8")
+
+    def test_a_file_that_is_not_there(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=r"gone.toml: cannot be read: no such file"):
+            load(tmp_path / "gone.toml")
+
+    def test_a_directory(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match="cannot be read: is a directory"):
+            load(tmp_path)

@@ -1,0 +1,167 @@
+"""Settings of TLS and identity: every mistake has its place, and every warning its reason."""
+
+from pathlib import Path
+
+import pytest
+import trustme
+
+from smtpproxy.config.decoding import ConfigError
+from smtpproxy.config.loader import load
+from smtpproxy.config.tls_validation import exposed_listeners, weak_backends
+from smtpproxy.tls import contexts
+
+ADDRESS = '[[listener]]\naddress = "127.0.0.1:25"'
+SERVERS = '[backends.mta]\nservers = ["10.0.0.5:25"]'
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Path:
+    for name in ("mx", "other"):
+        issued = trustme.CA().issue_cert(f"{name}.example")
+        issued.cert_chain_pems[0].write_to_path(tmp_path / f"{name}.pem")
+        issued.private_key_pem.write_to_path(tmp_path / f"{name}.key")
+        issued.private_key_and_cert_chain_pem.write_to_path(tmp_path / f"{name}.both")
+    (tmp_path / "no.pem").write_text("nothing")
+    return tmp_path
+
+
+def found(work: Path, listener: str, backend: str = "", address: str = ADDRESS) -> list[str]:
+    """Return the problems of settings with these lines."""
+    file = work / "p.toml"
+    file.write_text(f"{address}\n{listener}\n{SERVERS}\n{backend}\n".replace("@", str(work)))
+    try:
+        load(file)
+    except ConfigError as error:
+        return [f"{problem.key} {problem.text}" for problem in error.problems]
+    return []
+
+
+GOOD = {
+    "both in one file": 'tls = "starttls"\ncertificate = "@/mx.both"',
+    "key beside it": 'tls = "implicit"\ncertificate = "@/mx.pem"\nkey = "@/mx.key"',
+    "by name": 'tls = "starttls"\ncertificate = "@/mx.both"\n'
+    '[listener.sni."*.example"]\ncertificate = "@/other.both"',
+    "passed through": 'tls = "passthrough"\nrequire_tls = true\nauth = "tls-only"',
+}
+
+WRONG = {
+    'tls = "starttls"': "certificate is missing",
+    'tls = "starttls"\ncertificate = "mx.pem"': "certificate .* whole path",
+    'tls = "starttls"\ncertificate = "@/none.pem"': "certificate cannot be read: no such file",
+    'tls = "starttls"\ncertificate = "@/no.pem"': "certificate is not a PEM file",
+    'tls = "starttls"\ncertificate = "@/mx.pem"': "certificate is not a PEM file with",
+    'tls = "starttls"\ncertificate = "@/mx.pem"\nkey = "@/other.key"': "does not belong to the key",
+    'tls = "starttls"\ncertificate = "@/mx.pem"\nkey = "@/none"': "key cannot be read",
+    'certificate = "@/mx.both"': "certificate is not used",
+    "require_tls = true": "require_tls nobody can fulfil it",
+    'auth = "tls-only"': "auth nobody can authenticate",
+    'key = "@/mx.key"': "key is not used",
+    'proxy_protocol = ["10.0.0.1/8"]': "proxy_protocol.* is not a network",
+    'xclient = ["everybody"]': "xclient.* is not a network",
+    'tls = "starttls"\ncertificate = "@/mx.both"\nsni."a b" = { certificate = "@/mx.both" }': (
+        "sni.* is not a host name"
+    ),
+    'tls = "starttls"\ncertificate = "@/mx.both"\n[listener.sni."b.c"]\ncertificate = "@/no.pem"': (
+        "sni.*certificate is not a PEM file"
+    ),
+}
+
+WRONG_BACKENDS = {
+    'tls = "starttls"\nca_file = "@/no.pem"': "ca_file .*",
+    'ca_file = "@/mx.pem"': "ca_file is not used",
+    'tls = "opportunistic"\nserver_name = "mx.example"': "server_name is not used",
+    'tls = "starttls"\nverify = false\nserver_name = "mx.example"': "server_name is not used",
+    'minimum_tls = "1.0"': "minimum_tls is not used",
+    'identity = "xclinet"': "identity must be .* did you mean",
+}
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_what_is_right_is_taken(name: str, keys: Path) -> None:
+    assert found(keys, GOOD[name]) == []
+
+
+@pytest.mark.parametrize("listener", WRONG)
+def test_a_listeners_mistake_has_its_place(listener: str, keys: Path) -> None:
+    (problem,) = found(keys, listener)
+    assert problem.startswith("listener[0].")
+    assert_matches(WRONG[listener], problem)
+
+
+@pytest.mark.parametrize("backend", WRONG_BACKENDS)
+def test_a_backends_mistake_has_its_place(backend: str, keys: Path) -> None:
+    (problem,) = found(keys, "", backend)
+    assert problem.startswith("backends.mta.")
+    assert_matches(WRONG_BACKENDS[backend], problem)
+
+
+def test_what_listener_and_backend_do_not_agree_on_has_its_place(keys: Path) -> None:
+    (problem,) = found(keys, 'tls = "passthrough"', 'tls = "opportunistic"')
+    assert_matches("tls needs tls", problem)
+    unix = '[[listener]]\naddress = "unix:/run/x.sock"'
+    (problem,) = found(keys, 'proxy_protocol = ["10.0.0.0/8"]', address=unix)
+    assert_matches("proxy_protocol has no meaning", problem)
+    (problem,) = found(keys, "transparent = true", address=unix)
+    assert_matches("transparent has no meaning", problem)
+
+
+@pytest.mark.parametrize(
+    ("servers", "listener", "problem"),
+    [
+        ('["original"]', "", "transparent: must be true"),
+        ('["original", "10.0.0.5:25"]', "transparent = true", "must stand alone"),
+        ('["original"]\ncheck_every = 5', "transparent = true", "check_every: can check no server"),
+        ('["unix:/x"]\nidentity = "transparent"', "", "servers: a Unix socket has no addresses"),
+    ],
+)
+def test_original_servers_have_their_conditions(
+    servers: str, listener: str, problem: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "p.toml"
+    file.write_text(f"{ADDRESS}\n{listener}\n[backends.mta]\nservers = {servers}\n")
+    with pytest.raises(ConfigError, match=problem):
+        load(file)
+
+
+@pytest.mark.parametrize(
+    ("listener", "identity", "warned"),
+    [
+        ("", "none", False),
+        ('proxy_protocol = ["127.0.0.0/8"]', "none", True),
+        ('proxy_protocol = ["127.0.0.0/8"]', "proxy-v2", False),
+        ('xclient = ["127.0.0.0/8"]', "none", True),
+        ("transparent = true", "none", True),
+        ("transparent = true", "transparent", False),
+        ('xclient = ["127.0.0.0/8"]', "xclient", False),
+        ('address = "0.0.0.0:25"', "none", True),
+        ('address = "0.0.0.0:25"', "xforward", True),
+        ('address = "0.0.0.0:25"', "xclient", False),
+        ('address = "0.0.0.0:25"', "transparent", False),
+    ],
+)
+def test_an_mta_that_takes_outside_clients_for_the_proxy_is_worth_a_warning(
+    listener: str, identity: str, warned: bool, tmp_path: Path
+) -> None:
+    file = tmp_path / "p.toml"
+    first = "[[listener]]" if "address" in listener else ADDRESS
+    file.write_text(f'{first}\n{listener}\n{SERVERS}\nidentity = "{identity}"\n')
+    assert bool(exposed_listeners(load(file))) == warned
+
+
+def test_tls_that_is_weaker_than_it_should_be_is_worth_a_warning(tmp_path: Path) -> None:
+    file = tmp_path / "p.toml"
+    file.write_text(
+        f'{ADDRESS}\n{SERVERS}\ntls = "starttls"\nverify = false\nminimum_tls = "1.0"\n'
+    )
+    settings = load(file)
+    assert [how for _, how in weak_backends(settings)] == [
+        "TLS 1.0 is allowed",
+        "its certificate is not verified",
+    ]
+    context = contexts.for_backend(settings.backends["mta"])
+    assert context.minimum_version == contexts.VERSIONS["1.0"]
+
+
+def assert_matches(pattern: str, text: str) -> None:
+    with pytest.raises(ValueError, match=pattern):
+        raise ValueError(text)

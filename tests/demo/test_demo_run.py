@@ -1,0 +1,178 @@
+"""The demonstration as a whole: it shows 9 against 4, and fails when anything went wrong."""
+
+import asyncio
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from smtpproxy.demo import demo_run, harness
+from smtpproxy.demo.legacy import DEFAULT_FAILING, FAILINGS
+from tests.demo.stand_in import StandIn
+
+DEADLINE_S = 20.0
+
+
+def demonstrate(failing: str = DEFAULT_FAILING, recipients: int = 3) -> int:
+    return demo_run.main(rtt=0.01, recipients=recipients, serve=False, failing=failing)
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> type[StandIn]:
+    """The demonstration with a proxy that gets wrong what the test says."""
+    monkeypatch.setattr(harness, "App", StandIn)
+    monkeypatch.setattr(harness, "REPLY_DEADLINE_S", 0.3)
+    monkeypatch.setattr(StandIn, "fault", "")
+    return StandIn
+
+
+@pytest.mark.parametrize("failing", FAILINGS)
+def test_the_proxy_mends_every_failing(failing: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert demonstrate(failing) == 0
+    shown = capsys.readouterr()
+    assert "WRONG" not in shown.out
+    assert shown.err == ""
+
+
+def test_nine_waits_become_four(capsys: pytest.CaptureFixture[str]) -> None:
+    assert demonstrate() == 0
+    shown = capsys.readouterr().out
+    picture = shown[shown.index("(b)") : shown.index("(c)")]
+    assert re.search(r"directly +9 waits", picture)
+    assert re.search(r"through smtpproxy +4 waits", picture)
+    assert "MAIL | RCPT | RCPT | RCPT | DATA" in picture
+    assert "250 | 250 | 250 | 250 | 354" in picture
+    assert "PIPELINING" in picture
+    assert "closed: 4 of 5 replies lost" in shown
+
+
+def test_the_command_shows_it_and_exits_0() -> None:
+    process = subprocess.run(
+        [sys.executable, "-m", "smtpproxy", "demo", "--rtt", "0.01"],
+        capture_output=True,
+        timeout=DEADLINE_S,
+        check=True,
+        encoding="utf-8",
+    )
+    assert process.stderr == ""
+    assert re.search(r"\(b\) 3 recipients, all accepted +directly +9 ", process.stdout)
+    assert re.search(r"smtpproxy +4 ", process.stdout)
+
+
+def test_many_recipients_are_drawn_in_few_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    assert demonstrate(recipients=50) == 0
+    shown = capsys.readouterr().out
+    picture = shown[shown.index("(b)") : shown.index("(c)")]
+    assert "56 waits" in picture
+    assert "47 more" in picture
+    assert picture.count("\n") < 60
+
+
+def test_no_line_is_wider_than_the_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert demonstrate() == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
+def test_a_terminal_that_knows_ascii_only_gets_no_more() -> None:
+    code = (
+        "from smtpproxy.demo.demo_run import main; import sys;"
+        "sys.exit(main(rtt=0.01, recipients=3, serve=False, failing='none'))"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        timeout=DEADLINE_S,
+        check=True,
+    )
+    assert process.stdout.isascii()
+    assert b"#########" in process.stdout
+    assert b"?" not in process.stdout
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_the_stand_in_without_a_fault_passes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert demonstrate() == 0, capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("fault", "problem"),
+    [
+        ("swapped", "the reply must name <"),
+        ("lost", "the reply must be 354, but none came in"),
+        ("not offered", "the reply must name PIPELINING"),
+        ("unguarded", "the reply must be 554, but is 354"),
+        ("chatty", "the MTA received octets while it owed a reply"),
+        ("altered", "a message did not arrive as it was sent"),
+    ],
+)
+def test_a_wrong_proxy_is_told_in_bounded_time(
+    fault: str,
+    problem: str,
+    stand_in: type[StandIn],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(stand_in, "fault", fault)
+    began = time.monotonic()
+    # Under the other failings a MTA that is sent too much is lost anyway.
+    assert demonstrate("none") == 1
+    assert time.monotonic() - began < DEADLINE_S
+    shown = capsys.readouterr().out
+    assert problem in shown.replace("\n", "")
+    assert "WRONG" in shown
+
+
+def test_a_proxy_that_does_not_start_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Broken(StandIn):
+        async def start(self) -> None:
+            raise OSError("no more sockets")
+
+    monkeypatch.setattr(harness, "App", Broken)
+    assert demonstrate() == 1
+    assert "could not be set or cleared: no more sockets" in capsys.readouterr().out
+
+
+async def test_serve_stays_up_draws_sessions_and_ends_on_interrupt() -> None:
+    code = (
+        "from smtpproxy.demo.demo_run import main; import sys;"
+        "sys.exit(main(rtt=0.01, recipients=3, serve=True, failing='opensmtpd'))"
+    )
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", code, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    try:
+        async with asyncio.timeout(DEADLINE_S):
+            advice = (await process.stdout.readuntil(b"Ctrl-C")).decode()
+            match = re.search(r"through smtpproxy +127.0.0.1:(\d+)", advice)
+            assert match is not None
+            reader, writer = await asyncio.open_connection("127.0.0.1", int(match[1]))
+            writer.write(b"EHLO me\r\nMAIL FROM:<a@b.example>\r\nRSET\r\nQUIT\r\n")
+            writer.write_eof()
+            replies = await reader.read()
+            assert [line[:3] for line in replies.splitlines() if line[3:4] == b" "] == [
+                b"220", b"250", b"250", b"250", b"221",
+            ]  # fmt: skip
+            writer.close()
+            await writer.wait_closed()
+            drawn = (await process.stdout.readuntil(b"QUIT \xe2\x94\x80")).decode()
+            assert "EHLO | MAIL | RSET | QUIT" in drawn
+            process.send_signal(signal.SIGINT)
+            _, errors = await process.communicate()
+        assert process.returncode == 0
+        assert errors == b""
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()

@@ -1,0 +1,270 @@
+"""The log: what a line looks like, that nobody can forge one, and that it never stops the mail."""
+
+import fcntl
+import io
+import json
+import logging
+import os
+import sys
+import timeit
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import BinaryIO
+
+import pytest
+import structlog
+
+from smtpproxy.log import log
+
+EVIL = b'a\r\n{"event":"forged"}\x1b[31m\x00\x7f\xff'
+
+
+@pytest.fixture(autouse=True)
+def leave_logging_as_it_was() -> Iterator[None]:
+    handlers = logging.getLogger().handlers[:]
+    yield
+    logging.getLogger().handlers[:] = handlers
+    structlog.reset_defaults()
+
+
+class Terminal(io.BytesIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def lines(stream: io.BytesIO) -> list[dict[str, object]]:
+    return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+def screen(stream: io.BytesIO) -> list[str]:
+    return stream.getvalue().decode().splitlines()
+
+
+class TestALine:
+    def test_has_time_level_and_event_first_then_its_fields(self) -> None:
+        stream = io.BytesIO()
+        log.configure("info", "json", stream)
+        before = datetime.now(UTC)
+        log.get().warning("backend_lost", server="10.0.0.5:25", seconds=1.5, ok=True, why=None)
+        (line,) = lines(stream)
+        assert list(line) == ["timestamp", "level", "event", "server", "seconds", "ok", "why"]
+        assert (line["level"], line["event"]) == ("warning", "backend_lost")
+        assert (line["seconds"], line["ok"], line["why"]) == (1.5, True, None)
+        assert str(line["timestamp"]).endswith("Z")
+        assert before <= datetime.fromisoformat(str(line["timestamp"])) <= datetime.now(UTC)
+
+    def test_below_the_level_there_is_none(self) -> None:
+        stream = io.BytesIO()
+        log.configure("warning", "json", stream)
+        log.get().info("x")
+        log.get().debug("x")
+        assert not stream.getvalue()
+
+    def test_octets_are_text_wherever_they_are(self) -> None:
+        stream = io.BytesIO()
+        log.configure("info", "json", stream)
+        log.get().info("x", a=b"joe@example.org", b=[b"x", (b"y",)], c={"k": b"z"}, d=Path("/p"))
+        (line,) = lines(stream)
+        assert [line[key] for key in "abcd"] == ["joe@example.org", ["x", ["y"]], {"k": "z"}, "/p"]
+
+    def test_an_exception_has_its_traceback(self) -> None:
+        for form in ("json", "console"):
+            stream = io.BytesIO()
+            log.configure("info", form, stream)
+            try:
+                raise ValueError("a\n2026-11-23T00:00:00Z forged\x1b")
+            except ValueError:
+                log.get().exception("session_failed")
+            text = stream.getvalue().decode()
+            assert "Traceback" in text
+            assert "\x1b" not in text
+            assert not any(line.startswith("2026-11-23T00") for line in text.splitlines())
+
+    def test_libraries_speak_through_it_once(self) -> None:
+        log.configure("info", "json", io.BytesIO())
+        stream = io.BytesIO()
+        log.configure("info", "json", stream)
+        logging.getLogger("asyncio").error("Task %s", "lost")
+        logging.getLogger("asyncio").critical("worse")
+        told = [(each["event"], each["level"], each["message"]) for each in lines(stream)]
+        assert told == [
+            ("library_message", "error", "Task lost"),
+            ("library_message", "error", "worse"),
+        ]
+
+
+class TestNobodyForgesALine:
+    @pytest.mark.parametrize("form", ["json", "console"])
+    def test_control_characters_never_reach_the_output(self, form: str) -> None:
+        """Octets, text, names of keys in a field, lists, the event: none drives a terminal."""
+        stream = io.BytesIO()
+        log.configure("info", form, stream)
+        text = "b\n\x9b31m\u2028\u202e\udc80"
+        log.get().info(
+            "e\r\n" + text, a=EVIL, b=text, c=[EVIL, text], d={text: text}, e="j\u00f6rg"
+        )
+        output = stream.getvalue().decode()
+        assert output.endswith("\n")
+        assert output[:-1].isprintable()
+
+    def test_json_gives_text_back_as_it_was(self) -> None:
+        stream = io.BytesIO()
+        log.configure("info", "json", stream)
+        text = "\x00\n\x7f\x9b\u2028\U000e0001\u00e9\\"
+        log.get().info("x", text=text)
+        assert lines(stream)[0]["text"] == text
+
+
+class TestTheLook:
+    @pytest.mark.parametrize(
+        ("form", "stream", "coloured", "is_json"),
+        [
+            ("auto", io.BytesIO, False, True),
+            ("auto", Terminal, True, False),
+            ("json", Terminal, False, True),
+            ("console", io.BytesIO, False, False),
+        ],
+    )
+    def test_is_json_but_on_a_terminal(
+        self,
+        form: str,
+        stream: Callable[[], io.BytesIO],
+        coloured: bool,
+        is_json: bool,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.delenv("NO_COLOR", raising=False)
+        output = stream()
+        log.configure("info", form, output)
+        log.get().info("listening", address="127.0.0.1:25")
+        assert (b"\x1b[" in output.getvalue()) is coloured
+        assert output.getvalue().startswith(b"{") is is_json
+
+    def test_no_color_is_obeyed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("NO_COLOR", "1")
+        output = Terminal()
+        log.configure("info", "auto", output)
+        log.get().error("x")
+        assert b"\x1b" not in output.getvalue()
+
+    def test_for_people_is_aligned_and_quoted_where_needed(self) -> None:
+        stream = io.BytesIO()
+        log.configure("info", "console", stream)
+        log.get().info("listening", address="127.0.0.1:25", said=b'250 "ok"', n=1, to=["a b", "c"])
+        log.get().warning("client_violation", none=None, empty="")
+        first, second = screen(stream)
+        assert first[24:] == (
+            " [info   ] listening          address=127.0.0.1:25"
+            ' said="250 \\"ok\\"" n=1 to=["a b", c]'
+        )
+        assert second[24:] == ' [warning] client_violation   none=null empty=""'
+
+
+class TestItNeverStopsTheMail:
+    def test_a_closed_stream(self) -> None:
+        stream = io.BytesIO()
+        log.configure("info", "json", stream)
+        stream.close()
+        log.get().info("x")
+
+    def test_a_broken_pipe(self) -> None:
+        reader, writer = os.pipe()
+        with os.fdopen(writer, "wb", 0) as stream:
+            log.configure("info", "json", stream)
+            os.close(reader)
+            log.get().info("x")
+
+    def test_no_standard_error_at_all(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sys, "stderr", None)
+        log.configure("info", "auto")
+        log.get().info("x")
+
+    @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+    def test_a_full_disk(self) -> None:
+        with open_raw("/dev/full") as stream:
+            log.configure("info", "json", stream)
+            log.get().info("x")
+
+    def test_a_reader_that_has_stopped_loses_lines_that_are_counted(self) -> None:
+        reader, writer = os.pipe()
+        with os.fdopen(reader, "rb", 0) as read_end, os.fdopen(writer, "wb", 0) as stream:
+            fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+            log.configure("info", "json", stream)
+            for number in range(100):
+                log.get().info("x", number=number, filler="-" * 200)
+            received = read_end.read(65536).splitlines()
+            log.get().info("again")
+            notice, again = (json.loads(line) for line in read_end.read(65536).splitlines())
+        assert [json.loads(line)["number"] for line in received] == list(range(len(received)))
+        assert (notice["event"], notice["lines"]) == ("log_lines_lost", 100 - len(received))
+        assert again["event"] == "again"
+
+    def test_a_line_cut_off_does_not_swallow_the_next(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with open_raw(os.devnull) as stream:
+            log.configure("info", "json", stream)
+            written: list[bytes] = []
+            monkeypatch.setattr(os, "write", lambda _, octets: written.append(octets) or 5)
+            log.get().info("a")
+            log.get().info("b")
+        assert not written[0].startswith(b"\n")
+        assert written[1].startswith(b"\n{")
+
+
+class TestGathering:
+    def test_lines_wait_for_one_write_and_keep_their_order(self) -> None:
+        stream = io.BytesIO()
+        log.configure("info", "json", stream)
+        later: list[Callable[[], None]] = []
+        log.gather(later.append)
+        for number in range(3):
+            log.get().info("x", number=number)
+        assert not stream.getvalue()
+        assert len(later) == 1
+        later.pop()()
+        assert [each["number"] for each in lines(stream)] == [0, 1, 2]
+
+    def test_its_end_writes_what_was_gathered(self) -> None:
+        stream = io.BytesIO()
+        log.configure("info", "json", stream)
+        log.gather(lambda _: None)
+        log.get().info("x")
+        log.gather(None)
+        log.get().info("y")
+        assert [each["event"] for each in lines(stream)] == ["x", "y"]
+
+    def test_a_pipe_gets_pieces_it_takes_whole(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        reader, writer = os.pipe()
+        os.close(reader)
+        written: list[bytes] = []
+        with os.fdopen(writer, "wb", 0) as stream:
+            log.configure("info", "json", stream)
+            log.gather(lambda _: None)
+            for _ in range(30):
+                log.get().info("x", filler="-" * 400)
+            monkeypatch.setattr(
+                os, "write", lambda _, octets: written.append(octets) or len(octets)
+            )
+            log.gather(None)
+        assert b"".join(written).count(b"\n") == 30
+        assert all(len(piece) <= 4096 and piece.endswith(b"\n") for piece in written)
+
+
+def test_a_line_is_cheap() -> None:
+    """About 4 us on a quiet machine; the bound leaves room for a busy one."""
+    with open_raw(os.devnull) as stream:
+        log.configure("info", "json", stream)
+        relayed = log.get().info
+
+        def one_line() -> None:
+            relayed(
+                "message_relayed", session=12, sender=b"joe@example.org", size=1234, seconds=0.1
+            )
+
+        assert min(timeit.repeat(one_line, number=2000, repeat=5)) / 2000 < 20e-6
+
+
+def open_raw(path: str) -> BinaryIO:
+    return Path(path).open("wb", buffering=0)

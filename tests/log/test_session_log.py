@@ -1,0 +1,190 @@
+"""What is logged of a session, from the exchanges it consists of."""
+
+import io
+import json
+
+import pytest
+
+from smtpproxy.core.observer import Ends, Summary
+from smtpproxy.core.pipeline import Pipeline
+from smtpproxy.core.policy import Rules
+from smtpproxy.log import log
+from smtpproxy.log.debug_log import ExchangeLog
+from smtpproxy.log.session_log import ServiceLog
+from smtpproxy.log.transaction_summary import KEPT, paths
+from tests.support.observed_session import Watched
+
+
+def ends() -> Ends:
+    raise AssertionError("the log does not ask")
+
+
+class Logged:
+    """A pipeline whose exchanges are logged, and the lines that come of it."""
+
+    def __init__(self, level: str = "info") -> None:
+        self._stream = io.BytesIO()
+        log.configure(level, "json", self._stream)
+        self.session = ServiceLog().session("1-1", "127.0.0.1:2525", "192.0.2.1:4711")
+        self.session.connected("10.0.0.5:25", ends)
+        self.pipeline = Pipeline(Rules(), lambda _: None, self.session, 10.0)
+        self.pipeline.connect_backend(lambda _: None)
+        self.says("220 mx")
+
+    def sends(self, *lines: str) -> None:
+        self.pipeline.client_received("".join(line + "\r\n" for line in lines).encode(), 11.0)
+
+    def says(self, *replies: str) -> None:
+        for reply in replies:
+            self.pipeline.backend_received(reply.encode() + b"\r\n", 12.5)
+
+    def close(self) -> None:
+        self.session.closed(Summary(self.pipeline.ended or "client_closed", 2.5, 4, 3, 1, 80, 90))
+
+    @property
+    def lines(self) -> list[dict[str, object]]:
+        return [json.loads(line) for line in self._stream.getvalue().splitlines()]
+
+    @property
+    def events(self) -> list[object]:
+        return [line["event"] for line in self.lines]
+
+
+def test_a_message_is_one_line_with_what_an_operator_asks_for() -> None:
+    logged = Logged()
+    logged.sends("MAIL FROM:<a@x> SIZE=9", "RCPT TO:<b@y>", "RCPT TO:<c@z> NOTIFY=NEVER", "DATA")
+    logged.says("250 a", "250 b", "550 5.1.1 no c", "354 go")
+    logged.sends("text", ".")
+    logged.says("250 2.0.0 queued as 17")
+    (line,) = logged.lines
+    assert line["event"] == "message_relayed"
+    assert (line["client"], line["server"]) == ("192.0.2.1:4711", "10.0.0.5:25")
+    assert (line["sender"], line["recipients"], line["refused"]) == ("a@x", ["b@y"], ["c@z 550"])
+    assert (line["size"], line["reply"]) == (6, "250 2.0.0 queued as 17")
+    assert (line["seconds"], line["groups"]) == (1.5, [4, 1])
+
+
+@pytest.mark.parametrize(
+    ("lines", "replies", "event"),
+    [
+        (["DATA", "text", "."], ["354 go", "554 spam"], "message_refused"),
+        (["DATA", "RSET"], ["451 later", "250 ok"], "message_refused"),
+        (["RSET"], ["250 ok"], "message_abandoned"),
+        (["EHLO x"], ["250 mx"], "message_abandoned"),
+        (["MAIL FROM:<n@x>"], ["503 nested"], None),
+    ],
+)
+def test_a_transaction_that_came_to_nothing_is_told_apart(
+    lines: list[str], replies: list[str], event: str | None
+) -> None:
+    logged = Logged()
+    logged.sends("MAIL FROM:<a@x>", "RCPT TO:<b@y>")
+    logged.says("250 a", "250 b")
+    logged.sends(lines[0])
+    logged.says(replies[0])
+    if lines[1:]:
+        logged.sends(*lines[1:])
+        logged.says(*replies[1:])
+    assert logged.events == ([event] if event else [])
+
+
+def test_an_open_transaction_is_logged_when_the_session_ends() -> None:
+    logged = Logged()
+    logged.sends("MAIL FROM:<a@x>")
+    logged.says("250 a")
+    logged.close()
+    assert logged.events == ["message_abandoned", "session_closed"]
+
+
+def test_bdat_chunks_make_one_message() -> None:
+    logged = Logged()
+    logged.sends("EHLO x")
+    logged.says("250-mx\r\n250 CHUNKING")
+    logged.sends("MAIL FROM:<a@x>", "RCPT TO:<b@y>", "BDAT 2", "", "BDAT 2 LAST", "")
+    logged.says("250 a", "250 b", "250 2 octets", "250 queued")
+    (line,) = logged.lines
+    assert (line["event"], line["size"], line["reply"]) == ("message_relayed", 4, "250 queued")
+
+
+def test_a_session_is_one_line() -> None:
+    logged = Logged()
+    logged.close()
+    (line,) = logged.lines
+    assert line["reason"] == "client_closed"
+    assert (line["messages"], line["commands"], line["round_trips_saved"]) == (1, 4, 3)
+
+
+def test_a_lost_backend_has_a_line_of_its_own() -> None:
+    logged = Logged()
+    logged.pipeline.backend_lost(13.0)
+    logged.close()
+    assert logged.events == ["backend_lost", "session_closed"]
+
+
+def test_violations_are_logged_with_their_octets_escaped() -> None:
+    logged = Logged()
+    logged.sends("NOOP\rMAIL FROM:<x>", "NOOP")
+    logged.says("250 \x1b[2Jhello\r\n250 surplus")
+    client, backend = logged.lines
+    assert (client["event"], client["kind"]) == ("client_violation", "bare_cr_or_nul_in_command")
+    assert client["octets"] == r"NOOP\rMAIL FROM:<x>\r\n"
+    assert (backend["event"], backend["kind"]) == ("backend_violation", "reply_not_asked_for")
+
+
+def test_no_secret_is_logged() -> None:
+    logged = Logged("debug")
+    logged.sends("AUTH PLAIN AHVzZXIAc2VjcmV0")
+    logged.says("250 what")
+    logged.sends("AUTH LOGIN")
+    logged.says("334 VXNlcm5hbWU6")
+    logged.sends("c2VjcmV0\rx")
+    logged.close()
+    assert b"c2VjcmV0" not in json.dumps(logged.lines).encode()
+
+
+def test_a_transaction_keeps_a_bounded_number_of_commands() -> None:
+    logged = Logged()
+    logged.sends("MAIL FROM:<a@x>")
+    logged.says("250 a")
+    for number in range(KEPT + 50):
+        logged.sends(f"RCPT TO:<r{number}@y>")
+        logged.says("250 ok")
+    logged.sends("RSET")
+    logged.says("250 ok")
+    (line,) = logged.lines
+    assert (len(line["recipients"]), line["commands_not_shown"]) == (KEPT, 50)  # type: ignore[arg-type]  # JSON
+
+
+@pytest.mark.parametrize(
+    ("line", "path"),
+    [
+        (b"MAIL FROM:<>\r\n", ""),
+        (b"MAIL FROM:<a@b> BODY=8BITMIME\r\n", "a@b"),
+        (b"rcpt to: <a@b>\r\n", "a@b"),
+        (b"RCPT TO:a@b\r\n", "a@b"),
+        (b'RCPT TO:<"x y"@b>\r\n', '"x y"@b'),
+        (b"RCPT\r\n", ""),
+        (b"RCPT TO:<\xc3\xa9@b>\r\n", "é@b"),
+        (b"RCPT TO:<\xff\x1b\\@b>\r\n", "\\xff\\x1b\\\\@b"),
+    ],
+)
+def test_paths_of_command_lines(line: bytes, path: str) -> None:
+    assert paths([line]) == [path]
+    assert paths([b"RCPT TO:<p@q>\r\n", line]) == ["p@q", path]
+
+
+def test_no_lines_have_no_paths() -> None:
+    assert paths([]) == []
+
+
+def test_at_level_debug_each_exchange_is_logged() -> None:
+    session = Watched(ExchangeLog(), level="debug")
+    session.sends("AUTH PLAIN AHVzZXIAc2VjcmV0", "NOOP")
+    session.says("235 in", "250 ok")
+    session.pipeline.client_eof(40.0)
+    session.observer.stalled()
+    lines = [json.loads(line) for line in session.logged.getvalue().splitlines()]
+    assert [line["event"] for line in lines[-4:]] == [*["exchange"] * 3, "client_stalled"]
+    auth, noop = lines[-3:-1]
+    assert (auth["verb"], auth["command"], auth["reply"]) == ("AUTH", "AUTH PLAIN *", "235 in")
+    assert (auth["taken"], noop["taken"], noop["held"]) == (0.25, 0.25, 0.0)

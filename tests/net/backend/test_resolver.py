@@ -1,0 +1,102 @@
+"""Names are looked up without blocking the loop, and nobody waits for them at the end."""
+
+import asyncio
+import socket
+import subprocess
+import sys
+import threading
+from typing import Any
+
+import pytest
+
+from smtpproxy.net.backend.resolver import look_up
+
+
+class Resolver:
+    """Stands for the system's: knows one name, and answers when told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked: list[str] = []
+        self.answers = threading.Event()
+        monkeypatch.setattr(socket, "getaddrinfo", self)
+
+    def __call__(self, host: str, port: int, *_: object, flags: int = 0) -> list[Any]:
+        if flags & socket.AI_NUMERICHOST:
+            raise socket.gaierror(socket.EAI_NONAME, "not an address")
+        self.asked.append(host)
+        self.answers.wait(20)
+        if host != "mx.example":
+            raise socket.gaierror(socket.EAI_NONAME, "unknown")
+        return [(0, 0, 0, "", ("192.0.2.1", port))]
+
+
+@pytest.fixture
+def resolver(monkeypatch: pytest.MonkeyPatch) -> Resolver:
+    return Resolver(monkeypatch)
+
+
+async def test_an_address_is_not_looked_up() -> None:
+    ((family, name),) = await look_up("2001:db8::1", 25)
+    assert (family, name) == (socket.AF_INET6, ("2001:db8::1", 25, 0, 0))
+
+
+async def test_a_name_is_asked_for_once_however_many_want_to_know(resolver: Resolver) -> None:
+    """A resolver that is slow is not asked once for each client that comes meanwhile."""
+    waiting = [asyncio.create_task(look_up("mx.example", 25)) for _ in range(100)]
+    gone = asyncio.create_task(look_up("mx.example", 25))
+    await asyncio.sleep(0)
+    gone.cancel()
+    resolver.answers.set()
+    found = await asyncio.gather(*waiting)
+    assert {answer[0][1] for answer in found} == {("192.0.2.1", 25)}
+    assert resolver.asked == ["mx.example"]
+    await look_up("mx.example", 25)
+    assert len(resolver.asked) == 2  # anew: it may have moved
+
+
+async def test_all_who_ask_are_told_that_there_is_none(resolver: Resolver) -> None:
+    waiting = [asyncio.create_task(look_up("nobody.example", 25)) for _ in range(3)]
+    await asyncio.sleep(0)
+    resolver.answers.set()
+    found = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [type(why) for why in found] == [socket.gaierror] * 3
+
+
+async def test_what_is_no_name_is_an_error_as_others() -> None:
+    with pytest.raises(OSError, match="not a host name"):
+        await look_up("x" * 64 + ".example", 25)
+
+
+async def test_one_name_does_not_wait_for_another(resolver: Resolver) -> None:
+    slow = [asyncio.create_task(look_up(f"{n}.example", 25)) for n in range(50)]
+    last = asyncio.create_task(look_up("mx.example", 25))
+    async with asyncio.timeout(20):
+        while "mx.example" not in resolver.asked:
+            await asyncio.sleep(0.001)
+    resolver.answers.set()
+    await last
+    await asyncio.gather(*slow, return_exceptions=True)
+
+
+def test_the_end_does_not_wait_for_an_answer() -> None:
+    program = """
+import asyncio, socket, time
+from smtpproxy.net.backend.resolver import look_up
+known = socket.getaddrinfo
+def asked(host, *more, flags=0):
+    if flags:
+        raise socket.gaierror(socket.EAI_NONAME, "not an address")
+    time.sleep(60)
+socket.getaddrinfo = asked
+async def main():
+    try:
+        async with asyncio.timeout(0.1):
+            await look_up("mx.example", 25)
+    except TimeoutError:
+        print("given up", flush=True)
+asyncio.run(main())
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, timeout=20, check=False
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"given up\n", b"")

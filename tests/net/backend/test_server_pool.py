@@ -1,0 +1,138 @@
+"""The servers of a backend: which is tried first, and which is left alone."""
+
+import asyncio
+import socket
+from typing import Any
+
+import pytest
+
+from smtpproxy.config.address import Address
+from smtpproxy.net.backend.server_pool import Server, Servers
+from tests.net.fakes import Clock
+
+
+class Told(list[tuple[str, bool]]):
+    """Remembers which server has gone down or come up."""
+
+    def __call__(self, name: str, up: bool, why: str) -> None:  # noqa: ARG002
+        self.append((name, up))
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("smtpproxy.net.backend.server_pool.monotonic", clock)
+    return clock
+
+
+def group(told: Any = None, **options: Any) -> tuple[Servers, list[Server]]:
+    servers = [Server(Address(host, 25)) for host in ("one", "two", "three")]
+    return Servers(servers, 10, changed=Told() if told is None else told, **options), servers
+
+
+@pytest.mark.usefixtures("clock")
+def test_the_first_named_is_first() -> None:
+    servers, order = group()
+    order[0].sessions = 9
+    assert servers.in_order() == order
+
+
+@pytest.mark.usefixtures("clock")
+def test_the_one_with_the_fewest_sessions_is_first_if_told_so() -> None:
+    servers, (one, two, three) = group(least=True)
+    one.sessions, two.sessions = 2, 1
+    assert servers.in_order() == [three, two, one]
+    three.sessions = 2
+    assert servers.in_order() == [two, one, three]
+
+
+@pytest.mark.usefixtures("clock")
+def test_equals_take_turns_if_sessions_are_to_be_spread() -> None:
+    """Else all sessions go to the first where each is over before the next one comes."""
+    servers, (one, two, three) = group(least=True)
+    assert [servers.in_order()[0] for _ in range(4)] == [one, two, three, one]
+
+
+def test_one_that_failed_is_left_alone_for_a_while(clock: Clock) -> None:
+    servers, (one, two, three) = group()
+    servers.failed(one, "why")
+    clock.now += 9.9
+    assert servers.in_order() == [two, three, one]
+    clock.now += 0.1
+    assert servers.in_order() == [one, two, three]
+
+
+def test_only_one_session_finds_out_whether_it_is_back(clock: Clock) -> None:
+    """With a server that swallows connects, each session would wait for the time limit."""
+    servers, (one, two, three) = group()
+    servers.failed(one, "why")
+    clock.now += 10
+    assert servers.in_order() == [one, two, three]
+    assert servers.in_order() == [two, three, one]
+    servers.greeted(one)
+    assert servers.in_order() == [one, two, three]
+
+
+@pytest.mark.usefixtures("clock")
+def test_all_are_tried_when_all_have_failed() -> None:
+    servers, order = group()
+    for server in order:
+        servers.failed(server, "why")
+    assert servers.in_order() == order
+
+
+def test_each_change_is_told_once(clock: Clock) -> None:
+    told = Told()
+    servers, (one, two, _) = group(told)
+    servers.greeted(one)
+    assert told == []
+    servers.failed(one, "why")
+    servers.failed(one, "why")
+    clock.now += 20
+    servers.failed(one, "why")
+    assert told == [("one:25", False)]
+    servers.greeted(one)
+    servers.greeted(one)
+    assert told == [("one:25", False), ("one:25", True)]
+    assert two.left_alone_until == 0.0
+
+
+@pytest.mark.usefixtures("clock")
+def test_what_others_have_found_is_followed_and_not_told_again() -> None:
+    told = Told()
+    servers, (one, two, three) = group(told)
+    servers.learn("one:25", up=False)
+    assert servers.in_order() == [two, three, one]
+    servers.learn("one:25", up=True)
+    assert servers.in_order() == [one, two, three]
+    assert told == []
+
+
+class Caller(asyncio.Protocol):
+    """Hangs up as soon as it is connected; `over` is set then."""
+
+    def __init__(self) -> None:
+        self.over = asyncio.Event()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        self.over.set()
+
+
+async def test_a_name_is_tried_at_each_of_its_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a machine with IPv6 and IPv4, an MTA may listen at one of both."""
+
+    async def found(host: str, port: int) -> list[tuple[int, tuple[str, int]]]:
+        assert host == "mx.example"
+        return [(0, ("127.0.0.2", port)), (0, ("127.0.0.1", port))]
+
+    caller = Caller()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = Server(Address("mx.example", listening.getsockname()[1]))
+        monkeypatch.setattr("smtpproxy.net.backend.resolver.look_up", found)
+        await server.connect(lambda: caller, None)
+        await caller.over.wait()
+    with pytest.raises(ConnectionRefusedError):
+        await server.connect(lambda: caller, None)

@@ -1,0 +1,276 @@
+"""What the tests of the edge stand on: connections that only remember, and a clock set by hand."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from functools import partial
+from math import inf
+from typing import Any
+
+from smtpproxy.core.exchange import Exchange
+from smtpproxy.core.observer import Ends, Summary
+from smtpproxy.core.policy import Rules
+from smtpproxy.net.admission import Admission
+from smtpproxy.net.backend.server_pool import Servers
+from smtpproxy.net.client_connection import ClientConnection
+from smtpproxy.net.listener_context import Service
+from smtpproxy.net.peer import Peer
+from smtpproxy.net.rate_limit import Pacing
+from smtpproxy.net.timeouts import Sweeper
+from smtpproxy.net.write_batching import Outbox
+
+LIMITS = {
+    "place": inf,
+    "connect": 30.0,
+    "greeting": 300.0,
+    "command": 300.0,
+    "data": 120.0,
+    "content": 180.0,
+    "end_of_data": 600.0,
+    "client": 300.0,
+    "close": 30.0,
+}
+
+
+class Clock:
+    """Stands for time.monotonic."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Transport(asyncio.Transport):
+    """A connection that remembers what was done to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outbox = Outbox()
+        self.written: list[bytes] = []
+        self.reading = True
+        self.state = "open"
+        self.eof_sent = False
+
+    def write(self, data: Any) -> None:
+        assert self.state == "open"
+        self.written.append(bytes(data))
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        self.eof_sent = True
+
+    def pause_reading(self) -> None:
+        assert self.reading
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        self.reading = True
+
+    def is_closing(self) -> bool:
+        return self.state != "open"
+
+    def close(self) -> None:
+        self.state = "closed"
+
+    def abort(self) -> None:
+        self.state = "aborted"
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return ("192.0.2.1", 4711) if name == "peername" else default
+
+    def taken(self) -> bytes:
+        """Return what was written since the last call."""
+        self.outbox.flush()
+        octets = b"".join(self.written)
+        self.written.clear()
+        return octets
+
+
+class Server:
+    """A server that can be reached, or not, or never answers."""
+
+    def __init__(self, name: str, behaviour: str = "reachable") -> None:
+        self.name = name
+        self.sessions = 0
+        self.left_alone_until = 0.0
+        self.behaviour = behaviour
+        self.transport = Transport()
+        self.protocol: Any = None
+
+    def address_for(self, peer: Peer) -> str:  # noqa: ARG002
+        return self.name
+
+    def name_for(self, peer: Peer) -> str:  # noqa: ARG002
+        return self.name
+
+    async def connect(self, factory: Callable[[], asyncio.Protocol], peer: Peer) -> None:
+        self.peer = peer
+        if self.behaviour == "late":
+            self.protocol = factory()
+        if self.behaviour in ("silent", "late"):
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                self.behaviour = "cancelled"
+                raise
+        if self.behaviour == "unreachable":
+            raise ConnectionRefusedError(111, "Connection refused")
+        self.protocol = factory()
+        self.protocol.connection_made(self.transport)
+
+    def says(self, octets: bytes) -> None:
+        """Let it send octets."""
+        self.protocol.data_received(octets)
+
+    def heard(self) -> bytes:
+        """Return what it got since the last call."""
+        return self.transport.taken()
+
+
+@dataclass
+class Watcher:
+    """An observer, of the service and of each of its sessions, that remembers."""
+
+    down: list[tuple[str, str]] = field(default_factory=list)
+    turned_away: list[tuple[str, str, int]] = field(default_factory=list)
+    slowdowns: int = 0
+    up: list[str] = field(default_factory=list)
+    given_up: list[tuple[str, str]] = field(default_factory=list)
+    errors: list[Exception] = field(default_factory=list)
+    servers: list[str] = field(default_factory=list)
+    exchanges: list[Exchange] = field(default_factory=list)
+    summaries: list[Summary] = field(default_factory=list)
+    notes: list[tuple[str, dict[str, str]]] = field(default_factory=list)
+
+    def session(self, listener: str, client: str) -> "Watcher":
+        assert (listener, client) == ("listener", "192.0.2.1:4711")
+        return self
+
+    content: Callable[[bytes, bytes], None] | None = None
+    stalls: int = 0
+
+    def connected(self, server: str, ends: Callable[[], Ends]) -> None:
+        self.servers.append(server)
+        self.ends = ends
+
+    def stalled(self) -> None:
+        self.stalls += 1
+
+    def settled(self, exchanges: list[Exchange]) -> None:
+        self.exchanges += exchanges
+
+    def slowed(self) -> None:
+        self.slowdowns += 1
+
+    def noted(self, event: str, **values: str) -> None:
+        self.notes.append((event, values))
+
+    def closed(self, summary: Summary) -> None:
+        self.summaries.append(summary)
+
+    def gave_up(self, server: str, why: str) -> None:
+        self.given_up.append((server, why))
+
+    def server_changed(self, backend: str, server: str, up: bool, why: str) -> None:
+        assert backend == "backend"
+        if up:
+            self.up.append(server)
+        else:
+            self.down.append((server, why))
+
+    def refused(self, reason: str, client: str, clients: int) -> None:
+        self.turned_away.append((reason, client, clients))
+
+    def broken(self, error: Exception) -> None:
+        self.errors.append(error)
+
+
+class Stage:
+    """A client and its servers, with a session between them."""
+
+    def __init__(
+        self,
+        servers: list[Server],
+        rules: Rules,
+        clock: Clock,
+        content: Callable[[bytes, bytes], None] | None = None,
+        pacing: Pacing | None = None,
+        admission: Admission | None = None,
+    ) -> None:
+        self.clock = clock
+        self.servers = servers
+        self.watcher = Watcher(content=content)
+        self.sweeper = Sweeper(LIMITS, hold=0.2)
+        self.client = Transport()
+        self.outbox = Outbox()
+        for server in servers:
+            server.transport.outbox = self.outbox
+        self.client.outbox = self.outbox
+        group = Servers(
+            servers,  # type: ignore[arg-type]  # stand-ins for net's Server
+            changed=partial(self.watcher.server_changed, "backend"),
+        )
+        service = Service(
+            "listener",
+            rules,
+            group,
+            self.sweeper,
+            self.outbox,
+            self.watcher,
+            pacing=pacing,
+            admission=admission,
+        )
+        self.connection = ClientConnection(service)
+        self.connection.connection_made(self.client)
+        (self.session,) = self.sweeper.sessions
+
+    async def settle(self) -> None:
+        """Let tasks that are ready run."""
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+    def sends(self, octets: bytes) -> None:
+        """Let the client send octets."""
+        self.connection.data_received(octets)
+
+    def gets(self) -> bytes:
+        """Return what the client got since the last call."""
+        return self.client.taken()
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass, and have time limits looked at."""
+        self.clock.now += seconds
+        self.sweeper.sweep()
+
+    @property
+    def ended(self) -> str:
+        """Why the session ended; empty while it goes on."""
+        return self.watcher.summaries[0].reason if self.watcher.summaries else ""
+
+
+Opener = Callable[..., Awaitable[Stage]]
+
+GROUP = b"MAIL FROM:<a@x>\r\nRCPT TO:<b@y>\r\nDATA\r\n"
+
+
+async def greeted(opened: Opener, *servers: Server, **options: object) -> Stage:
+    """Open a stage whose first server has greeted."""
+    stage = await opened(*servers, **options)
+    stage.servers[0].says(b"220 mx ready\r\n")
+    assert stage.gets() == b"220 mx ready\r\n"
+    return stage
+
+
+async def in_content(opened: Opener) -> Stage:
+    """Open a stage that has come to message content."""
+    stage = await greeted(opened)
+    stage.sends(GROUP)
+    for reply in (b"250 a\r\n", b"250 b\r\n", b"354 go\r\n"):
+        stage.servers[0].says(reply)
+    assert stage.gets() == b"250 a\r\n250 b\r\n354 go\r\n"
+    stage.servers[0].heard()
+    return stage

@@ -1,0 +1,108 @@
+"""Descriptors: when there are too few of them, and what then becomes of who wants to connect."""
+
+import asyncio
+import resource
+import socket
+
+import pytest
+
+from smtpproxy.config.address import Address
+from smtpproxy.net import fd_limits
+from smtpproxy.net.admission import Admission, Bounds
+from smtpproxy.net.fd_limits import SPARE, Descriptors
+from smtpproxy.net.listener import Listener
+from smtpproxy.net.shared_counters import Tally
+from tests.net.fakes import Watcher
+
+
+@pytest.fixture
+def limit(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The limit that there is, to be changed."""
+    limits = [1000]
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (limits[0], 4096))
+    return limits
+
+
+def test_a_high_number_tells_that_they_are_short(limit: list[int]) -> None:
+    found = Descriptors()
+    assert not found.short_at(999 - SPARE, 0)
+    assert found.short_at(1000 - SPARE, 0)
+    limit[0] = 2000
+    assert found.short_at(1000 - SPARE, 0)
+    found.look()
+    assert not found.short_at(1000 - SPARE, 0)
+
+
+def test_of_few_a_quarter_is_kept(limit: list[int]) -> None:
+    limit[0] = 40
+    found = Descriptors()
+    assert not found.short_at(29, 0)
+    assert found.short_at(30, 0)
+    assert not found.short_at(29, 14)
+    assert found.short_at(29, 15)  # those may be waiting for their backends yet
+
+
+class Doors:
+    """A listener that notes whether it is to accept."""
+
+    def __init__(self) -> None:
+        self.paused: list[bool] = []
+
+    def pause(self, paused: bool) -> None:
+        self.paused.append(paused)
+
+
+async def test_nobody_accepts_while_none_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    watcher, doors = Watcher(), Doors()
+    door = Admission(Bounds(), Tally(), b"mx.example", watcher)
+    door.start([doors])
+
+    def none_left(*_: object) -> int:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(fd_limits.os, "open", none_left)
+    door._watch(0.0)
+    door._watch(0.0)
+    monkeypatch.undo()
+    door._watch(0.0)
+    door.stop()
+    assert doors.paused == [False, True, True, False]
+    assert watcher.turned_away == [("file_descriptors", "", 1)]  # told once
+
+
+def test_who_comes_when_they_are_short_is_told(limit: list[int]) -> None:
+    watcher = Watcher()
+    door = Admission(Bounds(), Tally(), b"mx.example", watcher)
+    assert door.enter("192.0.2.1", 10) is not None
+    assert door.enter("192.0.2.1", limit[0] - 1) is None
+    assert door.refusal.startswith(b"421 4.3.2 mx.example ")
+    assert watcher.turned_away == [("file_descriptors", "192.0.2.1", 1)]
+
+
+async def test_clients_wait_while_a_listener_is_paused() -> None:
+    accepted, over = asyncio.Event(), asyncio.Event()
+
+    class Client(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            accepted.set()
+            transport.close()
+
+        def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+            over.set()
+
+    listener = Listener(Address(host="127.0.0.1"), None)  # type: ignore[arg-type]  # unused
+    listener._make_client = Client  # type: ignore[method-assign]
+    await listener.open()
+    port = int(listener.addresses[0].rpartition(":")[2])
+    listener.pause(True)
+    listener.pause(True)
+    with socket.create_connection(("127.0.0.1", port), timeout=5):
+        await asyncio.sleep(0)
+        assert not accepted.is_set()
+        listener.pause(False)
+        listener.pause(False)
+        await asyncio.wait_for(accepted.wait(), 5)
+        await asyncio.wait_for(over.wait(), 5)
+    listener.close()
+    listener.pause(False)
+    assert listener._resuming is None

@@ -1,0 +1,222 @@
+"""The PROXY header: read as another implementation reads it, whatever the octets are."""
+
+import struct
+from ipaddress import ip_address
+from socket import SocketKind
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from proxyprotocol.result import (
+    ProxyResult,
+    ProxyResultIPv4,
+    ProxyResultIPv6,
+    ProxyResultLocal,
+    ProxyResultUnknown,
+)
+from proxyprotocol.tlv import ProxyProtocolTLV
+from proxyprotocol.v1 import ProxyProtocolV1
+from proxyprotocol.v2 import ProxyProtocolV2
+
+from smtpproxy.config.address import canonical
+from smtpproxy.net.peer import Peer, name_of
+from smtpproxy.net.proxy_protocol import BadProxyHeader, make_v1, make_v2, read
+
+V2 = b"\r\n\r\n\0\r\nQUIT\n"
+V4_PEER = Peer("192.0.2.1:4711", ("198.51.100.7", 25))
+V6_PEER = Peer("[2001:db8::1]:4711", ("2001:db8::25", 25))
+
+ports = st.integers(0, 65535)
+v4_ends = st.tuples(st.ip_addresses(v=4).map(str), ports)
+v6_hosts = st.ip_addresses(v=6).filter(lambda ip: ip.ipv4_mapped is None)
+v6_ends = st.tuples(v6_hosts.map(str), ports)
+peers = st.builds(Peer, v4_ends.map(name_of), v4_ends) | st.builds(
+    Peer, v6_ends.map(name_of), v6_ends
+)
+
+
+def v2(command: int, family: int, addresses: bytes, size: int | None = None) -> bytes:
+    """Return a version 2 header; `size` if it is to lie about its length."""
+    return (
+        V2
+        + struct.pack("!BBH", command, family, len(addresses) if size is None else size)
+        + (addresses)
+    )
+
+
+V4_ADDRESSES = bytes((192, 0, 2, 1, 198, 51, 100, 7)) + struct.pack("!HH", 4711, 25)
+V4_AS_V6_ADDRESSES = (
+    bytes.fromhex("00000000000000000000ffff c0000201 00000000000000000000ffff c6336407")
+    + V4_ADDRESSES[8:]
+)
+
+GOOD = {
+    "v1 over IPv4": (b"PROXY TCP4 192.0.2.1 198.51.100.7 4711 25\r\n", V4_PEER),
+    "v1 over IPv6": (b"PROXY TCP6 2001:db8::1 2001:DB8::25 4711 25\r\n", V6_PEER),
+    "v1 over IPv6 for both families": (
+        b"PROXY TCP6 ::ffff:192.0.2.1 ::FFFF:c633:6407 4711 25\r\n",
+        V4_PEER,
+    ),
+    "v2 over IPv6 for both families": (v2(0x21, 0x21, V4_AS_V6_ADDRESSES), V4_PEER),
+    "v1 UNKNOWN alone": (b"PROXY UNKNOWN\r\n", None),
+    "v1 UNKNOWN with whatever": (b"PROXY UNKNOWN ffff:f...f:ffff x 65535\r\n", None),
+    "v1 as long as can be": (b"PROXY UNKNOWN " + b"x" * 91 + b"\r\n", None),
+    "v2 over IPv4": (v2(0x21, 0x11, V4_ADDRESSES), V4_PEER),
+    "v2 with TLVs": (v2(0x21, 0x11, V4_ADDRESSES + b"\x04\0\x03abc"), V4_PEER),
+    "v2 LOCAL": (v2(0x20, 0x00, b""), None),
+    "v2 LOCAL with addresses": (v2(0x20, 0x11, V4_ADDRESSES), None),
+    "v2 unspecified": (v2(0x21, 0x00, b"abc"), None),
+    "v2 Unix": (v2(0x21, 0x31, b"\0" * 216), None),
+    "v2 as long as can be": (v2(0x21, 0x11, V4_ADDRESSES + b"\0" * 4068), V4_PEER),
+}
+
+BAD = {
+    "SMTP": b"EHLO client.example\r\n",
+    "HTTP": b"GET / HTTP/1.1\r\n",
+    "a ClientHello": b"\x16\x03\x01",
+    "v1 of 108 octets": b"PROXY UNKNOWN " + b"x" * 92 + b"\r\n",
+    "v1 without end": b"PROXY " + b"x" * 101,
+    "v1 with LF alone": b"PROXY TCP4 192.0.2.1 198.51.100.7 4711 25\n",
+    "v1 with CR inside": b"PROXY UNKNOWN x\ry\r\n",
+    "v1 in small letters": b"proxy TCP4 192.0.2.1 198.51.100.7 4711 25\r\n",
+    "v1 with two spaces": b"PROXY  TCP4 192.0.2.1 198.51.100.7 4711 25\r\n",
+    "v1 with a word more": b"PROXY TCP4 192.0.2.1 198.51.100.7 4711 25 x\r\n",
+    "v1 with a word less": b"PROXY TCP4 192.0.2.1 198.51.100.7 4711\r\n",
+    "v1 with an address of the other family": b"PROXY TCP4 2001:db8::1 2001:db8::2 4711 25\r\n",
+    "v1 with a name": b"PROXY TCP4 localhost 198.51.100.7 4711 25\r\n",
+    "v1 with no such address": b"PROXY TCP4 192.0.2.256 198.51.100.7 4711 25\r\n",
+    "v1 with leading zeros": b"PROXY TCP4 192.0.2.01 198.51.100.7 4711 25\r\n",
+    "v1 with no such port": b"PROXY TCP4 192.0.2.1 198.51.100.7 65536 25\r\n",
+    "v1 with a port with zeros": b"PROXY TCP4 192.0.2.1 198.51.100.7 04711 25\r\n",
+    "v1 with a signed port": b"PROXY TCP4 192.0.2.1 198.51.100.7 +4711 25\r\n",
+    "v1 of UDP": b"PROXY UDP4 192.0.2.1 198.51.100.7 4711 25\r\n",
+    "v2 of version 1": v2(0x11, 0x11, V4_ADDRESSES),
+    "v2 with no such command": v2(0x22, 0x11, V4_ADDRESSES),
+    "v2 with no such family": v2(0x21, 0x41, V4_ADDRESSES),
+    "v2 with no such transport": v2(0x21, 0x13, V4_ADDRESSES),
+    "v2 announcing 65535 octets": v2(0x21, 0x11, b"", 65535),
+    "v2 too short for IPv4": v2(0x21, 0x11, V4_ADDRESSES[:-1]),
+    "v2 too short for IPv6": v2(0x21, 0x21, V4_ADDRESSES),
+}
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_a_good_header_is_read_and_nothing_behind_it(name: str) -> None:
+    octets, peer = GOOD[name]
+    for behind in (b"", b"EHLO x\r\n", octets):
+        assert read(octets + behind) == (peer, len(octets))
+    for cut in range(len(octets)):
+        assert read(octets[:cut]) == (None, 0)
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_header_is_noticed(name: str) -> None:
+    with pytest.raises(BadProxyHeader):
+        read(BAD[name])
+
+
+@given(peers)
+def test_what_is_made_is_read_here_and_by_others(peer: Peer) -> None:
+    for made, other in ((make_v1(peer), ProxyProtocolV1()), (make_v2(peer), ProxyProtocolV2())):
+        assert read(made) == (peer, len(made))
+        assert ends(other.unpack(made)) == (peer.source, peer.target)
+
+
+V1, V2_HERE = ProxyProtocolV1(), ProxyProtocolV2()
+RESULTS = {4: ProxyResultIPv4, 6: ProxyResultIPv6}
+tlvs = st.binary(max_size=100).map(lambda octets: ProxyProtocolTLV(init={0xE0: octets}))
+
+
+@given(peers, tlvs)
+def test_what_others_make_is_read_here(peer: Peer, tlv: ProxyProtocolTLV) -> None:
+    assert peer.source is not None
+    assert peer.target is not None
+    ends = [(ip_address(host), port) for host, port in (peer.source, peer.target)]
+    kind: Any = RESULTS[ends[0][0].version]
+    made = V1.pack(kind(*ends))
+    assert read(made + b"EHLO x\r\n") == (peer, len(made))
+    made = V2_HERE.pack(kind(*ends, protocol=SocketKind.SOCK_STREAM, tlv=tlv))
+    assert len(made) > (52 if ends[0][0].version == 6 else 28)
+    assert read(made + b"EHLO x\r\n") == (peer, len(made))
+
+
+def test_what_others_make_of_nobody_is_read_as_nobody() -> None:
+    for made in (V1.pack(ProxyResultUnknown()), V2_HERE.pack(ProxyResultLocal())):
+        assert read(made) == (None, len(made))
+
+
+def test_who_has_no_address_is_the_proxy_itself() -> None:
+    """So it is in version 2 by LOCAL; UNKNOWN says it, too, but Postfix does not take that."""
+    assert make_v1(Peer(), V4_PEER) == make_v1(V4_PEER)
+    assert make_v2(Peer(), V4_PEER) == v2(0x20, 0x00, b"")
+
+
+@given(st.builds(Peer, v4_ends.map(name_of), v6_ends))
+def test_ends_of_two_families_are_both_made_ipv6(peer: Peer) -> None:
+    """Who reads that knows whom it means."""
+    assert make_v1(peer).startswith(b"PROXY TCP6 ")
+    for made in (make_v1(peer), make_v2(peer)):
+        assert read(made) == (peer, len(made))
+
+
+def test_a_client_without_address_is_said_to_be_unknown() -> None:
+    for made in (make_v1(Peer()), make_v2(Peer())):
+        assert read(made) == (None, len(made))
+
+
+def test_a_scope_is_left_out() -> None:
+    peer = Peer("[fe80::1%eth0]:1", ("fe80::2", 25))
+    assert make_v1(peer) == b"PROXY TCP6 fe80::1 fe80::2 1 25\r\n"
+
+
+words = st.sampled_from(
+    [b"TCP4", b"TCP6", b"UNKNOWN", b"UDP4", b"192.0.2.1", b"1.2.3", b"::1", b"2001:db8::1", b"25"]
+) | st.from_regex(rb"[0-9A-Za-z:.+-]{0,6}", fullmatch=True)
+
+
+@given(st.lists(words, max_size=6), st.sampled_from([b"\r\n", b"\n", b"\r"]))
+def test_a_line_is_read_only_as_others_read_it(line: list[bytes], end: bytes) -> None:
+    agree(b"PROXY " + b" ".join(line) + end, ProxyProtocolV1())
+
+
+@given(
+    st.sampled_from([0x20, 0x21]) | st.integers(0, 255),
+    st.sampled_from([0x00, 0x11, 0x21, 0x31]) | st.integers(0, 255),
+    st.binary(max_size=60),
+)
+def test_a_block_is_read_only_as_others_read_it(command: int, family: int, octets: bytes) -> None:
+    agree(v2(command, family, octets), ProxyProtocolV2())
+
+
+@given(st.binary(max_size=200))
+def test_nothing_but_its_own_error_is_ever_raised(octets: bytes) -> None:
+    for begin in (b"", b"PROXY ", V2, V2 + b"\x21\x11"):
+        try:
+            _, taken = read(begin + octets)
+        except BadProxyHeader:
+            continue
+        assert 0 <= taken <= len(begin + octets)
+
+
+def agree(octets: bytes, other: ProxyProtocolV1 | ProxyProtocolV2) -> None:
+    """Whatever is believed here must be what the other implementation reads, too."""
+    try:
+        peer, taken = read(octets)
+    except BadProxyHeader:
+        return
+    if peer is None or not taken:
+        return
+    try:
+        assert ends(other.unpack(octets[:taken])) == (peer.source, peer.target)
+    except (ValueError, struct.error):
+        # it looks into the TLVs, too, which are skipped here
+        assert octets.startswith(V2), "the other one does not read it"
+        assert taken > 28
+
+
+def ends(result: ProxyResult) -> tuple[object, object]:
+    """Return both endpoints of the other implementation's result."""
+    assert isinstance(result, ProxyResultIPv4 | ProxyResultIPv6)
+    source, target = result.source, result.dest
+    return (canonical(str(source[0])), source[1]), (canonical(str(target[0])), target[1])

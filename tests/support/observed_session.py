@@ -1,0 +1,108 @@
+"""A pipeline that is watched as the edge lets it be, with a clock of its own."""
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from smtpproxy.core.observer import Ends, SessionObserver, Summary
+from smtpproxy.core.pipeline import Pipeline
+from smtpproxy.core.policy import Rules
+from smtpproxy.log import log
+from smtpproxy.log.session_log import ServiceLog
+from smtpproxy.trace.recorder import Trace
+from smtpproxy.trace.rotating_files import Files
+from smtpproxy.worker.observer_fanout import Fanout, Watcher
+
+ENDS = Ends("192.0.2.1:4711", "192.0.2.9:25", "10.0.0.1:33333", "10.0.0.5:25")
+
+
+class Later:
+    """Keeps what is to be called soon."""
+
+    def __init__(self) -> None:
+        self.calls: list[Callable[[], None]] = []
+
+    def __call__(self, call: Callable[[], None]) -> None:
+        self.calls.append(call)
+
+    def run(self) -> None:
+        """Call it."""
+        calls, self.calls = self.calls, []
+        for call in calls:
+            call()
+
+
+class Watched:
+    """One session between a client and a backend, watched by the log and by others."""
+
+    def __init__(
+        self,
+        *watchers: Watcher,
+        client: str = ENDS.client,
+        level: str = "error",
+        rules: Rules | None = None,
+    ) -> None:
+        self.logged = io.BytesIO()
+        log.configure(level, "json", self.logged)
+        self.fanout = Fanout(ServiceLog(), watchers)
+        self.observer: SessionObserver = self.fanout.session("192.0.2.9:25", client)
+        self.now = 10.0
+        self.got: list[bytes] = []
+        self.pipeline = Pipeline(rules or Rules(), self.got.append, self.observer, self.now)
+        self.backend: list[bytes] = []
+        self.pipeline.connect_backend(self.backend.append)
+        self.pipeline.framer.watch = self.observer.content
+        self.observer.connected("10.0.0.5:25", lambda: ENDS)
+        self.says("220 mx")
+
+    def sends(self, *lines: str) -> None:
+        """Let the client send a group of lines."""
+        self.now += 1
+        self.pipeline.client_received("".join(f"{line}\r\n" for line in lines).encode(), self.now)
+
+    def says(self, *replies: str) -> None:
+        """Let the backend reply, each time a moment later."""
+        for reply in replies:
+            self.now += 0.25
+            self.pipeline.backend_received(f"{reply}\r\n".encode(), self.now)
+
+    def relay(self, *content: str, reply: str = "250 2.0.0 queued") -> None:
+        """Let a message through, pipelined."""
+        self.sends("MAIL FROM:<a@x>", "RCPT TO:<b@y>", "DATA")
+        self.says("250 a", "250 b", "354 go")
+        self.sends(*content, ".")
+        self.says(reply)
+
+    def close(self, reason: str = "") -> None:
+        """End the session."""
+        framer = self.pipeline.framer
+        reason = reason or self.pipeline.ended or "client_closed"
+        self.observer.closed(
+            Summary(
+                reason,
+                2.5,
+                framer.commands,
+                framer.pipelined,
+                self.pipeline.transaction.messages,
+                80,
+                90,
+            )
+        )
+
+
+class Traced:
+    """A trace into a directory, and what is in its files."""
+
+    def __init__(self, directory: Path, *, max_octets: int = 1 << 20, **kinds: Any) -> None:
+        self.directory = directory
+        self.later = Later()
+        self.files = Files(directory, 0, max_octets, 3)
+        self.trace = Trace(self.files, self.later, **kinds)
+
+    def records(self) -> list[dict[str, Any]]:
+        """Write all that is left, and return it."""
+        self.trace.close()
+        paths = sorted(self.directory.glob("*.jsonl"))
+        return [json.loads(line) for path in paths for line in path.read_text().splitlines()]

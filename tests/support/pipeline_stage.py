@@ -1,0 +1,169 @@
+"""The stage: a pipeline whose two peers and observer are played by a test."""
+
+import re
+from functools import partial
+
+from smtpproxy.core import replies
+from smtpproxy.core.exchange import Exchange
+from smtpproxy.core.pipeline import Pipeline
+from smtpproxy.core.policy import Rules
+from smtpproxy.core.starttls import Upgrade
+
+INTRODUCED = (b"HELO=%b", b"ADDR=192.0.2.1")
+"""What the client is introduced by: these attributes, each in a line of its own."""
+
+
+class Introduced:
+    """Introduces the client with what is asked of it."""
+
+    def __init__(self, verb: str) -> None:
+        self.verb = verb.encode()
+
+    def lines(self, attributes: frozenset[bytes], hello: bytes) -> list[bytes]:
+        """Return a line for each attribute in INTRODUCED that the backend knows."""
+        words = [word % hello[5:].strip() if b"%" in word else word for word in INTRODUCED]
+        return [
+            self.verb + b" " + word + b"\r\n" for word in words if word.split(b"=")[0] in attributes
+        ]
+
+
+class Observed(list[Exchange]):
+    """All exchanges that an observer was shown."""
+
+    def settled(self, exchanges: list[Exchange]) -> None:
+        self.extend(exchanges)
+
+
+class Stage:
+    """A pipeline with both of its sides and its observer played by a test.
+
+    to_client, to_backend: what was written since they were last cleared.  observed: all exchanges
+    that an observer was shown.  The clock goes on by one second with each call.
+    """
+
+    def __init__(self, rules: Rules | None = None) -> None:
+        self.now = 1000.0
+        self.to_client: list[bytes] = []
+        self.to_backend: list[bytes] = []
+        self.observed = Observed()
+        self.sent_to_client = b""
+        self.pipeline = Pipeline(
+            rules or Rules(hostname=b"proxy"), self._write, self.observed, self.now
+        )
+        self.pipeline.connect_backend(self.to_backend.append)
+        self.pipeline.upgrade = self._upgrade
+        self.upgrades: list[str] = []
+        self.pipeline.introduce = self._introduce
+        self.introduced = ""
+        self.refusal = b""  # of the client's XCLIENT
+
+    def _upgrade(self, what: Upgrade) -> None:
+        self.upgrades.append(what.value)
+
+    def _introduce(self, line: bytes) -> bytes:
+        self.introduced += line.decode().rstrip()
+        return self.refusal
+
+    def _write(self, octets: bytes) -> None:
+        assert octets, "an empty write"
+        self.to_client.append(octets)
+        self.sent_to_client += octets
+
+    def clear(self) -> None:
+        """Forget what was written so far."""
+        self.to_client.clear()
+        self.to_backend.clear()
+        self.upgrades.clear()
+        self.introduced = ""
+
+    def client(self, octets: bytes) -> None:
+        """Let the client send a segment."""
+        self.now += 1
+        self.pipeline.client_received(octets, self.now)
+
+    def backend(self, octets: bytes) -> None:
+        """Let the backend send a segment."""
+        self.now += 1
+        self.pipeline.backend_received(octets, self.now)
+
+    def happen(self, kind: str, octets: bytes = b"") -> None:
+        """Let something else happen."""
+        self.now += 1
+        pipeline = self.pipeline
+        if kind == "unavailable":
+            pipeline.backend_unavailable(octets, self.now)
+            return
+        {
+            "C: EOF": pipeline.client_eof,
+            "B< EOF": pipeline.backend_lost,
+            "hold": pipeline.flush,
+            "expire": pipeline.expire,
+            "drain": pipeline.drain,
+            "stop": partial(pipeline.fail, "stopped", replies.DRAINING),
+            "break down": partial(pipeline.fail, "internal_error", replies.INTERNAL_ERROR),
+            "no place": partial(pipeline.fail, "backend_full", replies.BACKEND_FULL),
+            "abandon": partial(pipeline.end, "client_lost"),
+            "client secured": pipeline.client_secured,
+            "backend secured": pipeline.backend_secured,
+            "not secured": partial(pipeline.fail, "backend_tls_failed", replies.BACKEND_TLS_FAILED),
+        }[kind](self.now)
+
+    def come_to(self, given: str) -> None:
+        """Play the usual beginning of a session up to where a transcript begins."""
+        state, *capabilities = given.split()
+        order = ("greeting", "EHLO", "MAIL", "DATA")
+        level = 1 if state == "HELO" else order.index(state)
+        self.backend(b"220 mx ESMTP\r\n")
+        if state == "HELO":
+            self._command(b"HELO client", b"250 mx")
+        elif level >= 1:
+            offer = "".join(f"250-{word}\r\n" for word in ["mx", *capabilities])
+            self._command(b"EHLO client", f"{offer}250 SIZE".encode())
+        if level >= 2:
+            self._command(b"MAIL FROM:<a@a>", b"250 sender")
+            self._command(b"RCPT TO:<b@b>", b"250 recipient")
+        if level == 3:
+            self._command(b"DATA", b"354 go")
+        assert not self.pipeline.ended, given
+        self.clear()
+
+    def _command(self, line: bytes, reply: bytes) -> None:
+        self.client(line + b"\r\n")
+        self.backend(reply + b"\r\n")
+
+
+def check_observed(stage: Stage) -> None:
+    """Check what holds for the exchanges of any session."""
+    flushed = [exchange for exchange in stage.observed if exchange.flushed]
+    told = b"".join(_pattern(exchange) for exchange in flushed)
+    assert re.fullmatch(told, stage.sent_to_client)
+    assert len({id(exchange) for exchange in stage.observed}) == len(stage.observed)
+    for exchange in flushed:
+        assert exchange.framed <= exchange.replied <= exchange.flushed
+        assert not exchange.sent or exchange.framed <= exchange.sent <= exchange.replied
+        assert 200 <= exchange.code <= 599
+
+
+def _pattern(exchange: Exchange) -> bytes:
+    """Return a pattern of what the client got; observers are not shown what may quote a secret."""
+    reply = exchange.reply
+    if exchange.verb.secret and reply.endswith(b"*\r\n"):
+        return re.escape(reply[:3]) + rb"[^\r]*\r\n(?:[0-9]{3}[^\r]*\r\n)*?"
+    return re.escape(reply)
+
+
+def seen_by_observers(exchanges: list[Exchange]) -> bytes:
+    """Return all octets that observers can learn from exchanges."""
+    return b"\n".join(
+        b"\n".join(
+            (
+                exchange.line,
+                exchange.reply,
+                exchange.refusal,
+                repr(exchange).encode(),
+                exchange.problem.octets if exchange.problem else b"",
+                str(exchange.problem).encode(),
+            )
+        )
+        for exchange in exchanges
+    )

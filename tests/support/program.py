@@ -1,0 +1,90 @@
+"""The program as an operator runs it: its log, its workers, its signals."""
+
+import json
+import os
+import signal
+import smtplib
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from tests.support.processes import Process, eventually
+
+SMTPPROXY = (sys.executable, "-m", "smtpproxy")
+
+
+class Program:
+    """`smtpproxy run`, until the end of the block; it may have ended before."""
+
+    def __init__(
+        self,
+        directory: Path,
+        *arguments: str | Path,
+        env: Mapping[str, str] | None = None,
+        argv: Sequence[str] = SMTPPROXY,
+    ) -> None:
+        self._process = Process([*argv, "run", *arguments], directory / "log", env)
+        self._read = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+
+    @property
+    def pid(self) -> int:
+        """The supervisor's."""
+        return self._process._popen.pid
+
+    def log(self) -> list[dict[str, Any]]:
+        """Return all that was logged so far."""
+        lines = self._process.printed().splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("}\n")]
+
+    def event(self, name: str, timeout_s: float = 20.0) -> dict[str, Any]:
+        """Wait for the next log line of an event, behind the last one that was waited for."""
+
+        def look() -> dict[str, Any] | None:
+            for index, fields in enumerate(self.log()[self._read :], self._read + 1):
+                if fields["event"] == name:
+                    self._read = index
+                    return fields
+            return None
+
+        return eventually(look, f"event {name}; log:\n{self._process.printed()}", timeout_s)
+
+    def port(self) -> int:
+        """Wait for a listener, and return its port."""
+        return int(self.event("listening")["address"].rpartition(":")[2])
+
+    def workers(self) -> list[int]:
+        """Return the process ids of the workers."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text()
+        return [int(each) for each in children.split()]
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send the supervisor a signal."""
+        os.kill(self.pid, number)
+
+    def wait(self) -> int:
+        """Wait for its end; return the exit code."""
+        return self._process._popen.wait(20)
+
+
+def send(port: int, host: str = "127.0.0.1") -> bytes:
+    """Send a message; return what the server said to EHLO."""
+    with smtplib.SMTP(host, port, timeout=10) as client:
+        _, said = client.ehlo()
+        client.sendmail("a@example.org", ["b@example.org"], b"Subject: x\r\n\r\ntext\r\n")
+        return said
+
+
+def is_alive(pid: int) -> bool:
+    """Tell whether a process runs (a zombie does not)."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"

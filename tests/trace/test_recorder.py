@@ -1,0 +1,355 @@
+"""The trace: what is recorded of a session, when, and that it never holds up the mail."""
+
+from hashlib import sha256
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from smtpproxy.core.policy import Rules
+from smtpproxy.trace import session_recorder
+from smtpproxy.trace.content_capture import DIGESTED_OCTETS, Kept
+from smtpproxy.trace.record_writer import GATHERED_OCTETS
+from smtpproxy.trace.records import KEPT_NOTED
+from tests.support.observed_session import Traced, Watched
+
+
+def exchanges(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [record for record in records if record["what"] == "exchange"]
+
+
+class TestAll:
+    def test_a_session_is_told_from_its_begin_to_its_end(self, tmp_path: Path) -> None:
+        traced = Traced(tmp_path)
+        session = Watched(traced.trace)
+        session.sends("EHLO x")
+        session.says("250 mx")
+        session.relay("text")
+        session.sends("QUIT")
+        session.says("221 bye")
+        session.close()
+        records = traced.records()
+        kinds = [record["what"] for record in records]
+        assert kinds == ["opened", "connected", *["exchange"] * 7, "closed"]
+        assert len({record["session"] for record in records}) == 1
+        assert [record["verb"] for record in exchanges(records)] == [
+            *("greeting", "EHLO", "MAIL", "RCPT", "DATA", ".", "QUIT")
+        ]
+        opened, connected, closed = records[0], records[1], records[-1]
+        assert opened["client"] == "192.0.2.1:4711"
+        assert (connected["proxy_end"], connected["server_end"]) == (
+            "10.0.0.1:33333",
+            "10.0.0.5:25",
+        )
+        assert (closed["reason"], closed["saved"], closed["messages"]) == ("quit", 2, 1)
+        (message,) = closed["transactions"]
+        assert (message["outcome"], message["sender"]) == ("relayed", "a@x")
+        assert message["groups"] == [3, 1]
+
+    def test_an_exchange_has_its_four_times_on_the_wall_clock(self, tmp_path: Path) -> None:
+        traced = Traced(tmp_path)
+        session = Watched(traced.trace)
+        session.sends("MAIL FROM:<a@x>", "RCPT TO:<b@y>")
+        session.says("250 a", "550 5.1.1 no b")
+        mail, rcpt = exchanges(traced.records())[1:]
+        offset = traced.trace.writer.offset
+        times = [
+            [each[name] - offset for name in ("framed", "sent", "replied", "flushed")]
+            for each in (mail, rcpt)
+        ]
+        assert times == [
+            pytest.approx([11.25, 11.25, 11.5, 11.75], abs=1e-3),
+            pytest.approx([11.25, 11.5, 11.75, 11.75], abs=1e-3),
+        ]
+        assert "pipelined" not in mail
+        assert rcpt["pipelined"]
+        assert (rcpt["code"], rcpt["reply"]) == (550, "550 5.1.1 no b")
+
+    def test_a_violation_has_its_octets_escaped(self, tmp_path: Path) -> None:
+        traced = Traced(tmp_path)
+        session = Watched(traced.trace)
+        session.pipeline.client_received(b"MAIL\0\xff FROM\r\n", 12.0)
+        session.close()
+        *_, broken, closed = traced.records()
+        assert broken["violation"] == {
+            "by": "client",
+            "kind": "bare_cr_or_nul_in_command",
+            "octets": "MAIL\0\\xff FROM\r\n",
+        }
+        assert (closed["violations"], closed["codes"]) == (["bare_cr_or_nul_in_command"], [500])
+
+    def test_what_was_mended_is_told_too(self, tmp_path: Path) -> None:
+        traced = Traced(tmp_path)
+        Watched(traced.trace).relay("a\nb")
+        violation = exchanges(traced.records())[-1]["violation"]
+        assert (violation["kind"], violation["mended"]) == ("bare_lf", True)
+
+    def test_who_is_inside_tls_is_told_where_it_began(self, tmp_path: Path) -> None:
+        traced = Traced(tmp_path)
+        session = Watched(traced.trace)
+        session.sends("EHLO x")
+        session.says("250 mx")
+        session.observer.noted("tls_started", side="client", version="TLSv1.3", cipher="AES")
+        session.sends("QUIT")
+        session.says("221 bye")
+        session.close()
+        records = traced.records()
+        kinds = [record["what"] for record in records]
+        assert kinds[2:] == ["exchange", "exchange", "noted", "exchange", "closed"]
+        noted = records[4]
+        assert noted.pop("at") >= records[0]["at"]
+        del noted["session"]
+        assert noted == {
+            "what": "noted",
+            "event": "tls_started",
+            "side": "client",
+            "version": "TLSv1.3",
+            "cipher": "AES",
+        }
+
+    def test_lines_do_not_pile_up(self, tmp_path: Path) -> None:
+        traced = Traced(tmp_path)
+        session = Watched(traced.trace)
+        for _ in range(500):
+            session.sends("NOOP")
+            session.says("250 ok")
+        assert sum(map(len, traced.trace.writer._lines)) < GATHERED_OCTETS
+        assert len(traced.later.calls) < 4
+        assert len(exchanges(traced.records())) == 501
+
+    def test_only_clients_of_the_networks_are_recorded(self, tmp_path: Path) -> None:
+        traced = Traced(tmp_path, networks=[ip_network("192.0.2.0/28"), ip_network("::1")])
+        clients = ["192.0.2.1:1", "192.0.2.77:1", "[::1]:1", "unix"]
+        for client in clients:
+            Watched(traced.trace, client=client).close()
+        recorded_clients = [each["client"] for each in traced.records() if each["what"] == "closed"]
+        assert recorded_clients == [clients[0], clients[2]]
+
+
+class TestContent:
+    TEXT = "Subject: x\r\nTo: jörg\r\n\r\nbody\r\n..dot"
+
+    def record(self, directory: Path, text: str, **kinds: Any) -> dict[str, Any]:
+        traced = Traced(directory, **kinds)
+        Watched(traced.trace).relay(text)
+        return exchanges(traced.records())[-1]
+
+    def test_none_is_its_size_and_digest(self, tmp_path: Path) -> None:
+        record = self.record(tmp_path, self.TEXT)
+        octets = f"{self.TEXT}\r\n.\r\n".encode()
+        assert record["octets"] == len(octets) - 3
+        assert record["sha256"] == sha256(octets).hexdigest()
+        assert record["digested"] == len(octets)
+        assert "content" not in record
+
+    def test_a_digest_is_of_the_first_octets(self, tmp_path: Path) -> None:
+        text = "x" * 60000
+        record = self.record(tmp_path, text)
+        assert record["sha256"] == sha256(text[:DIGESTED_OCTETS].encode()).hexdigest()
+        assert record["digested"] == DIGESTED_OCTETS
+        assert record["octets"] == 60002
+
+    @pytest.mark.parametrize(
+        ("text", "header"),
+        [
+            (TEXT, "Subject: x\r\nTo: jörg\r\n\r\n"),
+            ("Subject: x", "Subject: x\r\n.\r\n"),
+            ("\r\nbody: x\r\n\r\nx", ""),
+        ],
+    )
+    def test_headers_end_where_the_body_begins(
+        self, tmp_path: Path, text: str, header: str
+    ) -> None:
+        record = self.record(tmp_path, text, kept=Kept.HEADERS)
+        assert record.get("content", "") == header
+
+    def test_full_has_a_bound(self, tmp_path: Path) -> None:
+        record = self.record(tmp_path / "a", self.TEXT, kept=Kept.FULL, most=4096)
+        assert record["content"] == self.TEXT + "\r\n.\r\n"
+        assert "cut" not in record
+        record = self.record(tmp_path / "b", "x" * 60000, kept=Kept.FULL, most=4096)
+        assert (record["content"], record["cut"]) == ("x" * 4096, True)
+
+    def test_each_bdat_chunk_has_its_own(self, tmp_path: Path) -> None:
+        traced = Traced(tmp_path, kept=Kept.FULL, most=4096)
+        session = Watched(traced.trace)
+        session.sends("EHLO x")
+        session.says("250-mx\r\n250-PIPELINING\r\n250 CHUNKING")
+        session.pipeline.client_received(b"BDAT 3\r\nabcBDAT 2 LAST\r\nde", 20.0)
+        session.says("250 3", "250 2")
+        *_, first, second = exchanges(traced.records())
+        assert (first["content"], second["content"]) == ("abc", "de")
+
+    def test_content_cut_short_is_told(self, tmp_path: Path) -> None:
+        traced = Traced(tmp_path, kept=Kept.FULL, most=4096)
+        session = Watched(traced.trace)
+        session.sends("MAIL FROM:<a@x>", "DATA")
+        session.says("250 a", "354 go")
+        session.sends("half of it")
+        session.pipeline.client_eof(30.0)
+        session.close()
+        (last,) = [each for each in exchanges(traced.records()) if each["verb"] == "."]
+        assert (last["content"], last.get("code", 0)) == ("half of it\r\n", 0)
+
+
+class TestBothSides:
+    """What the proxy and the backend said, where the client knows nothing of it."""
+
+    def test_steps_of_a_hello(self, tmp_path: Path) -> None:
+        traced = Traced(tmp_path)
+        session = Watched(traced.trace)
+        session.sends("EHLO x")
+        session.says("500 what", "250 mx")
+        session.sends("HELO y")
+        session.says("250 mx")
+        _, ehlo, helo = exchanges(traced.records())
+        assert [(step["line"], step["reply"]) for step in ehlo["steps"]] == [
+            ("EHLO x", "500 what"),
+            ("HELO x", "250 mx"),
+        ]
+        assert "steps" not in helo
+
+    def test_xforward_ahead_of_mail(self, tmp_path: Path) -> None:
+        traced = Traced(tmp_path)
+        session = Watched(traced.trace, rules=Rules(xforward=True))
+        session.pipeline.ehlo.xforward.lines = [b"XFORWARD ADDR=192.0.2.1\r\n"]
+        session.sends("MAIL FROM:<a@x>", "RCPT TO:<b@y>")
+        session.says("250 known", "250 a", "250 b")
+        *_, mail, rcpt = exchanges(traced.records())
+        assert [(step["line"], step["reply"]) for step in mail["steps"]] == [
+            ("XFORWARD ADDR=192.0.2.1", "250 known"),
+            ("MAIL FROM:<a@x>", "250 a"),
+        ]
+        assert "steps" not in rcpt
+
+    def test_a_lost_backend_gave_no_reply(self, tmp_path: Path) -> None:
+        traced = Traced(tmp_path)
+        session = Watched(traced.trace)
+        session.sends("NOOP")
+        session.pipeline.backend_lost(99.0)
+        (step,) = exchanges(traced.records())[-1]["steps"]
+        assert (step["line"], step["reply"], step.get("replied", 0.0)) == ("NOOP", "", 0.0)
+
+    def test_a_bare_lf_behind_a_command(self, tmp_path: Path) -> None:
+        traced = Traced(tmp_path)
+        session = Watched(traced.trace)
+        session.pipeline.client_received(b"NOOP\n", 12.0)
+        session.says("250 ok")
+        assert exchanges(traced.records())[-1]["bare_lf"] is True
+
+    def test_content_as_it_came(self, tmp_path: Path) -> None:
+        traced = Traced(tmp_path, kept=Kept.FULL, most=4096)
+        session = Watched(traced.trace)
+        session.relay("a\nb")
+        session.relay("ab")
+        mended, plain = (each for each in exchanges(traced.records()) if each["verb"] == ".")
+        assert (mended["content"], mended["came"]) == ("a\r\nb\r\n.\r\n", "a\nb\r\n.\r\n")
+        assert "came" not in plain
+
+
+class TestErrors:
+    @pytest.mark.parametrize("reply", ["250 2.0.0 queued", "451 4.3.0 later", "554 5.7.1 spam"])
+    def test_only_what_went_wrong_is_written(self, tmp_path: Path, reply: str) -> None:
+        traced = Traced(tmp_path, only_errors=True)
+        session = Watched(traced.trace)
+        session.relay("text", reply=reply)
+        assert not traced.later.calls
+        session.close()
+        records = traced.records()
+        if reply.startswith("250"):
+            assert records == []
+            return
+        assert [record["what"] for record in records] == [
+            *("opened", "connected", *["exchange"] * 5, "closed")
+        ]
+        assert records[-2]["sha256"]
+        assert records[-1]["codes"] == [int(reply[:3])]
+
+    @pytest.mark.parametrize("end", ["backend_lost", "expire"])
+    def test_lost_backends_and_time_limits_went_wrong(self, tmp_path: Path, end: str) -> None:
+        traced = Traced(tmp_path, only_errors=True)
+        session = Watched(traced.trace)
+        session.sends("NOOP")
+        getattr(session.pipeline, end)(99.0)
+        session.close()
+        assert traced.records()[-1]["codes"] == [421]
+
+    def test_tls_that_failed_went_wrong(self, tmp_path: Path) -> None:
+        traced = Traced(tmp_path, only_errors=True)
+        for failed in (False, True):
+            session = Watched(traced.trace)
+            for _ in range(KEPT_NOTED - failed):
+                session.observer.noted("tls_started", side="backend", version="TLSv1.3", cipher="x")
+            if failed:
+                session.observer.noted("tls_failed", side="client", why="unknown ca")
+            session.observer.noted("tls_started", side="client", version="one too many", cipher="x")
+            session.close("client_tls_failed" if failed else "quit")
+        records = traced.records()
+        assert len({record["session"] for record in records}) == 1
+        noted = [record for record in records if record["what"] == "noted"]
+        assert len(noted) == KEPT_NOTED
+        assert (noted[-1]["event"], noted[-1]["why"]) == ("tls_failed", "unknown ca")
+
+    def test_a_mended_newline_went_wrong(self, tmp_path: Path) -> None:
+        traced = Traced(tmp_path, only_errors=True)
+        session = Watched(traced.trace)
+        session.relay("a\rb")
+        session.close()
+        assert traced.records()[-1]["violations"] == ["bare_cr"]
+
+    def test_a_long_session_keeps_its_begin_and_its_end(self, tmp_path: Path) -> None:
+        traced = Traced(tmp_path, only_errors=True)
+        session = Watched(traced.trace)
+        for number in range(2000):
+            session.sends(f"NOOP {number}")
+            session.says("250 ok")
+        session.sends("VRFY x")
+        session.says("550 no")
+        session.close()
+        records = traced.records()
+        lines = [each["line"] for each in exchanges(records) if "line" in each]
+        (gap,) = [each for each in records if each["what"] == "gap"]
+        assert len(exchanges(records)) == session_recorder.KEPT_EXCHANGES
+        assert gap["exchanges"] == 2002 - session_recorder.KEPT_EXCHANGES
+        assert (lines[0], lines[-1]) == ("NOOP 0", "VRFY x")
+
+    def test_long_replies_and_content_are_bounded_too(self, tmp_path: Path) -> None:
+        traced = Traced(tmp_path, only_errors=True, kept=Kept.FULL, most=30000)
+        session = Watched(traced.trace)
+        for _ in range(20):
+            session.relay("x" * 30000, reply="550 " + "y" * 3000)
+        session.close()
+        octets = sum(
+            len(each.get("content", "")) + len(each.get("reply", ""))
+            for each in exchanges(traced.records())
+        )
+        assert session_recorder.KEPT_OCTETS // 2 < octets < session_recorder.KEPT_OCTETS + 40000
+
+    def test_all_sessions_together_are_bounded(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(session_recorder, "ALL_KEPT_OCTETS", 200_000)
+        traced = Traced(tmp_path, only_errors=True)
+        sessions = [Watched(traced.trace) for _ in range(20)]
+        for session in sessions:
+            for number in range(400):
+                session.sends(f"NOOP {number}")
+                session.says("250 " + "x" * 100)
+        most = 20 * (session_recorder.KEPT_WHEN_FULL + 1) * (session_recorder.EXCHANGE_OCTETS + 120)
+        assert 200_000 < traced.trace.memory.octets < 200_000 + most
+        for session in sessions:
+            session.sends("VRFY x")
+            session.says("550 no")
+            session.close()
+        assert traced.trace.memory.octets == 0
+        assert [each["exchanges"] for each in traced.records() if each["what"] == "gap"]
+
+    def test_what_was_kept_of_a_session_without_errors_is_given_back(self, tmp_path: Path) -> None:
+        traced = Traced(tmp_path, only_errors=True, kept=Kept.FULL, most=30000)
+        session = Watched(traced.trace)
+        for _ in range(20):
+            session.relay("a\nb", "x" * 30000)
+        assert traced.trace.memory.octets > 0
+        session.close()
+        assert traced.trace.memory.octets == 0

@@ -1,0 +1,113 @@
+"""The files of a trace: how they grow, how many are kept, and what happens on a full disk."""
+
+import errno
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from smtpproxy.trace import rotating_files as files_module
+from smtpproxy.trace.rotating_files import Files
+from tests.support.observed_session import Traced, Watched
+
+
+class TestFiles:
+    def test_they_are_rotated_by_size_and_the_oldest_removed(self, tmp_path: Path) -> None:
+        files = Files(tmp_path, 1, 100, 3)
+        others = tmp_path / "trace-20200101T000000.000000-w0-1-1.jsonl"
+        others.touch()
+        for number in range(10):
+            files.write(b'{"number":%d%s}\n' % (number, b" " * 60), 1)
+        files.close()
+        paths = sorted(tmp_path.glob("*-w1-*"))
+        assert [json.loads(path.read_text())["number"] for path in paths] == [7, 8, 9]
+        assert paths[0].stat().st_mode & 0o777 == 0o640
+        assert others.exists()
+
+    def test_a_full_disk_is_logged_once_and_counted(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        full = OSError(errno.ENOSPC, "No space left on device")
+
+        def write(*_: object) -> int:
+            raise full
+
+        traced = Traced(tmp_path)
+        session = Watched(traced.trace)
+        traced.trace.writer._log = files_log = Lines()
+        with monkeypatch.context() as patch:
+            patch.setattr(files_module.os, "write", write)
+            for _ in range(3):
+                session.relay("text")
+                traced.later.run()
+                traced.files._queue.put((b"", 0))
+                while not traced.files._queue.empty():
+                    pass
+        assert session.got[-1] == b"250 2.0.0 queued\r\n"
+        assert traced.trace.lost > 5
+        traced.records()
+        assert [event for event, _ in files_log.lines] == ["trace_records_lost"] * 2
+        assert files_log.lines[0][1]["why"] == "No space left on device"
+
+    def test_files_that_somebody_removes_are_begun_anew(self, tmp_path: Path) -> None:
+        directory = tmp_path / "trace"
+        files = Files(directory, 0, 1000, 3)
+        files.write(b'{"a":1}\n', 1)
+        while not list(directory.glob("*")):
+            pass
+        shutil.rmtree(directory)
+        files.write(b'{"b":2}\n', 1)
+        files.close()
+        (path,) = directory.iterdir()
+        assert (path.read_bytes(), files.lost) == (b'{"b":2}\n', 0)
+
+    def test_a_torn_line_does_not_swallow_the_next(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        real = os.write
+        answers = iter([3, OSError(errno.ENOSPC, "full")])
+
+        def write(descriptor: int, octets: bytes) -> int:
+            answer = next(answers, None)
+            if isinstance(answer, OSError):
+                raise answer
+            return real(descriptor, octets[:answer])
+
+        monkeypatch.setattr(files_module.os, "write", write)
+        files = Files(tmp_path, 0, 1000, 3)
+        files.write(b'{"a":1}\n', 1)
+        files.write(b'{"b":2}\n', 1)
+        files.close()
+        (path,) = tmp_path.iterdir()
+        assert path.read_bytes() == b'{"a\n{"b":2}\n'
+        assert files.lost == 1
+
+    def test_a_slow_disk_loses_records_not_memory(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(files_module, "WAITING_OCTETS", 10)
+        files = Files(tmp_path, 0, 1000, 3)
+        monkeypatch.setattr(files, "_written", -100)
+        files.write(b"x\n", 1)
+        assert (files.lost, files.why) == (1, "the disk is too slow")
+        files.close()
+
+    def test_a_directory_that_cannot_be_made_stops_nothing(self, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        files = Files(tmp_path / "file" / "deep", 0, 1000, 3)
+        files.write(b"x\n", 1)
+        files.close()
+        assert files.lost == 1
+
+
+class Lines:
+    """Stands for the log."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, dict[str, Any]]] = []
+
+    def error(self, event: str, **fields: Any) -> None:
+        self.lines.append((event, fields))

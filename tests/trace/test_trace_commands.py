@@ -1,0 +1,303 @@
+"""`smtpproxy trace`: what each command says of recorded sessions."""
+
+import asyncio
+import re
+import subprocess
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from smtpproxy.cli import main
+from smtpproxy.config.address import parse_server
+from smtpproxy.demo.legacy import LegacyMTA
+from smtpproxy.trace import pcapng, trace_commands
+from smtpproxy.trace.reader import Session, add, closed_sessions, files_of, session_of
+from smtpproxy.trace.records import Exchanged, Gap, decode
+from smtpproxy.trace.replay import played_octets, replay
+from tests.support.programs import command
+
+
+def run(*arguments: str | Path, columns: int = 120) -> Result:
+    environment = {"COLUMNS": str(columns)}
+    result = CliRunner().invoke(main, ["trace", *map(str, arguments)], env=environment)
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    return result
+
+
+def ids(directory: Path) -> list[str]:
+    return [each.session for each in closed_sessions(files_of(directory), lambda _: None)]
+
+
+class TestList:
+    def test_all_sessions_with_what_they_came_to(self, recorded: Path) -> None:
+        result = run("list", "-d", recorded)
+        lines = result.stdout.splitlines()
+        assert len(lines) == 4
+        assert [line.split()[-3:] for line in lines[1:]] == [
+            ["relayed", "250", "2"],
+            ["refused", "550", "2"],
+            ["relayed", "250", "2"],
+        ]
+        assert lines[1].split()[3:6] == ["192.0.2.1:4711", "a@x", "b@y"]
+
+    @pytest.mark.parametrize("columns", [60, 80, 100])
+    def test_nothing_is_left_out_of_a_narrow_one(self, recorded: Path, columns: int) -> None:
+        lines = run("list", "-d", recorded, columns=columns).stdout.splitlines()
+        assert max(map(len, lines)) <= columns
+        assert "…" not in "".join(lines)
+        shown = [set(line.split()) for line in lines if line.startswith("20")]
+        assert len(shown) == 3
+        for row, name in zip(shown, ids(recorded), strict=True):
+            assert {name, "a@x", "b@y", "2"} < row
+
+    @pytest.mark.parametrize(
+        ("filters", "count"),
+        [
+            (["--code", "550"], 1),
+            (["--code", "5"], 1),
+            (["--code", "4"], 0),
+            (["--text", "BARE_"], 1),
+            (["--address", "B@y"], 3),
+            (["--address", "192.0.2.1"], 3),
+            (["--address", "::ffff:192.0.2.1"], 3),
+            (["--address", "[::FFFF:c000:201]"], 3),
+            (["--address", "::ffff:192.0.2.2"], 0),
+            (["--address", "nobody"], 0),
+            (["--since", "2020-01-01"], 3),
+            (["--since", "2020-01-01T08:00", "--until", "2099-12-31 23:59:59"], 3),
+            (["--until", "2020-01-01"], 0),
+            (["--last", "2"], 2),
+        ],
+    )
+    def test_filters(self, recorded: Path, filters: list[str], count: int) -> None:
+        result = run("list", "-d", recorded, *filters)
+        assert len(result.stdout.splitlines()) == 1 + count
+
+    def test_a_pipe_gets_lines_that_are_whole(
+        self, recorded: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delenv("COLUMNS", raising=False)
+        result = CliRunner().invoke(main, ["trace", "list", "-d", str(recorded)])
+        assert len(result.stdout.splitlines()) == 4
+
+    def test_torn_lines_are_passed_over(self, recorded: Path) -> None:
+        (recorded / "trace-3.jsonl").write_bytes(b'{"what":"closed","sess\n\nx')
+        (recorded / "trace-4.jsonl").touch()
+        assert len(ids(recorded)) == 3
+
+    def test_how_far_it_has_come_is_told(self, recorded: Path) -> None:
+        told: list[int] = []
+        assert list(closed_sessions(files_of(recorded), told.append))
+        assert sum(told) == sum(path.stat().st_size for path in files_of(recorded))
+
+
+class TestShow:
+    def test_both_sides_on_one_time_line(self, recorded: Path) -> None:
+        result = run("show", "-d", recorded, ids(recorded)[1])
+        assert "192.0.2.1:4711 -> 192.0.2.9:25   10.0.0.1:33333 -> 10.0.0.5:25" in result.stdout
+        assert re.search(r"│─ MAIL \| RCPT \| DATA ─+▶│", result.stdout)
+        assert re.search(r"│─ RCPT ─+▶ 250 250 ms │", result.stdout)
+        assert re.search(r"◀─+ 250 \| 250 \| 354 ─│", result.stdout)
+        assert re.search(r"│─ \. ─+▶ 550 250 ms │", result.stdout)
+        assert "2 round trips saved" in result.stdout
+
+    def test_both_sides_in_a_narrow_terminal(self, recorded: Path) -> None:
+        result = run("show", "-d", recorded, ids(recorded)[1], columns=60)
+        assert "│─ MAIL|RCPT|DATA ─▶│" in result.stdout
+        assert "│─ RCPT ▶ 250 250 ms │" in result.stdout
+
+    def test_what_smtpproxy_said_itself(self, forwarded: Path) -> None:
+        (name,) = ids(forwarded)
+        result = run("show", "-d", forwarded, name)
+        assert re.search(r"│─ XFORWARD ─*▶ 250 250 ms │\n.*│─ MAIL ─+▶ 250 250 ms │", result.stdout)
+        assert "    > XFORWARD ADDR=192.0.2.1\n    < 250 known\n    > MAIL" in result.stdout
+        (name,) = ids(forwarded)
+        session = session_of(files_of(forwarded), name)
+        assert session is not None
+        inner = [said for _, inside, _, said in pcapng._said(session) if inside]
+        assert inner[1:5] == [
+            b"XFORWARD ADDR=192.0.2.1\r\n",
+            b"250 known\r\n",
+            b"MAIL FROM:<a@x>\r\n",
+            b"250 a\r\n",
+        ]
+
+    def test_who_is_inside_tls_and_who_is_not(self, secured: Path) -> None:
+        began, failed, away = (run("show", "-d", secured, name).stdout for name in ids(secured))
+        assert re.search(r"\d\.\d{3} │  inside TLS 1\.3 +│ +│\n", began)
+        assert re.search(r"│ +│ +│  inside TLS 1\.2 +│\n", began)
+        assert "the client is inside TLS 1.3, TLS_AES_256_GCM_SHA384\n" in began
+        assert "the MTA is inside TLS 1.2, ECDHE-RSA\n" in began
+        assert re.search(r"│  TLS failed +│", failed)
+        assert "TLS with the client failed: <b>unknown ca\\x1b\n" in failed
+        assert "client turned away: cut short\n" in away
+
+    def test_violations_and_content(self, recorded: Path) -> None:
+        result = run("show", "-d", recorded, ids(recorded)[2])
+        assert "violation by the client: bare_lf, mended" in result.stdout
+        assert "    a\\nb\\r\\n" in result.stdout
+
+    def test_no_such_session(self, recorded: Path) -> None:
+        result = run("show", "-d", recorded, "nobody-1")
+        assert (result.exit_code, result.stderr[:26]) == (1, "smtpproxy: no session nobo")
+
+
+def test_follow_yields_whole_lines_once(recorded: Path) -> None:
+    positions: dict[Path, int] = {}
+    before = list(trace_commands._new_lines(recorded, positions))
+    assert len(before) == 30
+    with (recorded / "trace-9.jsonl").open("ab") as file:
+        file.write(b"one\ntw")
+        file.flush()
+        assert list(trace_commands._new_lines(recorded, positions)) == [b"one"]
+        file.write(b"o\n")
+        file.flush()
+        assert list(trace_commands._new_lines(recorded, positions)) == [b"two"]
+
+
+def test_follow_tells_who_is_inside_tls(secured: Path) -> None:
+    (file,) = files_of(secured)
+    told = [trace_commands._told(decode(line)) for line in file.read_bytes().splitlines()]
+    noted = [
+        each.plain.split("   ")[-1].strip() for each in told if each is not None and "TLS" in each
+    ]
+    assert noted[:2] == [
+        "the MTA is inside TLS 1.2, ECDHE-RSA",
+        "the client is inside TLS 1.3, TLS_AES_256_GCM_SHA384",
+    ]
+
+
+def test_follow_tells_each_exchange(recorded: Path) -> None:
+    session = session_of(files_of(recorded), ids(recorded)[0])
+    assert session is not None
+    told = [str(text) for record in session.records if (text := trace_commands._told(record))]
+    assert any(re.search(r"\+RCPT TO:<b@y>  250 b  250 ms$", line) for line in told)
+    assert told[-1].endswith("closed, quit, 2 round trips saved")
+
+
+class TestCapture:
+    def test_wireshark_reads_both_legs_as_smtp(self, recorded: Path, tmp_path: Path) -> None:
+        tshark = command("tshark")
+        file = tmp_path / "session.pcapng"
+        result = run("export", "-d", recorded, ids(recorded)[0], "--pcapng", file)
+        assert result.exit_code == 0
+        fields = ["-T", "fields", "-e", "tcp.stream", "-e", "smtp.req.command"]
+        checks = ["-o", "tcp.check_checksum:TRUE", "-o", "ip.check_checksum:TRUE"]
+        argv = [tshark, "-r", str(file), *checks, "-Y", "smtp.req.command", *fields]
+        found = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+        assert [line.split("\t") for line in found.splitlines()] == [
+            ["0", "EHLO"],
+            ["1", "EHLO"],
+            ["0", "MAIL,RCPT,DATA"],
+            ["1", "MAIL"],
+            ["1", "RCPT"],
+            ["1", "DATA"],
+            ["0", "QUIT"],
+            ["1", "QUIT"],
+        ]
+        wrong = [tshark, "-r", str(file), *checks, "-Y", "_ws.expert.severity >= 0x600000"]
+        assert not subprocess.run(wrong, capture_output=True, text=True, check=True).stdout
+
+    def test_ends_of_any_kind(self) -> None:
+        assert str(pcapng._end("[2001:db8::1]:4711").address) == "2001:db8::1"
+        assert pcapng._end("127.0.0.1:2525", server=True).port == 25
+        assert pcapng._end("127.0.0.1:587", server=True).port == 587
+        assert str(pcapng._end("unix").address) == "127.0.0.1"
+
+    def test_content_that_was_not_recorded_is_told(self) -> None:
+        record = Exchanged("s", ".", octets=90, content="Subject: x\r\ncut he", cut=True)
+        assert pcapng.command_octets(record) == (
+            b"Subject: x\r\n[90 octets of content, of which 12 were recorded]\r\n.\r\n"
+        )
+
+    def test_a_page_says_what_was_not_kept_where_it_was(self) -> None:
+        session = Session("s-1")
+        one, other = (Exchanged("s-1", verb, verb) for verb in ("NOOP", "QUIT"))
+        for record in (one, Gap("s-1", 7), other):
+            add(session, record)
+        assert session.records == [one, Gap("s-1", 7), other]
+
+    def test_without_a_server_there_is_nothing(self) -> None:
+        with pytest.raises(ValueError, match="never had a connection"):
+            pcapng.capture(Session("s"))
+
+
+class TestReplay:
+    @pytest.fixture
+    async def mta(self) -> AsyncIterator[LegacyMTA]:
+        async with LegacyMTA(refused={b"b@y": b"550 no b"}) as mta:
+            yield mta
+
+    @pytest.mark.parametrize("lock_step", [True, False])
+    async def test_the_replies_are_compared(
+        self, recorded: Path, mta: LegacyMTA, lock_step: bool
+    ) -> None:
+        session = session_of(files_of(recorded), ids(recorded)[0])
+        assert session is not None
+        performance = await replay(
+            session, parse_server(mta.address), lock_step=lock_step, as_fast=True
+        )
+        differing = [each.exchange.verb for each in performance.played if each.differs]
+        assert differing[:2] == ["RCPT", "DATA"]
+        assert performance.stopped == "DATA was answered otherwise, so no content can follow"
+
+    async def test_a_message_arrives_again(self, recorded: Path) -> None:
+        session = session_of(files_of(recorded), ids(recorded)[0])
+        assert session is not None
+        async with LegacyMTA() as mta:
+            performance = await replay(session, parse_server(mta.address), as_fast=True)
+        assert not performance.stopped
+        assert not any(each.differs for each in performance.played)
+        (message,) = mta.messages
+        assert (message.sender, message.content) == (b"a@x", b"text\r\n")
+
+    async def test_what_was_said_inside_tls_is_played_in_plaintext(self, recorded: Path) -> None:
+        session = session_of(files_of(recorded), ids(recorded)[0])
+        assert session is not None
+        starttls = Exchanged(session.id, "STARTTLS", "STARTTLS", 220, "220 go", framed=1.0)
+        again = Exchanged(session.id, "EHLO", "EHLO x", 250, "250 mx", framed=2.0)
+        session.exchanges[2:2] = [starttls, again]
+        async with LegacyMTA() as mta:
+            performance = await replay(session, parse_server(mta.address), as_fast=True)
+        assert not performance.stopped
+        verbs = [each.exchange.verb for each in performance.played]
+        assert verbs == ["greeting", "EHLO", "MAIL", "RCPT", "DATA", ".", "QUIT"]
+        assert len(mta.messages) == 1
+
+    async def test_a_session_may_last_longer_than_a_reply(
+        self, recorded: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("smtpproxy.trace.replay.REPLY_LIMIT_S", 0.3)
+        session = session_of(files_of(recorded), ids(recorded)[0])
+        assert session is not None
+        session.exchanges[-1].framed = session.began + 0.6
+        async with LegacyMTA() as mta:
+            performance = await replay(session, parse_server(mta.address))
+        assert not performance.stopped
+
+    @pytest.mark.parametrize("said", [b"x" * 100_000 + b"\r\n", b"hello\r\n"])
+    async def test_what_is_no_reply_ends_it(self, recorded: Path, said: bytes) -> None:
+        async def odd(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(said)
+            writer.close()
+
+        session = session_of(files_of(recorded), ids(recorded)[0])
+        assert session is not None
+        async with await asyncio.start_server(odd, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            performance = await replay(session, parse_server(f"127.0.0.1:{port}"))
+        assert performance.stopped.startswith("the server sent what is no reply: ")
+        assert len(performance.stopped) < 500
+
+    def test_nobody_there(self, recorded: Path) -> None:
+        result = run("replay", "-d", recorded, ids(recorded)[0], "--to", "127.0.0.1:1")
+        assert (result.exit_code, "cannot connect" in result.stderr) == (1, True)
+
+    @pytest.mark.parametrize("octets", [0, 1, 2, 77, 78, 79, 5000])
+    def test_as_much_content_as_there_was(self, octets: int) -> None:
+        record = Exchanged("s", ".", octets=octets)
+        played = played_octets(record)
+        assert played.endswith(b".\r\n")
+        assert abs(len(played) - 3 - octets) <= 1
