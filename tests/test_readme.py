@@ -10,18 +10,27 @@ import pytest
 
 import smtpproxy
 from smtpproxy.config.loader import load
-from smtpproxy.config.schema import Admin, Backend, Limits, Listener, Log, Settings, Timeouts, Trace
+from smtpproxy.config.schema import (
+    AdminSettings,
+    BackendSettings,
+    LimitSettings,
+    ListenerSettings,
+    LogSettings,
+    Settings,
+    TimeoutSettings,
+    TraceSettings,
+)
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 EXAMPLE = re.search(r"```toml\n(.*?)```", README, re.DOTALL)[1]
 TABLES = {
-    "listener": Listener,
-    "backends.*": Backend,
-    "limits": Limits,
-    "timeouts": Timeouts,
-    "log": Log,
-    "trace": Trace,
-    "admin": Admin,
+    "listener": ListenerSettings,
+    "backends.*": BackendSettings,
+    "limits": LimitSettings,
+    "timeouts": TimeoutSettings,
+    "log": LogSettings,
+    "trace": TraceSettings,
+    "admin": AdminSettings,
 }
 
 

@@ -8,17 +8,17 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from smtpproxy.admin.recent_sessions import Recent
-from smtpproxy.core.policy import Rules
-from smtpproxy.log.debug_log import ExchangeLog
-from smtpproxy.metrics.counters import Metrics
+from smtpproxy.admin.recent_sessions import RecentSessions
+from smtpproxy.core.policy import SessionPolicy
+from smtpproxy.log.debug_log import DebugLog
+from smtpproxy.metrics.counters import MetricCounters
 from smtpproxy.metrics.exposition import Exposition
-from smtpproxy.metrics.snapshot import Figures
+from smtpproxy.metrics.snapshot import MetricsSnapshot
 from smtpproxy.trace import html_page, pcapng
-from smtpproxy.trace.content_capture import Kept
+from smtpproxy.trace.content_capture import CaptureMode
 from smtpproxy.trace.reader import closed_sessions, files_of, session_of
-from smtpproxy.trace.recorder import Trace
-from smtpproxy.trace.rotating_files import Files
+from smtpproxy.trace.recorder import TraceRecorder
+from smtpproxy.trace.rotating_files import RotatingFiles
 from tests.support.observed_session import Later, Watched
 
 PASSWORD = "correct-horse-battery"
@@ -116,8 +116,8 @@ def blunder(session: Watched, words: str, answers: list[str]) -> None:
 def test_no_blunder_lets_a_secret_out(
     tmp_path: Path, words: str, answers: list[str], trusted: bool
 ) -> None:
-    rules = Rules(trusted=trusted)
-    left = all_that_leaves(tmp_path, lambda session: blunder(session, words, answers), rules)
+    policy = SessionPolicy(trusted=trusted)
+    left = all_that_leaves(tmp_path, lambda session: blunder(session, words, answers), policy)
     for name, octets in left.items():
         for secret in SECRETS[:3]:
             assert secret.encode() not in octets, (name, secret)
@@ -140,15 +140,15 @@ def test_no_secret_is_in_anything_that_leaves(
 def all_that_leaves(
     directory: Path,
     dialogue: Callable[[Watched], None],
-    rules: Rules | None = None,
+    policy: SessionPolicy | None = None,
     *,
     only_errors: bool = False,
 ) -> dict[str, bytes]:
     """Return what everything that may leave says of a session."""
-    recent, metrics = Recent(), Metrics()
-    files = Files(directory, 0, 1 << 20, 3)
-    trace = Trace(files, Later(), only_errors=only_errors, kept=Kept.HEADERS)
-    session = Watched(ExchangeLog(), trace, recent, metrics, level="debug", rules=rules)
+    recent, metrics = RecentSessions(), MetricCounters()
+    files = RotatingFiles(directory, 0, 1 << 20, 3)
+    trace = TraceRecorder(files, Later(), only_errors=only_errors, kept=CaptureMode.HEADERS)
+    session = Watched(DebugLog(), trace, recent, metrics, level="debug", policy=policy)
     dialogue(session)
     trace.close()
     recent.look()
@@ -161,6 +161,6 @@ def all_that_leaves(
         "trace": b"".join(path.read_bytes() for path in paths),
         "capture": pcapng.capture(found),
         "html": html_page.page(found).encode(),
-        "metrics": Exposition().render(Figures(counts=metrics.counts())),
+        "metrics": Exposition().render(MetricsSnapshot(counts=metrics.counts())),
         "page": msgspec.json.encode(recent.changed()),
     }

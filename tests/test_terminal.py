@@ -25,15 +25,15 @@ from rich.text import Text
 import smtpproxy
 from smtpproxy.cli import main
 from smtpproxy.demo import demo_run, legacy_session
-from smtpproxy.demo.simulated_network import Group
+from smtpproxy.demo.simulated_network import SentGroup
 from smtpproxy.demo.timeline_rows import timeline
 from smtpproxy.log import log
-from smtpproxy.log.debug_log import ExchangeLog
+from smtpproxy.log.debug_log import DebugLog
 from smtpproxy.terminal import Terminal
 from smtpproxy.trace import records, trace_commands
-from smtpproxy.trace.content_capture import Kept
-from smtpproxy.trace.recorder import Trace
-from smtpproxy.trace.rotating_files import Files
+from smtpproxy.trace.content_capture import CaptureMode
+from smtpproxy.trace.recorder import TraceRecorder
+from smtpproxy.trace.rotating_files import RotatingFiles
 from tests.hostile import FORGED, LINE, MARKUP, OCTETS, TEXT, check_shown, hostile, sources
 from tests.probe.server import Server
 from tests.support.observed_session import Later, Watched
@@ -165,7 +165,9 @@ def hostile_session(*watchers: Any) -> io.BytesIO:
 
 def test_a_stranger_gets_nothing_into_a_trace_file_that_drives_who_reads_it(tmp_path: Path) -> None:
     """As `cat` does."""
-    trace = Trace(Files(tmp_path, 0, 1 << 20, 5), Later(), kept=Kept.FULL, most=1 << 16)
+    trace = TraceRecorder(
+        RotatingFiles(tmp_path, 0, 1 << 20, 5), Later(), kept=CaptureMode.FULL, most=1 << 16
+    )
     hostile_session(trace)
     trace.close()
     (file,) = tmp_path.glob("*.jsonl")
@@ -175,7 +177,7 @@ def test_a_stranger_gets_nothing_into_a_trace_file_that_drives_who_reads_it(tmp_
 
 
 def test_nor_into_the_log() -> None:
-    written = hostile_session(ExchangeLog()).getvalue().decode()
+    written = hostile_session(DebugLog()).getvalue().decode()
     assert {"backend_violation", "client_violation", "message_refused"} <= {
         json.loads(line)["event"] for line in written.splitlines()
     }
@@ -268,8 +270,8 @@ def test_demo(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
 def test_a_time_line_of_any_session() -> None:
     """As `demo --serve` draws those of whoever talks to it."""
     said = [
-        Group(True, OCTETS + b"\r\n", 0.0, 0.0),
-        Group(False, b"250-" + OCTETS + b"\r\n250 " + OCTETS + b"\r\n", 0.1, 0.1),
+        SentGroup(True, OCTETS + b"\r\n", 0.0, 0.0),
+        SentGroup(False, b"250-" + OCTETS + b"\r\n250 " + OCTETS + b"\r\n", 0.1, 0.1),
     ]
     console = Terminal(width=100)
     with console.capture() as captured:

@@ -15,7 +15,7 @@ from ipaddress import ip_address
 
 from aiohttp import hdrs, web
 
-from smtpproxy.admin.live_feed import Board, Source
+from smtpproxy.admin.live_feed import LiveFeed, StatusSource
 from smtpproxy.metrics.exposition import CONTENT_TYPE, Exposition
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -53,16 +53,16 @@ CHALLENGE = {**HEADERS, "WWW-Authenticate": "Bearer"}
 NEEDS_TOKEN = "a token is needed: as Authorization: Bearer TOKEN, or once as /?token=TOKEN\n"  # noqa: S105
 
 
-class Admin:
+class AdminServer:
     """Serves HTTP.
 
     token: who does not know it is not let in; empty where nobody else can come.
     """
 
-    def __init__(self, token: str, source: Source) -> None:
+    def __init__(self, token: str, source: StatusSource) -> None:
         self._token = token
         self._source = source
-        self._board = Board(source)
+        self._live_feed = LiveFeed(source)
         self._exposition = Exposition()
         self._servers: list[asyncio.Server] = []
         self._has_name = False
@@ -90,7 +90,7 @@ class Admin:
         """Serve no more."""
         for server in self._servers:
             server.close()
-        self._board.close()
+        self._live_feed.close()
         await self._runner.cleanup()
 
     def _accept(self) -> asyncio.Protocol:
@@ -132,7 +132,7 @@ class Admin:
         return hmac.compare_digest(given.encode(errors="replace"), self._token.encode())
 
     async def _metrics(self, _: web.Request) -> web.Response:
-        body = self._exposition.render(self._source.figures())
+        body = self._exposition.render(self._source.snapshot())
         return web.Response(body=body, headers={**HEADERS, "Content-Type": CONTENT_TYPE})
 
     async def _health(self, _: web.Request) -> web.Response:
@@ -151,20 +151,20 @@ class Admin:
         return web.Response(body=body, content_type=kind, charset="utf-8", headers=HEADERS)
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
-        if self._board.full:
+        if self._live_feed.full:
             return _told(503, "too many look already\n")
-        looker = self._board.join()
+        viewer = self._live_feed.join()
         try:
             response = web.StreamResponse(headers={**HEADERS, "Content-Type": "text/event-stream"})
             await response.prepare(request)
-            while event := await looker.get():
+            while event := await viewer.get():
                 async with asyncio.timeout(UNREAD_S):
                     await response.write(event)
         except (ConnectionError, TimeoutError):
             if request.transport is not None:
                 request.transport.abort()
         finally:
-            self._board.leave(looker)
+            self._live_feed.leave(viewer)
         return response
 
 

@@ -1,4 +1,4 @@
-"""The board: what the live page is told, once a second and only while somebody looks."""
+"""The live feed: what the live page is told, once a second and only while somebody looks."""
 
 import asyncio
 from collections import OrderedDict
@@ -7,10 +7,10 @@ from typing import Any, Protocol, cast
 
 import msgspec
 
-from smtpproxy.metrics.snapshot import Figures
+from smtpproxy.metrics.snapshot import MetricsSnapshot
 
 KEPT_SESSIONS = 200
-LOOKERS = 16
+MAX_VIEWERS = 16
 """So many may look at once."""
 UNHEARD = 3
 """An open session of which no worker has told so many times is followed no more."""
@@ -19,10 +19,10 @@ WAITING = 4
 INTERVAL_S = 1.0
 
 
-class Source(Protocol):
+class StatusSource(Protocol):
     """Where figures come from."""
 
-    def figures(self) -> Figures:
+    def snapshot(self) -> MetricsSnapshot:
         """Return the figures of the whole service."""
 
     def look(self) -> None:
@@ -35,45 +35,45 @@ class Source(Protocol):
         """Return why a client could not be served just now; empty if it could."""
 
 
-class Board:
+class LiveFeed:
     """Sends each looker the same events."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: StatusSource) -> None:
         self._source = source
         self._sessions: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self._unheard: dict[str, int] = {}  # how many times, by the names of open sessions
-        self._lookers: set[asyncio.Queue[bytes]] = set()
+        self._viewers: set[asyncio.Queue[bytes]] = set()
         self._task: asyncio.Task[None] | None = None
 
     @property
     def full(self) -> bool:
         """Whether nobody else may look."""
-        return len(self._lookers) >= LOOKERS
+        return len(self._viewers) >= MAX_VIEWERS
 
     def join(self) -> asyncio.Queue[bytes]:
         """Begin to look; the first event tells all there is, an empty one that there is no more."""
-        looker: asyncio.Queue[bytes] = asyncio.Queue(WAITING)
-        looker.put_nowait(self._event(list(self._sessions.values()), self._source.figures()))
-        self._lookers.add(looker)
+        viewer: asyncio.Queue[bytes] = asyncio.Queue(WAITING)
+        viewer.put_nowait(self._event(list(self._sessions.values()), self._source.snapshot()))
+        self._viewers.add(viewer)
         self._source.look()
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._run(), name="board")
-        return looker
+        return viewer
 
-    def leave(self, looker: asyncio.Queue[bytes]) -> None:
+    def leave(self, viewer: asyncio.Queue[bytes]) -> None:
         """Look no more."""
-        self._lookers.discard(looker)
-        if not self._lookers and self._task is not None:
+        self._viewers.discard(viewer)
+        if not self._viewers and self._task is not None:
             self._task.cancel()
             self._task = None
 
     def close(self) -> None:
         """Let nobody look any more."""
-        for looker in list(self._lookers):
-            if looker.full():
-                looker.get_nowait()
-            looker.put_nowait(b"")
-            self.leave(looker)
+        for viewer in list(self._viewers):
+            if viewer.full():
+                viewer.get_nowait()
+            viewer.put_nowait(b"")
+            self.leave(viewer)
 
     async def _run(self) -> None:
         while True:
@@ -83,22 +83,22 @@ class Board:
 
     def tell(self) -> None:
         """Tell all lookers what has changed."""
-        figures = self._source.figures()
-        event = self._event(self._take(figures), figures)
-        for looker in self._lookers:
-            if not looker.full():
-                looker.put_nowait(event)
+        snapshot = self._source.snapshot()
+        event = self._event(self._take(snapshot), snapshot)
+        for viewer in self._viewers:
+            if not viewer.full():
+                viewer.put_nowait(event)
 
-    def _take(self, figures: Figures) -> list[dict[str, Any]]:
+    def _take(self, snapshot: MetricsSnapshot) -> list[dict[str, Any]]:
         """Take in what workers told of sessions, and return what is new in it."""
         changed = []
-        for item in figures.lists.get("sessions", []):
+        for item in snapshot.lists.get("sessions", []):
             session = cast("dict[str, Any]", item)
             name = session["id"]
             if self._sessions.get(name) != session:
                 self._sessions[name] = session
                 changed.append(session)
-        changed += self._leave_lost(set(figures.lists.get("open_sessions", [])))
+        changed += self._leave_lost(set(snapshot.lists.get("open_sessions", [])))
         while len(self._sessions) > KEPT_SESSIONS:
             self._sessions.popitem(last=False)
         return changed
@@ -118,11 +118,11 @@ class Board:
         self._sessions.update((session["id"], session) for session in lost)
         return lost
 
-    def _event(self, sessions: list[dict[str, Any]], figures: Figures) -> bytes:
+    def _event(self, sessions: list[dict[str, Any]], snapshot: MetricsSnapshot) -> bytes:
         told = {
             "at": time(),
-            "counts": figures.counts,
-            "gauges": figures.gauges,
+            "counts": snapshot.counts,
+            "gauges": snapshot.gauges,
             "listeners": self._source.listeners(),
             "why_not_ready": self._source.why_not_ready(),
             "sessions": sessions,

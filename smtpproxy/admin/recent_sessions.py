@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from smtpproxy.core.exchange import Exchange
-from smtpproxy.core.observer import Ends, Summary
+from smtpproxy.core.observer import ConnectionEnds, SessionSummary
 from smtpproxy.text import text_of
 from smtpproxy.trace import records
 
@@ -29,7 +29,7 @@ LOOK_S = 5.0
 """For so long after it was told so, somebody looks."""
 
 
-class Transaction(Struct):
+class RecentTransaction(Struct):
     """What a transaction came to; `to` are its first recipients, the refused ones with codes."""
 
     outcome: str
@@ -41,7 +41,7 @@ class Transaction(Struct):
     reply: str
 
 
-class Recent:
+class RecentSessions:
     """Keeps a sample of a worker's sessions."""
 
     def __init__(self) -> None:
@@ -129,9 +129,9 @@ class RecentSession:
         self._last: deque[Exchange] = deque(maxlen=KEPT_LAST)
         self._room = KEPT_OCTETS
         self._commands = self._saved = self._octets = self._messages = 0
-        self._transactions: deque[Transaction] = deque(maxlen=KEPT_MESSAGES)
+        self._transactions: deque[RecentTransaction] = deque(maxlen=KEPT_MESSAGES)
         self._noted: list[records.Noted] = []
-        self._summary: Summary | None = None
+        self._summary: SessionSummary | None = None
         self.changed = True
 
     @property
@@ -139,7 +139,7 @@ class RecentSession:
         """Whether it is over."""
         return self._summary is not None
 
-    def connected(self, server: str, ends: Callable[[], Ends]) -> None:
+    def connected(self, server: str, ends: Callable[[], ConnectionEnds]) -> None:
         """Keep who is connected with whom."""
         at, end = monotonic() + self._offset, ends()
         self._connected = records.Connected(
@@ -182,7 +182,7 @@ class RecentSession:
     def stalled(self) -> None:
         """Keep nothing."""
 
-    def closed(self, summary: Summary) -> None:
+    def closed(self, summary: SessionSummary) -> None:
         """Keep how it ended."""
         self._summary = summary
         self.changed = True
@@ -233,9 +233,9 @@ def _cut(octets: bytes) -> bytes:
     return octets if len(octets) <= KEPT_LINE else octets[:KEPT_LINE] + b" ..."
 
 
-def _transaction(outcome: str, fields: dict[str, Any]) -> Transaction:
+def _transaction(outcome: str, fields: dict[str, Any]) -> RecentTransaction:
     accepted, refused = fields["recipients"], fields["refused"]
-    return Transaction(
+    return RecentTransaction(
         outcome.removeprefix("message_"),
         fields["sender"],
         [*accepted[:KEPT_RECIPIENTS], *refused[:KEPT_RECIPIENTS]],

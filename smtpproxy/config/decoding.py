@@ -1,4 +1,4 @@
-"""Problems: turning plain values into typed settings, and everything that is wrong with them.
+"""Decoding: turning plain values into typed settings, and everything that is wrong with them.
 
 msgspec stops at the first mistake in a value, so the tree is walked here and msgspec judges one
 leaf at a time; what comes out is right or comes with a problem, never silently changed.
@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Meta, Struct
 from msgspec.structs import FieldInfo, fields
 
-from smtpproxy.config.toml_lines import Path
+from smtpproxy.config.toml_lines import KeyPath
 from smtpproxy.text import printable
 
 BAD: Final = object()
@@ -47,7 +47,7 @@ class ConfigError(Exception):
         super().__init__("\n".join(map(str, self.problems)))
 
 
-class Parsed(Struct, frozen=True):
+class ParsedBy(Struct, frozen=True):
     """Marks a setting (in Annotated) written as text, whose value `parse` makes of that text.
 
     `parse` raises ValueError with what is wrong, worded to follow the text itself.
@@ -57,27 +57,27 @@ class Parsed(Struct, frozen=True):
     expected: str
 
 
-class Written(Struct, frozen=True):
+class WrittenLike(Struct, frozen=True):
     """Marks a setting (in Annotated) with the way it must be written."""
 
     example: str
 
 
-class Reader:
+class SettingsDecoder:
     """Reads values as the types of the settings and keeps each problem with its path."""
 
     def __init__(self) -> None:
-        self.found: list[tuple[Path, str]] = []
+        self.found: list[tuple[KeyPath, str]] = []
 
-    def add(self, path: Path, text: str) -> None:
+    def add(self, path: KeyPath, text: str) -> None:
         """Note that the value at `path` is wrong."""
         self.found.append((path, text))
 
-    def read(self, value: object, wanted: object, path: Path = ()) -> object:
+    def read(self, value: object, wanted: object, path: KeyPath = ()) -> object:
         """Return `value` as a `wanted`, or BAD (also for parts of it) after noting why not."""
         kind, marks = _unwrap(wanted)
         for mark in marks:
-            if isinstance(mark, Parsed):
+            if isinstance(mark, ParsedBy):
                 return self._read_parsed(value, mark, path)
         if isinstance(kind, type) and issubclass(kind, Struct):
             return self._read_table(value, kind, path)
@@ -87,7 +87,7 @@ class Reader:
             return self._read_list(value, kind, marks, path)
         return self._read_leaf(value, wanted, path)
 
-    def _read_table(self, value: object, kind: type[Struct], path: Path) -> object:
+    def _read_table(self, value: object, kind: type[Struct], path: KeyPath) -> object:
         if not isinstance(value, dict):
             return self._reject(value, "a table", path)
         known = {field.encode_name: field for field in fields(kind)}
@@ -97,7 +97,7 @@ class Reader:
         settings = {key: self._read_field(value, field, path) for key, field in known.items()}
         return kind(**settings)
 
-    def _read_field(self, table: dict[str, object], field: FieldInfo, path: Path) -> object:
+    def _read_field(self, table: dict[str, object], field: FieldInfo, path: KeyPath) -> object:
         if field.encode_name in table:
             return self.read(table[field.encode_name], field.type, (*path, field.encode_name))
         if field.default is not msgspec.NODEFAULT:
@@ -107,7 +107,7 @@ class Reader:
         self.add((*path, field.encode_name), f"is missing; it is {_expected(field.type)}")
         return BAD
 
-    def _read_names(self, value: object, kind: object, marks: Marks, path: Path) -> object:
+    def _read_names(self, value: object, kind: object, marks: Marks, path: KeyPath) -> object:
         name_type, inner = get_args(kind)
         if not isinstance(value, dict):
             return self._reject(value, _expected_marks(marks, "a table"), path)
@@ -115,13 +115,13 @@ class Reader:
             self.read(name, name_type, (*path, name))
         return {name: self.read(inside, inner, (*path, name)) for name, inside in value.items()}
 
-    def _read_list(self, value: object, kind: object, marks: Marks, path: Path) -> object:
+    def _read_list(self, value: object, kind: object, marks: Marks, path: KeyPath) -> object:
         if not isinstance(value, list):
             return self._reject(value, _expected_marks(marks, "a list"), path)
         (inner,) = get_args(kind)
         return [self.read(item, inner, (*path, index)) for index, item in enumerate(value)]
 
-    def _read_parsed(self, value: object, mark: Parsed, path: Path) -> object:
+    def _read_parsed(self, value: object, mark: ParsedBy, path: KeyPath) -> object:
         if not isinstance(value, str):
             return self._reject(value, mark.expected, path)
         try:
@@ -130,14 +130,14 @@ class Reader:
             self.add(path, f"{show(value)} {error}")
             return BAD
 
-    def _read_leaf(self, value: object, wanted: object, path: Path) -> object:
+    def _read_leaf(self, value: object, wanted: object, path: KeyPath) -> object:
         try:
             return cast("object", msgspec.convert(value, wanted))
         except msgspec.ValidationError:
             return self._reject(value, _expected(wanted), path, _choices(wanted))
 
     def _reject(
-        self, value: object, expected: str, path: Path, choices: tuple[str, ...] = ()
+        self, value: object, expected: str, path: KeyPath, choices: tuple[str, ...] = ()
     ) -> object:
         close = _closest(value, choices) if isinstance(value, str) else None
         meant = f"; did you mean {show(close)}?" if close else ""
@@ -165,7 +165,7 @@ def shown(names: Iterable[str]) -> str:
     return ", ".join(map(show, names))
 
 
-def dotted(path: Path) -> str:
+def dotted(path: KeyPath) -> str:
     """Return `path` as one reads it aloud: `listener[1].sync`; positions count from 0."""
     text = ""
     for step in path:
@@ -203,9 +203,9 @@ def _expected(wanted: object) -> str:
 
 def _expected_marks(marks: Marks, otherwise: str) -> str:
     for mark in marks:
-        if isinstance(mark, Parsed):
+        if isinstance(mark, ParsedBy):
             return mark.expected
-        if isinstance(mark, Written):
+        if isinstance(mark, WrittenLike):
             return mark.example
         if isinstance(mark, Meta) and mark.description:
             return mark.description

@@ -16,19 +16,19 @@ from msgspec.structs import replace
 
 from smtpproxy.config import path_validation, tls_validation
 from smtpproxy.config.address import Address
-from smtpproxy.config.decoding import ConfigError, Problem, Reader, dotted, shown
+from smtpproxy.config.decoding import ConfigError, Problem, SettingsDecoder, dotted, shown
 from smtpproxy.config.schema import (
     AdminAddress,
-    Backend,
+    BackendSettings,
     ListenAddress,
-    Listener,
+    ListenerSettings,
     LogFormat,
     LogLevel,
     ServerAddress,
     Settings,
     WorkerCount,
 )
-from smtpproxy.config.toml_lines import find_places, line_of
+from smtpproxy.config.toml_lines import find_lines, line_of
 from smtpproxy.config.validation import Fault, contradictions, open_admin, repeated_addresses
 from smtpproxy.tls import contexts
 
@@ -50,7 +50,7 @@ def load(
     name = os.fspath(path)
     text = _read_text(name)
     tree = _parse_toml(name, text)
-    reader = Reader()
+    reader = SettingsDecoder()
     settings = cast("Settings", reader.read(tree, Settings))
     for fault, what in contradictions(settings, need_listener, need_backend, need_trace_directory):
         reader.add(fault, what)
@@ -58,9 +58,10 @@ def load(
     for fault, what in chain(tls_validation.faults(settings), of_files):
         reader.add(fault, what)
     if reader.found:
-        places = find_places(text)
+        lines_of_keys = find_lines(text)
         raise ConfigError(
-            Problem(name, line_of(path, places), dotted(path), what) for path, what in reader.found
+            Problem(name, line_of(path, lines_of_keys), dotted(path), what)
+            for path, what in reader.found
         )
     return _with_backends_named(settings)
 
@@ -81,7 +82,7 @@ def from_flags(
     servers, in order of preference. Raises ConfigError with problems whose key is the flag.
     """
     settings = settings or Settings()
-    reader = Reader()
+    reader = SettingsDecoder()
     if log_format is not None:
         form = cast("LogFormat", reader.read(log_format, LogFormat, ("--log-format",)))
         settings = replace(settings, log=replace(settings.log, format=form))
@@ -95,11 +96,13 @@ def from_flags(
     if backend:
         servers = [cast("Address", reader.read(text, ServerAddress, ("-b",))) for text in backend]
         listeners = [replace(listener, backend="") for listener in settings.listener]
-        backends = {_FLAG_BACKEND: Backend(servers=servers)}
+        backends = {_FLAG_BACKEND: BackendSettings(servers=servers)}
         settings = replace(settings, listener=listeners, backends=backends)
     if listen:
         addresses = [cast("Address", reader.read(text, ListenAddress, ("-l",))) for text in listen]
-        settings = replace(settings, listener=[Listener(address=each) for each in addresses])
+        settings = replace(
+            settings, listener=[ListenerSettings(address=each) for each in addresses]
+        )
     for what in _missing_for_flags(settings, listen):
         reader.add(*what)
     if reader.found:
@@ -108,7 +111,7 @@ def from_flags(
 
 
 def _watched(
-    settings: Settings, trace: FilePath | None, admin: str | None, reader: Reader
+    settings: Settings, trace: FilePath | None, admin: str | None, reader: SettingsDecoder
 ) -> Settings:
     """Lay the flags that have to do with seeing the traffic over the settings."""
     if trace is not None:

@@ -6,10 +6,10 @@ from pathlib import Path as FilePath
 
 from smtpproxy.config.decoding import BAD
 from smtpproxy.config.schema import Settings
-from smtpproxy.config.toml_lines import Path
+from smtpproxy.config.toml_lines import KeyPath
 
 
-def faults(settings: Settings) -> Iterator[tuple[Path, str]]:
+def faults(settings: Settings) -> Iterator[tuple[KeyPath, str]]:
     """Find directories that are no good: the place of each in the settings, and what is wrong."""
     trace = settings.trace
     if trace is BAD or BAD in (trace.directory, trace.when) or trace.when == "off":

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct, field
 
 from smtpproxy.config.address import Address, canonical_network, parse_listener, parse_server
-from smtpproxy.config.decoding import Parsed, Written
+from smtpproxy.config.decoding import ParsedBy, WrittenLike
 
 Sync = Literal["safe", "strict", "off"]
 BareNewlines = Literal["normalize", "reject", "pass"]
@@ -46,23 +46,23 @@ def _capability(text: str) -> str:
     )
 
 
-class Network(Struct, frozen=True):
+class NetworkSetting(Struct, frozen=True):
     """A network of IP addresses, in its usual spelling."""
 
     text: str
 
 
-def _network(text: str) -> Network:
+def _network(text: str) -> NetworkSetting:
     """Read a network or an address; returned in its usual spelling."""
     try:
-        return Network(str(canonical_network(text)))
+        return NetworkSetting(str(canonical_network(text)))
     except ValueError:
         raise ValueError(
             'is not a network; write, for example, "10.0.0.0/8", "2001:db8::/32" or "192.0.2.1"'
         ) from None
 
 
-def _whole_path(example: str) -> Parsed:
+def _whole_path(example: str) -> ParsedBy:
     """Return the reader of a path from the root on; what is there is looked at by who uses it."""
 
     def read(text: str) -> str:
@@ -70,7 +70,7 @@ def _whole_path(example: str) -> Parsed:
             return text
         raise ValueError(f'needs the whole path, such as "{example}"')
 
-    return Parsed(read, f'a path, such as "{example}"')
+    return ParsedBy(read, f'a path, such as "{example}"')
 
 
 def _served_name(text: str) -> str:
@@ -104,36 +104,38 @@ def _token(text: str) -> str:
     raise ValueError("is too short or has odd characters; 16 letters and digits at least")
 
 
-ListenAddress = Annotated[Address, Parsed(parse_listener, 'an address, such as "127.0.0.1:25"')]
-ServerAddress = Annotated[Address, Parsed(parse_server, 'an address, such as "10.0.0.5:25"')]
-AdminAddress = Annotated[Address, Parsed(parse_listener, 'an address, such as "127.0.0.1:8025"')]
-HostName = Annotated[str, Parsed(_host_name, 'a name, such as "mx.example.org"')]
-ServedName = Annotated[str, Parsed(_served_name, "a host name")]
+ListenAddress = Annotated[Address, ParsedBy(parse_listener, 'an address, such as "127.0.0.1:25"')]
+ServerAddress = Annotated[Address, ParsedBy(parse_server, 'an address, such as "10.0.0.5:25"')]
+AdminAddress = Annotated[Address, ParsedBy(parse_listener, 'an address, such as "127.0.0.1:8025"')]
+HostName = Annotated[str, ParsedBy(_host_name, 'a name, such as "mx.example.org"')]
+ServedName = Annotated[str, ParsedBy(_served_name, "a host name")]
 Networks = Annotated[
-    list[Annotated[Network, Parsed(_network, 'a network in quotes, such as "192.0.2.0/24"')]],
-    Written('a list of networks, such as ["192.0.2.0/24"]'),
+    list[
+        Annotated[NetworkSetting, ParsedBy(_network, 'a network in quotes, such as "192.0.2.0/24"')]
+    ],
+    WrittenLike('a list of networks, such as ["192.0.2.0/24"]'),
 ]
 CapabilityWords = Annotated[
-    list[Annotated[str, Parsed(_capability, 'a capability in quotes, such as "CHUNKING"')]],
-    Written('a list of capabilities, such as ["CHUNKING"]'),
+    list[Annotated[str, ParsedBy(_capability, 'a capability in quotes, such as "CHUNKING"')]],
+    WrittenLike('a list of capabilities, such as ["CHUNKING"]'),
 ]
 WorkerCount = Annotated[int, _whole(0, 64)]
 File = Annotated[str, _whole_path("/etc/smtpproxy/cert.pem")]
 Directory = Annotated[str, _whole_path("/var/log/smtpproxy")]
-Size = Annotated[int, Parsed(_size, 'a size in quotes, such as "64MiB"')]
+Size = Annotated[int, ParsedBy(_size, 'a size in quotes, such as "64MiB"')]
 Seconds = Annotated[
     float, Meta(gt=0, le=86400, description="a number of seconds above 0, at most 86400 (a day)")
 ]
 
 
-class Certificate(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class CertificateSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A PEM file with a certificate and its chain, and one with its key if that is another."""
 
     certificate: File
     key: File = ""
 
 
-class Capabilities(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class CapabilitySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Capabilities of the backend to hide from clients, and unknown ones to let through.
 
     In upper case.
@@ -143,7 +145,7 @@ class Capabilities(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     allow: CapabilityWords = []
 
 
-class Listener(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ListenerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where clients connect, and how they are treated there."""
 
     address: ListenAddress
@@ -151,14 +153,14 @@ class Listener(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     backend: str = ""
     sync: Sync = "safe"
     bare_newlines: BareNewlines = "normalize"
-    capabilities: Capabilities = Capabilities()
+    capabilities: CapabilitySettings = CapabilitySettings()
     tls: ListenerTls = "off"
     certificate: File = ""
     key: File = ""
     # Further certificates, by the host name that the client asks for.
     sni: Annotated[
-        dict[ServedName, Certificate],
-        Written('a table for each host name, written [listener.sni."mx.example.org"]'),
+        dict[ServedName, CertificateSettings],
+        WrittenLike('a table for each host name, written [listener.sni."mx.example.org"]'),
     ] = {}
     require_tls: bool = False
     auth: Literal["any", "tls-only", "hidden"] = "any"
@@ -169,10 +171,12 @@ class Listener(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     transparent: bool = False
 
 
-class Backend(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class BackendSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A legacy MTA: its servers in order of preference, and what it needs."""
 
-    servers: Annotated[list[ServerAddress], Written('a list of addresses, such as ["10.0.0.5:25"]')]
+    servers: Annotated[
+        list[ServerAddress], WrittenLike('a list of addresses, such as ["10.0.0.5:25"]')
+    ]
     pipelining: Literal["auto", "never"] = "auto"
     helo_fallback: bool = True
     guard_data: bool = True
@@ -190,11 +194,11 @@ class Backend(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     tls: BackendTls = "off"
     verify: bool = True
     ca_file: File = ""
-    server_name: Annotated[str, Parsed(_host_name, "a host name")] = ""
+    server_name: Annotated[str, ParsedBy(_host_name, "a host name")] = ""
     minimum_tls: Literal["1.0", "1.1", "1.2", "1.3"] = "1.2"
 
 
-class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class LimitSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Bounds. Queue bounds are back-pressure, never an error; sizes are in octets."""
 
     queue_commands: Annotated[int, _whole(1)] = 1000
@@ -223,7 +227,7 @@ class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     recipients: Annotated[int, _whole(0)] = 0
 
 
-class Timeouts(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class TimeoutSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Longest waits, in seconds."""
 
     connect: Seconds = 30.0
@@ -243,14 +247,14 @@ class Timeouts(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     hold: Seconds = 0.2
 
 
-class Log(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class LogSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is logged, and how it looks (auto: JSON unless standard error is a terminal)."""
 
     level: LogLevel = "info"
     format: LogFormat = "auto"
 
 
-class Trace(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class TraceSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is recorded of sessions, in files of `directory`; without one, nothing is."""
 
     directory: Directory = ""
@@ -265,12 +269,12 @@ class Trace(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_files: Annotated[int, _whole(1)] = 10
 
 
-class Admin(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class AdminSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where metrics and the live page are served; without an address, nowhere."""
 
     address: AdminAddress = Address()
     # Needed where other machines can ask.
-    token: Annotated[str, Parsed(_token, "a text in quotes")] = ""
+    token: Annotated[str, ParsedBy(_token, "a text in quotes")] = ""
 
 
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -280,14 +284,15 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     # Processes that serve clients; 0: one for each CPU.
     workers: WorkerCount = 1
     listener: Annotated[
-        list[Listener], Written("written [[listener]], in two brackets, once for each listener")
+        list[ListenerSettings],
+        WrittenLike("written [[listener]], in two brackets, once for each listener"),
     ] = []
     backends: Annotated[
-        dict[Annotated[str, Parsed(_backend_name, "a name")], Backend],
-        Written("a table for each backend, written [backends.NAME]"),
+        dict[Annotated[str, ParsedBy(_backend_name, "a name")], BackendSettings],
+        WrittenLike("a table for each backend, written [backends.NAME]"),
     ] = {}
-    limits: Limits = Limits()
-    timeouts: Timeouts = Timeouts()
-    log: Log = Log()
-    trace: Trace = Trace()
-    admin: Admin = Admin()
+    limits: LimitSettings = LimitSettings()
+    timeouts: TimeoutSettings = TimeoutSettings()
+    log: LogSettings = LogSettings()
+    trace: TraceSettings = TraceSettings()
+    admin: AdminSettings = AdminSettings()

@@ -1,4 +1,4 @@
-"""Trust: what is wrong with settings of TLS and identity that no setting shows alone.
+"""TLS and identity: what is wrong with settings of TLS and identity that no setting shows alone.
 
 And what is no mistake, but may make an open relay.  Any value may be BAD in `faults`: that it is
 wrong has been reported already.
@@ -7,10 +7,10 @@ wrong has been reported already.
 from collections.abc import Iterator
 
 from smtpproxy.config.decoding import BAD, show
-from smtpproxy.config.schema import Backend, Listener, Settings
-from smtpproxy.config.toml_lines import Path
+from smtpproxy.config.schema import BackendSettings, ListenerSettings, Settings
+from smtpproxy.config.toml_lines import KeyPath
 
-Fault = tuple[Path, str]
+Fault = tuple[KeyPath, str]
 
 
 def faults(settings: Settings) -> Iterator[Fault]:
@@ -31,7 +31,7 @@ def faults(settings: Settings) -> Iterator[Fault]:
             yield from _pair(listener, its, place)
 
 
-def exposed_listeners(settings: Settings) -> list[Listener]:
+def exposed_listeners(settings: Settings) -> list[ListenerSettings]:
     """Return the listeners whose clients come from elsewhere while the backend can't tell.
 
     It sees the proxy's own address for each of them, so that a backend which trusts that address
@@ -45,7 +45,7 @@ def exposed_listeners(settings: Settings) -> list[Listener]:
     ]
 
 
-def _has_its_own_clients_only(listener: Listener) -> bool:
+def _has_its_own_clients_only(listener: ListenerSettings) -> bool:
     """Tell whether those who connect are the clients, and want to.
 
     Not so if a proxy in front names them, or if the kernel brings who wanted another machine.
@@ -64,14 +64,16 @@ def weak_backends(settings: Settings) -> list[tuple[str, str]]:
     return found
 
 
-def _backend_of(listener: Listener, backends: dict[str, Backend]) -> Backend | None:
+def _backend_of(
+    listener: ListenerSettings, backends: dict[str, BackendSettings]
+) -> BackendSettings | None:
     found = backends.get(listener.backend) if isinstance(listener.backend, str) else None
     if listener.backend == "" and len(backends) == 1:
         (found,) = backends.values()
     return None if found is BAD else found
 
 
-def _listener_tls(listener: Listener, place: Path) -> Iterator[Fault]:
+def _listener_tls(listener: ListenerSettings, place: KeyPath) -> Iterator[Fault]:
     ends_here = listener.tls in ("starttls", "implicit")
     if ends_here and listener.certificate == "":
         text = f'is missing; tls = "{listener.tls}" needs a PEM file with a certificate'
@@ -86,7 +88,7 @@ def _listener_tls(listener: Listener, place: Path) -> Iterator[Fault]:
         yield (*place, "auth"), 'nobody can authenticate with tls = "off"; write "hidden"'
 
 
-def _unix_networks(listener: Listener, place: Path) -> Iterator[Fault]:
+def _unix_networks(listener: ListenerSettings, place: KeyPath) -> Iterator[Fault]:
     if listener.address is BAD or not listener.address.is_unix:
         return
     for key in ("proxy_protocol", "xclient"):
@@ -96,7 +98,7 @@ def _unix_networks(listener: Listener, place: Path) -> Iterator[Fault]:
         yield (*place, "transparent"), "has no meaning on a Unix socket"
 
 
-def _backend_tls(backend: Backend, place: Path) -> Iterator[Fault]:
+def _backend_tls(backend: BackendSettings, place: KeyPath) -> Iterator[Fault]:
     strict = backend.tls in ("starttls", "implicit")
     if BAD not in (backend.tls, backend.verify) and not (strict and backend.verify):
         why = "verify = false" if strict else f'tls = "{backend.tls}"'
@@ -107,7 +109,7 @@ def _backend_tls(backend: Backend, place: Path) -> Iterator[Fault]:
         yield (*place, "minimum_tls"), 'is not used with tls = "off"; leave it out'
 
 
-def _servers(backend: Backend, place: Path) -> Iterator[Fault]:
+def _servers(backend: BackendSettings, place: KeyPath) -> Iterator[Fault]:
     if backend.servers is BAD or BAD in backend.servers:
         return
     where = (*place, "servers")
@@ -119,7 +121,7 @@ def _servers(backend: Backend, place: Path) -> Iterator[Fault]:
         yield where, 'a Unix socket has no addresses; identity = "transparent" needs IP'
 
 
-def _pair(listener: Listener, backend: Backend, place: Path) -> Iterator[Fault]:
+def _pair(listener: ListenerSettings, backend: BackendSettings, place: KeyPath) -> Iterator[Fault]:
     name = f"the backend {show(listener.backend)}" if listener.backend else "its backend"
     servers = [] if backend.servers is BAD else backend.servers
     original = any(each is not BAD and each.is_original for each in servers)

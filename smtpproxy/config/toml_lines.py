@@ -1,4 +1,4 @@
-"""Places: in which line of a TOML text each key path is written.
+"""TOML lines: in which line of a TOML text each key path is written.
 
 tomllib tells values but not where they stand. A statement parses on its own as soon as its lines
 are complete, and not before; so growing it line by line until it does finds where each one begins
@@ -8,18 +8,18 @@ and ends, with no second TOML grammar of our own. Only asked when there is a pro
 import tomllib
 from collections.abc import Iterator
 
-Path = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
 """A way into the settings: keys, and positions (from 0) in arrays."""
 
 # What may still be open behind a line: nothing, an array, an array in an inline table.
 _CLOSINGS = ("", "]", "]}")
 
 
-def find_places(text: str) -> dict[Path, int]:
+def find_lines(text: str) -> dict[KeyPath, int]:
     """Return the first line (from 1) of every key path in `text`, which must be valid TOML."""
-    places: dict[Path, int] = {}
-    arrays: dict[Path, int] = {}
-    table: Path = ()
+    lines_of_keys: dict[KeyPath, int] = {}
+    arrays: dict[KeyPath, int] = {}
+    table: KeyPath = ()
     begin, lines = 0, text.split("\n")
     for end in range(1, len(lines) + 1):
         statement = _parse(lines[begin:end])
@@ -28,25 +28,25 @@ def find_places(text: str) -> dict[Path, int]:
         if lines[begin].lstrip().startswith("["):
             table = _open_table(statement, arrays)
             for depth in range(1, len(table) + 1):
-                places.setdefault(table[:depth], begin + 1)
+                lines_of_keys.setdefault(table[:depth], begin + 1)
         else:
-            for path, line in _places_in_statement(lines[begin:end], begin + 1):
-                places.setdefault(table + path, line)
+            for path, line in _lines_in_statement(lines[begin:end], begin + 1):
+                lines_of_keys.setdefault(table + path, line)
         begin = end
-    return places
+    return lines_of_keys
 
 
-def line_of(path: Path, places: dict[Path, int]) -> int | None:
+def line_of(path: KeyPath, lines_of_keys: dict[KeyPath, int]) -> int | None:
     """Return the line of `path`, or else of the nearest thing around it that is written down."""
     for depth in range(len(path), 0, -1):
-        if path[:depth] in places:
-            return places[path[:depth]]
+        if path[:depth] in lines_of_keys:
+            return lines_of_keys[path[:depth]]
     return None
 
 
-def _open_table(header: object, arrays: dict[Path, int]) -> Path:
+def _open_table(header: object, arrays: dict[KeyPath, int]) -> KeyPath:
     """Return where the keys behind `header` belong; count it if it adds a table to an array."""
-    path: Path = ()
+    path: KeyPath = ()
     while isinstance(header, dict) and header:
         key, header = next(iter(header.items()))
         path = (*path, key)
@@ -57,7 +57,7 @@ def _open_table(header: object, arrays: dict[Path, int]) -> Path:
     return path
 
 
-def _places_in_statement(lines: list[str], first: int) -> Iterator[tuple[Path, int]]:
+def _lines_in_statement(lines: list[str], first: int) -> Iterator[tuple[KeyPath, int]]:
     """Yield the paths in one `key = value` whose first line is `first`; the earliest line is right.
 
     An array over several lines is closed early, so that each of its items is found in its own line.
@@ -73,7 +73,7 @@ def _places_in_statement(lines: list[str], first: int) -> Iterator[tuple[Path, i
                 break
 
 
-def _paths_in(value: object) -> Iterator[Path]:
+def _paths_in(value: object) -> Iterator[KeyPath]:
     items: Iterator[tuple[str | int, object]] = iter(())
     if isinstance(value, dict):
         items = iter(value.items())

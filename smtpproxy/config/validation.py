@@ -1,4 +1,4 @@
-"""Contradictions: what is wrong with settings that no setting shows alone.
+"""Validation: what is wrong with settings that no setting shows alone.
 
 Any value may be BAD here: that it is wrong has been reported already.
 """
@@ -9,11 +9,17 @@ from msgspec.structs import astuple
 
 from smtpproxy.config.address import Address
 from smtpproxy.config.decoding import BAD, instead, show, shown
-from smtpproxy.config.schema import Admin, Limits, Listener, Settings, Trace
-from smtpproxy.config.toml_lines import Path
+from smtpproxy.config.schema import (
+    AdminSettings,
+    LimitSettings,
+    ListenerSettings,
+    Settings,
+    TraceSettings,
+)
+from smtpproxy.config.toml_lines import KeyPath
 from smtpproxy.core.capabilities import NEVER_PASSED
 
-Fault = tuple[Path, str]
+Fault = tuple[KeyPath, str]
 
 
 def contradictions(
@@ -42,7 +48,7 @@ def contradictions(
     yield from _watching(settings, need_trace_directory)
 
 
-def repeated_addresses(listeners: Sequence[Listener]) -> Iterator[Fault]:
+def repeated_addresses(listeners: Sequence[ListenerSettings]) -> Iterator[Fault]:
     """Yield each listener whose address another one ahead of it has."""
     first: dict[Address, int] = {}
     for index, listener in enumerate(listeners):
@@ -57,7 +63,7 @@ def repeated_addresses(listeners: Sequence[Listener]) -> Iterator[Fault]:
             yield ("listener", index, "address"), f"{text}; each listener needs its own"
 
 
-def _wrong_backends(listeners: Sequence[Listener], names: list[str]) -> Iterator[Fault]:
+def _wrong_backends(listeners: Sequence[ListenerSettings], names: list[str]) -> Iterator[Fault]:
     for index, listener in enumerate(listeners):
         if listener is BAD or listener.backend is BAD:
             continue
@@ -69,7 +75,7 @@ def _wrong_backends(listeners: Sequence[Listener], names: list[str]) -> Iterator
             yield where, f"{show(listener.backend)} is not the name of a backend{hint}"
 
 
-def _hidden_and_allowed(listeners: Sequence[Listener]) -> Iterator[Fault]:
+def _hidden_and_allowed(listeners: Sequence[ListenerSettings]) -> Iterator[Fault]:
     for index, listener in enumerate(listeners):
         if listener is BAD or listener.capabilities is BAD:
             continue
@@ -91,14 +97,14 @@ def _watching(settings: Settings, need_trace_directory: bool) -> Iterator[Fault]
         yield from open_admin(settings.admin)
 
 
-def _trace_nowhere(trace: Trace) -> Iterator[Fault]:
+def _trace_nowhere(trace: TraceSettings) -> Iterator[Fault]:
     """Whoever asks for a trace and names no directory would wait for it in vain."""
     wrong = BAD in astuple(trace) or (trace.networks and BAD in trace.networks)
-    if not wrong and trace.directory == "" and trace != Trace() and trace.when != "off":
+    if not wrong and trace.directory == "" and trace != TraceSettings() and trace.when != "off":
         yield ("trace", "directory"), 'is missing; write, for example, "/var/log/smtpproxy"'
 
 
-def open_admin(admin: Admin) -> Iterator[Fault]:
+def open_admin(admin: AdminSettings) -> Iterator[Fault]:
     """Whoever reaches the admin address reads who writes to whom."""
     if BAD in astuple(admin) or admin.address == Address():
         return
@@ -107,7 +113,7 @@ def open_admin(admin: Admin) -> Iterator[Fault]:
         yield ("admin", "token"), what
 
 
-def _small_queue(limits: Limits) -> Iterator[Fault]:
+def _small_queue(limits: LimitSettings) -> Iterator[Fault]:
     """A line that the queue has no room for would never become a command."""
     sizes = (limits.queue_octets, limits.line, limits.auth_line)
     if BAD not in sizes and limits.queue_octets < max(sizes):

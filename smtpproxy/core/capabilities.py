@@ -22,7 +22,7 @@ NEVER_PASSED = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class Filter:
+class CapabilityFilter:
     """Which capabilities a listener lets pass; words in capitals."""
 
     hide: frozenset[bytes] = frozenset()
@@ -38,7 +38,7 @@ class Filter:
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
+class RewrittenOffer:
     """The EHLO reply for the client, and what the pipeline has to know of it."""
 
     reply: bytes
@@ -48,7 +48,7 @@ class Offer:
     """The client is offered CHUNKING."""
 
 
-def offer(reply: bytes, keep: Filter, largest: int = 0) -> Offer:
+def offer(reply: bytes, keep: CapabilityFilter, largest: int = 0) -> RewrittenOffer:
     """Rewrite the backend's positive EHLO reply: first line and order kept, PIPELINING last.
 
     Args:
@@ -58,11 +58,15 @@ def offer(reply: bytes, keep: Filter, largest: int = 0) -> Offer:
     """
     first, _, rest = reply.partition(b"\r\n")
     kept, pipelining, chunking = _filter(rest, keep, largest)
-    return Offer(_multi_line(_code(reply), first, kept), pipelining=pipelining, chunking=chunking)
+    return RewrittenOffer(
+        _multi_line(_code(reply), first, kept), pipelining=pipelining, chunking=chunking
+    )
 
 
 @lru_cache(maxsize=64)
-def _filter(rest: bytes, keep: Filter, largest: int) -> tuple[tuple[bytes, ...], bool, bool]:
+def _filter(
+    rest: bytes, keep: CapabilityFilter, largest: int
+) -> tuple[tuple[bytes, ...], bool, bool]:
     """Return what passes of the lines after the first, and an Offer's flags.
 
     A backend sends the same lines to all clients, but for the first, which names the client.
@@ -86,7 +90,7 @@ def _lowered(size: bytes, largest: int) -> bytes:
     return b"SIZE %d" % (min(offered, largest) if offered else largest)
 
 
-def offer_for_helo(reply: bytes, keep: Filter) -> bytes:
+def offer_for_helo(reply: bytes, keep: CapabilityFilter) -> bytes:
     """Return the EHLO reply for a client of a backend that knows only HELO."""
     first = reply.split(b"\r\n", 1)[0]
     return _multi_line(_code(reply), first, _own(keep))
@@ -98,7 +102,7 @@ def words(reply: bytes) -> dict[bytes, frozenset[bytes]]:
     return {line[0]: frozenset(line[1:]) for line in lines if line}
 
 
-def _own(keep: Filter) -> tuple[bytes, ...]:
+def _own(keep: CapabilityFilter) -> tuple[bytes, ...]:
     """Return what the proxy itself offers."""
     return keep.add if b"PIPELINING" in keep.hide else (*keep.add, b"PIPELINING")
 

@@ -62,8 +62,8 @@ class Content:
         "violation",
     )
 
-    def __init__(self, policy: BareNewlines) -> None:
-        self._policy = policy
+    def __init__(self, bare_newlines: BareNewlines) -> None:
+        self._policy = bare_newlines
         self._tail = b"\r\n"  # the last octets as they came, to find an end that two chunks share
         self._kept = b""  # not yet given out: its meaning depends on what comes
         self._line_start = True  # what was given out ends in CRLF

@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from typing import Final
 
 from smtpproxy.core import capabilities
-from smtpproxy.core.exchange import Exchange, Step
-from smtpproxy.core.negotiated_extensions import Extensions
-from smtpproxy.core.policy import BackendTls, Rules
+from smtpproxy.core.exchange import Exchange, ProxyStep
+from smtpproxy.core.negotiated_extensions import NegotiatedExtensions
+from smtpproxy.core.policy import BackendTls, SessionPolicy
 from smtpproxy.core.violations import BackendViolation
-from smtpproxy.core.xclient_xforward import Introduction, Xforward
+from smtpproxy.core.xclient_xforward import AttributeCommands, Xforward
 
 # What comes next.
 DONE: Final = 0
@@ -49,8 +49,8 @@ class Ehlo:
         "_lines",
         "_offer",
         "_offer_before_tls",
+        "_policy",
         "_refusal",
-        "_rules",
         "_tls_refused",
         "introduction",
         "line",
@@ -59,7 +59,7 @@ class Ehlo:
         "xforward",
     )
 
-    introduction: Introduction | None
+    introduction: AttributeCommands | None
     """How the client is made known to the backend, where that is still to be done."""
     xforward: Xforward
     """What is sent before each message."""
@@ -70,8 +70,8 @@ class Ehlo:
     sent_at: float
     """When the line was sent that is not answered yet."""
 
-    def __init__(self, rules: Rules, extensions: Extensions) -> None:
-        self._rules = rules
+    def __init__(self, policy: SessionPolicy, extensions: NegotiatedExtensions) -> None:
+        self._policy = policy
         self._extensions = extensions
         self.introduction = None
         self.xforward = Xforward()
@@ -101,12 +101,12 @@ class Ehlo:
         self.line = self._ehlo if self._wants_tls or self.introduction is not None else line
         return self.line
 
-    def restart(self, rules: Rules) -> None:
+    def restart(self, policy: SessionPolicy) -> None:
         """Forget what was sent before the client's connection was secured (RFC 3207 section 4.2).
 
         The backend has not forgotten it: some MTAs accept one EHLO only.
         """
-        self._rules = rules
+        self._policy = policy
         self._offer_before_tls = self._offer
 
     def stop_xforward(self) -> None:
@@ -132,7 +132,7 @@ class Ehlo:
             BackendViolation: A reply came after the 220 to STARTTLS and before TLS.  Somebody on
                 the way could have put it there (the counterpart of CVE-2011-0411).
         """
-        step = Step(self.line, reply, self.sent_at, now)
+        step = ProxyStep(self.line, reply, self.sent_at, now)
         exchange.steps = (*exchange.steps, step)
         self.sent_at = now
         if self._awaits == _HANDSHAKE:
@@ -160,7 +160,7 @@ class Ehlo:
 
     @property
     def _wants_tls(self) -> bool:
-        wanted = self._rules.backend_tls in (BackendTls.OPPORTUNISTIC, BackendTls.REQUIRED)
+        wanted = self._policy.backend_tls in (BackendTls.OPPORTUNISTIC, BackendTls.REQUIRED)
         return wanted and not (self._extensions.backend_secure or self._tls_refused)
 
     # --- what a reply leads to ----------------------------------------------------------------
@@ -185,14 +185,14 @@ class Ehlo:
 
     def _fall_back(self, code: int, reply: bytes) -> int:
         """Send HELO to an MTA that does not know EHLO (RFC 5321 section 3.2)."""
-        if self._rules.backend_tls is BackendTls.REQUIRED:
+        if self._policy.backend_tls is BackendTls.REQUIRED:
             return self._fail("backend_tls_not_offered")
         if self._must_introduce:
             return self._fail("xclient_not_offered")
         self.xforward.lines = ()
         if not self._is_ehlo:
             return self._send(self._client_line, _EHLO)
-        if not self._rules.helo_fallback:
+        if not self._policy.helo_fallback:
             return self._finish(code, reply)
         self._refusal = reply
         return self._send(b"HELO" + self._client_line[4:], _EHLO)
@@ -224,7 +224,7 @@ class Ehlo:
         if self._wants_tls and b"STARTTLS" in offered:
             return self._send(b"STARTTLS\r\n", _STARTTLS)
         secure = self._extensions.backend_secure
-        if self._rules.backend_tls is BackendTls.REQUIRED and not secure:
+        if self._policy.backend_tls is BackendTls.REQUIRED and not secure:
             refused = self._tls_refused
             return self._fail("backend_tls_refused" if refused else "backend_tls_not_offered")
         introduction = self.introduction
@@ -261,7 +261,7 @@ class Ehlo:
         self._answer = (code, reply)
         # An idle session is to be small: only one that may go inside TLS has to keep them.
         self._client_line = self.line = b""
-        if self._rules.inside_tls is None and not self._offer_before_tls[0]:
+        if self._policy.inside_tls is None and not self._offer_before_tls[0]:
             self._offer = _NO_OFFER
         return DONE
 

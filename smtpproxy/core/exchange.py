@@ -12,7 +12,7 @@ from smtpproxy.core.verbs import Verb
 from smtpproxy.core.violations import BackendViolation, ClientViolation, Violation
 
 
-class Step(NamedTuple):
+class ProxyStep(NamedTuple):
     """One line that was sent to the backend for an exchange, with the reply to it."""
 
     line: bytes
@@ -73,7 +73,7 @@ class Exchange:
     """When the backend's reply came, or the proxy's own was given."""
     flushed: float
     """When its reply was sent to the client."""
-    steps: Sequence[Step]
+    steps: Sequence[ProxyStep]
     """What was sent to the backend for it, where that is not just its line with the reply that the
     client gets; for MAIL, what was sent before it.  See `all_steps`."""
 
@@ -125,15 +125,15 @@ class Exchange:
     def add_step(self, reply: bytes, now: float) -> None:
         """Record the backend's reply, empty if none came, where the client gets another one."""
         if self.sent and (not self.steps or self.verb.role == verbs.MAIL):
-            own = Step(self.line, reply, self.sent, now if reply else 0.0)
+            own = ProxyStep(self.line, reply, self.sent, now if reply else 0.0)
             self.steps = (*self.steps, own)
 
     @property
-    def all_steps(self) -> Sequence[Step]:
+    def all_steps(self) -> Sequence[ProxyStep]:
         """Return all that was sent to the backend for it: for MAIL, its own line is the last."""
         steps = self.steps
         if steps and self.verb.role == verbs.MAIL and self.sent and steps[-1].line != self.line:
-            return (*steps, Step(self.line, self.reply, self.sent, self.replied))
+            return (*steps, ProxyStep(self.line, self.reply, self.sent, self.replied))
         return steps
 
     def may_be_answered(self, code: int, reply: bytes) -> bool:
@@ -179,7 +179,7 @@ class Exchange:
         return f"<Exchange {self.line or self.verb.name!r} -> {self.reply!r}>"
 
 
-class Observer(Protocol):
+class ExchangeObserver(Protocol):
     """Watches a pipeline."""
 
     def settled(self, exchanges: list[Exchange]) -> None:

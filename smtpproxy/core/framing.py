@@ -12,7 +12,7 @@ from dataclasses import replace
 from smtpproxy.core import lines, replies, verbs
 from smtpproxy.core.content import Content
 from smtpproxy.core.exchange import Exchange
-from smtpproxy.core.policy import Rules
+from smtpproxy.core.policy import SessionPolicy
 from smtpproxy.core.violations import ClientViolation
 
 # How the client's next octets are read.  Hot path (bench S2): plain integers.
@@ -41,7 +41,7 @@ class Framer:
 
     __slots__ = (
         "_content",
-        "_rules",
+        "_policy",
         "_stalled",
         "commands",
         "content_over",
@@ -59,10 +59,10 @@ class Framer:
     )
 
     def __init__(
-        self, rules: Rules, greeting: Exchange, send_backend: Callable[[bytes], None]
+        self, policy: SessionPolicy, greeting: Exchange, send_backend: Callable[[bytes], None]
     ) -> None:
-        self._rules = rules
-        self.table = rules.first_table
+        self._policy = policy
+        self.table = policy.first_table
         self.send_backend = send_backend
         self.unframed: bytes | bytearray = b""
         self.watch: Callable[[bytes, bytes], None] | None = None
@@ -83,9 +83,9 @@ class Framer:
         The rest of a line that nothing waits ahead of is read on, however long the line may be:
         without it nothing would ever make room.
         """
-        if self.queue_octets + len(self.unframed) >= self._rules.queue_octets:
+        if self.queue_octets + len(self.unframed) >= self._policy.queue_octets:
             return bool(self.queue) or self._stalled or self.mode == CLOSED
-        return len(self.queue) >= self._rules.queue_commands
+        return len(self.queue) >= self._policy.queue_commands
 
     def receive(self, octets: bytes, now: float) -> None:
         """Append octets to what is not yet framed, and frame what can be."""
@@ -126,22 +126,22 @@ class Framer:
         self.mode = COMMANDS
         self.gate = _ANSWERED
 
-    def restart(self, rules: Rules) -> None:
+    def restart(self, policy: SessionPolicy) -> None:
         """Let command lines follow, by other rules."""
-        self._rules = rules
-        self.table = rules.first_table
+        self._policy = policy
+        self.table = policy.first_table
         self.open_commands()
 
     def ehlo_accepted(self, *, helo: bool) -> None:
         """Frame by the table that applies after EHLO, or after HELO."""
-        self.table = self._rules.helo_table if helo else self._rules.table
+        self.table = self._policy.helo_table if helo else self._policy.table
 
     def open_content(self, exchange: Exchange) -> None:
         """Let message content follow; `exchange` is to be answered at its end of data."""
         self.mode = CONTENT
         self.last = exchange
         self.gate = _ANSWERED
-        self._content = Content(self._rules.bare_newlines)
+        self._content = Content(self._policy.bare_newlines)
 
     def open_payload(self, size: int) -> None:
         """Let the `size` octets of a BDAT chunk follow, then command lines."""
@@ -168,7 +168,7 @@ class Framer:
 
     def _frame(self, octets: bytes, now: float) -> None:
         """Frame until a gate closes, the queue is full or a line is incomplete; keep the rest."""
-        position, size, limit = 0, len(octets), self._rules.queue_commands
+        position, size, limit = 0, len(octets), self._policy.queue_commands
         while position < size and self.mode != CLOSED and len(self.queue) < limit:
             taken = _FRAME[self.mode](self, octets, position, now)
             if not taken:
@@ -182,13 +182,13 @@ class Framer:
 
     def _frame_commands(self, octets: bytes, position: int, now: float) -> int:
         """Frame commonplace commands, as many as come in one group up to the first gate."""
-        rules, table, queue = self._rules, self.table, self.queue
+        policy, table, queue = self._policy, self.table, self.queue
         before, pipelined, taken = len(queue), not self.last.flushed, 0
         window = octets[position : position + WINDOW]
         # Octets are parted at CR, LF and CRLF only: a line with a bare one in it is not plain.
         for line in window.splitlines(keepends=True) if window.find(b"\0") < 0 else ():
             verb = table.get(line[:5])
-            if verb is None or not line.endswith(b"\r\n") or len(line) > rules.line:
+            if verb is None or not line.endswith(b"\r\n") or len(line) > policy.line:
                 break
             exchange = Exchange(verb, line, now)
             exchange.pipelined = pipelined or taken > 0
@@ -198,7 +198,7 @@ class Framer:
                 self.mode = CLOSED
                 self.gate = exchange
                 break
-            if len(queue) >= rules.queue_commands:
+            if len(queue) >= policy.queue_commands:
                 break
         if not taken:
             return self._frame_uncommon(octets, position, now)
@@ -213,7 +213,7 @@ class Framer:
         """Frame a line that is not one of the commonplace commands, or not a well-formed one."""
         try:
             lines.check_protocol(octets, position)
-            limit = self._rules.auth_line if lines.is_auth(octets, position) else self._rules.line
+            limit = self._policy.auth_line if lines.is_auth(octets, position) else self._policy.line
             unclear = not self.commands and lines.check_proxy_v2(octets, position)
             end = 0 if unclear else lines.end_of_line(octets, position, limit)
             if not end:
@@ -250,7 +250,7 @@ class Framer:
 
     def _frame_auth_data(self, octets: bytes, position: int, now: float) -> int:
         try:
-            end = lines.end_of_line(octets, position, self._rules.auth_line)
+            end = lines.end_of_line(octets, position, self._policy.auth_line)
             line = lines.auth_line(octets[position:end]) if end else b""
         except ClientViolation as violation:
             # The backend waits for this line, so no reply of ours would leave both in step.
@@ -267,7 +267,7 @@ class Framer:
         assert content is not None
         received = octets[position:] if position else octets
         out, taken = content.receive(received)
-        limit = self._rules.message_octets
+        limit = self._policy.message_octets
         # Of octets that may yet turn out to be the end of data, two are at hand at most.
         most = limit if content.ended else limit + 2
         if limit and content.octets > most and not exchange.refusal:

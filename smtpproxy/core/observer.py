@@ -8,7 +8,7 @@ from smtpproxy.core.exchange import Exchange
 
 
 @dataclass(frozen=True, slots=True)
-class Summary:
+class SessionSummary:
     """The figures of a session that is over."""
 
     reason: str
@@ -28,7 +28,7 @@ class Summary:
 
 
 @dataclass(frozen=True, slots=True)
-class Ends:
+class ConnectionEnds:
     """The two ends of each connection, as `192.0.2.1:4711`, `[2001:db8::1]:4711` or `unix`."""
 
     client: str
@@ -51,7 +51,7 @@ class SessionObserver(Protocol):
         First as they went to the backend, then as they came.  None costs nothing.
         """
 
-    def connected(self, server: str, ends: Callable[[], Ends]) -> None:
+    def connected(self, server: str, ends: Callable[[], ConnectionEnds]) -> None:
         """The session got its backend connection, to the server of this address.
 
         `ends` looks up both ends of both connections; only now, since they may close any time.
@@ -72,11 +72,11 @@ class SessionObserver(Protocol):
     def noted(self, event: str, **values: str) -> None:
         """Something besides the dialogue: TLS began or failed, or the client was turned away."""
 
-    def closed(self, summary: Summary) -> None:
+    def closed(self, summary: SessionSummary) -> None:
         """The session is over."""
 
 
-class Observer(Protocol):
+class ServiceObserver(Protocol):
     """Watches the service.  No method may raise or block."""
 
     def session(self, listener: str, client: str) -> SessionObserver:

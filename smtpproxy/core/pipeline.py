@@ -24,10 +24,10 @@ from typing import Final, NoReturn
 
 from smtpproxy.core import replies, verbs
 from smtpproxy.core.ehlo import DONE, FAILED, START_TLS, Ehlo
-from smtpproxy.core.exchange import Exchange, Observer, Step
+from smtpproxy.core.exchange import Exchange, ExchangeObserver, ProxyStep
 from smtpproxy.core.framing import CLOSED, COMMANDS, CONTENT, ENDED, PAYLOAD, Framer
-from smtpproxy.core.negotiated_extensions import Extensions
-from smtpproxy.core.policy import Rules
+from smtpproxy.core.negotiated_extensions import NegotiatedExtensions
+from smtpproxy.core.policy import SessionPolicy
 from smtpproxy.core.replies import whole_reply_code
 from smtpproxy.core.reply_buffer import ReplyBuffer
 from smtpproxy.core.reply_matching import CLOSING, DEFERRED, NO_EXCHANGE, ReplyMatcher
@@ -48,7 +48,7 @@ class Pipeline:
     back.
 
     Args:
-        rules: Those of the listener.
+        policy: Those of the listener.
         send_client: The sink for octets to the client.
         observer: Is shown each exchange whose reply was flushed.
         now: The time.
@@ -66,8 +66,8 @@ class Pipeline:
         "in_flight",
         "introduce",
         "matcher",
+        "policy",
         "reply_buffer",
-        "rules",
         "send_backend",
         "transaction",
         "upgrade",
@@ -102,17 +102,21 @@ class Pipeline:
     """The sink for octets to the backend."""
 
     def __init__(
-        self, rules: Rules, send_client: Callable[[bytes], None], observer: Observer, now: float
+        self,
+        policy: SessionPolicy,
+        send_client: Callable[[bytes], None],
+        observer: ExchangeObserver,
+        now: float,
     ) -> None:
-        greeting = Exchange(rules.greeting, b"", now)
-        self.rules = rules
+        greeting = Exchange(policy.greeting, b"", now)
+        self.policy = policy
         self.send_backend = _not_connected
-        self.framer = Framer(rules, greeting, _not_connected)
+        self.framer = Framer(policy, greeting, _not_connected)
         self.matcher = ReplyMatcher(self.framer, now)
         self.in_flight = self.matcher.in_flight
         self.reply_buffer = ReplyBuffer(send_client, observer)
-        self.extensions = Extensions(rules)
-        self.ehlo = Ehlo(rules, self.extensions)
+        self.extensions = NegotiatedExtensions(policy)
+        self.ehlo = Ehlo(policy, self.extensions)
         self.upgrade = _not_connected
         self.introduce = _not_connected
         self.transaction = Transaction()
@@ -183,7 +187,7 @@ class Pipeline:
                 if self._waits_for_introduction(exchange, now):
                     return
                 refusal = exchange.refusal or self.transaction.refusal_for(
-                    exchange, self.rules, self.extensions, len(in_flight)
+                    exchange, self.policy, self.extensions, len(in_flight)
                 )
             if not refusal:
                 self._forward(framer.pop(), now)
@@ -411,7 +415,7 @@ class Pipeline:
         in_flight = self.in_flight
         if in_flight and in_flight[0].verb is verbs.OWN_XFORWARD_ROW:
             own, mail = in_flight.pop(0), self.framer.queue[0]
-            step = Step(own.line, reply, own.sent, now if reply else 0.0)
+            step = ProxyStep(own.line, reply, own.sent, now if reply else 0.0)
             mail.steps = (*mail.steps, step)
 
     # --- step 5: a reply settles its exchange --------------------------------------------------
@@ -429,9 +433,9 @@ class Pipeline:
             self.flush(now)
         if exchange.closes:
             self.end(exchange.close_reason, now)
-        elif self.consecutive_errors > self.rules.errors:
+        elif self.consecutive_errors > self.policy.errors:
             reply = replies.TOO_MANY_ERRORS
-            over = ClientViolation("too_many_errors", reply % self.rules.hostname)
+            over = ClientViolation("too_many_errors", reply % self.policy.hostname)
             self.fail("too_many_errors", reply, now, over)
         elif exchange is framer.gate and framer.mode == CLOSED:
             self._open_gate(verb.role, code, now)
@@ -473,9 +477,9 @@ class Pipeline:
 
     def _restart(self, now: float) -> None:
         """Forget all that came before the client's TLS (RFC 3207 section 4.2)."""
-        inside = self.rules.inside_tls
+        inside = self.policy.inside_tls
         assert inside is not None
-        self.rules = inside
+        self.policy = inside
         self.ehlo.restart(inside)
         self.extensions.restart(inside)
         self.transaction.end()
@@ -492,7 +496,7 @@ class Pipeline:
 
     def fail(self, reason: str, reply: bytes, now: float, problem: Violation | None = None) -> None:
         """End with one of the proxy's own 421 replies."""
-        self._end_with(reply % self.rules.hostname, reason, now, problem)
+        self._end_with(reply % self.policy.hostname, reason, now, problem)
 
     def backend_unavailable(self, greeting: bytes, now: float) -> None:
         """End, since no server could be reached.
@@ -501,7 +505,7 @@ class Pipeline:
             greeting: The refusal by the last of them, which the client gets; empty if none.
             now: The time.
         """
-        own = replies.BACKEND_UNAVAILABLE % self.rules.hostname
+        own = replies.BACKEND_UNAVAILABLE % self.policy.hostname
         self._end_with(greeting or own, "backend_unavailable", now, None)
 
     def backend_lost(self, now: float) -> None:

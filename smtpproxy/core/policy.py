@@ -1,15 +1,15 @@
-"""The rules of a session: the settings of its listener and backend that the pipeline follows."""
+"""The policy of a session: the settings of its listener and backend that the pipeline follows."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from smtpproxy.core import replies, verbs
-from smtpproxy.core.capabilities import Filter
+from smtpproxy.core.capabilities import CapabilityFilter
 from smtpproxy.core.content import BareNewlines
 from smtpproxy.core.verbs import Sync, Verb
 
-NO_CHANGES = Filter()
+NO_CHANGES = CapabilityFilter()
 XCLIENT_OFFER = b"XCLIENT NAME ADDR PORT PROTO HELO DESTADDR DESTPORT"
 """What the proxy offers a trusted client; LOGIN is left out, for it names who has authenticated."""
 
@@ -48,7 +48,7 @@ class Auth(Enum):
 
 
 @dataclass(frozen=True)
-class Rules:
+class SessionPolicy:
     """Frozen, and shared by all sessions of a listener."""
 
     hostname: bytes = b"localhost"
@@ -57,7 +57,7 @@ class Rules:
     """When a client is refused that sends before it has the reply."""
     bare_newlines: BareNewlines = BareNewlines.NORMALIZE
     """What becomes of a bare CR, bare LF or NUL in content."""
-    capabilities: Filter = NO_CHANGES
+    capabilities: CapabilityFilter = NO_CHANGES
     """The listener's changes to what passes; once made, what passes."""
     use_pipelining: bool = True
     """Use the backend's own PIPELINING when it offers it."""
@@ -98,9 +98,9 @@ class Rules:
     """The verb table after HELO."""
     greeting: Verb = field(init=False)
     """The row of the greeting."""
-    secured_capabilities: Filter = field(init=False)
+    secured_capabilities: CapabilityFilter = field(init=False)
     """Which capabilities pass when the backend's connection is inside TLS."""
-    inside_tls: "Rules | None" = field(init=False)
+    inside_tls: "SessionPolicy | None" = field(init=False)
     """The rules once the client's connection is inside TLS; None if it can't come there."""
 
     def __post_init__(self) -> None:
@@ -129,14 +129,14 @@ class Rules:
     def _active(self) -> bool:
         return self.client_tls is ClientTls.ACTIVE
 
-    def _inside_tls(self, asked: Filter) -> "Rules":
+    def _inside_tls(self, asked: CapabilityFilter) -> "SessionPolicy":
         """Return the rules that go for the same client once it is inside TLS.
 
         It must send EHLO again, so that the backend also forgets what came before.
         """
         return replace(self, capabilities=asked, client_tls=ClientTls.ACTIVE, hello_first=True)
 
-    def _filter(self) -> Filter:
+    def _filter(self) -> CapabilityFilter:
         keep = self.capabilities
         hide, allow, add = keep.hide, keep.allow, keep.add
         if self.auth is Auth.HIDDEN or (self.auth is Auth.TLS_ONLY and not self._active):
@@ -148,7 +148,7 @@ class Rules:
         if self.trusted:
             allow |= {b"XFORWARD"}
             add += () if b"XCLIENT" in hide else (XCLIENT_OFFER,)
-        return Filter(hide, allow, add)
+        return CapabilityFilter(hide, allow, add)
 
     def _rows(self) -> dict[bytes, Verb]:
         """Return the rows of the verb table that these rules change."""

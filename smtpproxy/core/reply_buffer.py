@@ -13,7 +13,7 @@ these is true:
 from collections.abc import Callable
 from typing import Final
 
-from smtpproxy.core.exchange import Exchange, Observer
+from smtpproxy.core.exchange import Exchange, ExchangeObserver
 
 HELD_OCTETS: Final = 16 * 1024
 """Held replies are flushed when they are this long together."""
@@ -26,7 +26,7 @@ class ReplyBuffer:
 
     send_client: Callable[[bytes], None]
     """The sink for octets to the client."""
-    observer: Observer
+    observer: ExchangeObserver
     """Is shown what was flushed."""
     exchanges: list[Exchange] | tuple[()]
     """Those whose replies are held."""
@@ -35,7 +35,7 @@ class ReplyBuffer:
     since: float
     """When the first of them came; 0.0 if none is held."""
 
-    def __init__(self, send_client: Callable[[bytes], None], observer: Observer) -> None:
+    def __init__(self, send_client: Callable[[bytes], None], observer: ExchangeObserver) -> None:
         self.send_client = send_client
         self.observer = observer
         self.exchanges = ()

@@ -6,8 +6,8 @@ HELO end it.
 
 from smtpproxy.core import lines, replies, verbs
 from smtpproxy.core.exchange import Exchange
-from smtpproxy.core.negotiated_extensions import Extensions
-from smtpproxy.core.policy import Rules
+from smtpproxy.core.negotiated_extensions import NegotiatedExtensions
+from smtpproxy.core.policy import SessionPolicy
 from smtpproxy.core.starttls import reply_to_starttls
 from smtpproxy.core.violations import ClientViolation
 
@@ -71,38 +71,44 @@ class Transaction:
     # --- what may not be forwarded --------------------------------------------------------------
 
     def refusal_for(
-        self, exchange: Exchange, rules: Rules, extensions: Extensions, in_flight: int
+        self,
+        exchange: Exchange,
+        policy: SessionPolicy,
+        extensions: NegotiatedExtensions,
+        in_flight: int,
     ) -> bytes:
         """Return the proxy's own reply to a command that may not be forwarded; else nothing.
 
         Args:
             exchange: A command that needs a check, whose turn has come.
-            rules: Those of the session.
+            policy: Those of the session.
             extensions: Those of the session.
             in_flight: How many commands wait for the backend's reply.  While there are any, a
                 refusal is not final: the command waits, and is checked again.
         """
         role = exchange.verb.role
         if role == verbs.RCPT:
-            if self.accepted + in_flight >= rules.recipients:
+            if self.accepted + in_flight >= policy.recipients:
                 # RFC 5321 section 4.5.3.1.10
                 reply = replies.TOO_MANY_RECIPIENTS
                 return _over("too_many_recipients", reply, exchange, in_flight)
         elif role == verbs.MAIL:
-            if 0 < rules.message_octets < lines.declared_size(exchange.line):
+            if 0 < policy.message_octets < lines.declared_size(exchange.line):
                 # RFC 1870 section 6.1
                 return _over("message_too_big", replies.MESSAGE_TOO_BIG, exchange, in_flight)
         elif role == verbs.DATA:
-            guarded = rules.guard_data and not extensions.pipelining
+            guarded = policy.guard_data and not extensions.pipelining
             if guarded and self.rejected and not self.accepted:
                 return replies.NO_VALID_RECIPIENTS  # RFC 2920 section 3.2, items 3 and 4
         elif role == verbs.STARTTLS:
             return reply_to_starttls(exchange.line, authenticated=self.authenticated)
         else:
-            self._check_chunk(exchange, rules, extensions)
+            self._check_chunk(exchange, policy, extensions)
         return exchange.refusal
 
-    def _check_chunk(self, chunk: Exchange, rules: Rules, extensions: Extensions) -> None:
+    def _check_chunk(
+        self, chunk: Exchange, policy: SessionPolicy, extensions: NegotiatedExtensions
+    ) -> None:
         """Refuse a BDAT chunk (RFC 3030 section 2); it ends the session.
 
         A backend without CHUNKING would take the payload for commands; and to one that lacks a
@@ -110,7 +116,7 @@ class Transaction:
         """
         if not extensions.chunking:
             why, reply, shown = "bdat_not_offered", replies.NOT_IMPLEMENTED, chunk.line
-        elif rules.message_octets and self.chunk_octets + chunk.octets > rules.message_octets:
+        elif policy.message_octets and self.chunk_octets + chunk.octets > policy.message_octets:
             why, reply, shown = "message_too_big", replies.MESSAGE_TOO_BIG, b""
         else:
             return

@@ -9,18 +9,18 @@ from collections.abc import Sequence
 from typing import Protocol
 
 
-class Introduction(Protocol):
+class AttributeCommands(Protocol):
     """How a client is made known to the backend."""
 
     verb: bytes
     """XCLIENT, without which the session fails, or XFORWARD, which is for the backend's log."""
 
-    def lines(self, attributes: frozenset[bytes], hello: bytes) -> Sequence[bytes]:
+    def lines(self, attributes: frozenset[bytes], ehlo: bytes) -> Sequence[bytes]:
         """Return the commands to send.
 
         Args:
             attributes: Those that the backend's EHLO reply offers, in capitals.
-            hello: The client's EHLO or HELO line.
+            ehlo: The client's EHLO or HELO line.
         """
 
 

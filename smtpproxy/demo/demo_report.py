@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from smtpproxy.demo.dialogues import Dialogue
-from smtpproxy.demo.harness import Performance
+from smtpproxy.demo.harness import DialogueResult
 from smtpproxy.demo.legacy import FAILINGS
 from smtpproxy.demo.scripted_client import Outcome
 from smtpproxy.timeline.drawing import MIN_WIDTH, fit
@@ -23,7 +23,7 @@ TABLE_BAR = 13
 GAP = 4
 BLOCK, ASCII_BLOCK = "■", "#"
 
-Pair = tuple[Performance, Performance]
+Pair = tuple[DialogueResult, DialogueResult]
 """One dialogue, played directly and through the proxy."""
 
 
@@ -55,7 +55,7 @@ def picture(pair: Pair, width: int) -> RenderableType:
     return Lines([title, sides])
 
 
-def _side(performance: Performance, pair: Pair) -> RenderableType:
+def _side(performance: DialogueResult, pair: Pair) -> RenderableType:
     most = max(other.outcome.waits for other in pair)
     alike = performance.proxied and _alike(pair)
     problems = [Text(f"  ! {problem}", BAD) for problem in performance.outcome.problems]
@@ -87,7 +87,7 @@ def _alike(pair: Pair) -> bool:
     return straight.replies == proxied.replies and straight.waits == proxied.waits
 
 
-def _heading(performance: Performance, most: int, *, same: bool) -> Text:
+def _heading(performance: DialogueResult, most: int, *, same: bool) -> Text:
     outcome, proxied = performance.outcome, performance.proxied
     return Text.assemble(
         (f"  {WAYS[proxied]:<19}", "bold"),
@@ -127,7 +127,7 @@ def _title(dialogue: Dialogue) -> Text:
     return Text(f"({dialogue.letter}) {dialogue.title}", "bold")
 
 
-def _checked(performance: Performance) -> Text:
+def _checked(performance: DialogueResult) -> Text:
     if performance.passed:
         return Text(f"{len(performance.outcome.replies)} right", GOOD)
     return Text("WRONG", "bold red reverse")

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from smtpproxy.demo.demo_report import ASCII_BLOCK, BLOCK, WAYS, bar, closing, opening, picture
 from smtpproxy.demo.dialogues import Dialogue, golden
-from smtpproxy.demo.harness import Performance, perform, send_straight
+from smtpproxy.demo.harness import DialogueResult, perform, send_straight
 from smtpproxy.demo.serve import stay_up
 from smtpproxy.log import log
 from smtpproxy.terminal import Terminal
@@ -60,7 +60,7 @@ async def _demonstrate(
     return 0 if all(performance.passed for performance in performances) else 1
 
 
-def _compare_readings(performances: Sequence[Performance]) -> None:
+def _compare_readings(performances: Sequence[DialogueResult]) -> None:
     """Through the proxy, (d) must read like (c)."""
     replies = {p.dialogue.letter: p.outcome.replies for p in performances if p.proxied}
     for performance in performances:
@@ -96,7 +96,7 @@ class _Race:
         if self._moving:
             self._live.stop()
 
-    async def run(self, dialogue: Dialogue, proxied: bool, rtt_s: float) -> Performance:
+    async def run(self, dialogue: Dialogue, proxied: bool, rtt_s: float) -> DialogueResult:
         def on_wait() -> None:
             self._waits[dialogue.letter, proxied] += 1
             if self._moving and self._due is None:

@@ -6,7 +6,7 @@ reply must be, sent straight to the MTA and through the proxy. It never opens a 
 
 from dataclasses import dataclass
 
-from smtpproxy.demo.legacy_session import Message
+from smtpproxy.demo.legacy_session import ReceivedMessage
 
 HOST = b"dbc.mtview.ca.us"
 SENDER = b"mrose@dbc.mtview.ca.us"
@@ -23,7 +23,7 @@ DELIVERED = CONTENT.removesuffix(b".\r\n").replace(b"\r\n..", b"\r\n.")
 
 
 @dataclass(frozen=True, slots=True)
-class Exchange:
+class ScriptedExchange:
     """A command (or the content, end of data included) and what its reply must be.
 
     code: the reply's code. names: what the text must mention, so that a reply to another command
@@ -35,7 +35,7 @@ class Exchange:
     names: bytes = b""
 
 
-Groups = tuple[tuple[Exchange, ...], ...]
+Groups = tuple[tuple[ScriptedExchange, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Dialogue:
     straight: Groups
     proxied: Groups
     refused: dict[bytes, bytes]
-    delivered: tuple[Message, ...]
+    delivered: tuple[ReceivedMessage, ...]
     failing: str = "none"
     reads_like: str = ""
 
@@ -82,7 +82,7 @@ def _lock_step(failing: str) -> Dialogue:
         _QUIT,
     ]
     groups = tuple((exchange,) for exchange in exchanges)
-    delivered = (Message(SENDER, addresses, DELIVERED),)
+    delivered = (ReceivedMessage(SENDER, addresses, DELIVERED),)
     return Dialogue("a", "a client that never pipelines", groups, groups, {}, delivered, failing)
 
 
@@ -96,7 +96,7 @@ def _accepted(recipients: int, failing: str) -> Dialogue:
         _straight_ehlo(failing) + groups,
         (_PROXIED_EHLO, *groups),
         {},
-        (Message(SENDER, addresses, DELIVERED),),
+        (ReceivedMessage(SENDER, addresses, DELIVERED),),
         failing,
     )
 
@@ -105,9 +105,9 @@ def _refused(letter: str, title: str, failing: str, reads_like: str = "") -> Dia
     """(c) and (d): every recipient refused, and DATA judged so by the MTA or not."""
     addresses = (b"nsb@thumper.bellcore.com", b"galvin@tis.com")
     envelope = (_mail(), *(_rcpt(a, 550) for a in addresses))
-    judged = ((*envelope, Exchange(b"DATA\r\n", 554)), (_QUIT,))
+    judged = ((*envelope, ScriptedExchange(b"DATA\r\n", 554)), (_QUIT,))
     # RFC 2920 section 3.1: a client answered 354 all the same must send an empty message.
-    misjudged = ((*envelope, _DATA), (Exchange(b".\r\n", 554), _QUIT))
+    misjudged = ((*envelope, _DATA), (ScriptedExchange(b".\r\n", 554), _QUIT))
     return Dialogue(
         letter,
         title,
@@ -125,10 +125,10 @@ def _mixed(failing: str) -> Dialogue:
     good, bad, later = b"ned@innosoft.com", b"nsb@thumper.bellcore.com", b"galvin@tis.com"
     envelope = (_mail(), _rcpt(good), _rcpt(bad, 550), _rcpt(later, 452))
     groups: Groups = ((*envelope, _DATA), (_CONTENT, _QUIT))
-    delivered: tuple[Message, ...] = (Message(SENDER, (good,), DELIVERED),)
+    delivered: tuple[ReceivedMessage, ...] = (ReceivedMessage(SENDER, (good,), DELIVERED),)
     if failing == "last-recipient":
         # Not to be mended by a proxy: the MTA refuses the message, and says so.
-        groups, delivered = ((*envelope, Exchange(b"DATA\r\n", 554)), (_QUIT,)), ()
+        groups, delivered = ((*envelope, ScriptedExchange(b"DATA\r\n", 554)), (_QUIT,)), ()
     return Dialogue(
         "e",
         "accepted, refused, put off",
@@ -148,7 +148,7 @@ def _two_transactions(failing: str) -> Dialogue:
     ned, dan, old = b"ned@innosoft.com", b"dan@innosoft.com", b"moved@innosoft.com"
     groups = (
         (_mail(), _rcpt(old, 551), _rcpt(ned), _DATA),
-        (_CONTENT, Exchange(b"RSET\r\n", 250), _mail(), _rcpt(dan), _DATA),
+        (_CONTENT, ScriptedExchange(b"RSET\r\n", 250), _mail(), _rcpt(dan), _DATA),
         (_CONTENT, _QUIT),
     )
     moved = b"551-<" + old + b">... User has moved\r\n551 please try <ned@innosoft.com>"
@@ -158,7 +158,7 @@ def _two_transactions(failing: str) -> Dialogue:
         _straight_ehlo(failing) + groups,
         (_PROXIED_EHLO, *groups),
         {old: moved},
-        (Message(SENDER, (ned,), DELIVERED), Message(SENDER, (dan,), DELIVERED)),
+        (ReceivedMessage(SENDER, (ned,), DELIVERED), ReceivedMessage(SENDER, (dan,), DELIVERED)),
         failing,
     )
 
@@ -173,16 +173,16 @@ def _addresses(count: int) -> tuple[bytes, ...]:
     return tuple(known[:count] + [b"user%d@innosoft.com" % n for n in range(4, count + 1)])
 
 
-def _hello(verb: bytes, code: int = 250, names: bytes = b"") -> Exchange:
-    return Exchange(verb + b" " + HOST + b"\r\n", code, names)
+def _hello(verb: bytes, code: int = 250, names: bytes = b"") -> ScriptedExchange:
+    return ScriptedExchange(verb + b" " + HOST + b"\r\n", code, names)
 
 
-def _mail() -> Exchange:
-    return Exchange(b"MAIL FROM:<" + SENDER + b">\r\n", 250, SENDER)
+def _mail() -> ScriptedExchange:
+    return ScriptedExchange(b"MAIL FROM:<" + SENDER + b">\r\n", 250, SENDER)
 
 
-def _rcpt(address: bytes, code: int = 250) -> Exchange:
-    return Exchange(b"RCPT TO:<" + address + b">\r\n", code, b"<" + address + b">")
+def _rcpt(address: bytes, code: int = 250) -> ScriptedExchange:
+    return ScriptedExchange(b"RCPT TO:<" + address + b">\r\n", code, b"<" + address + b">")
 
 
 def _straight_ehlo(failing: str) -> Groups:
@@ -192,6 +192,6 @@ def _straight_ehlo(failing: str) -> Groups:
 
 
 _PROXIED_EHLO = (_hello(b"EHLO", names=b"PIPELINING"),)
-_DATA = Exchange(b"DATA\r\n", 354)
-_CONTENT = Exchange(CONTENT, 250)
-_QUIT = Exchange(b"QUIT\r\n", 221)
+_DATA = ScriptedExchange(b"DATA\r\n", 354)
+_CONTENT = ScriptedExchange(CONTENT, 250)
+_QUIT = ScriptedExchange(b"QUIT\r\n", 221)

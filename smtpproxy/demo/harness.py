@@ -1,4 +1,4 @@
-"""The stage: an MTA, the real proxy before it or not, the network before that; one dialogue played.
+"""An MTA, the real proxy before it or not, the network before that; one dialogue played.
 
 It owns what is started for a dialogue and stopped after it, and the judgement of how it went: every
 reply, every message the MTA took, every octet that reached the MTA out of turn.
@@ -13,7 +13,7 @@ from smtpproxy.config.loader import from_flags
 from smtpproxy.demo.dialogues import Dialogue
 from smtpproxy.demo.legacy import LegacyMTA
 from smtpproxy.demo.scripted_client import Outcome, play
-from smtpproxy.demo.simulated_network import Network
+from smtpproxy.demo.simulated_network import SimulatedNetwork
 from smtpproxy.demo.timeline_rows import timeline
 from smtpproxy.timeline.drawing import Timeline
 from smtpproxy.worker.app import App
@@ -25,7 +25,7 @@ ANY_PORT = "127.0.0.1:0"
 
 
 @dataclass(slots=True)
-class Performance:
+class DialogueResult:
     """One dialogue played one way: what came of it, and its picture."""
 
     dialogue: Dialogue
@@ -63,9 +63,9 @@ async def no_proxy(backend: str) -> AsyncIterator[str]:
 
 async def perform(
     dialogue: Dialogue, *, proxied: bool, rtt_s: float, on_wait: Callable[[], None] | None = None
-) -> Performance:
+) -> DialogueResult:
     """Play the dialogue one way on a stage of its own, and judge it."""
-    performance = Performance(dialogue, proxied, Outcome(), Timeline(()))
+    performance = DialogueResult(dialogue, proxied, Outcome(), Timeline(()))
     try:
         await _perform(performance, rtt_s, on_wait)
     except (OSError, TimeoutError) as error:
@@ -75,14 +75,14 @@ async def perform(
 
 
 async def _perform(
-    performance: Performance, rtt_s: float, on_wait: Callable[[], None] | None
+    performance: DialogueResult, rtt_s: float, on_wait: Callable[[], None] | None
 ) -> None:
     dialogue, proxied = performance.dialogue, performance.proxied
     between = proxy_before if proxied else no_proxy
     async with (
         LegacyMTA(failing=dialogue.failing, refused=dialogue.refused) as mta,
         between(mta.address) as address,
-        Network(address, rtt_s) as network,
+        SimulatedNetwork(address, rtt_s) as network,
     ):
         performance.outcome = outcome = await play(
             dialogue.proxied if proxied else dialogue.straight,
@@ -102,7 +102,7 @@ async def send_straight(dialogue: Dialogue, *, rtt_s: float) -> Outcome:
     """Play the dialogue to the MTA itself in groups, as if PIPELINING had been offered."""
     async with (
         LegacyMTA(failing=dialogue.failing, refused=dialogue.refused) as mta,
-        Network(mta.address, rtt_s) as network,
+        SimulatedNetwork(mta.address, rtt_s) as network,
     ):
         return await play(
             dialogue.straight, network.address, deadline_s=0.5 + 2 * rtt_s, insist=True

@@ -6,8 +6,14 @@ and asserted. It never relays a message, nor keeps one outside of memory.
 
 from collections.abc import Callable, Mapping
 
-from smtpproxy.demo.legacy_session import Behaviour, Event, Happening, LegacySession, Message
-from smtpproxy.demo.tcp_server import Listening
+from smtpproxy.demo.legacy_session import (
+    Behaviour,
+    Event,
+    Happening,
+    LegacySession,
+    ReceivedMessage,
+)
+from smtpproxy.demo.tcp_server import TcpServer
 
 __all__ = [
     "DEFAULT_FAILING",
@@ -16,7 +22,7 @@ __all__ = [
     "Happening",
     "LegacyMTA",
     "LegacySession",
-    "Message",
+    "ReceivedMessage",
     "Refused",
 ]
 
@@ -36,7 +42,7 @@ Refused = Mapping[bytes, bytes] | Callable[[bytes], bytes | None]
 """Which recipients are refused: address (no angle brackets) -> the whole reply, CRLF optional."""
 
 
-class LegacyMTA(Listening):
+class LegacyMTA(TcpServer):
     """A listening legacy MTA, and what it has been told.
 
     delay_s is how long it owes each reply; 0 answers at once. on_closed is called with each
@@ -61,7 +67,7 @@ class LegacyMTA(Listening):
         self._on_closed = on_closed
 
     @property
-    def messages(self) -> list[Message]:
+    def messages(self) -> list[ReceivedMessage]:
         """Every message accepted, in order of sessions."""
         return [message for session in self.sessions for message in session.messages]
 

@@ -40,7 +40,7 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
+class ReceivedMessage:
     """A message the MTA took responsibility for; content is without dot-stuffing."""
 
     sender: bytes
@@ -67,7 +67,7 @@ class LegacySession(asyncio.Protocol):
 
     def __init__(self, behaviour: Behaviour, on_closed: "Callable[[LegacySession], None]") -> None:
         self.events: list[Event] = []
-        self.messages: list[Message] = []
+        self.messages: list[ReceivedMessage] = []
         self.gone = asyncio.Event()
         self._behaviour = behaviour
         self._on_closed = on_closed
@@ -268,7 +268,7 @@ class LegacySession(asyncio.Protocol):
             self._owe(_reply(552, b"Message exceeds the maximum of %d" % MAX_MESSAGE_OCTETS))
         else:
             content = (b"\r\n" + raw).replace(b"\r\n.", b"\r\n")[2:]
-            self.messages.append(Message(sender, recipients, content))
+            self.messages.append(ReceivedMessage(sender, recipients, content))
             self._owe(_reply(250, b"AA%05d Message accepted for delivery" % len(self.messages)))
 
     def _rset(self, _: bytes) -> None:

@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from smtpproxy.demo.dialogues import Exchange, Groups, lock_step
+from smtpproxy.demo.dialogues import Groups, ScriptedExchange, lock_step
 from smtpproxy.timeline.labels import shown
 
 
@@ -58,7 +58,7 @@ async def play(
     return outcome
 
 
-_GREETING = Exchange(b"", 220)
+_GREETING = ScriptedExchange(b"", 220)
 
 
 class _Client:
@@ -94,7 +94,7 @@ class _Client:
                 return False
         return True
 
-    async def _turn(self, group: tuple[Exchange, ...]) -> bool:
+    async def _turn(self, group: tuple[ScriptedExchange, ...]) -> bool:
         """Send one group, wait for its replies; tell whether each was what it must be."""
         self._writer.write(b"".join(exchange.command for exchange in group))
         self._outcome.waits += 1
@@ -126,7 +126,7 @@ class _Client:
         except (OSError, ValueError):
             return reply
 
-    def _missing(self, exchanges: tuple[Exchange, ...], got: bytes | None) -> None:
+    def _missing(self, exchanges: tuple[ScriptedExchange, ...], got: bytes | None) -> None:
         self._outcome.ended = "silent" if got is None else "closed"
         how = f"none came in {self._deadline_s:g} s" if got is None else "the connection was closed"
         count = len(exchanges)
@@ -149,7 +149,7 @@ class _Client:
             self._outcome.problems.append(f"a reply too many: {shown(surplus)}")
 
 
-def told(exchange: Exchange) -> str:
+def told(exchange: ScriptedExchange) -> str:
     """How the command is named to people."""
     if not exchange.command:
         return "greeting"
@@ -158,7 +158,7 @@ def told(exchange: Exchange) -> str:
     return shown(exchange.command)
 
 
-def _problem(exchange: Exchange, reply: bytes) -> str | None:
+def _problem(exchange: ScriptedExchange, reply: bytes) -> str | None:
     if reply[:3] != b"%d" % exchange.code:
         return f"{told(exchange)}: the reply must be {exchange.code}, but is {shown(reply)}"
     if exchange.names not in reply:

@@ -1,4 +1,4 @@
-"""The stage left open: a legacy MTA with and without the proxy, for the reader's own client.
+"""A legacy MTA with and without the proxy, for the reader's own client.
 
 It owns the two addresses, the advice on how to talk to them, and the time line of each session.
 """
@@ -12,7 +12,7 @@ from rich.text import Text
 from smtpproxy.demo.demo_report import WAYS, Lines, waits_told
 from smtpproxy.demo.harness import proxy_before
 from smtpproxy.demo.legacy import FAILINGS, LegacyMTA, LegacySession
-from smtpproxy.demo.simulated_network import Link, Network
+from smtpproxy.demo.simulated_network import SimulatedLink, SimulatedNetwork
 from smtpproxy.demo.timeline_rows import timeline
 from smtpproxy.timeline.labels import BAD, GOOD, QUIET
 
@@ -24,18 +24,18 @@ async def stay_up(console: Console, *, rtt_s: float, failing: str) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, interrupted.set)
 
-    def draw(link: Link, session: LegacySession | None) -> None:
+    def draw(link: SimulatedLink, session: LegacySession | None) -> None:
         drawn = timeline(link.groups, link.opened_at, session.events if session else None)
         way = WAYS[session is not None]
         title = Text(f"A session {way}: {waits_told(drawn.waits, drawn.seconds)}", "bold")
         console.print(Lines(["", title, drawn]))
 
-    def draw_direct(link: Link) -> None:
+    def draw_direct(link: SimulatedLink) -> None:
         direct.links.remove(link)
         straight_mta.sessions.clear()
         draw(link, None)
 
-    def draw_proxied(link: Link) -> None:
+    def draw_proxied(link: SimulatedLink) -> None:
         proxied.links.remove(link)
         session = _session_of(link, mta)
         if session is not None:
@@ -45,8 +45,8 @@ async def stay_up(console: Console, *, rtt_s: float, failing: str) -> int:
     mta = LegacyMTA(failing=failing, refused=_refused)
     straight_mta = LegacyMTA(failing=failing, refused=_refused)
     async with mta, straight_mta, proxy_before(mta.address) as proxy:
-        direct = Network(straight_mta.address, rtt_s, draw_direct)
-        proxied = Network(proxy, rtt_s, draw_proxied)
+        direct = SimulatedNetwork(straight_mta.address, rtt_s, draw_direct)
+        proxied = SimulatedNetwork(proxy, rtt_s, draw_proxied)
         async with direct, proxied:
             advice = _advice(direct.address, proxied.address, rtt_s, failing)
             console.print(advice, soft_wrap=True)  # whole lines, to be copied
@@ -59,7 +59,7 @@ def _refused(address: bytes) -> bytes | None:
     return b"550 <" + address + b">... User unknown" if address.startswith(b"bad") else None
 
 
-def _session_of(link: Link, mta: LegacyMTA) -> LegacySession | None:
+def _session_of(link: SimulatedLink, mta: LegacyMTA) -> LegacySession | None:
     """The proxy's connection for this link: it opens one for each client, in their order."""
     return next((s for s in mta.sessions if s.events[0].at >= link.opened_at), None)
 

@@ -13,13 +13,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
-from smtpproxy.demo.tcp_server import Listening
+from smtpproxy.demo.tcp_server import TcpServer
 
 CONNECT_DEADLINE_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class SentGroup:
     """Octets that travelled together, with both times of the loop's clock; none: the end."""
 
     from_client: bool
@@ -28,42 +28,42 @@ class Group:
     arrived_at: float
 
 
-class Network(Listening):
+class SimulatedNetwork(TcpServer):
     """Listens on a loopback port and carries each connection to `target`, rtt_s away.
 
     on_closed is called with each link after both its connections are gone.
     """
 
     def __init__(
-        self, target: str, rtt_s: float, on_closed: "Callable[[Link], None] | None" = None
+        self, target: str, rtt_s: float, on_closed: "Callable[[SimulatedLink], None] | None" = None
     ) -> None:
         host, _, port = target.rpartition(":")
         self.rtt_s = rtt_s
-        self.links: list[Link] = []
+        self.links: list[SimulatedLink] = []
         super().__init__(self._open_link, self.links)
         self._target = (host, int(port))
         self.on_closed = on_closed
 
     def _open_link(self) -> "_End":
-        link = Link(self._target, self.rtt_s / 2, self._link_closed)
+        link = SimulatedLink(self._target, self.rtt_s / 2, self._link_closed)
         self.links.append(link)
         return link.near
 
-    def _link_closed(self, link: "Link") -> None:
+    def _link_closed(self, link: "SimulatedLink") -> None:
         if self.on_closed is not None:
             self.on_closed(link)
 
 
-class Link:
+class SimulatedLink:
     """One connection across the network: its two ends, the lane each way, and the record."""
 
     def __init__(
         self,
         target: tuple[str, int],
         delay_s: float,
-        on_closed: "Callable[[Link], None]",
+        on_closed: "Callable[[SimulatedLink], None]",
     ) -> None:
-        self.groups: list[Group] = []
+        self.groups: list[SentGroup] = []
         self.opened_at = 0.0
         self.aborted = False
         self.gone = asyncio.Event()
@@ -90,7 +90,7 @@ class Link:
         except (OSError, TimeoutError):
             self.abort()
 
-    def delivered(self, group: Group) -> None:
+    def delivered(self, group: SentGroup) -> None:
         """Keep the group in the record, and close when both directions have ended."""
         self.groups.append(group)
         if self.near.lane.ended and self.far.lane.ended:
@@ -119,7 +119,7 @@ class _End(asyncio.Protocol):
 
     lane: "_Lane"
 
-    def __init__(self, link: Link, *, from_client: bool) -> None:
+    def __init__(self, link: SimulatedLink, *, from_client: bool) -> None:
         self.from_client = from_client
         self.connected = False
         self.gone = False
@@ -193,7 +193,7 @@ class _End(asyncio.Protocol):
 class _Lane:
     """One direction of a link: groups under way, delivered in order."""
 
-    def __init__(self, link: Link, destination: _End, delay_s: float) -> None:
+    def __init__(self, link: SimulatedLink, destination: _End, delay_s: float) -> None:
         self.ended = False
         self._link = link
         self._destination = destination
@@ -227,4 +227,4 @@ class _Lane:
         self._destination.write(octets)
         self.ended = self.ended or not octets
         from_client = not self._destination.from_client
-        self._link.delivered(Group(from_client, octets, sent_at, self._loop.time()))
+        self._link.delivered(SentGroup(from_client, octets, sent_at, self._loop.time()))

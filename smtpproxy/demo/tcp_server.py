@@ -18,7 +18,7 @@ class Accepted(Protocol):
         """Drop it now."""
 
 
-class Listening:
+class TcpServer:
     """Accepts connections; also an async context manager that starts and stops it.
 
     `accept` makes the protocol of a connection and adds what it has begun to `accepted`, which

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 
 from smtpproxy.demo.legacy_session import Event, Happening
-from smtpproxy.demo.simulated_network import Group
+from smtpproxy.demo.simulated_network import SentGroup
 from smtpproxy.timeline.drawing import Row, Timeline
 from smtpproxy.timeline.labels import (
     BAD,
@@ -19,7 +19,7 @@ from smtpproxy.timeline.labels import (
 
 
 def timeline(
-    groups: Sequence[Group], opened_at: float, events: Sequence[Event] | None = None
+    groups: Sequence[SentGroup], opened_at: float, events: Sequence[Event] | None = None
 ) -> Timeline:
     """Return the time line of a session.
 
@@ -29,9 +29,9 @@ def timeline(
     return Timeline(rows, proxied=events is not None)
 
 
-def _client_rows(groups: Sequence[Group], opened_at: float) -> Iterator[Row]:
+def _client_rows(groups: Sequence[SentGroup], opened_at: float) -> Iterator[Row]:
     yield Row(0.0, to_mta=(Label("", "connects", QUIET),))
-    labeller = Labeller()
+    labeller = GroupLabeller()
     parted = False
     for group in groups:
         at = (group.sent_at if group.from_client else group.arrived_at) - opened_at
@@ -47,7 +47,7 @@ def _client_rows(groups: Sequence[Group], opened_at: float) -> Iterator[Row]:
 
 
 def _mta_rows(events: Sequence[Event], opened_at: float) -> Iterator[Row]:
-    labeller = Labeller()
+    labeller = GroupLabeller()
     asked: tuple[Label, ...] = (Label("", "connects", QUIET),)
     asked_at = events[0].at if events else 0.0
     for event in events:
@@ -60,7 +60,7 @@ def _mta_rows(events: Sequence[Event], opened_at: float) -> Iterator[Row]:
             asked = ()
 
 
-class Labeller:
+class GroupLabeller:
     """Follows one connection in the order of time and labels each of its groups."""
 
     def __init__(self) -> None:

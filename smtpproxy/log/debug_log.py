@@ -6,23 +6,23 @@ from typing import Any
 from structlog.typing import FilteringBoundLogger
 
 from smtpproxy.core.exchange import Exchange
-from smtpproxy.core.observer import Ends, Summary
+from smtpproxy.core.observer import ConnectionEnds, SessionSummary
 from smtpproxy.log import log
 from smtpproxy.trace.records import verb_of
 
 
-class ExchangeLog:
+class DebugLog:
     """Logs the exchanges of a worker's sessions."""
 
-    def session(self, session: str, listener: str, client: str) -> "SessionExchangeLog":  # noqa: ARG002
+    def session(self, session: str, listener: str, client: str) -> "SessionDebugLog":  # noqa: ARG002
         """Begin to log the exchanges of a session."""
-        return SessionExchangeLog(session, log.get())
+        return SessionDebugLog(session, log.get())
 
     def server_changed(self, backend: str, server: str, up: bool, why: str) -> None:
         """Say nothing: the log does already."""
 
 
-class SessionExchangeLog:
+class SessionDebugLog:
     """Logs the exchanges of one session."""
 
     __slots__ = ("_log", "_session")
@@ -49,7 +49,7 @@ class SessionExchangeLog:
                 held=_between(exchange.replied, exchange.flushed),
             )
 
-    def connected(self, server: str, ends: Callable[[], Ends]) -> None:
+    def connected(self, server: str, ends: Callable[[], ConnectionEnds]) -> None:
         """Say nothing: the log does already."""
 
     def gave_up(self, server: str, why: str) -> None:
@@ -68,7 +68,7 @@ class SessionExchangeLog:
         """Log that the client is not read for now."""
         self._log.debug("client_stalled", session=self._session)
 
-    def closed(self, summary: Summary) -> None:
+    def closed(self, summary: SessionSummary) -> None:
         """Say nothing: the log does already."""
 
 

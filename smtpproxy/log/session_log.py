@@ -6,10 +6,10 @@ from structlog.typing import FilteringBoundLogger
 
 from smtpproxy.core import verbs
 from smtpproxy.core.exchange import Exchange
-from smtpproxy.core.observer import Ends, Summary
+from smtpproxy.core.observer import ConnectionEnds, SessionSummary
 from smtpproxy.core.violations import LIMITS, BackendViolation
 from smtpproxy.log import log
-from smtpproxy.log.transaction_summary import Transaction
+from smtpproxy.log.transaction_summary import TransactionSummary
 
 _CONTINUES = frozenset((verbs.DATA, verbs.END_OF_DATA, verbs.BDAT))
 _BEGINS_ANEW = frozenset((verbs.RSET, verbs.EHLO, verbs.HELO))
@@ -46,7 +46,7 @@ class ServiceLog:
 class SessionLog:
     """Logs one session.
 
-    told: who else learns what each transaction came to: the event and its fields.
+    on_transaction: who else learns what each transaction came to: the event and its fields.
     """
 
     __slots__ = (
@@ -57,7 +57,7 @@ class SessionLog:
         "_log",
         "_server",
         "_transaction",
-        "told",
+        "on_transaction",
     )
 
     content = None
@@ -71,10 +71,10 @@ class SessionLog:
         self._server = ""
         self._limits_told: tuple[str, ...] = ()  # each is told once, however often it is reached
         self._log = logger
-        self._transaction: Transaction | None = None
-        self.told: Sequence[Callable[[str, dict[str, object]], None]] = ()
+        self._transaction: TransactionSummary | None = None
+        self.on_transaction: Sequence[Callable[[str, dict[str, object]], None]] = ()
 
-    def connected(self, server: str, ends: Callable[[], Ends]) -> None:  # noqa: ARG002
+    def connected(self, server: str, ends: Callable[[], ConnectionEnds]) -> None:  # noqa: ARG002
         """Log that the session is open."""
         self._server = server
         self._log.debug(
@@ -114,7 +114,7 @@ class SessionLog:
         if self._transaction is not None and mail.code >= 300:
             return  # a nested MAIL, refused: the transaction goes on
         self._finish()
-        self._transaction = Transaction(mail)
+        self._transaction = TransactionSummary(mail)
 
     def _continue(self, exchange: Exchange) -> None:
         transaction = self._transaction
@@ -137,7 +137,7 @@ class SessionLog:
         self._log.info(
             outcome, session=self._id, client=self._client, server=self._server, **fields
         )
-        for tell in self.told:
+        for tell in self.on_transaction:
             tell(outcome, fields)
 
     def _log_violation(self, exchange: Exchange) -> None:
@@ -180,7 +180,7 @@ class SessionLog:
         """Log that the client is slowed down."""
         self._log.info("client_slowed", session=self._id, client=self._client)
 
-    def closed(self, summary: Summary) -> None:
+    def closed(self, summary: SessionSummary) -> None:
         """Log the session, and what was left of its last transaction."""
         self._finish()
         if summary.reason == "backend_lost":

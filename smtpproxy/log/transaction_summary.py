@@ -8,11 +8,11 @@ from smtpproxy.text import printable
 
 _PATH = re.compile(rb"[^:\n]*:?[ \t]*<?([^>\r\n]*)[^\n]*\n")
 """A command line, and in it the path; all lines at once, since there can be hundreds."""
-KEPT = 1000
+KEPT_EXCHANGES = 1000
 """How many exchanges of a transaction are kept; those beyond it are only counted."""
 
 
-class Transaction:
+class TransactionSummary:
     """One transaction, from MAIL to the reply to its end of data or to what cut it short.
 
     reply: the one that decides: of the end of data, or the last refusal; empty if there is none.
@@ -29,7 +29,7 @@ class Transaction:
     def add(self, exchange: Exchange) -> None:
         """Take in the next exchange of the transaction."""
         self._octets += exchange.octets
-        if len(self._kept) < KEPT:
+        if len(self._kept) < KEPT_EXCHANGES:
             self._kept.append(exchange)
         else:
             self._more += 1

@@ -9,7 +9,7 @@ from typing import Any
 
 from smtpproxy.core import verbs
 from smtpproxy.core.exchange import Exchange
-from smtpproxy.core.observer import Ends, Summary
+from smtpproxy.core.observer import ConnectionEnds, SessionSummary
 from smtpproxy.core.violations import LIMITS, BackendViolation
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -52,7 +52,7 @@ class Histogram:
         found[f"{name}_count{labels}"] = count
 
 
-class Metrics:
+class MetricCounters:
     """Counts for all sessions of a worker."""
 
     def __init__(self) -> None:
@@ -67,10 +67,10 @@ class Metrics:
         self.from_client = self.from_backend = self.content = 0
         self.to_client = self.to_backend = 0
 
-    def session(self, session: str, listener: str, client: str) -> "SessionMetrics":  # noqa: ARG002
+    def session(self, session: str, listener: str, client: str) -> "SessionCounters":  # noqa: ARG002
         """Begin to count for a session."""
         self.sessions += 1
-        return SessionMetrics(self)
+        return SessionCounters(self)
 
     def server_changed(self, backend: str, server: str, up: bool, why: str) -> None:
         """Count nothing: the supervisor knows which servers are up."""
@@ -114,18 +114,18 @@ class Metrics:
                 histogram.put("backend_reply_seconds", f'verb="{_name(verb)}"', found)
 
 
-class SessionMetrics:
+class SessionCounters:
     """Counts for one session."""
 
     __slots__ = ("_group", "_metrics")
 
     content = None
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: MetricCounters) -> None:
         self._metrics = metrics
         self._group = 0
 
-    def connected(self, server: str, ends: Callable[[], Ends]) -> None:
+    def connected(self, server: str, ends: Callable[[], ConnectionEnds]) -> None:
         """Count nothing."""
 
     def gave_up(self, server: str, why: str) -> None:
@@ -191,7 +191,7 @@ class SessionMetrics:
         """Count that the client is not read for now."""
         self._metrics.stalls += 1
 
-    def closed(self, summary: Summary) -> None:
+    def closed(self, summary: SessionSummary) -> None:
         """Count the end of the session."""
         metrics = self._metrics
         if self._group:

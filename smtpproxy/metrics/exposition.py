@@ -10,7 +10,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from smtpproxy import __version__
-from smtpproxy.metrics.snapshot import Figures, Number
+from smtpproxy.metrics.snapshot import MetricsSnapshot, Number
 
 PREFIX = "smtpproxy_"
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -61,23 +61,23 @@ class Exposition(Collector):
     """Renders figures."""
 
     def __init__(self) -> None:
-        self._figures = Figures()
+        self._snapshot = MetricsSnapshot()
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
         _Process(registry=self._registry)
         GCCollector(registry=self._registry)
 
-    def render(self, figures: Figures) -> bytes:
+    def render(self, snapshot: MetricsSnapshot) -> bytes:
         """Return the text for a scrape."""
-        self._figures = figures
+        self._snapshot = snapshot
         return generate_latest(self._registry)
 
     def collect(self) -> Iterable[Metric]:
         """Yield the metrics; called by the registry."""
-        figures = self._figures
+        snapshot = self._snapshot
         build: dict[str, Number] = {f'build_info{{version="{__version__}"}}': 1}
-        yield from _metrics(figures.counts, "counter")
-        yield from _metrics(build | figures.gauges, "gauge")
+        yield from _metrics(snapshot.counts, "counter")
+        yield from _metrics(build | snapshot.gauges, "gauge")
 
 
 class _Process(ProcessCollector):

@@ -8,17 +8,17 @@ import os
 from pathlib import Path
 from time import process_time
 
-from smtpproxy.metrics.snapshot import Figures, Number
+from smtpproxy.metrics.snapshot import MetricsSnapshot, Number
 
 _PAGE_OCTETS = os.sysconf("SC_PAGE_SIZE")
 _MEMORY = Path("/proc/self/statm")
 _DESCRIPTORS = Path("/proc/self/fd")
 
 
-def add_usage(figures: Figures, worker: int, loop_lag_s: float) -> None:
+def add_process_usage(snapshot: MetricsSnapshot, worker: int, loop_lag_s: float) -> None:
     """Add this process's usage to a worker's figures; of what the system does not tell, nothing."""
     label = f'{{worker="{worker}"}}'
-    figures.counts[f"worker_cpu_seconds{label}"] = process_time()
+    snapshot.counts[f"worker_cpu_seconds{label}"] = process_time()
     gauges: dict[str, Number] = {"worker_loop_lag_seconds": loop_lag_s}
     try:
         gauges["worker_resident_memory_bytes"] = int(_MEMORY.read_text().split()[1]) * _PAGE_OCTETS
@@ -26,7 +26,7 @@ def add_usage(figures: Figures, worker: int, loop_lag_s: float) -> None:
     except OSError:
         pass
     for name, number in gauges.items():
-        figures.gauges[name + label] = number
+        snapshot.gauges[name + label] = number
 
 
 def _open_descriptors() -> int:

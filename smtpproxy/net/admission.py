@@ -14,9 +14,9 @@ from time import monotonic, time
 from typing import Protocol
 
 from smtpproxy.core import replies
-from smtpproxy.core.observer import Observer
-from smtpproxy.net.fd_limits import Descriptors
-from smtpproxy.net.shared_counters import Slots, Tally
+from smtpproxy.core.observer import ServiceObserver
+from smtpproxy.net.fd_limits import FdLimits
+from smtpproxy.net.shared_counters import CounterSlots, SharedCounters
 
 Network = IPv4Network | IPv6Network
 
@@ -37,7 +37,7 @@ _REPLIES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
+class AdmissionLimits:
     """What is admitted; 0 is no bound.
 
     sessions, sessions_per_address, new_sessions_per_minute (and address): of the whole service.
@@ -67,15 +67,21 @@ class Admission:
     lag: how late the loop was when last looked at, in seconds.
     """
 
-    def __init__(self, bounds: Bounds, tally: Tally, hostname: bytes, observer: Observer) -> None:
+    def __init__(
+        self,
+        bounds: AdmissionLimits,
+        shared_counters: SharedCounters,
+        hostname: bytes,
+        observer: ServiceObserver,
+    ) -> None:
         self._bounds = bounds
-        self._tally = tally
+        self._shared_counters = shared_counters
         self._hostname = hostname
         self._observer = observer
-        self._nobody = tally.slots(b"")
+        self._nobody = shared_counters.slots(b"")
         self._slots_of = lru_cache(ADDRESSES_KNOWN)(self._find_slots)
         self.lag = 0.0
-        self._descriptors = Descriptors()
+        self._fd_limits = FdLimits()
         self._exhausted = False
         self._listeners: Sequence[Pausable] = ()
         self._timer: asyncio.TimerHandle | None = None
@@ -102,8 +108,8 @@ class Admission:
 
     def _watch_descriptors(self) -> None:
         """Accept nobody while there is no descriptor left; tell of it once."""
-        self._descriptors.look()
-        exhausted = self._descriptors.exhausted
+        self._fd_limits.look()
+        exhausted = self._fd_limits.exhausted
         if exhausted and not self._exhausted:
             self._refuse("file_descriptors", "")
         self._exhausted = exhausted
@@ -112,12 +118,12 @@ class Admission:
 
     def lacks_descriptors(self, descriptor: int, host: str) -> bool:
         """Tell whether descriptors are short, as that of this client's connection shows."""
-        if not self._descriptors.short_at(descriptor, self._tally.own_sessions):
+        if not self._fd_limits.short_at(descriptor, self._shared_counters.own_sessions):
             return False
         self._refuse("file_descriptors", host)
         return True
 
-    def enter(self, host: str, descriptor: int = -1) -> Slots | None:
+    def enter(self, host: str, descriptor: int = -1) -> CounterSlots | None:
         """Count a new client in, or return None: then it is to be told `refusal`.
 
         `host` is its IP address, or empty; `descriptor` that of its connection.  What is returned
@@ -125,41 +131,44 @@ class Admission:
         """
         if self.lacks_descriptors(descriptor, host):
             return None
-        bounds, tally = self._bounds, self._tally
+        bounds, shared_counters = self._bounds, self._shared_counters
         minute = int(time()) // 60
         slots = self._slots_of(host)
         reason = ""
-        if bounds.sessions and tally.sessions() >= bounds.sessions:
+        if bounds.sessions and shared_counters.sessions() >= bounds.sessions:
             reason = "sessions"
         elif self.lag > bounds.loop_lag > 0:
             reason = "loop_lag"
         elif slots is self._nobody:
             pass
-        elif bounds.sessions_per_address and tally.open(slots) >= bounds.sessions_per_address:
+        elif (
+            bounds.sessions_per_address
+            and shared_counters.open(slots) >= bounds.sessions_per_address
+        ):
             reason = "sessions_per_address"
         elif (
             bounds.new_sessions_per_minute
-            and tally.recent(slots, minute) >= bounds.new_sessions_per_minute
+            and shared_counters.recent(slots, minute) >= bounds.new_sessions_per_minute
         ):
             reason = "new_sessions_per_minute"
         if reason:
             self._refuse(reason, host)
             return None
-        tally.add(slots, minute)
+        shared_counters.add(slots, minute)
         return slots
 
-    def leave(self, slots: Slots) -> None:
+    def leave(self, slots: CounterSlots) -> None:
         """Count a client out."""
-        self._tally.remove(slots)
+        self._shared_counters.remove(slots)
 
-    def _find_slots(self, host: str) -> Slots:
+    def _find_slots(self, host: str) -> CounterSlots:
         bounds = self._bounds
         if not host or not (bounds.sessions_per_address or bounds.new_sessions_per_minute):
             return self._nobody
         address = ip_address(host.partition("%")[0])
         if any(address in network for network in bounds.exempt):
             return self._nobody
-        return self._tally.slots(address.packed[:8])
+        return self._shared_counters.slots(address.packed[:8])
 
     def _refuse(self, reason: str, host: str) -> None:
         self.refused[reason] += 1

@@ -7,24 +7,27 @@ from smtpproxy.net.peer import Peer
 from smtpproxy.net.session import Session
 
 if TYPE_CHECKING:
-    from smtpproxy.net.listener_context import Service
-    from smtpproxy.net.shared_counters import Slots
+    from smtpproxy.net.listener_context import ListenerContext
+    from smtpproxy.net.shared_counters import CounterSlots
 
 
 class ClientConnection(asyncio.Protocol):
     """The side that faces the client.
 
-    peer: who it is, if its connection doesn't tell.  seat: where it was counted already.
+    peer: who it is, if its connection doesn't tell.  counter_slots: where it was counted already.
     """
 
-    __slots__ = ("_peer", "_seat", "_service", "_session")
+    __slots__ = ("_counter_slots", "_listener_context", "_peer", "_session")
 
     def __init__(
-        self, service: "Service", peer: Peer | None = None, seat: "Slots | None" = None
+        self,
+        listener_context: "ListenerContext",
+        peer: Peer | None = None,
+        counter_slots: "CounterSlots | None" = None,
     ) -> None:
-        self._service = service
+        self._listener_context = listener_context
         self._peer = peer
-        self._seat = seat
+        self._counter_slots = counter_slots
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin a session; what the client sends early waits until the backend has greeted."""
@@ -39,14 +42,14 @@ class ClientConnection(asyncio.Protocol):
         self._begin(transport, peer, secure=secure)
 
     def _begin(self, transport: asyncio.Transport, peer: Peer, *, secure: bool = False) -> None:
-        admission = self._service.admission
-        if admission is not None and self._seat is None:
+        admission = self._listener_context.admission
+        if admission is not None and self._counter_slots is None:
             opened = transport.get_extra_info("socket")
-            self._seat = admission.enter(peer.host, opened.fileno() if opened else -1)
-            if self._seat is None:
+            self._counter_slots = admission.enter(peer.host, opened.fileno() if opened else -1)
+            if self._counter_slots is None:
                 turn_away(transport, admission.refusal)
                 return
-        self._session = Session(self._service, transport, peer, secure=secure)
+        self._session = Session(self._listener_context, transport, peer, secure=secure)
 
     def data_received(self, data: bytes) -> None:
         """Take octets from the client."""
@@ -63,12 +66,12 @@ class ClientConnection(asyncio.Protocol):
         """
         session = self._session
         session.client_lost()
-        self._service.sweeper.when_over(session, self._leave)
+        self._listener_context.timeouts.when_over(session, self._leave)
 
     def _leave(self) -> None:
-        if self._seat is not None and self._service.admission is not None:
-            self._service.admission.leave(self._seat)
-            self._seat = None
+        if self._counter_slots is not None and self._listener_context.admission is not None:
+            self._listener_context.admission.leave(self._counter_slots)
+            self._counter_slots = None
 
     def pause_writing(self) -> None:
         """Note that the client does not read its replies."""

@@ -14,7 +14,7 @@ SPARE = 32
 """So many are kept for backend connections that are under way, for traces and for names."""
 
 
-class Descriptors:
+class FdLimits:
     """Made once for a worker; `look` is to be called now and then.
 
     limit: how many there may be.  exhausted: not one is left.

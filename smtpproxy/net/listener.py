@@ -9,8 +9,8 @@ from typing import Any
 from smtpproxy.config.address import Address
 from smtpproxy.net import sockets
 from smtpproxy.net.client_connection import ClientConnection
-from smtpproxy.net.listener_context import Service
-from smtpproxy.net.pre_session import Arrival
+from smtpproxy.net.listener_context import ListenerContext
+from smtpproxy.net.pre_session import PreSession
 
 _KEEP_PATH: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
 """The path of a Unix socket is not the loop's to remove: others may accept there."""
@@ -22,10 +22,12 @@ class Listener:
     wanted: the address asked for.  addresses: those that are listened on.
     """
 
-    def __init__(self, address: Address, service: Service, transparent: bool = False) -> None:
+    def __init__(
+        self, address: Address, listener_context: ListenerContext, transparent: bool = False
+    ) -> None:
         self.wanted = address
         self._transparent = transparent
-        self._service = service
+        self._listener_context = listener_context
         self._servers: list[asyncio.Server] = []
         self._listening: list[socket.socket] = []
         self._resuming: asyncio.Task[None] | None = None
@@ -84,10 +86,10 @@ class Listener:
         return await loop.create_server(self._make_client, sock=accepting, backlog=sockets.BACKLOG)
 
     def _make_client(self) -> asyncio.Protocol:
-        security = self._service.security
+        security = self._listener_context.security
         if security is not None and security.keeps_waiting:
-            return Arrival(self._service, security)
-        return ClientConnection(self._service)
+            return PreSession(self._listener_context, security)
+        return ClientConnection(self._listener_context)
 
     def close(self) -> None:
         """Accept no more clients."""

@@ -1,12 +1,12 @@
-"""Security: how the connections of a service's sessions come inside TLS, and whom it believes."""
+"""How the connections of a service's sessions come inside TLS, and whom it believes."""
 
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_address
 
-from smtpproxy.core.policy import Rules
-from smtpproxy.core.xclient_xforward import Introduction
+from smtpproxy.core.policy import SessionPolicy
+from smtpproxy.core.xclient_xforward import AttributeCommands
 from smtpproxy.net.peer import Peer
 
 Network = IPv4Network | IPv6Network
@@ -21,12 +21,12 @@ def is_in(host: str, networks: tuple[Network, ...]) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Security:
+class ListenerSecurity:
     """Made once for each listener that has anything of this.
 
     client: of the listener's certificates; implicit: clients begin with TLS.
     backend: for STARTTLS with the backend, whose certificate is to be for `backend_name`.
-    proxies: who must send a PROXY header.  trusted: who gets `trusted_rules`.
+    proxies: who must send a PROXY header.  trusted: who gets `trusted_policy`.
     introduce: makes the client known to the backend by XCLIENT or XFORWARD.  (What a trusted client
     says by XCLIENT makes it another client; see `Session`.)
     handshake_s: how long a handshake may take.
@@ -40,8 +40,8 @@ class Security:
     backend_name: str = ""
     proxies: tuple[Network, ...] = ()
     trusted: tuple[Network, ...] = ()
-    trusted_rules: Rules | None = None
-    introduce: Callable[[Peer], Introduction] | None = None
+    trusted_policy: SessionPolicy | None = None
+    introduce: Callable[[Peer], AttributeCommands] | None = None
     handshake_s: float = 30.0
     transparent: bool = False
     own_port: int = 0
@@ -51,6 +51,6 @@ class Security:
         """Tell whether something must come, or be found out, before a session can begin."""
         return bool(self.proxies) or self.implicit or self.transparent
 
-    def rules_for(self, peer: Peer) -> Rules | None:
+    def policy_for(self, peer: Peer) -> SessionPolicy | None:
         """Return the rules of a client that is trusted, or None."""
-        return self.trusted_rules if is_in(peer.host, self.trusted) else None
+        return self.trusted_policy if is_in(peer.host, self.trusted) else None

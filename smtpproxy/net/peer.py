@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from smtpproxy.config.address import canonical
-from smtpproxy.core.observer import Ends
+from smtpproxy.core.observer import ConnectionEnds
 
 Endpoint = tuple[str, int]
 """An IP address, in its usual spelling, and a port."""
@@ -85,9 +85,11 @@ _shared = lru_cache(maxsize=256)(lambda each: each)
 """Returns the one object that stands for all equal ones: few addresses are met again and again."""
 
 
-def ends_of(client_name: str, client: asyncio.Transport, backend: asyncio.Transport) -> Ends:
+def ends_of(
+    client_name: str, client: asyncio.Transport, backend: asyncio.Transport
+) -> ConnectionEnds:
     """Look up both ends of both connections; `client_name` is who the client is known as."""
-    return Ends(
+    return ConnectionEnds(
         client=client_name,
         listener=name_of(endpoint(client.get_extra_info("sockname"))),
         proxy=name_of(endpoint(backend.get_extra_info("sockname"))),

@@ -1,4 +1,4 @@
-"""The arrival: what must come before a session can begin, a PROXY header or a TLS handshake.
+"""Pre-session: what must come before a session can begin, a PROXY header or a TLS handshake.
 
 Only at listeners that ask for one.  A client that owes a PROXY header and sends none gets 421.
 Where TLS comes first, a PROXY header that is missing, or that nobody asked for, gets a TLS alert; a
@@ -11,34 +11,34 @@ from typing import TYPE_CHECKING, cast
 
 from smtpproxy.core import replies
 from smtpproxy.core.lines import PROXY_HEADERS
-from smtpproxy.core.observer import Summary
+from smtpproxy.core.observer import SessionSummary
 from smtpproxy.net import tproxy
 from smtpproxy.net.client_connection import ClientConnection, turn_away
 from smtpproxy.net.listener_security import is_in
 from smtpproxy.net.peer import Peer
-from smtpproxy.net.proxy_protocol import BadProxyHeader, read
+from smtpproxy.net.proxy_protocol import BadProxyHeader, read_header
 from smtpproxy.tls import handshake
 
 if TYPE_CHECKING:
-    from smtpproxy.net.listener_context import Service
-    from smtpproxy.net.listener_security import Security
-    from smtpproxy.net.shared_counters import Slots
+    from smtpproxy.net.listener_context import ListenerContext
+    from smtpproxy.net.listener_security import ListenerSecurity
+    from smtpproxy.net.shared_counters import CounterSlots
 
 TLS_ALERT = b"\x15\x03\x01\x00\x02\x02\x0a"
 """The reply where TLS comes first: a fatal alert, unexpected_message (RFC 8446 section 6)."""
 
 
-class Arrival(asyncio.Protocol):
-    """One client on its way to a session; the sweeper watches it like one."""
+class PreSession(asyncio.Protocol):
+    """One client on its way to a session; the timeouts watches it like one."""
 
-    def __init__(self, service: "Service", security: "Security") -> None:
-        self._service = service
+    def __init__(self, listener_context: "ListenerContext", security: "ListenerSecurity") -> None:
+        self._listener_context = listener_context
         self._security = security
         self._octets = b""
         self._started = monotonic()
         self._owes_header = False
         self._handshake: asyncio.Task[None] | None = None
-        self._seat: Slots | None = None
+        self._counter_slots: CounterSlots | None = None
         self._over = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -47,17 +47,20 @@ class Arrival(asyncio.Protocol):
         self._peer = Peer.of(transport)
         if self._security.transparent:
             opened = transport.get_extra_info("socket")
-            self._peer = tproxy.found(self._peer, opened, self._security.own_port)
+            self._peer = tproxy.with_original_target(self._peer, opened, self._security.own_port)
         if self._is_one_too_many():
             return
-        self._service.sweeper.add(self)
+        self._listener_context.timeouts.add(self)
         self._owes_header = is_in(self._peer.host, self._security.proxies)
         if not self._owes_header:
             self._go_on()
 
     def _is_one_too_many(self) -> bool:
         """Turn the client away if descriptors are short: who only arrives takes one, too."""
-        admission, opened = self._service.admission, self._transport.get_extra_info("socket")
+        admission, opened = (
+            self._listener_context.admission,
+            self._transport.get_extra_info("socket"),
+        )
         if admission is None or not opened:
             return False
         if not admission.lacks_descriptors(opened.fileno(), self._peer.host):
@@ -73,7 +76,7 @@ class Arrival(asyncio.Protocol):
             self._shake_hands()
             return
         try:
-            peer, taken = read(self._octets)
+            peer, taken = read_header(self._octets)
         except BadProxyHeader as error:
             self._turn_away("bad_proxy_header", str(error))
             return
@@ -96,7 +99,7 @@ class Arrival(asyncio.Protocol):
             "bad_proxy_header" if self._owes_header else "client_tls_failed", "cut short"
         )
 
-    # --- as the sweeper sees it ---------------------------------------------------------------
+    # --- as the timeouts sees it ---------------------------------------------------------------
 
     def waiting(self) -> tuple[str, float]:
         """Return the time limit that runs; a handshake keeps its own."""
@@ -126,7 +129,7 @@ class Arrival(asyncio.Protocol):
         if not self._security.implicit:
             self._begin_session(self._transport)
             return
-        if not self._take_seat():
+        if not self._count_in():
             self._leave()
             self._transport.abort()  # no plaintext to who expects TLS, and no handshake for that
             return
@@ -151,17 +154,17 @@ class Arrival(asyncio.Protocol):
             early=early,
         )
 
-    def _take_seat(self) -> bool:
+    def _count_in(self) -> bool:
         """Have the client counted in before it costs a handshake; tell whether it may come in."""
-        admission = self._service.admission
+        admission = self._listener_context.admission
         if admission is None:
             return True
-        self._seat = admission.enter(self._peer.host)
-        return self._seat is not None
+        self._counter_slots = admission.enter(self._peer.host)
+        return self._counter_slots is not None
 
     def _begin_session(self, transport: asyncio.Transport) -> asyncio.Protocol:
-        connection = ClientConnection(self._service, self._peer, self._seat)
-        self._seat = None
+        connection = ClientConnection(self._listener_context, self._peer, self._counter_slots)
+        self._counter_slots = None
         transport.set_protocol(connection)
         connection.connection_made(transport)
         self._leave()
@@ -172,10 +175,10 @@ class Arrival(asyncio.Protocol):
 
     def _leave(self) -> None:
         self._over = True
-        self._service.sweeper.remove(self)
-        if self._seat is not None and self._service.admission is not None:
-            self._service.admission.leave(self._seat)
-            self._seat = None
+        self._listener_context.timeouts.remove(self)
+        if self._counter_slots is not None and self._listener_context.admission is not None:
+            self._listener_context.admission.leave(self._counter_slots)
+            self._counter_slots = None
 
     def _turn_away(self, reason: str, why: str) -> None:
         if self._over:
@@ -185,16 +188,18 @@ class Arrival(asyncio.Protocol):
             self._handshake.cancel()
         setting = _SETTING.get(reason, "")
         if setting and not self._transport.is_closing():
-            missing = replies.PROXY_MISSING % self._service.rules.hostname
+            missing = replies.PROXY_MISSING % self._listener_context.policy.hostname
             turn_away(self._transport, TLS_ALERT if self._security.implicit else missing)
         else:
             self._transport.abort()
-        observer = self._service.observer.session(self._service.name, self._peer.name)
+        observer = self._listener_context.observer.session(
+            self._listener_context.name, self._peer.name
+        )
         if why or setting:
             why = "; ".join(filter(None, (why, setting)))
             observer.noted("client_turned_away", kind=reason, why=why)
         seconds = monotonic() - self._started
-        observer.closed(Summary(reason, seconds, 0, 0, 0, len(self._octets), 0))
+        observer.closed(SessionSummary(reason, seconds, 0, 0, 0, len(self._octets), 0))
 
 
 _EXPECTED = "its network is in proxy_protocol"

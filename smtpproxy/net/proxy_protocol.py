@@ -35,7 +35,7 @@ class BadProxyHeader(Exception):
     """What stands first on the connection is no PROXY header, or not one that can be right."""
 
 
-def read(octets: bytes) -> tuple[Peer | None, int]:
+def read_header(octets: bytes) -> tuple[Peer | None, int]:
     """Return who the client is, and how many octets the header takes; 0 until it is complete.
 
     None instead of a peer stands for the connection's own addresses: LOCAL, UNKNOWN, and families
@@ -50,11 +50,11 @@ def read(octets: bytes) -> tuple[Peer | None, int]:
     raise BadProxyHeader("no PROXY header")
 
 
-NOBODY = Peer()
+UNKNOWN_PEER = Peer()
 """Who has no addresses: a client of a Unix socket, or the proxy itself."""
 
 
-def make_v1(peer: Peer, own: Peer = NOBODY) -> bytes:
+def make_v1(peer: Peer, own: Peer = UNKNOWN_PEER) -> bytes:
     """Return a version 1 header for a client; for one without addresses with the proxy's `own`.
 
     UNKNOWN would say the same, but Postfix takes it for an error; so it is for want of both only.
@@ -67,7 +67,7 @@ def make_v1(peer: Peer, own: Peer = NOBODY) -> bytes:
     return "PROXY {} {} {} {} {}\r\n".format(*words).encode("ascii")
 
 
-def make_v2(peer: Peer, own: Peer = NOBODY) -> bytes:  # noqa: ARG001  LOCAL stands for them
+def make_v2(peer: Peer, own: Peer = UNKNOWN_PEER) -> bytes:  # noqa: ARG001  LOCAL stands for them
     """Return a version 2 header for a client, without TLVs; one without addresses is LOCAL.
 
     To say PROXY and name nobody would be right too, but Postfix takes it for an error.

@@ -1,4 +1,4 @@
-"""The pace: how many commands a second a session may send; who is faster is read more slowly."""
+"""How many commands a second a session may send; who is faster is read more slowly."""
 
 BURST_S = 1.0
 """So many seconds' worth of commands may come at once: a group is no offence."""
@@ -6,7 +6,7 @@ LONGEST_PAUSE_S = 1.0
 """After so long it is looked at again, so that a time limit never takes the pause for silence."""
 
 
-class Pacing:
+class RateLimit:
     """For all sessions of a worker; `slowed` is how many of them were slowed down."""
 
     def __init__(self, per_second: float) -> None:
@@ -14,14 +14,14 @@ class Pacing:
         self.slowed = 0
 
 
-class Pace:
+class SessionRateLimit:
     """Of one session."""
 
-    __slots__ = ("_commands", "_interval", "_pacing", "_until", "paused", "was_slowed")
+    __slots__ = ("_commands", "_interval", "_rate_limit", "_until", "paused", "was_slowed")
 
-    def __init__(self, pacing: Pacing, now: float) -> None:
-        self._pacing = pacing
-        self._interval = 1 / pacing.per_second
+    def __init__(self, rate_limit: RateLimit, now: float) -> None:
+        self._rate_limit = rate_limit
+        self._interval = 1 / rate_limit.per_second
         self._commands = 0
         self._until = now  # what has come is spread out to here
         self.paused = self.was_slowed = False
@@ -35,5 +35,5 @@ class Pace:
             return 0.0
         if not self.was_slowed:
             self.was_slowed = True
-            self._pacing.slowed += 1
+            self._rate_limit.slowed += 1
         return min(early, LONGEST_PAUSE_S)

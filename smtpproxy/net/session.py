@@ -13,16 +13,16 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from smtpproxy.core import replies
-from smtpproxy.core.observer import Summary
+from smtpproxy.core.observer import SessionSummary
 from smtpproxy.core.pipeline import Pipeline
-from smtpproxy.net.backend.server_selection import Choice
+from smtpproxy.net.backend.server_selection import ServerSelection
 from smtpproxy.net.peer import ends_of
-from smtpproxy.net.rate_limit import Pace
-from smtpproxy.net.session_upgrades import Changes
-from smtpproxy.net.write_batching import Sink
+from smtpproxy.net.rate_limit import SessionRateLimit
+from smtpproxy.net.session_upgrades import SessionUpgrades
+from smtpproxy.net.write_batching import BatchedWriter
 
 if TYPE_CHECKING:
-    from smtpproxy.net.listener_context import Service
+    from smtpproxy.net.listener_context import ListenerContext
     from smtpproxy.net.peer import Peer
 
 
@@ -38,58 +38,66 @@ class Session:
 
     __slots__ = (
         "_backend_blocked",
-        "_changes",
         "_client_blocked",
         "_client_lost",
-        "_pace",
+        "_rate_limit",
         "_since",
         "_started",
+        "_upgrades",
         "backend",
-        "choice",
         "client",
         "client_paused",
+        "listener_context",
         "observer",
         "octets_backend",
         "octets_client",
         "peer",
         "pipeline",
-        "service",
+        "server_selection",
     )
 
     def __init__(
         self,
-        service: "Service",
+        listener_context: "ListenerContext",
         client: asyncio.Transport,
         peer: "Peer",
         *,
         secure: bool = False,
     ) -> None:
         now = monotonic()
-        self.service = service
+        self.listener_context = listener_context
         self.client = client
         self._client_lost = self.client_paused = False
         self._client_blocked = self._backend_blocked = False  # it does not take what is written
         self.octets_client = self.octets_backend = 0
         self._started = self._since = now  # _since: begin of connecting, blocking or lingering
         self.peer = peer
-        self.observer = service.observer.session(service.name, peer.name)
-        security = service.security
-        rules = service.rules if security is None else security.rules_for(peer) or service.rules
+        self.observer = listener_context.observer.session(listener_context.name, peer.name)
+        security = listener_context.security
+        policy = (
+            listener_context.policy
+            if security is None
+            else security.policy_for(peer) or listener_context.policy
+        )
         if secure:
-            rules = rules.inside_tls or rules
-        send_client = Sink(service.outbox, client)
-        self.pipeline = Pipeline(rules, send_client, self.observer, now)
+            policy = policy.inside_tls or policy
+        send_client = BatchedWriter(listener_context.write_batcher, client)
+        self.pipeline = Pipeline(policy, send_client, self.observer, now)
         self.pipeline.framer.watch = self.observer.content
-        self._changes = None if security is None else Changes(self, security)
+        self._upgrades = None if security is None else SessionUpgrades(self, security)
         self.backend: asyncio.Transport | None = None
-        self._pace = None if service.pacing is None else Pace(service.pacing, now)
-        self.choice = Choice(self)
-        service.sweeper.add(self)
-        self.choice.begin()
+        self._rate_limit = (
+            None
+            if listener_context.rate_limit is None
+            else SessionRateLimit(listener_context.rate_limit, now)
+        )
+        self.server_selection = ServerSelection(self)
+        listener_context.timeouts.add(self)
+        self.server_selection.begin()
 
     # --- the backend's connection -------------------------------------------------------------
 
-    def placed(self, *, granted: bool) -> None:
+    def connection_slot_answered(self, *, granted: bool) -> None:
         """Take the answer to the choice's question for a place at the backend."""
         now = monotonic()
         if granted:
@@ -102,8 +110,8 @@ class Session:
         """Try the next server; when there is none left, the client is told so."""
         self.backend = None
         self._since = now
-        if not self.choice.try_next():
-            self.pipeline.backend_unavailable(self.choice.refusal, now)
+        if not self.server_selection.try_next():
+            self.pipeline.backend_unavailable(self.server_selection.refusal, now)
             self._end(now)
 
     def backend_connected(self, backend: asyncio.Transport) -> None:
@@ -113,13 +121,13 @@ class Session:
             backend.abort()
             return
         self._since = monotonic()
-        self.pipeline.connect_backend(Sink(self.service.outbox, backend))
-        server = self.choice.server
+        self.pipeline.connect_backend(BatchedWriter(self.listener_context.write_batcher, backend))
+        server = self.server_selection.server
         assert server is not None
         ends = partial(ends_of, self.peer.name, self.client, backend)
         self.observer.connected(server.name_for(self.peer), ends)
-        if self._changes is not None:
-            self._changes.note_tls("backend", backend)
+        if self._upgrades is not None:
+            self._upgrades.note_tls("backend", backend)
 
     def backend_received(self, octets: bytes) -> None:
         """Take octets from the backend."""
@@ -127,8 +135,8 @@ class Session:
         pipeline = self.pipeline
         self.octets_backend += len(octets)
         try:
-            if self.choice.open:
-                octets, why_not = self.choice.receive(octets)
+            if self.server_selection.open:
+                octets, why_not = self.server_selection.receive(octets)
                 if why_not:
                     self.give_up_server(why_not, now)
             if octets:
@@ -139,16 +147,16 @@ class Session:
             self._end(now)
             return
         if pipeline.held_since == now:
-            self.service.sweeper.watch_held(self)
+            self.listener_context.timeouts.watch_held(self)
         if self.client_paused:
             self._regulate()
 
     def give_up_server(self, why: str, now: float) -> None:
         """Go on to the next server: this one has not greeted, or not as it should."""
-        server = self.choice.server
+        server = self.server_selection.server
         assert server is not None
         self.observer.gave_up(server.name, why)
-        self.choice.cancel()
+        self.server_selection.cancel()
         if self.backend is not None:
             self.backend.abort()
         if not self.pipeline.ended:
@@ -160,8 +168,8 @@ class Session:
             return
         now = monotonic()
         if self.pipeline.greeting_owed:
-            self.choice.refusal = b""
-            self.choice.failed("closed without a greeting")
+            self.server_selection.refusal = b""
+            self.server_selection.failed("closed without a greeting")
             self.give_up_server("closed without a greeting", now)
             return
         self.pipeline.backend_lost(now)
@@ -185,7 +193,7 @@ class Session:
             self._end(now)
         elif pipeline.full:
             self._regulate()
-        if self._pace is not None and not self._pace.paused:
+        if self._rate_limit is not None and not self._rate_limit.paused:
             self._slow_down()
 
     def client_eof(self) -> bool:
@@ -196,7 +204,7 @@ class Session:
         if self.pipeline.ended:
             self.client.close()
             return False
-        if self.choice.waits and not self.octets_client:  # it has left the queue
+        if self.server_selection.waits and not self.octets_client:  # it has left the queue
             self.finish(partial(self.pipeline.end, "client_lost"))
         self.finish(self.pipeline.client_eof)
         return True
@@ -205,11 +213,11 @@ class Session:
         """Take the end of the client's connection; what it sent before is still served."""
         self._client_lost = True
         if self.pipeline.ended:
-            self.service.sweeper.remove(self)
+            self.listener_context.timeouts.remove(self)
             return
         self.pipeline.connect_client(_discard)
         self._client_blocked = False
-        if self.choice.waits:  # what it has sent has reached nobody: no place for it
+        if self.server_selection.waits:  # what it has sent has reached nobody: no place for it
             self.finish(partial(self.pipeline.end, "client_lost"))
         self.finish(self.pipeline.client_eof)
         self._regulate()
@@ -244,7 +252,7 @@ class Session:
     def _regulate(self) -> None:
         """Read the client, or not, as things stand."""
         pause = self._client_blocked or self._backend_blocked or self.pipeline.full
-        if self._pace is not None and self._pace.paused:
+        if self._rate_limit is not None and self._rate_limit.paused:
             pause = True
         if pause == self.client_paused or self._client_lost or self.pipeline.ended:
             return
@@ -257,20 +265,20 @@ class Session:
 
     def _slow_down(self) -> None:
         """Do not read a client for a while that sends commands too fast."""
-        pipeline, pace = self.pipeline, self._pace
-        if pipeline.ended or pace is None:
+        pipeline, rate_limit = self.pipeline, self._rate_limit
+        if pipeline.ended or rate_limit is None:
             return
         now = monotonic()
-        was_slowed, was_paused = pace.was_slowed, pace.paused
-        seconds = pace.pause(pipeline.framer.commands, now)
-        pace.paused = seconds > 0
-        if pace.paused:
+        was_slowed, was_paused = rate_limit.was_slowed, rate_limit.paused
+        seconds = rate_limit.pause(pipeline.framer.commands, now)
+        rate_limit.paused = seconds > 0
+        if rate_limit.paused:
             asyncio.get_running_loop().call_later(seconds, self._slow_down)
-        if pace.was_slowed and not was_slowed:
+        if rate_limit.was_slowed and not was_slowed:
             self.observer.slowed()
         if was_paused:
             pipeline.client_active_at = now  # its silence was ours
-        if was_paused != pace.paused:
+        if was_paused != rate_limit.paused:
             self._regulate()
 
     def go_on_inside(self, tls: asyncio.Transport) -> None:
@@ -279,7 +287,7 @@ class Session:
         self.client_paused = False
         if self._client_blocked:
             self.client_blocked(blocked=False)
-        self.pipeline.connect_client(Sink(self.service.outbox, tls))
+        self.pipeline.connect_client(BatchedWriter(self.listener_context.write_batcher, tls))
         self.finish(self.pipeline.client_secured)
 
     # --- time ---------------------------------------------------------------------------------
@@ -289,9 +297,9 @@ class Session:
         if self.pipeline.ended:
             return "close", self._since
         if self.backend is None:
-            return "place" if self.choice.waits else "connect", self._since
-        if self._changes is not None and self._changes.tunnel is not None:
-            return "client", self._changes.tunnel.active
+            return "place" if self.server_selection.waits else "connect", self._since
+        if self._upgrades is not None and self._upgrades.tunnel is not None:
+            return "client", self._upgrades.tunnel.active
         if self._client_blocked:
             return "client", self._since
         if self.pipeline.greeting_owed:
@@ -303,10 +311,10 @@ class Session:
         if limit == "close":
             self.client.abort()
             return
-        if limit == "connect" or (limit == "greeting" and self.choice.open):
-            self.choice.failed(f"{limit} time limit")
-            self.choice.refusal = b""
-            if limit == "connect" or self.choice.more:
+        if limit == "connect" or (limit == "greeting" and self.server_selection.open):
+            self.server_selection.failed(f"{limit} time limit")
+            self.server_selection.refusal = b""
+            if limit == "connect" or self.server_selection.more:
                 self.give_up_server(f"{limit} time limit", now)
                 return
         self.pipeline.expire(now)
@@ -315,7 +323,7 @@ class Session:
     def release(self, now: float) -> bool:
         """Flush what has been held for long enough; tell whether anything is still held."""
         since = self.pipeline.held_since
-        if since and now - since >= self.service.sweeper.hold:
+        if since and now - since >= self.listener_context.timeouts.hold:
             self.pipeline.flush(now)
         return self.pipeline.held_since > 0
 
@@ -336,34 +344,34 @@ class Session:
     # --- the end ------------------------------------------------------------------------------
 
     def _break_down(self, error: Exception, now: float) -> None:
-        self.service.observer.broken(error)
+        self.listener_context.observer.broken(error)
         self.pipeline.fail("internal_error", replies.INTERNAL_ERROR, now)
 
     def _end(self, now: float) -> None:
         """Close both sides, each in its way; called once, when the pipeline has ended."""
-        self.service.outbox.flush()
+        self.listener_context.write_batcher.flush()
         pipeline = self.pipeline
-        makes_way = pipeline.ended == "introduced"
-        if self.backend is not None and makes_way:
+        is_replaced = pipeline.ended == "introduced"
+        if self.backend is not None and is_replaced:
             self.backend.set_protocol(asyncio.Protocol())  # its reply is nobody's
             self.backend.write(b"QUIT\r\n")
             self.backend.close()
         elif self.backend is not None:
             self.backend.abort()  # nothing that matters is unsent: least of all an end of data
-        self.choice.end()
+        self.server_selection.end()
         self._report(now)
-        if makes_way and not (self._client_lost or pipeline.client_ended):
-            assert self._changes is not None
-            self._changes.make_way()
+        if is_replaced and not (self._client_lost or pipeline.client_ended):
+            assert self._upgrades is not None
+            self._upgrades.start_introduced_session()
             return
-        if self._changes is not None:
-            self._changes.cancel()
-            if self._changes.of_client:  # none of our words can go there
+        if self._upgrades is not None:
+            self._upgrades.cancel()
+            if self._upgrades.of_client:  # none of our words can go there
                 self._client_lost = True
                 if not self.client.is_closing():
                     self.client.abort()
         if self._client_lost:
-            self.service.sweeper.remove(self)
+            self.listener_context.timeouts.remove(self)
         elif pipeline.client_ended or pipeline.ended == "quit":
             self._since = now
             self.client.close()
@@ -383,7 +391,7 @@ class Session:
     def _report(self, now: float) -> None:
         pipeline = self.pipeline
         self.observer.closed(
-            Summary(
+            SessionSummary(
                 reason=pipeline.ended,
                 seconds=now - self._started,
                 commands=pipeline.framer.commands,

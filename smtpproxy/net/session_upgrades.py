@@ -1,4 +1,4 @@
-"""The changes: what a session's pipeline asks for besides that octets be sent.
+"""Session upgrades: what a session's pipeline asks for besides that octets be sent.
 
 TLS on one of its connections, a tunnel between both, or that its client makes way for another one.
 While a handshake or a tunnel lasts the connection is not the session's: it gets no octets from
@@ -14,18 +14,18 @@ from smtpproxy.core import replies
 from smtpproxy.core.policy import ClientTls
 from smtpproxy.core.starttls import Upgrade
 from smtpproxy.net.tunnel import Tunnel
-from smtpproxy.net.write_batching import Sink
-from smtpproxy.net.xclient import BadXclient, introduced
+from smtpproxy.net.write_batching import BatchedWriter
+from smtpproxy.net.xclient import BadXclient, peer_named_by
 from smtpproxy.tls import handshake
 
 if TYPE_CHECKING:
     from smtpproxy.net.backend.backend_connection import BackendConnection
     from smtpproxy.net.client_connection import ClientConnection
-    from smtpproxy.net.listener_security import Security
+    from smtpproxy.net.listener_security import ListenerSecurity
     from smtpproxy.net.session import Session
 
 
-class Changes:
+class SessionUpgrades:
     """Those of one session, where its service has to do with TLS or with who its clients are.
 
     of_client: one is going on to which the client's connection belongs.
@@ -34,7 +34,7 @@ class Changes:
 
     __slots__ = ("_connection", "_security", "_session", "_task", "of_client", "tunnel")
 
-    def __init__(self, session: "Session", security: "Security") -> None:
+    def __init__(self, session: "Session", security: "ListenerSecurity") -> None:
         self._session = session
         self._security = security
         self._task: asyncio.Task[None] | None = None
@@ -60,7 +60,7 @@ class Changes:
         """Begin what the pipeline's `upgrade` is called for."""
         session, security = self._session, self._security
         assert session.backend is not None
-        session.service.outbox.flush()
+        session.listener_context.write_batcher.flush()
         self.of_client = what is not Upgrade.BACKEND_TLS
         if self.of_client:
             session.pipeline.connect_client(_discard)  # in plaintext nothing may follow
@@ -87,7 +87,7 @@ class Changes:
 
     @property
     def _server_name(self) -> str:
-        server = self._session.choice.server
+        server = self._session.server_selection.server
         assert server is not None
         address = server.address_for(self._session.peer)
         return self._security.backend_name or address.certified_name
@@ -102,7 +102,9 @@ class Changes:
         else:
             cast("BackendConnection", connection).transport = inside
             session.backend = inside
-            session.pipeline.connect_backend(Sink(session.service.outbox, inside))
+            session.pipeline.connect_backend(
+                BatchedWriter(session.listener_context.write_batcher, inside)
+            )
             session.pipeline.backend_secured(monotonic())
         return cast("asyncio.Protocol", connection)
 
@@ -136,12 +138,12 @@ class Changes:
     def introduce(self, line: bytes) -> bytes:
         """Take it from a trusted client that it speaks for another one; return a refusal."""
         try:
-            self._session.peer = introduced(self._session.peer, line)
+            self._session.peer = peer_named_by(self._session.peer, line)
         except BadXclient as bad:
             return bad.reply
         return b""
 
-    def make_way(self) -> None:
+    def start_introduced_session(self) -> None:
         """Let a session of the client that was introduced take the place of this one.
 
         With a backend connection of its own, since this one is known to be another client's; the
@@ -149,11 +151,11 @@ class Changes:
         what it says itself may come through the proxy in front as it is.
         """
         session = self._session
-        session.service.sweeper.remove(session)
+        session.listener_context.timeouts.remove(session)
         if session.client_paused:
             session.client.resume_reading()
         connection = cast("ClientConnection", session.client.get_protocol())
-        secure = session.pipeline.rules.client_tls is ClientTls.ACTIVE
+        secure = session.pipeline.policy.client_tls is ClientTls.ACTIVE
         connection.begin_anew(session.client, session.peer, secure=secure)
 
 

@@ -1,4 +1,4 @@
-"""The tally: how many sessions there are, and how many each address has, over all workers.
+"""How many sessions there are, and how many each address has, over all workers.
 
 All workers map the same memory, in which each has a row that it alone writes; whoever wants to know
 adds up the rows.  So nobody asks anybody and nothing is locked: it costs microseconds per session.
@@ -26,10 +26,10 @@ OCTETS = 4 * (_HEAD + ROWS * _ROW)
 """How much is mapped; of it only what was written takes room."""
 _EMPTY = memoryview(bytes(4 * _ROW)).cast("I")
 
-Slots = tuple[int, int]
+CounterSlots = tuple[int, int]
 
 
-class Tally:
+class SharedCounters:
     """One row of the memory to write, all of them to read.
 
     descriptor: of the shared memory; -1 makes memory of our own, for a worker that is alone.
@@ -53,12 +53,12 @@ class Tally:
         """How many there are in this worker."""
         return self._words[self._base + _SESSIONS]
 
-    def slots(self, address: bytes) -> Slots:
+    def slots(self, address: bytes) -> CounterSlots:
         """Return the places of an address."""
         found = int.from_bytes(blake2b(address, digest_size=8, key=self._key).digest(), "big")
         return found % SLOTS, (found >> 32) % SLOTS
 
-    def add(self, slots: Slots, minute: int) -> None:
+    def add(self, slots: CounterSlots, minute: int) -> None:
         """Count a session that begins in this minute."""
         words, base = self._words, self._base
         words[base + _SESSIONS] += 1
@@ -69,18 +69,18 @@ class Tally:
             words[base + _OPEN + slot] += 1
             words[base + _RECENT + slot] += 1
 
-    def remove(self, slots: Slots) -> None:
+    def remove(self, slots: CounterSlots) -> None:
         """Count a session of this worker no more."""
         words, base = self._words, self._base
         words[base + _SESSIONS] -= 1
         for slot in set(slots):
             words[base + _OPEN + slot] -= 1
 
-    def open(self, slots: Slots) -> int:
+    def open(self, slots: CounterSlots) -> int:
         """Return how many sessions an address has."""
         return min(self._sum(slot + _OPEN, None) for slot in slots)
 
-    def recent(self, slots: Slots, minute: int) -> int:
+    def recent(self, slots: CounterSlots, minute: int) -> int:
         """Return how many sessions of an address have begun in this minute."""
         return min(self._sum(slot + _RECENT, minute) for slot in slots)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from smtpproxy.config.address import Address
-from smtpproxy.net.tproxy import allow
+from smtpproxy.net.tproxy import set_transparent
 
 BACKLOG = 4096
 
@@ -60,7 +60,7 @@ def _listen_tcp(family: int, name: tuple[str | int, ...], transparent: bool) -> 
         if family == socket.AF_INET6:
             opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         if transparent:
-            allow(opened)
+            set_transparent(opened)
         opened.bind(name)
     return opened
 

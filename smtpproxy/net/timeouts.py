@@ -19,7 +19,7 @@ CLOSE_WHILE_DRAINING_S = 2.0
 """How long a client that got its 421 may take to close, so that a restart need not wait for it."""
 
 
-class Watched(Protocol):
+class TimedSession(Protocol):
     """A session, or a client on its way to one."""
 
     def waiting(self) -> tuple[str, float]:
@@ -38,7 +38,7 @@ class Watched(Protocol):
         """End at once."""
 
 
-class Sweeper:
+class SessionTimeouts:
     """Ends what has waited for too long, and flushes replies that were held for too long.
 
     limits: seconds by the name of the limit, as `Session.waiting` names them.
@@ -50,20 +50,20 @@ class Sweeper:
         self.limits = limits
         self.hold = hold
         self._interval = min(LONGEST_INTERVAL_S, min(limits.values()) / SWEEPS_PER_LIMIT)
-        self.sessions: set[Watched] = set()
-        self._holding: set[Watched] = set()
-        self._afterwards: dict[Watched, Callable[[], None]] = {}
+        self.sessions: set[TimedSession] = set()
+        self._holding: set[TimedSession] = set()
+        self._afterwards: dict[TimedSession, Callable[[], None]] = {}
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._hold_timer: asyncio.TimerHandle | None = None
         self._empty: asyncio.Event | None = None
 
-    def add(self, session: Watched) -> None:
+    def add(self, session: TimedSession) -> None:
         """Watch a session."""
         self.sessions.add(session)
         if self._sweep_timer is None:
             self._sweep_timer = asyncio.get_running_loop().call_later(self._interval, self._wake)
 
-    def remove(self, session: Watched) -> None:
+    def remove(self, session: TimedSession) -> None:
         """Forget a session."""
         self.sessions.discard(session)
         self._holding.discard(session)
@@ -72,14 +72,14 @@ class Sweeper:
         if self._empty is not None and not self.sessions:
             self._empty.set()
 
-    def when_over(self, session: Watched, act: Callable[[], None]) -> None:
+    def when_over(self, session: TimedSession, act: Callable[[], None]) -> None:
         """Act when a session is forgotten: at once, if it is already."""
         if session in self.sessions:
             self._afterwards[session] = act
         else:
             act()
 
-    def watch_held(self, session: Watched) -> None:
+    def watch_held(self, session: TimedSession) -> None:
         """See to it that what the session holds from now on is flushed after `hold` seconds."""
         self._holding.add(session)
         if self._hold_timer is None:

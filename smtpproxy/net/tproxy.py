@@ -18,7 +18,7 @@ _IP_BIND_ADDRESS_NO_PORT = 24
 _SO_ORIGINAL_DST = 80
 
 
-def allow(opened: socket.socket, *, on: bool = True) -> None:
+def set_transparent(opened: socket.socket, *, on: bool = True) -> None:
     """Let a socket have addresses that are not this machine's, or no more of them.
 
     Raises OSError if we may not; never for what is as it should be.
@@ -38,13 +38,13 @@ def bind_as(opened: socket.socket, peer: Peer) -> None:
     Its port is another one: the client's own connection may use that towards the same server.
     """
     assert peer.source is not None
-    allow(opened)
+    set_transparent(opened)
     # So that the port need be free only towards one server: else 28000 connections are all.
     opened.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
     opened.bind((peer.source[0], 0))
 
 
-def found(peer: Peer, opened: socket.socket, own_port: int) -> Peer:
+def with_original_target(peer: Peer, opened: socket.socket, own_port: int) -> Peer:
     """Return the peer with the endpoint that it really wanted, if that is not the proxy itself.
 
     `own_port` is the proxy's, or 0 if it can't be told: a client that wants it at one of this

@@ -1,4 +1,4 @@
-"""The outbox: what the sessions of a worker write in one turn of the loop, sent at its end.
+"""The write batcher: what the sessions of a worker write in one turn of the loop, sent at its end.
 
 A write to a process that sleeps has to wake it up, which costs more than the write.  Sent one
 behind the other, the writes of a turn find the MTA awake: 10 to 20 % of all CPU (bench S2, S3).
@@ -12,7 +12,7 @@ BULK = 16 * 1024
 """So many octets are not kept: to hold several chunks at a time costs page faults (bench S4)."""
 
 
-class Outbox:
+class WriteBatcher:
     """Keeps the order of writes to each transport; nothing waits longer than the turn lasts.
 
     pending: what waits, in order.
@@ -34,23 +34,23 @@ class Outbox:
                 transport.write(octets)
 
 
-class Sink:
+class BatchedWriter:
     """Where octets for one transport go: call it with them.
 
     They are written when the turn is over, or at once if they are many.
     """
 
     # Two in each session (bench S5): a partial takes five times the memory.
-    __slots__ = ("_outbox", "_transport")
+    __slots__ = ("_transport", "_write_batcher")
 
-    def __init__(self, outbox: Outbox, transport: asyncio.WriteTransport) -> None:
-        self._outbox = outbox
+    def __init__(self, write_batcher: WriteBatcher, transport: asyncio.WriteTransport) -> None:
+        self._write_batcher = write_batcher
         self._transport = transport
 
     def __call__(self, octets: bytes) -> None:
-        outbox = self._outbox
-        if not outbox.pending:
-            outbox.at_turn_end(outbox.flush)
-        outbox.pending.append((self._transport, octets))
+        write_batcher = self._write_batcher
+        if not write_batcher.pending:
+            write_batcher.at_turn_end(write_batcher.flush)
+        write_batcher.pending.append((self._transport, octets))
         if len(octets) >= BULK:
-            outbox.flush()
+            write_batcher.flush()

@@ -36,7 +36,7 @@ class BadXclient(Exception):
         self.reply = reply
 
 
-def introduced(peer: Peer, line: bytes) -> Peer:
+def peer_named_by(peer: Peer, line: bytes) -> Peer:
     """Return the client that a trusted one speaks for by an XCLIENT line; raises BadXclient.
 
     What the line leaves out stays as it was.  PROTO and HELO are checked and forgotten: the
@@ -99,7 +99,7 @@ _TAKEN = {
 }
 
 
-class Introduction:
+class ClientAttributes:
     """Introduces one client by `verb`, which is XCLIENT or XFORWARD."""
 
     def __init__(self, verb: bytes, peer: Peer) -> None:

@@ -1,4 +1,4 @@
-"""Trials: DATA without recipients, bare newlines, and whether it would relay for this machine.
+"""Checks: DATA without recipients, bare newlines, and whether it would relay for this machine.
 
 Each has a connection of its own, so that no answer, however broken, spoils another.
 """
@@ -6,8 +6,8 @@ Each has a connection of its own, so that no answer, however broken, spoils anot
 from dataclasses import dataclass
 from enum import Enum
 
-from smtpproxy.probe.connector import Access
-from smtpproxy.probe.smtp_connection import Dialogue, How, NoReply, Refused, Reply
+from smtpproxy.probe.connector import Connector
+from smtpproxy.probe.smtp_connection import NoReply, ProbeReply, Refused, SendMode, SmtpConnection
 
 _REFUSED = (b"RCPT TO:<smtpproxy-probe@refused.invalid>", b"RCPT TO:<>")
 """Most servers refuse the first, as nobody's (RFC 2606), and the others the second, as no path."""
@@ -20,11 +20,11 @@ class DataWithoutRecipients:
     refused: the reply to the recipient that was not; None: there was no RCPT at all.
     """
 
-    refused: Reply | None
-    reply: Reply
+    refused: ProbeReply | None
+    reply: ProbeReply
 
 
-class Newline(Enum):
+class NewlineResult(Enum):
     """What a bare LF or CR does behind a command."""
 
     ENDS = "ends a command"
@@ -34,13 +34,13 @@ class Newline(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Relay:
+class RelayResult:
     """Whether a recipient is accepted from this machine: the reply to `verb`, which settled it."""
 
     sender: str
     recipient: str
     verb: str
-    reply: Reply
+    reply: ProbeReply
 
     @property
     def would(self) -> bool:
@@ -48,62 +48,62 @@ class Relay:
         return self.verb == "RCPT" and self.reply.is_accepting
 
 
-def data_without_recipients(access: Access) -> DataWithoutRecipients:
+def data_without_recipients(connector: Connector) -> DataWithoutRecipients:
     """Say DATA behind a recipient that is refused; without any, if the server refuses none.
 
     Never on a connection on which it has accepted one: a server may well forget RSET.
     """
     for recipient in _REFUSED:
-        with access.greeted() as dialogue:
-            _begin(access, dialogue)
-            refused = dialogue.ask(recipient)
+        with connector.greeted() as connection:
+            _begin(connector, connection)
+            refused = connection.ask(recipient)
             if not refused.is_accepting:
-                return DataWithoutRecipients(refused, dialogue.ask_for_content())
-            dialogue.ask(b"RSET")
-    with access.greeted() as dialogue:
-        _begin(access, dialogue)
-        return DataWithoutRecipients(None, dialogue.ask_for_content())
+                return DataWithoutRecipients(refused, connection.ask_for_content())
+            connection.ask(b"RSET")
+    with connector.greeted() as connection:
+        _begin(connector, connection)
+        return DataWithoutRecipients(None, connection.ask_for_content())
 
 
-def bare_lf(access: Access) -> Newline:
+def bare_lf(connector: Connector) -> NewlineResult:
     """Find out whether LF alone ends a command."""
-    return _newline(access, b"\n", b"\r\n")
+    return _newline(connector, b"\n", b"\r\n")
 
 
-def bare_cr(access: Access) -> Newline:
+def bare_cr(connector: Connector) -> NewlineResult:
     """Find out whether CR alone ends a command."""
-    return _newline(access, b"\r", b"\n")
+    return _newline(connector, b"\r", b"\n")
 
 
-def _newline(access: Access, bare: bytes, rest: bytes) -> Newline:
+def _newline(connector: Connector, bare: bytes, rest: bytes) -> NewlineResult:
     """Send NOOP and the bare newline; if there is no reply, the `rest` of a whole line end."""
-    with access.greeted() as dialogue:
-        usual = dialogue.ask(b"NOOP").code
-        dialogue.say(b"NOOP" + bare)
+    with connector.greeted() as connection:
+        usual = connection.ask(b"NOOP").code
+        connection.say(b"NOOP" + bare)
         try:
-            reply = dialogue.reply(access.patience_s)
+            reply = connection.reply(connector.patience_s)
         except NoReply as failure:
-            if failure.how is not How.SILENT:
-                return Newline.CLOSES
+            if failure.how is not SendMode.SILENT:
+                return NewlineResult.CLOSES
         else:
-            return Newline.ENDS if reply.code == usual else Newline.REFUSED
-        dialogue.say(rest)
-        dialogue.reply()  # it was listening
-        return Newline.NOTHING
+            return NewlineResult.ENDS if reply.code == usual else NewlineResult.REFUSED
+        connection.say(rest)
+        connection.reply()  # it was listening
+        return NewlineResult.NOTHING
 
 
-def relay(access: Access, sender: str, recipient: str) -> Relay:
+def relay(connector: Connector, sender: str, recipient: str) -> RelayResult:
     """Ask by MAIL and RCPT whether a recipient elsewhere would be accepted; never more."""
-    with access.greeted() as dialogue:
-        reply = dialogue.ask(access.mail)
+    with connector.greeted() as connection:
+        reply = connection.ask(connector.mail)
         if not reply.is_accepting:
-            return Relay(sender, recipient, "MAIL", reply)
-        reply = dialogue.ask(b"RCPT TO:<" + recipient.encode() + b">")
-        dialogue.ask(b"RSET")
-        return Relay(sender, recipient, "RCPT", reply)
+            return RelayResult(sender, recipient, "MAIL", reply)
+        reply = connection.ask(b"RCPT TO:<" + recipient.encode() + b">")
+        connection.ask(b"RSET")
+        return RelayResult(sender, recipient, "RCPT", reply)
 
 
-def _begin(access: Access, dialogue: Dialogue) -> None:
-    reply = dialogue.ask(access.mail)
+def _begin(connector: Connector, connection: SmtpConnection) -> None:
+    reply = connection.ask(connector.mail)
     if not reply.is_accepting:
         raise Refused("MAIL", reply)

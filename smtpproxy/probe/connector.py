@@ -1,4 +1,4 @@
-"""The access: every way to open a connection to the server that is examined.
+"""The connector: every way to open a connection to the server that is examined.
 
 All connections go to one and the same IP address, which is looked up once.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from time import monotonic
 
 from smtpproxy.config.address import Address
-from smtpproxy.probe.smtp_connection import Dialogue, Refused, Reply, Untold
+from smtpproxy.probe.smtp_connection import CheckFailed, ProbeReply, Refused, SmtpConnection
 from smtpproxy.tls.contexts import VERSIONS
 
 IMPLICIT_TLS_PORT = 465
@@ -25,7 +25,7 @@ _Place = tuple[socket.AddressFamily, _Name]
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class ProbeOptions:
     """What the user wants to have examined, and how.
 
     timeout_s: for each reply; the whole takes no more than twenty times as long.
@@ -42,7 +42,7 @@ class Wanted:
     implicit_tls: bool = False
 
 
-class Access:
+class Connector:
     """Opens connections, and keeps in mind what they taught of the server.
 
     hello: the verb that it knows.  name: in it.
@@ -51,14 +51,14 @@ class Access:
     Raises OSError where the server can't be reached any more, and Untold.
     """
 
-    def __init__(self, wanted: Wanted) -> None:
-        self.address = wanted.address
-        self.timeout_s = wanted.timeout_s
-        self.until = monotonic() + _WHOLE * wanted.timeout_s
+    def __init__(self, options: ProbeOptions) -> None:
+        self.address = options.address
+        self.timeout_s = options.timeout_s
+        self.until = monotonic() + _WHOLE * options.timeout_s
         self.hello = b"EHLO"
-        self.name = wanted.name
-        self.mail = b"MAIL FROM:<" + wanted.sender.encode() + b">"
-        self.is_implicit = wanted.implicit_tls or wanted.address.port == IMPLICIT_TLS_PORT
+        self.name = options.name
+        self.mail = b"MAIL FROM:<" + options.sender.encode() + b">"
+        self.is_implicit = options.implicit_tls or options.address.port == IMPLICIT_TLS_PORT
         self.through_tls = False
         self.seconds: dict[str, list[float]] = {}
         self.connections = 0
@@ -79,66 +79,66 @@ class Access:
         """Look the server up.  Raises OSError."""
         self._places = _places(self.address)
 
-    def connect(self) -> Dialogue:
+    def connect(self) -> SmtpConnection:
         """Return a connection that has said nothing yet, inside TLS if that comes first."""
         if self.is_implicit:
             return self.secured(unverified(), None)
         return self._open()
 
-    def greeted(self) -> Dialogue:
+    def greeted(self) -> SmtpConnection:
         """Return a connection on which EHLO, or HELO, has been accepted just now."""
         if self.through_tls:
             return self.introduced(self.secured(unverified(), None))
         return self.introduced(self.connect(), greeting=True)
 
-    def secured(self, context: ssl.SSLContext, server_name: str | None) -> Dialogue:
+    def secured(self, context: ssl.SSLContext, server_name: str | None) -> SmtpConnection:
         """Return a connection that is inside TLS since just now; greeted before by STARTTLS only.
 
         Raises HandshakeFailed.
         """
-        dialogue = self._open()
+        connection = self._open()
         try:
             if not self.is_implicit:
-                self.introduced(dialogue, greeting=True)
-                reply = dialogue.ask(b"STARTTLS")
+                self.introduced(connection, greeting=True)
+                reply = connection.ask(b"STARTTLS")
                 if reply.code != 220:
                     raise Refused("STARTTLS", reply)
-                if dialogue.unread:
-                    raise Untold("octets came in plaintext behind the 220")
-            dialogue.secure(context, server_name)
-        except Untold:
-            dialogue.abort()
+                if connection.unread:
+                    raise CheckFailed("octets came in plaintext behind the 220")
+            connection.secure(context, server_name)
+        except CheckFailed:
+            connection.abort()
             raise
-        return dialogue
+        return connection
 
-    def introduced(self, dialogue: Dialogue, *, greeting: bool = False) -> Dialogue:
+    def introduced(self, connection: SmtpConnection, *, greeting: bool = False) -> SmtpConnection:
         """Say EHLO, after the greeting if that is still to come; return the same connection."""
         try:
             if greeting:
-                _expect("the connection", self.greeting(dialogue))
-            _expect("EHLO", self.say_hello(dialogue))
-        except Untold:
-            dialogue.abort()
+                _expect("the connection", self.greeting(connection))
+            _expect("EHLO", self.say_hello(connection))
+        except CheckFailed:
+            connection.abort()
             raise
-        return dialogue
+        return connection
 
-    def greeting(self, dialogue: Dialogue) -> Reply:
+    def greeting(self, connection: SmtpConnection) -> ProbeReply:
         """Wait for the greeting."""
-        reply = dialogue.reply()
+        reply = connection.reply()
         self._note("greeting", reply)
         return reply
 
-    def say_hello(self, dialogue: Dialogue) -> Reply:
+    def say_hello(self, connection: SmtpConnection) -> ProbeReply:
         """Say EHLO, or HELO where it knows nothing else."""
-        return dialogue.ask(self.hello + b" " + self.name.encode())
+        return connection.ask(self.hello + b" " + self.name.encode())
 
-    def _open(self) -> Dialogue:
-        dialogue = Dialogue(self._reach_any(), self.timeout_s, self.until, self._note)
+    def _open(self) -> SmtpConnection:
+        connection = SmtpConnection(self._reach_any(), self.timeout_s, self.until, self._note)
         self.connections += 1
-        self.name = self.name or _own_name(dialogue.own_ip or "127.0.0.1")
-        return dialogue
+        self.name = self.name or _own_name(connection.own_ip or "127.0.0.1")
+        return connection
 
-    def _note(self, verb: str, reply: Reply) -> None:
+    def _note(self, verb: str, reply: ProbeReply) -> None:
         self.seconds.setdefault(verb, []).append(reply.seconds)
 
     def _reach_any(self) -> socket.socket:
@@ -203,6 +203,6 @@ def _own_name(ip: str) -> str:
     return f"[IPv6:{ip}]" if ":" in ip else f"[{ip}]"
 
 
-def _expect(what: str, reply: Reply) -> None:
+def _expect(what: str, reply: ProbeReply) -> None:
     if not reply.is_accepting:
         raise Refused(what, reply)

@@ -6,10 +6,10 @@ All octets in here are the server's own: hostile until they have been escaped.
 from dataclasses import dataclass, field
 
 from smtpproxy.config.address import Address
-from smtpproxy.probe.behaviour_checks import DataWithoutRecipients, Newline, Relay
-from smtpproxy.probe.pipelining_checks import End, Group
-from smtpproxy.probe.smtp_connection import Reply
-from smtpproxy.probe.tls_checks import Encryption
+from smtpproxy.probe.behaviour_checks import DataWithoutRecipients, NewlineResult, RelayResult
+from smtpproxy.probe.pipelining_checks import GroupEnd, GroupResult
+from smtpproxy.probe.smtp_connection import ProbeReply
+from smtpproxy.probe.tls_checks import TlsFindings
 
 
 @dataclass(slots=True)
@@ -22,26 +22,26 @@ class Findings:
     is_implicit: TLS comes first.  insists_on_tls: it takes no mail without STARTTLS.
     tls, data, lf, cr, relay: None where it could not be told, or was not asked.
     seconds: verb -> of each reply to a command that travelled alone.
-    untold: test -> why it told nothing.
+    undetermined: test -> why it told nothing.
     """
 
     address: Address
-    greeting: Reply
+    greeting: ProbeReply
     ip: str = ""
     name: str = ""
     refusal: str = ""
-    hello: Reply | None = None
-    ehlo_refused: Reply | None = None
+    hello: ProbeReply | None = None
+    ehlo_refused: ProbeReply | None = None
     is_implicit: bool = False
     insists_on_tls: bool = False
-    groups: list[Group] = field(default_factory=list)
+    groups: list[GroupResult] = field(default_factory=list)
     data: DataWithoutRecipients | None = None
-    lf: Newline | None = None
-    cr: Newline | None = None
-    tls: Encryption | None = None
-    relay: Relay | None = None
+    lf: NewlineResult | None = None
+    cr: NewlineResult | None = None
+    tls: TlsFindings | None = None
+    relay: RelayResult | None = None
     seconds: dict[str, list[float]] = field(default_factory=dict)
-    untold: dict[str, str] = field(default_factory=dict)
+    undetermined: dict[str, str] = field(default_factory=dict)
     connections: int = 0
     took_s: float = 0.0
 
@@ -76,7 +76,7 @@ class Findings:
     @property
     def loses_groups(self) -> bool:
         """Whether a group was not answered as a server with PIPELINING must."""
-        return any(group.end is not End.ANSWERED for group in self.groups)
+        return any(group.end is not GroupEnd.ANSWERED for group in self.groups)
 
 
 def word_of(line: bytes) -> bytes:
@@ -85,5 +85,5 @@ def word_of(line: bytes) -> bytes:
     return words[0].split(b"=", 1)[0].upper() if words else b""
 
 
-def _lines(reply: Reply) -> list[bytes]:
+def _lines(reply: ProbeReply) -> list[bytes]:
     return [line[4:] for line in reply.octets.split(b"\r\n")[1:-1]]

@@ -1,4 +1,4 @@
-"""Groups: whether the server answers commands that are sent together, or loses some of them.
+"""Whether the server answers commands that are sent together, or loses some of them.
 
 Each of the groups may be sent to any server with PIPELINING (RFC 2920 section 3.1), and changes
 nothing.  First all are asked one command at a time, which tells how each is answered there; then
@@ -8,13 +8,13 @@ each travels as one, on a connection of its own.
 from dataclasses import dataclass
 from enum import Enum
 
-from smtpproxy.probe.connector import Access
-from smtpproxy.probe.smtp_connection import Dialogue, How, NoReply, Reply
+from smtpproxy.probe.connector import Connector
+from smtpproxy.probe.smtp_connection import NoReply, ProbeReply, SendMode, SmtpConnection
 
 Commands = tuple[bytes, ...]
 
 
-class End(Enum):
+class GroupEnd(Enum):
     """How a group ended."""
 
     ANSWERED = "answered"
@@ -27,16 +27,16 @@ class End(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class GroupResult:
     """Commands that were sent together, the replies that came, and the usual ones.
 
     usual: the code of each when they went one at a time.
     """
 
     commands: Commands
-    replies: tuple[Reply, ...]
+    replies: tuple[ProbeReply, ...]
     usual: tuple[int, ...]
-    end: End
+    end: GroupEnd
 
     @property
     def verbs(self) -> list[str]:
@@ -44,12 +44,12 @@ class Group:
         return [command[:4].decode() for command in self.commands]
 
 
-def examine(access: Access) -> list[Group]:
+def examine(connector: Connector) -> list[GroupResult]:
     """Send every group, one command at a time and then as one."""
-    groups = _groups(access.mail)
-    with access.greeted() as dialogue:
-        usual = [tuple(dialogue.ask(command).code for command in group) for group in groups]
-    return [_together(access, *each) for each in zip(groups, usual, strict=True)]
+    groups = _groups(connector.mail)
+    with connector.greeted() as connection:
+        usual = [tuple(connection.ask(command).code for command in group) for group in groups]
+    return [_together(connector, *each) for each in zip(groups, usual, strict=True)]
 
 
 def _groups(mail: bytes) -> list[Commands]:
@@ -63,48 +63,54 @@ def _groups(mail: bytes) -> list[Commands]:
     ]
 
 
-def _together(access: Access, commands: Commands, usual: tuple[int, ...]) -> Group:
-    replies: list[Reply] = []
-    with access.greeted() as dialogue:
+def _together(connector: Connector, commands: Commands, usual: tuple[int, ...]) -> GroupResult:
+    replies: list[ProbeReply] = []
+    with connector.greeted() as connection:
         try:
-            dialogue.say(b"".join(command + b"\r\n" for command in commands))
+            connection.say(b"".join(command + b"\r\n" for command in commands))
             while len(replies) < len(commands):
-                replies.append(dialogue.reply(access.patience_s))
-            end = _end_of_answered(access, dialogue, commands)
+                replies.append(connection.reply(connector.patience_s))
+            end = _end_of_answered(connector, connection, commands)
         except NoReply as failure:
-            end = _end_of_unanswered(access, dialogue, failure.how, len(commands), replies)
-    if end is End.ANSWERED and tuple(reply.code for reply in replies) != usual:
-        end = End.DIFFERENT
-    return Group(commands, tuple(replies), usual, end)
+            end = _end_of_unanswered(connector, connection, failure.how, len(commands), replies)
+    if end is GroupEnd.ANSWERED and tuple(reply.code for reply in replies) != usual:
+        end = GroupEnd.DIFFERENT
+    return GroupResult(commands, tuple(replies), usual, end)
 
 
-def _end_of_answered(access: Access, dialogue: Dialogue, commands: Commands) -> End:
+def _end_of_answered(
+    connector: Connector, connection: SmtpConnection, commands: Commands
+) -> GroupEnd:
     """Tell whether what comes next is the reply to what is asked next."""
     try:
         if commands[-1] != b"QUIT":
-            return End.ANSWERED if dialogue.ask(b"QUIT").code == 221 else End.SURPLUS
-        dialogue.reply(access.patience_s)
+            return GroupEnd.ANSWERED if connection.ask(b"QUIT").code == 221 else GroupEnd.SURPLUS
+        connection.reply(connector.patience_s)
     except NoReply as failure:
-        return End.BROKEN if failure.how is How.BROKEN else End.ANSWERED
-    return End.SURPLUS
+        return GroupEnd.BROKEN if failure.how is SendMode.BROKEN else GroupEnd.ANSWERED
+    return GroupEnd.SURPLUS
 
 
 def _end_of_unanswered(
-    access: Access, dialogue: Dialogue, how: How, expected: int, replies: list[Reply]
-) -> End:
+    connector: Connector,
+    connection: SmtpConnection,
+    how: SendMode,
+    expected: int,
+    replies: list[ProbeReply],
+) -> GroupEnd:
     """Tell a server that has lost commands from one that is slow: ask for one reply more."""
-    if how is not How.SILENT:
-        return End.CLOSED if how is How.CLOSED else End.BROKEN
-    late: list[Reply] = []
+    if how is not SendMode.SILENT:
+        return GroupEnd.CLOSED if how is SendMode.CLOSED else GroupEnd.BROKEN
+    late: list[ProbeReply] = []
     missing = expected - len(replies)
     try:
-        dialogue.say(b"NOOP\r\n")
+        connection.say(b"NOOP\r\n")
         while len(late) <= missing:
-            late.append(dialogue.reply(access.patience_s))
+            late.append(connection.reply(connector.patience_s))
     except NoReply:
         if not late:
-            return End.SILENT
+            return GroupEnd.SILENT
     if len(late) <= missing:
-        return End.LOST
+        return GroupEnd.LOST
     replies += late[:missing]
-    return End.ANSWERED
+    return GroupEnd.ANSWERED

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from smtpproxy.config.address import Address, parse_server
 from smtpproxy.probe import probe_report, probe_run, suggested_config
-from smtpproxy.probe.connector import Wanted
+from smtpproxy.probe.connector import ProbeOptions
 from smtpproxy.terminal import Terminal, say
 
 _NARROWEST, _WIDE = 60, 110
@@ -91,21 +91,21 @@ def probe(
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # an old terminal must not end it
-    wanted = Wanted(_address(addr), timeout, helo, sender, relay_test, implicit_tls)
-    _examine(wanted, settings_only=settings_only)
+    options = ProbeOptions(_address(addr), timeout, helo, sender, relay_test, implicit_tls)
+    _examine(options, settings_only=settings_only)
 
 
-def _examine(wanted: Wanted, *, settings_only: bool) -> None:
+def _examine(options: ProbeOptions, *, settings_only: bool) -> None:
     try:
-        with Terminal(stderr=True).status(_step(wanted, "connecting")) as status:
-            found = probe_run.examine(wanted, lambda step: status.update(_step(wanted, step)))
+        with Terminal(stderr=True).status(_step(options, "connecting")) as status:
+            found = probe_run.examine(options, lambda step: status.update(_step(options, step)))
     except probe_run.Unreachable as error:
-        say(f"smtpproxy: {wanted.address}: {error}", err=True)
+        say(f"smtpproxy: {options.address}: {error}", err=True)
         sys.exit(1)
     if not settings_only:
         probe_report.show(_console(), found)
     if found.refusal:
-        say(f"smtpproxy: {wanted.address}: {found.refusal}", err=True)
+        say(f"smtpproxy: {options.address}: {found.refusal}", err=True)
         sys.exit(1)
     if not settings_only:
         for line in ("", "Settings for it, to begin with:", ""):
@@ -114,8 +114,8 @@ def _examine(wanted: Wanted, *, settings_only: bool) -> None:
         say(line)
 
 
-def _step(wanted: Wanted, step: str) -> Text:
-    return Text(f"{wanted.address}: {step}")  # no text: rich would look for markup in that
+def _step(options: ProbeOptions, step: str) -> Text:
+    return Text(f"{options.address}: {step}")  # no text: rich would look for markup in that
 
 
 def _address(text: str) -> Address:

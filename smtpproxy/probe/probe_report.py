@@ -14,11 +14,11 @@ from rich.table import Table
 from rich.text import Text
 
 from smtpproxy.core.capabilities import NEVER_PASSED, PASSED
-from smtpproxy.probe.behaviour_checks import Newline, Relay
+from smtpproxy.probe.behaviour_checks import NewlineResult, RelayResult
 from smtpproxy.probe.findings import Findings, word_of
-from smtpproxy.probe.pipelining_checks import End, Group
-from smtpproxy.probe.smtp_connection import Reply, short
-from smtpproxy.probe.tls_checks import Certificate, Encryption
+from smtpproxy.probe.pipelining_checks import GroupEnd, GroupResult
+from smtpproxy.probe.smtp_connection import ProbeReply, short
+from smtpproxy.probe.tls_checks import CertificateFindings, TlsFindings
 from smtpproxy.timeline.labels import BAD, COMMAND, GOOD, QUIET
 
 _MOST_WORDS = 40
@@ -104,19 +104,19 @@ def _rows(found: Findings) -> Iterator[Row]:
         yield WRONG if takes else RIGHT, "DATA", text
     for name, newline in (("bare LF", found.lf), ("bare CR", found.cr)):
         if newline is not None:
-            ends = newline is Newline.ENDS
+            ends = newline is NewlineResult.ENDS
             mark = (ODD if name == "bare LF" else WRONG) if ends else RIGHT
             yield mark, name, newline.value + (": perhaps in content too" if ends else "")
     if not found.refusal and found.hello is not None:
         yield from _tls_rows(found)
     if found.relay is not None:
         yield _relay_row(found.relay)
-    yield from ((UNKNOWN, name, why) for name, why in found.untold.items())
+    yield from ((UNKNOWN, name, why) for name, why in found.undetermined.items())
     if found.seconds:
         yield from _time_rows(found.seconds)
 
 
-def _hello_rows(found: Findings, hello: Reply) -> Iterator[Row]:
+def _hello_rows(found: Findings, hello: ProbeReply) -> Iterator[Row]:
     if found.ehlo_refused is not None:
         yield ODD, "EHLO", f"is not known: {found.ehlo_refused.line}"
         yield RIGHT if hello.is_accepting else WRONG, "HELO", hello.line
@@ -161,11 +161,11 @@ def _group_rows(found: Findings) -> Iterator[Row]:
         else:
             yield RIGHT, "PIPELINING", "offered, and kept to"
     for number, group in enumerate(found.groups):
-        mark = RIGHT if group.end is End.ANSWERED else WRONG
+        mark = RIGHT if group.end is GroupEnd.ANSWERED else WRONG
         yield mark, "" if number else "groups", _group(group)
 
 
-def _group(group: Group) -> Text:
+def _group(group: GroupResult) -> Text:
     """Draw a group: its verbs, and under which replies it ended; unusual ones stand out."""
     verbs = Text(" | ".join(group.verbs), COMMAND)
     verbs.pad_right(_GROUP_CELLS - verbs.cell_len)
@@ -174,7 +174,7 @@ def _group(group: Group) -> Text:
         for reply, usual in zip(group.replies, group.usual, strict=False)
     ]
     told = Text(" | ").join(codes) if codes else Text("no reply", BAD)
-    if group.end is End.ANSWERED:
+    if group.end is GroupEnd.ANSWERED:
         return Text.assemble(verbs, told)
     missing = len(group.commands) - len(codes)
     lost = f": {missing} of {len(group.commands)} lost" if missing else ""
@@ -183,7 +183,7 @@ def _group(group: Group) -> Text:
 
 def _tls_rows(found: Findings) -> Iterator[Row]:
     if found.tls is None:
-        if "TLS" not in found.untold:
+        if "TLS" not in found.undetermined:
             yield PLAIN, "TLS", "STARTTLS is not offered"
         return
     tls, working = found.tls, found.tls.working
@@ -198,11 +198,11 @@ def _tls_rows(found: Findings) -> Iterator[Row]:
         yield ODD, "", "no certificate that can be read"
     if tls.is_injectable:
         yield WRONG, "", "obeys what was sent in plaintext behind STARTTLS (CVE-2011-0411)"
-    if tls.untold:
-        yield UNKNOWN, "", tls.untold
+    if tls.undetermined:
+        yield UNKNOWN, "", tls.undetermined
 
 
-def _version_rows(tls: Encryption) -> Iterator[Row]:
+def _version_rows(tls: TlsFindings) -> Iterator[Row]:
     new = [version for version in tls.working if version >= "1.2"]
     old = [version for version in tls.working if version < "1.2"]
     if new:
@@ -220,7 +220,7 @@ def _works(versions: list[str]) -> str:
     return "works" if len(versions) == 1 else "work"
 
 
-def _certificate_rows(tls: Encryption, certificate: Certificate) -> Iterator[Row]:
+def _certificate_rows(tls: TlsFindings, certificate: CertificateFindings) -> Iterator[Row]:
     names = ", ".join(certificate.names[:_MOST_NAMES]) or "nobody"
     more = len(certificate.names) - _MOST_NAMES
     issuer = "itself" if certificate.is_self_signed else certificate.issuer
@@ -242,7 +242,7 @@ def _certificate_rows(tls: Encryption, certificate: Certificate) -> Iterator[Row
         )
 
 
-def _validity(certificate: Certificate) -> Row:
+def _validity(certificate: CertificateFindings) -> Row:
     days = (certificate.ends - datetime.now(UTC)).days
     until = f"until {certificate.ends:%Y-%m-%d}"
     if certificate.has_expired:
@@ -252,7 +252,7 @@ def _validity(certificate: Certificate) -> Row:
     return ODD if days < _NEAR_DAYS else RIGHT, "", f"valid {until}, {days} days more"
 
 
-def _relay_row(relay: Relay) -> Row:
+def _relay_row(relay: RelayResult) -> Row:
     ask = f"from <{relay.sender}> to <{relay.recipient}>"
     if relay.would:
         return WRONG, "relay", Text(f"{ask}: would be relayed for this machine: {relay.reply.line}")

@@ -1,22 +1,22 @@
-"""The examination: first who the server is, then each test, on connections of its own.
+"""A run of the probe: first who the server is, then each test, on connections of its own.
 
-What it must never do is to have a message delivered; `dialogue.py` sees to that.
+What it must never do is to have a message delivered; `connection.py` sees to that.
 """
 
 from collections.abc import Callable
 from time import monotonic
 
 from smtpproxy.probe import behaviour_checks, pipelining_checks, tls_checks
-from smtpproxy.probe.connector import Access, Wanted, unverified
+from smtpproxy.probe.connector import Connector, ProbeOptions, unverified
 from smtpproxy.probe.findings import Findings
 from smtpproxy.probe.smtp_connection import (
-    Dialogue,
+    CheckFailed,
     HandshakeFailed,
-    How,
     NoReply,
     OutOfTime,
-    Reply,
-    Untold,
+    ProbeReply,
+    SendMode,
+    SmtpConnection,
 )
 
 Step = Callable[[str], None]
@@ -27,128 +27,128 @@ class Unreachable(Exception):
     """There is nothing to examine; the text, safe to show, says why."""
 
 
-def examine(wanted: Wanted, on_step: Step) -> Findings:
+def examine(options: ProbeOptions, on_step: Step) -> Findings:
     """Examine a server; on_step is told what is being tested.  Raises Unreachable."""
     begun = monotonic()
-    access = Access(wanted)
-    found = _introduction(access, on_step)
+    connector = Connector(options)
+    found = _introduction(connector, on_step)
     if not found.refusal:
-        _test(access, wanted, found, on_step)
-    found.seconds, found.connections = access.seconds, access.connections
+        _test(connector, options, found, on_step)
+    found.seconds, found.connections = connector.seconds, connector.connections
     found.took_s = monotonic() - begun
     return found
 
 
-def _introduction(access: Access, on_step: Step) -> Findings:
+def _introduction(connector: Connector, on_step: Step) -> Findings:
     on_step("greeting")
     try:
-        access.find()
-        dialogue, greeting = _greeting(access, on_step)
+        connector.find()
+        connection, greeting = _greeting(connector, on_step)
     except OSError as error:
         raise Unreachable(f"it can't be reached: {_why(error)}") from None
     except HandshakeFailed as failure:
         raise Unreachable(f"it does not begin with TLS: {failure}") from None
-    except Untold as failure:
+    except CheckFailed as failure:
         raise Unreachable(f"it does not greet: {failure}") from None
-    found = Findings(access.address, greeting, access.ip, access.name)
-    found.is_implicit = access.is_implicit
+    found = Findings(connector.address, greeting, connector.ip, connector.name)
+    found.is_implicit = connector.is_implicit
     try:
-        with dialogue:
-            _introduce(access, dialogue, found)
+        with connection:
+            _introduce(connector, connection, found)
     except (NoReply, OutOfTime) as failure:
-        verb = access.hello.decode() if found.hello is None else "MAIL"
+        verb = connector.hello.decode() if found.hello is None else "MAIL"
         found.refusal = f"{verb} has no reply: {failure}"
     return found
 
 
-def _greeting(access: Access, on_step: Step) -> tuple[Dialogue, Reply]:
+def _greeting(connector: Connector, on_step: Step) -> tuple[SmtpConnection, ProbeReply]:
     """Wait for the greeting; a server that says nothing may wait for TLS to begin."""
     try:
-        dialogue = access.connect()
+        connection = connector.connect()
         try:
-            return dialogue, access.greeting(dialogue)
+            return connection, connector.greeting(connection)
         except NoReply:
-            dialogue.abort()
+            connection.abort()
             raise
     except NoReply as failure:
-        if failure.how is not How.SILENT or access.is_implicit:
+        if failure.how is not SendMode.SILENT or connector.is_implicit:
             raise
     on_step("greeting inside TLS")
-    access.is_implicit = True
+    connector.is_implicit = True
     try:
-        dialogue = access.connect()
-    except Untold as failure:
-        raise Untold(f"neither in plaintext, nor inside TLS ({failure})") from None
-    return dialogue, access.greeting(dialogue)
+        connection = connector.connect()
+    except CheckFailed as failure:
+        raise CheckFailed(f"neither in plaintext, nor inside TLS ({failure})") from None
+    return connection, connector.greeting(connection)
 
 
-def _introduce(access: Access, dialogue: Dialogue, found: Findings) -> None:
+def _introduce(connector: Connector, connection: SmtpConnection, found: Findings) -> None:
     """Say EHLO, and HELO to a server that does not know EHLO (RFC 5321 section 3.2)."""
     if not found.greeting.is_accepting:
         found.refusal = f"it does not serve this machine{_later(found.greeting)}"
         return
-    hello = access.say_hello(dialogue)
+    hello = connector.say_hello(connection)
     if hello.code in (500, 502):
-        found.ehlo_refused, access.hello = hello, b"HELO"
-        hello = access.say_hello(dialogue)
+        found.ehlo_refused, connector.hello = hello, b"HELO"
+        hello = connector.say_hello(connection)
     found.hello = hello
     if not hello.is_accepting:
         verb = "HELO is refused like EHLO" if found.ehlo_refused else "EHLO is refused"
-        advice = f"; if it dislikes the name {access.name}, --helo gives another"
+        advice = f"; if it dislikes the name {connector.name}, --helo gives another"
         found.refusal = f"{verb}{_later(hello) or advice}"
         return
-    mail = dialogue.ask(access.mail)
+    mail = connection.ask(connector.mail)
     if b"STARTTLS" in found.words:
-        outside = _refusal_or_last(dialogue, mail)
-        insists = not outside.is_accepting and _takes_more_inside(access, outside)
-        found.insists_on_tls = access.through_tls = insists
+        outside = _refusal_or_last(connection, mail)
+        insists = not outside.is_accepting and _takes_more_inside(connector, outside)
+        found.insists_on_tls = connector.through_tls = insists
 
 
-def _refusal_or_last(dialogue: Dialogue, mail: Reply) -> Reply:
+def _refusal_or_last(connection: SmtpConnection, mail: ProbeReply) -> ProbeReply:
     """Go on to RCPT, unless MAIL was refused."""
-    return dialogue.ask(b"RCPT TO:<postmaster>") if mail.is_accepting else mail
+    return connection.ask(b"RCPT TO:<postmaster>") if mail.is_accepting else mail
 
 
-def _takes_more_inside(access: Access, outside: Reply) -> bool:
+def _takes_more_inside(connector: Connector, outside: ProbeReply) -> bool:
     """Tell whether it refuses outside of TLS what it takes inside; 530 tells so, if no TLS does."""
     try:
-        with access.introduced(access.secured(unverified(), None)) as dialogue:
-            inside = _refusal_or_last(dialogue, dialogue.ask(access.mail))
-    except (Untold, OSError):
+        with connector.introduced(connector.secured(unverified(), None)) as connection:
+            inside = _refusal_or_last(connection, connection.ask(connector.mail))
+    except (CheckFailed, OSError):
         return outside.code == 530
     return inside.is_accepting or (outside.code == 530 and inside.octets != outside.octets)
 
 
-def _test(access: Access, wanted: Wanted, found: Findings, on_step: Step) -> None:
-    for name, test in _tests(access, wanted, found):
+def _test(connector: Connector, options: ProbeOptions, found: Findings, on_step: Step) -> None:
+    for name, test in _tests(connector, options, found):
         on_step(name)
         try:
             test()
-        except Untold as failure:
-            found.untold[name] = str(failure)
+        except CheckFailed as failure:
+            found.undetermined[name] = str(failure)
         except OSError as error:
-            found.untold[name] = _why(error)
+            found.undetermined[name] = _why(error)
 
 
-def _tests(access: Access, wanted: Wanted, found: Findings) -> list[tuple[str, Test]]:
+def _tests(connector: Connector, options: ProbeOptions, found: Findings) -> list[tuple[str, Test]]:
     def note(field: str, test: Test) -> Test:
         return lambda: setattr(found, field, test())
 
     tests = [
-        ("groups", note("groups", lambda: pipelining_checks.examine(access))),
-        ("DATA", note("data", lambda: behaviour_checks.data_without_recipients(access))),
-        ("bare LF", note("lf", lambda: behaviour_checks.bare_lf(access))),
-        ("bare CR", note("cr", lambda: behaviour_checks.bare_cr(access))),
+        ("groups", note("groups", lambda: pipelining_checks.examine(connector))),
+        ("DATA", note("data", lambda: behaviour_checks.data_without_recipients(connector))),
+        ("bare LF", note("lf", lambda: behaviour_checks.bare_lf(connector))),
+        ("bare CR", note("cr", lambda: behaviour_checks.bare_cr(connector))),
     ]
-    if access.is_implicit or b"STARTTLS" in found.words:
-        tests.append(("TLS", note("tls", lambda: tls_checks.examine(access))))
-    if wanted.relay_to:
-        ask = lambda: behaviour_checks.relay(access, wanted.sender, wanted.relay_to)  # noqa: E731
+    if connector.is_implicit or b"STARTTLS" in found.words:
+        tests.append(("TLS", note("tls", lambda: tls_checks.examine(connector))))
+    if options.relay_to:
+        ask = lambda: behaviour_checks.relay(connector, options.sender, options.relay_to)  # noqa: E731
         tests.append(("relay", note("relay", ask)))
     return tests
 
 
-def _later(reply: Reply) -> str:
+def _later(reply: ProbeReply) -> str:
     return " now: try again later" if reply.code < 500 else ""
 
 

@@ -29,7 +29,7 @@ _SHOWN = 160
 _DELIVERS = re.compile(rb"(?im)^(\.|DATA|BDAT|BURL|SEND|SOML|SAML)")
 
 
-class How(Enum):
+class SendMode(Enum):
     """In which way a reply did not come."""
 
     SILENT = "no reply came in time"
@@ -38,7 +38,7 @@ class How(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class ProbeReply:
     """A reply as the server sent it, and how many seconds after it was asked for."""
 
     code: int
@@ -57,34 +57,34 @@ class Reply:
         return short(b" ".join((first[:3], first[4:])))
 
 
-class Untold(Exception):
+class CheckFailed(Exception):
     """A test told nothing; the text, safe to show, says why."""
 
 
-class NoReply(Untold):
+class NoReply(CheckFailed):
     """The reply that was waited for did not come; `octets` are what came in its place."""
 
-    def __init__(self, how: How, octets: bytes = b"") -> None:
+    def __init__(self, how: SendMode, octets: bytes = b"") -> None:
         super().__init__(f"{how.value}: {short(octets)}" if octets else how.value)
         self.how = how
 
 
-class OutOfTime(Untold):
+class OutOfTime(CheckFailed):
     """The examination as a whole has taken too long, which says nothing of the reply waited for."""
 
     def __init__(self) -> None:
         super().__init__("all of it took too long: a longer --timeout gives more time")
 
 
-class Refused(Untold):
+class Refused(CheckFailed):
     """The server refused what had to come before the test."""
 
-    def __init__(self, what: str, reply: Reply) -> None:
+    def __init__(self, what: str, reply: ProbeReply) -> None:
         super().__init__(f"{what} was answered {reply.line}")
         self.reply = reply
 
 
-class HandshakeFailed(Untold):
+class HandshakeFailed(CheckFailed):
     """There was no TLS; `code` is OpenSSL's for a certificate that does not verify, or 0."""
 
     def __init__(self, why: str, code: int = 0) -> None:
@@ -98,7 +98,7 @@ def short(octets: bytes) -> str:
     return text if len(octets) <= _SHOWN else f"{text}..."
 
 
-class Dialogue:
+class SmtpConnection:
     """A connection, from reply to reply; as a context manager it says QUIT at its end.
 
     No wait is longer than `timeout_s`, nor does any go beyond `until`.  on_reply is told verb and
@@ -110,7 +110,7 @@ class Dialogue:
         connection: socket.socket,
         timeout_s: float,
         until: float,
-        on_reply: Callable[[str, Reply], None],
+        on_reply: Callable[[str, ProbeReply], None],
     ) -> None:
         self._socket = connection
         self._timeout_s = timeout_s
@@ -156,7 +156,7 @@ class Dialogue:
         _never(_DELIVERS.search(octets) is not None)
         self._send(octets)
 
-    def ask(self, command: bytes) -> Reply:
+    def ask(self, command: bytes) -> ProbeReply:
         """Send one command, without its CRLF, and return the reply."""
         self.say(command + b"\r\n")
         reply = self.reply()
@@ -165,7 +165,7 @@ class Dialogue:
         self._told(command, reply)
         return reply
 
-    def ask_for_content(self) -> Reply:
+    def ask_for_content(self) -> ProbeReply:
         """Say DATA where no recipient has been accepted, and return the reply.
 
         Unless it is a refusal the connection is gone then: whatever came next would be content.
@@ -174,7 +174,7 @@ class Dialogue:
         self._send(b"DATA\r\n")
         try:
             reply = self.reply()
-        except Untold:
+        except CheckFailed:
             self.abort()
             raise
         self._told(b"DATA", reply)
@@ -182,13 +182,13 @@ class Dialogue:
             self.abort()
         return reply
 
-    def reply(self, limit_s: float | None = None) -> Reply:
+    def reply(self, limit_s: float | None = None) -> ProbeReply:
         """Wait for a reply, however slowly it drips; no longer than `limit_s` or the time limit."""
         limit_s = self._timeout_s if limit_s is None else limit_s
         deadline = min(monotonic() + limit_s, self._until)
         while (found := self._next()) is None:
             self._reader.receive(self._read(deadline))
-        return Reply(*found, seconds=monotonic() - self._said_at)
+        return ProbeReply(*found, seconds=monotonic() - self._said_at)
 
     def secure(self, context: ssl.SSLContext, server_name: str | None) -> None:
         """Begin TLS.  Raises HandshakeFailed; the connection is gone then."""
@@ -212,7 +212,7 @@ class Dialogue:
         self._is_over = True
         self._socket.close()
 
-    def _told(self, command: bytes, reply: Reply) -> None:
+    def _told(self, command: bytes, reply: ProbeReply) -> None:
         self._on_reply(command.split(b" ", 1)[0].decode().upper(), reply)
 
     def _send(self, octets: bytes) -> None:
@@ -224,13 +224,13 @@ class Dialogue:
             self._is_over = True
             raise self._silence() from None
         except OSError:
-            raise self._ended(How.CLOSED) from None
+            raise self._ended(SendMode.CLOSED) from None
 
     def _next(self) -> tuple[int, bytes] | None:
         try:
             return self._reader.next_reply()
         except BackendViolation as violation:
-            raise self._ended(How.BROKEN, violation.octets) from None
+            raise self._ended(SendMode.BROKEN, violation.octets) from None
 
     def _read(self, deadline: float) -> bytes:
         self._socket.settimeout(self._left(deadline - monotonic()))
@@ -239,9 +239,9 @@ class Dialogue:
         except TimeoutError:
             raise self._silence() from None
         except OSError:
-            raise self._ended(How.CLOSED) from None
+            raise self._ended(SendMode.CLOSED) from None
         if not octets:
-            raise self._ended(How.CLOSED, self.unread)
+            raise self._ended(SendMode.CLOSED, self.unread)
         return octets
 
     def _left(self, seconds: float) -> float:
@@ -252,9 +252,9 @@ class Dialogue:
 
     def _silence(self) -> NoReply | OutOfTime:
         is_all_over = monotonic() >= self._until
-        return OutOfTime() if is_all_over else NoReply(How.SILENT, self.unread)
+        return OutOfTime() if is_all_over else NoReply(SendMode.SILENT, self.unread)
 
-    def _ended(self, how: How, octets: bytes = b"") -> NoReply:
+    def _ended(self, how: SendMode, octets: bytes = b"") -> NoReply:
         self._is_over = True
         return NoReply(how, octets)
 

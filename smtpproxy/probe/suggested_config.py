@@ -1,4 +1,4 @@
-"""Advice: the settings file that follows from findings, valid as it stands.
+"""The suggested config: the settings file that follows from findings, valid as it stands.
 
 What could not be found out is left at its default; what needs a file, a privilege or a decision
 that only the operator can take is a comment.
@@ -7,7 +7,7 @@ that only the operator can take is a comment.
 import json
 
 from smtpproxy.probe.findings import Findings
-from smtpproxy.probe.tls_checks import Encryption
+from smtpproxy.probe.tls_checks import TlsFindings
 
 _BESIDE = 30
 """The column where what is said of a setting begins."""
@@ -54,10 +54,10 @@ def _uses_its_pipelining(found: Findings) -> bool:
     return found.offers_pipelining and not found.loses_groups
 
 
-def _tls(found: Findings, tls: Encryption) -> list[str]:
+def _tls(found: Findings, tls: TlsFindings) -> list[str]:
     backend = tls.backend
     if backend is None:
-        return ["# No TLS of it works with this machine's OpenSSL."] if not tls.untold else []
+        return ["# No TLS of it works with this machine's OpenSSL."] if not tls.undetermined else []
     verified = tls.is_verified
     if found.address.is_loopback and not (found.is_implicit or found.insists_on_tls):
         return ["# It is on this machine: no TLS is needed on the way to it."]
@@ -74,7 +74,7 @@ def _tls(found: Findings, tls: Encryption) -> list[str]:
     return lines if verified else [*lines, *_how_to_verify(found, tls)]
 
 
-def _how_to_verify(found: Findings, tls: Encryption) -> list[str]:
+def _how_to_verify(found: Findings, tls: TlsFindings) -> list[str]:
     certificate = tls.certificate
     if certificate is None or certificate.has_expired:
         why = "has expired" if certificate else "can't be read"

@@ -1,4 +1,4 @@
-"""Encryption: which versions of TLS work, what the certificate is, and the settings that fit.
+"""TLS checks: which versions of TLS work, what the certificate is, and the settings that fit.
 
 The settings are found by trying: the handshakes are made as the proxy would make them, the
 strictest first.
@@ -13,15 +13,15 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, rsa
 
-from smtpproxy.config.schema import Backend
-from smtpproxy.probe.connector import Access, unverified
+from smtpproxy.config.schema import BackendSettings
+from smtpproxy.probe.connector import Connector, unverified
 from smtpproxy.probe.smtp_connection import (
-    Dialogue,
+    CheckFailed,
     HandshakeFailed,
     NoReply,
     OutOfTime,
-    Reply,
-    Untold,
+    ProbeReply,
+    SmtpConnection,
     short,
 )
 from smtpproxy.tls import contexts
@@ -29,7 +29,7 @@ from smtpproxy.tls.contexts import VERSIONS
 
 
 @dataclass(frozen=True, slots=True)
-class Certificate:
+class CertificateFindings:
     """What a certificate says of itself; the texts are safe to show.
 
     names: host names and IP addresses that it is for.
@@ -49,7 +49,7 @@ class Certificate:
 
 
 @dataclass(slots=True)
-class Encryption:
+class TlsFindings:
     """What was found.
 
     versions: version -> why it did not work, empty if it did.
@@ -58,16 +58,16 @@ class Encryption:
     backend: settings that work; None: none do.
     inside: the reply to EHLO inside TLS.
     is_injectable: it obeys what was sent in plaintext behind STARTTLS (CVE-2011-0411).
-    untold: why some of this could not be found out.
+    undetermined: why some of this could not be found out.
     """
 
     versions: dict[str, str]
-    certificate: Certificate | None = None
+    certificate: CertificateFindings | None = None
     unverified: str = ""
-    backend: Backend | None = None
-    inside: Reply | None = None
+    backend: BackendSettings | None = None
+    inside: ProbeReply | None = None
     is_injectable: bool = False
-    untold: str = ""
+    undetermined: str = ""
 
     @property
     def is_verified(self) -> bool:
@@ -81,18 +81,18 @@ class Encryption:
         return [version for version, why in self.versions.items() if not why]
 
 
-def examine(access: Access) -> Encryption:
+def examine(connector: Connector) -> TlsFindings:
     """Try each version, read the certificate, and find settings for it."""
-    found = Encryption({version: _attempt(access, version) for version in reversed(VERSIONS)})
+    found = TlsFindings({version: _attempt(connector, version) for version in reversed(VERSIONS)})
     try:
         if found.working:
-            _look_inside(access, found)
-    except (Untold, OSError) as failure:
-        found.untold = str(failure)
+            _look_inside(connector, found)
+    except (CheckFailed, OSError) as failure:
+        found.undetermined = str(failure)
     return found
 
 
-def read_certificate(octets: bytes) -> Certificate | None:
+def read_certificate(octets: bytes) -> CertificateFindings | None:
     """Read a DER certificate; None for what is none, or is none that can be read."""
     try:
         with warnings.catch_warnings():
@@ -102,9 +102,9 @@ def read_certificate(octets: bytes) -> Certificate | None:
         return None
 
 
-def _read(octets: bytes) -> Certificate:
+def _read(octets: bytes) -> CertificateFindings:
     read = x509.load_der_x509_certificate(octets)
-    return Certificate(
+    return CertificateFindings(
         _names(read),
         _common_name(read.issuer) or short(read.issuer.rfc4514_string().encode()),
         read.issuer == read.subject,
@@ -114,45 +114,45 @@ def _read(octets: bytes) -> Certificate:
     )
 
 
-def _look_inside(access: Access, found: Encryption) -> None:
-    with access.secured(unverified(), None) as dialogue:
-        found.certificate = read_certificate(dialogue.certificate)
-        found.inside = _speak(access, dialogue)
-    _fit(access, found)
-    if not access.is_implicit:
-        found.is_injectable = _obeys_what_was_injected(access)
+def _look_inside(connector: Connector, found: TlsFindings) -> None:
+    with connector.secured(unverified(), None) as connection:
+        found.certificate = read_certificate(connection.certificate)
+        found.inside = _speak(connector, connection)
+    _fit(connector, found)
+    if not connector.is_implicit:
+        found.is_injectable = _obeys_what_was_injected(connector)
 
 
-def _attempt(access: Access, version: str) -> str:
+def _attempt(connector: Connector, version: str) -> str:
     try:
         context = unverified(version)
     except ValueError:
         return "this machine can't"
     try:
-        with access.secured(context, None) as dialogue:
-            _speak(access, dialogue)
+        with connector.secured(context, None) as connection:
+            _speak(connector, connection)
     except OutOfTime:
         raise
-    except (Untold, OSError) as failure:
+    except (CheckFailed, OSError) as failure:
         return str(failure)
     return ""
 
 
-def _speak(access: Access, dialogue: Dialogue) -> Reply:
+def _speak(connector: Connector, connection: SmtpConnection) -> ProbeReply:
     """Make sure that the server goes on inside TLS."""
-    if access.is_implicit:
-        access.greeting(dialogue)
-    return access.say_hello(dialogue)
+    if connector.is_implicit:
+        connector.greeting(connection)
+    return connector.say_hello(connection)
 
 
-def _fit(access: Access, found: Encryption) -> None:
+def _fit(connector: Connector, found: TlsFindings) -> None:
     """Find the strictest settings with which the proxy's own handshake succeeds."""
     name = _name_to_ask_for(found.certificate)
     newest = max(found.working)
     for minimum in [each for each in ("1.2", "1.1", "1.0") if each <= newest]:
-        for candidate in _candidates(access, minimum, name):
+        for candidate in _candidates(connector, minimum, name):
             try:
-                _try(access, candidate)
+                _try(connector, candidate)
             except HandshakeFailed as failure:
                 if failure.code and not found.unverified:
                     found.unverified = str(failure)
@@ -161,24 +161,24 @@ def _fit(access: Access, found: Encryption) -> None:
             return
 
 
-def _candidates(access: Access, minimum: str, name: str) -> list[Backend]:
-    tls = "implicit" if access.is_implicit else "starttls"
+def _candidates(connector: Connector, minimum: str, name: str) -> list[BackendSettings]:
+    tls = "implicit" if connector.is_implicit else "starttls"
     choices: list[dict[str, object]] = [{"tls": tls}]
     if name:
         choices.append({"tls": tls, "server_name": name})
-    is_implicit = access.is_implicit
+    is_implicit = connector.is_implicit
     choices.append({"tls": tls, "verify": False} if is_implicit else {"tls": "opportunistic"})
-    shared = {"servers": [access.address], "minimum_tls": minimum}
-    return [Backend(**shared, **choice) for choice in choices]  # type: ignore[arg-type]  # by key
+    shared = {"servers": [connector.address], "minimum_tls": minimum}
+    return [BackendSettings(**shared, **choice) for choice in choices]  # type: ignore[arg-type]  # by key
 
 
-def _try(access: Access, backend: Backend) -> None:
-    name = backend.server_name or access.address.host or "localhost"  # as the proxy has it
-    with access.secured(contexts.for_backend(backend), name) as dialogue:
-        _speak(access, dialogue)
+def _try(connector: Connector, backend: BackendSettings) -> None:
+    name = backend.server_name or connector.address.host or "localhost"  # as the proxy has it
+    with connector.secured(contexts.for_backend(backend), name) as connection:
+        _speak(connector, connection)
 
 
-def _name_to_ask_for(certificate: Certificate | None) -> str:
+def _name_to_ask_for(certificate: CertificateFindings | None) -> str:
     """Return a host name that the certificate is for, if there is one."""
     names = certificate.names if certificate else ()
     return next((name for name in names if _is_host_name(name)), "")
@@ -189,16 +189,16 @@ def _is_host_name(name: str) -> bool:
     return "." in name and letters.isascii() and letters.isalnum() and not name[-1:].isdigit()
 
 
-def _obeys_what_was_injected(access: Access) -> bool:
+def _obeys_what_was_injected(connector: Connector) -> bool:
     """Send NOOP in the segment of STARTTLS, and see whether it is answered inside TLS."""
     try:
-        with access.introduced(access.connect(), greeting=True) as dialogue:
-            dialogue.say(b"STARTTLS\r\nNOOP\r\n")
-            if dialogue.reply().code != 220 or dialogue.unread:
-                dialogue.abort()
+        with connector.introduced(connector.connect(), greeting=True) as connection:
+            connection.say(b"STARTTLS\r\nNOOP\r\n")
+            if connection.reply().code != 220 or connection.unread:
+                connection.abort()
                 return False
-            dialogue.secure(unverified(), None)
-            dialogue.reply(access.patience_s)
+            connection.secure(unverified(), None)
+            connection.reply(connector.patience_s)
             return True
     except (NoReply, HandshakeFailed):
         return False

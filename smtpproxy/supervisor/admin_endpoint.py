@@ -1,26 +1,26 @@
-"""The window: what the service shows at the admin address, which may move at a reload."""
+"""The admin endpoint: what the service shows at the admin address, which may move at a reload."""
 
 import socket
 from time import time
 from typing import TYPE_CHECKING
 
 from smtpproxy.config.address import Address
-from smtpproxy.config.schema import Admin as AdminSettings
+from smtpproxy.config.schema import AdminSettings
 from smtpproxy.log import log
-from smtpproxy.metrics.snapshot import Figures
+from smtpproxy.metrics.snapshot import MetricsSnapshot
 from smtpproxy.net.sockets import name_of
 
 if TYPE_CHECKING:
-    from smtpproxy.admin.http_server import Admin
-    from smtpproxy.admin.live_feed import Source
+    from smtpproxy.admin.http_server import AdminServer
+    from smtpproxy.admin.live_feed import StatusSource
 
 
-class Window:
+class AdminEndpoint:
     """Shows what a source tells, at the address that the settings name."""
 
-    def __init__(self, source: "Source") -> None:
+    def __init__(self, source: "StatusSource") -> None:
         self._source = source
-        self._admin: Admin | None = None
+        self._admin: AdminServer | None = None
         self._settings = AdminSettings()
         self._reload_failed = False
         self._loaded = time()
@@ -37,9 +37,11 @@ class Window:
         self._settings = settings
         if settings.address == Address():
             return
-        from smtpproxy.admin.http_server import Admin  # its HTTP server is not loaded for nothing
+        from smtpproxy.admin.http_server import (
+            AdminServer,  # its HTTP server is not loaded for nothing
+        )
 
-        self._admin = Admin(settings.token, self._source)
+        self._admin = AdminServer(settings.token, self._source)
         await self._admin.start(sockets)
         for each in sockets:
             log.get().info("admin_listening", address=name_of(each))
@@ -48,10 +50,10 @@ class Window:
         """Learn that the settings that were to come into force did not."""
         self._reload_failed = True
 
-    def add_figures(self, figures: Figures) -> None:
+    def add_metrics(self, snapshot: MetricsSnapshot) -> None:
         """Add which settings are in force: the last that there were?"""
-        figures.gauges["config_last_reload_successful"] = int(not self._reload_failed)
-        figures.gauges["config_last_reload_success_timestamp_seconds"] = self._loaded
+        snapshot.gauges["config_last_reload_successful"] = int(not self._reload_failed)
+        snapshot.gauges["config_last_reload_success_timestamp_seconds"] = self._loaded
 
     async def close(self) -> None:
         """Show nothing any more."""

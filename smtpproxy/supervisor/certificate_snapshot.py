@@ -1,4 +1,4 @@
-"""The papers: certificates and keys, as they were when the settings were read.
+"""The certificate snapshot: certificates and keys, as they were when the settings were read.
 
 A worker that takes the place of one that died may be started much later.  What has come to the disk
 meanwhile is for the next reload to judge; it may be half of a new pair, or no good at all.
@@ -10,10 +10,10 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from smtpproxy.config.schema import Backend, Certificate, Listener, Settings
+from smtpproxy.config.schema import BackendSettings, CertificateSettings, ListenerSettings, Settings
 
 
-class Papers:
+class CertificateSnapshot:
     """Keeps a copy of each file in memory, without a name.
 
     settings: with the copies' paths, which hold in this process and in each that inherits the
@@ -39,15 +39,17 @@ class Papers:
             os.close(descriptor)
         self._copies.clear()
 
-    def _listener(self, listener: Listener) -> Listener:
+    def _listener(self, listener: ListenerSettings) -> ListenerSettings:
         certificate, key = self._copy(listener.certificate), self._copy(listener.key)
         sni = {
-            name: Certificate(certificate=self._copy(each.certificate), key=self._copy(each.key))
+            name: CertificateSettings(
+                certificate=self._copy(each.certificate), key=self._copy(each.key)
+            )
             for name, each in listener.sni.items()
         }
         return replace(listener, certificate=certificate, key=key, sni=sni)
 
-    def _backend(self, backend: Backend) -> Backend:
+    def _backend(self, backend: BackendSettings) -> BackendSettings:
         return replace(backend, ca_file=self._copy(backend.ca_file))
 
     def _copy(self, path: str) -> str:

@@ -1,12 +1,12 @@
-"""The desk: what the workers share beyond the sockets, and what they tell."""
+"""The coordinator: what the workers share beyond the sockets, and what they tell."""
 
 from collections.abc import Callable
 
 from smtpproxy.config.schema import Settings
 from smtpproxy.log.session_log import ServiceLog
-from smtpproxy.metrics.snapshot import Figures, Totals, quoted
+from smtpproxy.metrics.snapshot import MetricsSnapshot, SnapshotTotals, label_value
 from smtpproxy.net import shared_counters
-from smtpproxy.net.backend.connection_slots import Queue
+from smtpproxy.net.backend.connection_slots import SlotQueue
 from smtpproxy.supervisor.worker_process import WorkerProcess
 from smtpproxy.worker.control_messages import (
     Ask,
@@ -22,21 +22,21 @@ TellAll = Callable[[ToWorker, WorkerProcess | None], None]
 """Sends a message to all workers but this one."""
 
 
-class Desk:
-    """Made once for the service; crews come and go.
+class Coordinator:
+    """Made once for the service; worker groups come and go.
 
-    memory: the descriptor of the tally.
+    memory: the descriptor of the shared counters.
     lost: how many workers have died, or were killed as they hung.
     """
 
     def __init__(self, tell_all: TellAll) -> None:
         self.memory = shared_counters.create()
-        self._tally = shared_counters.Tally(self.memory)
+        self._shared_counters = shared_counters.SharedCounters(self.memory)
         self.lost = 0
         self._tell_all = tell_all
-        self._totals = Totals()
+        self._totals = SnapshotTotals()
         self._free_rows = list(reversed(range(shared_counters.ROWS)))
-        self._places: dict[str, Queue] = {}
+        self._connection_slots: dict[str, SlotQueue] = {}
         self._tickets: dict[WorkerProcess, set[tuple[str, int]]] = {}
         self._down: set[tuple[str, str]] = set()
         self._named: set[tuple[str, str]] = set()
@@ -47,7 +47,7 @@ class Desk:
         for name, backend in settings.backends.items():
             limit = backend.max_connections
             if limit:
-                queue = self._places.setdefault(name, Queue(limit, backend.max_wait))
+                queue = self._connection_slots.setdefault(name, SlotQueue(limit, backend.max_wait))
                 queue.limit, queue.max_wait = limit, backend.max_wait
                 queue.serve()
         named = {
@@ -61,21 +61,21 @@ class Desk:
 
     def sessions(self) -> int:
         """Return how many sessions there are now; what workers tell is a second old."""
-        return self._tally.sessions()
+        return self._shared_counters.sessions()
 
-    def figures(self) -> Figures:
+    def snapshot(self) -> MetricsSnapshot:
         """Return the figures of all workers, and what is known here alone."""
-        figures = self._totals.sum()
-        figures.counts["workers_lost"] = self.lost
-        figures.gauges["servers_down"] = len(self._down & self._named)
+        snapshot = self._totals.sum()
+        snapshot.counts["workers_lost"] = self.lost
+        snapshot.gauges["servers_down"] = len(self._down & self._named)
         for backend, server in sorted(self._named):
             up = (backend, server) not in self._down
-            labels = f'backend="{backend}",server={quoted(server)}'
-            figures.gauges[f"server_up{{{labels}}}"] = int(up)
-        for name, queue in self._places.items():
-            figures.gauges[f'places_taken{{backend="{name}"}}'] = queue.taken
-            figures.gauges[f'places_waited_for{{backend="{name}"}}'] = queue.waiting
-        return figures
+            labels = f'backend="{backend}",server={label_value(server)}'
+            snapshot.gauges[f"server_up{{{labels}}}"] = int(up)
+        for name, queue in self._connection_slots.items():
+            snapshot.gauges[f'places_taken{{backend="{name}"}}'] = queue.taken
+            snapshot.gauges[f'places_waited_for{{backend="{name}"}}'] = queue.waiting
+        return snapshot
 
     def is_down(self, backend: str, server: str) -> bool:
         """Tell whether a server is believed to be down."""
@@ -86,31 +86,31 @@ class Desk:
         return bool(self._named - self._down)
 
     def take_row(self) -> int:
-        """Return a row of the tally that no worker has.
+        """Return a row of the shared counters that no worker has.
 
         Raises OSError if there is none: then hundreds of workers are still draining.
         """
         if not self._free_rows:
             raise OSError("too many workers are still draining")
         row = self._free_rows.pop()
-        shared_counters.Tally(self.memory, row).clear()
+        shared_counters.SharedCounters(self.memory, row).clear()
         return row
 
     def free_row(self, row: int) -> None:
         """Take back the row of a worker that is gone."""
-        shared_counters.Tally(self.memory, row).clear()
+        shared_counters.SharedCounters(self.memory, row).clear()
         self._free_rows.append(row)
 
-    def brief(self, worker: WorkerProcess) -> None:
+    def send_servers_down(self, worker: WorkerProcess) -> None:
         """Tell a new worker which servers are down, so that its clients need not find out."""
         for backend, server in sorted(self._down):
             worker.tell(Health(backend, server, up=False))
 
-    def said(self, worker: WorkerProcess, message: FromWorker) -> None:
+    def take_message(self, worker: WorkerProcess, message: FromWorker) -> None:
         """Take what a worker tells, or asks for."""
         match message:
             case Beat():
-                self._totals.take(worker.pid, message.figures)
+                self._totals.take(worker.pid, message.snapshot)
             case Ask():
                 self._ask(worker, message.backend, message.ticket)
             case Leave():
@@ -119,18 +119,20 @@ class Desk:
                 self.change(message, worker)
 
     def _ask(self, worker: WorkerProcess, backend: str, ticket: int) -> None:
-        if backend not in self._places:  # a limit that a reload has brought, and another taken away
+        if (
+            backend not in self._connection_slots
+        ):  # a limit that a reload has brought, and another taken away
             worker.tell(Granted(ticket, granted=True))
             return
         self._tickets.setdefault(worker, set()).add((backend, ticket))
-        self._places[backend].ask(
+        self._connection_slots[backend].ask(
             (worker, ticket), lambda granted: worker.tell(Granted(ticket, granted))
         )
 
     def _leave(self, worker: WorkerProcess, backend: str, ticket: int) -> None:
         self._tickets.get(worker, set()).discard((backend, ticket))
-        if backend in self._places:
-            self._places[backend].leave((worker, ticket))
+        if backend in self._connection_slots:
+            self._connection_slots[backend].leave((worker, ticket))
 
     def change(self, health: Health, worker: WorkerProcess | None = None) -> None:
         """Follow a server that has gone down or come up, and tell the other workers."""
@@ -146,4 +148,4 @@ class Desk:
         self._totals.forget(worker.pid)
         self.free_row(worker.row)
         for backend, ticket in self._tickets.pop(worker, set()):
-            self._places[backend].leave((worker, ticket))
+            self._connection_slots[backend].leave((worker, ticket))

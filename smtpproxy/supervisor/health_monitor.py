@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Callable
 
 from smtpproxy.config.address import Address
-from smtpproxy.config.schema import Backend, Settings
+from smtpproxy.config.schema import BackendSettings, Settings
 from smtpproxy.net.backend.health_check import check
 from smtpproxy.net.backend.server_pool import Server
 from smtpproxy.worker import security_builder
@@ -18,7 +18,7 @@ LONGEST_S = 30.0
 """How long a check may take, if it is not to be repeated earlier."""
 
 
-class Checks:
+class HealthMonitor:
     """Checks the servers of the service's backends.
 
     found: is told what each check has found.
@@ -38,13 +38,17 @@ class Checks:
         for name, backend in settings.backends.items():
             if not backend.check_every and settings.admin.address == Address():
                 continue
-            route = security_builder.route(settings, backend)
+            backend_transport = security_builder.backend_transport(settings, backend)
             for address in backend.servers:
                 if not address.is_original:
-                    watching = self._watch(name, Server(address, route), backend, settings.hostname)
+                    watching = self._watch(
+                        name, Server(address, backend_transport), backend, settings.hostname
+                    )
                     self._tasks.append(asyncio.create_task(watching, name=f"check {address}"))
 
-    async def _watch(self, name: str, server: Server, backend: Backend, hostname: str) -> None:
+    async def _watch(
+        self, name: str, server: Server, backend: BackendSettings, hostname: str
+    ) -> None:
         interval = backend.check_every or backend.retry_after
         limit_s = min(backend.check_every or LONGEST_S, LONGEST_S)
         due = True

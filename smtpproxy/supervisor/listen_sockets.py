@@ -1,4 +1,4 @@
-"""The doors: the listening sockets of the service, open as long as its settings name them.
+"""The listening sockets of the service, open as long as its settings name them.
 
 Clients come in by those of the listeners; that of the admin address stays open while they drain.
 """
@@ -12,7 +12,7 @@ from smtpproxy.config.address import Address
 from smtpproxy.config.schema import Settings
 from smtpproxy.log import log
 from smtpproxy.net import sockets
-from smtpproxy.net.tproxy import allow
+from smtpproxy.net.tproxy import set_transparent
 from smtpproxy.supervisor import socket_activation
 
 Key = tuple[Address, int]
@@ -21,7 +21,7 @@ _ADMIN = -1
 """The position of the admin address."""
 
 
-class Doors:
+class ListenSockets:
     """Opens sockets or takes them from systemd; workers accept from them, sessions outlive them."""
 
     def __init__(self) -> None:
@@ -84,7 +84,7 @@ class Doors:
         for key in [key for key in self._passing if not keys.get(key)]:
             self._passing.remove(key)
             for each in self._open.get(key, ()):
-                allow(each, on=False)
+                set_transparent(each, on=False)
 
     def close_listeners(self) -> None:
         """Let no client in any more."""
@@ -117,7 +117,7 @@ def _close(address: Address, found: list[socket.socket]) -> None:
 def _let_pass(found: list[socket.socket]) -> None:
     """Take connections to other machines, too; raises OSError if we may not."""
     for each in found:
-        allow(each)
+        set_transparent(each)
 
 
 def _keys(settings: Settings) -> dict[Key, bool]:

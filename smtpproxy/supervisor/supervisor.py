@@ -1,4 +1,4 @@
-"""The service: sockets that stay open while crews of workers come and go, and signals obeyed.
+"""The supervisor: sockets that stay open while workers come and go, and signals obeyed.
 
 One way of running, also with one worker.  SIGHUP reads the settings again: new workers start, and
 when they are ready the old ones accept nobody any more and end with their sessions.  Both accept
@@ -18,13 +18,13 @@ from smtpproxy.config.decoding import ConfigError
 from smtpproxy.config.schema import Settings
 from smtpproxy.config.tls_validation import weak_backends
 from smtpproxy.log import log
-from smtpproxy.metrics.snapshot import Figures
-from smtpproxy.supervisor.admin_endpoint import Window
-from smtpproxy.supervisor.coordinator import Desk
-from smtpproxy.supervisor.health_monitor import Checks
-from smtpproxy.supervisor.listen_sockets import Doors
+from smtpproxy.metrics.snapshot import MetricsSnapshot
+from smtpproxy.supervisor.admin_endpoint import AdminEndpoint
+from smtpproxy.supervisor.coordinator import Coordinator
+from smtpproxy.supervisor.health_monitor import HealthMonitor
+from smtpproxy.supervisor.listen_sockets import ListenSockets
 from smtpproxy.supervisor.sd_notify import Notifier
-from smtpproxy.supervisor.worker_group import Crew
+from smtpproxy.supervisor.worker_group import WorkerGroup
 from smtpproxy.supervisor.worker_process import WorkerProcess
 from smtpproxy.worker.control_messages import Look, ToWorker
 
@@ -34,7 +34,7 @@ Read = Callable[[], Settings]
 """Reads the settings again; raises ConfigError."""
 
 
-class Service:
+class Supervisor:
     """Everything that runs as one smtpproxy."""
 
     def __init__(self, settings: Settings, read: Read) -> None:
@@ -42,25 +42,27 @@ class Service:
         self._read = read
         self._log = log.get()
         self._notifier = Notifier()
-        self._doors = Doors()
-        self._desk = Desk(self._tell_all)
-        self._checks = Checks(self._desk.change, self._desk.is_down)
-        self._window = Window(self)
-        self._crew: Crew | None = None
-        self._leaving: set[Crew] = set()
+        self._listen_sockets = ListenSockets()
+        self._coordinator = Coordinator(self._tell_all)
+        self._health_monitor = HealthMonitor(self._coordinator.change, self._coordinator.is_down)
+        self._admin_endpoint = AdminEndpoint(self)
+        self._worker_group: WorkerGroup | None = None
+        self._leaving: set[WorkerGroup] = set()
         self._reload_wanted = asyncio.Event()
         self._end_wanted, self._insisted = asyncio.Event(), asyncio.Event()
 
-    def figures(self) -> Figures:
+    def snapshot(self) -> MetricsSnapshot:
         """Return the figures of all workers, and of the service itself."""
-        figures = self._desk.figures()
-        figures.gauges["workers"] = sum(crew.workers for crew in self._crews)
-        self._window.add_figures(figures)
-        return figures
+        snapshot = self._coordinator.snapshot()
+        snapshot.gauges["workers"] = sum(
+            worker_group.workers for worker_group in self._worker_groups
+        )
+        self._admin_endpoint.add_metrics(snapshot)
+        return snapshot
 
     def listeners(self) -> list[str]:
         """Return the addresses that clients connect to."""
-        return self._doors.addresses
+        return self._listen_sockets.addresses
 
     def look(self) -> None:
         """Have the workers tell of sessions for a while, as somebody looks at the live page."""
@@ -70,13 +72,13 @@ class Service:
         """Return why a client could not be served just now; empty if it could."""
         if self._end_wanted.is_set():
             return "draining"
-        if self._crew is None or not self._crew.serves:
+        if self._worker_group is None or not self._worker_group.serves:
             return "no worker is there"
-        return "" if self._desk.is_any_up() else "no server is up"
+        return "" if self._coordinator.is_any_up() else "no server is up"
 
     @property
-    def _crews(self) -> set[Crew]:
-        return self._leaving | ({self._crew} if self._crew else set())
+    def _worker_groups(self) -> set[WorkerGroup]:
+        return self._leaving | ({self._worker_group} if self._worker_group else set())
 
     async def run(self) -> int:
         """Run until a signal tells to end; return the exit code."""
@@ -98,30 +100,30 @@ class Service:
         finally:
             for task in tasks:
                 task.cancel()
-            self._checks.stop()
-            crews = self._crews
-            for crew in crews:
-                crew.stop()
-            await _wait_for(crews)
-            await self._window.close()
-            self._doors.close()
+            self._health_monitor.stop()
+            worker_groups = self._worker_groups
+            for worker_group in worker_groups:
+                worker_group.stop()
+            await _wait_for(worker_groups)
+            await self._admin_endpoint.close()
+            self._listen_sockets.close()
         self._log.info("stopped")
         return 0
 
     async def _start(self) -> bool:
-        """Open the doors and start the first crew; False if either can't be."""
+        """Open the listening sockets and start the first worker group; False if either can't be."""
         settings = self._settings
         try:
-            self._doors.open(settings)
+            self._listen_sockets.open(settings)
         except OSError:
             return False
-        self._desk.settle(settings)
-        crew = self._crew = self._make_crew(settings)
-        if not await crew.start():
+        self._coordinator.settle(settings)
+        worker_group = self._worker_group = self._make_worker_group(settings)
+        if not await worker_group.start():
             return False
-        self._checks.settle(settings)
-        await self._window.settle(settings.admin, self._doors.admin(settings))
-        for address in self._doors.addresses:
+        self._health_monitor.settle(settings)
+        await self._admin_endpoint.settle(settings.admin, self._listen_sockets.admin(settings))
+        for address in self._listen_sockets.addresses:
             self._log.info("listening", address=address)
         self._warn(settings)
         self._notifier.ready(self._status())
@@ -133,12 +135,14 @@ class Service:
             self._log.warning("weak_tls", backend=name, how=how)
 
     def _tell_all(self, message: ToWorker, but: WorkerProcess | None) -> None:
-        for crew in self._crews:
-            crew.tell(message, but)
+        for worker_group in self._worker_groups:
+            worker_group.tell(message, but)
 
-    def _make_crew(self, settings: Settings) -> Crew:
+    def _make_worker_group(self, settings: Settings) -> WorkerGroup:
         size = settings.workers or len(os.sched_getaffinity(0))
-        return Crew(settings, self._doors.descriptors(settings), size, self._desk)
+        return WorkerGroup(
+            settings, self._listen_sockets.descriptors(settings), size, self._coordinator
+        )
 
     # --- reload -------------------------------------------------------------------------------
 
@@ -146,7 +150,7 @@ class Service:
         while True:
             await self._reload_wanted.wait()
             self._reload_wanted.clear()
-            if self._crew is not None and not self._end_wanted.is_set():
+            if self._worker_group is not None and not self._end_wanted.is_set():
                 self._notifier.reloading()
                 await self._reload()
                 if not self._end_wanted.is_set():
@@ -159,48 +163,53 @@ class Service:
         except ConfigError as error:
             self._reload_failed(*map(str, error.problems))
             return
-        old = self._crew
+        old = self._worker_group
         assert old is not None
         try:
-            added = self._doors.open(settings)
+            added = self._listen_sockets.open(settings)
         except OSError:
-            self._doors.keep_for(self._settings)
+            self._listen_sockets.keep_for(self._settings)
             self._reload_failed("an address can't be listened on")
             return
-        crew = self._make_crew(settings)
-        self._leaving.add(crew)  # until it is the one
-        started = await crew.start()
+        worker_group = self._make_worker_group(settings)
+        self._leaving.add(worker_group)  # until it is the one
+        started = await worker_group.start()
         if not started:
-            self._leaving.remove(crew)
+            self._leaving.remove(worker_group)
         if not started or self._end_wanted.is_set():
-            self._doors.keep_for(self._settings)
+            self._listen_sockets.keep_for(self._settings)
             if not self._end_wanted.is_set():
                 self._reload_failed("the new workers did not start")
             return
-        self._leaving.remove(crew)
+        self._leaving.remove(worker_group)
         log.configure(settings.log.level, settings.log.format)
         self._log = log.get()
-        self._settings, self._crew = settings, crew
-        self._desk.settle(settings)
-        self._checks.settle(settings)
+        self._settings, self._worker_group = settings, worker_group
+        self._coordinator.settle(settings)
+        self._health_monitor.settle(settings)
         for address in added:
             self._log.info("listening", address=address)
         self._warn(settings)
         await self._leave(old)
-        await self._window.settle(settings.admin, self._doors.admin(settings))
-        self._doors.keep_for(settings)
-        self._log.info("reloaded", workers=crew.workers, sessions=self._desk.sessions())
+        await self._admin_endpoint.settle(settings.admin, self._listen_sockets.admin(settings))
+        self._listen_sockets.keep_for(settings)
+        self._log.info(
+            "reloaded", workers=worker_group.workers, sessions=self._coordinator.sessions()
+        )
 
     def _reload_failed(self, *problems: str) -> None:
-        self._window.reload_failed()
+        self._admin_endpoint.reload_failed()
         self._log.error("reload_failed", problems=problems)
 
-    async def _leave(self, crew: Crew) -> None:
-        """Let a crew go, in its own time; return when all new clients are the new crew's."""
-        self._leaving.add(crew)
-        task = asyncio.get_running_loop().create_task(crew.empty.wait(), name="leaving crew")
-        task.add_done_callback(lambda _: self._leaving.discard(crew))
-        await crew.retire()
+    async def _leave(self, worker_group: WorkerGroup) -> None:
+        """Let a worker group go, in its own time; return when all new clients are the new worker
+        group's."""
+        self._leaving.add(worker_group)
+        task = asyncio.get_running_loop().create_task(
+            worker_group.empty.wait(), name="leaving crew"
+        )
+        task.add_done_callback(lambda _: self._leaving.discard(worker_group))
+        await worker_group.retire()
 
     # --- the end ------------------------------------------------------------------------------
 
@@ -210,12 +219,12 @@ class Service:
     async def _drain(self) -> None:
         """Let all sessions finish, until told again or out of time."""
         self._notifier.stopping()
-        self._doors.close_listeners()
-        crews = self._crews
-        for crew in crews:
-            crew.drain()
-        self._log.info("draining", sessions=self._desk.sessions())
-        drained = asyncio.create_task(_wait_for(crews), name="drain")
+        self._listen_sockets.close_listeners()
+        worker_groups = self._worker_groups
+        for worker_group in worker_groups:
+            worker_group.drain()
+        self._log.info("draining", sessions=self._coordinator.sessions())
+        drained = asyncio.create_task(_wait_for(worker_groups), name="drain")
         insisted = asyncio.create_task(self._insisted.wait(), name="second signal")
         await asyncio.wait((drained, insisted), return_when=asyncio.FIRST_COMPLETED)
         insisted.cancel()
@@ -230,10 +239,10 @@ class Service:
             await asyncio.sleep(CHECK_INTERVAL_S)
             now = monotonic()
             passed, looked = now - looked, now
-            for crew in self._crews:
+            for worker_group in self._worker_groups:
                 if passed > 2 * CHECK_INTERVAL_S:
-                    crew.excuse(passed)
-                crew.check(now)
+                    worker_group.excuse(passed)
+                worker_group.check(now)
             if self._notifier.wanted:
                 self._notifier.status(self._status())
 
@@ -243,14 +252,14 @@ class Service:
             await asyncio.sleep(self._notifier.watchdog_s / 3)
 
     def _status(self) -> str:
-        workers = sum(crew.workers for crew in self._crews)
-        return f"{self._desk.sessions()} sessions, {workers} workers"
+        workers = sum(worker_group.workers for worker_group in self._worker_groups)
+        return f"{self._coordinator.sessions()} sessions, {workers} workers"
 
 
-async def _wait_for(crews: set[Crew]) -> None:
+async def _wait_for(worker_groups: set[WorkerGroup]) -> None:
     """Wait until they are gone."""
-    for crew in crews:
-        await crew.empty.wait()
+    for worker_group in worker_groups:
+        await worker_group.empty.wait()
 
 
 def main(settings: Settings, read: Read) -> int:
@@ -259,4 +268,4 @@ def main(settings: Settings, read: Read) -> int:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # a session takes two
     with asyncio.Runner() as runner:
-        return runner.run(Service(settings, read).run())
+        return runner.run(Supervisor(settings, read).run())

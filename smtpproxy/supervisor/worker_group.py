@@ -1,4 +1,4 @@
-"""The crew: the workers that run on one version of the settings."""
+"""The worker group: the workers that run on one version of the settings."""
 
 import asyncio
 import contextlib
@@ -8,8 +8,8 @@ from time import monotonic
 
 from smtpproxy.config.schema import Settings
 from smtpproxy.log import log
-from smtpproxy.supervisor.certificate_snapshot import Papers
-from smtpproxy.supervisor.coordinator import Desk
+from smtpproxy.supervisor.certificate_snapshot import CertificateSnapshot
+from smtpproxy.supervisor.coordinator import Coordinator
 from smtpproxy.supervisor.worker_process import WorkerProcess
 from smtpproxy.worker.control_messages import Drain, FromWorker, Retire, Start, Stop, ToWorker
 
@@ -25,20 +25,22 @@ STOP_LIMIT_S = 5.0
 """How long a worker may take to end that was told to stop, or whose drain is over."""
 
 
-class Crew:
+class WorkerGroup:
     """Starts the workers, replaces one that dies or hangs, and lets them go.
 
     sockets: for each listener of the settings, the descriptors that workers accept from.
     empty: set when it was let go and no worker is left.
     """
 
-    def __init__(self, settings: Settings, sockets: list[list[int]], size: int, desk: Desk) -> None:
+    def __init__(
+        self, settings: Settings, sockets: list[list[int]], size: int, coordinator: Coordinator
+    ) -> None:
         self.settings = settings
         self.empty = asyncio.Event()
-        self._papers = Papers(settings)
+        self._certificate_snapshot = CertificateSnapshot(settings)
         self._sockets = sockets
         self._size = size
-        self._desk = desk
+        self._coordinator = coordinator
         self._workers: set[WorkerProcess] = set()
         self._delay = 0.0
         self._replacing: set[asyncio.Task[None]] = set()
@@ -74,38 +76,40 @@ class Crew:
 
     async def _start_worker(self) -> None:
         """Start one; raises OSError if there can't be another process."""
-        row = self._desk.take_row()
-        settings, tally = self._papers.settings, self._desk.memory
+        row = self._coordinator.take_row()
+        settings, shared_counters = self._certificate_snapshot.settings, self._coordinator.memory
         worker = WorkerProcess(
-            Start(settings=settings, sockets=self._sockets, tally=tally, row=row),
-            self._papers.descriptors,
+            Start(
+                settings=settings, sockets=self._sockets, shared_counters=shared_counters, row=row
+            ),
+            self._certificate_snapshot.descriptors,
             self._said,
             self._ended,
         )
         try:
             await worker.start()
         except OSError:
-            self._desk.free_row(row)
+            self._coordinator.free_row(row)
             raise
-        self._desk.brief(worker)
+        self._coordinator.send_servers_down(worker)
         self._workers.add(worker)
         if self._deadline:  # let go meanwhile
             worker.tell(Stop())
 
     def _said(self, worker: WorkerProcess, message: FromWorker) -> None:
-        self._desk.said(worker, message)
+        self._coordinator.take_message(worker, message)
 
     def _ended(self, worker: WorkerProcess) -> None:
         self._workers.discard(worker)
-        self._desk.ended(worker)
+        self._coordinator.ended(worker)
         if self._deadline:
             self._tell_if_empty()
             return
         lived = monotonic() - worker.started
-        # Before the crew has ever been ready its start fails as a whole.
+        # Before the worker group has ever been ready its start fails as a whole.
         delay = 0.0 if lived > LONG_LIFE_S else self._delay
         self._delay = min(max(FIRST_DELAY_S, 2 * delay), LONGEST_DELAY_S)
-        self._desk.lost += 1
+        self._coordinator.lost += 1
         self._log.error(
             "worker_lost", pid=worker.pid, code=worker.code, seconds=round(lived, 1), again_in=delay
         )
@@ -175,7 +179,7 @@ class Crew:
 
     def _tell_if_empty(self) -> None:
         if not self._workers:
-            self._papers.close()
+            self._certificate_snapshot.close()
             self.empty.set()
 
     def __iter__(self) -> Iterator[WorkerProcess]:

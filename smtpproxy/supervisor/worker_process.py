@@ -14,7 +14,7 @@ import msgspec
 
 from smtpproxy.worker.control_messages import (
     FromWorker,
-    Lines,
+    MessageReader,
     Ready,
     Retired,
     Start,
@@ -33,7 +33,7 @@ class WorkerProcess(asyncio.Protocol):
     It ends when it was told to, dies, or is killed because its heartbeat has stopped; whatever it
     was, `ended` is called once.
 
-    papers: descriptors of files that the settings of `start` name.
+    snapshot_fds: descriptors of files that the settings of `start` name.
     retired: set when it accepts nobody any more.
     heard: when it said something last.  code: the exit code, negative for a signal; None before.
     """
@@ -41,7 +41,7 @@ class WorkerProcess(asyncio.Protocol):
     def __init__(
         self,
         start: Start,
-        papers: Iterable[int],
+        snapshot_fds: Iterable[int],
         said: Callable[["WorkerProcess", FromWorker], None],
         ended: Callable[["WorkerProcess"], None],
     ) -> None:
@@ -51,10 +51,10 @@ class WorkerProcess(asyncio.Protocol):
         self.started = self.heard = monotonic()
         self.code: int | None = None
         self._start = start
-        self._papers = papers
+        self._snapshot_fds = snapshot_fds
         self._said = said
         self._ended = ended
-        self._lines = Lines()
+        self._lines = MessageReader()
         self._transport: asyncio.Transport | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._reaping: asyncio.Task[None] | None = None
@@ -71,7 +71,7 @@ class WorkerProcess(asyncio.Protocol):
         Raises OSError if the system has no process for us.
         """
         ours, its = socket.socketpair()
-        passed = [its.fileno(), self._start.tally, *self._papers]
+        passed = [its.fileno(), self._start.shared_counters, *self._snapshot_fds]
         passed += [each for listener in self._start.sockets for each in listener]
         # Signals wait until it ignores them: Ctrl-C reaches all processes of a terminal.
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)

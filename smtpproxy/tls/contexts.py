@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path as FilePath
 
 from smtpproxy.config.decoding import BAD
-from smtpproxy.config.schema import Backend, Certificate, Listener, Settings
-from smtpproxy.config.toml_lines import Path
+from smtpproxy.config.schema import BackendSettings, CertificateSettings, ListenerSettings, Settings
+from smtpproxy.config.toml_lines import KeyPath
 
 VERSIONS = {
     "1.0": ssl.TLSVersion.TLSv1,
@@ -21,12 +21,12 @@ VERSIONS = {
 }
 
 
-def for_clients(listener: Listener) -> ssl.SSLContext:
+def for_clients(listener: ListenerSettings) -> ssl.SSLContext:
     """Return the context in which clients are served; raises OSError for a file that is no good.
 
     TLS 1.2 at least, with the ciphers that Python deems safe.
     """
-    context = _serving(Certificate(certificate=listener.certificate, key=listener.key))
+    context = _serving(CertificateSettings(certificate=listener.certificate, key=listener.key))
     if listener.sni:
         from smtpproxy.tls.certificate_names import names_in
 
@@ -40,7 +40,7 @@ def for_clients(listener: Listener) -> ssl.SSLContext:
     return context
 
 
-def for_backend(backend: Backend) -> ssl.SSLContext:
+def for_backend(backend: BackendSettings) -> ssl.SSLContext:
     """Return the context for a backend; raises OSError for a CA file that is no good.
 
     What is opportunistic is not verified: whoever could forge the certificate could hide STARTTLS.
@@ -58,14 +58,14 @@ def for_backend(backend: Backend) -> ssl.SSLContext:
     return context
 
 
-def faults(settings: Settings) -> Iterator[tuple[Path, str]]:
+def faults(settings: Settings) -> Iterator[tuple[KeyPath, str]]:
     """Find files that are no good: the place of each in the settings, and what is wrong."""
     for index, listener in enumerate([] if settings.listener is BAD else settings.listener):
         if listener is BAD or listener.certificate in ("", BAD):
             continue
-        place: Path = ("listener", index)
+        place: KeyPath = ("listener", index)
         yield from _faults_of(
-            Certificate(certificate=listener.certificate, key=listener.key), place
+            CertificateSettings(certificate=listener.certificate, key=listener.key), place
         )
         if listener.sni is not BAD:
             for name, each in listener.sni.items():
@@ -81,7 +81,7 @@ def faults(settings: Settings) -> Iterator[tuple[Path, str]]:
             yield ("backends", name, "ca_file"), _why(error)
 
 
-def _faults_of(pair: Certificate, place: Path) -> Iterator[tuple[Path, str]]:
+def _faults_of(pair: CertificateSettings, place: KeyPath) -> Iterator[tuple[KeyPath, str]]:
     if BAD in (pair.certificate, pair.key):
         return
     for key in ("certificate", "key"):
@@ -97,7 +97,7 @@ def _faults_of(pair: Certificate, place: Path) -> Iterator[tuple[Path, str]]:
         yield (*place, "certificate"), _why(error)
 
 
-def _serving(pair: Certificate) -> ssl.SSLContext:
+def _serving(pair: CertificateSettings) -> ssl.SSLContext:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     # A key with a pass phrase would have OpenSSL ask at the terminal.
     context.load_cert_chain(pair.certificate, pair.key or None, password=_no_pass_phrase)

@@ -3,7 +3,7 @@
 import ssl
 
 
-def reason(error: Exception) -> str:
+def error_text(error: Exception) -> str:
     """Return what can be made use of; never empty."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"certificate: {error.verify_message}"

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import cast
 
 from smtpproxy.tls.client_transport import ServerObject
-from smtpproxy.tls.error_text import reason
+from smtpproxy.tls.error_text import error_text
 
 Secured = Callable[[asyncio.Transport], asyncio.Protocol]
 """Takes the transport inside TLS; returns the protocol that is to have its octets."""
@@ -85,7 +85,7 @@ async def _run(
         inside = await shake
     except (OSError, ssl.CertificateError) as error:  # ssl.SSLError is an OSError
         transport.abort()
-        failed(reason(error))
+        failed(error_text(error))
         return
     protocol = secured(inside)
     inside.set_protocol(protocol)

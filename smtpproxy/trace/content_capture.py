@@ -14,7 +14,7 @@ HEADER_OCTETS = 64 * 1024
 """A header is kept up to this size."""
 
 
-class Kept(Enum):
+class CaptureMode(Enum):
     """How much of message content is recorded."""
 
     NONE = "none"
@@ -28,7 +28,7 @@ class Kept(Enum):
 _NOTHING_DIGESTED = sha256()
 
 
-class Content(Struct, gc=False):
+class CapturedContent(Struct, gc=False):
     """What is recorded of the content of one exchange.
 
     sha256: of its first octets, as many as `digested`, as it went to the backend.
@@ -43,7 +43,7 @@ class Content(Struct, gc=False):
     came: bytes = b""
 
 
-class Captured:
+class ContentCapture:
     """Keeps the beginning of the message that is on its way, never more than a bound.
 
     Chunks of one BDAT after another may be under way at once, so each is taken by its size.
@@ -53,12 +53,12 @@ class Captured:
 
     __slots__ = ("_came", "_kept", "_most", "_sent", "any")
 
-    def __init__(self, kept: Kept, most: int) -> None:
+    def __init__(self, kept: CaptureMode, most: int) -> None:
         self._kept = kept
         self._most = most
         bound = max(_BOUNDS[kept] or most, DIGESTED_OCTETS)
         self._sent = _Chunks(bound)
-        self._came = _Chunks(bound) if kept is Kept.FULL else None
+        self._came = _Chunks(bound) if kept is CaptureMode.FULL else None
         self.any = False
 
     def add(self, sent: bytes, came: bytes) -> None:
@@ -68,13 +68,13 @@ class Captured:
         if self._came is not None:
             self._came.add(came)
 
-    def take(self, exchange: Exchange, *, digested: bool) -> Content:
+    def take(self, exchange: Exchange, *, digested: bool) -> CapturedContent:
         """Return what is to be recorded of the content of an exchange."""
         most = exchange.octets if exchange.verb.role == verbs.BDAT else None
         octets, size = self._sent.take(most)
         self.any = self._sent.size > 0
-        content = _digest_of(octets[:DIGESTED_OCTETS]) if digested else Content()
-        if self._kept is Kept.NONE:
+        content = _digest_of(octets[:DIGESTED_OCTETS]) if digested else CapturedContent()
+        if self._kept is CaptureMode.NONE:
             return content
         content.text = text = self._part_of(octets)
         content.cut = len(text) < size
@@ -84,7 +84,7 @@ class Captured:
         return content
 
     def _part_of(self, octets: bytes) -> bytes:
-        if self._kept is Kept.FULL:
+        if self._kept is CaptureMode.FULL:
             return octets[: self._most]
         if octets.startswith((b"\r\n", b".\r\n")):
             return b""
@@ -92,10 +92,10 @@ class Captured:
         return octets[:end] if end >= 4 else octets[:HEADER_OCTETS]
 
 
-def _digest_of(octets: bytes) -> Content:
+def _digest_of(octets: bytes) -> CapturedContent:
     digest = _NOTHING_DIGESTED.copy()  # to look up the algorithm costs as much as to use it
     digest.update(octets)
-    return Content(digest.hexdigest(), len(octets))
+    return CapturedContent(digest.hexdigest(), len(octets))
 
 
 class _Chunks:
@@ -134,5 +134,9 @@ class _Chunks:
         return octets[:most], size - self.size
 
 
-_BOUNDS = {Kept.NONE: DIGESTED_OCTETS, Kept.HEADERS: HEADER_OCTETS, Kept.FULL: 0}
+_BOUNDS = {
+    CaptureMode.NONE: DIGESTED_OCTETS,
+    CaptureMode.HEADERS: HEADER_OCTETS,
+    CaptureMode.FULL: 0,
+}
 """How many octets of a message have to be captured; 0: as many as may be recorded."""

@@ -6,7 +6,7 @@ from importlib.resources import files
 
 import msgspec
 
-from smtpproxy.trace.reader import Session, for_people
+from smtpproxy.trace.reader import RecordedSession, for_people
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
@@ -22,7 +22,7 @@ drawSession(document.getElementById("picture"), records);
 """
 
 
-def page(session: Session) -> str:
+def page(session: RecordedSession) -> str:
     """Return the page; whatever peers sent stands in it as data, never as markup."""
     session = for_people(session)
     static = files("smtpproxy.admin") / "static"

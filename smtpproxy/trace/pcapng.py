@@ -11,7 +11,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from itertools import groupby
 
 from smtpproxy.text import octets_of
-from smtpproxy.trace.reader import Session
+from smtpproxy.trace.reader import RecordedSession
 from smtpproxy.trace.records import Exchanged
 
 RAW_IP = 101
@@ -28,7 +28,7 @@ Address = IPv4Address | IPv6Address
 
 
 @dataclass(slots=True)
-class End:
+class StreamEnd:
     """One end of a connection, and what it has sent so far."""
 
     address: Address
@@ -40,8 +40,8 @@ class End:
 class Stream:
     """A connection whose packets are made."""
 
-    client: End
-    server: End
+    client: StreamEnd
+    server: StreamEnd
 
     def packet(self, *, from_client: bool, flags: int, octets: bytes = b"") -> bytes:
         """Return the next packet."""
@@ -55,7 +55,7 @@ class Stream:
         return _ip(source.address, target.address, header + octets)
 
 
-def capture(session: Session) -> bytes:
+def capture(session: RecordedSession) -> bytes:
     """Return the capture file of a session; raises ValueError if it never got to a server."""
     ends = session.connected
     if ends is None:
@@ -86,7 +86,7 @@ def _opening(stream: Stream, at: float) -> Iterator[tuple[float, bytes]]:
     yield at, stream.packet(from_client=True, flags=ACK)
 
 
-def _said(session: Session) -> Iterator[tuple[float, bool, bool, bytes]]:
+def _said(session: RecordedSession) -> Iterator[tuple[float, bool, bool, bytes]]:
     """Yield time, on the inner connection, from the client of that connection, octets."""
     asked = [each for each in session.exchanges if each.verb not in {"greeting", "unasked"}]
     for framed, group in groupby(asked, lambda each: each.framed):
@@ -136,7 +136,7 @@ def command_octets(exchange: Exchanged) -> bytes:
     return content[:end] + told + b".\r\n"
 
 
-def _end(name: str, *, server: bool = False) -> End:
+def _end(name: str, *, server: bool = False) -> StreamEnd:
     host, _, port = name.rpartition(":")
     try:
         address, number = ip_address(host.strip("[]").partition("%")[0]), int(port)
@@ -144,7 +144,7 @@ def _end(name: str, *, server: bool = False) -> End:
         address, number = ip_address("127.0.0.1"), 40000
     if server and number not in SMTP_PORTS:
         number = 25
-    return End(address, number)
+    return StreamEnd(address, number)
 
 
 def _ip(source: Address, target: Address, segment: bytes) -> bytes:

@@ -37,7 +37,7 @@ AnyRecord = TypeVar("AnyRecord", bound=Struct)
 
 
 @dataclass(slots=True)
-class Session:
+class RecordedSession:
     """One session as it was recorded; what is not there, is None.
 
     before_gap: how many of the exchanges come ahead of the gap, if there is one.
@@ -93,19 +93,19 @@ def closed_sessions(paths: list[Path], progress: Progress) -> Iterator[Closed]:
                 yield record
 
 
-def session_of(paths: list[Path], name: str) -> Session | None:
+def session_of(paths: list[Path], name: str) -> RecordedSession | None:
     """Return a session by its id, or by the begin of it; None if there is none such."""
-    session: Session | None = None
+    session: RecordedSession | None = None
     for path in paths:
         for record in _matching(path, b'"session":"' + name.encode(), lambda _: None):
             if session is None:
-                session = Session(record.session)
+                session = RecordedSession(record.session)
             if record.session == session.id:
                 add(session, record)
     return session
 
 
-def add(session: Session, record: Record) -> None:
+def add(session: RecordedSession, record: Record) -> None:
     """Put a record where it belongs."""
     match record:
         case Opened():
@@ -124,9 +124,9 @@ def add(session: Session, record: Record) -> None:
             session.gap, session.before_gap = record, len(session.exchanges)
 
 
-def for_people(session: Session) -> Session:
+def for_people(session: RecordedSession) -> RecordedSession:
     """Return a session with all of its records as people may see them."""
-    shown = Session(printable(session.id))
+    shown = RecordedSession(printable(session.id))
     for record in session.records:
         add(shown, printable_record(record))
     return shown

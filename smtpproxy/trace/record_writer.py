@@ -7,7 +7,7 @@ from collections.abc import Callable
 from time import monotonic, time
 
 from smtpproxy.log import log
-from smtpproxy.trace.rotating_files import Files
+from smtpproxy.trace.rotating_files import RotatingFiles
 
 Later = Callable[[Callable[[], None]], object]
 """Calls what it is given soon, on the event loop."""
@@ -30,7 +30,7 @@ class Writer:
     offset: float
     """Seconds to add to a time of the monotonic clock to get that of the wall clock."""
 
-    def __init__(self, files: Files, later: Later) -> None:
+    def __init__(self, files: RotatingFiles, later: Later) -> None:
         self.offset = time() - monotonic()
         self._files = files
         self._later = later

@@ -8,15 +8,15 @@ are gathered and written by a thread, so that no disk ever holds up the mail.
 from collections.abc import Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_address
 
-from smtpproxy.trace.content_capture import Captured, Kept
+from smtpproxy.trace.content_capture import CaptureMode, ContentCapture
 from smtpproxy.trace.record_writer import Later, Writer
-from smtpproxy.trace.rotating_files import Files
-from smtpproxy.trace.session_recorder import Flight, FlightMemory, SessionTrace
+from smtpproxy.trace.rotating_files import RotatingFiles
+from smtpproxy.trace.session_recorder import FlightMemory, FlightRecorder, SessionRecorder
 
 Network = IPv4Network | IPv6Network
 
 
-class Trace:
+class TraceRecorder:
     """Records the sessions of a worker.
 
     Args:
@@ -35,12 +35,12 @@ class Trace:
 
     def __init__(
         self,
-        files: Files,
+        files: RotatingFiles,
         later: Later,
         *,
         only_errors: bool = False,
         networks: Sequence[Network] = (),
-        kept: Kept = Kept.NONE,
+        kept: CaptureMode = CaptureMode.NONE,
         most: int = 0,
     ) -> None:
         self.writer = Writer(files, later)
@@ -55,13 +55,13 @@ class Trace:
         """Return how many records were not written."""
         return self.writer.lost
 
-    def session(self, session: str, listener: str, client: str) -> SessionTrace | None:
+    def session(self, session: str, listener: str, client: str) -> SessionRecorder | None:
         """Begin to record a session, if its client is one of those to be recorded."""
         if self._networks and not self._is_wanted(client):
             return None
-        captured = Captured(self._kept, self._most)
-        flight = Flight(self.writer, self.memory) if self._only_errors else None
-        return SessionTrace(self.writer, captured, flight, session, listener, client)
+        captured = ContentCapture(self._kept, self._most)
+        flight = FlightRecorder(self.writer, self.memory) if self._only_errors else None
+        return SessionRecorder(self.writer, captured, flight, session, listener, client)
 
     def _is_wanted(self, client: str) -> bool:
         host = client.rpartition(":")[0].strip("[]")

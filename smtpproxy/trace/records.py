@@ -18,7 +18,7 @@ from smtpproxy.core import verbs
 from smtpproxy.core.exchange import Exchange
 from smtpproxy.core.violations import BackendViolation
 from smtpproxy.text import text_of
-from smtpproxy.trace.content_capture import Content
+from smtpproxy.trace.content_capture import CapturedContent
 
 
 class Opened(Struct, tag_field="what", tag="opened", omit_defaults=True, gc=False):
@@ -185,7 +185,10 @@ _ROLES = {
 
 
 def encoded(
-    session: str, exchanges: Sequence[Exchange], contents: Mapping[Exchange, Content], offset: float
+    session: str,
+    exchanges: Sequence[Exchange],
+    contents: Mapping[Exchange, CapturedContent],
+    offset: float,
 ) -> bytes:
     """Return the lines of exchanges of a session.
 
@@ -233,7 +236,7 @@ def exchanged(session: str, exchanges: Sequence[Exchange], offset: float) -> lis
 
 
 def _exchanged(
-    session: str, exchange: Exchange, contents: Mapping[Exchange, Content], offset: float
+    session: str, exchange: Exchange, contents: Mapping[Exchange, CapturedContent], offset: float
 ) -> Exchanged:
     record = Exchanged(
         session=session,

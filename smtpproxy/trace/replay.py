@@ -8,7 +8,7 @@ from smtpproxy.config.address import Address
 from smtpproxy.core.replies import ReplyReader
 from smtpproxy.core.violations import BackendViolation
 from smtpproxy.text import octets_of, text_of
-from smtpproxy.trace.reader import Session
+from smtpproxy.trace.reader import RecordedSession
 from smtpproxy.trace.records import Exchanged
 
 REPLY_LIMIT_S = 300.0
@@ -23,7 +23,7 @@ FILLER = b"x" * 76 + b"\r\n"
 
 
 @dataclass(frozen=True, slots=True)
-class Played:
+class ReplayedExchange:
     """A command with the reply of then and of now; `now` is empty where none came."""
 
     exchange: Exchanged
@@ -36,23 +36,23 @@ class Played:
 
 
 @dataclass(slots=True)
-class Performance:
+class ReplayResult:
     """What came of it; stopped: why not all was played, if so."""
 
-    played: list[Played]
+    played: list[ReplayedExchange]
     stopped: str = ""
 
 
 async def replay(
-    session: Session, address: Address, *, lock_step: bool = False, as_fast: bool = False
-) -> Performance:
+    session: RecordedSession, address: Address, *, lock_step: bool = False, as_fast: bool = False
+) -> ReplayResult:
     """Play the client's side; raises OSError if the server can't be reached."""
     async with asyncio.timeout(REPLY_LIMIT_S):
         if address.is_unix:
             reader, writer = await asyncio.open_unix_connection(address.path)
         else:
             reader, writer = await asyncio.open_connection(address.host, address.port)
-    performance = Performance([])
+    performance = ReplayResult([])
     try:
         await _Player(reader, writer, performance).play(session, lock_step, as_fast)
     except TimeoutError:
@@ -87,14 +87,14 @@ def _asked(exchanges: list[Exchanged]) -> list[Exchanged]:
 
 class _Player:
     def __init__(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, performance: Performance
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, performance: ReplayResult
     ) -> None:
         self._reader = reader
         self._writer = writer
         self._performance = performance
         self._replies = ReplyReader()
 
-    async def play(self, session: Session, lock_step: bool, as_fast: bool) -> None:
+    async def play(self, session: RecordedSession, lock_step: bool, as_fast: bool) -> None:
         for each in session.exchanges:
             if each.verb == "greeting":
                 await self._take(each)
@@ -127,7 +127,7 @@ class _Player:
                     raise EOFError
                 self._replies.receive(octets)
         reply = text_of(found[1].removesuffix(b"\r\n"))
-        self._performance.played.append(Played(exchange, reply))
+        self._performance.played.append(ReplayedExchange(exchange, reply))
         return reply
 
 

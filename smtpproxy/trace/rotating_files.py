@@ -20,7 +20,7 @@ STOP_LIMIT_S = 5.0
 SUFFIX = ".jsonl"
 
 
-class Files:
+class RotatingFiles:
     """Takes lines for one worker's files, and never blocks or raises.
 
     lost: how many lines were dropped.  why: what the system said about it last.

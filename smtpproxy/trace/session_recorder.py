@@ -7,9 +7,9 @@ from typing import Any
 
 from smtpproxy.core import verbs
 from smtpproxy.core.exchange import Exchange
-from smtpproxy.core.observer import Ends, Summary
+from smtpproxy.core.observer import ConnectionEnds, SessionSummary
 from smtpproxy.trace import records
-from smtpproxy.trace.content_capture import Captured, Content
+from smtpproxy.trace.content_capture import CapturedContent, ContentCapture
 from smtpproxy.trace.record_writer import Writer
 
 KEPT_OCTETS = 64 * 1024
@@ -23,11 +23,11 @@ EXCHANGE_OCTETS = 400
 """What an exchange takes beside its line and its reply."""
 KEPT_MESSAGES = 100
 """How many transactions, and how many violations, a session's last record tells."""
-_NO_CONTENTS: dict[Exchange, Content] = {}
+_NO_CONTENTS: dict[Exchange, CapturedContent] = {}
 _CONTENT = frozenset((verbs.END_OF_DATA, verbs.BDAT))
 
 
-class SessionTrace:
+class SessionRecorder:
     """Records one session.
 
     Args:
@@ -60,8 +60,8 @@ class SessionTrace:
     def __init__(
         self,
         writer: Writer,
-        captured: Captured,
-        flight: "Flight | None",
+        captured: ContentCapture,
+        flight: "FlightRecorder | None",
         session: str,
         listener: str,
         client: str,
@@ -89,7 +89,7 @@ class SessionTrace:
         else:
             self._head.append(record)
 
-    def connected(self, server: str, ends: Callable[[], Ends]) -> None:
+    def connected(self, server: str, ends: Callable[[], ConnectionEnds]) -> None:
         """Record the connection to the server."""
         self._server = server
         at = monotonic() + self._writer.offset
@@ -154,7 +154,7 @@ class SessionTrace:
     def stalled(self) -> None:
         """Record nothing: the times tell."""
 
-    def closed(self, summary: Summary) -> None:
+    def closed(self, summary: SessionSummary) -> None:
         """Record the end; of the flight recorder's session all or nothing is written."""
         if self._flight is not None:
             self._flight.close()
@@ -164,7 +164,7 @@ class SessionTrace:
             self._flight.write(self.id)
         self._writer.add(records.encode(self._closed_record(summary)) + b"\n")
 
-    def _closed_record(self, summary: Summary) -> records.Closed:
+    def _closed_record(self, summary: SessionSummary) -> records.Closed:
         return records.Closed(
             self.id,
             self._opened + summary.seconds,
@@ -203,7 +203,7 @@ class FlightMemory:
         return self.octets >= ALL_KEPT_OCTETS
 
 
-class Flight:
+class FlightRecorder:
     """What the flight recorder keeps of a session: its begin and its end, in bounded memory.
 
     Args:
@@ -232,11 +232,11 @@ class Flight:
         self.failed = False
         self._first: list[Exchange] = []
         self._last: deque[Exchange] = deque()
-        self._contents: dict[Exchange, Content] = {}
+        self._contents: dict[Exchange, CapturedContent] = {}
         self._room = KEPT_OCTETS
         self._missing = 0
 
-    def add(self, exchanges: list[Exchange], contents: dict[Exchange, Content]) -> None:
+    def add(self, exchanges: list[Exchange], contents: dict[Exchange, CapturedContent]) -> None:
         """Take in exchanges, and the content of those that have some."""
         if contents:
             self._contents.update(contents)

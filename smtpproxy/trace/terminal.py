@@ -13,7 +13,7 @@ from rich.text import Text
 
 from smtpproxy.timeline.drawing import Row, Timeline, seconds_told
 from smtpproxy.timeline.labels import BAD, COMMAND, GOOD, QUIET, Label
-from smtpproxy.trace.reader import Session
+from smtpproxy.trace.reader import RecordedSession
 from smtpproxy.trace.records import Closed, Exchanged, Message, Noted, Said
 
 MOST = 10_000
@@ -72,7 +72,7 @@ def _reason(session: Closed) -> Text:
     return Text(f"{session.reason} {codes}".rstrip(), BAD if bad else QUIET)
 
 
-def show(console: Console, session: Session) -> None:
+def show(console: Console, session: RecordedSession) -> None:
     """Print a session: who with whom, the time line of both sides, and what it came to."""
     console.print(Text(f"session {session.id}  {clock(session.began)} UTC", "bold"))
     if session.connected is not None:
@@ -93,7 +93,7 @@ def show(console: Console, session: Session) -> None:
         console.print(line)
 
 
-def rows_of(session: Session) -> Iterator[Row]:
+def rows_of(session: RecordedSession) -> Iterator[Row]:
     """Yield what is to be drawn: groups in, single commands to the MTA, replies flushed."""
     began = session.began
     yield Row(0.0, to_mta=(Label("", "connects", QUIET),))
@@ -159,7 +159,7 @@ def note(noted: Noted) -> Label:
             return Label("turned away", f"{noted.event.replace('_', ' ')}: {noted.why}", BAD)
 
 
-def _what_went_on(session: Session) -> Iterator[RenderableType]:
+def _what_went_on(session: RecordedSession) -> Iterator[RenderableType]:
     for label in map(note, session.noted):
         yield Text(label.long, label.style)
     for each in session.exchanges:

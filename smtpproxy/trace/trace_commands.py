@@ -25,7 +25,7 @@ from smtpproxy.timeline.drawing import seconds_told
 from smtpproxy.timeline.labels import BAD, COMMAND, GOOD
 from smtpproxy.trace import html_page, pcapng, terminal
 from smtpproxy.trace.reader import (
-    Session,
+    RecordedSession,
     closed_sessions,
     files_of,
     for_people,
@@ -34,7 +34,7 @@ from smtpproxy.trace.reader import (
     session_of,
 )
 from smtpproxy.trace.records import Closed, Exchanged, Noted, Record, decode
-from smtpproxy.trace.replay import Performance
+from smtpproxy.trace.replay import ReplayResult
 from smtpproxy.trace.replay import replay as play_again
 
 POLL_S = 0.2
@@ -280,7 +280,7 @@ def replay(directory: Path, session: str, target: str, lock_step: bool, full_spe
         sys.exit(1)
 
 
-def _difference(performance: Performance) -> Table:
+def _difference(performance: ReplayResult) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("", "command", "reply then", "reply now"):
         table.add_column(name, overflow="fold")
@@ -297,7 +297,7 @@ def _lines(reply: str) -> Group:
     return Group(*map(printable, reply.split("\r\n")))
 
 
-def _find(directory: Path, name: str) -> Session:
+def _find(directory: Path, name: str) -> RecordedSession:
     session = session_of(files_of(directory), name)
     if session is None:
         _fail(f"no session {name} in {directory}")

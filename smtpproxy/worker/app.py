@@ -8,33 +8,32 @@ from ipaddress import ip_network
 from math import inf
 from pathlib import Path
 
-from smtpproxy.admin.recent_sessions import Recent
+from smtpproxy.admin.recent_sessions import RecentSessions
 from smtpproxy.config.address import Address
-from smtpproxy.config.schema import Backend, Settings
-from smtpproxy.config.schema import Listener as ListenerSettings
-from smtpproxy.core.capabilities import Filter
+from smtpproxy.config.schema import BackendSettings, ListenerSettings, Settings
+from smtpproxy.core.capabilities import CapabilityFilter
 from smtpproxy.core.content import BareNewlines
-from smtpproxy.core.policy import Auth, Rules
+from smtpproxy.core.policy import Auth, SessionPolicy
 from smtpproxy.core.verbs import Sync
-from smtpproxy.log.debug_log import ExchangeLog
+from smtpproxy.log.debug_log import DebugLog
 from smtpproxy.log.session_log import ServiceLog
-from smtpproxy.metrics.counters import Metrics
-from smtpproxy.metrics.process_usage import add_usage
-from smtpproxy.metrics.snapshot import Figures
-from smtpproxy.net.admission import Admission, Bounds
-from smtpproxy.net.backend.connection_slots import Places, Queue
-from smtpproxy.net.backend.server_pool import Server, Servers
+from smtpproxy.metrics.counters import MetricCounters
+from smtpproxy.metrics.process_usage import add_process_usage
+from smtpproxy.metrics.snapshot import MetricsSnapshot
+from smtpproxy.net.admission import Admission, AdmissionLimits
+from smtpproxy.net.backend.connection_slots import ConnectionSlots, SlotQueue
+from smtpproxy.net.backend.server_pool import Server, ServerPool
 from smtpproxy.net.listener import Listener
-from smtpproxy.net.listener_context import Service
-from smtpproxy.net.rate_limit import Pacing
-from smtpproxy.net.shared_counters import Tally
-from smtpproxy.net.timeouts import Sweeper
-from smtpproxy.net.write_batching import Outbox
-from smtpproxy.trace.content_capture import Kept
-from smtpproxy.trace.recorder import Trace
-from smtpproxy.trace.rotating_files import Files
+from smtpproxy.net.listener_context import ListenerContext
+from smtpproxy.net.rate_limit import RateLimit
+from smtpproxy.net.shared_counters import SharedCounters
+from smtpproxy.net.timeouts import SessionTimeouts
+from smtpproxy.net.write_batching import WriteBatcher
+from smtpproxy.trace.content_capture import CaptureMode
+from smtpproxy.trace.recorder import TraceRecorder
+from smtpproxy.trace.rotating_files import RotatingFiles
 from smtpproxy.worker import security_builder
-from smtpproxy.worker.observer_fanout import Fanout, Watcher
+from smtpproxy.worker.observer_fanout import ObserverFanout, SessionObserverFactory
 
 CLOSE_LIMIT_S = 30.0
 """How long a client that was told good-bye may take to close its side."""
@@ -44,15 +43,15 @@ TRACE_DELAY_S = 0.1
 
 Changed = Callable[[str, str, bool, str], None]
 """Is told that a server of a backend has gone down or come up, and why."""
-MakePlaces = Callable[[str, Backend], Places]
+MakeConnectionSlots = Callable[[str, BackendSettings], ConnectionSlots]
 """Makes what gives out the places of a backend that has only so many."""
 
 
 class App:
     """The proxy on the running event loop.
 
-    changed, places, tally: where other workers have to know, to be asked or to be counted; left
-    out if it is alone.
+    changed, connection_slots, shared_counters: where other workers have to know, to be asked or to
+    be counted; left out if it is alone.
     worker: its number, by which its trace files and its usage are told from those of others.
     """
 
@@ -61,65 +60,67 @@ class App:
         settings: Settings,
         *,
         changed: Changed | None = None,
-        places: MakePlaces | None = None,
-        tally: Tally | None = None,
+        connection_slots: MakeConnectionSlots | None = None,
+        shared_counters: SharedCounters | None = None,
         worker: int = 0,
     ) -> None:
         self._worker = worker
         self._trace = _trace(settings, worker)
         watched = settings.admin.address != Address()
-        self._metrics = Metrics() if watched else None
-        self._recent = Recent() if watched else None
-        observer = Fanout(ServiceLog(), self._watchers(settings))
+        self._metrics = MetricCounters() if watched else None
+        self._recent = RecentSessions() if watched else None
+        observer = ObserverFanout(ServiceLog(), self._watchers(settings))
         self._admission = Admission(
-            _bounds(settings), tally or Tally(), _hostname(settings), observer
+            _bounds(settings), shared_counters or SharedCounters(), _hostname(settings), observer
         )
-        self._sweeper = Sweeper(_limits(settings), settings.timeouts.hold)
-        self._outbox = Outbox()
+        self._timeouts = SessionTimeouts(_limits(settings), settings.timeouts.hold)
+        self._write_batcher = WriteBatcher()
         self._observer = observer
         rate = settings.limits.commands_per_second
-        self._pacing = Pacing(rate) if rate else None
+        self._rate_limit = RateLimit(rate) if rate else None
         self._servers = {
             name: _servers(settings, name, changed or observer.server_changed, worker)
             for name, backend in settings.backends.items()
         }
-        make_places = places or (
-            lambda _, backend: Queue(backend.max_connections, backend.max_wait)
+        make_connection_slots = connection_slots or (
+            lambda _, backend: SlotQueue(backend.max_connections, backend.max_wait)
         )
-        self._places = {
-            name: make_places(name, backend) if backend.max_connections else None
+        self._connection_slots = {
+            name: make_connection_slots(name, backend) if backend.max_connections else None
             for name, backend in settings.backends.items()
         }
         self._listeners = [
-            Listener(listener.address, self._service(settings, listener), listener.transparent)
+            Listener(
+                listener.address, self._listener_context(settings, listener), listener.transparent
+            )
             for listener in settings.listener
         ]
 
-    def _service(self, settings: Settings, listener: ListenerSettings) -> Service:
+    def _listener_context(self, settings: Settings, listener: ListenerSettings) -> ListenerContext:
         backend = settings.backends[listener.backend]
-        return Service(
+        return ListenerContext(
             name=str(listener.address),
-            rules=_rules(settings, listener, backend),
+            policy=_policy(settings, listener, backend),
             servers=self._servers[listener.backend],
-            sweeper=self._sweeper,
-            outbox=self._outbox,
+            timeouts=self._timeouts,
+            write_batcher=self._write_batcher,
             observer=self._observer,
-            places=self._places[listener.backend],
+            connection_slots=self._connection_slots[listener.backend],
             admission=self._admission,
-            pacing=self._pacing,
-            security=security_builder.security(
+            rate_limit=self._rate_limit,
+            security=security_builder.listener_security(
                 settings,
                 listener,
                 backend,
-                lambda: _rules(settings, listener, backend, trusted=True),
+                lambda: _policy(settings, listener, backend, trusted=True),
             ),
         )
 
-    def _watchers(self, settings: Settings) -> list[Watcher]:
+    def _watchers(self, settings: Settings) -> list[SessionObserverFactory]:
         """Return who watches beside the log; what is off is not among them and costs nothing."""
-        found: list[Watcher] = []
+        found: list[SessionObserverFactory] = []
         if settings.log.level == "debug":
-            found.append(ExchangeLog())
+            found.append(DebugLog())
         found += [each for each in (self._trace, self._metrics, self._recent) if each is not None]
         return found
 
@@ -146,24 +147,24 @@ class App:
         if backend in self._servers:
             self._servers[backend].learn(server, up=up)
 
-    def figures(self) -> Figures:
+    def snapshot(self) -> MetricsSnapshot:
         """Return what this worker tells of itself; see `smtpproxy.metrics.snapshot`."""
-        figures = Figures(
+        snapshot = MetricsSnapshot(
             counts={
                 f'clients_refused{{reason="{reason}"}}': count
                 for reason, count in self._admission.refused.items()
             },
-            gauges={"sessions": len(self._sweeper.sessions)},
+            gauges={"sessions": len(self._timeouts.sessions)},
         )
-        figures.counts["clients_slowed"] = self._pacing.slowed if self._pacing else 0
+        snapshot.counts["clients_slowed"] = self._rate_limit.slowed if self._rate_limit else 0
         if self._metrics is not None and self._recent is not None:
-            figures.counts.update(self._metrics.counts())
-            figures.lists["sessions"] = self._recent.changed()
-            figures.lists["open_sessions"] = self._recent.open()
-            add_usage(figures, self._worker, self._admission.lag)
+            snapshot.counts.update(self._metrics.counts())
+            snapshot.lists["sessions"] = self._recent.changed()
+            snapshot.lists["open_sessions"] = self._recent.open()
+            add_process_usage(snapshot, self._worker, self._admission.lag)
         if self._trace is not None:
-            figures.counts["trace_records_lost"] = self._trace.lost
-        return figures
+            snapshot.counts["trace_records_lost"] = self._trace.lost
+        return snapshot
 
     def look(self) -> None:
         """Somebody looks at the live page: the figures are to tell of sessions for a while."""
@@ -178,31 +179,31 @@ class App:
     def drain(self) -> None:
         """Take no new clients, and let each session end with its transaction, with 421."""
         self.close()
-        self._sweeper.drain()
+        self._timeouts.drain()
 
     async def wait_until_empty(self, seconds: float | None = None) -> None:
         """Wait until no session is left, but no longer than this."""
-        await self._sweeper.wait_until_empty(seconds)
+        await self._timeouts.wait_until_empty(seconds)
 
     async def stop(self) -> None:
         """Close everything at once."""
         self.close()
         self._admission.stop()
-        self._sweeper.stop()
-        await self._sweeper.wait_until_empty(1.0)
+        self._timeouts.stop()
+        await self._timeouts.wait_until_empty(1.0)
         if self._trace is not None:
             self._trace.close()
 
 
-def _servers(settings: Settings, name: str, changed: Changed, worker: int) -> Servers:
+def _servers(settings: Settings, name: str, changed: Changed, worker: int) -> ServerPool:
     backend = settings.backends[name]
-    route = security_builder.route(settings, backend)
-    servers = [Server(address, route) for address in backend.servers]
+    backend_transport = security_builder.backend_transport(settings, backend)
+    servers = [Server(address, backend_transport) for address in backend.servers]
     least = backend.balance == "least"
     if least:  # not every worker is to begin with the same one
         begin = worker % len(servers)
         servers = servers[begin:] + servers[:begin]
-    return Servers(
+    return ServerPool(
         servers,
         backend.retry_after,
         least=least,
@@ -210,7 +211,7 @@ def _servers(settings: Settings, name: str, changed: Changed, worker: int) -> Se
     )
 
 
-def _trace(settings: Settings, worker: int) -> Trace | None:
+def _trace(settings: Settings, worker: int) -> TraceRecorder | None:
     """Return what records sessions, if anything does."""
     wanted = settings.trace
     if not wanted.directory or wanted.when == "off":
@@ -219,25 +220,29 @@ def _trace(settings: Settings, worker: int) -> Trace | None:
     def later(flush: Callable[[], None]) -> None:
         asyncio.get_running_loop().call_later(TRACE_DELAY_S, flush)
 
-    return Trace(
-        Files(Path(wanted.directory), worker, wanted.max_file, wanted.max_files),
+    return TraceRecorder(
+        RotatingFiles(Path(wanted.directory), worker, wanted.max_file, wanted.max_files),
         later,
         only_errors=wanted.when == "errors",
         networks=[ip_network(network.text) for network in wanted.networks],
-        kept=Kept(wanted.content),
+        kept=CaptureMode(wanted.content),
         most=wanted.max_content,
     )
 
 
-def _rules(
-    settings: Settings, listener: ListenerSettings, backend: Backend, *, trusted: bool = False
-) -> Rules:
+def _policy(
+    settings: Settings,
+    listener: ListenerSettings,
+    backend: BackendSettings,
+    *,
+    trusted: bool = False,
+) -> SessionPolicy:
     limits = settings.limits
-    return Rules(
+    return SessionPolicy(
         hostname=_hostname(settings),
         sync=Sync(listener.sync),
         bare_newlines=BareNewlines(listener.bare_newlines),
-        capabilities=Filter(
+        capabilities=CapabilityFilter(
             hide=frozenset(word.encode() for word in listener.capabilities.hide),
             allow=frozenset(word.encode() for word in listener.capabilities.allow),
         ),
@@ -266,9 +271,9 @@ def _hostname(settings: Settings) -> bytes:
     return settings.hostname.encode("ascii", "replace")
 
 
-def _bounds(settings: Settings) -> Bounds:
+def _bounds(settings: Settings) -> AdmissionLimits:
     limits = settings.limits
-    return Bounds(
+    return AdmissionLimits(
         sessions=limits.sessions,
         sessions_per_address=limits.sessions_per_address,
         new_sessions_per_minute=limits.new_sessions_per_minute,

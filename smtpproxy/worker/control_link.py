@@ -1,12 +1,12 @@
-"""The link: a worker's end of the control channel."""
+"""The control link: a worker's end of the control channel."""
 
 import asyncio
 from collections.abc import Callable, Hashable
 from itertools import count
 from typing import cast
 
-from smtpproxy.metrics.snapshot import Figures
-from smtpproxy.net.backend.connection_slots import Answer
+from smtpproxy.metrics.snapshot import MetricsSnapshot
+from smtpproxy.net.backend.connection_slots import SlotAnswer
 from smtpproxy.worker.control_messages import (
     Ask,
     Beat,
@@ -15,8 +15,8 @@ from smtpproxy.worker.control_messages import (
     Granted,
     Health,
     Leave,
-    Lines,
     Look,
+    MessageReader,
     Retire,
     Stop,
     ToWorker,
@@ -30,7 +30,7 @@ UNREAD_OCTETS = 1024 * 1024
 Learn = Callable[[Health], None]
 
 
-class Link(asyncio.Protocol):
+class ControlLink(asyncio.Protocol):
     """The worker's end of the control channel.
 
     retire, drain, stop: set when the supervisor has told so.
@@ -39,7 +39,7 @@ class Link(asyncio.Protocol):
     look: is called while somebody looks at the live page.
     """
 
-    def __init__(self, lines: Lines) -> None:
+    def __init__(self, lines: MessageReader) -> None:
         self.learn: Learn = _learn_nothing
         self.look: Callable[[], None] = _look_at_nothing
         self.retire, self.drain, self.stop = asyncio.Event(), asyncio.Event(), asyncio.Event()
@@ -47,7 +47,7 @@ class Link(asyncio.Protocol):
         self._lines = lines
         self._transport: asyncio.Transport | None = None
         self._tickets = count()
-        self._asked: dict[int, Answer] = {}
+        self._asked: dict[int, SlotAnswer] = {}
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the channel."""
@@ -95,7 +95,7 @@ class Link(asyncio.Protocol):
         """Tell that a server has gone down or come up."""
         self.tell(Health(backend, server, up, why))
 
-    def ask(self, backend: str, answer: Answer) -> int:
+    def ask(self, backend: str, answer: SlotAnswer) -> int:
         """Ask for a place at a backend; return the ticket to leave with."""
         ticket = next(self._tickets)
         self._asked[ticket] = answer
@@ -107,13 +107,13 @@ class Link(asyncio.Protocol):
         self._asked.pop(ticket, None)
         self.tell(Leave(backend, ticket))
 
-    def beat(self, figures: Callable[[], Figures]) -> None:
+    def beat(self, snapshot: Callable[[], MetricsSnapshot]) -> None:
         """Send the figures now, and then every second."""
         if self._transport is None:
             return
         if self._transport.get_write_buffer_size() < UNREAD_OCTETS:
-            self.tell(Beat(figures()))
-        asyncio.get_running_loop().call_later(BEAT_S, self.beat, figures)
+            self.tell(Beat(snapshot()))
+        asyncio.get_running_loop().call_later(BEAT_S, self.beat, snapshot)
 
     async def close(self) -> None:
         """Close the channel when all that was told has gone out."""
@@ -122,15 +122,15 @@ class Link(asyncio.Protocol):
         await self.closed.wait()
 
 
-class SharedPlaces:
+class SharedConnectionSlots:
     """The places of a backend, which the supervisor gives out to all workers."""
 
-    def __init__(self, link: Link, backend: str) -> None:
+    def __init__(self, link: ControlLink, backend: str) -> None:
         self._link = link
         self._backend = backend
         self._tickets: dict[Hashable, int] = {}
 
-    def ask(self, ticket: Hashable, answer: Answer) -> None:
+    def ask(self, ticket: Hashable, answer: SlotAnswer) -> None:
         """Ask for a place."""
         self._tickets[ticket] = self._link.ask(self._backend, answer)
 

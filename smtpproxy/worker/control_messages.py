@@ -10,19 +10,20 @@ import msgspec
 from msgspec import Struct
 
 from smtpproxy.config.schema import Settings
-from smtpproxy.metrics.snapshot import Figures
+from smtpproxy.metrics.snapshot import MetricsSnapshot
 
 
 class Start(Struct, tag=True):
     """To a worker: what it is to be.
 
     sockets: for each listener of the settings, the descriptors to accept from.
-    tally, row: the descriptor of the shared counts, and the row in it that this worker writes.
+    shared_counters, row: the descriptor of the shared counts, and the row in it that this worker
+    writes.
     """
 
     settings: Settings
     sockets: list[list[int]]
-    tally: int
+    shared_counters: int
     row: int
 
 
@@ -69,7 +70,7 @@ class Retired(Struct, tag=True):
 class Beat(Struct, tag=True):
     """From a worker, once a second: it lives, and these are its figures."""
 
-    figures: Figures
+    snapshot: MetricsSnapshot
 
 
 class Ask(Struct, tag=True):
@@ -99,7 +100,7 @@ def encode(message: ToWorker | FromWorker) -> bytes:
     return encode_line(message) + b"\n"
 
 
-class Lines:
+class MessageReader:
     """Octets of the channel become messages."""
 
     def __init__(self) -> None:

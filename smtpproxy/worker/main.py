@@ -13,24 +13,24 @@ import sys
 import uvloop
 
 from smtpproxy.log import log
-from smtpproxy.net.shared_counters import Tally
+from smtpproxy.net.shared_counters import SharedCounters
 from smtpproxy.worker.app import App
-from smtpproxy.worker.control_link import Link, SharedPlaces
-from smtpproxy.worker.control_messages import Beat, Lines, Ready, Retired, Start
+from smtpproxy.worker.control_link import ControlLink, SharedConnectionSlots
+from smtpproxy.worker.control_messages import Beat, MessageReader, Ready, Retired, Start
 
 LOG_DELAY_S = 0.02
 """How long a log line may wait for others, to be written together with them."""
 
 
-async def serve(start: Start, channel: socket.socket, lines: Lines) -> int:
+async def serve(start: Start, channel: socket.socket, lines: MessageReader) -> int:
     """Serve clients until told otherwise; return the exit code."""
-    link = Link(lines)
+    link = ControlLink(lines)
     app = App(
         start.settings,
         changed=link.changed,
-        places=lambda backend, _: SharedPlaces(link, backend),
+        connection_slots=lambda backend, _: SharedConnectionSlots(link, backend),
         worker=start.row,
-        tally=Tally(start.tally, start.row),
+        shared_counters=SharedCounters(start.shared_counters, start.row),
     )
     link.learn = lambda health: app.learn(health.backend, health.server, up=health.up)
     link.look = app.look
@@ -38,7 +38,7 @@ async def serve(start: Start, channel: socket.socket, lines: Lines) -> int:
     sockets = [[socket.socket(fileno=each) for each in listener] for listener in start.sockets]
     await app.start(sockets)
     link.tell(Ready())
-    link.beat(app.figures)
+    link.beat(app.snapshot)
     await link.retire.wait()
     app.close()
     for listening in [each for listener in sockets for each in listener]:
@@ -52,12 +52,12 @@ async def serve(start: Start, channel: socket.socket, lines: Lines) -> int:
     stop.cancel()
     await app.stop()
     log.gather(None)
-    link.tell(Beat(app.figures()))
+    link.tell(Beat(app.snapshot()))
     await link.close()
     return 0
 
 
-async def _leave(app: App, link: Link, drain_s: float, outlive_s: float) -> None:
+async def _leave(app: App, link: ControlLink, drain_s: float, outlive_s: float) -> None:
     """Let the sessions be for a while, then let them end with their transactions.
 
     New workers serve, so that these may take long; not for ever, or a client could keep an old
@@ -84,7 +84,7 @@ def main(control: int) -> int:
         signal.signal(number, signal.SIG_IGN)  # the supervisor gets them too, and says what to do
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     channel = socket.socket(fileno=control)
-    lines = Lines()
+    lines = MessageReader()
     start = _first(channel, lines)
     if start is None:
         return 1
@@ -102,7 +102,7 @@ def main(control: int) -> int:
             log.gather(None)
 
 
-def _first(channel: socket.socket, lines: Lines) -> Start | None:
+def _first(channel: socket.socket, lines: MessageReader) -> Start | None:
     """Wait for the first message; None if the supervisor is gone.
 
     What follows stays in the channel: a service that ends while it reloads tells to drain at once.

@@ -10,31 +10,31 @@ from os import urandom
 from typing import Any, Protocol
 
 from smtpproxy.core.exchange import Exchange
-from smtpproxy.core.observer import Ends, SessionObserver, Summary
+from smtpproxy.core.observer import ConnectionEnds, SessionObserver, SessionSummary
 from smtpproxy.log.session_log import ServiceLog
 
 
-class SessionWatcher(SessionObserver, Protocol):
+class TransactionObserver(SessionObserver, Protocol):
     """Watches one session, and learns what its transactions came to."""
 
     def transaction(self, outcome: str, fields: dict[str, Any]) -> None:
         """A transaction is over; event and fields are those of the log."""
 
 
-class Watcher(Protocol):
+class SessionObserverFactory(Protocol):
     """Watches the service beside the log."""
 
-    def session(self, session: str, listener: str, client: str) -> SessionWatcher | None:
+    def session(self, session: str, listener: str, client: str) -> TransactionObserver | None:
         """Return who is to watch this session, or None if nobody."""
 
     def server_changed(self, backend: str, server: str, up: bool, why: str) -> None:
         """A server is down, or up again."""
 
 
-class Fanout:
+class ObserverFanout:
     """Observes for the log and for whoever else watches."""
 
-    def __init__(self, log: ServiceLog, watchers: Sequence[Watcher] = ()) -> None:
+    def __init__(self, log: ServiceLog, watchers: Sequence[SessionObserverFactory] = ()) -> None:
         self._log = log
         self._watchers = tuple(watchers)
         self._prefix = urandom(3).hex()
@@ -50,8 +50,8 @@ class Fanout:
         watching = [each for each in found if each is not None]
         if not watching:
             return log
-        log.told = [each.transaction for each in watching]
-        return SessionFanout([log, *watching])
+        log.on_transaction = [each.transaction for each in watching]
+        return SessionObserverFanout([log, *watching])
 
     def server_changed(self, backend: str, server: str, up: bool, why: str) -> None:
         """Tell all that a server is down, or up again."""
@@ -68,7 +68,7 @@ class Fanout:
         self._log.broken(error)
 
 
-class SessionFanout:
+class SessionObserverFanout:
     """Observes one session for several."""
 
     __slots__ = ("_observers", "content")
@@ -79,7 +79,7 @@ class SessionFanout:
         self.content: Callable[[bytes, bytes], None] | None = wanted[0] if wanted else None
         assert len(wanted) < 2, "one at most records content"
 
-    def connected(self, server: str, ends: Callable[[], Ends]) -> None:
+    def connected(self, server: str, ends: Callable[[], ConnectionEnds]) -> None:
         """The session got its backend connection."""
         for each in self._observers:
             each.connected(server, ends)
@@ -109,7 +109,7 @@ class SessionFanout:
         for each in self._observers:
             each.stalled()
 
-    def closed(self, summary: Summary) -> None:
+    def closed(self, summary: SessionSummary) -> None:
         """The session is over."""
         for each in self._observers:
             each.closed(summary)

@@ -1,16 +1,16 @@
-"""The wiring of TLS and identity: what settings say of them becomes what sessions go by."""
+"""TLS and identity: what settings say of them becomes what sessions go by."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
 from ipaddress import ip_network
 
-from smtpproxy.config.schema import Backend, Listener, Settings
-from smtpproxy.config.schema import Network as Written
-from smtpproxy.core.policy import BackendTls, ClientTls, Rules
-from smtpproxy.net.backend.transport import Route
-from smtpproxy.net.listener_security import Network, Security
+from smtpproxy.config.schema import BackendSettings, ListenerSettings, Settings
+from smtpproxy.config.schema import NetworkSetting as Written
+from smtpproxy.core.policy import BackendTls, ClientTls, SessionPolicy
+from smtpproxy.net.backend.transport import BackendTransport
+from smtpproxy.net.listener_security import ListenerSecurity, Network
 from smtpproxy.net.proxy_protocol import make_v1, make_v2
-from smtpproxy.net.xclient import Introduction
+from smtpproxy.net.xclient import ClientAttributes
 from smtpproxy.tls import contexts
 
 CLIENT_TLS = {
@@ -28,7 +28,7 @@ BACKEND_TLS = {
 _HEADERS = {"proxy-v1": make_v1, "proxy-v2": make_v2}
 
 
-def route(settings: Settings, backend: Backend) -> Route | None:
+def backend_transport(settings: Settings, backend: BackendSettings) -> BackendTransport | None:
     """Return how its servers are reached; None if by a plain connection."""
     header = _HEADERS.get(backend.identity)
     transparent = backend.identity == "transparent"
@@ -36,7 +36,7 @@ def route(settings: Settings, backend: Backend) -> Route | None:
     implicit = backend.tls == "implicit"
     if not (header or transparent or original or implicit):
         return None
-    return Route(
+    return BackendTransport(
         header=header,
         transparent=transparent,
         context=contexts.for_backend(backend) if implicit else None,
@@ -45,9 +45,12 @@ def route(settings: Settings, backend: Backend) -> Route | None:
     )
 
 
-def security(
-    settings: Settings, listener: Listener, backend: Backend, trusted_rules: Callable[[], Rules]
-) -> Security | None:
+def listener_security(
+    settings: Settings,
+    listener: ListenerSettings,
+    backend: BackendSettings,
+    trusted_policy: Callable[[], SessionPolicy],
+) -> ListenerSecurity | None:
     """Return what its sessions need for TLS and trust; None if nothing."""
     introduces = backend.identity in ("xclient", "xforward")
     in_hello = backend.tls in ("opportunistic", "starttls")
@@ -55,16 +58,16 @@ def security(
     if listener.tls == "off" and not (introduces or in_hello or needed):
         return None
     ends_here = listener.tls in ("starttls", "implicit")
-    return Security(
+    return ListenerSecurity(
         client=contexts.for_clients(listener) if ends_here else None,
         implicit=listener.tls == "implicit",
         backend=contexts.for_backend(backend) if in_hello else None,
         backend_name=backend.server_name,
         proxies=_networks(listener.proxy_protocol),
         trusted=_networks(listener.xclient),
-        trusted_rules=trusted_rules() if listener.xclient else None,
+        trusted_policy=trusted_policy() if listener.xclient else None,
         introduce=(
-            partial(Introduction, backend.identity.upper().encode()) if introduces else None
+            partial(ClientAttributes, backend.identity.upper().encode()) if introduces else None
         ),
         handshake_s=settings.timeouts.tls_handshake,
         transparent=listener.transparent,

@@ -12,11 +12,11 @@ from aiohttp import ClientSession, ClientTimeout, UnixConnector
 
 from smtpproxy.admin import http_server as server_module
 from smtpproxy.admin import live_feed as board_module
-from smtpproxy.admin.http_server import STATIC, Admin
-from smtpproxy.admin.live_feed import LOOKERS
-from smtpproxy.admin.recent_sessions import Recent
-from smtpproxy.metrics.counters import Metrics
-from smtpproxy.metrics.snapshot import Figures
+from smtpproxy.admin.http_server import STATIC, AdminServer
+from smtpproxy.admin.live_feed import MAX_VIEWERS
+from smtpproxy.admin.recent_sessions import RecentSessions
+from smtpproxy.metrics.counters import MetricCounters
+from smtpproxy.metrics.snapshot import MetricsSnapshot
 from tests.support.observed_session import Watched
 
 TOKEN = "0123456789abcdef"
@@ -26,15 +26,15 @@ class Source:
     """Stands for the service."""
 
     def __init__(self) -> None:
-        self.metrics = Metrics()
-        self.recent = Recent()
+        self.metrics = MetricCounters()
+        self.recent = RecentSessions()
         self.why_not = ""
         self.looks = 0
 
-    def figures(self) -> Figures:
+    def snapshot(self) -> MetricsSnapshot:
         gauges = {"sessions": 1, 'server_up{backend="old",server="10.0.0.5:25"}': 1}
         lists = {"sessions": self.recent.changed()}
-        return Figures(counts=self.metrics.counts(), gauges=gauges, lists=lists)
+        return MetricsSnapshot(counts=self.metrics.counts(), gauges=gauges, lists=lists)
 
     def look(self) -> None:
         self.looks += 1
@@ -47,7 +47,7 @@ class Source:
         return self.why_not
 
 
-async def start(admin: Admin) -> str:
+async def start(admin: AdminServer) -> str:
     """Let it serve at a free port, and return its URL."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         await admin.start([listening])
@@ -68,7 +68,7 @@ async def client() -> AsyncIterator[ClientSession]:
 class TestPaths:
     @pytest.fixture
     async def url(self, source: Source) -> AsyncIterator[str]:
-        admin = Admin("", source)
+        admin = AdminServer("", source)
         yield await start(admin)
         await admin.stop()
 
@@ -173,17 +173,17 @@ class TestPaths:
     ) -> None:
         monkeypatch.setattr(board_module, "INTERVAL_S", 0.001)
         monkeypatch.setattr(server_module, "UNREAD_S", 0.05)
-        figures = source.figures()
-        figures.lists["sessions"] = [{"id": "s", "reason": "x", "text": "x" * 100_000, "at": 0}]
-        monkeypatch.setattr(source, "figures", lambda: _newer(figures))
+        snapshot = source.snapshot()
+        snapshot.lists["sessions"] = [{"id": "s", "reason": "x", "text": "x" * 100_000, "at": 0}]
+        monkeypatch.setattr(source, "snapshot", lambda: _newer(snapshot))
         stuck = [
             await asyncio.open_connection(*url.removeprefix("http://").split(":"), limit=1)
-            for _ in range(LOOKERS)
+            for _ in range(MAX_VIEWERS)
         ]
         for _, writer in stuck:
             writer.write(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
         async with asyncio.timeout(20):  # seen from outside only, so asked for again and again
-            while source.looks < LOOKERS:
+            while source.looks < MAX_VIEWERS:
                 await asyncio.sleep(0.001)
             while True:
                 async with client.get(f"{url}/events") as response:
@@ -249,7 +249,7 @@ class TestPaths:
 
 class TestTokens:
     async def test_without_it_nobody_gets_in(self, source: Source, client: ClientSession) -> None:
-        admin = Admin(TOKEN, source)
+        admin = AdminServer(TOKEN, source)
         url = await start(admin)
         try:
             for path in ("/", "/metrics", "/events", "/healthz", "/?token=wrong", "/?token=%C3%A9"):
@@ -276,7 +276,7 @@ class TestTokens:
 
 async def test_a_unix_socket_serves_too(source: Source, tmp_path: Path) -> None:
     path = str(tmp_path / "admin.sock")
-    admin = Admin("", source)
+    admin = AdminServer("", source)
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(path)
         listening.listen()
@@ -289,9 +289,9 @@ async def test_a_unix_socket_serves_too(source: Source, tmp_path: Path) -> None:
     await admin.stop()
 
 
-def _newer(figures: Figures) -> Figures:
+def _newer(snapshot: MetricsSnapshot) -> MetricsSnapshot:
     """Return figures in which something has changed."""
-    session = figures.lists["sessions"][0]
+    session = snapshot.lists["sessions"][0]
     assert isinstance(session, dict)
-    figures.lists["sessions"] = [{**session, "at": session["at"] + 1}]
-    return figures
+    snapshot.lists["sessions"] = [{**session, "at": session["at"] + 1}]
+    return snapshot

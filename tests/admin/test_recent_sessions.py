@@ -11,13 +11,13 @@ from smtpproxy.admin.recent_sessions import (
     KEPT_RECIPIENTS,
     KEPT_SESSIONS,
     PER_SECOND,
-    Recent,
+    RecentSessions,
 )
-from smtpproxy.core.policy import Rules
+from smtpproxy.core.policy import SessionPolicy
 from tests.support.observed_session import Watched
 
 
-def told(recent: Recent) -> dict[str, object]:
+def told(recent: RecentSessions) -> dict[str, object]:
     """Return what the page is told of the only session."""
     recent.look()
     (session,) = recent.changed()
@@ -27,21 +27,21 @@ def told(recent: Recent) -> dict[str, object]:
 
 def test_so_many_sessions_a_second_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("smtpproxy.admin.recent_sessions.monotonic", lambda: 100.5)
-    recent = Recent()
+    recent = RecentSessions()
     taken = [recent.session(f"s-{number}", "l", "c") for number in range(1000)]
     assert sum(each is not None for each in taken) == PER_SECOND
 
 
 def test_so_many_sessions_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("smtpproxy.admin.recent_sessions.PER_SECOND", 10**6)
-    recent = Recent()
+    recent = RecentSessions()
     for _ in range(KEPT_SESSIONS * 2):
         Watched(recent).close()
     assert len(recent._sessions) == KEPT_SESSIONS
 
 
 def test_a_long_session_keeps_its_beginning_and_its_end() -> None:
-    recent = Recent()
+    recent = RecentSessions()
     session = Watched(recent)
     for _ in range(KEPT_EXCHANGES * 2):
         session.sends("NOOP")
@@ -60,7 +60,7 @@ def test_a_long_session_keeps_its_beginning_and_its_end() -> None:
 
 
 def test_long_lines_and_replies_take_no_room() -> None:
-    recent = Recent()
+    recent = RecentSessions()
     session = Watched(recent)
     for _ in range(KEPT_EXCHANGES * 2):
         session.sends("NOOP " + "x" * 1500)
@@ -70,8 +70,8 @@ def test_long_lines_and_replies_take_no_room() -> None:
 
 
 def test_many_recipients_take_no_room_and_are_counted() -> None:
-    recent = Recent()
-    session = Watched(recent, rules=Rules(errors=1000))
+    recent = RecentSessions()
+    session = Watched(recent, policy=SessionPolicy(errors=1000))
     session.sends("MAIL FROM:<a@x>", *(f"RCPT TO:<{n}@y>" for n in range(100)), "DATA")
     session.says("250 a", *["250 b"] * 60, *["550 no"] * 40, "354 go")
     session.sends("text", ".")
@@ -83,7 +83,7 @@ def test_many_recipients_take_no_room_and_are_counted() -> None:
 
 
 def test_all_is_counted_though_not_all_is_kept() -> None:
-    recent = Recent()
+    recent = RecentSessions()
     session = Watched(recent)
     for _ in range(KEPT_RECIPIENTS * 3):
         session.relay("text")
@@ -93,7 +93,7 @@ def test_all_is_counted_though_not_all_is_kept() -> None:
 
 
 def test_tls_is_told_by_its_side() -> None:
-    recent = Recent()
+    recent = RecentSessions()
     session = Watched(recent)
     session.observer.noted("tls_started", side="client", version="TLSv1.3", cipher="x")
     session.observer.noted("tls_failed", side="backend", why="x")
@@ -104,7 +104,7 @@ def test_tls_is_told_by_its_side() -> None:
 
 
 def test_nothing_is_made_while_nobody_looks() -> None:
-    recent = Recent()
+    recent = RecentSessions()
     Watched(recent).relay("text")
     assert recent.changed() == []
     recent.look()

@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from smtpproxy.core.pipeline import Pipeline
-from smtpproxy.core.policy import Rules
+from smtpproxy.core.policy import SessionPolicy
 from smtpproxy.log import log
 from smtpproxy.log.session_log import ServiceLog
-from smtpproxy.worker.observer_fanout import Fanout
+from smtpproxy.worker.observer_fanout import ObserverFanout
 from tests.bench.scenarios import Scenario, named
 
 ROUNDS = 7
@@ -26,9 +26,9 @@ CHUNK_OCTETS = 256_000
 SCENARIOS = tuple(map(named, ("S1", "S2", "S3", "S4")))
 
 
-def session(scenario: Scenario, service: Fanout | None) -> Callable[[], None]:
+def session(scenario: Scenario, listener_context: ObserverFanout | None) -> Callable[[], None]:
     """Return what plays one session: a client that pipelines, a backend that accepts."""
-    rules = Rules()
+    policy = SessionPolicy()
     group = b"MAIL FROM:<sender@bench.example>\r\n" + b"".join(
         b"RCPT TO:<user%d@rcpt.example>\r\n" % number for number in range(scenario.recipients)
     )
@@ -43,8 +43,10 @@ def session(scenario: Scenario, service: Fanout | None) -> Callable[[], None]:
         settled = staticmethod(discard)
 
     def play() -> None:
-        observer = service.session("127.0.0.1:25", "127.0.0.1:4711") if service else None
-        pipeline = Pipeline(rules, discard, observer or Nobody(), 1.0)
+        observer = (
+            listener_context.session("127.0.0.1:25", "127.0.0.1:4711") if listener_context else None
+        )
+        pipeline = Pipeline(policy, discard, observer or Nobody(), 1.0)
         pipeline.connect_backend(discard)
         if observer:
             pipeline.framer.watch = observer.content
@@ -88,7 +90,7 @@ def main() -> None:
         table = Table("scenario", "", "core µs", "with log µs", "core µs/message", box=None)
         for scenario in SCENARIOS:
             core = best_us(session(scenario, None))
-            logged = best_us(session(scenario, Fanout(ServiceLog())))
+            logged = best_us(session(scenario, ObserverFanout(ServiceLog())))
             per_message = f"{core / scenario.messages:,.1f}"
             row = (scenario.short, scenario.name, f"{core:,.0f}", f"{logged:,.0f}", per_message)
             table.add_row(*row)

@@ -167,11 +167,11 @@ def picture(results: Results, sweep: Sweep) -> str:
 
 
 def _table(results: Results, sweep: Sweep) -> str:
-    figures = (CPU_US, sweep.memory)
+    snapshot = (CPU_US, sweep.memory)
     columns = [
         (f"{figure.title}, {workers}", dict(sweep.points(results, contender, figure)))
         for contender, workers in WORKERS.items()
-        for figure in figures
+        for figure in snapshot
     ]
     values = sorted({value for _, points in columns for value in points})
     head = [sweep.title.lower(), *(title for title, _ in columns)]

@@ -85,7 +85,7 @@ def measured_on(results: Results) -> str:
 
 
 def _of_scenario(results: Results, scenario: Scenario) -> Table:
-    figures = COLUMNS[scenario.kind]
+    snapshot = COLUMNS[scenario.kind]
     main = MAIN_FIGURE[scenario.kind]
     table = Table(
         title=f"{scenario.short} {scenario.name}: {scenario.sentence}",
@@ -93,7 +93,7 @@ def _of_scenario(results: Results, scenario: Scenario) -> Table:
         box=None,
     )
     table.add_column("contender", no_wrap=True)
-    for figure in figures:
+    for figure in snapshot:
         table.add_column(figure.title, justify="right")
     table.add_column(f"{results.reference} = 1", justify="right")
     table.add_column("failed", justify="right")
@@ -103,7 +103,7 @@ def _of_scenario(results: Results, scenario: Scenario) -> Table:
             reason = results.error(scenario, contender).partition("\n")[0]
             table.add_row(contender, f"[red]{escape(reason)}[/]")
             continue
-        cells = [with_range(results.spread(scenario, contender, figure)) for figure in figures]
+        cells = [with_range(results.spread(scenario, contender, figure)) for figure in snapshot]
         ratio = with_range(results.ratio(scenario, contender, main))
         failed = sum(run.failed + run.violations for run in runs)
         table.add_row(contender, *cells, ratio, f"[red]{failed}[/]" if failed else "")

@@ -171,12 +171,12 @@ async def _open_idle(port: int, allowed: int) -> list[Streams]:
 
 async def test_memory_stays_flat_over_many_messages(tmp_path: Path) -> None:
     async with running(tmp_path, obliging) as proxy:
-        figures = []
+        snapshot = []
         for _ in range(10):
             await _send(proxy.port, MESSAGES // 10)
-            figures.append(proxy.memory())
-            print(f"{len(figures)} tenths of {MESSAGES} messages: {figures[-1]} octets")
-        assert figures[-1] - figures[2] < MIB
+            snapshot.append(proxy.memory())
+            print(f"{len(snapshot)} tenths of {MESSAGES} messages: {snapshot[-1]} octets")
+        assert snapshot[-1] - snapshot[2] < MIB
 
 
 async def _send(port: int, messages: int) -> None:

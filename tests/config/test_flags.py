@@ -8,7 +8,7 @@ import pytest
 from smtpproxy.config.address import Address
 from smtpproxy.config.decoding import ConfigError
 from smtpproxy.config.loader import from_flags, load
-from smtpproxy.config.schema import Listener, Settings
+from smtpproxy.config.schema import ListenerSettings, Settings
 from tests.support.settings_file import GOOD, write
 
 
@@ -30,7 +30,7 @@ class TestFlags:
         text = GOOD + '[limits]\nline = 600\n[log]\nlevel = "error"\nformat = "json"\n'
         file = load(write(tmp_path, text))
         settings = from_flags(file, ["[::1]:26"], [], log_level="debug")
-        assert settings.listener == [Listener(address=Address("::1", 26), backend="old")]
+        assert settings.listener == [ListenerSettings(address=Address("::1", 26), backend="old")]
         assert settings.backends == file.backends
         assert (settings.limits.line, settings.log.level, settings.log.format) == (
             600,

@@ -7,7 +7,7 @@ import pytest
 from smtpproxy.config.address import Address
 from smtpproxy.config.decoding import ConfigError
 from smtpproxy.config.loader import load
-from smtpproxy.config.schema import Backend, Listener
+from smtpproxy.config.schema import BackendSettings, ListenerSettings
 from tests.support.settings_file import GOOD, write
 
 WRONG_EVERYWHERE = """\
@@ -71,8 +71,10 @@ def problems(
 class TestAGoodFile:
     def test_two_settings_are_enough(self, tmp_path: Path) -> None:
         settings = load(write(tmp_path, GOOD))
-        assert settings.listener == [Listener(address=Address("127.0.0.1", 2525), backend="old")]
-        assert settings.backends == {"old": Backend(servers=[Address("10.0.0.5", 25)])}
+        assert settings.listener == [
+            ListenerSettings(address=Address("127.0.0.1", 2525), backend="old")
+        ]
+        assert settings.backends == {"old": BackendSettings(servers=[Address("10.0.0.5", 25)])}
         assert settings.hostname
         assert (settings.limits.line, settings.timeouts.hold) == (2048, 0.2)
 

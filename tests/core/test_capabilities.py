@@ -1,8 +1,14 @@
 """Capabilities: the EHLO reply that the client gets."""
 
-from smtpproxy.core.capabilities import NEVER_PASSED, PASSED, Filter, offer, offer_for_helo
+from smtpproxy.core.capabilities import (
+    NEVER_PASSED,
+    PASSED,
+    CapabilityFilter,
+    offer,
+    offer_for_helo,
+)
 
-EVERYTHING = Filter()
+EVERYTHING = CapabilityFilter()
 FIRST = b"250-mx.example.org Hello [10.0.0.1]\r\n"
 
 
@@ -25,7 +31,7 @@ def test_the_last_line_tells_the_code() -> None:
 
 
 def test_nothing_is_left_but_the_first_line() -> None:
-    hides = Filter(hide=frozenset((b"PIPELINING", b"SIZE")))
+    hides = CapabilityFilter(hide=frozenset((b"PIPELINING", b"SIZE")))
     found = offer(FIRST + b"250-PIPELINING\r\n250 SIZE\r\n", hides)
     assert found.reply == b"250 " + FIRST[4:]
     assert found.pipelining
@@ -50,7 +56,7 @@ def test_each_allowed_word_passes_and_each_forbidden_one_does_not() -> None:
 
 
 def test_listener_allows_and_hides() -> None:
-    keep = Filter(hide=frozenset([b"DSN"]), allow=frozenset([b"XFOO", b"DSN"]))
+    keep = CapabilityFilter(hide=frozenset([b"DSN"]), allow=frozenset([b"XFOO", b"DSN"]))
     assert keep.passes(b"XFOO")
     assert not keep.passes(b"DSN")
     assert not keep.passes(b"XBAR")
@@ -59,17 +65,17 @@ def test_listener_allows_and_hides() -> None:
 def test_chunking_counts_only_if_the_client_sees_it() -> None:
     reply = b"250-mx\r\n250 CHUNKING\r\n"
     assert offer(reply, EVERYTHING).chunking
-    assert not offer(reply, Filter(hide=frozenset([b"CHUNKING"]))).chunking
+    assert not offer(reply, CapabilityFilter(hide=frozenset([b"CHUNKING"]))).chunking
     assert not offer(b"250 CHUNKING\r\n", EVERYTHING).chunking  # it is the server's name
 
 
 def test_what_was_found_for_one_filter_is_not_used_for_another() -> None:
     reply = b"250-mx\r\n250 CHUNKING\r\n"
-    for keep in (EVERYTHING, Filter(hide=frozenset([b"CHUNKING"])), EVERYTHING):
+    for keep in (EVERYTHING, CapabilityFilter(hide=frozenset([b"CHUNKING"])), EVERYTHING):
         assert offer(reply, keep).chunking == keep.passes(b"CHUNKING")
 
 
 def test_helo_gives_its_first_line_and_pipelining() -> None:
     assert offer_for_helo(b"250-mx\r\n250 old\r\n", EVERYTHING) == b"250-mx\r\n250 PIPELINING\r\n"
-    hides = Filter(hide=frozenset([b"PIPELINING"]))
+    hides = CapabilityFilter(hide=frozenset([b"PIPELINING"]))
     assert offer_for_helo(b"250 mx\r\n", hides) == b"250 mx\r\n"

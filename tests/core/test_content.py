@@ -4,41 +4,41 @@ import pytest
 
 from smtpproxy.core.content import BULK, LINE_KEPT, BareNewlines, Content, has_crlf_only
 from smtpproxy.core.pipeline import Pipeline
-from smtpproxy.core.policy import Rules
+from smtpproxy.core.policy import SessionPolicy
 from tests.support.pipeline_stage import Observed
 
 NORMALIZE, REJECT, PASS = BareNewlines
 
 
-def _whole(policy: BareNewlines, octets: bytes) -> bytes:
+def _whole(bare_newlines: BareNewlines, octets: bytes) -> bytes:
     """Return what the content filter gives for octets that hold their end of data."""
-    content = Content(policy)
+    content = Content(bare_newlines)
     out, taken = content.receive(octets)
     assert taken == len(octets)
     assert content.ended
     return out
 
 
-@pytest.mark.parametrize("policy", BareNewlines)
+@pytest.mark.parametrize("bare_newlines", BareNewlines)
 @pytest.mark.parametrize(
     "text", [b"", b"x\r\n", b"..\r\n", b".x\r\n", b"\r\n", b"x.\r\n", b"\xff\r\n"]
 )
-def test_clean_content_passes_unchanged(policy: BareNewlines, text: bytes) -> None:
-    assert _whole(policy, text + b".\r\n") == text + b".\r\n"
+def test_clean_content_passes_unchanged(bare_newlines: BareNewlines, text: bytes) -> None:
+    assert _whole(bare_newlines, text + b".\r\n") == text + b".\r\n"
 
 
-@pytest.mark.parametrize("policy", BareNewlines)
-def test_what_follows_the_end_of_data_is_not_taken(policy: BareNewlines) -> None:
-    content = Content(policy)
+@pytest.mark.parametrize("bare_newlines", BareNewlines)
+def test_what_follows_the_end_of_data_is_not_taken(bare_newlines: BareNewlines) -> None:
+    content = Content(bare_newlines)
     assert content.receive(b"x\r\n.\r\nQUIT\r\n") == (b"x\r\n.\r\n", 6)
     assert content.octets == 3
 
 
-@pytest.mark.parametrize("policy", BareNewlines)
+@pytest.mark.parametrize("bare_newlines", BareNewlines)
 @pytest.mark.parametrize("text", [b"x\r\n.\r\n", b".\r\n"])
-def test_end_of_data_is_found_however_it_is_cut(policy: BareNewlines, text: bytes) -> None:
+def test_end_of_data_is_found_however_it_is_cut(bare_newlines: BareNewlines, text: bytes) -> None:
     for cut in range(len(text)):
-        content = Content(policy)
+        content = Content(bare_newlines)
         first, taken = content.receive(text[:cut])
         assert (taken, content.ended) == (cut, False)
         second, taken = content.receive(text[cut:] + b"QUIT\r\n")
@@ -170,8 +170,8 @@ def test_bulk_larger_than_the_scratch_buffer() -> None:
 
 def test_bulk_passes_without_a_change() -> None:
     octets = (b"x" * 76 + b"\r\n") * 100
-    for policy in BareNewlines:
-        assert Content(policy).receive(octets) == (octets, len(octets))
+    for bare_newlines in BareNewlines:
+        assert Content(bare_newlines).receive(octets) == (octets, len(octets))
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_normalize_tells_what_reject_would_have_refused(text: bytes, kind: str) 
 
 def test_a_mended_message_is_relayed_and_known() -> None:
     seen = Observed()
-    pipeline = Pipeline(Rules(), lambda _: None, seen, 1.0)
+    pipeline = Pipeline(SessionPolicy(), lambda _: None, seen, 1.0)
     pipeline.connect_backend(lambda _: None)
     pipeline.backend_received(b"220 mx\r\n", 1.0)
     pipeline.client_received(b"DATA\r\n", 1.0)

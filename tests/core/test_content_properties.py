@@ -18,9 +18,11 @@ CLEAN = st.lists(st.sampled_from([b"", b"..", b".x", b"abc", b"\xff"]), max_size
 )
 
 
-def _filtered(policy: BareNewlines, octets: bytes, cuts: list[int]) -> tuple[bytes, int, Content]:
+def _filtered(
+    bare_newlines: BareNewlines, octets: bytes, cuts: list[int]
+) -> tuple[bytes, int, Content]:
     """Return what the filter gives out for octets cut so, how many it took, and the filter."""
-    content, out, taken = Content(policy), b"", 0
+    content, out, taken = Content(bare_newlines), b"", 0
     borders = [0, *sorted({cut % (len(octets) + 1) for cut in cuts}), len(octets)]
     for start, end in pairwise(borders):
         if start < end and not content.ended:
@@ -36,15 +38,15 @@ CUTS = st.lists(st.integers(0, 400), max_size=6)
 @THOROUGH
 @given(st.sampled_from(BareNewlines), TRICKY, CUTS)
 def test_content_does_not_depend_on_how_it_is_cut(
-    policy: BareNewlines, octets: bytes, cuts: list[int]
+    bare_newlines: BareNewlines, octets: bytes, cuts: list[int]
 ) -> None:
     octets += b"\r\n.\r\n"
-    out, taken, content = _filtered(policy, octets, [])
+    out, taken, content = _filtered(bare_newlines, octets, [])
     assert taken == (b"\r\n" + octets).index(b"\r\n.\r\n") + 3
     assert content.ended
     assert content.octets == taken - 3
     for borders in (cuts, list(range(len(octets)))):
-        again = _filtered(policy, octets, borders)
+        again = _filtered(bare_newlines, octets, borders)
         assert again[:2] == (out, taken)
         assert again[2].octets == content.octets
         assert str(again[2].violation) == str(content.violation)
@@ -64,9 +66,11 @@ def test_normalize_gives_crlf_lines_no_nul_and_one_lone_dot_at_the_end(
 
 @QUICK
 @given(st.sampled_from(BareNewlines), CLEAN, CUTS)
-def test_clean_content_is_unchanged(policy: BareNewlines, octets: bytes, cuts: list[int]) -> None:
+def test_clean_content_is_unchanged(
+    bare_newlines: BareNewlines, octets: bytes, cuts: list[int]
+) -> None:
     octets += b".\r\n"
-    out, taken, content = _filtered(policy, octets, cuts)
+    out, taken, content = _filtered(bare_newlines, octets, cuts)
     assert (out, taken) == (octets, len(octets))
     assert content.violation is None
 

@@ -10,7 +10,7 @@ from itertools import combinations, pairwise, product
 
 import pytest
 
-from smtpproxy.core.policy import Rules
+from smtpproxy.core.policy import SessionPolicy
 from tests.support.model_mta import EHLO_OFFER, Mta, MtaStage, replies_in
 
 LOST = b"421 4.4.2 localhost Error: connection to mail server lost\r\n"
@@ -186,7 +186,7 @@ class Run:
 
     def __init__(self, scenario: Scenario, first: list[bytes], then: list[bytes]) -> None:
         self.scenario = scenario
-        self.stage = MtaStage(Rules(), Mta(pipelining=scenario.pipelining))
+        self.stage = MtaStage(SessionPolicy(), Mta(pipelining=scenario.pipelining))
         self.stage.settle()
         for octets in scenario.begin:
             self.stage.client(octets)
@@ -307,7 +307,7 @@ def test_either_side_may_go_at_any_point(scenario: Scenario) -> None:
 
 
 def test_ehlo_of_these_scenarios_offers_what_they_need() -> None:
-    stage = MtaStage(Rules())
+    stage = MtaStage(SessionPolicy())
     stage.settle()
     stage.client(READY[0])
     stage.settle()

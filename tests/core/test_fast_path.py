@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from smtpproxy.core import pipeline as steps
 from smtpproxy.core.exchange import Exchange
-from smtpproxy.core.policy import Rules
+from smtpproxy.core.policy import SessionPolicy
 from tests.support.effort import THOROUGH
 from tests.support.pipeline_stage import Introduced, Stage
 
@@ -54,7 +54,7 @@ REPLIES = st.lists(
     max_size=16,
 )
 RULES = st.builds(
-    Rules,
+    SessionPolicy,
     guard_data=st.booleans(),
     errors=st.sampled_from([1, 20]),
     message_octets=st.sampled_from([0, 50]),
@@ -69,10 +69,12 @@ def _shape(exchange: Exchange) -> tuple[object, ...]:
     return tuple(getattr(exchange, name) for name in (*named, "flushed", "octets", "steps"))
 
 
-def _play(rules: Rules, parts: list[bytes], replies: list[bytes], offer: bytes) -> list[object]:
+def _play(
+    policy: SessionPolicy, parts: list[bytes], replies: list[bytes], offer: bytes
+) -> list[object]:
     """Return all that becomes of a session."""
-    stage = Stage(rules)
-    if rules.xforward:
+    stage = Stage(policy)
+    if policy.xforward:
         stage.pipeline.ehlo.introduction = Introduced("XFORWARD")
     for octets in (b"220 mx\r\n", b"EHLO c\r\n", offer):
         (stage.client if octets[:1] == b"E" else stage.backend)(octets)
@@ -106,10 +108,10 @@ def _play(rules: Rules, parts: list[bytes], replies: list[bytes], offer: bytes) 
     st.sampled_from([b"", b"250-PIPELINING\r\n", b"250-XFORWARD ADDR\r\n", b"250-CHUNKING\r\n"]),
 )
 def test_fast_path_leads_where_the_five_steps_do(
-    rules: Rules, parts: list[bytes], replies: list[bytes], more: bytes
+    policy: SessionPolicy, parts: list[bytes], replies: list[bytes], more: bytes
 ) -> None:
     offer = b"250-mx\r\n" + more + b"250 SIZE\r\n"
-    fast = _play(rules, parts, replies, offer)
+    fast = _play(policy, parts, replies, offer)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(steps, "whole_reply_code", lambda _octets: 0)
-        assert _play(rules, parts, replies, offer) == fast
+        assert _play(policy, parts, replies, offer) == fast

@@ -9,17 +9,17 @@ from smtpproxy.core import replies, verbs
 from smtpproxy.core.content import BareNewlines
 from smtpproxy.core.exchange import Exchange
 from smtpproxy.core.framing import CLOSED, COMMANDS, ENDED, Framer
-from smtpproxy.core.policy import Rules
+from smtpproxy.core.policy import SessionPolicy
 from smtpproxy.core.verbs import Sync
 
 
 class Framing:
     """A framer whose greeting has come, and what it sent to the backend."""
 
-    def __init__(self, rules: Rules | None = None) -> None:
+    def __init__(self, policy: SessionPolicy | None = None) -> None:
         self.sent: list[bytes] = []
         greeting = Exchange(verbs.GREETING_ROW, b"", 1.0)
-        self.framer = Framer(rules or Rules(), greeting, self.sent.append)
+        self.framer = Framer(policy or SessionPolicy(), greeting, self.sent.append)
         greeting.flushed = 1.0
         self.framer.open_commands()
 
@@ -58,7 +58,7 @@ def test_line_cut_anywhere_is_framed_once() -> None:
 
 def test_octets_before_the_gate_opens_wait_unframed() -> None:
     sent: list[bytes] = []
-    framer = Framer(Rules(), Exchange(verbs.GREETING_ROW, b"", 1.0), sent.append)
+    framer = Framer(SessionPolicy(), Exchange(verbs.GREETING_ROW, b"", 1.0), sent.append)
     framer.receive(b"NOOP\r\n", 2.0)
     assert (framer.queue, framer.unframed) == ([], b"NOOP\r\n")
     framer.open_commands()
@@ -110,7 +110,7 @@ def test_content_goes_straight_on_and_ends() -> None:
 
 
 def test_refused_content_is_read_and_dropped() -> None:
-    framing = Framing(Rules(bare_newlines=BareNewlines.REJECT))
+    framing = Framing(SessionPolicy(bare_newlines=BareNewlines.REJECT))
     content = Exchange(verbs.END_OF_DATA_ROW, b"", 2.0)
     framing.framer.open_content(content)
     framing.receive(b"a\r\nb\nc\r\nd\r\n")
@@ -121,7 +121,7 @@ def test_refused_content_is_read_and_dropped() -> None:
 
 
 def test_content_that_the_backend_refused_keeps_that_refusal() -> None:
-    framing = Framing(Rules(bare_newlines=BareNewlines.REJECT))
+    framing = Framing(SessionPolicy(bare_newlines=BareNewlines.REJECT))
     content = Exchange(verbs.END_OF_DATA_ROW, b"", 2.0)
     content.refusal = b"552 big\r\n"
     framing.framer.open_content(content)
@@ -162,7 +162,7 @@ def test_payload_of_nothing_lets_commands_follow() -> None:
 
 
 def test_refused_line_is_skipped_to_its_end() -> None:
-    framing = Framing(Rules(line=10))
+    framing = Framing(SessionPolicy(line=10))
     framing.receive(b"NOOP 12345678\r\nRSET\r\nNOOP 123456")
     assert framing.queued == [replies.LINE_TOO_LONG, b"RSET\r\n", replies.LINE_TOO_LONG]
     framing.receive(b"7890" * 1000)
@@ -206,16 +206,16 @@ def test_auth_data_waits_for_its_end() -> None:
 
 
 def test_auth_line_may_be_longer_than_others() -> None:
-    framing = Framing(Rules(line=20, auth_line=40))
+    framing = Framing(SessionPolicy(line=20, auth_line=40))
     framing.receive(b"auth PLAIN " + b"x" * 27 + b"\r\n")
     assert framing.framer.queue[0].verb.name == b"AUTH"
-    framing = Framing(Rules(line=20, auth_line=40))
+    framing = Framing(SessionPolicy(line=20, auth_line=40))
     framing.receive(b"AUTH PLAIN " + b"x" * 28 + b"\r\n")
     assert framing.queued == [replies.LINE_TOO_LONG]
 
 
 def test_full_queue_keeps_what_is_left_until_it_is_empty() -> None:
-    framing = Framing(Rules(queue_commands=2))
+    framing = Framing(SessionPolicy(queue_commands=2))
     framing.receive(b"NOOP 1\r\nNOOP 2\r\nNOOP 3\r\nNOOP 4\r\n")
     assert framing.framer.full
     assert framing.framer.pop().line == b"NOOP 1\r\n"
@@ -230,7 +230,7 @@ def test_full_queue_keeps_what_is_left_until_it_is_empty() -> None:
 
 
 def test_full_counts_octets_queued_and_unframed() -> None:
-    framing = Framing(Rules(queue_octets=20))
+    framing = Framing(SessionPolicy(queue_octets=20))
     framing.receive(b"NOOP 1\r\nNOOP 2\r\nNOO")
     assert not framing.framer.full
     framing.receive(b"P")
@@ -240,7 +240,7 @@ def test_full_counts_octets_queued_and_unframed() -> None:
 
 
 def test_whole_lines_that_wait_make_it_full_with_nothing_in_the_queue_too() -> None:
-    framing = Framing(Rules(queue_commands=1, queue_octets=20))
+    framing = Framing(SessionPolicy(queue_commands=1, queue_octets=20))
     framing.receive(b"NOOP 1\r\nNOOP 2\r\nNOOP 3\r\nNOOP 4\r\n")
     framing.framer.pop()
     assert framing.queued == []
@@ -270,8 +270,8 @@ def test_what_is_forgotten_is_only_the_last() -> None:
 
 
 def test_secret_behind_a_guarded_gate_is_not_shown() -> None:
-    framing = Framing(Rules(sync=Sync.STRICT))
-    framing.framer.table = Rules(sync=Sync.STRICT).helo_table
+    framing = Framing(SessionPolicy(sync=Sync.STRICT))
+    framing.framer.table = SessionPolicy(sync=Sync.STRICT).helo_table
     framing.receive(b"AUTH LOGIN\r\nc2VjcmV0\r\n")
     problem = framing.framer.queue[0].problem
     assert problem is not None

@@ -1,21 +1,21 @@
 """Extensions: what of the backend's offer is in force."""
 
-from smtpproxy.core.capabilities import Filter
-from smtpproxy.core.negotiated_extensions import Extensions
-from smtpproxy.core.policy import BackendTls, ClientTls, Rules
+from smtpproxy.core.capabilities import CapabilityFilter
+from smtpproxy.core.negotiated_extensions import NegotiatedExtensions
+from smtpproxy.core.policy import BackendTls, ClientTls, SessionPolicy
 
 OFFER = b"250-mx\r\n250-PIPELINING\r\n250 CHUNKING\r\n"
 TO_CLIENT = b"250-mx\r\n250-CHUNKING\r\n250 PIPELINING\r\n"
 
 
 def test_nothing_is_in_force_before_ehlo() -> None:
-    extensions = Extensions(Rules())
+    extensions = NegotiatedExtensions(SessionPolicy())
     assert not extensions.pipelining
     assert not extensions.chunking
 
 
 def test_offer_is_in_force_until_helo() -> None:
-    extensions = Extensions(Rules())
+    extensions = NegotiatedExtensions(SessionPolicy())
     assert extensions.accept_ehlo(OFFER) == TO_CLIENT
     assert extensions.pipelining
     assert extensions.chunking
@@ -25,7 +25,7 @@ def test_offer_is_in_force_until_helo() -> None:
 
 
 def test_next_offer_counts() -> None:
-    extensions = Extensions(Rules())
+    extensions = NegotiatedExtensions(SessionPolicy())
     extensions.accept_ehlo(OFFER)
     extensions.accept_ehlo(b"250 mx\r\n")
     assert not extensions.pipelining
@@ -33,8 +33,10 @@ def test_next_offer_counts() -> None:
 
 
 def test_rules_may_leave_an_offer_unused() -> None:
-    extensions = Extensions(
-        Rules(use_pipelining=False, capabilities=Filter(hide=frozenset([b"CHUNKING"])))
+    extensions = NegotiatedExtensions(
+        SessionPolicy(
+            use_pipelining=False, capabilities=CapabilityFilter(hide=frozenset([b"CHUNKING"]))
+        )
     )
     extensions.accept_ehlo(OFFER)
     assert not extensions.pipelining
@@ -45,6 +47,6 @@ def test_requiretls_passes_with_tls_on_both_sides_only() -> None:
     offer = b"250-mx\r\n250 REQUIRETLS\r\n"
     for client in ClientTls:
         for backend in BackendTls:
-            extensions = Extensions(Rules(client_tls=client, backend_tls=backend))
+            extensions = NegotiatedExtensions(SessionPolicy(client_tls=client, backend_tls=backend))
             both = client is ClientTls.ACTIVE and backend is BackendTls.IMPLICIT
             assert (b"REQUIRETLS" in extensions.accept_ehlo(offer)) == both

@@ -7,15 +7,15 @@ import pytest
 
 from smtpproxy.core.exchange import Exchange
 from smtpproxy.core.pipeline import Pipeline
-from smtpproxy.core.policy import ClientTls, Rules
+from smtpproxy.core.policy import ClientTls, SessionPolicy
 from smtpproxy.core.replies import REPLY_LIMIT
 from smtpproxy.core.reply_buffer import HELD_OCTETS
 from tests.support.model_mta import MtaStage
 from tests.support.pipeline_stage import Observed, Stage, check_observed, seen_by_observers
 
 
-def _stage(given: str = "EHLO", rules: Rules | None = None) -> Stage:
-    stage = Stage(rules)
+def _stage(given: str = "EHLO", policy: SessionPolicy | None = None) -> Stage:
+    stage = Stage(policy)
     stage.come_to(given)
     return stage
 
@@ -32,14 +32,14 @@ def test_greeting_is_owed_until_it_has_come() -> None:
 
 
 def test_backend_is_connected_before_anything_is_sent_to_it() -> None:
-    pipeline = Pipeline(Rules(), [].append, Observed(), 1.0)
+    pipeline = Pipeline(SessionPolicy(), [].append, Observed(), 1.0)
     pipeline.client_received(b"EHLO x\r\n", 2.0)
     with pytest.raises(AssertionError, match="nothing is connected"):
         pipeline.backend_received(b"220 mx\r\n", 3.0)
 
 
 def test_upgrade_is_set_where_the_rules_speak_of_tls() -> None:
-    pipeline = Pipeline(Rules(client_tls=ClientTls.OFFERED), [].append, Observed(), 1.0)
+    pipeline = Pipeline(SessionPolicy(client_tls=ClientTls.OFFERED), [].append, Observed(), 1.0)
     pipeline.connect_backend([].append)
     pipeline.backend_received(b"220 mx\r\n", 2.0)
     with pytest.raises(AssertionError, match="nothing is connected"):
@@ -47,7 +47,7 @@ def test_upgrade_is_set_where_the_rules_speak_of_tls() -> None:
 
 
 def test_introduce_is_set_where_the_rules_trust_somebody() -> None:
-    pipeline = Pipeline(Rules(trusted=True), [].append, Observed(), 1.0)
+    pipeline = Pipeline(SessionPolicy(trusted=True), [].append, Observed(), 1.0)
     pipeline.connect_backend([].append)
     pipeline.backend_received(b"220 mx\r\n", 2.0)
     with pytest.raises(AssertionError, match="nothing is connected"):
@@ -161,7 +161,7 @@ def test_waiting_for_content_begins_anew_with_what_the_client_sends() -> None:
 
 
 def test_held_replies_are_bounded() -> None:
-    stage = _stage(rules=Rules(errors=10**6))
+    stage = _stage(policy=SessionPolicy(errors=10**6))
     reply = b"550 " + b"x" * 500 + b"\r\n"
     stage.client(b"RCPT TO:<a>\r\n" * 900)
     for _ in range(800):
@@ -225,7 +225,7 @@ def test_backend_that_talks_on_after_its_refusal_takes_no_room(octets: bytes) ->
     "line", [b"NOOP\r\n", b"RCPT TO:<b>\r\n", b"FROB\r\n", b"DATA\r\n", b"\r\n"]
 )
 def test_client_that_is_read_while_full_or_not_takes_bounded_room(line: bytes) -> None:
-    stage = _stage(rules=Rules(queue_commands=50, queue_octets=5000))
+    stage = _stage(policy=SessionPolicy(queue_commands=50, queue_octets=5000))
     segment = line * 20
     for _ in range(10_000):
         if stage.pipeline.full or stage.pipeline.ended:
@@ -237,7 +237,7 @@ def test_client_that_is_read_while_full_or_not_takes_bounded_room(line: bytes) -
 
 
 def test_a_megabyte_of_recipients_in_one_segment_is_served() -> None:
-    stage = MtaStage(Rules())
+    stage = MtaStage(SessionPolicy())
     stage.settle()
     stage.client(b"EHLO c\r\n")
     stage.settle()
@@ -289,7 +289,7 @@ def test_session_ends_once_and_with_one_421(given: str, happening: str) -> None:
 
 
 def test_pipelined_figure_is_the_round_trips_saved() -> None:
-    stage = MtaStage(Rules())
+    stage = MtaStage(SessionPolicy())
     stage.settle()
     for group in (
         b"EHLO c\r\n",

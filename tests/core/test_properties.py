@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smtpproxy.core.content import BareNewlines
-from smtpproxy.core.policy import Rules
+from smtpproxy.core.policy import SessionPolicy
 from smtpproxy.core.verbs import Sync
 from tests.support.effort import QUICK, THOROUGH
 from tests.support.model_mta import EHLO_OFFER, EHLO_REPLY, Mta, MtaStage, replies_in
@@ -114,10 +114,10 @@ def _in_lock_step(parts: list[Part]) -> tuple[bytes, Mta]:
 
 
 def _through_the_proxy(
-    parts: list[Part], rules: Rules, draw: st.DataObject, stage: MtaStage | None = None
+    parts: list[Part], policy: SessionPolicy, draw: st.DataObject, stage: MtaStage | None = None
 ) -> MtaStage:
     """Play the client against the proxy; who goes next, and how much of it, is drawn."""
-    stage, client = stage or MtaStage(rules), Client(parts)
+    stage, client = stage or MtaStage(policy), Client(parts)
     client.advance(b"")
     coming = b""  # of the backend, given but not yet there
     seen = 0
@@ -142,7 +142,7 @@ def _through_the_proxy(
 @given(
     _parts(),
     st.builds(
-        Rules,
+        SessionPolicy,
         sync=st.sampled_from([Sync.SAFE, Sync.OFF]),
         bare_newlines=st.sampled_from(BareNewlines),
         guard_data=st.just(False),
@@ -152,10 +152,10 @@ def _through_the_proxy(
     st.data(),
 )
 def test_as_a_lock_step_client_at_the_backend_itself(
-    parts: list[Part], rules: Rules, draw: st.DataObject
+    parts: list[Part], policy: SessionPolicy, draw: st.DataObject
 ) -> None:
     expected, mta = _in_lock_step(parts)
-    stage = _through_the_proxy(parts, rules, draw)
+    stage = _through_the_proxy(parts, policy, draw)
     assert not stage.pipeline.ended
     assert stage.sent_to_client == expected.replace(EHLO_REPLY, EHLO_OFFER)
     assert stage.mta.octets == mta.octets
@@ -170,10 +170,10 @@ def test_of_xforward_the_client_sees_nothing_and_each_message_has_it(
     parts: list[Part], pipelining: bool, draw: st.DataObject
 ) -> None:
     expected, mta = _in_lock_step(parts)
-    rules = Rules(xforward=True, guard_data=False, errors=10**6)
-    stage = MtaStage(rules, Mta(pipelining=pipelining, xforward=True))
+    policy = SessionPolicy(xforward=True, guard_data=False, errors=10**6)
+    stage = MtaStage(policy, Mta(pipelining=pipelining, xforward=True))
     stage.pipeline.ehlo.introduction = Introduced("XFORWARD")
-    _through_the_proxy(parts, rules, draw, stage)
+    _through_the_proxy(parts, policy, draw, stage)
     assert stage.sent_to_client == expected.replace(EHLO_REPLY, EHLO_OFFER)
     assert stage.mta.messages == mta.messages
     said = [line.split(b" ")[0].upper() for line in stage.mta.commands]
@@ -191,7 +191,7 @@ def test_of_xforward_the_client_sees_nothing_and_each_message_has_it(
 def test_guarded_data_and_bare_lf_keep_the_order_of_replies(
     parts: list[Part], draw: st.DataObject
 ) -> None:
-    stage = _through_the_proxy(parts, Rules(errors=10**6), draw)
+    stage = _through_the_proxy(parts, SessionPolicy(errors=10**6), draw)
     received = replies_in(stage.sent_to_client)
     assert b"".join(received) == stage.sent_to_client
     assert len(received) == len([exchange for exchange in stage.observed if exchange.flushed])
@@ -260,7 +260,7 @@ ANY_BACKEND = st.lists(
     max_size=12,
 )
 RULES = st.builds(
-    Rules,
+    SessionPolicy,
     sync=st.sampled_from(Sync),
     bare_newlines=st.sampled_from(BareNewlines),
     use_pipelining=st.booleans(),
@@ -275,9 +275,9 @@ HAPPENINGS = ["hold", "drain", "C: EOF", "B< EOF", "expire", "stop"]
 @settings(THOROUGH, max_examples=1000)
 @given(RULES, ANY_CLIENT, ANY_BACKEND, st.data())
 def test_anything_from_either_side_is_handled(
-    rules: Rules, client: list[bytes], backend: list[bytes], draw: st.DataObject
+    policy: SessionPolicy, client: list[bytes], backend: list[bytes], draw: st.DataObject
 ) -> None:
-    stage = Stage(rules)
+    stage = Stage(policy)
     backend = [b"220 mx\r\n", *backend] if draw.draw(st.booleans()) else backend
     for happening in draw.draw(st.permutations(["C"] * len(client) + ["B"] * len(backend))):
         if happening == "C":
@@ -299,7 +299,7 @@ def test_anything_from_either_side_is_handled(
 def test_observers_see_every_exchange_once_and_the_client_every_reply(
     client: list[bytes], backend: list[bytes]
 ) -> None:
-    stage = Stage(Rules())
+    stage = Stage(SessionPolicy())
     stage.backend(b"220 mx\r\n")
     for octets in client:
         stage.client(octets)

@@ -7,7 +7,7 @@ the backend takes for a line end: it gets that one message, or none, and no comm
 import pytest
 
 from smtpproxy.core.content import BareNewlines
-from smtpproxy.core.policy import Rules
+from smtpproxy.core.policy import SessionPolicy
 from tests.support.model_mta import LineEnds, Mta, MtaStage, replies_in
 
 WOULD_BE_ENDS = [
@@ -41,8 +41,8 @@ OTHER_LINE_ENDS = [
 SECOND = b"MAIL FROM:<evil>\r\nRCPT TO:<victim>\r\nDATA\r\nFrom: ceo\r\n\r\nsmuggled"
 
 
-def _deliver(rules: Rules, line_ends: LineEnds, segments: list[bytes]) -> MtaStage:
-    stage = MtaStage(rules, Mta(line_ends))
+def _deliver(policy: SessionPolicy, line_ends: LineEnds, segments: list[bytes]) -> MtaStage:
+    stage = MtaStage(policy, Mta(line_ends))
     stage.ready()
     for segment in segments:
         stage.client(segment)
@@ -59,21 +59,21 @@ def _holds(stage: MtaStage) -> None:
 
 
 @pytest.mark.parametrize("line_ends", LineEnds)
-@pytest.mark.parametrize("policy", [BareNewlines.NORMALIZE, BareNewlines.REJECT])
+@pytest.mark.parametrize("bare_newlines", [BareNewlines.NORMALIZE, BareNewlines.REJECT])
 @pytest.mark.parametrize("sequence", WOULD_BE_ENDS + OTHER_LINE_ENDS, ids=lambda it: it.hex(" "))
 def test_would_be_end_of_data_smuggles_nothing(
-    sequence: bytes, policy: BareNewlines, line_ends: LineEnds
+    sequence: bytes, bare_newlines: BareNewlines, line_ends: LineEnds
 ) -> None:
-    rules = Rules(bare_newlines=policy)
+    policy = SessionPolicy(bare_newlines=bare_newlines)
     text = b"first" + sequence + SECOND + b"\r\n.\r\n"
     for cut in range(len(text)):
-        stage = _deliver(rules, line_ends, [part for part in (text[:cut], text[cut:]) if part])
+        stage = _deliver(policy, line_ends, [part for part in (text[:cut], text[cut:]) if part])
         _holds(stage)
         bare = sequence not in OTHER_LINE_ENDS
-        refused = bare and policy is BareNewlines.REJECT
+        refused = bare and bare_newlines is BareNewlines.REJECT
         assert len(stage.mta.messages) == (0 if refused else 1)
         assert bool(stage.pipeline.ended) == refused
-    _holds(_deliver(rules, line_ends, [text[at : at + 1] for at in range(len(text))]))
+    _holds(_deliver(policy, line_ends, [text[at : at + 1] for at in range(len(text))]))
 
 
 @pytest.mark.parametrize("sequence", WOULD_BE_ENDS, ids=lambda it: it.hex(" "))
@@ -85,7 +85,7 @@ def test_would_be_end_at_the_very_start_smuggles_nothing(sequence: bytes) -> Non
         for line_ends in LineEnds:
             for cut in range(8):
                 parts = [part for part in (text[:cut], text[cut:]) if part]
-                stage = _deliver(Rules(), line_ends, parts)
+                stage = _deliver(SessionPolicy(), line_ends, parts)
                 _holds(stage)
                 assert len(stage.mta.messages) == 1
 
@@ -94,7 +94,9 @@ def test_would_be_end_at_the_very_start_smuggles_nothing(sequence: bytes) -> Non
 def test_pass_leaves_one_message_to_a_strict_backend(sequence: bytes) -> None:
     text = b"first" + sequence + SECOND
     stage = _deliver(
-        Rules(bare_newlines=BareNewlines.PASS), LineEnds.STRICT, [text + b"\r\n.\r\nQUIT\r\n"]
+        SessionPolicy(bare_newlines=BareNewlines.PASS),
+        LineEnds.STRICT,
+        [text + b"\r\n.\r\nQUIT\r\n"],
     )
     assert stage.mta.messages == [text.replace(b"\r\n", b"\n")]
     assert stage.pipeline.ended == "quit"
@@ -103,8 +105,10 @@ def test_pass_leaves_one_message_to_a_strict_backend(sequence: bytes) -> None:
 @pytest.mark.parametrize("sequence", WOULD_BE_ENDS, ids=lambda it: it.hex(" "))
 def test_would_be_end_and_then_eof_is_no_message(sequence: bytes) -> None:
     for line_ends in LineEnds:
-        for policy in (BareNewlines.NORMALIZE, BareNewlines.REJECT):
-            stage = _deliver(Rules(bare_newlines=policy), line_ends, [b"first" + sequence])
+        for bare_newlines in (BareNewlines.NORMALIZE, BareNewlines.REJECT):
+            stage = _deliver(
+                SessionPolicy(bare_newlines=bare_newlines), line_ends, [b"first" + sequence]
+            )
             stage.happen("C: EOF")
             assert stage.pipeline.ended == "client_lost"
             assert stage.mta.messages == []
@@ -117,7 +121,7 @@ def test_true_end_is_found_however_it_is_cut() -> None:
             for second in range(cut, len(content + text)):
                 whole = content + text
                 parts = [whole[:cut], whole[cut:second], whole[second:]]
-                stage = _deliver(Rules(), LineEnds.STRICT, [part for part in parts if part])
+                stage = _deliver(SessionPolicy(), LineEnds.STRICT, [part for part in parts if part])
                 assert len(stage.mta.messages) == 1
                 assert stage.mta.octets.endswith(whole)
 
@@ -125,7 +129,9 @@ def test_true_end_is_found_however_it_is_cut() -> None:
 def test_two_messages_back_to_back_stay_two() -> None:
     text = b"one\r\n.\r\nMAIL FROM:<c>\r\nRCPT TO:<d>\r\nDATA\r\n"
     for cut in range(len(text)):
-        stage = _deliver(Rules(), LineEnds.STRICT, [p for p in (text[:cut], text[cut:]) if p])
+        stage = _deliver(
+            SessionPolicy(), LineEnds.STRICT, [p for p in (text[:cut], text[cut:]) if p]
+        )
         stage.client(b"two\r\n.\r\n")
         stage.settle()
         assert stage.mta.messages == [b"one", b"two"]
@@ -141,7 +147,7 @@ def test_lenient_models_are_as_lenient_as_they_say() -> None:
     for line_ends, ends in taken.items():
         for text in ends:
             mta = Mta(line_ends)
-            stage = MtaStage(Rules(bare_newlines=BareNewlines.PASS), mta)
+            stage = MtaStage(SessionPolicy(bare_newlines=BareNewlines.PASS), mta)
             stage.ready()
             try:
                 stage.client(text + b"\r\n")

@@ -2,21 +2,21 @@
 
 from collections.abc import Sequence
 
-from smtpproxy.core.exchange import Exchange, Step
+from smtpproxy.core.exchange import Exchange, ProxyStep
 from smtpproxy.core.pipeline import Pipeline
-from smtpproxy.core.policy import BackendTls, Rules
+from smtpproxy.core.policy import BackendTls, SessionPolicy
 from tests.support.pipeline_stage import Observed
 
 
 class Talk:
     """A pipeline, its observed exchanges, and a clock that ticks with each call."""
 
-    def __init__(self, rules: Rules | None = None) -> None:
+    def __init__(self, policy: SessionPolicy | None = None) -> None:
         self.exchanges = Observed()
         self.now = 1.0
         self.backend: list[bytes] = []
         self.pipeline = Pipeline(
-            rules or Rules(hostname=b"px"), lambda _: None, self.exchanges, self.now
+            policy or SessionPolicy(hostname=b"px"), lambda _: None, self.exchanges, self.now
         )
         self.pipeline.connect_backend(self.backend.append)
         self.pipeline.upgrade = lambda _: None
@@ -41,7 +41,7 @@ def test_a_hello_tells_the_backends_own_reply() -> None:
     talk.sends(b"EHLO x")
     talk.says(b"250-mx\r\n250 XOLD")
     assert talk.last.reply == b"250-mx\r\n250 PIPELINING\r\n"
-    assert talk.last.steps == (Step(b"EHLO x\r\n", b"250-mx\r\n250 XOLD\r\n", 3.0, 4.0),)
+    assert talk.last.steps == (ProxyStep(b"EHLO x\r\n", b"250-mx\r\n250 XOLD\r\n", 3.0, 4.0),)
 
 
 def test_helo_in_place_of_ehlo() -> None:
@@ -49,13 +49,13 @@ def test_helo_in_place_of_ehlo() -> None:
     talk.sends(b"EHLO x")
     talk.says(b"500 what", b"250 mx")
     assert talk.last.steps == (
-        Step(b"EHLO x\r\n", b"500 what\r\n", 3.0, 4.0),
-        Step(b"HELO x\r\n", b"250 mx\r\n", 4.0, 5.0),
+        ProxyStep(b"EHLO x\r\n", b"500 what\r\n", 3.0, 4.0),
+        ProxyStep(b"HELO x\r\n", b"250 mx\r\n", 4.0, 5.0),
     )
 
 
 def test_starttls_of_the_proxy_and_the_ehlo_behind_it() -> None:
-    talk = Talk(Rules(hostname=b"px", backend_tls=BackendTls.REQUIRED))
+    talk = Talk(SessionPolicy(hostname=b"px", backend_tls=BackendTls.REQUIRED))
     talk.sends(b"EHLO x")
     talk.says(b"250-mx\r\n250 STARTTLS", b"220 go")
     talk.pipeline.backend_secured(9.0)
@@ -93,7 +93,7 @@ class Introduced:
         return [b"XFORWARD ADDR=192.0.2.1\r\n", b"XFORWARD HELO=x\r\n"]
 
 
-FORWARDING = Rules(hostname=b"px", xforward=True)
+FORWARDING = SessionPolicy(hostname=b"px", xforward=True)
 
 
 def test_what_was_said_ahead_of_mail() -> None:
@@ -101,9 +101,9 @@ def test_what_was_said_ahead_of_mail() -> None:
     talk.says(b"250 ok", b"250 ok", b"250 a", b"250 b", b"354 go")
     mail, rcpt, _ = talk.exchanges[-3:]
     assert mail.all_steps == (
-        Step(b"XFORWARD ADDR=192.0.2.1\r\n", b"250 ok\r\n", 5.0, 6.0),
-        Step(b"XFORWARD HELO=x\r\n", b"250 ok\r\n", 6.0, 7.0),
-        Step(b"MAIL FROM:<a@x>\r\n", b"250 a\r\n", 7.0, 8.0),
+        ProxyStep(b"XFORWARD ADDR=192.0.2.1\r\n", b"250 ok\r\n", 5.0, 6.0),
+        ProxyStep(b"XFORWARD HELO=x\r\n", b"250 ok\r\n", 6.0, 7.0),
+        ProxyStep(b"MAIL FROM:<a@x>\r\n", b"250 a\r\n", 7.0, 8.0),
     )
     assert rcpt.all_steps == ()
 
@@ -125,7 +125,7 @@ def test_a_421_to_what_was_said_ahead_of_mail() -> None:
     talk.says(b"421 bye")
     mail = talk.exchanges[2]
     assert mail.reply == b"421 bye\r\n"
-    assert mail.all_steps == (Step(b"XFORWARD ADDR=192.0.2.1\r\n", b"421 bye\r\n", 5.0, 6.0),)
+    assert mail.all_steps == (ProxyStep(b"XFORWARD ADDR=192.0.2.1\r\n", b"421 bye\r\n", 5.0, 6.0),)
 
 
 def test_a_violation_behind_what_was_said_ahead_of_mail() -> None:
@@ -151,7 +151,7 @@ def test_a_lost_backend_has_not_said_421() -> None:
     talk.sends(b"NOOP")
     talk.pipeline.backend_lost(9.0)
     assert talk.last.reply[:3] == b"421"
-    assert talk.last.steps == (Step(b"NOOP\r\n", b"", 3.0, 0.0),)
+    assert talk.last.steps == (ProxyStep(b"NOOP\r\n", b"", 3.0, 0.0),)
 
 
 def test_a_421_of_the_backends_own_is_no_step() -> None:
@@ -165,7 +165,7 @@ def test_a_violation_tells_what_the_backend_said() -> None:
     talk = Talk()
     talk.sends(b"NOOP")
     talk.says(b"354 what")
-    assert talk.last.steps == (Step(b"NOOP\r\n", b"354 what\r\n", 3.0, 4.0),)
+    assert talk.last.steps == (ProxyStep(b"NOOP\r\n", b"354 what\r\n", 3.0, 4.0),)
 
 
 def test_a_refused_group_tells_what_the_backend_said() -> None:
@@ -206,7 +206,7 @@ def test_content_is_watched_as_it_goes_and_as_it_came() -> None:
 
 
 def test_content_that_is_refused_is_watched_as_it_came() -> None:
-    talk = Talk(Rules(hostname=b"px", message_octets=5))
+    talk = Talk(SessionPolicy(hostname=b"px", message_octets=5))
     watched: list[tuple[bytes, bytes]] = []
     talk.pipeline.framer.watch = lambda *octets: watched.append(octets)
     talk.sends(b"MAIL FROM:<a@x>", b"DATA")
@@ -231,7 +231,7 @@ def test_a_broken_reply_may_quote_it_too() -> None:
     talk.says(b"what is c2Vj")
     assert talk.last.problem is not None
     assert talk.last.problem.octets == b""
-    assert talk.last.steps == (Step(b"AUTH PLAIN *\r\n", b"", 3.0, 0.0),)
+    assert talk.last.steps == (ProxyStep(b"AUTH PLAIN *\r\n", b"", 3.0, 0.0),)
 
 
 def test_what_is_sent_behind_a_password_out_of_its_place_is_secret_too() -> None:

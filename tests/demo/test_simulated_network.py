@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from smtpproxy.demo.simulated_network import Link, Network
+from smtpproxy.demo.simulated_network import SimulatedLink, SimulatedNetwork
 
 DEADLINE_S = 5.0
 # Timers of a loop fire up to a millisecond early or late.
@@ -49,11 +49,11 @@ async def end(writer: asyncio.StreamWriter) -> None:
 @contextlib.asynccontextmanager
 async def connected(
     rtt_s: float,
-) -> AsyncIterator[tuple[Peer, Network, asyncio.StreamReader, asyncio.StreamWriter]]:
+) -> AsyncIterator[tuple[Peer, SimulatedNetwork, asyncio.StreamReader, asyncio.StreamWriter]]:
     peer = Peer()
     server = await asyncio.get_running_loop().create_server(lambda: peer, "127.0.0.1", 0)
     target = "{}:{}".format(*server.sockets[0].getsockname())
-    async with Network(target, rtt_s) as network:
+    async with SimulatedNetwork(target, rtt_s) as network:
         host, _, port = network.address.rpartition(":")
         reader, writer = await asyncio.open_connection(host, int(port))
         await asyncio.wait_for(peer.connected.wait(), DEADLINE_S)
@@ -79,7 +79,7 @@ async def test_each_direction_takes_half_the_round_trip() -> None:
 async def test_octets_sent_before_the_far_end_is_connected_arrive_in_order() -> None:
     peer = Peer()
     server = await asyncio.get_running_loop().create_server(lambda: peer, "127.0.0.1", 0)
-    async with Network("{}:{}".format(*server.sockets[0].getsockname()), 0.02) as network:
+    async with SimulatedNetwork("{}:{}".format(*server.sockets[0].getsockname()), 0.02) as network:
         host, _, port = network.address.rpartition(":")
         _, writer = await asyncio.open_connection(host, int(port))
         writer.write(b"early")
@@ -141,12 +141,12 @@ async def test_a_large_transfer_to_a_slow_reader_arrives_whole() -> None:
 
 
 async def test_a_link_without_a_target_is_closed_and_told() -> None:
-    closed: asyncio.Future[Link] = asyncio.get_running_loop().create_future()
+    closed: asyncio.Future[SimulatedLink] = asyncio.get_running_loop().create_future()
     server = await asyncio.get_running_loop().create_server(asyncio.Protocol, "127.0.0.1", 0)
     target = "{}:{}".format(*server.sockets[0].getsockname())
     server.close()
     await server.wait_closed()
-    async with Network(target, 0.01, closed.set_result) as network:
+    async with SimulatedNetwork(target, 0.01, closed.set_result) as network:
         host, _, port = network.address.rpartition(":")
         reader, writer = await asyncio.open_connection(host, int(port))
         with contextlib.suppress(ConnectionError):

@@ -9,15 +9,15 @@ import pytest
 import uvloop
 
 from smtpproxy.demo.legacy import LegacyMTA
-from smtpproxy.demo.simulated_network import Network
+from smtpproxy.demo.simulated_network import SimulatedNetwork
 
 
-@pytest.mark.parametrize("listening", [LegacyMTA, lambda: Network("127.0.0.1:9", 0.01)])
+@pytest.mark.parametrize("listening", [LegacyMTA, lambda: SimulatedNetwork("127.0.0.1:9", 0.01)])
 @pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
 @pytest.mark.parametrize("turns", range(5))
 def test_stopped_while_clients_connect(
     new_loop: Callable[[], asyncio.AbstractEventLoop],
-    listening: Callable[[], LegacyMTA | Network],
+    listening: Callable[[], LegacyMTA | SimulatedNetwork],
     turns: int,
 ) -> None:
     """What is not closed is a warning, and a warning is an error."""

@@ -1,6 +1,6 @@
 """Hellos: what the proxy may say to the backend because of one, and what the client then gets."""
 
-from smtpproxy.core.policy import BackendTls, Rules
+from smtpproxy.core.policy import BackendTls, SessionPolicy
 from tests.fuzz import reading
 from tests.fuzz.server import Said, verb_of
 
@@ -14,8 +14,8 @@ class Hellos:
     offer: the backend's reply to the last EHLO that it accepted.  inside_tls: the client is.
     """
 
-    def __init__(self, rules: Rules, *, introduces: bool) -> None:
-        self._rules = rules
+    def __init__(self, policy: SessionPolicy, *, introduces: bool) -> None:
+        self._policy = policy
         self._introduces = introduces
         self.offer = self._offered_to = self._before_tls = b""
         self.inside_tls = False
@@ -57,19 +57,19 @@ class Hellos:
     @property
     def _asks_for(self) -> tuple[bytes, ...]:
         """What the proxy has to say of its own to the backend, if that offers it."""
-        asks = self._rules.backend_tls in (BackendTls.OPPORTUNISTIC, BackendTls.REQUIRED)
+        asks = self._policy.backend_tls in (BackendTls.OPPORTUNISTIC, BackendTls.REQUIRED)
         return (b"STARTTLS",) * asks + (b"XCLIENT",) * self._introduces
 
     def reply(self, line: bytes, told: list[Said]) -> bytes:
         """Return what the client must get for its hello."""
-        rules, inside, last = self._rules, self.inside_tls, told[-1]
+        policy, inside, last = self._policy, self.inside_tls, told[-1]
         said_ehlo = verb_of(line) == b"EHLO"
         refused = [said.reply for said in told if said.code >= 300 and said.verb in HELLO]
         if last.code >= 300 and last.verb in (*HELLO, b"RSET"):
             return refused[0] if said_ehlo else last.reply
         if last.verb == b"HELO":
-            helo_offer = reading.offered_for_helo(last.reply, rules, inside_tls=inside)
+            helo_offer = reading.offered_for_helo(last.reply, policy, inside_tls=inside)
             return helo_offer if said_ehlo else last.reply
         if not said_ehlo:
             return b"250 " + self.offer.split(b"\r\n")[0][4:] + b"\r\n"
-        return reading.offered(self.offer, rules, inside_tls=inside)
+        return reading.offered(self.offer, policy, inside_tls=inside)

@@ -9,7 +9,7 @@ import re
 from smtpproxy.core import replies
 from smtpproxy.core.capabilities import PASSED
 from smtpproxy.core.content import BareNewlines
-from smtpproxy.core.policy import ClientTls, Rules
+from smtpproxy.core.policy import ClientTls, SessionPolicy
 from tests.fuzz.server import verb_of
 
 _OWN = {
@@ -123,15 +123,15 @@ def never_forwarded(verb: bytes) -> tuple[bytes, bool]:
     return (replies.NOT_AUTHORIZED, False) if verb in (b"XCLIENT", b"XFORWARD") else (b"", False)
 
 
-def is_guarded(verb: bytes, rules: Rules, *, said_helo: bool) -> bool:
+def is_guarded(verb: bytes, policy: SessionPolicy, *, said_helo: bool) -> bool:
     """Tell whether nothing may be sent behind it before its reply."""
     if verb in (b"STARTTLS", b"X-ANONYMOUSTLS"):
         return True
-    if rules.sync.value == "strict" and (
+    if policy.sync.value == "strict" and (
         verb in _BEHIND_A_HELLO or (said_helo and verb not in (b"QUIT", b"BDAT"))
     ):
         return True
-    return verb == b"DATA" and rules.sync.value != "off"
+    return verb == b"DATA" and policy.sync.value != "off"
 
 
 def is_gate(verb: bytes) -> bool:
@@ -189,7 +189,7 @@ def as_relayed(content: bytes, policy: BareNewlines, *, whole: bool) -> bytes:
 # --- EHLO -----------------------------------------------------------------------------------------
 
 
-def offered(reply: bytes, rules: Rules, *, inside_tls: bool) -> bytes:
+def offered(reply: bytes, policy: SessionPolicy, *, inside_tls: bool) -> bytes:
     """Return what the client is to get for an EHLO reply of the backend."""
     first, *rest = reply.split(b"\r\n")[:-1]
     code = [first, *rest][-1][:3]
@@ -197,22 +197,22 @@ def offered(reply: bytes, rules: Rules, *, inside_tls: bool) -> bytes:
     for line in rest:
         words = line[4:].split()
         word = words[0].upper().split(b"=")[0] if words else b""
-        if word == b"SIZE" and rules.message_octets:
+        if word == b"SIZE" and policy.message_octets:
             size = int(words[1]) if len(words) > 1 and words[1][:20].isdigit() else 0
-            kept.append(b"SIZE %d" % min(size or rules.message_octets, rules.message_octets))
-        elif word in PASSED or (word == b"STARTTLS" and rules.client_tls is ClientTls.PASSED):
+            kept.append(b"SIZE %d" % min(size or policy.message_octets, policy.message_octets))
+        elif word in PASSED or (word == b"STARTTLS" and policy.client_tls is ClientTls.PASSED):
             kept.append(line[4:])
-    return code + b"-" + first[4:] + b"\r\n" + _joined(code, kept, rules, inside_tls)
+    return code + b"-" + first[4:] + b"\r\n" + _joined(code, kept, policy, inside_tls)
 
 
-def offered_for_helo(reply: bytes, rules: Rules, *, inside_tls: bool) -> bytes:
+def offered_for_helo(reply: bytes, policy: SessionPolicy, *, inside_tls: bool) -> bytes:
     """Return what the client is to get for its EHLO, if the backend knows HELO only."""
     lines = reply.split(b"\r\n")[:-1]
     code = lines[-1][:3]
-    return code + b"-" + lines[0][4:] + b"\r\n" + _joined(code, [], rules, inside_tls)
+    return code + b"-" + lines[0][4:] + b"\r\n" + _joined(code, [], policy, inside_tls)
 
 
-def _joined(code: bytes, kept: list[bytes], rules: Rules, inside_tls: bool) -> bytes:
-    if rules.client_tls is ClientTls.OFFERED and not inside_tls:
+def _joined(code: bytes, kept: list[bytes], policy: SessionPolicy, inside_tls: bool) -> bytes:
+    if policy.client_tls is ClientTls.OFFERED and not inside_tls:
         kept = [*kept, b"STARTTLS"]
     return b"".join(code + b"-" + line + b"\r\n" for line in kept) + code + b" PIPELINING\r\n"

@@ -38,7 +38,7 @@ def _compare(whole: Trial, cut: Trial) -> None:
     if drained:
         said = said[: len(said_cut)]
     if drained and not ran_ahead:
-        good_bye = replies.DRAINING % cut.pipeline.rules.hostname
+        good_bye = replies.DRAINING % cut.pipeline.policy.hostname
         assert whole.sent_to_client.startswith(cut.sent_to_client.removesuffix(good_bye))
     elif not ran_ahead:
         assert cut.sent_to_client == whole.sent_to_client

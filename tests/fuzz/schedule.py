@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from smtpproxy.core.content import BareNewlines
-from smtpproxy.core.policy import BackendTls, ClientTls, Rules
+from smtpproxy.core.policy import BackendTls, ClientTls, SessionPolicy
 from smtpproxy.core.verbs import Sync
 
 END = b"\xff"
@@ -77,8 +77,8 @@ class Schedule:
     turns: tuple[Turn, ...]
 
     @property
-    def rules(self) -> Rules:
-        return rules_of(self.letters)
+    def policy(self) -> SessionPolicy:
+        return policy_of(self.letters)
 
     @classmethod
     def decode(cls, octets: bytes) -> "Schedule":
@@ -101,9 +101,9 @@ class Schedule:
 
 
 @lru_cache(maxsize=4096)
-def rules_of(letters: frozenset[str]) -> Rules:
+def policy_of(letters: frozenset[str]) -> SessionPolicy:
     """Return the rules that the letters lay down."""
     values: dict[str, object] = {"hostname": b"proxy"}
     for letter in sorted(letters):
         values |= RULES[letter]
-    return Rules(**values)  # type: ignore[arg-type]  # as the table says
+    return SessionPolicy(**values)  # type: ignore[arg-type]  # as the table says

@@ -6,7 +6,7 @@ it was told which of its replies was the answer.
 
 import re
 
-from smtpproxy.core.policy import Rules
+from smtpproxy.core.policy import SessionPolicy
 
 GROUPABLE = frozenset((b"MAIL", b"RCPT", b"RSET", b"SEND", b"SOML", b"SAML"))
 """What may stand anywhere in a group (RFC 2920 section 3.1)."""
@@ -56,8 +56,8 @@ class Server:
     broken: it said something that is no reply.
     """
 
-    def __init__(self, rules: Rules) -> None:
-        self._rules = rules
+    def __init__(self, policy: SessionPolicy) -> None:
+        self._policy = policy
         self.said = [Said("greeting")]
         self.owed = list(self.said)
         self.state = COMMANDS
@@ -195,7 +195,7 @@ class Server:
             self.state = TLS
         elif said.verb == b"EHLO" and code < 300:
             offered = [line[4:].split(None, 1)[:1] for line in reply.upper().split(b"\r\n")[1:]]
-            self.pipelining = [b"PIPELINING"] in offered and self._rules.use_pipelining
+            self.pipelining = [b"PIPELINING"] in offered and self._policy.use_pipelining
         elif said.verb == b"HELO" and code < 300:
             self.pipelining = False
 

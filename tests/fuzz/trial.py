@@ -31,9 +31,9 @@ class Trial(Stage):
     """
 
     def __init__(self, schedule: Schedule, *, octet_by_octet: bool = False) -> None:
-        super().__init__(schedule.rules)
+        super().__init__(schedule.policy)
         self.schedule = schedule
-        self.server = Server(schedule.rules)
+        self.server = Server(schedule.policy)
         self.epochs = [b""]
         self._octet_by_octet = octet_by_octet
         self._coming = b""  # of the client, while it may not be read
@@ -136,7 +136,7 @@ class Trial(Stage):
                 return
             single = self._octet_by_octet and len(self.epochs[-1]) < CUT_UP
             size = 1 if single else len(self._coming)
-            framer, most = self.pipeline.framer, self.schedule.rules.queue_octets
+            framer, most = self.pipeline.framer, self.schedule.policy.queue_octets
             if framer.queue_octets + len(framer.unframed) >= most:
                 assert b"\n" not in framer.unframed, "it reads on, and whole lines wait"
             octets, self._coming = self._coming[:size], self._coming[size:]
@@ -179,7 +179,7 @@ class Trial(Stage):
         self.server.receive(octets)
 
     def _look(self) -> None:
-        pipeline, framer, rules = self.pipeline, self.pipeline.framer, self.schedule.rules
+        pipeline, framer, policy = self.pipeline, self.pipeline.framer, self.schedule.policy
         held = pipeline.reply_buffer.exchanges
         if self.ended:
             self._over = True
@@ -190,9 +190,9 @@ class Trial(Stage):
         server = self.server
         if server.broken or server.unasked or (server.in_a_reply and self._lost):
             assert framer.mode == READS_CONTENT, "the server broke the protocol, and it goes on"
-        assert len(framer.queue) <= rules.queue_commands
+        assert len(framer.queue) <= policy.queue_commands
         assert framer.queue_octets == sum(len(each.line) for each in framer.queue)
-        assert len(framer.unframed) <= rules.queue_octets + max(self._longest, rules.auth_line)
+        assert len(framer.unframed) <= policy.queue_octets + max(self._longest, policy.auth_line)
         assert len(pipeline.matcher.reader.unread) < LINE_LIMIT + REPLY_LIMIT
         assert pipeline.reply_buffer.octets == sum(len(each.reply) for each in held)
         assert pipeline.reply_buffer.octets < HELD_OCTETS

@@ -36,14 +36,14 @@ class Verdict:
 
     def __init__(self, trial: Trial) -> None:
         self._trial = trial
-        self._rules = trial.schedule.rules
+        self._policy = trial.schedule.policy
         self._replies = reading.split_replies(trial.sent_to_client)
         self._said = list(trial.server.said)
         self._epochs = list(trial.epochs)
         self._unread = self._epochs.pop(0)
         self._cut = False  # some reply is missing from here on
         self._first = True
-        self._hellos = Hellos(self._rules, introduces="X" in trial.schedule.letters)
+        self._hellos = Hellos(self._policy, introduces="X" in trial.schedule.letters)
         self._said_hello = not self._hello_first
         self._said_helo = False
         self._authenticated = False
@@ -54,7 +54,7 @@ class Verdict:
 
     @property
     def _hello_first(self) -> bool:
-        return self._rules.hello_first or self._hellos.inside_tls
+        return self._policy.hello_first or self._hellos.inside_tls
 
     def _begin_transaction(self) -> None:
         self._recipients = self._accepted = self._chunks = 0
@@ -91,7 +91,7 @@ class Verdict:
             self._cut = True
             return 0, b""
         self._errors = self._errors + 1 if code >= 500 else 0
-        if self._errors > self._rules.errors:
+        if self._errors > self._policy.errors:
             assert self._trial.ended, "too many errors"
         return code, reply
 
@@ -120,7 +120,7 @@ class Verdict:
         if not code:
             raise Over
         if reply == replies.NOT_SYNCHRONIZED:
-            assert self._rules.sync is Sync.STRICT
+            assert self._policy.sync is Sync.STRICT
             assert self._unread
             self._end_here()
         assert reply == greeting.reply
@@ -132,7 +132,7 @@ class Verdict:
 
     def _command(self) -> None:
         auth = self._unread[:5].upper() == b"AUTH "
-        limit = self._rules.auth_line if auth else self._rules.line
+        limit = self._policy.auth_line if auth else self._policy.line
         line, size, too_long = reading.line_at(self._unread, limit)
         if too_long:
             self._in_long_line = not line.endswith(b"\n")
@@ -156,7 +156,7 @@ class Verdict:
             self._refused(line, verb, refusal, closes=closes)
         elif verb == b"BDAT":
             self._chunk(line)
-        elif verb == b"STARTTLS" and self._rules.client_tls is not ClientTls.PASSED:
+        elif verb == b"STARTTLS" and self._policy.client_tls is not ClientTls.PASSED:
             self._starttls(line)
         elif verb in HELLO:
             self._hello(line)
@@ -172,7 +172,7 @@ class Verdict:
         """Return what is answered to a command while TLS or a hello is demanded."""
         if verb in reading.ALWAYS_ACCEPTED or reading.never_forwarded(verb)[0]:
             return b""
-        if self._rules.require_tls and not self._hellos.inside_tls:
+        if self._policy.require_tls and not self._hellos.inside_tls:
             return replies.TLS_REQUIRED
         return b"" if self._said_hello else replies.HELLO_FIRST
 
@@ -190,7 +190,7 @@ class Verdict:
             self._end_here()
 
     def _check_guard(self, verb: bytes) -> None:
-        assert reading.is_guarded(verb, self._rules, said_helo=self._said_helo), verb
+        assert reading.is_guarded(verb, self._policy, said_helo=self._said_helo), verb
         assert self._unread, "nothing was sent ahead"
         if self._said and self._said[0].kind == "content" and not self._said[0].octets:
             del self._said[0]  # its 354 came, and nobody took it
@@ -208,7 +208,7 @@ class Verdict:
         said = self._take_said(reading.forwarded(line))
         if not code:
             if reading.is_gate(verb) or reading.is_guarded(
-                verb, self._rules, said_helo=self._said_helo
+                verb, self._policy, said_helo=self._said_helo
             ):
                 raise Over
             return
@@ -230,13 +230,13 @@ class Verdict:
 
     def _refusal_in_turn(self, line: bytes, verb: bytes) -> tuple[bytes, bool]:
         """Return how a command may be refused as things stand, and whether it must be."""
-        rules = self._rules
-        if verb == b"DATA" and rules.guard_data and not self._pipelining:
+        policy = self._policy
+        if verb == b"DATA" and policy.guard_data and not self._pipelining:
             if self._recipients and not self._accepted:
                 return replies.NO_VALID_RECIPIENTS, True
-        elif verb == b"RCPT" and rules.recipients and self._accepted >= rules.recipients:
+        elif verb == b"RCPT" and policy.recipients and self._accepted >= policy.recipients:
             return replies.TOO_MANY_RECIPIENTS, True
-        elif verb in _MAIL and 0 < rules.message_octets < reading.declared_size(line):
+        elif verb in _MAIL and 0 < policy.message_octets < reading.declared_size(line):
             return replies.MESSAGE_TOO_BIG, True
         return b"", False
 
@@ -254,7 +254,7 @@ class Verdict:
     def _auth_lines(self, code: int) -> None:
         """Check what is said behind a 334, line by line (RFC 4954 section 4)."""
         while code == 334:
-            line, size, too_long = reading.line_at(self._unread, self._rules.auth_line)
+            line, size, too_long = reading.line_at(self._unread, self._policy.auth_line)
             bad = b"\r" in reading.forwarded(line)[:-2] or b"\0" in line
             if too_long or (line and bad):
                 refusal = replies.LINE_TOO_LONG if too_long else replies.BARE_CR_OR_NUL
@@ -280,7 +280,7 @@ class Verdict:
         assert said.kind == "content"
         end = reading.content_end(self._unread)
         content = self._unread[: end or None]
-        policy, most = self._rules.bare_newlines, self._rules.message_octets
+        policy, most = self._policy.bare_newlines, self._policy.message_octets
         relayed = reading.as_relayed(content, policy, whole=end > 0)
         assert relayed.startswith(said.octets), f"{said.octets!r} is not of {relayed!r}"
         assert not (said.whole and not end), "an end of data that the client did not send"
@@ -316,7 +316,7 @@ class Verdict:
         code, reply = self._reply(line)
         if not self._chunking and reply == replies.NOT_IMPLEMENTED:
             self._end_here()
-        most = self._rules.message_octets
+        most = self._policy.message_octets
         if most and self._chunks + size > most and reply == replies.MESSAGE_TOO_BIG:
             self._end_here()
         said = self._take_said(reading.forwarded(line))
@@ -350,7 +350,7 @@ class Verdict:
         code, reply = self._reply(line)
         told = self._hellos.take(reading.forwarded(line), self._said)
         if not code:
-            if self._rules.sync is Sync.STRICT or not self._said_hello:
+            if self._policy.sync is Sync.STRICT or not self._said_hello:
                 raise Over
             return
         if reply == replies.NOT_SYNCHRONIZED:
@@ -362,7 +362,7 @@ class Verdict:
             words = [text[4:].upper().split()[:1] for text in self._hellos.offer.split(b"\r\n")[1:]]
             asked = told[-1].verb != b"HELO"
             self._chunking = asked and [b"CHUNKING"] in words
-            self._pipelining = asked and [b"PIPELINING"] in words and self._rules.use_pipelining
+            self._pipelining = asked and [b"PIPELINING"] in words and self._policy.use_pipelining
         elif told[-1].code < 300:
             self._chunking = self._pipelining = False
         self._follow(verb_of(line), 250 if told[-1].code < 300 else told[-1].code)
@@ -374,7 +374,7 @@ class Verdict:
             raise Over
         if reply == replies.NOT_SYNCHRONIZED:
             self._check_guard(b"STARTTLS")
-        if self._rules.client_tls is ClientTls.HIDDEN:
+        if self._policy.client_tls is ClientTls.HIDDEN:
             assert reply == replies.NOT_IMPLEMENTED
         elif self._hellos.inside_tls:
             assert reply == replies.TLS_ACTIVE

@@ -21,7 +21,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 from smtpproxy.trace import html_page
-from smtpproxy.trace.reader import Session, add
+from smtpproxy.trace.reader import RecordedSession, add
 from smtpproxy.trace.records import Noted, Record
 from tests.hostile import TEXT, hostile
 from tests.interop.peers import smtp_sink
@@ -173,7 +173,7 @@ def test_nothing_of_a_trace_file_drives_the_page_made_of_it(
     browser: webdriver.Chrome, tmp_path: Path
 ) -> None:
     """Every text of every record is hostile; the page shows the escapes, also in its tooltips."""
-    session = Session("s1" + TEXT)
+    session = RecordedSession("s1" + TEXT)
     for kind in Record.__args__:  # type: ignore[attr-defined]  # a union
         for event in ("tls_started", "tls_failed", TEXT) if kind is Noted else ("",):
             add(session, hostile(kind, **({"event": event} if event else {})))
@@ -191,7 +191,7 @@ def test_nothing_of_a_trace_file_drives_the_page_made_of_it(
         assert browser.get_log("browser") == []
 
 
-def raw_page(session: Session) -> str:
+def raw_page(session: RecordedSession) -> str:
     """Return the page with its records as the file has them: what the live page is told."""
     page = html_page.page(session)
     data = msgspec.json.encode(session.records).decode().replace("<", "\\u003c")
@@ -219,8 +219,8 @@ def test_many_sessions_leave_the_page_small(
             client.close()
             count += 1
         passed = monotonic() - began
-        figures = f"{count:,} relayed"
-        until(browser, lambda: shown(browser, ".figure", figures))
+        snapshot = f"{count:,} relayed"
+        until(browser, lambda: shown(browser, ".figure", snapshot))
         told = browser.execute_script("return told")
         assert len(told) <= passed + 20, "one event a second, and a few while it was waited for"
         assert max(told) < 1024 * 1024

@@ -5,17 +5,17 @@ import json
 
 import pytest
 
-from smtpproxy.core.observer import Ends, Summary
+from smtpproxy.core.observer import ConnectionEnds, SessionSummary
 from smtpproxy.core.pipeline import Pipeline
-from smtpproxy.core.policy import Rules
+from smtpproxy.core.policy import SessionPolicy
 from smtpproxy.log import log
-from smtpproxy.log.debug_log import ExchangeLog
+from smtpproxy.log.debug_log import DebugLog
 from smtpproxy.log.session_log import ServiceLog
-from smtpproxy.log.transaction_summary import KEPT, paths
+from smtpproxy.log.transaction_summary import KEPT_EXCHANGES, paths
 from tests.support.observed_session import Watched
 
 
-def ends() -> Ends:
+def ends() -> ConnectionEnds:
     raise AssertionError("the log does not ask")
 
 
@@ -27,7 +27,7 @@ class Logged:
         log.configure(level, "json", self._stream)
         self.session = ServiceLog().session("1-1", "127.0.0.1:2525", "192.0.2.1:4711")
         self.session.connected("10.0.0.5:25", ends)
-        self.pipeline = Pipeline(Rules(), lambda _: None, self.session, 10.0)
+        self.pipeline = Pipeline(SessionPolicy(), lambda _: None, self.session, 10.0)
         self.pipeline.connect_backend(lambda _: None)
         self.says("220 mx")
 
@@ -39,7 +39,9 @@ class Logged:
             self.pipeline.backend_received(reply.encode() + b"\r\n", 12.5)
 
     def close(self) -> None:
-        self.session.closed(Summary(self.pipeline.ended or "client_closed", 2.5, 4, 3, 1, 80, 90))
+        self.session.closed(
+            SessionSummary(self.pipeline.ended or "client_closed", 2.5, 4, 3, 1, 80, 90)
+        )
 
     @property
     def lines(self) -> list[dict[str, object]]:
@@ -146,13 +148,13 @@ def test_a_transaction_keeps_a_bounded_number_of_commands() -> None:
     logged = Logged()
     logged.sends("MAIL FROM:<a@x>")
     logged.says("250 a")
-    for number in range(KEPT + 50):
+    for number in range(KEPT_EXCHANGES + 50):
         logged.sends(f"RCPT TO:<r{number}@y>")
         logged.says("250 ok")
     logged.sends("RSET")
     logged.says("250 ok")
     (line,) = logged.lines
-    assert (len(line["recipients"]), line["commands_not_shown"]) == (KEPT, 50)  # type: ignore[arg-type]  # JSON
+    assert (len(line["recipients"]), line["commands_not_shown"]) == (KEPT_EXCHANGES, 50)  # type: ignore[arg-type]  # JSON
 
 
 @pytest.mark.parametrize(
@@ -178,7 +180,7 @@ def test_no_lines_have_no_paths() -> None:
 
 
 def test_at_level_debug_each_exchange_is_logged() -> None:
-    session = Watched(ExchangeLog(), level="debug")
+    session = Watched(DebugLog(), level="debug")
     session.sends("AUTH PLAIN AHVzZXIAc2VjcmV0", "NOOP")
     session.says("235 in", "250 ok")
     session.pipeline.client_eof(40.0)

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from smtpproxy.core.policy import Rules
+from smtpproxy.core.policy import SessionPolicy
 from smtpproxy.log import log
 from smtpproxy.net.admission import Admission
-from smtpproxy.net.rate_limit import Pacing
+from smtpproxy.net.rate_limit import RateLimit
 from tests.net import real_sockets
 from tests.net.fakes import Clock, Opener, Server, Stage
 
@@ -28,20 +28,20 @@ async def opened(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Opener]:
 
     async def open_stage(
         *servers: Server,
-        rules: Rules | None = None,
+        policy: SessionPolicy | None = None,
         content: Callable[[bytes], None] | None = None,
-        pacing: Pacing | None = None,
+        rate_limit: RateLimit | None = None,
         admission: Admission | None = None,
     ) -> Stage:
         chosen = list(servers) or [Server("first")]
-        stage = Stage(chosen, rules or Rules(), clock, content, pacing, admission)
+        stage = Stage(chosen, policy or SessionPolicy(), clock, content, rate_limit, admission)
         stages.append(stage)
         await stage.settle()
         return stage
 
     yield open_stage
     for stage in stages:
-        stage.sweeper.stop()
+        stage.timeouts.stop()
         await stage.settle()
 
 

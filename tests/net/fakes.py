@@ -8,16 +8,16 @@ from math import inf
 from typing import Any
 
 from smtpproxy.core.exchange import Exchange
-from smtpproxy.core.observer import Ends, Summary
-from smtpproxy.core.policy import Rules
+from smtpproxy.core.observer import ConnectionEnds, SessionSummary
+from smtpproxy.core.policy import SessionPolicy
 from smtpproxy.net.admission import Admission
-from smtpproxy.net.backend.server_pool import Servers
+from smtpproxy.net.backend.server_pool import ServerPool
 from smtpproxy.net.client_connection import ClientConnection
-from smtpproxy.net.listener_context import Service
+from smtpproxy.net.listener_context import ListenerContext
 from smtpproxy.net.peer import Peer
-from smtpproxy.net.rate_limit import Pacing
-from smtpproxy.net.timeouts import Sweeper
-from smtpproxy.net.write_batching import Outbox
+from smtpproxy.net.rate_limit import RateLimit
+from smtpproxy.net.timeouts import SessionTimeouts
+from smtpproxy.net.write_batching import WriteBatcher
 
 LIMITS = {
     "place": inf,
@@ -47,7 +47,7 @@ class Transport(asyncio.Transport):
 
     def __init__(self) -> None:
         super().__init__()
-        self.outbox = Outbox()
+        self.write_batcher = WriteBatcher()
         self.written: list[bytes] = []
         self.reading = True
         self.state = "open"
@@ -84,7 +84,7 @@ class Transport(asyncio.Transport):
 
     def taken(self) -> bytes:
         """Return what was written since the last call."""
-        self.outbox.flush()
+        self.write_batcher.flush()
         octets = b"".join(self.written)
         self.written.clear()
         return octets
@@ -143,7 +143,7 @@ class Watcher:
     errors: list[Exception] = field(default_factory=list)
     servers: list[str] = field(default_factory=list)
     exchanges: list[Exchange] = field(default_factory=list)
-    summaries: list[Summary] = field(default_factory=list)
+    summaries: list[SessionSummary] = field(default_factory=list)
     notes: list[tuple[str, dict[str, str]]] = field(default_factory=list)
 
     def session(self, listener: str, client: str) -> "Watcher":
@@ -153,7 +153,7 @@ class Watcher:
     content: Callable[[bytes, bytes], None] | None = None
     stalls: int = 0
 
-    def connected(self, server: str, ends: Callable[[], Ends]) -> None:
+    def connected(self, server: str, ends: Callable[[], ConnectionEnds]) -> None:
         self.servers.append(server)
         self.ends = ends
 
@@ -169,7 +169,7 @@ class Watcher:
     def noted(self, event: str, **values: str) -> None:
         self.notes.append((event, values))
 
-    def closed(self, summary: Summary) -> None:
+    def closed(self, summary: SessionSummary) -> None:
         self.summaries.append(summary)
 
     def gave_up(self, server: str, why: str) -> None:
@@ -195,38 +195,38 @@ class Stage:
     def __init__(
         self,
         servers: list[Server],
-        rules: Rules,
+        policy: SessionPolicy,
         clock: Clock,
         content: Callable[[bytes, bytes], None] | None = None,
-        pacing: Pacing | None = None,
+        rate_limit: RateLimit | None = None,
         admission: Admission | None = None,
     ) -> None:
         self.clock = clock
         self.servers = servers
         self.watcher = Watcher(content=content)
-        self.sweeper = Sweeper(LIMITS, hold=0.2)
+        self.timeouts = SessionTimeouts(LIMITS, hold=0.2)
         self.client = Transport()
-        self.outbox = Outbox()
+        self.write_batcher = WriteBatcher()
         for server in servers:
-            server.transport.outbox = self.outbox
-        self.client.outbox = self.outbox
-        group = Servers(
+            server.transport.write_batcher = self.write_batcher
+        self.client.write_batcher = self.write_batcher
+        group = ServerPool(
             servers,  # type: ignore[arg-type]  # stand-ins for net's Server
             changed=partial(self.watcher.server_changed, "backend"),
         )
-        service = Service(
+        listener_context = ListenerContext(
             "listener",
-            rules,
+            policy,
             group,
-            self.sweeper,
-            self.outbox,
+            self.timeouts,
+            self.write_batcher,
             self.watcher,
-            pacing=pacing,
+            rate_limit=rate_limit,
             admission=admission,
         )
-        self.connection = ClientConnection(service)
+        self.connection = ClientConnection(listener_context)
         self.connection.connection_made(self.client)
-        (self.session,) = self.sweeper.sessions
+        (self.session,) = self.timeouts.sessions
 
     async def settle(self) -> None:
         """Let tasks that are ready run."""
@@ -244,7 +244,7 @@ class Stage:
     def wait(self, seconds: float) -> None:
         """Let time pass, and have time limits looked at."""
         self.clock.now += seconds
-        self.sweeper.sweep()
+        self.timeouts.sweep()
 
     @property
     def ended(self) -> str:

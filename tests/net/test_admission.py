@@ -9,9 +9,9 @@ from time import time
 import pytest
 
 from smtpproxy.net import shared_counters
-from smtpproxy.net.admission import Admission, Bounds
+from smtpproxy.net.admission import Admission, AdmissionLimits
 from smtpproxy.net.client_connection import ClientConnection
-from smtpproxy.net.shared_counters import Tally
+from smtpproxy.net.shared_counters import SharedCounters
 from tests.net.conftest import Opener
 from tests.net.fakes import Transport, Watcher
 
@@ -24,11 +24,11 @@ def memory() -> Iterator[int]:
 
 
 def admission(
-    watcher: Watcher | None = None, row: Tally | None = None, **bounds: object
+    watcher: Watcher | None = None, row: SharedCounters | None = None, **bounds: object
 ) -> Admission:
     return Admission(
-        Bounds(**bounds),  # type: ignore[arg-type]  # checked by the dataclass's use
-        row or Tally(),
+        AdmissionLimits(**bounds),  # type: ignore[arg-type]  # checked by the dataclass's use
+        row or SharedCounters(),
         b"mx.example",
         watcher or Watcher(),
     )
@@ -37,7 +37,7 @@ def admission(
 def test_over_all_sessions_a_client_is_told_to_come_later() -> None:
     door = admission(sessions=2)
     seats = [door.enter(host) for host in ("192.0.2.1", "", "192.0.2.3")]
-    assert [seat is not None for seat in seats] == [True, True, False]
+    assert [counter_slots is not None for counter_slots in seats] == [True, True, False]
     assert door.refusal == b"421 4.3.2 mx.example Error: too busy, try again later\r\n"
     assert seats[0] is not None
     door.leave(seats[0])
@@ -69,9 +69,9 @@ def test_new_sessions_are_counted_by_the_minute(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("smtpproxy.net.admission.time", lambda: now[0])
     door = admission(new_sessions_per_minute=2)
     for _ in range(2):
-        seat = door.enter("192.0.2.1")
-        assert seat is not None
-        door.leave(seat)
+        counter_slots = door.enter("192.0.2.1")
+        assert counter_slots is not None
+        door.leave(counter_slots)
     assert door.enter("192.0.2.1") is None
     assert door.refused["new_sessions_per_minute"] == 1
     now[0] += 60
@@ -87,7 +87,7 @@ def test_exempt_networks_and_unix_sockets_are_not_counted_by_address() -> None:
 
 
 def test_workers_count_together_and_one_that_is_gone_counts_no_more(memory: int) -> None:
-    rows = [Tally(memory, row) for row in range(3)]
+    rows = [SharedCounters(memory, row) for row in range(3)]
     doors = [admission(row=row, sessions=4, sessions_per_address=2) for row in rows]
     assert doors[0].enter("192.0.2.1") is not None
     assert doors[1].enter("192.0.2.1") is not None
@@ -99,7 +99,7 @@ def test_workers_count_together_and_one_that_is_gone_counts_no_more(memory: int)
 
 def test_addresses_do_not_get_into_each_others_counts() -> None:
     """10000 addresses with a session each: none is taken for one that has a dozen."""
-    row = Tally()
+    row = SharedCounters()
     for number in range(10000):
         row.add(row.slots(number.to_bytes(4, "big")), 0)
     counts = [row.open(row.slots(number.to_bytes(4, "big"))) for number in range(10000)]
@@ -155,7 +155,7 @@ async def test_who_is_turned_away_costs_no_session() -> None:
 
 async def test_who_sends_and_hangs_up_counts_until_the_backend_is_through(opened: Opener) -> None:
     """Else a client could have the MTA work on any number of groups, with no session to show."""
-    row = Tally()
+    row = SharedCounters()
     stage = await opened(admission=admission(row=row, sessions_per_address=1))
     (server,) = stage.servers
     server.says(b"220 here\r\n")
@@ -170,7 +170,7 @@ async def test_who_sends_and_hangs_up_counts_until_the_backend_is_through(opened
 
 
 async def test_who_lingers_counts_until_it_has_hung_up(opened: Opener) -> None:
-    row = Tally()
+    row = SharedCounters()
     stage = await opened(admission=admission(row=row))
     (server,) = stage.servers
     server.says(b"421 busy\r\n")

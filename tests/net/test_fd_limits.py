@@ -8,10 +8,10 @@ import pytest
 
 from smtpproxy.config.address import Address
 from smtpproxy.net import fd_limits
-from smtpproxy.net.admission import Admission, Bounds
-from smtpproxy.net.fd_limits import SPARE, Descriptors
+from smtpproxy.net.admission import Admission, AdmissionLimits
+from smtpproxy.net.fd_limits import SPARE, FdLimits
 from smtpproxy.net.listener import Listener
-from smtpproxy.net.shared_counters import Tally
+from smtpproxy.net.shared_counters import SharedCounters
 from tests.net.fakes import Watcher
 
 
@@ -24,7 +24,7 @@ def limit(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_a_high_number_tells_that_they_are_short(limit: list[int]) -> None:
-    found = Descriptors()
+    found = FdLimits()
     assert not found.short_at(999 - SPARE, 0)
     assert found.short_at(1000 - SPARE, 0)
     limit[0] = 2000
@@ -35,7 +35,7 @@ def test_a_high_number_tells_that_they_are_short(limit: list[int]) -> None:
 
 def test_of_few_a_quarter_is_kept(limit: list[int]) -> None:
     limit[0] = 40
-    found = Descriptors()
+    found = FdLimits()
     assert not found.short_at(29, 0)
     assert found.short_at(30, 0)
     assert not found.short_at(29, 14)
@@ -54,7 +54,7 @@ class Doors:
 
 async def test_nobody_accepts_while_none_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     watcher, doors = Watcher(), Doors()
-    door = Admission(Bounds(), Tally(), b"mx.example", watcher)
+    door = Admission(AdmissionLimits(), SharedCounters(), b"mx.example", watcher)
     door.start([doors])
 
     def none_left(*_: object) -> int:
@@ -72,7 +72,7 @@ async def test_nobody_accepts_while_none_is_left(monkeypatch: pytest.MonkeyPatch
 
 def test_who_comes_when_they_are_short_is_told(limit: list[int]) -> None:
     watcher = Watcher()
-    door = Admission(Bounds(), Tally(), b"mx.example", watcher)
+    door = Admission(AdmissionLimits(), SharedCounters(), b"mx.example", watcher)
     assert door.enter("192.0.2.1", 10) is not None
     assert door.enter("192.0.2.1", limit[0] - 1) is None
     assert door.refusal.startswith(b"421 4.3.2 mx.example ")

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from smtpproxy.config.address import Address
-from smtpproxy.core.policy import Rules
-from smtpproxy.net.backend.server_pool import Server, Servers
+from smtpproxy.core.policy import SessionPolicy
+from smtpproxy.net.backend.server_pool import Server, ServerPool
 from smtpproxy.net.listener import Listener
-from smtpproxy.net.listener_context import Service
-from smtpproxy.net.timeouts import Sweeper
-from smtpproxy.net.write_batching import Outbox
+from smtpproxy.net.listener_context import ListenerContext
+from smtpproxy.net.timeouts import SessionTimeouts
+from smtpproxy.net.write_batching import WriteBatcher
 from tests.net.fakes import LIMITS, Watcher
 
 
@@ -24,8 +24,8 @@ class AnyWatcher(Watcher):
         return self
 
 
-def only(address: Address) -> Servers:
-    return Servers([Server(address)], changed=lambda *_: None)
+def only(address: Address) -> ServerPool:
+    return ServerPool([Server(address)], changed=lambda *_: None)
 
 
 @pytest.fixture
@@ -64,14 +64,17 @@ async def test_a_session_goes_through(host: str, mta: Address, tmp_path: Path) -
     wanted = (
         Address(path=str(tmp_path / "proxy.sock")) if host == "unix" else Address(host=host, port=0)
     )
-    sweeper = Sweeper(LIMITS, hold=0.2)
-    listener = Listener(wanted, Service("l", Rules(), only(mta), sweeper, Outbox(), AnyWatcher()))
+    timeouts = SessionTimeouts(LIMITS, hold=0.2)
+    listener = Listener(
+        wanted,
+        ListenerContext("l", SessionPolicy(), only(mta), timeouts, WriteBatcher(), AnyWatcher()),
+    )
     await listener.open()
     (address,) = listener.addresses
     assert not address.endswith(":0")
     assert await talk(address) == b"220 mx\r\n250 ok\r\n"
-    await sweeper.wait_until_empty(5)
-    assert not sweeper.sessions
+    await timeouts.wait_until_empty(5)
+    assert not timeouts.sessions
     listener.close()
     with pytest.raises((ConnectionRefusedError, FileNotFoundError)):
         await talk(address)
@@ -83,26 +86,30 @@ async def test_a_socket_left_behind_is_replaced_but_a_live_one_is_not(
     path = tmp_path / "proxy.sock"
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
-    sweeper = Sweeper(LIMITS, hold=0.2)
-    service = Service("l", Rules(), only(mta), sweeper, Outbox(), AnyWatcher())
-    first = Listener(Address(path=str(path)), service)
+    timeouts = SessionTimeouts(LIMITS, hold=0.2)
+    listener_context = ListenerContext(
+        "l", SessionPolicy(), only(mta), timeouts, WriteBatcher(), AnyWatcher()
+    )
+    first = Listener(Address(path=str(path)), listener_context)
     await first.open()
-    second = Listener(Address(path=str(path)), service)
+    second = Listener(Address(path=str(path)), listener_context)
     with pytest.raises(OSError, match="in use"):
         await second.open()
     assert await talk(f"unix:{path}") == b"220 mx\r\n250 ok\r\n"
-    await sweeper.wait_until_empty(5)
-    assert not sweeper.sessions
+    await timeouts.wait_until_empty(5)
+    assert not timeouts.sessions
     first.close()
     assert not path.exists()
 
 
 async def test_an_address_in_use_is_an_error(mta: Address) -> None:
-    sweeper = Sweeper(LIMITS, hold=0.2)
-    service = Service("l", Rules(), only(mta), sweeper, Outbox(), AnyWatcher())
-    first = Listener(Address(host="127.0.0.1", port=0), service)
+    timeouts = SessionTimeouts(LIMITS, hold=0.2)
+    listener_context = ListenerContext(
+        "l", SessionPolicy(), only(mta), timeouts, WriteBatcher(), AnyWatcher()
+    )
+    first = Listener(Address(host="127.0.0.1", port=0), listener_context)
     await first.open()
     port = int(first.addresses[0].rpartition(":")[2])
     with pytest.raises(OSError, match="in use"):
-        await Listener(Address(host="127.0.0.1", port=port), service).open()
+        await Listener(Address(host="127.0.0.1", port=port), listener_context).open()
     first.close()

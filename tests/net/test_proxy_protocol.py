@@ -21,7 +21,7 @@ from proxyprotocol.v2 import ProxyProtocolV2
 
 from smtpproxy.config.address import canonical
 from smtpproxy.net.peer import Peer, name_of
-from smtpproxy.net.proxy_protocol import BadProxyHeader, make_v1, make_v2, read
+from smtpproxy.net.proxy_protocol import BadProxyHeader, make_v1, make_v2, read_header
 
 V2 = b"\r\n\r\n\0\r\nQUIT\n"
 V4_PEER = Peer("192.0.2.1:4711", ("198.51.100.7", 25))
@@ -105,21 +105,21 @@ BAD = {
 def test_a_good_header_is_read_and_nothing_behind_it(name: str) -> None:
     octets, peer = GOOD[name]
     for behind in (b"", b"EHLO x\r\n", octets):
-        assert read(octets + behind) == (peer, len(octets))
+        assert read_header(octets + behind) == (peer, len(octets))
     for cut in range(len(octets)):
-        assert read(octets[:cut]) == (None, 0)
+        assert read_header(octets[:cut]) == (None, 0)
 
 
 @pytest.mark.parametrize("name", BAD)
 def test_a_bad_header_is_noticed(name: str) -> None:
     with pytest.raises(BadProxyHeader):
-        read(BAD[name])
+        read_header(BAD[name])
 
 
 @given(peers)
 def test_what_is_made_is_read_here_and_by_others(peer: Peer) -> None:
     for made, other in ((make_v1(peer), ProxyProtocolV1()), (make_v2(peer), ProxyProtocolV2())):
-        assert read(made) == (peer, len(made))
+        assert read_header(made) == (peer, len(made))
         assert ends(other.unpack(made)) == (peer.source, peer.target)
 
 
@@ -135,15 +135,15 @@ def test_what_others_make_is_read_here(peer: Peer, tlv: ProxyProtocolTLV) -> Non
     ends = [(ip_address(host), port) for host, port in (peer.source, peer.target)]
     kind: Any = RESULTS[ends[0][0].version]
     made = V1.pack(kind(*ends))
-    assert read(made + b"EHLO x\r\n") == (peer, len(made))
+    assert read_header(made + b"EHLO x\r\n") == (peer, len(made))
     made = V2_HERE.pack(kind(*ends, protocol=SocketKind.SOCK_STREAM, tlv=tlv))
     assert len(made) > (52 if ends[0][0].version == 6 else 28)
-    assert read(made + b"EHLO x\r\n") == (peer, len(made))
+    assert read_header(made + b"EHLO x\r\n") == (peer, len(made))
 
 
 def test_what_others_make_of_nobody_is_read_as_nobody() -> None:
     for made in (V1.pack(ProxyResultUnknown()), V2_HERE.pack(ProxyResultLocal())):
-        assert read(made) == (None, len(made))
+        assert read_header(made) == (None, len(made))
 
 
 def test_who_has_no_address_is_the_proxy_itself() -> None:
@@ -157,12 +157,12 @@ def test_ends_of_two_families_are_both_made_ipv6(peer: Peer) -> None:
     """Who reads that knows whom it means."""
     assert make_v1(peer).startswith(b"PROXY TCP6 ")
     for made in (make_v1(peer), make_v2(peer)):
-        assert read(made) == (peer, len(made))
+        assert read_header(made) == (peer, len(made))
 
 
 def test_a_client_without_address_is_said_to_be_unknown() -> None:
     for made in (make_v1(Peer()), make_v2(Peer())):
-        assert read(made) == (None, len(made))
+        assert read_header(made) == (None, len(made))
 
 
 def test_a_scope_is_left_out() -> None:
@@ -193,7 +193,7 @@ def test_a_block_is_read_only_as_others_read_it(command: int, family: int, octet
 def test_nothing_but_its_own_error_is_ever_raised(octets: bytes) -> None:
     for begin in (b"", b"PROXY ", V2, V2 + b"\x21\x11"):
         try:
-            _, taken = read(begin + octets)
+            _, taken = read_header(begin + octets)
         except BadProxyHeader:
             continue
         assert 0 <= taken <= len(begin + octets)
@@ -202,7 +202,7 @@ def test_nothing_but_its_own_error_is_ever_raised(octets: bytes) -> None:
 def agree(octets: bytes, other: ProxyProtocolV1 | ProxyProtocolV2) -> None:
     """Whatever is believed here must be what the other implementation reads, too."""
     try:
-        peer, taken = read(octets)
+        peer, taken = read_header(octets)
     except BadProxyHeader:
         return
     if peer is None or not taken:

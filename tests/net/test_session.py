@@ -1,7 +1,7 @@
 """The session: which server, who is read, who is closed, and when."""
 
-from smtpproxy.core.policy import Rules
-from smtpproxy.net.rate_limit import Pacing
+from smtpproxy.core.policy import SessionPolicy
+from smtpproxy.net.rate_limit import RateLimit
 from tests.net.fakes import GROUP, Opener, greeted, in_content
 
 
@@ -18,7 +18,7 @@ async def test_a_group_goes_out_one_by_one_and_its_replies_come_back_in_one_writ
     assert server.heard() == b"DATA\r\n"
     assert stage.client.written == []
     server.says(b"354 go\r\n")
-    stage.outbox.flush()
+    stage.write_batcher.flush()
     assert stage.client.written == [b"250 a\r\n250 b\r\n354 go\r\n"]
 
 
@@ -74,7 +74,7 @@ class TestBackPressure:
         assert stage.watcher.stalls == 1
 
     async def test_a_full_queue_silences_the_client_and_loses_nothing(self, opened: Opener) -> None:
-        stage = await greeted(opened, rules=Rules(queue_commands=3, queue_octets=32))
+        stage = await greeted(opened, policy=SessionPolicy(queue_commands=3, queue_octets=32))
         stage.sends(b"NOOP\r\n" * 8)
         assert not stage.client.reading
         for _ in range(8):
@@ -97,7 +97,7 @@ class TestBackPressure:
         self, opened: Opener
     ) -> None:
         """Closed with octets unread, its connection would be reset, and the last reply lost."""
-        stage = await greeted(opened, rules=Rules(queue_commands=3, queue_octets=32))
+        stage = await greeted(opened, policy=SessionPolicy(queue_commands=3, queue_octets=32))
         stage.sends(b"NOOP\r\n" * 8)
         assert not stage.client.reading
         stage.servers[0].says(b"421 enough\r\n")
@@ -107,26 +107,26 @@ class TestBackPressure:
 
 class TestPace:
     async def test_a_client_that_is_too_fast_is_read_more_slowly(self, opened: Opener) -> None:
-        pacing = Pacing(10)
-        stage = await greeted(opened, pacing=pacing)
+        rate_limit = RateLimit(10)
+        stage = await greeted(opened, rate_limit=rate_limit)
         stage.sends(b"NOOP\r\n" * 10)
         assert stage.client.reading  # a group within a second's worth is no offence
         stage.sends(b"NOOP\r\n" * 5)
         assert not stage.client.reading
-        assert (pacing.slowed, stage.watcher.slowdowns) == (1, 1)
+        assert (rate_limit.slowed, stage.watcher.slowdowns) == (1, 1)
         stage.clock.now += 0.4
         stage.session._slow_down()
         assert not stage.client.reading
         stage.clock.now += 0.2
         stage.session._slow_down()
         assert stage.client.reading
-        assert (pacing.slowed, stage.watcher.slowdowns) == (1, 1)
+        assert (rate_limit.slowed, stage.watcher.slowdowns) == (1, 1)
         for _ in range(15):
             stage.servers[0].says(b"250 ok\r\n")
         assert stage.gets() == b"250 ok\r\n" * 15  # nothing was dropped
 
     async def test_a_pause_is_not_taken_for_silence(self, opened: Opener) -> None:
-        stage = await greeted(opened, pacing=Pacing(1))
+        stage = await greeted(opened, rate_limit=RateLimit(1))
         stage.sends(b"NOOP\r\n" * 400)
         for _ in range(400):
             stage.servers[0].says(b"250 ok\r\n")

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from smtpproxy.core.policy import Rules
+from smtpproxy.core.policy import SessionPolicy
 from smtpproxy.core.verbs import Sync
 from smtpproxy.net.client_connection import ClientConnection
 from tests.net.fakes import GROUP, Opener, Server, Transport, greeted, in_content
@@ -19,7 +19,7 @@ class TestEnd:
         assert stage.client.state == "closed"
         assert stage.servers[0].transport.state == "aborted"
         stage.connection.connection_lost(None)
-        assert not stage.sweeper.sessions
+        assert not stage.timeouts.sessions
 
     async def test_a_half_closed_client_gets_all_its_replies(self, opened: Opener) -> None:
         stage = await in_content(opened)
@@ -53,7 +53,7 @@ class TestEnd:
         assert stage.gets() == b""
         stage.servers[0].says(b"221 bye\r\n")
         assert stage.ended == "quit"
-        assert not stage.sweeper.sessions
+        assert not stage.timeouts.sessions
 
     @pytest.mark.parametrize("half", [True, False], ids=["EOF", "reset"])
     async def test_content_cut_short_reaches_the_backend_without_its_end(
@@ -71,7 +71,7 @@ class TestEnd:
 
     async def test_the_last_reply_is_not_lost_by_a_reset(self, opened: Opener) -> None:
         """The client still sends when it is refused: it is read until it closes."""
-        stage = await greeted(opened, rules=Rules(sync=Sync.SAFE))
+        stage = await greeted(opened, policy=SessionPolicy(sync=Sync.SAFE))
         stage.sends(b"GET / HTTP/1.1\r\n")
         assert stage.gets().startswith(b"221 2.7.0 ")
         assert stage.client.state == "open"
@@ -104,7 +104,7 @@ class TestEnd:
         stage = await greeted(opened)
         stage.sends(b"POST / HTTP/1.1\r\n")
         stage.sends(b"Host: x\r\n")
-        stage.sweeper.drain()
+        stage.timeouts.drain()
         stage.connection.eof_received()
         stage.connection.connection_lost(None)
         assert [summary.reason for summary in stage.watcher.summaries] == ["forbidden_command"]
@@ -172,10 +172,10 @@ class TestTime:
         stage.servers[0].says(b"250 a\r\n")
         assert stage.gets() == b""
         stage.clock.now += 0.1
-        stage.sweeper.release()
+        stage.timeouts.release()
         assert stage.gets() == b""
         stage.clock.now += 0.1
-        stage.sweeper.release()
+        stage.timeouts.release()
         assert stage.gets() == b"250 a\r\n"
 
     async def test_replies_held_since_then_are_not_flushed_early(self, opened: Opener) -> None:
@@ -184,21 +184,21 @@ class TestTime:
         stage.servers[0].says(b"250 ok\r\n")
         stage.servers[0].says(b"250 a\r\n")
         stage.clock.now += 0.1
-        stage.sweeper.release()
+        stage.timeouts.release()
         assert stage.gets() == b"250 ok\r\n"
 
 
 class TestDrain:
     async def test_an_idle_session_gets_421(self, opened: Opener) -> None:
         stage = await greeted(opened)
-        stage.sweeper.drain()
+        stage.timeouts.drain()
         assert stage.gets().startswith(b"421 4.3.2 ")
 
     async def test_a_client_that_does_not_close_delays_the_end_by_seconds_only(
         self, opened: Opener
     ) -> None:
         stage = await greeted(opened)
-        stage.sweeper.drain()
+        stage.timeouts.drain()
         stage.wait(1)
         assert stage.client.state == "open"
         stage.wait(1)
@@ -206,7 +206,7 @@ class TestDrain:
 
     async def test_a_transaction_is_finished_first(self, opened: Opener) -> None:
         stage = await in_content(opened)
-        stage.sweeper.drain()
+        stage.timeouts.drain()
         stage.sends(b"text\r\n.\r\n")
         assert not stage.ended
         stage.servers[0].says(b"250 taken\r\n")
@@ -215,11 +215,11 @@ class TestDrain:
 
     async def test_waiting_for_the_sessions_ends_with_the_last_one(self, opened: Opener) -> None:
         stage = await greeted(opened)
-        stage.sweeper.drain()
-        waiting = asyncio.ensure_future(stage.sweeper.wait_until_empty(None))
+        stage.timeouts.drain()
+        waiting = asyncio.ensure_future(stage.timeouts.wait_until_empty(None))
         await stage.settle()
         assert not waiting.done()
-        other = ClientConnection(stage.session.service)
+        other = ClientConnection(stage.session.listener_context)
         other.connection_made(Transport())
         stage.connection.connection_lost(None)
         await stage.settle()

@@ -1,6 +1,6 @@
 """The session: which server it gets, and what becomes of those it does not."""
 
-from smtpproxy.core.policy import Rules
+from smtpproxy.core.policy import SessionPolicy
 from tests.net.fakes import Opener, Server, greeted
 
 
@@ -42,7 +42,7 @@ class TestServers:
         await stage.settle()
         assert stage.ended
         assert stage.servers[0].behaviour == "cancelled"
-        assert not stage.sweeper.sessions
+        assert not stage.timeouts.sessions
 
     async def test_a_greeting_that_is_no_reply_is_a_refusal(self, opened: Opener) -> None:
         stage = await opened(Server("one"), Server("two"))
@@ -68,7 +68,9 @@ class TestServers:
         assert stage.ended == "backend_unavailable"
 
     async def test_none_reachable_is_421(self, opened: Opener) -> None:
-        stage = await opened(Server("one", "unreachable"), rules=Rules(hostname=b"mx.example"))
+        stage = await opened(
+            Server("one", "unreachable"), policy=SessionPolicy(hostname=b"mx.example")
+        )
         assert stage.gets().startswith(b"421 4.4.1 mx.example ")
         assert stage.client.eof_sent
 

@@ -202,7 +202,7 @@ async def test_an_active_check_speaks_tls_to_who_begins_with_it(stage: Stage, tl
     await stage.start(backend=backend)
     settings = load(stage.work / "smtpproxy.toml")
     mx = settings.backends["mx"]
-    server = Server(mx.servers[0], security_builder.route(settings, mx))
+    server = Server(mx.servers[0], security_builder.backend_transport(settings, mx))
     assert await check(server, "proxy.example", 5.0) == ""
     assert stage.backend.heard == [b"EHLO proxy.example", b"QUIT"]
     assert stage.backend.secure == (tls == "implicit")

@@ -1,31 +1,31 @@
-"""The outbox: order, and nothing to a connection that closes."""
+"""The write batcher: order, and nothing to a connection that closes."""
 
 import asyncio
 
-from smtpproxy.net.write_batching import BULK, Outbox, Sink
+from smtpproxy.net.write_batching import BULK, BatchedWriter, WriteBatcher
 from tests.net.fakes import Transport
 
 
 async def test_writes_wait_for_the_end_of_the_turn_and_keep_their_order() -> None:
-    outbox, first, second = Outbox(), Transport(), Transport()
-    Sink(outbox, first)(b"1")
-    Sink(outbox, second)(b"2")
-    Sink(outbox, first)(b"3")
+    write_batcher, first, second = WriteBatcher(), Transport(), Transport()
+    BatchedWriter(write_batcher, first)(b"1")
+    BatchedWriter(write_batcher, second)(b"2")
+    BatchedWriter(write_batcher, first)(b"3")
     assert first.written == second.written == []
     await asyncio.sleep(0)
     assert (first.written, second.written) == ([b"1", b"3"], [b"2"])
 
 
 async def test_many_octets_go_at_once_behind_what_waits() -> None:
-    outbox, transport = Outbox(), Transport()
-    Sink(outbox, transport)(b"1")
-    Sink(outbox, transport)(b"x" * BULK)
+    write_batcher, transport = WriteBatcher(), Transport()
+    BatchedWriter(write_batcher, transport)(b"1")
+    BatchedWriter(write_batcher, transport)(b"x" * BULK)
     assert transport.written == [b"1", b"x" * BULK]
 
 
 async def test_nothing_is_written_to_a_connection_that_closes() -> None:
-    outbox, transport = Outbox(), Transport()
-    Sink(outbox, transport)(b"1")
+    write_batcher, transport = WriteBatcher(), Transport()
+    BatchedWriter(write_batcher, transport)(b"1")
     transport.abort()
-    outbox.flush()
+    write_batcher.flush()
     assert transport.written == []

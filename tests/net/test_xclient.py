@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smtpproxy.config.address import canonical
-from smtpproxy.net.listener_security import Security, is_in
+from smtpproxy.net.listener_security import ListenerSecurity, is_in
 from smtpproxy.net.peer import Peer, name_of
-from smtpproxy.net.xclient import LINE_LIMIT, BadXclient, Introduction, introduced, xtext
+from smtpproxy.net.xclient import LINE_LIMIT, BadXclient, ClientAttributes, peer_named_by, xtext
 
 ALL = frozenset(b"NAME ADDR PORT PROTO HELO LOGIN DESTADDR DESTPORT SOURCE IDENT".split())
 V4 = Peer("192.0.2.1:4711", ("198.51.100.7", 25))
@@ -19,13 +19,13 @@ V6 = Peer("[2001:db8::1]:4711", ("2001:db8::25", 25))
 
 
 def test_a_client_is_introduced_by_all_that_is_known_and_the_address_comes_last() -> None:
-    assert Introduction(b"XCLIENT", V4).lines(ALL, b"EHLO c.example\r\n") == [
+    assert ClientAttributes(b"XCLIENT", V4).lines(ALL, b"EHLO c.example\r\n") == [
         (
             b"XCLIENT NAME=[UNAVAILABLE] HELO=c.example PROTO=ESMTP DESTADDR=198.51.100.7"
             b" DESTPORT=25 PORT=4711 ADDR=192.0.2.1\r\n"
         )
     ]
-    assert Introduction(b"XFORWARD", V6).lines(ALL, b"HELO c.example\r\n") == [
+    assert ClientAttributes(b"XFORWARD", V6).lines(ALL, b"HELO c.example\r\n") == [
         (
             b"XFORWARD NAME=[UNAVAILABLE] HELO=c.example PROTO=SMTP SOURCE=REMOTE"
             b" PORT=4711 ADDR=IPV6:2001:db8::1\r\n"
@@ -34,12 +34,12 @@ def test_a_client_is_introduced_by_all_that_is_known_and_the_address_comes_last(
 
 
 def test_only_what_the_backend_knows_is_said() -> None:
-    lines = Introduction(b"XCLIENT", V4).lines(frozenset([b"ADDR", b"NAME"]), b"EHLO c\r\n")
+    lines = ClientAttributes(b"XCLIENT", V4).lines(frozenset([b"ADDR", b"NAME"]), b"EHLO c\r\n")
     assert lines == [b"XCLIENT NAME=[UNAVAILABLE] ADDR=192.0.2.1\r\n"]
 
 
 def test_a_client_without_an_address_has_none() -> None:
-    lines = Introduction(b"XCLIENT", Peer()).lines(frozenset([b"ADDR"]), b"EHLO c\r\n")
+    lines = ClientAttributes(b"XCLIENT", Peer()).lines(frozenset([b"ADDR"]), b"EHLO c\r\n")
     assert lines == [b"XCLIENT ADDR=[UNAVAILABLE]\r\n"]
 
 
@@ -54,7 +54,7 @@ def test_what_could_end_a_value_is_written_in_hexadecimal(octets: bytes, text: b
 @given(st.binary(max_size=2040), st.sampled_from([V4, V6, Peer()]))
 def test_no_name_can_break_out_of_its_value(name: bytes, peer: Peer) -> None:
     for verb in (b"XCLIENT", b"XFORWARD"):
-        lines = Introduction(verb, peer).lines(ALL, b"EHLO " + name + b"\r\n")
+        lines = ClientAttributes(verb, peer).lines(ALL, b"EHLO " + name + b"\r\n")
         for line in lines:
             assert len(line) <= LINE_LIMIT
             assert re.fullmatch(rb"%b( [A-Z]+=[!-<>-~]+)+\r\n" % verb, line)
@@ -82,8 +82,8 @@ def test_a_network_holds_its_addresses_however_they_are_written(host: str, insid
     networks = (ip_network("192.0.2.0/24"), ip_network("2001:db8::/32"))
     assert is_in(host, networks) == inside
     assert not is_in(host, ())
-    security = Security(trusted=networks)
-    assert security.rules_for(Peer(name_of((host, 1)))) is None
+    security = ListenerSecurity(trusted=networks)
+    assert security.policy_for(Peer(name_of((host, 1)))) is None
 
 
 FRONT = Peer("198.51.100.1:40000", ("198.51.100.7", 25))
@@ -124,34 +124,34 @@ NOT_TAKEN = [
 
 @pytest.mark.parametrize("said", TAKEN)
 def test_a_client_is_who_a_trusted_one_says(said: bytes) -> None:
-    assert introduced(FRONT, b"XCLIENT " + said + b"\r\n") == TAKEN[said]
+    assert peer_named_by(FRONT, b"XCLIENT " + said + b"\r\n") == TAKEN[said]
 
 
 @pytest.mark.parametrize("said", NOT_TAKEN)
 def test_what_can_not_be_right_is_not_taken(said: bytes) -> None:
     """Nor who has no address: an MTA that is told of none would take it for the proxy."""
     with pytest.raises(BadXclient) as error:
-        introduced(FRONT, b"XCLIENT " + said + b"\r\n")
+        peer_named_by(FRONT, b"XCLIENT " + said + b"\r\n")
     assert error.value.reply.startswith(b"501 5.5.4 ")
 
 
 def test_where_a_redirected_client_wanted_to_go_is_not_for_others_to_say() -> None:
     """It is the server that the session goes to."""
     peer = Peer(FRONT.name, FRONT.target, redirected=True)
-    assert introduced(peer, b"XCLIENT DESTADDR=203.0.113.9\r\n") == peer
+    assert peer_named_by(peer, b"XCLIENT DESTADDR=203.0.113.9\r\n") == peer
 
 
 @given(st.ip_addresses().map(str).map(canonical), st.integers(0, 65535), st.binary(max_size=300))
 def test_what_one_proxy_says_the_next_one_understands(host: str, port: int, hello: bytes) -> None:
     said = Peer(name_of((host, port)), ("198.51.100.7", 25), hostname=b"c.example")
-    lines = Introduction(b"XCLIENT", said).lines(ALL, b"EHLO " + hello + b"\r\n")
+    lines = ClientAttributes(b"XCLIENT", said).lines(ALL, b"EHLO " + hello + b"\r\n")
     peer = FRONT
     for line in lines:
-        peer = introduced(peer, line)
+        peer = peer_named_by(peer, line)
     assert peer == said
 
 
 @given(st.binary(max_size=200))
 def test_nothing_but_its_own_error_is_raised(said: bytes) -> None:
     with contextlib.suppress(BadXclient):
-        introduced(FRONT, b"XCLIENT " + said + b"\r\n")
+        peer_named_by(FRONT, b"XCLIENT " + said + b"\r\n")

@@ -10,7 +10,7 @@ from typing import Self
 
 from smtpproxy.config.address import Address
 from smtpproxy.probe import probe_run
-from smtpproxy.probe.connector import Wanted
+from smtpproxy.probe.connector import ProbeOptions
 from smtpproxy.probe.findings import Findings
 
 CLOSE = b"CLOSE"
@@ -175,7 +175,7 @@ def examined(
     implicit_tls: bool = False,
 ) -> Findings:
     """Examine a server; whatever it is, no message may have been ended."""
-    wanted = Wanted(server.address, timeout_s, name, sender, relay_to, implicit_tls)
-    found = probe_run.examine(wanted, lambda _: None)
+    options = ProbeOptions(server.address, timeout_s, name, sender, relay_to, implicit_tls)
+    found = probe_run.examine(options, lambda _: None)
     assert b".\r\n" not in server.heard
     return found

@@ -10,30 +10,32 @@ from rich.console import Console
 
 from smtpproxy.config.address import Address
 from smtpproxy.config.loader import load
-from smtpproxy.config.schema import Backend
+from smtpproxy.config.schema import BackendSettings
 from smtpproxy.probe import probe_report, suggested_config
-from smtpproxy.probe.behaviour_checks import DataWithoutRecipients, Newline, Relay
+from smtpproxy.probe.behaviour_checks import DataWithoutRecipients, NewlineResult, RelayResult
 from smtpproxy.probe.findings import Findings
-from smtpproxy.probe.pipelining_checks import End, Group
-from smtpproxy.probe.smtp_connection import Reply
-from smtpproxy.probe.tls_checks import Certificate, Encryption
+from smtpproxy.probe.pipelining_checks import GroupEnd, GroupResult
+from smtpproxy.probe.smtp_connection import ProbeReply
+from smtpproxy.probe.tls_checks import CertificateFindings, TlsFindings
 
 ADDRESS = Address(host="192.0.2.5", port=25)
 NOW = datetime.now(UTC)
 LOCAL = Address(host="127.0.0.1", port=25)
 
 
-def reply(text: str) -> Reply:
-    return Reply(int(text[:3]), text.encode("latin-1") + b"\r\n", 0.002)
+def reply(text: str) -> ProbeReply:
+    return ProbeReply(int(text[:3]), text.encode("latin-1") + b"\r\n", 0.002)
 
 
-def hello(*capabilities: str) -> Reply:
+def hello(*capabilities: str) -> ProbeReply:
     lines = ["mx", *capabilities]
     return reply("\r\n".join([*(f"250-{line}" for line in lines[:-1]), f"250 {lines[-1]}"]))
 
 
-def group(end: End = End.ANSWERED, replies: int = 3) -> Group:
-    return Group((b"RSET", b"RSET", b"NOOP"), (reply("250 ok"),) * replies, (250, 250, 250), end)
+def group(end: GroupEnd = GroupEnd.ANSWERED, replies: int = 3) -> GroupResult:
+    return GroupResult(
+        (b"RSET", b"RSET", b"NOOP"), (reply("250 ok"),) * replies, (250, 250, 250), end
+    )
 
 
 def findings(**changed: Any) -> Findings:
@@ -41,16 +43,16 @@ def findings(**changed: Any) -> Findings:
     return Findings(**{"address": ADDRESS, "greeting": reply("220 mx"), **base, **changed})
 
 
-def encryption(backend: Backend | None, *working: str, **changed: Any) -> Encryption:
+def encryption(backend: BackendSettings | None, *working: str, **changed: Any) -> TlsFindings:
     versions = {each: "" if each in working else "no" for each in ("1.3", "1.2", "1.1", "1.0")}
-    certificate = Certificate(
+    certificate = CertificateFindings(
         ("mx.example",), "Some CA", False, NOW, NOW + timedelta(days=90), "RSA 2048"
     )
-    return Encryption(versions, **{"certificate": certificate, "backend": backend, **changed})
+    return TlsFindings(versions, **{"certificate": certificate, "backend": backend, **changed})
 
 
-def backend(**settings: Any) -> Backend:
-    return Backend(servers=[ADDRESS], **settings)
+def backend(**settings: Any) -> BackendSettings:
+    return BackendSettings(servers=[ADDRESS], **settings)
 
 
 def shown(found: Findings, encoding: str = "utf-8", width: int = 200) -> str:
@@ -61,7 +63,7 @@ def shown(found: Findings, encoding: str = "utf-8", width: int = 200) -> str:
     return octets.getvalue().decode(encoding)
 
 
-def settings(found: Findings, tmp_path: Path) -> tuple[str, Backend]:
+def settings(found: Findings, tmp_path: Path) -> tuple[str, BackendSettings]:
     """Return the text of the settings, which the check takes, and what they are."""
     file = tmp_path / "p.toml"
     text = "\n".join(suggested_config.settings(found))
@@ -87,9 +89,9 @@ class TestReport:
             ({}, "✗  PIPELINING   not offered"),
             ({"hello": hello("PIPELINING")}, "✓  PIPELINING   offered, and kept to"),
             ({}, "✓  groups       RSET | RSET | NOOP          250 | 250 | 250"),
-            ({"groups": [group(End.LOST, 1)]}, "250, the rest never seen: 2 of 3 lost"),
-            ({"groups": [group(End.SILENT, 0)]}, "no reply, then nothing more: 3 of 3 lost"),
-            ({"groups": [group(End.SURPLUS)]}, "250 | 250 | 250, more replies than commands"),
+            ({"groups": [group(GroupEnd.LOST, 1)]}, "250, the rest never seen: 2 of 3 lost"),
+            ({"groups": [group(GroupEnd.SILENT, 0)]}, "no reply, then nothing more: 3 of 3 lost"),
+            ({"groups": [group(GroupEnd.SURPLUS)]}, "250 | 250 | 250, more replies than commands"),
             (
                 {"data": DataWithoutRecipients(reply("550 no"), reply("354 go"))},
                 "✗  DATA         behind a refused recipient: 354 go",
@@ -98,23 +100,23 @@ class TestReport:
                 {"data": DataWithoutRecipients(None, reply("503 no"))},
                 "✓  DATA         behind no recipient at all: 503 no",
             ),
-            ({"lf": Newline.ENDS}, "!  bare LF      ends a command: perhaps in content too"),
-            ({"cr": Newline.ENDS}, "✗  bare CR      ends a command"),
-            ({"cr": Newline.NOTHING}, "✓  bare CR      does not end a command"),
+            ({"lf": NewlineResult.ENDS}, "!  bare LF      ends a command: perhaps in content too"),
+            ({"cr": NewlineResult.ENDS}, "✗  bare CR      ends a command"),
+            ({"cr": NewlineResult.NOTHING}, "✓  bare CR      does not end a command"),
             ({}, "TLS          STARTTLS is not offered"),
             (
-                {"relay": Relay("", "a@b.example", "RCPT", reply("250 ok"))},
+                {"relay": RelayResult("", "a@b.example", "RCPT", reply("250 ok"))},
                 "✗  relay        from <> to <a@b.example>: would be relayed for this machine: 250",
             ),
             (
-                {"relay": Relay("x@y.example", "a@b.example", "RCPT", reply("450 grey"))},
+                {"relay": RelayResult("x@y.example", "a@b.example", "RCPT", reply("450 grey"))},
                 "?  relay        from <x@y.example> to <a@b.example>: RCPT is refused for now only",
             ),
             (
-                {"relay": Relay("", "a@b.example", "MAIL", reply("550 no"))},
+                {"relay": RelayResult("", "a@b.example", "MAIL", reply("550 no"))},
                 "✓  relay        from <> to <a@b.example>: MAIL is refused: 550 no",
             ),
-            ({"untold": {"groups": "it closed the connection"}}, "?  groups       it closed"),
+            ({"undetermined": {"groups": "it closed the connection"}}, "?  groups       it closed"),
             (
                 {"seconds": {"greeting": [2.0], "NOOP": [0.00004, 0.0015, 0.02]}},
                 "reply times  greeting 2.0 s, NOOP 1.5 ms  (medians)",
@@ -151,10 +153,13 @@ class TestReport:
             ),
             (encryption(None, "1.3", unverified="self-signed"), "does not verify: self-sign"),
             (encryption(None, "1.3", is_injectable=True), "CVE-2011-0411"),
-            (encryption(None, "1.3", untold="it closed the connection"), "?               it clo"),
+            (
+                encryption(None, "1.3", undetermined="it closed the connection"),
+                "?               it clo",
+            ),
         ],
     )
-    def test_says_of_tls(self, tls: Encryption, said: str) -> None:
+    def test_says_of_tls(self, tls: TlsFindings, said: str) -> None:
         assert said in shown(findings(hello=hello("STARTTLS"), tls=tls))
 
     @pytest.mark.parametrize(
@@ -168,7 +173,7 @@ class TestReport:
     )
     def test_says_when_a_certificate_is_valid(self, begins: int, ends: int, said: str) -> None:
         times = (NOW + timedelta(days=begins), NOW + timedelta(days=ends))
-        certificate = Certificate(tuple("abcdef"), "x", True, *times, "EC 256")
+        certificate = CertificateFindings(tuple("abcdef"), "x", True, *times, "EC 256")
         told = shown(findings(tls=encryption(None, "1.3", certificate=certificate)))
         assert said in told
         assert "for a, b, c, d and 2 more, by itself, EC 256" in told
@@ -177,10 +182,13 @@ class TestReport:
         ("changed", "said"),
         [
             ({}, "It lacks PIPELINING, but keeps what clients send in groups"),
-            ({"groups": [group(End.LOST, 1)]}, "It lacks PIPELINING and loses what clients send"),
+            (
+                {"groups": [group(GroupEnd.LOST, 1)]},
+                "It lacks PIPELINING and loses what clients send",
+            ),
             ({"hello": hello("PIPELINING")}, "It has PIPELINING of its own, and keeps to it"),
             (
-                {"hello": hello("PIPELINING"), "groups": [group(End.LOST, 1)]},
+                {"hello": hello("PIPELINING"), "groups": [group(GroupEnd.LOST, 1)]},
                 "It offers PIPELINING and does not keep to it",
             ),
             ({"groups": []}, "Whether it answers groups of commands could not be told."),
@@ -195,7 +203,7 @@ class TestReport:
         assert "PIPELINING" not in told
 
     def test_an_old_terminal_gets_ascii(self) -> None:
-        told = shown(findings(lf=Newline.ENDS, untold={"x": "y"}), "ascii")
+        told = shown(findings(lf=NewlineResult.ENDS, undetermined={"x": "y"}), "ascii")
         assert "x  PIPELINING   not offered" in told
         assert "+  EHLO " in told
 
@@ -210,7 +218,7 @@ class TestReport:
             greeting=reply("220 " + nasty),
             hello=hello(nasty, "X-" + nasty),
             data=DataWithoutRecipients(None, reply("503 " + nasty)),
-            relay=Relay("", "a@b.example", "RCPT", reply("550 " + nasty)),
+            relay=RelayResult("", "a@b.example", "RCPT", reply("550 " + nasty)),
         )
         assert not set(shown(found)) & {"\x1b", "\x9b", "\x07", "\x00"}
 
@@ -225,7 +233,7 @@ class TestSettings:
         ("changed", "expected"),
         [
             (
-                {"hello": hello("PIPELINING"), "groups": [group(End.LOST, 1)]},
+                {"hello": hello("PIPELINING"), "groups": [group(GroupEnd.LOST, 1)]},
                 {"pipelining": "never"},
             ),
             ({"hello": hello("PIPELINING")}, {"pipelining": "auto"}),
@@ -246,7 +254,7 @@ class TestSettings:
             ({}, '# identity = "transparent"'),
             ({"address": Address(path="/run/mta.sock")}, "On a Unix socket"),
             (
-                {"relay": Relay("", "a@b.example", "RCPT", reply("250 ok"))},
+                {"relay": RelayResult("", "a@b.example", "RCPT", reply("250 ok"))},
                 "It relays for this machine",
             ),
             ({"hello": hello("STARTTLS")}, "Without these, its clients lose STARTTLS"),
@@ -289,7 +297,7 @@ class TestSettings:
     def test_of_an_expired_certificate_give_no_advice_that_can_not_help(
         self, tmp_path: Path
     ) -> None:
-        expired = Certificate((), "x", False, NOW, NOW - timedelta(days=1), "RSA 512")
+        expired = CertificateFindings((), "x", False, NOW, NOW - timedelta(days=1), "RSA 512")
         tls = encryption(backend(tls="opportunistic"), "1.3", certificate=expired)
         text, _ = settings(findings(tls=tls), tmp_path)
         assert "Its certificate has expired" in text

@@ -9,10 +9,10 @@ import pytest
 from smtpproxy.config.address import Address, parse_server
 from smtpproxy.demo.legacy import LegacyMTA
 from smtpproxy.probe import connector, probe_run
-from smtpproxy.probe.behaviour_checks import Newline
-from smtpproxy.probe.connector import Wanted
+from smtpproxy.probe.behaviour_checks import NewlineResult
+from smtpproxy.probe.connector import ProbeOptions
 from smtpproxy.probe.findings import Findings
-from smtpproxy.probe.pipelining_checks import End
+from smtpproxy.probe.pipelining_checks import GroupEnd
 from smtpproxy.probe.probe_run import Unreachable
 from tests.probe.server import CLOSE, Server, Session, examined
 
@@ -24,10 +24,12 @@ DISLIKED = "EHLO is refused; if it dislikes the name probe.example, --helo gives
 
 async def examined_legacy(failing: str, refused: dict[bytes, bytes] | None = None) -> Findings:
     async with LegacyMTA(failing=failing, refused=REFUSED if refused is None else refused) as mta:
-        wanted = Wanted(parse_server(mta.address), 5.0, "probe.example", relay_to="a@b.example")
-        found = await asyncio.to_thread(probe_run.examine, wanted, lambda _: None)
+        options = ProbeOptions(
+            parse_server(mta.address), 5.0, "probe.example", relay_to="a@b.example"
+        )
+        found = await asyncio.to_thread(probe_run.examine, options, lambda _: None)
         assert mta.messages == []
-    assert found.untold == {}
+    assert found.undetermined == {}
     return found
 
 
@@ -35,14 +37,17 @@ class TestGroups:
     @pytest.mark.parametrize(
         ("failing", "ends"),
         [
-            ("none", [End.ANSWERED] * 4),
-            ("flush-on-failure", [End.ANSWERED, End.ANSWERED, End.LOST, End.ANSWERED]),
-            ("flush-always", [End.LOST] * 4),
-            ("hand-over", [End.ANSWERED, End.LOST, End.ANSWERED, End.ANSWERED]),
-            ("opensmtpd", [End.CLOSED] * 4),
+            ("none", [GroupEnd.ANSWERED] * 4),
+            (
+                "flush-on-failure",
+                [GroupEnd.ANSWERED, GroupEnd.ANSWERED, GroupEnd.LOST, GroupEnd.ANSWERED],
+            ),
+            ("flush-always", [GroupEnd.LOST] * 4),
+            ("hand-over", [GroupEnd.ANSWERED, GroupEnd.LOST, GroupEnd.ANSWERED, GroupEnd.ANSWERED]),
+            ("opensmtpd", [GroupEnd.CLOSED] * 4),
         ],
     )
-    async def test_end_as_the_failing_has_it(self, failing: str, ends: list[End]) -> None:
+    async def test_end_as_the_failing_has_it(self, failing: str, ends: list[GroupEnd]) -> None:
         assert [group.end for group in (await examined_legacy(failing)).groups] == ends
 
     def test_that_end_in_quit_lose_all_else(self) -> None:
@@ -57,7 +62,7 @@ class TestGroups:
 
         with Server(script=frontbridge) as server:
             found = examined(server, timeout_s=1.0)
-        assert [group.end for group in found.groups] == [*[End.ANSWERED] * 3, End.CLOSED]
+        assert [group.end for group in found.groups] == [*[GroupEnd.ANSWERED] * 3, GroupEnd.CLOSED]
         assert [reply.code for reply in found.groups[3].replies] == [221]
 
     def test_with_replies_that_nobody_asked_for(self) -> None:
@@ -69,7 +74,7 @@ class TestGroups:
 
         with Server(script=generous) as server:
             found = examined(server, timeout_s=1.0)
-        assert {group.end for group in found.groups} == {End.SURPLUS}
+        assert {group.end for group in found.groups} == {GroupEnd.SURPLUS}
 
     def test_answered_otherwise_than_one_at_a_time(self) -> None:
         def grudging(session: Session) -> None:
@@ -84,7 +89,7 @@ class TestGroups:
 
         with Server(script=grudging) as server:
             found = examined(server)
-        assert {group.end for group in found.groups} == {End.DIFFERENT}
+        assert {group.end for group in found.groups} == {GroupEnd.DIFFERENT}
 
     def test_answered_late_are_not_lost(self) -> None:
         """Silence means nothing as long as replies come in the end."""
@@ -102,7 +107,7 @@ class TestGroups:
 
         with Server(script=slow) as server:
             found = examined(server)
-        assert found.groups[0].end is End.ANSWERED
+        assert found.groups[0].end is GroupEnd.ANSWERED
         assert len(found.groups[0].replies) == 3
 
     def test_answered_with_garbage(self) -> None:
@@ -113,7 +118,7 @@ class TestGroups:
 
         with Server(script=garbling) as server:
             found = examined(server)
-        assert {group.end for group in found.groups} == {End.BROKEN}
+        assert {group.end for group in found.groups} == {GroupEnd.BROKEN}
 
 
 class TestHello:
@@ -211,7 +216,7 @@ class TestData:
     def test_is_not_asked_where_mail_is_refused(self) -> None:
         with Server({b"MAIL": b"530 authenticate\r\n"}) as server:
             found = examined(server, relay_to="a@b.example")
-        assert found.untold == {"DATA": "MAIL was answered 530 authenticate"}
+        assert found.undetermined == {"DATA": "MAIL was answered 530 authenticate"}
         assert found.relay is not None
         assert found.relay.verb == "MAIL"
         assert b"DATA\r\n" not in server.heard
@@ -221,16 +226,16 @@ class TestNewlines:
     @pytest.mark.parametrize(
         ("octet", "answer", "newline"),
         [
-            (b"\n", b"250 fine\r\n", Newline.ENDS),
-            (b"\r", b"250 fine\r\n", Newline.ENDS),
-            (b"\n", b"500 bare\r\n", Newline.REFUSED),
-            (b"\r", b"500 bare\r\n", Newline.REFUSED),
-            (b"\n", b"", Newline.NOTHING),
-            (b"\r", b"", Newline.NOTHING),
-            (b"\n", CLOSE, Newline.CLOSES),
+            (b"\n", b"250 fine\r\n", NewlineResult.ENDS),
+            (b"\r", b"250 fine\r\n", NewlineResult.ENDS),
+            (b"\n", b"500 bare\r\n", NewlineResult.REFUSED),
+            (b"\r", b"500 bare\r\n", NewlineResult.REFUSED),
+            (b"\n", b"", NewlineResult.NOTHING),
+            (b"\r", b"", NewlineResult.NOTHING),
+            (b"\n", CLOSE, NewlineResult.CLOSES),
         ],
     )
-    def test_are_told_apart(self, octet: bytes, answer: bytes, newline: Newline) -> None:
+    def test_are_told_apart(self, octet: bytes, answer: bytes, newline: NewlineResult) -> None:
         def script(session: Session) -> None:
             session.say(b"220 mx\r\n")
             while octets := session.read():
@@ -295,7 +300,7 @@ class TestReach:
     )
     def test_nobody_there(self, address: Address, said: str) -> None:
         with pytest.raises(Unreachable) as raised:
-            probe_run.examine(Wanted(address, 5.0), lambda _: None)
+            probe_run.examine(ProbeOptions(address, 5.0), lambda _: None)
         assert str(raised.value).startswith(said)
 
     def test_a_server_that_turns_away_later_connections(self) -> None:
@@ -311,5 +316,5 @@ class TestReach:
 
         with Server(script=script) as server:
             found = examined(server)
-        assert set(found.untold) == {"groups", "DATA", "bare LF", "bare CR"}
-        assert set(found.untold.values()) == {"the connection was answered 421 too many"}
+        assert set(found.undetermined) == {"groups", "DATA", "bare LF", "bare CR"}
+        assert set(found.undetermined.values()) == {"the connection was answered 421 too many"}

@@ -9,18 +9,18 @@ import pytest
 
 from smtpproxy.core.replies import LINE_LIMIT, REPLY_LIMIT
 from smtpproxy.probe import probe_run
-from smtpproxy.probe.connector import Wanted
+from smtpproxy.probe.connector import ProbeOptions
 from smtpproxy.probe.probe_run import Unreachable
-from smtpproxy.probe.smtp_connection import Dialogue, How, NoReply, Reply, short
+from smtpproxy.probe.smtp_connection import NoReply, ProbeReply, SendMode, SmtpConnection, short
 from tests.probe.server import Script, Server, Session, examined
 
-Pair = tuple[Dialogue, socket.socket]
+Pair = tuple[SmtpConnection, socket.socket]
 
 
 @pytest.fixture
 def pair() -> Pair:
     ours, theirs = socket.socketpair()
-    return Dialogue(ours, 0.3, monotonic() + 60, lambda *_: None), theirs
+    return SmtpConnection(ours, 0.3, monotonic() + 60, lambda *_: None), theirs
 
 
 class TestNothingIsDelivered:
@@ -29,18 +29,18 @@ class TestNothingIsDelivered:
         [b"DATA\r\n", b"RSET\r\ndata\r\n", b".\r\n", b"x\r\n.\r\n", b"a\n.\n", b"BDAT 0 LAST\r\n"],
     )
     def test_whatever_is_said(self, octets: bytes, pair: Pair) -> None:
-        with pair[0] as dialogue, pair[1]:
+        with pair[0] as connection, pair[1]:
             with pytest.raises(AssertionError):
-                dialogue.say(octets)
-            dialogue.abort()
+                connection.say(octets)
+            connection.abort()
 
     def test_behind_a_recipient_that_was_accepted(self, pair: Pair) -> None:
-        with pair[0] as dialogue, pair[1] as server:
+        with pair[0] as connection, pair[1] as server:
             server.sendall(b"250 fine\r\n")
-            dialogue.ask(b"RCPT TO:<a@b.example>")
+            connection.ask(b"RCPT TO:<a@b.example>")
             with pytest.raises(AssertionError):
-                dialogue.ask_for_content()
-            dialogue.abort()
+                connection.ask_for_content()
+            connection.abort()
 
     @pytest.mark.parametrize("reply", [b"354 go\r\n", b"250 fine\r\n", b""])
     def test_nothing_is_said_behind_data_that_may_have_been_taken(
@@ -48,30 +48,30 @@ class TestNothingIsDelivered:
     ) -> None:
         with pair[1] as server:
             server.sendall(reply)
-            with pair[0] as dialogue:
+            with pair[0] as connection:
                 if reply:
-                    dialogue.ask_for_content()
+                    connection.ask_for_content()
                 else:
                     with pytest.raises(NoReply):
-                        dialogue.ask_for_content()
+                        connection.ask_for_content()
             assert server.recv(100) == b"DATA\r\n"
             assert server.recv(100) == b""
 
     def test_a_refusal_of_data_leaves_the_connection_as_it_is(self, pair: Pair) -> None:
         with pair[1] as server:
             server.sendall(b"503 no\r\n221 bye\r\n")
-            with pair[0] as dialogue:
-                assert dialogue.ask_for_content().code == 503
+            with pair[0] as connection:
+                assert connection.ask_for_content().code == 503
             assert server.recv(100) == b"DATA\r\nQUIT\r\n"
 
 
 class TestReplies:
     def test_are_taken_one_by_one(self, pair: Pair) -> None:
-        with pair[0] as dialogue, pair[1] as server:
+        with pair[0] as connection, pair[1] as server:
             server.sendall(b"250-a\r\n250 b\r\n550 c\r\n")
-            assert dialogue.reply().octets == b"250-a\r\n250 b\r\n"
-            assert dialogue.unread == b"550 c\r\n"
-            assert dialogue.reply().line == "550 c"
+            assert connection.reply().octets == b"250-a\r\n250 b\r\n"
+            assert connection.unread == b"550 c\r\n"
+            assert connection.reply().line == "550 c"
 
     def test_an_exception_ends_without_another_word(self, pair: Pair) -> None:
         with pair[1] as server:
@@ -80,7 +80,7 @@ class TestReplies:
             assert server.recv(100) == b""
 
     def test_drive_no_terminal(self) -> None:
-        reply = Reply(220, b"220-\x1b[2J\xff\xc2\x9b\r\n220 end\r\n")
+        reply = ProbeReply(220, b"220-\x1b[2J\xff\xc2\x9b\r\n220 end\r\n")
         assert reply.line == "220 \\x1b[2J\\xff\\xc2\\x9b"
         assert len(short(b"x" * 100_000)) < 200
 
@@ -130,9 +130,9 @@ class TestHostileServers:
     def test_are_left_alone_soon(self, script: Script, said: str) -> None:
         begun = monotonic()
         with Server(script=script) as server:
-            wanted = Wanted(server.address, 0.5)
+            options = ProbeOptions(server.address, 0.5)
             with pytest.raises(Unreachable) as raised:
-                probe_run.examine(wanted, lambda _: None)
+                probe_run.examine(options, lambda _: None)
         assert str(raised.value).startswith(said)
         assert monotonic() - begun < 4
 
@@ -140,19 +140,19 @@ class TestHostileServers:
     def test_fill_no_memory(self, script: Script, pair: Pair) -> None:
         piece = b"x" * 4096 if script is endless_line else b"220-x\r\n" * 585
         sent = 0
-        with pair[1] as server, pair[0] as dialogue:
+        with pair[1] as server, pair[0] as connection:
             server.setblocking(False)
 
             def take() -> None:
                 nonlocal sent
                 sent += server.send(piece)
-                dialogue._reader.receive(dialogue._read(monotonic() + 1))
-                assert dialogue._next() is None
+                connection._reader.receive(connection._read(monotonic() + 1))
+                assert connection._next() is None
 
             with pytest.raises(NoReply) as raised:
                 deque(iter(take, 1))
-            dialogue.abort()
-        assert raised.value.how is How.BROKEN
+            connection.abort()
+        assert raised.value.how is SendMode.BROKEN
         assert sent <= REPLY_LIMIT + 2 * LINE_LIMIT
 
     def test_who_are_slow_all_along_come_to_an_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,7 +168,7 @@ class TestHostileServers:
         begun = monotonic()
         with Server(script=slow) as server:
             found = examined(server, timeout_s=0.5)
-        assert "groups" in found.untold
+        assert "groups" in found.undetermined
         assert monotonic() - begun < 4
 
     def test_who_are_slow_all_along_have_lost_nothing(
@@ -187,10 +187,10 @@ class TestHostileServers:
         with Server(script=slow) as server:
             found = examined(server, timeout_s=1)
         assert not found.groups
-        assert found.untold["groups"].startswith("all of it took too long")
+        assert found.undetermined["groups"].startswith("all of it took too long")
 
     def test_who_answer_anything_at_all_with_garbage(self) -> None:
         with Server({b"RSET": b"\0\0\r\n", b"NOOP": b"25\r\n"}) as server:
             found = examined(server, timeout_s=0.5)
-        assert set(found.untold) == {"groups", "DATA", "bare LF", "bare CR"}
-        assert found.untold["groups"] == "it sent what is no reply: \\x00\\x00"
+        assert set(found.undetermined) == {"groups", "DATA", "bare LF", "bare CR"}
+        assert found.undetermined["groups"] == "it sent what is no reply: \\x00\\x00"

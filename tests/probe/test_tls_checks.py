@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smtpproxy.probe.findings import Findings
-from smtpproxy.probe.tls_checks import Encryption, read_certificate
+from smtpproxy.probe.tls_checks import TlsFindings, read_certificate
 from smtpproxy.tls.contexts import VERSIONS
 from tests.probe.server import Server, Session, examined
 
@@ -57,7 +57,7 @@ def keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Keys:
     return Keys(tmp_path, monkeypatch)
 
 
-def tls_of(server: Server) -> Encryption:
+def tls_of(server: Server) -> TlsFindings:
     with server:
         found = examined(server)
     assert found.tls is not None
@@ -172,7 +172,7 @@ class TestInside:
         with Server(script=script) as server:
             found: Findings = examined(server, relay_to="a@b.example")
         assert found.insists_on_tls
-        assert found.untold == {}
+        assert found.undetermined == {}
         assert [reply.code for reply in found.groups[1].replies] == [250, 250, 250, 250]
         assert found.relay is not None
         assert found.relay.would

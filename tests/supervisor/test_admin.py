@@ -50,7 +50,7 @@ def ask(address: str, path: str, token: str = "") -> tuple[int, str]:
             return response.status, response.read().decode()
 
 
-def figures(address: str) -> dict[str, float]:
+def snapshot(address: str) -> dict[str, float]:
     """Return what /metrics tells."""
     _, text = ask(address, "/metrics")
     samples = [line.rpartition(" ") for line in text.splitlines() if not line.startswith("#")]
@@ -94,11 +94,11 @@ class TestReload:
             program.signal(signal.SIGHUP)
             assert program.event("cannot_listen")["address"] == taken
             program.event("reload_failed")
-        assert figures(address)["smtpproxy_config_last_reload_successful"] == 0
+        assert snapshot(address)["smtpproxy_config_last_reload_successful"] == 0
         file.write('address = "127.0.0.1:0"')
         program.signal(signal.SIGHUP)
         program.event("reloaded")
-        assert figures(address)["smtpproxy_config_last_reload_successful"] == 1
+        assert snapshot(address)["smtpproxy_config_last_reload_successful"] == 1
 
     def test_it_comes_and_goes(self, run: Run, file: File, tmp_path: Path) -> None:
         program = run("-c", file.write(""))
@@ -130,7 +130,7 @@ class TestCounters:
 
         def relayed() -> float:
             """Look that no counter has gone back, and return how many messages were relayed."""
-            now = figures(address)
+            now = snapshot(address)
             for name, number in seen.items():
                 if re.match(r"smtpproxy_\w+_(total|bucket|sum|count)\b", name):
                     assert now.get(name, 0) >= number, name
@@ -161,7 +161,7 @@ class TestCounters:
         program = run("-c", file.write('address = "127.0.0.1:0"'), "-w", "2")
         address = program.event("admin_listening")["address"]
         program.port()
-        found = figures(address)
+        found = snapshot(address)
         for worker, pid in enumerate(sorted(program.workers())):
             label = f'{{worker="{worker}"}}'
             fds = len([*Path(f"/proc/{pid}/fd").iterdir()])

@@ -10,7 +10,7 @@ import re
 from enum import Enum
 
 from smtpproxy.core.exchange import Exchange
-from smtpproxy.core.policy import Rules
+from smtpproxy.core.policy import SessionPolicy
 from tests.support.pipeline_stage import Stage
 
 
@@ -173,8 +173,8 @@ class Mta:
 class MtaStage(Stage):
     """A stage whose backend is a model MTA; what the proxy writes reaches it at once."""
 
-    def __init__(self, rules: Rules, mta: Mta | None = None) -> None:
-        super().__init__(rules)
+    def __init__(self, policy: SessionPolicy, mta: Mta | None = None) -> None:
+        super().__init__(policy)
         self.mta = mta or Mta()
         self.pipeline.connect_backend(self.mta.receive)
 

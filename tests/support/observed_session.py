@@ -6,16 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from smtpproxy.core.observer import Ends, SessionObserver, Summary
+from smtpproxy.core.observer import ConnectionEnds, SessionObserver, SessionSummary
 from smtpproxy.core.pipeline import Pipeline
-from smtpproxy.core.policy import Rules
+from smtpproxy.core.policy import SessionPolicy
 from smtpproxy.log import log
 from smtpproxy.log.session_log import ServiceLog
-from smtpproxy.trace.recorder import Trace
-from smtpproxy.trace.rotating_files import Files
-from smtpproxy.worker.observer_fanout import Fanout, Watcher
+from smtpproxy.trace.recorder import TraceRecorder
+from smtpproxy.trace.rotating_files import RotatingFiles
+from smtpproxy.worker.observer_fanout import ObserverFanout, SessionObserverFactory
 
-ENDS = Ends("192.0.2.1:4711", "192.0.2.9:25", "10.0.0.1:33333", "10.0.0.5:25")
+ENDS = ConnectionEnds("192.0.2.1:4711", "192.0.2.9:25", "10.0.0.1:33333", "10.0.0.5:25")
 
 
 class Later:
@@ -39,18 +39,20 @@ class Watched:
 
     def __init__(
         self,
-        *watchers: Watcher,
+        *watchers: SessionObserverFactory,
         client: str = ENDS.client,
         level: str = "error",
-        rules: Rules | None = None,
+        policy: SessionPolicy | None = None,
     ) -> None:
         self.logged = io.BytesIO()
         log.configure(level, "json", self.logged)
-        self.fanout = Fanout(ServiceLog(), watchers)
+        self.fanout = ObserverFanout(ServiceLog(), watchers)
         self.observer: SessionObserver = self.fanout.session("192.0.2.9:25", client)
         self.now = 10.0
         self.got: list[bytes] = []
-        self.pipeline = Pipeline(rules or Rules(), self.got.append, self.observer, self.now)
+        self.pipeline = Pipeline(
+            policy or SessionPolicy(), self.got.append, self.observer, self.now
+        )
         self.backend: list[bytes] = []
         self.pipeline.connect_backend(self.backend.append)
         self.pipeline.framer.watch = self.observer.content
@@ -80,7 +82,7 @@ class Watched:
         framer = self.pipeline.framer
         reason = reason or self.pipeline.ended or "client_closed"
         self.observer.closed(
-            Summary(
+            SessionSummary(
                 reason,
                 2.5,
                 framer.commands,
@@ -98,8 +100,8 @@ class Traced:
     def __init__(self, directory: Path, *, max_octets: int = 1 << 20, **kinds: Any) -> None:
         self.directory = directory
         self.later = Later()
-        self.files = Files(directory, 0, max_octets, 3)
-        self.trace = Trace(self.files, self.later, **kinds)
+        self.files = RotatingFiles(directory, 0, max_octets, 3)
+        self.trace = TraceRecorder(self.files, self.later, **kinds)
 
     def records(self) -> list[dict[str, Any]]:
         """Write all that is left, and return it."""

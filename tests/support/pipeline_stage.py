@@ -6,7 +6,7 @@ from functools import partial
 from smtpproxy.core import replies
 from smtpproxy.core.exchange import Exchange
 from smtpproxy.core.pipeline import Pipeline
-from smtpproxy.core.policy import Rules
+from smtpproxy.core.policy import SessionPolicy
 from smtpproxy.core.starttls import Upgrade
 
 INTRODUCED = (b"HELO=%b", b"ADDR=192.0.2.1")
@@ -41,14 +41,14 @@ class Stage:
     that an observer was shown.  The clock goes on by one second with each call.
     """
 
-    def __init__(self, rules: Rules | None = None) -> None:
+    def __init__(self, policy: SessionPolicy | None = None) -> None:
         self.now = 1000.0
         self.to_client: list[bytes] = []
         self.to_backend: list[bytes] = []
         self.observed = Observed()
         self.sent_to_client = b""
         self.pipeline = Pipeline(
-            rules or Rules(hostname=b"proxy"), self._write, self.observed, self.now
+            policy or SessionPolicy(hostname=b"proxy"), self._write, self.observed, self.now
         )
         self.pipeline.connect_backend(self.to_backend.append)
         self.pipeline.upgrade = self._upgrade

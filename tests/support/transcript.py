@@ -18,7 +18,7 @@ Other happenings: `hold` (the oldest held reply is old enough), `expire` (a time
 place` (the backend has as many connections as it may), `abandon` (the client is gone before),
 `client secured`, `backend secured`, `not secured` (a TLS handshake is over).
 
-Settings, before the first line: `rules: sync=strict errors=2 hide=AUTH,SIZE`; `secret: word` (no
+Settings, before the first line: `policy: sync=strict errors=2 hide=AUTH,SIZE`; `secret: word` (no
 observer may ever see it); `refuse XCLIENT: reply` (to that of a client); `introduce: XCLIENT` (or
 XFORWARD; the client, to the backend, as it says in INTRODUCED); `segments: as written` (what
 happens depends on how the client's or the backend's octets are cut, so the dialogue is not played
@@ -36,9 +36,9 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from smtpproxy.core.capabilities import Filter
+from smtpproxy.core.capabilities import CapabilityFilter
 from smtpproxy.core.content import BareNewlines
-from smtpproxy.core.policy import Auth, BackendTls, ClientTls, Rules
+from smtpproxy.core.policy import Auth, BackendTls, ClientTls, SessionPolicy
 from smtpproxy.core.verbs import Sync
 from tests.support.pipeline_stage import Introduced, Stage, check_observed, seen_by_observers
 
@@ -61,7 +61,7 @@ _HAPPENINGS = (
 )
 _CLAIMS = ("ends", "full", "waiting", "upgrade", "introduced")
 _WHOLE = ("violation", "observed", "waits", "pipelined", "messages")
-_SETTINGS = ("rules", "secret", "segments", "given", "introduce", "refuse XCLIENT")
+_SETTINGS = ("policy", "secret", "segments", "given", "introduce", "refuse XCLIENT")
 
 
 @dataclass
@@ -158,7 +158,7 @@ _CHOICES = {
 }
 
 
-def rules_of(text: str) -> Rules:
+def policy_of(text: str) -> SessionPolicy:
     """Return the rules that `name=value` pairs lay down."""
     values: dict[str, object] = {}
     words: dict[str, frozenset[bytes]] = {}
@@ -172,12 +172,12 @@ def rules_of(text: str) -> Rules:
             values[name] = value.encode()
         else:
             values[name] = {"yes": True, "no": False}[value] if value.isalpha() else int(value)
-    return Rules(capabilities=Filter(**words), **{"hostname": b"proxy", **values})  # type: ignore[arg-type]  # checked by the dataclass's use
+    return SessionPolicy(capabilities=CapabilityFilter(**words), **{"hostname": b"proxy", **values})  # type: ignore[arg-type]  # checked by the dataclass's use
 
 
 def play(dialogue: Dialogue, *, octet_by_octet: bool = False) -> None:
     """Play a dialogue and fail where the proxy does anything else than it says."""
-    stage = Stage(rules_of(" ".join(dialogue.all_settings("rules"))))
+    stage = Stage(policy_of(" ".join(dialogue.all_settings("policy"))))
     for verb in dialogue.all_settings("introduce"):
         stage.pipeline.ehlo.introduction = Introduced(verb)
     for refusal in dialogue.all_settings("refuse XCLIENT"):

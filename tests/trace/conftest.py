@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from smtpproxy.core.observer import Summary
-from smtpproxy.core.policy import Rules
+from smtpproxy.core.observer import SessionSummary
+from smtpproxy.core.policy import SessionPolicy
 from smtpproxy.log.session_log import ServiceLog
-from smtpproxy.trace.content_capture import Kept
-from smtpproxy.trace.recorder import Trace
-from smtpproxy.trace.rotating_files import Files
-from smtpproxy.worker.observer_fanout import Fanout
+from smtpproxy.trace.content_capture import CaptureMode
+from smtpproxy.trace.recorder import TraceRecorder
+from smtpproxy.trace.rotating_files import RotatingFiles
+from smtpproxy.worker.observer_fanout import ObserverFanout
 from tests.support.observed_session import Later, Watched
 
 
@@ -18,8 +18,8 @@ from tests.support.observed_session import Later, Watched
 def recorded(tmp_path: Path) -> Path:
     """Return a directory with three sessions: relayed, refused with 550, a bare newline mended."""
     directory = tmp_path / "trace"
-    files = Files(directory, 0, 1 << 20, 5)
-    trace = Trace(files, Later(), kept=Kept.FULL, most=4096)
+    files = RotatingFiles(directory, 0, 1 << 20, 5)
+    trace = TraceRecorder(files, Later(), kept=CaptureMode.FULL, most=4096)
     for content, reply in (
         ("text", "250 2.0.0 queued"),
         ("text", "550 5.7.1 spam"),
@@ -44,7 +44,7 @@ def secured(tmp_path: Path) -> Path:
 
 def record_secured(directory: Path) -> Path:
     """Record such sessions."""
-    trace = Trace(Files(directory, 0, 1 << 20, 5), Later())
+    trace = TraceRecorder(RotatingFiles(directory, 0, 1 << 20, 5), Later())
     for event in ("tls_started", "tls_failed"):
         session = Watched(trace)
         session.sends("EHLO x")
@@ -56,9 +56,9 @@ def record_secured(directory: Path) -> Path:
         else:
             note(event, side="client", why="<b>unknown ca\x1b")
         session.close()
-    turned_away = Fanout(ServiceLog(), [trace]).session("192.0.2.9:25", "192.0.2.1:4711")
+    turned_away = ObserverFanout(ServiceLog(), [trace]).session("192.0.2.9:25", "192.0.2.1:4711")
     turned_away.noted("client_turned_away", kind="bad_proxy_header", why="cut short")
-    turned_away.closed(Summary("bad_proxy_header", 0.1, 0, 0, 0, 0, 0))
+    turned_away.closed(SessionSummary("bad_proxy_header", 0.1, 0, 0, 0, 0, 0))
     trace.close()
     return directory
 
@@ -71,8 +71,8 @@ def forwarded(tmp_path: Path) -> Path:
 
 def record_forwarded(directory: Path) -> Path:
     """Record such a session."""
-    trace = Trace(Files(directory, 0, 1 << 20, 5), Later())
-    session = Watched(trace, rules=Rules(xforward=True))
+    trace = TraceRecorder(RotatingFiles(directory, 0, 1 << 20, 5), Later())
+    session = Watched(trace, policy=SessionPolicy(xforward=True))
     session.pipeline.ehlo.xforward.lines = [b"XFORWARD ADDR=192.0.2.1\r\n"]
     session.sends("MAIL FROM:<a@x>", "RCPT TO:<b@y>", "RSET", "QUIT")
     session.says("250 known", "250 a", "250 b", "250 c", "221 bye")

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from smtpproxy.core.policy import Rules
+from smtpproxy.core.policy import SessionPolicy
 from smtpproxy.trace import session_recorder
-from smtpproxy.trace.content_capture import DIGESTED_OCTETS, Kept
+from smtpproxy.trace.content_capture import DIGESTED_OCTETS, CaptureMode
 from smtpproxy.trace.record_writer import GATHERED_OCTETS
 from smtpproxy.trace.records import KEPT_NOTED
 from tests.support.observed_session import Traced, Watched
@@ -161,18 +161,18 @@ class TestContent:
     def test_headers_end_where_the_body_begins(
         self, tmp_path: Path, text: str, header: str
     ) -> None:
-        record = self.record(tmp_path, text, kept=Kept.HEADERS)
+        record = self.record(tmp_path, text, kept=CaptureMode.HEADERS)
         assert record.get("content", "") == header
 
     def test_full_has_a_bound(self, tmp_path: Path) -> None:
-        record = self.record(tmp_path / "a", self.TEXT, kept=Kept.FULL, most=4096)
+        record = self.record(tmp_path / "a", self.TEXT, kept=CaptureMode.FULL, most=4096)
         assert record["content"] == self.TEXT + "\r\n.\r\n"
         assert "cut" not in record
-        record = self.record(tmp_path / "b", "x" * 60000, kept=Kept.FULL, most=4096)
+        record = self.record(tmp_path / "b", "x" * 60000, kept=CaptureMode.FULL, most=4096)
         assert (record["content"], record["cut"]) == ("x" * 4096, True)
 
     def test_each_bdat_chunk_has_its_own(self, tmp_path: Path) -> None:
-        traced = Traced(tmp_path, kept=Kept.FULL, most=4096)
+        traced = Traced(tmp_path, kept=CaptureMode.FULL, most=4096)
         session = Watched(traced.trace)
         session.sends("EHLO x")
         session.says("250-mx\r\n250-PIPELINING\r\n250 CHUNKING")
@@ -182,7 +182,7 @@ class TestContent:
         assert (first["content"], second["content"]) == ("abc", "de")
 
     def test_content_cut_short_is_told(self, tmp_path: Path) -> None:
-        traced = Traced(tmp_path, kept=Kept.FULL, most=4096)
+        traced = Traced(tmp_path, kept=CaptureMode.FULL, most=4096)
         session = Watched(traced.trace)
         session.sends("MAIL FROM:<a@x>", "DATA")
         session.says("250 a", "354 go")
@@ -212,7 +212,7 @@ class TestBothSides:
 
     def test_xforward_ahead_of_mail(self, tmp_path: Path) -> None:
         traced = Traced(tmp_path)
-        session = Watched(traced.trace, rules=Rules(xforward=True))
+        session = Watched(traced.trace, policy=SessionPolicy(xforward=True))
         session.pipeline.ehlo.xforward.lines = [b"XFORWARD ADDR=192.0.2.1\r\n"]
         session.sends("MAIL FROM:<a@x>", "RCPT TO:<b@y>")
         session.says("250 known", "250 a", "250 b")
@@ -239,7 +239,7 @@ class TestBothSides:
         assert exchanges(traced.records())[-1]["bare_lf"] is True
 
     def test_content_as_it_came(self, tmp_path: Path) -> None:
-        traced = Traced(tmp_path, kept=Kept.FULL, most=4096)
+        traced = Traced(tmp_path, kept=CaptureMode.FULL, most=4096)
         session = Watched(traced.trace)
         session.relay("a\nb")
         session.relay("ab")
@@ -315,7 +315,7 @@ class TestErrors:
         assert (lines[0], lines[-1]) == ("NOOP 0", "VRFY x")
 
     def test_long_replies_and_content_are_bounded_too(self, tmp_path: Path) -> None:
-        traced = Traced(tmp_path, only_errors=True, kept=Kept.FULL, most=30000)
+        traced = Traced(tmp_path, only_errors=True, kept=CaptureMode.FULL, most=30000)
         session = Watched(traced.trace)
         for _ in range(20):
             session.relay("x" * 30000, reply="550 " + "y" * 3000)
@@ -346,7 +346,7 @@ class TestErrors:
         assert [each["exchanges"] for each in traced.records() if each["what"] == "gap"]
 
     def test_what_was_kept_of_a_session_without_errors_is_given_back(self, tmp_path: Path) -> None:
-        traced = Traced(tmp_path, only_errors=True, kept=Kept.FULL, most=30000)
+        traced = Traced(tmp_path, only_errors=True, kept=CaptureMode.FULL, most=30000)
         session = Watched(traced.trace)
         for _ in range(20):
             session.relay("a\nb", "x" * 30000)

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from smtpproxy.trace import rotating_files as files_module
-from smtpproxy.trace.rotating_files import Files
+from smtpproxy.trace.rotating_files import RotatingFiles
 from tests.support.observed_session import Traced, Watched
 
 
 class TestFiles:
     def test_they_are_rotated_by_size_and_the_oldest_removed(self, tmp_path: Path) -> None:
-        files = Files(tmp_path, 1, 100, 3)
+        files = RotatingFiles(tmp_path, 1, 100, 3)
         others = tmp_path / "trace-20200101T000000.000000-w0-1-1.jsonl"
         others.touch()
         for number in range(10):
@@ -54,7 +54,7 @@ class TestFiles:
 
     def test_files_that_somebody_removes_are_begun_anew(self, tmp_path: Path) -> None:
         directory = tmp_path / "trace"
-        files = Files(directory, 0, 1000, 3)
+        files = RotatingFiles(directory, 0, 1000, 3)
         files.write(b'{"a":1}\n', 1)
         while not list(directory.glob("*")):
             pass
@@ -77,7 +77,7 @@ class TestFiles:
             return real(descriptor, octets[:answer])
 
         monkeypatch.setattr(files_module.os, "write", write)
-        files = Files(tmp_path, 0, 1000, 3)
+        files = RotatingFiles(tmp_path, 0, 1000, 3)
         files.write(b'{"a":1}\n', 1)
         files.write(b'{"b":2}\n', 1)
         files.close()
@@ -89,7 +89,7 @@ class TestFiles:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(files_module, "WAITING_OCTETS", 10)
-        files = Files(tmp_path, 0, 1000, 3)
+        files = RotatingFiles(tmp_path, 0, 1000, 3)
         monkeypatch.setattr(files, "_written", -100)
         files.write(b"x\n", 1)
         assert (files.lost, files.why) == (1, "the disk is too slow")
@@ -97,7 +97,7 @@ class TestFiles:
 
     def test_a_directory_that_cannot_be_made_stops_nothing(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
-        files = Files(tmp_path / "file" / "deep", 0, 1000, 3)
+        files = RotatingFiles(tmp_path / "file" / "deep", 0, 1000, 3)
         files.write(b"x\n", 1)
         files.close()
         assert files.lost == 1

@@ -13,7 +13,7 @@ from smtpproxy.cli import main
 from smtpproxy.config.address import parse_server
 from smtpproxy.demo.legacy import LegacyMTA
 from smtpproxy.trace import pcapng, trace_commands
-from smtpproxy.trace.reader import Session, add, closed_sessions, files_of, session_of
+from smtpproxy.trace.reader import RecordedSession, add, closed_sessions, files_of, session_of
 from smtpproxy.trace.records import Exchanged, Gap, decode
 from smtpproxy.trace.replay import played_octets, replay
 from tests.support.programs import command
@@ -213,7 +213,7 @@ class TestCapture:
         )
 
     def test_a_page_says_what_was_not_kept_where_it_was(self) -> None:
-        session = Session("s-1")
+        session = RecordedSession("s-1")
         one, other = (Exchanged("s-1", verb, verb) for verb in ("NOOP", "QUIT"))
         for record in (one, Gap("s-1", 7), other):
             add(session, record)
@@ -221,7 +221,7 @@ class TestCapture:
 
     def test_without_a_server_there_is_nothing(self) -> None:
         with pytest.raises(ValueError, match="never had a connection"):
-            pcapng.capture(Session("s"))
+            pcapng.capture(RecordedSession("s"))
 
 
 class TestReplay:

@@ -1,25 +1,25 @@
-"""Places at a backend: old MTAs die of too many connections, so clients wait for their turn."""
+"""Connection slots: old MTAs die of too many connections, so clients wait for their turn."""
 
 import asyncio
 from collections.abc import Callable, Hashable
 from time import monotonic
 from typing import Protocol
 
-Answer = Callable[[bool], None]
+SlotAnswer = Callable[[bool], None]
 """Is told whether a place was granted."""
 
 
-class Places(Protocol):
+class ConnectionSlots(Protocol):
     """Where a session asks for a place at its backend."""
 
-    def ask(self, ticket: Hashable, answer: Answer) -> None:
+    def ask(self, ticket: Hashable, answer: SlotAnswer) -> None:
         """Ask for a place; `answer` is called once, maybe at once, unless `leave` comes first."""
 
     def leave(self, ticket: Hashable) -> None:
         """Give the place back, or wait for one no more."""
 
 
-class Queue:
+class SlotQueue:
     """Gives out a number of places, in the order in which they were asked for.
 
     limit: how many there are.  max_wait: the seconds after which who waits is refused.
@@ -30,7 +30,7 @@ class Queue:
         self.limit = limit
         self.max_wait = max_wait
         self._taken: set[Hashable] = set()
-        self._waiting: dict[Hashable, tuple[float, Answer]] = {}
+        self._waiting: dict[Hashable, tuple[float, SlotAnswer]] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     @property
@@ -41,7 +41,7 @@ class Queue:
     def waiting(self) -> int:
         return len(self._waiting)
 
-    def ask(self, ticket: Hashable, answer: Answer) -> None:
+    def ask(self, ticket: Hashable, answer: SlotAnswer) -> None:
         """Ask for a place."""
         if len(self._taken) < self.limit and not self._waiting:
             self._taken.add(ticket)

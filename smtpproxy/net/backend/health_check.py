@@ -10,7 +10,7 @@ from typing import cast
 from smtpproxy.core.replies import ReplyReader
 from smtpproxy.core.violations import BackendViolation
 from smtpproxy.net.backend.server_pool import Server
-from smtpproxy.tls.error_text import reason
+from smtpproxy.tls.error_text import error_text
 
 
 async def check(server: Server, hostname: str, limit_s: float) -> str:
@@ -18,7 +18,7 @@ async def check(server: Server, hostname: str, limit_s: float) -> str:
 
     It is reached as for a client, but from the proxy's own address and in its own name.
     """
-    dialogue = _Dialogue()
+    dialogue = _CheckConnection()
     try:
         async with asyncio.timeout(limit_s):
             await server.connect(lambda: dialogue, None)
@@ -26,12 +26,12 @@ async def check(server: Server, hostname: str, limit_s: float) -> str:
     except TimeoutError:
         return "check time limit"
     except OSError as error:
-        return reason(error)
+        return error_text(error)
     finally:
         dialogue.close()
 
 
-async def _converse(dialogue: "_Dialogue", hostname: str) -> str:
+async def _converse(dialogue: "_CheckConnection", hostname: str) -> str:
     code = await dialogue.reply()
     if not 200 <= code < 300:
         return _why("greeted", code)
@@ -51,7 +51,7 @@ def _why(what: str, code: int) -> str:
     return f"{what} with {code}" if code else f"closed, or {what} with what is no reply"
 
 
-class _Dialogue(asyncio.Protocol):
+class _CheckConnection(asyncio.Protocol):
     """One connection, from reply to reply."""
 
     def __init__(self) -> None:

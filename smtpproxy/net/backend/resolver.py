@@ -1,4 +1,4 @@
-"""Names: the addresses of servers, looked up without blocking the loop.
+"""The resolver: the addresses of servers, looked up without blocking the loop.
 
 In threads of our own, which nobody waits for: the loop's pool is joined at the exit, and with a
 resolver that does not answer the service would outlive its end by many seconds.  Who asks for what
@@ -11,8 +11,8 @@ import contextlib
 import socket
 import threading
 
-Name = tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes]
-Found = list[tuple[int, Name]]
+SocketAddress = tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes]
+Found = list[tuple[int, SocketAddress]]
 """Families, and the names that sockets of these are connected to."""
 Question = tuple[asyncio.AbstractEventLoop, str, int, int]
 

@@ -6,10 +6,10 @@ from time import monotonic
 
 from smtpproxy.config.address import Address
 from smtpproxy.net.backend import resolver
-from smtpproxy.net.backend.transport import Route
+from smtpproxy.net.backend.transport import BackendTransport
 from smtpproxy.net.peer import Peer
 
-Changed = Callable[[str, bool, str], None]
+ServerChanged = Callable[[str, bool, str], None]
 """Is told the name of a server, whether it is up now, and why not."""
 
 
@@ -20,12 +20,19 @@ class Server:
     left_alone_until: when a server that is down is tried again; 0.0 while it is up.
     """
 
-    __slots__ = ("_address", "_is_name", "_route", "left_alone_until", "name", "sessions")
+    __slots__ = (
+        "_address",
+        "_backend_transport",
+        "_is_name",
+        "left_alone_until",
+        "name",
+        "sessions",
+    )
 
-    def __init__(self, address: Address, route: Route | None = None) -> None:
+    def __init__(self, address: Address, backend_transport: BackendTransport | None = None) -> None:
         self._address = address
         self._is_name = address.is_name
-        self._route = route
+        self._backend_transport = backend_transport
         self.name = str(address)
         self.sessions = 0
         self.left_alone_until = 0.0
@@ -47,8 +54,8 @@ class Server:
         Raises OSError if the server can't be reached.
         """
         loop = asyncio.get_running_loop()
-        if self._route is not None:
-            await self._route.connect(self._address, factory, peer)
+        if self._backend_transport is not None:
+            await self._backend_transport.connect(self._address, factory, peer)
         elif self._address.is_unix:
             await loop.create_unix_connection(factory, self._address.path)
         elif self._is_name:
@@ -70,7 +77,7 @@ class Server:
         raise why
 
 
-class Servers:
+class ServerPool:
     """The servers of one backend, shared by all sessions of a worker.
 
     retry_after: how many seconds one that has failed is left alone.
@@ -85,7 +92,7 @@ class Servers:
         retry_after: float = 10.0,
         *,
         least: bool = False,
-        changed: Changed,
+        changed: ServerChanged,
     ) -> None:
         self._servers = tuple(servers)
         self._retry_after = retry_after

@@ -1,4 +1,4 @@
-"""The choice of a server: one session's way to a server of its backend that greets it.
+"""The selection of a server: one session's way to a server of its backend that greets it.
 
 First a place, where there are not enough for all.  Then a server: one that can't be reached, or
 that refuses with its greeting, makes way for the next one; never once the client has been greeted,
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from smtpproxy.core.replies import ReplyReader
 from smtpproxy.core.violations import BackendViolation
 from smtpproxy.net.backend.backend_connection import BackendConnection
-from smtpproxy.tls.error_text import reason
+from smtpproxy.tls.error_text import error_text
 
 if TYPE_CHECKING:
     from smtpproxy.net.backend.server_pool import Server
@@ -26,7 +26,7 @@ _OUR_OWN = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, e
 _NOBODY: list["Server"] = []
 
 
-class Choice:
+class ServerSelection:
     """Made for one session, which asks it for the next server and hands it the greeting.
 
     waits: for a place at the backend.
@@ -40,8 +40,8 @@ class Choice:
         "_connecting",
         "_connection",
         "_left",
+        "_listener_context",
         "_reader",
-        "_service",
         "_session",
         "open",
         "refusal",
@@ -51,7 +51,7 @@ class Choice:
 
     def __init__(self, session: "Session") -> None:
         self._session = session
-        self._service = session.service
+        self._listener_context = session.listener_context
         self._left: list[Server] | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._connection: BackendConnection | None = None
@@ -63,16 +63,16 @@ class Choice:
 
     def begin(self) -> None:
         """Ask for a place, if need be; the session is told when servers can be tried."""
-        places = self._service.places
-        if places is None:
-            self._session.placed(granted=True)
+        connection_slots = self._listener_context.connection_slots
+        if connection_slots is None:
+            self._session.connection_slot_answered(granted=True)
             return
         self.waits = True
-        places.ask(self, self._placed)
+        connection_slots.ask(self, self._slot_answered)
 
-    def _placed(self, granted: bool) -> None:
+    def _slot_answered(self, granted: bool) -> None:
         self.waits = False
-        self._session.placed(granted=granted)
+        self._session.connection_slot_answered(granted=granted)
 
     @property
     def more(self) -> bool:
@@ -83,7 +83,7 @@ class Choice:
         """Begin to connect to the next server; False if there is none left."""
         self._reader = None
         if self._left is None:
-            self._left = self._service.servers.in_order()
+            self._left = self._listener_context.servers.in_order()
         if not self._left:
             return False
         server = self.server = self._left.pop(0)
@@ -100,9 +100,9 @@ class Choice:
             await server.connect(lambda: connection, session.peer)
         except OSError as error:
             self._connecting = None
-            why = reason(error)
+            why = error_text(error)
             if error.errno not in _OUR_OWN:
-                self._service.servers.failed(server, why)
+                self._listener_context.servers.failed(server, why)
             session.give_up_server(why, monotonic())
         else:
             self._connecting = None
@@ -127,7 +127,7 @@ class Choice:
             self._left = _NOBODY
             self.open = False
             assert self.server is not None
-            self._service.servers.greeted(self.server)
+            self._listener_context.servers.greeted(self.server)
             return octets, ""
         why = f"greeted with {code}" if reply else "greeted with what is no reply"
         if code < 500:  # 5xx may be meant for this client alone
@@ -141,7 +141,7 @@ class Choice:
     def failed(self, why: str) -> None:
         """Note that the server is to be left alone."""
         assert self.server is not None
-        self._service.servers.failed(self.server, why)
+        self._listener_context.servers.failed(self.server, why)
 
     def cancel(self) -> None:
         """Connect to nobody any more, and hear nothing of the server that was tried last."""
@@ -159,6 +159,6 @@ class Choice:
         """Give back what the session has had: its part of a server, and its place."""
         self.cancel()
         self.waits = False
-        places = self._service.places
-        if places is not None:
-            places.leave(self)
+        connection_slots = self._listener_context.connection_slots
+        if connection_slots is not None:
+            connection_slots.leave(self)

@@ -1,4 +1,4 @@
-"""The route: how the servers of a backend are reached, where a plain connection will not do.
+"""How the servers of a backend are reached, where a plain connection will not do.
 
 By way of a source address that is the client's own, with a PROXY header ahead of all else, or
 inside TLS from the start.
@@ -14,12 +14,12 @@ from ipaddress import ip_address
 from smtpproxy.config.address import Address
 from smtpproxy.net.backend import resolver
 from smtpproxy.net.peer import Peer
-from smtpproxy.net.proxy_protocol import NOBODY
+from smtpproxy.net.proxy_protocol import UNKNOWN_PEER
 from smtpproxy.net.tproxy import bind_as, original_target
 
 
 @dataclass(frozen=True, slots=True)
-class Route:
+class BackendTransport:
     """Made once for each backend.
 
     header: makes the PROXY header, of the client and the connection.
@@ -42,11 +42,11 @@ class Route:
         """
         loop = asyncio.get_running_loop()
         if address.is_original:
-            address = original_target(peer or NOBODY)
+            address = original_target(peer or UNKNOWN_PEER)
         opened = await self._open(address, peer)
         try:
             if self.header is not None:
-                header = self.header(peer or NOBODY, Peer.here(opened))
+                header = self.header(peer or UNKNOWN_PEER, Peer.here(opened))
                 await loop.sock_sendall(opened, header)
             open_protocol = (
                 loop.create_unix_connection if address.is_unix else loop.create_connection

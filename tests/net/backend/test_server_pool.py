@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from smtpproxy.config.address import Address
-from smtpproxy.net.backend.server_pool import Server, Servers
+from smtpproxy.net.backend.server_pool import Server, ServerPool
 from tests.net.fakes import Clock
 
 
@@ -25,9 +25,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def group(told: Any = None, **options: Any) -> tuple[Servers, list[Server]]:
+def group(told: Any = None, **options: Any) -> tuple[ServerPool, list[Server]]:
     servers = [Server(Address(host, 25)) for host in ("one", "two", "three")]
-    return Servers(servers, 10, changed=Told() if told is None else told, **options), servers
+    return ServerPool(servers, 10, changed=Told() if told is None else told, **options), servers
 
 
 @pytest.mark.usefixtures("clock")
