@@ -14,7 +14,7 @@ from typing import cast
 
 from msgspec.structs import replace
 
-from smtpproxy.config import path_validation, tls_validation
+from smtpproxy.config import certificate_validation, path_validation, tls_validation
 from smtpproxy.config.address import Address
 from smtpproxy.config.decoding import ConfigError, Problem, SettingsDecoder, dotted, shown
 from smtpproxy.config.schema import (
@@ -30,7 +30,6 @@ from smtpproxy.config.schema import (
 )
 from smtpproxy.config.toml_lines import find_lines, line_of
 from smtpproxy.config.validation import Fault, contradictions, open_admin, repeated_addresses
-from smtpproxy.tls import contexts
 
 _FLAG_BACKEND = "default"
 
@@ -54,7 +53,7 @@ def load(
     settings = cast("Settings", reader.read(tree, Settings))
     for fault, what in contradictions(settings, need_listener, need_backend, need_trace_directory):
         reader.add(fault, what)
-    of_files = chain(contexts.faults(settings), path_validation.faults(settings))
+    of_files = chain(certificate_validation.faults(settings), path_validation.faults(settings))
     for fault, what in chain(tls_validation.faults(settings), of_files):
         reader.add(fault, what)
     if reader.found:

@@ -1,17 +1,12 @@
-"""Certificates: TLS contexts from settings, and what is wrong with the files that they name.
+"""TLS contexts, made from certificate files.
 
-Files are read when a context is made: at the start and at each reload.  A bad one is a fault of the
-settings, so that a reload with it keeps what there was.
+Files are read when a context is made: at the start and at each reload.
 """
 
 import ssl
 import warnings
-from collections.abc import Iterator
-from pathlib import Path as FilePath
-
-from smtpproxy.config.decoding import BAD
-from smtpproxy.config.schema import BackendSettings, CertificateSettings, ListenerSettings, Settings
-from smtpproxy.config.toml_lines import KeyPath
+from collections.abc import Mapping
+from typing import Protocol
 
 VERSIONS = {
     "1.0": ssl.TLSVersion.TLSv1,
@@ -21,17 +16,56 @@ VERSIONS = {
 }
 
 
-def for_clients(listener: ListenerSettings) -> ssl.SSLContext:
+class CertificatePair(Protocol):
+    """The files of a certificate and its key."""
+
+    @property
+    def certificate(self) -> str:
+        """The path of a PEM file: the certificate, then those that lead to its root."""
+
+    @property
+    def key(self) -> str:
+        """The path of its key; empty if it is in the same file."""
+
+
+class ServedCertificates(CertificatePair, Protocol):
+    """What clients are shown: a pair, and others by the name that a client asks for."""
+
+    @property
+    def sni(self) -> Mapping[str, CertificatePair]:
+        """Host name, or `*.` and the rest of it -> pair."""
+
+
+class BackendVerification(Protocol):
+    """How the certificate of a backend is verified."""
+
+    @property
+    def tls(self) -> str:
+        """`opportunistic`: not at all."""
+
+    @property
+    def verify(self) -> bool: ...
+
+    @property
+    def ca_file(self) -> str:
+        """The path of a PEM file with the roots; empty: those of the system."""
+
+    @property
+    def minimum_tls(self) -> str:
+        """One of VERSIONS."""
+
+
+def for_clients(listener: ServedCertificates) -> ssl.SSLContext:
     """Return the context in which clients are served; raises OSError for a file that is no good.
 
     TLS 1.2 at least, with the ciphers that Python deems safe.
     """
-    context = _serving(CertificateSettings(certificate=listener.certificate, key=listener.key))
+    context = load_pair(listener)
     if listener.sni:
         from smtpproxy.tls.certificate_names import names_in
 
         contexts = dict.fromkeys(names_in(listener.certificate), context)
-        contexts |= {name.lower(): _serving(each) for name, each in listener.sni.items()}
+        contexts |= {name.lower(): load_pair(each) for name, each in listener.sni.items()}
 
         def choose(inside: ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> None:
             inside.context = _chosen(name or "", contexts) or context
@@ -40,7 +74,7 @@ def for_clients(listener: ListenerSettings) -> ssl.SSLContext:
     return context
 
 
-def for_backend(backend: BackendSettings) -> ssl.SSLContext:
+def for_backend(backend: BackendVerification) -> ssl.SSLContext:
     """Return the context for a backend; raises OSError for a CA file that is no good.
 
     What is opportunistic is not verified: whoever could forge the certificate could hide STARTTLS.
@@ -58,46 +92,8 @@ def for_backend(backend: BackendSettings) -> ssl.SSLContext:
     return context
 
 
-def faults(settings: Settings) -> Iterator[tuple[KeyPath, str]]:
-    """Find files that are no good: the place of each in the settings, and what is wrong."""
-    for index, listener in enumerate([] if settings.listener is BAD else settings.listener):
-        if listener is BAD or listener.certificate in ("", BAD):
-            continue
-        place: KeyPath = ("listener", index)
-        yield from _faults_of(
-            CertificateSettings(certificate=listener.certificate, key=listener.key), place
-        )
-        if listener.sni is not BAD:
-            for name, each in listener.sni.items():
-                if each is not BAD:
-                    yield from _faults_of(each, (*place, "sni", name))
-    backends = {} if settings.backends is BAD else settings.backends
-    for name, backend in backends.items():
-        if backend is BAD or backend.ca_file in ("", BAD):
-            continue
-        try:
-            ssl.create_default_context(cafile=backend.ca_file)
-        except OSError as error:
-            yield ("backends", name, "ca_file"), _why(error)
-
-
-def _faults_of(pair: CertificateSettings, place: KeyPath) -> Iterator[tuple[KeyPath, str]]:
-    if BAD in (pair.certificate, pair.key):
-        return
-    for key in ("certificate", "key"):
-        path = getattr(pair, key)
-        try:
-            FilePath(path or pair.certificate).read_bytes()
-        except OSError as error:
-            yield (*place, key), _why(error)
-            return
-    try:
-        _serving(pair)
-    except OSError as error:
-        yield (*place, "certificate"), _why(error)
-
-
-def _serving(pair: CertificateSettings) -> ssl.SSLContext:
+def load_pair(pair: CertificatePair) -> ssl.SSLContext:
+    """Return a context that serves one certificate; raises OSError for a file that is no good."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     # A key with a pass phrase would have OpenSSL ask at the terminal.
     context.load_cert_chain(pair.certificate, pair.key or None, password=_no_pass_phrase)
@@ -114,7 +110,8 @@ def _chosen(name: str, contexts: dict[str, ssl.SSLContext]) -> ssl.SSLContext | 
     return contexts.get(name) or contexts.get("*." + name.partition(".")[2])
 
 
-def _why(error: OSError) -> str:
+def why_unusable(error: OSError) -> str:
+    """Return what is wrong with a file, from the error of a function above."""
     if isinstance(error, ssl.SSLError):
         known = {
             "KEY_VALUES_MISMATCH": "does not belong to the key",
