@@ -8,7 +8,7 @@ from structlog.typing import FilteringBoundLogger
 from smtpproxy.core.exchange import Exchange
 from smtpproxy.core.observer import ConnectionEnds, SessionSummary
 from smtpproxy.log import log
-from smtpproxy.trace.records import verb_of
+from smtpproxy.log.verb_name import verb_of
 
 
 class DebugLog:

@@ -91,7 +91,7 @@ class Session:
             if listener_context.rate_limit is None
             else SessionRateLimit(listener_context.rate_limit, now)
         )
-        self.server_selection = ServerSelection(self)
+        self.server_selection = ServerSelection(self, listener_context, peer)
         listener_context.timeouts.add(self)
         self.server_selection.begin()
 

@@ -17,6 +17,7 @@ from msgspec import Struct
 from smtpproxy.core import verbs
 from smtpproxy.core.exchange import Exchange
 from smtpproxy.core.violations import BackendViolation
+from smtpproxy.log.verb_name import VERB_NAMES, verb_of
 from smtpproxy.text import text_of
 from smtpproxy.trace.content_capture import CapturedContent
 
@@ -176,12 +177,6 @@ encode = _encoder.encode
 decode = msgspec.json.Decoder(Record).decode
 """Raises msgspec.DecodeError for what is no record."""
 
-_NAMES = {verb.name: verb.name.decode() for verb in (*verbs.ROWS, verbs.END_OF_DATA_ROW)}
-_ROLES = {
-    verbs.GREETING: "greeting",
-    verbs.AUTH: "auth-line",
-    verbs.UNSOLICITED: "unasked",
-}
 
 
 def encoded(
@@ -203,7 +198,7 @@ def encoded(
             name, sent, replied = exchange.verb.name, exchange.sent, exchange.replied
             record = Exchanged(
                 session,
-                _NAMES[name] if name else verb_of(exchange),
+                VERB_NAMES[name] if name else verb_of(exchange),
                 exchange.line[:-2].decode("ascii"),
                 exchange.code,
                 exchange.reply[:-2].decode("ascii"),
@@ -280,18 +275,6 @@ def _steps_of(exchange: Exchange, offset: float) -> Sequence[Said]:
 
 def _line_of(octets: bytes) -> str:
     return text_of(octets.removesuffix(b"\r\n"))
-
-
-def verb_of(exchange: Exchange) -> str:
-    """Return what an exchange is called; an unknown verb by its first word."""
-    name = exchange.verb.name
-    if name:
-        return _NAMES[name]
-    role = _ROLES.get(exchange.verb.role)
-    if role:
-        return role
-    words = exchange.line.split(None, 1)
-    return text_of(words[0][:32]).upper() if words else "misframed"
 
 
 def violation_of(exchange: Exchange) -> Violation:

@@ -1,10 +1,23 @@
 """The backend's connection: calls of the event loop, handed on to the session."""
 
 import asyncio
-from typing import TYPE_CHECKING, cast
+from typing import Protocol, cast
 
-if TYPE_CHECKING:
-    from smtpproxy.net.session import Session
+
+class BackendEvents(Protocol):
+    """What a session does when something happens on its backend connection."""
+
+    def backend_connected(self, backend: asyncio.Transport) -> None:
+        """Take the connection."""
+
+    def backend_received(self, octets: bytes) -> None:
+        """Take octets from the backend."""
+
+    def backend_blocked(self, *, blocked: bool) -> None:
+        """Note whether the backend leaves unread what is sent.  Called inside write."""
+
+    def backend_lost(self, backend: asyncio.Transport) -> None:
+        """Take the end of the connection."""
 
 
 class BackendConnection(asyncio.Protocol):
@@ -16,7 +29,7 @@ class BackendConnection(asyncio.Protocol):
     # Hot path (bench S2): the loop calls the session itself.
     __slots__ = ("_left", "_session", "data_received", "transport")
 
-    def __init__(self, session: "Session") -> None:
+    def __init__(self, session: BackendEvents) -> None:
         self._session = session
         self._left = False
         self.data_received = session.backend_received  # type: ignore[method-assign, assignment]  # a slot

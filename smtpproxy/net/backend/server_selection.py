@@ -8,22 +8,33 @@ for then the session is that server's.
 import asyncio
 import errno
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from smtpproxy.core.replies import ReplyReader
 from smtpproxy.core.violations import BackendViolation
-from smtpproxy.net.backend.backend_connection import BackendConnection
+from smtpproxy.net.backend.backend_connection import BackendConnection, BackendEvents
 from smtpproxy.tls.error_text import error_text
 
 if TYPE_CHECKING:
     from smtpproxy.net.backend.server_pool import Server
-    from smtpproxy.net.session import Session
+    from smtpproxy.net.listener_context import ListenerContext
+    from smtpproxy.net.peer import Peer
 
 _OUR_OWN = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL))
 """Errors that say nothing of the server: this machine is short of something."""
 
 
 _NOBODY: list["Server"] = []
+
+
+class SelectingSession(BackendEvents, Protocol):
+    """A session that is on its way to a server."""
+
+    def connection_slot_answered(self, *, granted: bool) -> None:
+        """Take the answer to the request for a connection slot at the backend."""
+
+    def give_up_server(self, why: str, now: float) -> None:
+        """Go on to the next server: this one could not be reached."""
 
 
 class ServerSelection:
@@ -41,6 +52,7 @@ class ServerSelection:
         "_connection",
         "_left",
         "_listener_context",
+        "_peer",
         "_reader",
         "_session",
         "open",
@@ -49,9 +61,12 @@ class ServerSelection:
         "waits",
     )
 
-    def __init__(self, session: "Session") -> None:
+    def __init__(
+        self, session: SelectingSession, listener_context: "ListenerContext", peer: "Peer"
+    ) -> None:
         self._session = session
-        self._listener_context = session.listener_context
+        self._listener_context = listener_context
+        self._peer = peer
         self._left: list[Server] | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._connection: BackendConnection | None = None
@@ -97,7 +112,7 @@ class ServerSelection:
     async def _connect(self, server: "Server", connection: BackendConnection) -> None:
         session = self._session
         try:
-            await server.connect(lambda: connection, session.peer)
+            await server.connect(lambda: connection, self._peer)
         except OSError as error:
             self._connecting = None
             why = error_text(error)

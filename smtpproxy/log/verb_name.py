@@ -1,0 +1,25 @@
+"""The name of an exchange's verb, as log and trace show it."""
+
+from smtpproxy.core import verbs
+from smtpproxy.core.exchange import Exchange
+from smtpproxy.log.escaping import text_of
+
+VERB_NAMES = {verb.name: verb.name.decode() for verb in (*verbs.ROWS, verbs.DATA_ENDED)}
+"""Verb -> its name as text; most exchanges need no more."""
+_ROLES = {
+    verbs.GREETING: "greeting",
+    verbs.AUTH: "auth-line",
+    verbs.UNASKED: "unasked",
+}
+
+
+def verb_of(exchange: Exchange) -> str:
+    """Return what an exchange is called; an unknown verb by its first word."""
+    name = exchange.verb.name
+    if name:
+        return VERB_NAMES[name]
+    role = _ROLES.get(exchange.verb.role)
+    if role:
+        return role
+    words = exchange.line.split(None, 1)
+    return text_of(words[0][:32]).upper() if words else "misframed"
