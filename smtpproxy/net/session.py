@@ -84,7 +84,11 @@ class Session:
         send_client = BatchedWriter(listener_context.write_batcher, client)
         self.pipeline = Pipeline(policy, send_client, self.observer, now)
         self.pipeline.framer.watch = self.observer.content
-        self._upgrades = None if security is None else SessionUpgrades(self, security)
+        self._upgrades = (
+            None
+            if security is None
+            else SessionUpgrades(self, security, listener_context.write_batcher)
+        )
         self.backend: asyncio.Transport | None = None
         self._rate_limit = (
             None
@@ -281,14 +285,32 @@ class Session:
         if was_paused != rate_limit.paused:
             self._regulate()
 
-    def go_on_inside(self, tls: asyncio.Transport) -> None:
+    # --- upgrades -----------------------------------------------------------------------------
+
+    def client_secured(self, inside: asyncio.Transport) -> None:
         """Go on with the client inside TLS."""
-        self.client = tls
+        self.client = inside
         self.client_paused = False
         if self._client_blocked:
             self.client_blocked(blocked=False)
-        self.pipeline.connect_client(BatchedWriter(self.listener_context.write_batcher, tls))
+        self.pipeline.connect_client(BatchedWriter(self.listener_context.write_batcher, inside))
         self.finish(self.pipeline.client_secured)
+
+    def backend_secured(self, inside: asyncio.Transport) -> None:
+        """Go on with the backend inside TLS."""
+        self.backend = inside
+        self.pipeline.connect_backend(BatchedWriter(self.listener_context.write_batcher, inside))
+        self.pipeline.backend_secured(monotonic())
+
+    def tunnel_ended(self, from_client: int, from_backend: int) -> None:
+        """Take the end of the tunnel, which has carried so many octets."""
+        assert self.backend is not None
+        self.octets_client += from_client
+        self.octets_backend += from_backend
+        self.backend.close()
+        self.backend = None  # what is on its way goes out
+        self.client.close()
+        self.finish(self.pipeline.client_eof)
 
     # --- time ---------------------------------------------------------------------------------
 
@@ -362,6 +384,9 @@ class Session:
         self._report(now)
         if is_replaced and not (self._client_lost or pipeline.client_ended):
             assert self._upgrades is not None
+            self.listener_context.timeouts.remove(self)
+            if self.client_paused:
+                self.client.resume_reading()
             self._upgrades.start_introduced_session()
             return
         if self._upgrades is not None:

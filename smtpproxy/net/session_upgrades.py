@@ -6,23 +6,55 @@ there and must write none.
 """
 
 import asyncio
+from collections.abc import Callable
 from functools import partial
-from time import monotonic
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from smtpproxy.core import replies
 from smtpproxy.core.policy import ClientTls
 from smtpproxy.core.starttls import Upgrade
 from smtpproxy.net.tunnel import Tunnel
-from smtpproxy.net.write_batching import BatchedWriter
 from smtpproxy.net.xclient import BadXclient, peer_named_by
 from smtpproxy.tls import handshake
 
 if TYPE_CHECKING:
+    from smtpproxy.core.observer import SessionObserver
+    from smtpproxy.core.pipeline import Pipeline
     from smtpproxy.net.backend.backend_connection import BackendConnection
-    from smtpproxy.net.client_connection import ClientConnection
+    from smtpproxy.net.backend.server_selection import ServerSelection
     from smtpproxy.net.listener_security import ListenerSecurity
-    from smtpproxy.net.session import Session
+    from smtpproxy.net.peer import Peer
+    from smtpproxy.net.write_batching import WriteBatcher
+
+
+class UpgradingSession(Protocol):
+    """What an upgrade needs of its session, which alone changes its connections."""
+
+    pipeline: "Pipeline"
+    observer: "SessionObserver"
+    peer: "Peer"
+    client: asyncio.Transport
+    backend: asyncio.Transport | None
+    server_selection: "ServerSelection"
+
+    def client_secured(self, inside: asyncio.Transport) -> None:
+        """Go on with the client inside TLS."""
+
+    def backend_secured(self, inside: asyncio.Transport) -> None:
+        """Go on with the backend inside TLS."""
+
+    def tunnel_ended(self, from_client: int, from_backend: int) -> None:
+        """Take the end of the tunnel, which has carried so many octets."""
+
+    def finish(self, happen: Callable[[float], None]) -> None:
+        """Let something happen in the pipeline that may end it."""
+
+
+class RestartableConnection(Protocol):
+    """A client's connection, on which a session of another client may begin."""
+
+    def begin_anew(self, transport: asyncio.Transport, peer: "Peer", *, secure: bool) -> None:
+        """Begin a session of another client; `secure`: inside TLS."""
 
 
 class SessionUpgrades:
@@ -32,10 +64,21 @@ class SessionUpgrades:
     tunnel: there is one.
     """
 
-    __slots__ = ("_connection", "_security", "_session", "_task", "of_client", "tunnel")
+    __slots__ = (
+        "_connection",
+        "_security",
+        "_session",
+        "_task",
+        "_write_batcher",
+        "of_client",
+        "tunnel",
+    )
 
-    def __init__(self, session: "Session", security: "ListenerSecurity") -> None:
+    def __init__(
+        self, session: UpgradingSession, security: "ListenerSecurity", write_batcher: "WriteBatcher"
+    ) -> None:
         self._session = session
+        self._write_batcher = write_batcher
         self._security = security
         self._task: asyncio.Task[None] | None = None
         self._connection = asyncio.BaseProtocol()  # that hears nothing while one is going on
@@ -60,7 +103,7 @@ class SessionUpgrades:
         """Begin what the pipeline's `upgrade` is called for."""
         session, security = self._session, self._security
         assert session.backend is not None
-        session.listener_context.write_batcher.flush()
+        self._write_batcher.flush()
         self.of_client = what is not Upgrade.BACKEND_TLS
         if self.of_client:
             session.pipeline.connect_client(_discard)  # in plaintext nothing may follow
@@ -98,14 +141,10 @@ class SessionUpgrades:
         self._task = None
         if self.of_client:
             self.of_client = False
-            session.go_on_inside(inside)
+            session.client_secured(inside)
         else:
             cast("BackendConnection", connection).transport = inside
-            session.backend = inside
-            session.pipeline.connect_backend(
-                BatchedWriter(session.listener_context.write_batcher, inside)
-            )
-            session.pipeline.backend_secured(monotonic())
+            session.backend_secured(inside)
         return cast("asyncio.Protocol", connection)
 
     def _not_secured(self, why: str) -> None:
@@ -123,15 +162,8 @@ class SessionUpgrades:
 
     def _tunnel_over(self) -> None:
         """Take the end of the tunnel: both have said all, or one is gone."""
-        session = self._session
         assert self.tunnel is not None
-        assert session.backend is not None
-        session.octets_client += self.tunnel.from_client
-        session.octets_backend += self.tunnel.from_backend
-        session.backend.close()
-        session.backend = None  # what is on its way goes out
-        session.client.close()
-        session.finish(session.pipeline.client_eof)
+        self._session.tunnel_ended(self.tunnel.from_client, self.tunnel.from_backend)
 
     # --- another client -------------------------------------------------------------------------
 
@@ -151,10 +183,7 @@ class SessionUpgrades:
         what it says itself may come through the proxy in front as it is.
         """
         session = self._session
-        session.listener_context.timeouts.remove(session)
-        if session.client_paused:
-            session.client.resume_reading()
-        connection = cast("ClientConnection", session.client.get_protocol())
+        connection = cast("RestartableConnection", session.client.get_protocol())
         secure = session.pipeline.policy.client_tls is ClientTls.ACTIVE
         connection.begin_anew(session.client, session.peer, secure=secure)
 

@@ -14,7 +14,6 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from smtpproxy.core import verbs
 from smtpproxy.core.exchange import Exchange
 from smtpproxy.core.violations import BackendViolation
 from smtpproxy.log.verb_name import VERB_NAMES, verb_of
@@ -176,7 +175,6 @@ encode_lines = _encoder.encode_lines
 encode = _encoder.encode
 decode = msgspec.json.Decoder(Record).decode
 """Raises msgspec.DecodeError for what is no record."""
-
 
 
 def encoded(
