@@ -156,11 +156,13 @@ def all_that_leaves(
     (closed,) = closed_sessions(paths, lambda _: None)
     found = session_of(paths, closed.session)
     assert found is not None
+    snapshot = MetricsSnapshot()
+    metrics.put_into(snapshot)
     return {
         "log": session.logged.getvalue(),
         "trace": b"".join(path.read_bytes() for path in paths),
         "capture": pcapng.capture(found),
         "html": html_page.page(found).encode(),
-        "metrics": Exposition().render(MetricsSnapshot(counts=metrics.counts())),
+        "metrics": Exposition().render(snapshot),
         "page": msgspec.json.encode(recent.changed()),
     }

@@ -11,12 +11,13 @@ from smtpproxy.core import verbs
 from smtpproxy.core.exchange import Exchange
 from smtpproxy.core.observer import ConnectionEnds, SessionSummary
 from smtpproxy.core.violations import LIMITS, BackendViolation
+from smtpproxy.metrics.definitions import with_labels
+from smtpproxy.metrics.snapshot import MetricsSnapshot, Number
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """Upper bounds of the histogram of reply times."""
 GROUPS = (1, 2, 3, 5, 10, 20, 50, 100, 500)
 """Upper bounds of the histogram of group sizes."""
-Number = int | float
 _NAMELESS = {
     verbs.GREETING: b"greeting",
     verbs.AUTH: b"auth-line",
@@ -40,16 +41,15 @@ class Histogram:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
 
-    def put(self, name: str, label: str, found: dict[str, Number]) -> None:
-        """Put it into figures, cumulative as Prometheus has it."""
-        inside = f"{label}," if label else ""
+    def put_into(self, snapshot: MetricsSnapshot, name: str, labels: dict[str, str]) -> None:
+        """Put it into a snapshot, cumulative as Prometheus has it."""
         count = 0
         for bound, number in zip((*self.bounds, "+Inf"), self.counts, strict=True):
             count += number
-            found[f'{name}_bucket{{{inside}le="{bound}"}}'] = count
-        labels = f"{{{label}}}" if label else ""
-        found[f"{name}_sum{labels}"] = self.total
-        found[f"{name}_count{labels}"] = count
+            buckets = with_labels({**labels, "le": str(bound)})
+            snapshot.counts[f"{name}_bucket{buckets}"] = count
+        snapshot.counts[f"{name}_sum{with_labels(labels)}"] = self.total
+        snapshot.counts[f"{name}_count{with_labels(labels)}"] = count
 
 
 class MetricCounters:
@@ -75,43 +75,41 @@ class MetricCounters:
     def server_changed(self, backend: str, server: str, up: bool, why: str) -> None:
         """Count nothing: the supervisor knows which servers are up."""
 
-    def counts(self) -> dict[str, Number]:
-        """Return all figures, by name and labels."""
-        found: dict[str, Number] = {
-            "sessions_opened": self.sessions,
-            "pipelined_commands": self.pipelined,
-            "round_trips_saved": self.pipelined,
-            "held_replies": self.held,
-            "client_stalls": self.stalls,
-            "content_octets": self.content,
-            'octets{leg="client",direction="in"}': self.from_client,
-            'octets{leg="client",direction="out"}': self.to_client,
-            'octets{leg="backend",direction="in"}': self.from_backend,
-            'octets{leg="backend",direction="out"}': self.to_backend,
-        }
-        self._put_commands(found)
+    def put_into(self, snapshot: MetricsSnapshot) -> None:
+        """Put all numbers into a snapshot."""
+        put = snapshot.put
+        put("sessions_opened", self.sessions)
+        put("pipelined_commands", self.pipelined)
+        put("round_trips_saved", self.pipelined)
+        put("held_replies", self.held)
+        put("client_stalls", self.stalls)
+        put("content_octets", self.content)
+        put("octets", self.from_client, "client", "in")
+        put("octets", self.to_client, "client", "out")
+        put("octets", self.from_backend, "backend", "in")
+        put("octets", self.to_backend, "backend", "out")
+        self._put_commands(snapshot)
         for outcome, number in self.messages.items():
-            found[f'messages{{outcome="{outcome}"}}'] = number
+            put("messages", number, outcome)
         for reason, number in self.ended.items():
-            found[f'sessions_closed{{reason="{reason}"}}'] = number
+            put("sessions_closed", number, reason)
         for limit, number in self.limits.items():
-            found[f'limits_reached{{limit="{limit}"}}'] = number
+            put("limits_reached", number, limit)
         for (peer, kind), number in self.violations.items():
-            found[f'violations{{by="{peer}",kind="{kind}"}}'] = number
-        self.groups.put("group_commands", "", found)
-        return found
+            put("violations", number, peer, kind)
+        self.groups.put_into(snapshot, "group_commands", {})
 
-    def _put_commands(self, found: dict[str, Number]) -> None:
+    def _put_commands(self, snapshot: MetricsSnapshot) -> None:
         for verb, row in self.commands.items():
             if verb in _NO_COMMANDS:
                 continue
             for reply, number in enumerate(row):
                 if number:
-                    label = f"{reply}xx" if reply else "none"
-                    found[f'commands{{verb="{_name(verb)}",reply="{label}"}}'] = number
+                    code_class = f"{reply}xx" if reply else "none"
+                    snapshot.put("commands", number, _name(verb), code_class)
         for verb, histogram in self.seconds.items():
             if any(histogram.counts):
-                histogram.put("backend_reply_seconds", f'verb="{_name(verb)}"', found)
+                histogram.put_into(snapshot, "backend_reply_seconds", {"verb": _name(verb)})
 
 
 class SessionCounters:

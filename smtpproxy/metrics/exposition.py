@@ -10,47 +10,11 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from smtpproxy import __version__
+from smtpproxy.metrics.definitions import COUNTER, DEFINITIONS
 from smtpproxy.metrics.snapshot import MetricsSnapshot, Number
 
 PREFIX = "smtpproxy_"
 CONTENT_TYPE = CONTENT_TYPE_LATEST
-HELP = {
-    "build_info": "1, with the version of smtpproxy as its label.",
-    "sessions": "Sessions that are open.",
-    "sessions_opened": "Sessions begun.",
-    "sessions_closed": "Sessions ended, by reason.",
-    "clients_refused": "Clients that got 421 at once, by the limit that they met.",
-    "clients_slowed": "Sessions that sent commands faster than they may, and were slowed down.",
-    "commands": "Commands from clients and ends of message content, by verb and class of the"
-    " reply; auth-line is what follows AUTH, other is no known verb, none got no reply.",
-    "messages": "Transactions ended, by outcome; relayed are those that the backend took over.",
-    "pipelined_commands": "Commands that came before the reply to the one before was flushed.",
-    "round_trips_saved": "Round trips that clients did not have to wait for.",
-    "held_replies": "Replies that waited for others of their group.",
-    "client_stalls": "Times that a client was no longer read for a while (back-pressure).",
-    "content_octets": "Octets of message content.",
-    "octets": "Octets inside TLS, by leg and direction: in, counted when a session ends; out, when"
-    " replies are flushed, without the secrets of AUTH and what STARTTLS only passes through.",
-    "limits_reached": "Commands and messages over a limit of the settings.",
-    "violations": "Violations of the protocol, by peer and kind.",
-    "backend_reply_seconds": "Seconds that the backend took for a reply, by verb; for the greeting,"
-    " from the client's connection on.",
-    "group_commands": "Commands in each group that came from a client.",
-    "server_up": "Whether a server is believed to be up.",
-    "servers_down": "Servers that are believed to be down.",
-    "places_taken": "Connections to a backend that has max_connections.",
-    "places_waited_for": "Clients that wait for a connection to a backend with max_connections.",
-    "trace_records_lost": "Records that could not be written to a trace file.",
-    "config_last_reload_successful": "Whether the settings in force are the last that were read.",
-    "config_last_reload_success_timestamp_seconds": "When the settings in force were read.",
-    "workers": "Processes that serve clients, those that let their last sessions end included.",
-    "workers_lost": "Workers that died or hung, and were replaced.",
-    "worker_cpu_seconds": "User and system CPU time of workers.",
-    "worker_resident_memory_bytes": "Resident memory of a worker.",
-    "worker_open_fds": "File descriptors that a worker has open.",
-    "worker_loop_lag_seconds": "How late a worker's event loop is; from limits.loop_lag on new"
-    " clients are refused.",
-}
 _KEY = re.compile(r"(\w+)(?:\{(.*)\})?", re.DOTALL)
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"', re.DOTALL)
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
@@ -75,9 +39,9 @@ class Exposition(Collector):
     def collect(self) -> Iterable[Metric]:
         """Yield the metrics; called by the registry."""
         snapshot = self._snapshot
-        build: dict[str, Number] = {f'build_info{{version="{__version__}"}}': 1}
-        yield from _metrics(snapshot.counts, "counter")
-        yield from _metrics(build | snapshot.gauges, "gauge")
+        build: dict[str, Number] = {DEFINITIONS["build_info"].key(__version__): 1}
+        yield from _metrics(snapshot.counts)
+        yield from _metrics(build | snapshot.gauges)
 
 
 class _Process(ProcessCollector):
@@ -88,7 +52,7 @@ class _Process(ProcessCollector):
         return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-def _metrics(numbers: dict[str, Number], kind: str) -> Iterator[Metric]:
+def _metrics(numbers: dict[str, Number]) -> Iterator[Metric]:
     found: dict[str, Metric] = {}
     for key, number in numbers.items():
         matched = _KEY.fullmatch(key)
@@ -96,11 +60,11 @@ def _metrics(numbers: dict[str, Number], kind: str) -> Iterator[Metric]:
         sample = matched[1]
         labels = {name: _plain(value) for name, value in _LABEL.findall(matched[2] or "")}
         histogram = _HISTOGRAM.fullmatch(sample)
-        name, real = (histogram[1], "histogram") if histogram else (sample, kind)
-        metric = found.get(name)
+        row = DEFINITIONS[histogram[1] if histogram else sample]
+        metric = found.get(row.name)
         if metric is None:
-            metric = found[name] = Metric(PREFIX + name, HELP.get(name, ""), real)
-        ending = "_total" if real == "counter" else ""
+            metric = found[row.name] = Metric(PREFIX + row.name, row.help, row.kind)
+        ending = "_total" if row.kind == COUNTER else ""
         metric.add_sample(PREFIX + sample + ending, labels, float(number))
     yield from found.values()
 

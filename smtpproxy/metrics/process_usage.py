@@ -4,11 +4,12 @@ The supervisor's are those that every Prometheus client tells; these have a labe
 number that a later worker may have again.
 """
 
+import contextlib
 import os
 from pathlib import Path
 from time import process_time
 
-from smtpproxy.metrics.snapshot import MetricsSnapshot, Number
+from smtpproxy.metrics.snapshot import MetricsSnapshot
 
 _PAGE_OCTETS = os.sysconf("SC_PAGE_SIZE")
 _MEMORY = Path("/proc/self/statm")
@@ -17,16 +18,13 @@ _DESCRIPTORS = Path("/proc/self/fd")
 
 def add_process_usage(snapshot: MetricsSnapshot, worker: int, loop_lag_s: float) -> None:
     """Add this process's usage to a worker's figures; of what the system does not tell, nothing."""
-    label = f'{{worker="{worker}"}}'
-    snapshot.counts[f"worker_cpu_seconds{label}"] = process_time()
-    gauges: dict[str, Number] = {"worker_loop_lag_seconds": loop_lag_s}
-    try:
-        gauges["worker_resident_memory_bytes"] = int(_MEMORY.read_text().split()[1]) * _PAGE_OCTETS
-        gauges["worker_open_fds"] = _open_descriptors()
-    except OSError:
-        pass
-    for name, number in gauges.items():
-        snapshot.gauges[name + label] = number
+    label = str(worker)
+    snapshot.put("worker_cpu_seconds", process_time(), label)
+    snapshot.put("worker_loop_lag_seconds", loop_lag_s, label)
+    with contextlib.suppress(OSError):
+        memory = int(_MEMORY.read_text().split()[1]) * _PAGE_OCTETS
+        snapshot.put("worker_resident_memory_bytes", memory, label)
+        snapshot.put("worker_open_fds", _open_descriptors(), label)
 
 
 def _open_descriptors() -> int:

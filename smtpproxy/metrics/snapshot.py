@@ -3,14 +3,14 @@
 Once a second each worker sends what `App.snapshot` returns to the supervisor, as its heartbeat; the
 supervisor keeps the last of each worker, and `SnapshotTotals.sum` is the whole service.
 
-To add one, put it into what `App.snapshot` returns: under `counts` what only grows (it is kept when
-the worker ends), under `gauges` what holds for now (it goes with the worker), under `lists` a short
-list of plain values (the lists of all workers are joined; whoever makes one bounds it).  Names are
-snake_case nouns, each told of in `smtpproxy.metrics.exposition`; a label, if there is one, stands
-in braces as Prometheus writes it: `refused{reason="sessions"}`.
+The rows of `smtpproxy.metrics.definitions` tell what goes under `counts` and what under `gauges`.
+Under `lists` are short lists of plain values (the lists of all workers are joined; whoever makes
+one bounds it).
 """
 
 from msgspec import Struct, field
+
+from smtpproxy.metrics.definitions import COUNTER, DEFINITIONS
 
 Number = int | float
 
@@ -22,10 +22,10 @@ class MetricsSnapshot(Struct, kw_only=True):
     gauges: dict[str, Number] = field(default_factory=dict)
     lists: dict[str, list[object]] = field(default_factory=dict)
 
-
-def label_value(value: str) -> str:
-    """Return a label's value in its quotes."""
-    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    def put(self, name: str, number: Number, *labels: str) -> None:
+        """Put in the number of a metric, under the values of its labels."""
+        row = DEFINITIONS[name]
+        (self.counts if row.kind == COUNTER else self.gauges)[row.key(*labels)] = number
 
 
 class SnapshotTotals:

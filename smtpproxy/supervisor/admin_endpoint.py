@@ -52,8 +52,8 @@ class AdminEndpoint:
 
     def add_metrics(self, snapshot: MetricsSnapshot) -> None:
         """Add which settings are in force: the last that there were?"""
-        snapshot.gauges["config_last_reload_successful"] = int(not self._reload_failed)
-        snapshot.gauges["config_last_reload_success_timestamp_seconds"] = self._loaded
+        snapshot.put("config_last_reload_successful", int(not self._reload_failed))
+        snapshot.put("config_last_reload_success_timestamp_seconds", self._loaded)
 
     async def close(self) -> None:
         """Show nothing any more."""

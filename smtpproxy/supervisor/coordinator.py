@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from smtpproxy.config.schema import Settings
 from smtpproxy.log.session_log import ServiceLog
-from smtpproxy.metrics.snapshot import MetricsSnapshot, SnapshotTotals, label_value
+from smtpproxy.metrics.snapshot import MetricsSnapshot, SnapshotTotals
 from smtpproxy.net import shared_counters
 from smtpproxy.net.backend.connection_slots import SlotQueue
 from smtpproxy.supervisor.worker_process import WorkerProcess
@@ -66,15 +66,14 @@ class Coordinator:
     def snapshot(self) -> MetricsSnapshot:
         """Return the figures of all workers, and what is known here alone."""
         snapshot = self._totals.sum()
-        snapshot.counts["workers_lost"] = self.lost
-        snapshot.gauges["servers_down"] = len(self._down & self._named)
+        snapshot.put("workers_lost", self.lost)
+        snapshot.put("servers_down", len(self._down & self._named))
         for backend, server in sorted(self._named):
             up = (backend, server) not in self._down
-            labels = f'backend="{backend}",server={label_value(server)}'
-            snapshot.gauges[f"server_up{{{labels}}}"] = int(up)
+            snapshot.put("server_up", int(up), backend, server)
         for name, queue in self._connection_slots.items():
-            snapshot.gauges[f'places_taken{{backend="{name}"}}'] = queue.taken
-            snapshot.gauges[f'places_waited_for{{backend="{name}"}}'] = queue.waiting
+            snapshot.put("places_taken", queue.taken, name)
+            snapshot.put("places_waited_for", queue.waiting, name)
         return snapshot
 
     def is_down(self, backend: str, server: str) -> bool:

@@ -54,9 +54,7 @@ class Supervisor:
     def snapshot(self) -> MetricsSnapshot:
         """Return the figures of all workers, and of the service itself."""
         snapshot = self._coordinator.snapshot()
-        snapshot.gauges["workers"] = sum(
-            worker_group.workers for worker_group in self._worker_groups
-        )
+        snapshot.put("workers", sum(worker_group.workers for worker_group in self._worker_groups))
         self._admin_endpoint.add_metrics(snapshot)
         return snapshot
 

@@ -149,21 +149,18 @@ class App:
 
     def snapshot(self) -> MetricsSnapshot:
         """Return what this worker tells of itself; see `smtpproxy.metrics.snapshot`."""
-        snapshot = MetricsSnapshot(
-            counts={
-                f'clients_refused{{reason="{reason}"}}': count
-                for reason, count in self._admission.refused.items()
-            },
-            gauges={"sessions": len(self._timeouts.sessions)},
-        )
-        snapshot.counts["clients_slowed"] = self._rate_limit.slowed if self._rate_limit else 0
+        snapshot = MetricsSnapshot()
+        snapshot.put("sessions", len(self._timeouts.sessions))
+        for reason, count in self._admission.refused.items():
+            snapshot.put("clients_refused", count, reason)
+        snapshot.put("clients_slowed", self._rate_limit.slowed if self._rate_limit else 0)
         if self._metrics is not None and self._recent is not None:
-            snapshot.counts.update(self._metrics.counts())
+            self._metrics.put_into(snapshot)
             snapshot.lists["sessions"] = self._recent.changed()
             snapshot.lists["open_sessions"] = self._recent.open()
             add_process_usage(snapshot, self._worker, self._admission.lag)
         if self._trace is not None:
-            snapshot.counts["trace_records_lost"] = self._trace.lost
+            snapshot.put("trace_records_lost", self._trace.lost)
         return snapshot
 
     def look(self) -> None:

@@ -32,9 +32,11 @@ class Source:
         self.looks = 0
 
     def snapshot(self) -> MetricsSnapshot:
-        gauges = {"sessions": 1, 'server_up{backend="old",server="10.0.0.5:25"}': 1}
-        lists = {"sessions": self.recent.changed()}
-        return MetricsSnapshot(counts=self.metrics.counts(), gauges=gauges, lists=lists)
+        snapshot = MetricsSnapshot(lists={"sessions": self.recent.changed()})
+        self.metrics.put_into(snapshot)
+        snapshot.put("sessions", 1)
+        snapshot.put("server_up", 1, "old", "10.0.0.5:25")
+        return snapshot
 
     def look(self) -> None:
         self.looks += 1
