@@ -37,9 +37,8 @@ class AdminEndpoint:
         self._settings = settings
         if settings.address == Address():
             return
-        from smtpproxy.admin.http_server import (
-            AdminServer,  # its HTTP server is not loaded for nothing
-        )
+        # The HTTP library is not loaded for nothing.
+        from smtpproxy.admin.http_server import AdminServer
 
         self._admin = AdminServer(settings.token, self._source)
         await self._admin.start(sockets)

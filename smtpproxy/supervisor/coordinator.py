@@ -118,9 +118,8 @@ class Coordinator:
                 self.change(message, worker)
 
     def _ask(self, worker: WorkerProcess, backend: str, ticket: int) -> None:
-        if (
-            backend not in self._connection_slots
-        ):  # a limit that a reload has brought, and another taken away
+        # A reload has brought a limit, and another has taken it away.
+        if backend not in self._connection_slots:
             worker.tell(Granted(ticket, granted=True))
             return
         self._tickets.setdefault(worker, set()).add((backend, ticket))
