@@ -20,7 +20,7 @@ from smtpproxy.config.decoding import ConfigError
 from smtpproxy.config.loader import from_flags, load
 from smtpproxy.config.schema import Settings
 from smtpproxy.config.tls_validation import exposed_listeners, weak_backends
-from smtpproxy.terminal import Terminal, say
+from smtpproxy.text.console import Terminal, say
 
 
 class Commands(click.Group):

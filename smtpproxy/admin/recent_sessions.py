@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from smtpproxy.core.exchange import Exchange
 from smtpproxy.core.observer import ConnectionEnds, SessionSummary
-from smtpproxy.text import text_of
+from smtpproxy.text.escaping import text_of
 from smtpproxy.trace import records
 
 PER_SECOND = 20

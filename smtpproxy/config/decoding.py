@@ -15,7 +15,7 @@ from msgspec import Meta, Struct
 from msgspec.structs import FieldInfo, fields
 
 from smtpproxy.config.toml_lines import KeyPath
-from smtpproxy.text import printable
+from smtpproxy.text.escaping import printable
 
 BAD: Final = object()
 """Stands in the settings for a value that has a problem; such settings never leave `load`."""

@@ -19,7 +19,7 @@ from smtpproxy.demo.dialogues import Dialogue, golden
 from smtpproxy.demo.harness import DialogueResult, perform, send_straight
 from smtpproxy.demo.serve import stay_up
 from smtpproxy.log import log
-from smtpproxy.terminal import Terminal
+from smtpproxy.text.console import Terminal
 
 REFRESH_S = 0.03
 _TELLING = {"flush-on-failure": "e", "last-recipient": "e", "data-accepted": "d"}

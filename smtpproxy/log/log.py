@@ -24,7 +24,7 @@ import structlog
 from structlog import dev
 from structlog.typing import FilteringBoundLogger
 
-from smtpproxy.text import printable
+from smtpproxy.text.escaping import printable
 
 _LEVELS = {
     "debug": logging.DEBUG,

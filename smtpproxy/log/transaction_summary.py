@@ -4,7 +4,7 @@ import re
 
 from smtpproxy.core import verbs
 from smtpproxy.core.exchange import Exchange
-from smtpproxy.text import printable
+from smtpproxy.text.escaping import printable
 
 _PATH = re.compile(rb"[^:\n]*:?[ \t]*<?([^>\r\n]*)[^\n]*\n")
 """A command line, and in it the path; all lines at once, since there can be hundreds."""

@@ -2,14 +2,14 @@
 
 from smtpproxy.core import verbs
 from smtpproxy.core.exchange import Exchange
-from smtpproxy.log.escaping import text_of
+from smtpproxy.text.escaping import text_of
 
-VERB_NAMES = {verb.name: verb.name.decode() for verb in (*verbs.ROWS, verbs.DATA_ENDED)}
+VERB_NAMES = {verb.name: verb.name.decode() for verb in (*verbs.ROWS, verbs.END_OF_DATA_ROW)}
 """Verb -> its name as text; most exchanges need no more."""
 _ROLES = {
     verbs.GREETING: "greeting",
     verbs.AUTH: "auth-line",
-    verbs.UNASKED: "unasked",
+    verbs.UNSOLICITED: "unasked",
 }
 
 

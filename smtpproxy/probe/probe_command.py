@@ -10,7 +10,7 @@ from rich.text import Text
 from smtpproxy.config.address import Address, parse_server
 from smtpproxy.probe import probe_report, probe_run, suggested_config
 from smtpproxy.probe.connector import ProbeOptions
-from smtpproxy.terminal import Terminal, say
+from smtpproxy.text.console import Terminal, say
 
 _NARROWEST, _WIDE = 60, 110
 _MAILBOX = re.compile(r"[!-;=?-~]{1,250}", re.ASCII)

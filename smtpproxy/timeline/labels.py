@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rich.text import Text
 
-from smtpproxy.text import printable
+from smtpproxy.text.escaping import printable
 
 COMMAND, GOOD, BAD, QUIET = "cyan", "green", "red", "dim"
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from itertools import groupby
 
-from smtpproxy.text import octets_of
+from smtpproxy.text.escaping import octets_of
 from smtpproxy.trace.reader import RecordedSession
 from smtpproxy.trace.records import Exchanged
 

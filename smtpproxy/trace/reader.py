@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from smtpproxy.text import printable
+from smtpproxy.text.escaping import printable
 from smtpproxy.trace.records import (
     Closed,
     Connected,

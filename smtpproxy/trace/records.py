@@ -17,7 +17,7 @@ from msgspec import Struct
 from smtpproxy.core.exchange import Exchange
 from smtpproxy.core.violations import BackendViolation
 from smtpproxy.log.verb_name import VERB_NAMES, verb_of
-from smtpproxy.text import text_of
+from smtpproxy.text.escaping import text_of
 from smtpproxy.trace.content_capture import CapturedContent
 
 

@@ -7,7 +7,7 @@ from itertools import groupby
 from smtpproxy.config.address import Address
 from smtpproxy.core.replies import ReplyReader
 from smtpproxy.core.violations import BackendViolation
-from smtpproxy.text import octets_of, text_of
+from smtpproxy.text.escaping import octets_of, text_of
 from smtpproxy.trace.reader import RecordedSession
 from smtpproxy.trace.records import Exchanged
 

@@ -19,8 +19,8 @@ from rich.table import Table
 from rich.text import Text
 
 from smtpproxy.config.address import Address, canonical, parse_server
-from smtpproxy.terminal import Terminal, say
-from smtpproxy.text import printable
+from smtpproxy.text.console import Terminal, say
+from smtpproxy.text.escaping import printable
 from smtpproxy.timeline.drawing import seconds_told
 from smtpproxy.timeline.labels import BAD, COMMAND, GOOD
 from smtpproxy.trace import html_page, pcapng, terminal

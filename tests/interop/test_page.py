@@ -23,8 +23,8 @@ from selenium.webdriver.support.ui import WebDriverWait
 from smtpproxy.trace import html_page
 from smtpproxy.trace.reader import RecordedSession, add
 from smtpproxy.trace.records import Noted, Record
-from tests.hostile import TEXT, hostile
 from tests.interop.peers import smtp_sink
+from tests.support.hostile_text import TEXT, hostile
 from tests.support.processes import free_port
 from tests.support.program import Program
 

@@ -29,13 +29,22 @@ from smtpproxy.demo.simulated_network import SentGroup
 from smtpproxy.demo.timeline_rows import timeline
 from smtpproxy.log import log
 from smtpproxy.log.debug_log import DebugLog
-from smtpproxy.terminal import Terminal
+from smtpproxy.text.console import Terminal
 from smtpproxy.trace import records, trace_commands
 from smtpproxy.trace.content_capture import CaptureMode
 from smtpproxy.trace.recorder import TraceRecorder
 from smtpproxy.trace.rotating_files import RotatingFiles
-from tests.hostile import FORGED, LINE, MARKUP, OCTETS, TEXT, check_shown, hostile, sources
 from tests.probe.server import Server
+from tests.support.hostile_text import (
+    FORGED,
+    LINE,
+    MARKUP,
+    OCTETS,
+    TEXT,
+    check_shown,
+    hostile,
+    sources,
+)
 from tests.support.observed_session import Later, Watched
 
 CHOSEN = {

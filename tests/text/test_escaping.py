@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smtpproxy.text import octets_of, printable, text_of
+from smtpproxy.text.escaping import octets_of, printable, text_of
 
 
 @given(st.binary())

@@ -11,7 +11,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
-from smtpproxy.text import printable
+from smtpproxy.text.escaping import printable
 
 
 class Terminal(Console):

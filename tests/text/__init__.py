@@ -1,0 +1,1 @@
+"""Tests of the edge: a fake clock and loopback sockets."""
