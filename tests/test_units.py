@@ -55,8 +55,9 @@ def test_systemd_rates_the_exposure_of_the_service_as_low() -> None:
 def test_metrics_of_the_process_are_there_where_the_unit_hides_the_rest_of_proc() -> None:
     require_root("a mount namespace")
     program = (
-        "from smtpproxy.metrics.exposition import Exposition, Figures\n"
-        "print(Exposition().render(Figures()).decode())\n"
+        "from smtpproxy.metrics.exposition import Exposition\n"
+        "from smtpproxy.metrics.snapshot import MetricsSnapshot\n"
+        "print(Exposition().render(MetricsSnapshot()).decode())\n"
     )
     hidden = 'mount -t proc -o subset=pid proc /proc && test ! -e /proc/stat && exec "$@"'
     done = subprocess.run(
