@@ -1,7 +1,7 @@
 """Settings: the list of all that smtpproxy can be told, typed, with bounds and defaults.
 
 What is not here is an error, never ignored. `smtpproxy.config.loader` reads them from a file and
-from flags; the README explains each.
+from flags; deploy/reference/settings.md explains each.
 """
 
 import re
