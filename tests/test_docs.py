@@ -14,8 +14,9 @@ from click.testing import CliRunner
 
 import smtpproxy
 from smtpproxy import cli
-from smtpproxy.config.schema import Settings
+from smtpproxy.config.schema import BackendSettings, ListenerSettings, Settings
 from smtpproxy.core import replies
+from smtpproxy.metrics.definitions import DEFINITIONS
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(
@@ -99,6 +100,33 @@ def test_links_lead_somewhere(name: str) -> None:
 def test_files_that_are_named_exist(name: str) -> None:
     named = re.findall(r"`((?:tests|smtpproxy|deploy|\.ci)/[\w./-]+)", TEXTS[name])
     assert [each for each in named if not (ROOT / each).exists()] == []
+
+
+def _settings_named() -> list[tuple[str, str]]:
+    pattern = r"`(?:(listeners|backends)(?:\.\*|\.NAME)|(limits|timeouts|log|trace|admin))\.(\w+)"
+    return sorted(
+        {
+            (table or single, key)
+            for text in TEXTS.values()
+            for table, single, key in re.findall(pattern, text)
+        }
+    )
+
+
+@AFTER_THE_RENAMING
+@pytest.mark.parametrize(("table", "key"), _settings_named())
+def test_settings_that_are_named_exist(table: str, key: str) -> None:
+    known = Settings.__annotations__[table]
+    struct = {"listeners": ListenerSettings, "backends": BackendSettings}.get(table, known)
+    assert key in struct.__struct_fields__
+
+
+@AFTER_THE_RENAMING
+def test_metrics_that_are_named_exist() -> None:
+    texts = "\n".join(TEXTS.values())
+    named = set(re.findall(r"smtpproxy_([a-z_]+?)(?:_total)?(?:\{[^}]*\})?`", texts))
+    assert len(named) > 5
+    assert named - DEFINITIONS.keys() == set()
 
 
 def _attacks() -> list[tuple[str, str]]:
