@@ -2,14 +2,31 @@
 
 Only CRLF . CRLF ends it (RFC 5321 section 4.1.1.4), the CRLF of the DATA line counted, so that the
 content may be empty.  Everything that some MTA takes for that end and another does not (SMTP
-smuggling) is settled here.  Content is streamed: of what has come, only the few octets whose
-meaning the next ones decide are kept back.
+smuggling) is settled here.  Content is streamed.
+
+What content becomes does not depend on how it was cut.  What goes on, the end, the verdict and the
+octets that observers are shown follow from the octets in their order, and from nothing else.  So
+what is known of earlier octets is a state with a name, and a whole chunk goes a faster way only
+where the states would change nothing in it.
+
+Where content ends: so much of CRLF . CRLF has come last.  A dot there, and a CR after it, wait, for
+they may be no content.
+
+    has come last   then CR         then LF      then dot   then another
+    nothing         CR              nothing      nothing    nothing
+    CR              CR              CR LF        nothing    nothing
+    CR LF           CR              nothing      CR LF .    nothing         at the start
+    CR LF .         CR LF . CR      nothing      nothing    nothing
+    CR LF . CR      CR              the end      nothing    nothing
+
+What becomes of the octets before the end: with `normalize` see STEPS; with `reject` they are given
+out by whole lines, up to the first line that has an offence in it; with `pass` as they come.
 """
 
 import re
 from enum import Enum
 
-from smtpproxy.core.replies import BARE_NEWLINE
+from smtpproxy.core.replies import BARE_NEWLINE, MESSAGE_TOO_BIG
 from smtpproxy.core.violations import ClientViolation
 
 END_OF_DATA = b"\r\n.\r\n"
@@ -18,15 +35,45 @@ BULK = 4096
 SHORT = 16
 """Shorter lines are looked at one by one: there are too many in a chunk."""
 SHOWN = 4
-"""So many octets before and behind a bare CR, LF or NUL are shown to observers: it is content."""
+"""So many octets before and after a bare CR, LF or NUL are shown to observers: it is content."""
 LINE_KEPT = 2048
-"""How much of an unfinished line `reject` keeps back to see whether it ends well."""
+"""The octets of an unfinished line that `reject` keeps back until it is whole; the last ones."""
 
+# The states of `normalize`: what has come last.  Hot path (bench S4): plain integers.
+LINE, START, CR, CR_CR, NUL, DOT = range(6)
+_Step = tuple[bytes, int]
+_CRLF, _DOTS = b"\r\n", b".."
+# fmt: off
+STEPS: tuple[tuple[_Step, _Step, _Step, _Step, bytes], ...] = (
+    # The columns: what is given out and the next state for CR, for LF, for NUL and for a dot; at
+    # last what is given out before any other octets, after which the state is LINE.
+    #
+    # LINE: in a line.
+    ((b"", CR),      (_CRLF, START),         (b"", LINE),  (b".", LINE),               b""),
+    # START: after an LF, or nothing has come.  The dot of the end of data does not come here.
+    ((b"", CR),      (_CRLF, START),         (b"", NUL),   (b"", DOT),                 b""),
+    # CR: it is one line end, with an LF and without.  A dot is doubled: it began no line.
+    ((b"", CR_CR),   (_CRLF, START),         (b"", CR),    (_CRLF + _DOTS, LINE),      _CRLF),
+    # CR_CR: with an LF they are one line end, without it two.
+    ((_CRLF, CR_CR), (_CRLF, START),         (b"", CR_CR), (_CRLF * 2 + _DOTS, LINE),  _CRLF * 2),
+    # NUL: of a line only NUL has come, which is dropped.  A dot is doubled: it began no line.
+    ((b"", CR),      (_CRLF, START),         (b"", NUL),   (_DOTS, LINE),              b""),
+    # DOT: it begins a line.  Alone in it, it is doubled; else it goes on as it came.
+    ((_DOTS, CR),    (_DOTS + _CRLF, START), (b"", DOT),   (_DOTS, LINE),              b"."),
+)
+# fmt: on
+_OF_PIECE = tuple(dict(zip((b"\r", b"\n", b"\0", b"."), row[:4], strict=True)) for row in STEPS)
+_BEFORE_OTHERS = tuple(row[4] for row in STEPS)
+_PIECE = re.compile(rb"[\r\n\0.]|[^\r\n\0]+")
+"""What makes one step: CR, LF, NUL or dot, or others with the dots that follow them."""
+_AGREED = {LINE: b"", START: b"\r\n", CR: b"\r"}
+"""What has come of the end of data, if no NUL and no bare CR or LF is among what came last."""
+
+_BEGUN = (b"\r\n.\r", b"\r\n.", b"\r\n", b"\r")
+"""How much of the end of data may have come last; the most counts."""
 _SCRATCH = bytearray(256 * 1024)
-_NEWLINE = re.compile(rb"\r?\r\n|\r|\n")
-_LONE_DOT = re.compile(rb"(?<=\r\n)\.(?=\r\n)")
 _IS_ODD = bytes(octet != ord("\n") for octet in range(256))
-_BARE = re.compile(rb"(?<!\r)\n|\r(?!\n)|\0")
+_BARE = re.compile(rb"(?<!\r)\n|\r(?=[^\n])|\0", re.DOTALL)
 _BARE_KIND = {b"\n": "bare_lf", b"\r": "bare_cr", b"\0": "bare_nul"}
 
 
@@ -34,7 +81,7 @@ class BareNewlines(Enum):
     """What becomes of a CR or LF that is not part of CRLF, and of NUL."""
 
     NORMALIZE = "normalize"
-    """CRLF takes their place, NUL is dropped; a lone dot that comes of it is doubled."""
+    """CRLF takes their place, NUL is dropped; a dot that must not be read as another is doubled."""
     REJECT = "reject"
     """The message is refused; nothing of the offending line or after it goes on."""
     PASS = "pass"  # noqa: S105  not a password
@@ -44,126 +91,170 @@ class BareNewlines(Enum):
 class Content:
     """The content of one message on its way through.
 
-    octets: how many have come, the end of data not counted.
+    octets: how many have come that are content for certain; never the end of data.
     ended: the true end of data has come.
-    violation: why it is refused (`reject` only); nothing more is given out then.
-    mended: what `normalize` has changed first, and `reject` would have refused.
+    violation: why it is refused, by the first offence in the stream: a bare CR, LF or NUL (`reject`
+    only), or the first octet over the size; nothing more is given out then.
+    rewritten: the first bare CR, LF or NUL that `normalize` rewrote, and `reject` would refuse.
     """
 
     # Hot path (bench S4): whole chunks, no loop over lines.
     __slots__ = (
-        "_kept",
-        "_line_start",
+        "_begun",
+        "_line",
+        "_most",
         "_policy",
-        "_tail",
+        "_recent",
+        "_state",
+        "_unshown",
         "ended",
-        "mended",
         "octets",
+        "rewritten",
         "violation",
     )
 
-    def __init__(self, bare_newlines: BareNewlines) -> None:
-        self._policy = bare_newlines
-        self._tail = b"\r\n"  # the last octets as they came, to find an end that two chunks share
-        self._kept = b""  # not yet given out: its meaning depends on what comes
-        self._line_start = True  # what was given out ends in CRLF
+    def __init__(self, policy: BareNewlines, most: int = 0) -> None:
+        """Begin a message of at most `most` octets; 0: of any size."""
+        self._policy = policy
+        self._most = most
+        self._begun = b"\r\n"  # of the end of data
+        self._state = START
+        self._line = b""  # of `reject`: what has come of a line and is not given out
+        self._recent = b""  # the last octets, to be shown before an offence
+        self._unshown = 0  # how many are yet to be shown after it
         self.octets = 0
         self.ended = False
         self.violation: ClientViolation | None = None
-        self.mended: ClientViolation | None = None
+        self.rewritten: ClientViolation | None = None
 
     def receive(self, octets: bytes) -> tuple[bytes, int]:
         """Return what goes to the backend, and how many of `octets` belong to the content."""
+        begun = self._begun
+        body, taken = self._find_body(octets)
+        self.octets += len(body)
+        too_big = 0 < self._most < self.octets
+        if too_big:
+            body = body[: max(0, len(body) + self._most - self.octets)]
+        if self._unshown:
+            self._show(body)
+        if self.violation is not None:
+            return b"", taken
+        out = body
+        if body and self._policy is not BareNewlines.PASS:
+            if self._policy is BareNewlines.REJECT:
+                out = self._reject(body)
+            else:
+                # Where both tables say the same of what came last, a dot alone in its line is
+                # the end of data and nothing else.
+                agreed = _AGREED.get(self._state) == begun[:2]
+                out = self._normalize(body, at_once=agreed and not too_big)
+            if self.rewritten is None and self.violation is None:
+                recent = body if len(body) > SHOWN else self._recent + body
+                self._recent = recent[-SHOWN - 1 :]
+        if too_big and self.violation is None:
+            self.violation = ClientViolation("message_too_big", MESSAGE_TOO_BIG, closes=True)
+        if self.ended and self.violation is None:
+            out += END_OF_DATA[2:]
+        return out, taken
+
+    # --- where it ends ------------------------------------------------------------------------
+
+    def _find_body(self, octets: bytes) -> tuple[bytes, int]:
+        """Return what is content for certain now, and how many of `octets` belong to it all."""
+        waits = self._begun[2:]
         end = self._find_end(octets)
         if end:
             self.ended = True
-            octets = octets[:end]
-            self.octets += end - 3
-        else:
-            self._tail = octets[-4:] if len(octets) >= 4 else (self._tail + octets)[-4:]
-            self.octets += len(octets)
-        taken = len(octets)
-        if self.violation is not None:
-            return b"", taken
-        if self._policy is BareNewlines.PASS:
-            return octets, taken
-        if self._kept:
-            octets, self._kept = self._kept + octets, b""
-        if self._policy is BareNewlines.REJECT:
-            return self._reject(octets), taken
-        return self._normalize(octets), taken
+            return (waits + octets[:end])[:-3], end
+        size = len(octets)
+        last = octets if size >= 4 else self._begun + octets
+        self._begun = b""
+        if last[-1] in b"\r\n.":
+            for begun in _BEGUN:
+                if last.endswith(begun):
+                    self._begun = begun
+                    break
+        octets = waits + octets
+        return octets[: len(octets) - len(self._begun[2:])], size
 
     def _find_end(self, octets: bytes) -> int:
-        """Return the index behind the true end of data, or 0."""
-        tail = self._tail
-        at = (tail + octets[:4]).find(END_OF_DATA)
+        """Return the index after the true end of data, or 0."""
+        begun = self._begun
+        at = (begun + octets[:4]).find(END_OF_DATA)
         if at >= 0:
-            return at + 5 - len(tail)
+            return at + 5 - len(begun)
         dot = octets.find(b".")  # memchr: base64 has none, so a bulk chunk is passed over at once
         if dot < 0:
             return 0
         at = octets.find(END_OF_DATA, max(0, dot - 2))
         return at + 5 if at >= 0 else 0
 
-    def _normalize(self, octets: bytes) -> bytes:
-        """Give out lines that end in CRLF only, and a lone dot only as the true end of data."""
-        changed = b"\0" in octets
-        if changed:
-            self._note(b"\0", octets.find(b"\0"), octets)
-            octets = octets.replace(b"\0", b"")
-        undecided = b""
-        if not self.ended and octets.endswith(b"\r"):  # CR CR LF is one line end, CR CR is two
-            undecided = b"\r\r" if octets.endswith(b"\r\r") else b"\r"
-            octets = octets[: -len(undecided)]
-        if not has_crlf_only(octets):
-            bare = _BARE.search(octets)
-            assert bare is not None
-            self._note(bare[0], bare.start(), octets)
-            octets = _NEWLINE.sub(b"\r\n", octets)
-            changed = True
-        if not self.ended and (octets.endswith(b"\r\n.") or (self._line_start and octets == b".")):
-            undecided = b"." + undecided
-            octets = octets[:-1]
-        self._kept = undecided
-        if changed and b"." in octets:
-            octets = self._double_lone_dots(octets)
-        if self._line_start and octets.startswith(b".\r\n") and len(octets) > 3 * self.ended:
-            octets = b"." + octets
-        if octets:
-            self._line_start = octets.endswith(b"\r\n")
-        return octets
+    # --- normalize ----------------------------------------------------------------------------
 
-    def _note(self, bare: bytes, at: int, octets: bytes) -> None:
-        """Note the first thing that is mended, so that one can tell whom `reject` would refuse."""
-        if self.mended is None:
-            self.mended = _violation(bare, at, octets)
+    def _normalize(self, body: bytes, *, at_once: bool) -> bytes:
+        """Take the steps for these octets; at once where they change nothing."""
+        state = self._state
+        if at_once:
+            whole = b"\r" + body if state == CR else body
+            waits = whole.endswith(b"\r")
+            plain = whole[:-1] if waits else whole
+            if is_clean(plain):
+                self._state = CR if waits else START if plain.endswith(b"\n") else LINE
+                return plain
+        self._note(body)
+        given = []
+        for piece in _PIECE.findall(body):
+            out, state = _OF_PIECE[state].get(piece) or (_BEFORE_OTHERS[state] + piece, LINE)
+            given.append(out)
+        self._state = state
+        return b"".join(given)
 
-    def _double_lone_dots(self, octets: bytes) -> bytes:
-        """Double the dots that have become a line of their own, but for the true end of data."""
-        if self.ended:
-            return _LONE_DOT.sub(b"..", octets[:-3]) + octets[-3:]
-        return _LONE_DOT.sub(b"..", octets)
+    # --- reject -------------------------------------------------------------------------------
 
-    def _reject(self, octets: bytes) -> bytes:
-        """Give out whole lines up to the first that has a bare CR, bare LF or NUL in it."""
-        cut = octets.rfind(b"\n") + 1
-        if len(octets) - cut > LINE_KEPT:  # too long a line to wait for its end
-            cut = len(octets) - octets.endswith(b"\r")
-        octets, self._kept = octets[:cut], octets[cut:]
-        if b"\0" not in octets and has_crlf_only(octets):
-            return octets
-        bare = _BARE.search(octets)
-        assert bare is not None
-        self._kept = b""
-        self.violation = _violation(bare[0], bare.start(), octets)
-        line = octets.rfind(b"\r\n", 0, bare.start())
-        return octets[: line + 2] if line >= 0 else b""
+    def _reject(self, body: bytes) -> bytes:
+        """Give out whole lines up to the first offence, and what of a line is too long to keep."""
+        line = self._line + body
+        if is_clean(line.removesuffix(b"\r")):
+            end = max(line.rfind(b"\n") + 1, len(line) - LINE_KEPT)
+            self._line = line[end:]
+            return line[:end]
+        at = self._note(body) + len(self._line)
+        self._line = b""
+        come = at + line.startswith(b"\r", at)  # how many had come when it was not yet known
+        return line[: max(line.rfind(b"\n", 0, at) + 1, come - LINE_KEPT)]
+
+    # --- the first offence --------------------------------------------------------------------
+
+    def _note(self, body: bytes) -> int:
+        """Note the first offence; return where in `body` it is; -1: a CR before that."""
+        before = len(self._recent)
+        seen = self._recent + body
+        bare = None if self.rewritten else _BARE.search(seen, before - self._recent.endswith(b"\r"))
+        if bare is None:
+            return 0
+        at = bare.start()
+        kind = _BARE_KIND[bare[0]]
+        shown = seen[max(0, at - SHOWN) : at + SHOWN + 1]
+        offence = ClientViolation(kind, BARE_NEWLINE[kind], shown, closes=True)
+        self._unshown = max(0, at + SHOWN + 1 - len(seen))
+        if self._policy is BareNewlines.REJECT:
+            self.violation = offence
+        else:
+            self.rewritten = offence
+        self._recent = b""
+        return at - before
+
+    def _show(self, body: bytes) -> None:
+        """Add to the octets shown of the first offence what comes after it."""
+        offence = self.rewritten or self.violation
+        assert offence is not None
+        offence.octets += body[: self._unshown]
+        self._unshown -= len(body[: self._unshown])
 
 
-def _violation(bare: bytes, at: int, octets: bytes) -> ClientViolation:
-    kind = _BARE_KIND[bare]
-    around = octets[max(0, at - SHOWN) : at + SHOWN + 1]
-    return ClientViolation(kind, BARE_NEWLINE[kind], around, closes=True)
+def is_clean(octets: bytes) -> bool:
+    """Tell whether there is no CR, LF or NUL but in CRLF."""
+    return b"\0" not in octets and has_crlf_only(octets)
 
 
 def has_crlf_only(octets: bytes) -> bool:

@@ -141,7 +141,7 @@ class Framer:
         self.mode = CONTENT
         self.last = exchange
         self.gate = _ANSWERED
-        self._content = Content(self._policy.bare_newlines)
+        self._content = Content(self._policy.bare_newlines, self._policy.message_octets)
 
     def open_payload(self, size: int) -> None:
         """Let the `size` octets of a BDAT chunk follow, then command lines."""
@@ -267,14 +267,8 @@ class Framer:
         assert content is not None
         received = octets[position:] if position else octets
         out, taken = content.receive(received)
-        limit = self._policy.message_octets
-        # Of octets that may yet turn out to be the end of data, two are at hand at most.
-        most = limit if content.ended else limit + 2
-        if limit and content.octets > most and not exchange.refusal:
-            too_big = ClientViolation("message_too_big", replies.MESSAGE_TOO_BIG, closes=True)
-            exchange.refuse(too_big)  # nothing more goes on; told at the end of data
         if exchange.refusal:
-            out = b""
+            out = b""  # nothing more goes on; the client learns of it at its end of data
         if out:
             self.send_backend(out)
         if self.watch is not None:
@@ -283,7 +277,7 @@ class Framer:
             exchange.refuse(content.violation)
         exchange.octets = content.octets
         if content.ended:
-            exchange.problem = exchange.problem or content.mended
+            exchange.problem = exchange.problem or content.rewritten
             self._content = None
             self.mode = COMMANDS
             self.content_over = True

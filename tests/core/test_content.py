@@ -66,6 +66,19 @@ def test_end_of_data_is_found_however_it_is_cut(bare_newlines: BareNewlines, tex
         (b"a\n.b", b"a\r\n.b"),
         (b"a\n..\n", b"a\r\n..\r\n"),
         (b"\n.\n.\n.\n", b"\r\n..\r\n..\r\n..\r\n"),
+        # A dot that is first in a line because a CR or NUL was rewritten was none to the client.
+        (b"cost\r.50", b"cost\r\n..50"),
+        (b"cost\r\0.50", b"cost\r\n..50"),
+        (b"cost\r..50", b"cost\r\n...50"),
+        (b"cost\r\r.50", b"cost\r\n\r\n..50"),
+        (b"cost\r\n\0.50", b"cost\r\n..50"),
+        (b"cost\n\0\0.50", b"cost\r\n..50"),
+        (b"\0.50", b"..50"),
+        # After an LF it was: those that read a bare LF as a line end take it off, too.
+        (b"cost\n.50", b"cost\r\n.50"),
+        (b"cost\r\r\n.50", b"cost\r\n.50"),
+        (b"cost\r\0\n.50", b"cost\r\n.50"),
+        (b"cost\r\n.\0" + b"50", b"cost\r\n.50"),
     ],
 )
 def test_normalize_in_one_piece_and_octet_by_octet(text: bytes, normal: bytes) -> None:
@@ -82,8 +95,10 @@ def test_normalize_keeps_back_no_more_than_it_must() -> None:
     assert content.receive(b"\r")[0] == b""
     assert content.receive(b"x")[0] == b"..\r\nx"
     assert content.receive(b"\r\r")[0] == b""
-    assert content.receive(b".")[0] == b"\r\n\r\n"
-    assert content.receive(b"y")[0] == b".y"
+    assert content.receive(b"\0")[0] == b""
+    assert content.receive(b"y\n.")[0] == b"\r\n\r\ny\r\n"
+    assert content.receive(b"\0")[0] == b""
+    assert content.receive(b"z")[0] == b".z"
 
 
 def test_reject_gives_out_whole_clean_lines_before_the_offence() -> None:
@@ -109,11 +124,11 @@ def test_reject_names_the_offence(text: bytes, kind: str) -> None:
     assert content.violation.closes
 
 
-def test_reject_keeps_back_a_bounded_part_of_a_long_line() -> None:
+def test_reject_keeps_back_the_end_of_a_long_line_only() -> None:
     content = Content(REJECT)
     assert content.receive(b"x" * LINE_KEPT)[0] == b""
-    assert content.receive(b"x\r")[0] == b"x" * (LINE_KEPT + 1)
-    assert content.receive(b"\n")[0] == b"\r\n"
+    assert content.receive(b"x\r")[0] == b"x" * 2
+    assert content.receive(b"\n")[0] == b"x" * (LINE_KEPT - 1) + b"\r\n"
     assert content.receive(b"y" * LINE_KEPT + b"\0")[0] == b""
     assert content.violation is not None
 
@@ -176,19 +191,74 @@ def test_bulk_passes_without_a_change() -> None:
 
 @pytest.mark.parametrize(
     ("text", "kind"),
-    [(b"a\nb\rc\0", "bare_nul"), (b"a\nb\r", "bare_lf"), (b"a\rb\n", "bare_cr"), (b"a\r\n", "")],
+    [
+        (b"a\nb\rc\0", "bare_lf"),
+        (b"a\rb\n", "bare_cr"),
+        (b"a\r\0\n", "bare_cr"),
+        (b"a\0\r", "bare_nul"),
+        (b"a\r\n", ""),
+    ],
 )
-def test_normalize_tells_what_reject_would_have_refused(text: bytes, kind: str) -> None:
-    content = Content(NORMALIZE)
-    content.receive(text + b"\r\n\n.\r\n" if kind else text + b".\r\n")
-    mended = content.mended
-    assert (mended.kind if mended else "") == kind
-    first = mended
-    content.receive(b"\0 and more\r\n.\r\n")
-    assert content.mended is (first or content.mended)
+@pytest.mark.parametrize("size", [1, 100])
+def test_normalize_tells_what_reject_would_have_refused(text: bytes, kind: str, size: int) -> None:
+    octets = text + b"x\r\n\n.\r\n\0\r\n.\r\n" if kind else text + b".\r\n"
+    kinds = []
+    for policy in (NORMALIZE, REJECT):
+        content = Content(policy)
+        for at in range(0, len(octets), size):
+            content.receive(octets[at : at + size])
+        noted = content.rewritten or content.violation
+        kinds.append(noted.kind if noted else "")
+    assert kinds == [kind, kind]
 
 
-def test_a_mended_message_is_relayed_and_known() -> None:
+@pytest.mark.parametrize("size", [1, 2, 3, 100])
+def test_octets_around_the_first_offence_are_shown(size: int) -> None:
+    octets = b"one\r\ntwo three\nfour five\nsix\r\n.\r\n"
+    for policy in (NORMALIZE, REJECT):
+        content = Content(policy)
+        for at in range(0, len(octets), size):
+            content.receive(octets[at : at + size])
+        noted = content.rewritten or content.violation
+        assert noted is not None
+        assert noted.octets == b"hree\nfour"  # little, since it is content
+
+
+@pytest.mark.parametrize("size", [1, 2, 100])
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        (b"12345\n7890", "bare_lf"),
+        (b"12345678\n", "message_too_big"),
+        (b"123456\n\0", "bare_lf"),
+        (b"1234567\r0", "message_too_big"),  # it shows only with the octet that is too much
+        (b"123456\r\n", ""),
+    ],
+)
+def test_the_first_offence_is_the_verdict(text: bytes, kind: str, size: int) -> None:
+    octets = text + b"\r\n.\r\n" if kind else text + b".\r\n"
+    content = Content(REJECT, 8)
+    for at in range(0, len(octets), size):
+        content.receive(octets[at : at + size])
+    assert content.ended
+    assert content.octets == len(octets) - 3
+    assert (content.violation.kind if content.violation else "") == kind
+
+
+@pytest.mark.parametrize("policy", BareNewlines)
+def test_of_what_is_too_big_as_much_goes_on_as_is_allowed(policy: BareNewlines) -> None:
+    content = Content(policy, 9)
+    assert content.receive(b"one\r\nt\r\n.\r")[0].startswith(b"one\r\n")
+    assert content.octets == 8  # the dot may be the end
+    assert content.violation is None
+    content.receive(b"x\r\n")
+    assert content.violation is not None
+    assert content.violation.closes
+    assert content.receive(b".\r\n") == (b"", 3)
+    assert (content.ended, content.octets) == (True, 13)
+
+
+def test_a_rewritten_message_is_relayed_and_known() -> None:
     seen = Observed()
     pipeline = Pipeline(SessionPolicy(), lambda _: None, seen, 1.0)
     pipeline.connect_backend(lambda _: None)
@@ -199,6 +269,6 @@ def test_a_mended_message_is_relayed_and_known() -> None:
     pipeline.backend_received(b"250 ok\r\n", 1.0)
     problem = seen[-1].problem
     assert problem is not None
-    assert (problem.kind, problem.octets) == ("bare_lf", b"a\nb\r\n.")
+    assert (problem.kind, problem.octets) == ("bare_lf", b"a\nb\r\n")
     assert seen[-1].rewritten
     assert not pipeline.ended

@@ -4,9 +4,11 @@ The content of one message holds such a sequence and a whole second transaction 
 the backend takes for a line end: it gets that one message, or none, and no command of the second.
 """
 
+from itertools import combinations, pairwise
+
 import pytest
 
-from smtpproxy.core.content import BareNewlines
+from smtpproxy.core.content import BareNewlines, Content
 from smtpproxy.core.policy import SessionPolicy
 from tests.support.model_mta import LineEnds, Mta, MtaStage, replies_in
 
@@ -26,6 +28,10 @@ WOULD_BE_ENDS = [
         "0D 0A 2E 00 0A",
         "0A 00 2E 00 0A",
         "0D 00 0A 2E 0D 00 0A",
+        "0D 00 0A 2E 0D 0A",
+        "0D 00 00 0A 2E 0D 0A",
+        "0D 00 0D 0A 2E 00 0D 0A",
+        "0D 0D 00 0A 2E 0D 0A",
         "0D 0A 2E 0D 0D 0A",
         "0D 0D 0A 2E 0D 0D 0A",
         "0D 0D 0D 0A 2E 0D 0D 0D 0A",
@@ -38,6 +44,7 @@ OTHER_LINE_ENDS = [
     for end in (b"\x0b", b"\x0c", b"\x85", b"\xc2\x85", b"\xe2\x80\xa8", b"\x1c", b"\x1e")
     for left, right in ((end, end), (b"\r\n", end), (end, b"\r\n"))
 ]
+TRUE_ENDS = [b"\r\n.\r\n", b"\r\r\n.\r\n", b"\r\0\r\n.\r\n", b"\n\r\n.\r\n"]
 SECOND = b"MAIL FROM:<evil>\r\nRCPT TO:<victim>\r\nDATA\r\nFrom: ceo\r\n\r\nsmuggled"
 
 
@@ -66,14 +73,47 @@ def test_would_be_end_of_data_smuggles_nothing(
 ) -> None:
     policy = SessionPolicy(bare_newlines=bare_newlines)
     text = b"first" + sequence + SECOND + b"\r\n.\r\n"
-    for cut in range(len(text)):
-        stage = _deliver(policy, line_ends, [part for part in (text[:cut], text[cut:]) if part])
+    bare = sequence not in OTHER_LINE_ENDS
+    refused = bare and bare_newlines is BareNewlines.REJECT
+    near = range(4, len(b"first" + sequence) + 2)
+    cuts = [(), *combinations(near, 1), *(combinations(near, 2) if bare else ()), near]
+    for cut in cuts:
+        parts = [text[start:end] for start, end in pairwise((0, *cut, len(text)))]
+        stage = _deliver(policy, line_ends, parts)
         _holds(stage)
-        bare = sequence not in OTHER_LINE_ENDS
-        refused = bare and bare_newlines is BareNewlines.REJECT
         assert len(stage.mta.messages) == (0 if refused else 1)
         assert bool(stage.pipeline.ended) == refused
     _holds(_deliver(policy, line_ends, [text[at : at + 1] for at in range(len(text))]))
+
+
+@pytest.mark.parametrize("policy", BareNewlines)
+@pytest.mark.parametrize("sequence", WOULD_BE_ENDS + TRUE_ENDS, ids=lambda it: it.hex(" "))
+def test_no_cut_changes_the_result(sequence: bytes, policy: BareNewlines) -> None:
+    octets = b"a" + sequence + b"b"
+    results = set()
+    for count in range(len(octets)):
+        for cut in combinations(range(1, len(octets)), count):
+            content, out, taken = Content(policy), b"", 0
+            for start, end in pairwise((0, *cut, len(octets))):
+                if not content.ended:
+                    given, size = content.receive(octets[start:end])
+                    out += given
+                    taken += size
+            violation = content.violation or content.rewritten
+            results.add((out, taken, content.ended, violation and violation.octets))
+    assert len(results) == 1
+
+
+@pytest.mark.parametrize("end", TRUE_ENDS, ids=lambda it: it.hex(" "))
+def test_a_true_end_is_one_in_every_cut(end: bytes) -> None:
+    text = b"first" + end + b"RSET\r\n"
+    for line_ends in LineEnds:
+        for count in range(3):
+            for cut in combinations(range(4, len(b"first" + end) + 1), count):
+                parts = [text[start:end] for start, end in pairwise((0, *cut, len(text)))]
+                stage = _deliver(SessionPolicy(), line_ends, parts)
+                assert stage.mta.messages[0].split() == [b"first"]
+                assert stage.mta.commands[-1] == b"RSET"
 
 
 @pytest.mark.parametrize("sequence", WOULD_BE_ENDS, ids=lambda it: it.hex(" "))

@@ -175,11 +175,25 @@ def has_bare(octets: bytes) -> bool:
     return bool(set(b"\r\n\0") & set(octets.replace(b"\r\n", b"")))
 
 
+def content_refusal(content: bytes, policy: BareNewlines, most: int) -> bytes:
+    """Return the reply that refuses content, without its end, for the first offence in it."""
+    allowed = content[:most] if most else content
+    kinds = {b"\n": "bare_lf", b"\r": "bare_cr", b"\0": "bare_nul"}
+    if policy is BareNewlines.REJECT:
+        for found in re.finditer(rb"\r\n|[\r\n\0]", allowed):
+            undecided = found[0] == b"\r" and found.end() == len(allowed)
+            if found[0] in kinds and not undecided:
+                return replies.BARE_NEWLINE[kinds[found[0]]]
+    return replies.MESSAGE_TOO_BIG if allowed != content else b""
+
+
 def as_relayed(content: bytes, policy: BareNewlines, *, whole: bool) -> bytes:
     """Return content as the backend is to get it, or, if it isn't whole, what may come of it."""
     if policy is not BareNewlines.NORMALIZE:
         return content
     body = content[:-3] if whole else content
+    # A dot that begins a line only because a CR or NUL was rewritten is content.
+    body = re.sub(rb"((?:\A|\n)\0+|\r\0*)(?=\.)", rb"\1.", body)
     lines = re.split(rb"\r\r\n|\r\n|\r|\n", body.replace(b"\0", b""))
     line = lines.pop()
     relayed = b"".join((b".." if each == b"." else each) + b"\r\n" for each in lines) + line

@@ -284,10 +284,9 @@ class Verdict:
         relayed = reading.as_relayed(content, policy, whole=end > 0)
         assert relayed.startswith(said.octets), f"{said.octets!r} is not of {relayed!r}"
         assert not (said.whole and not end), "an end of data that the client did not send"
-        refused = most and end - 3 > most
         if policy is BareNewlines.REJECT:
-            refused = refused or reading.has_bare(content)
             assert not reading.has_bare(said.octets.removesuffix(b"\r"))
+        refused = reading.content_refusal(content[: end - 3], policy, most) if end else b""
         if not end:
             raise Over
         self._unread = self._unread[end:]
@@ -298,7 +297,8 @@ class Verdict:
             raise Over
         if reply in reading.CONTENT_REFUSALS or said.early:
             assert not said.whole, "refused here, but whole at the backend"
-            assert refused or (said.early and reply == said.reply and code >= 400), reply
+            known = said.early and reply == said.reply and code >= 400
+            assert reply == refused or known, f"{reply!r}, not {refused!r}"
             self._end_here()
         assert not refused, f"{reply!r} to content that is to be refused"
         assert said.whole, f"{reply!r} to content that the backend has not got"
