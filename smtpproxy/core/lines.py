@@ -15,6 +15,8 @@ TLS_HANDSHAKE = b"\x16\x03"
 PROXY_V2 = b"\r\n\r\n\0\r\nQUIT\n"
 PROXY_HEADERS = (b"PROXY ", PROXY_V2)
 """How the two versions of a PROXY header begin (HAProxy's proxy-protocol.txt, section 2)."""
+SSH_VERSION = b"SSH-"
+"""How the first line of SSH begins (RFC 4253 section 4.2)."""
 _SECRET_VERBS = (b"AUTH", b"X-EXPS", b"XCLIENT")
 _MECHANISM = re.compile(
     rb"(?i)PLAIN|LOGIN|CRAM-MD5|DIGEST-MD5|SCRAM-[A-Z0-9-]{4,16}|XOAUTH2|OAUTHBEARER|EXTERNAL"
@@ -87,13 +89,14 @@ def _checked(line: bytes) -> bytes:
 def check_protocol(octets: bytes, start: int) -> None:
     """Raise ClientViolation, which closes, if what begins at `start` is TLS or SSH.
 
-    That is looked at first: a ClientHello may be longer than a line, and have no LF in it.
+    That is looked at first: a ClientHello may be longer than a line, and have no LF in it.  Only
+    what it is known by is shown: how much more has come yet depends on the network.
     """
     if octets.startswith(TLS_HANDSHAKE, start):
-        shown = octets[start:]
-        raise ClientViolation("tls_unexpected", replies.TLS_NOT_EXPECTED, shown, closes=True)
-    if octets.startswith(b"SSH-", start):
-        raise ClientViolation("not_smtp", replies.NOT_SMTP, octets[start:], closes=True)
+        reply, shown = replies.TLS_NOT_EXPECTED, TLS_HANDSHAKE
+        raise ClientViolation("tls_unexpected", reply, shown, closes=True)
+    if octets.startswith(SSH_VERSION, start):
+        raise ClientViolation("not_smtp", replies.NOT_SMTP, SSH_VERSION, closes=True)
 
 
 def check_header(line: bytes) -> None:

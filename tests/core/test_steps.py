@@ -212,7 +212,7 @@ def test_content_that_is_refused_is_watched_as_it_came() -> None:
     talk.sends(b"MAIL FROM:<a@x>", b"DATA")
     talk.says(b"250 a", b"354 go")
     talk.sends(b"more than that", b".")
-    assert watched == [(b"", b"more than that\r\n.\r\n")]
+    assert watched == [(b"more ", b"more than that\r\n.\r\n")]
 
 
 def test_a_reply_may_quote_what_is_secret() -> None:
