@@ -46,6 +46,10 @@ class Wire:
         """Send commands, each ended here, in one segment."""
         self._socket.sendall(b"".join(command + b"\r\n" for command in commands))
 
+    def send_octets(self, octets: bytes) -> None:
+        """Send octets as they are."""
+        self._socket.sendall(octets)
+
     def replies(self, number: int) -> list[int]:
         """Wait once for so many replies, and return their codes."""
         self.waits += 1

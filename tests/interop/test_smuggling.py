@@ -1,0 +1,110 @@
+"""SMTP smuggling between segments, through real sockets, at real MTAs.
+
+The content of one message has in it what must not become an end of data, cut where the proxy drops
+or keeps back octets, and a whole second transaction after it.  The MTA gets one message.
+"""
+
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from tests.interop import peers
+from tests.interop.messages import Delivery, brief
+from tests.interop.peers import Backend
+from tests.interop.processes import Process, Workplace, eventually, free_port
+from tests.interop.stage import configured
+from tests.interop.tap import Tap
+from tests.interop.wire import Wire
+
+END = b"\n.\r\n"
+CUTS = [
+    (b"\r\0", END),
+    (b"\r\0\0", END),
+    (b"\r", b"\0", END),
+    (b"\r\0\n", b".\r\n"),
+    (b"\r\0\n.", b"\r\n"),
+    (b"\r\0\n.\r", b"\n"),
+    (b"\r\n.\0", b"\r\n"),
+    (b"\n.", b"\r\n"),
+]
+SECOND = (
+    b"MAIL FROM:<evil@sender.example>\r\nRCPT TO:<victim@rcpt.example>\r\nDATA\r\n"
+    b"From: evil@sender.example\r\n\r\nsmuggled\r\n"
+)
+
+
+@contextmanager
+def aiosmtpd() -> Iterator[Backend]:
+    """Run aiosmtpd: it takes CRLF . CRLF alone for the end of data."""
+    port = free_port()
+    with Workplace("aiosmtpd") as work:
+        mail = work.path / "mail"
+        argv = [sys.executable, "-m", "aiosmtpd", "-n", "-l", f"127.0.0.1:{port}"]
+        argv += ["-c", "aiosmtpd.handlers.Mailbox", str(mail)]
+        with Process(argv, work.path / "printed") as process:
+            process.await_greeting(port)
+            yield Backend(port, partial(_maildir_files, mail), refuses=False)
+
+
+def _maildir_files(directory: Path) -> Iterator[Delivery]:
+    for file in (directory / "new").glob("*"):
+        octets = file.read_bytes()
+        (recipients,) = re.findall(rb"(?m)^X-RcptTo: (.*)$", octets)
+        yield Delivery(frozenset(recipients.decode().split(", ")), octets)
+
+
+MTAS: dict[str, Callable[[], AbstractContextManager[Backend]]] = {
+    "aiosmtpd": aiosmtpd,
+    **{name: peers.BACKENDS[name] for name in ("opensmtpd", "exim", "postfix", "smtp-sink-p")},
+}
+
+
+@pytest.mark.parametrize("mta", MTAS.values(), ids=MTAS.keys())
+def test_what_is_cut_between_two_segments_smuggles_nothing(
+    mta: Callable[[], AbstractContextManager[Backend]],
+) -> None:
+    with mta() as backend, Tap(backend.port) as tap:
+        with configured("", f'servers = ["127.0.0.1:{tap.port}"]') as (port, _):
+            for number, cut in enumerate(CUTS):
+                _smuggle(port, backend, tap, number, cut)
+        for delivery in backend.kept():
+            assert "victim@rcpt.example" not in delivery.recipients
+
+
+def _smuggle(port: int, backend: Backend, tap: Tap, number: int, cut: tuple[bytes, ...]) -> None:
+    message = brief()
+    recipient = f"good{number}@rcpt.example"
+    with Wire(port) as wire:
+        assert wire.replies(1) == [220]
+        assert wire.ask(b"EHLO client.example") == [250]
+        envelope = (b"MAIL FROM:<sender@sender.example>", f"RCPT TO:<{recipient}>".encode())
+        assert wire.ask(*envelope, b"DATA") == [250, 250, 354]
+        first, *others = cut
+        for octets in (message.octets.rstrip() + first, *others[:-1]):
+            wire.send_octets(octets)
+            eventually(partial(_is_read, port, wire), "the proxy has read this segment")
+        wire.send_octets(others[-1] + SECOND + b".\r\nQUIT\r\n")
+        assert wire.replies(2) == [250, 221], cut
+        assert wire.rest() == b""
+    (connection,) = tap.settled(since=len(tap.connections) - 1)
+    at_the_mta = connection.sent().partition(b"DATA\r\n")[2]
+    assert at_the_mta.endswith(b"\r\nsmuggled\r\n.\r\nQUIT\r\n"), cut
+    assert at_the_mta.count(b"\r\n.\r\n") == 1, cut
+    assert backend.find(message).recipients == {recipient}
+
+
+def _is_read(port: int, wire: Wire) -> bool | None:
+    """Tell whether the proxy has read all that was sent, as the kernel has it."""
+    client = int(wire.own_address.rpartition(":")[2])
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        _, local, remote, _, queues, *_ = line.split()
+        ports = [int(address.rpartition(":")[2], 16) for address in (local, remote)]
+        unsent, unread = (int(queue, 16) for queue in queues.split(":"))
+        if (ports == [port, client] and unread) or (ports == [client, port] and unsent):
+            return None
+    return True
