@@ -19,7 +19,7 @@ CLIENTS = 12
 
 
 async def test_nothing_that_was_acknowledged_is_lost(tmp_path: Path) -> None:
-    seed = int(os.environ.get("SMTPPROXY_CHAOS_SEED", random.randrange(10**6)))
+    seed = int(os.environ.get("SMTPPROXY_CHAOS_SEED", "1"))
     print(f"SMTPPROXY_CHAOS_SEED={seed}")  # shown if it fails
     record, told, over = Record(seed), Told(), asyncio.Event()
     loop = asyncio.get_running_loop()

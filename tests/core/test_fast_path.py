@@ -47,6 +47,7 @@ REPLIES = st.lists(
             b"354 go\r\n",
             b"250 ok\r\n250 ok\r\n",
             b"250 ok\n",
+            b"250 o\0k\r\n",
             b"250 ok\r\n25",
             b"250-" + b"x" * 4000 + b"\r\n250 y\r\n",
         ]

@@ -228,7 +228,11 @@ ANY_CLIENT = st.lists(
                 b"\r",
                 b"\n",
                 b"\0",
+                b"\r\0",
+                b"\0\n",
+                b"\n.\r\n",
                 b".",
+                b"NO\0OP\r\n",
                 b"\x16\x03\x01",
                 b"x" * 3000,
             ]
@@ -252,6 +256,8 @@ ANY_BACKEND = st.lists(
                 b"250-",
                 b"250",
                 b"\r\n",
+                b"\0",
+                b"250 \0\r\n",
                 EHLO_REPLY,
                 b"250-mx\r\n250-PIPELINING\r\n250 CHUNKING\r\n",
             ]
@@ -272,7 +278,7 @@ RULES = st.builds(
 HAPPENINGS = ["hold", "drain", "C: EOF", "B< EOF", "expire", "stop"]
 
 
-@settings(THOROUGH, max_examples=1000)
+@settings(THOROUGH, max_examples=5 * THOROUGH.max_examples // 2)
 @given(RULES, ANY_CLIENT, ANY_BACKEND, st.data())
 def test_anything_from_either_side_is_handled(
     policy: SessionPolicy, client: list[bytes], backend: list[bytes], draw: st.DataObject

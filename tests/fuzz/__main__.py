@@ -1,5 +1,7 @@
 """Look for schedules that the core does not get right: python -m tests.fuzz --seconds 3600.
 
+With `--runs N` it ends after so many executions, those of the corpus counted.
+
 Coverage-guided, by atheris (libFuzzer): what reaches something new in the core is kept and changed
 further.  Its lines tell of the progress: executions, coverage, how many schedules are kept.  What
 fails is written to the directory, with the traceback above it; `--play FILE` plays it again.
@@ -11,16 +13,15 @@ import sys
 import tempfile
 from pathlib import Path
 
-HERE = Path(__file__).parent
-CORPUS = HERE / "corpus"
-LONGEST = 1500
-"""Octets of a schedule."""
+from tests.fuzz.mutations import CORPUS, HERE, LONGEST, WORDS
 
 
 def main() -> int:
     """Run the fuzzer, or play a schedule; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("--seconds", type=int, default=60, help="how long (default: 60)")
+    parser.add_argument("--runs", type=int, default=-1, help="how many executions (default: any)")
+    parser.add_argument("--seed", type=int, default=0, help="of the search (default: by the time)")
     parser.add_argument("--directory", type=Path, help="where finds are kept (default: temporary)")
     parser.add_argument("--merge", action="store_true", help="take finds into the corpus, and end")
     parser.add_argument("--play", type=Path, metavar="FILE", help="play a schedule, and end")
@@ -30,12 +31,13 @@ def main() -> int:
     directory = chosen.directory or Path(tempfile.mkdtemp(prefix="smtpproxy-fuzz-"))
     kept = directory / "kept"
     kept.mkdir(parents=True, exist_ok=True)
-    arguments = [f"-dict={HERE / 'words'}", f"-max_len={LONGEST}", f"-artifact_prefix={directory}/"]
+    arguments = [f"-dict={WORDS}", f"-max_len={LONGEST}", f"-artifact_prefix={directory}/"]
     if chosen.merge:
         arguments += ["-merge=1", str(CORPUS), str(kept)]
     else:
         print(f"finds go to {directory}", flush=True)
-        arguments += [f"-max_total_time={chosen.seconds}", "-timeout=20", str(kept), str(CORPUS)]
+        arguments += [f"-runs={chosen.runs}", f"-seed={chosen.seed}", "-timeout=20"]
+        arguments += [f"-max_total_time={chosen.seconds}", str(kept), str(CORPUS)]
     fuzzer = [sys.executable, "-m", "tests.fuzz.fuzzer", *arguments]
     return subprocess.run(fuzzer, check=False, cwd=HERE.parent.parent).returncode
 

@@ -62,6 +62,11 @@ def line_at(octets: bytes, limit: int) -> tuple[bytes, int, bool]:
     return octets[:end], end, False
 
 
+PROXY_V2 = b"\r\n\r\n\0\r\nQUIT\n"
+PROXY_HEADERS = (b"PROXY ", PROXY_V2)
+"""How a PROXY header begins, by version."""
+
+
 def forwarded(line: bytes) -> bytes:
     """Return a line as the backend is to get it."""
     return line.removesuffix(b"\n").removesuffix(b"\r") + b"\r\n"
@@ -118,6 +123,8 @@ def never_forwarded(verb: bytes) -> tuple[bytes, bool]:
     """Return the reply to what no backend ever gets, and whether it closes."""
     if verb in _OTHER_PROTOCOLS:
         return replies.NOT_SMTP, True
+    if verb == b"PROXY":
+        return replies.PROXY_UNEXPECTED, True
     if verb in _NEVER or verb in _NEVER_AND_CLOSED:
         return replies.NOT_IMPLEMENTED, verb in _NEVER_AND_CLOSED
     return (replies.NOT_AUTHORIZED, False) if verb in (b"XCLIENT", b"XFORWARD") else (b"", False)

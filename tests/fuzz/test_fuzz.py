@@ -1,20 +1,25 @@
-"""The corpus is played in every run of the tests, and new schedules are sought for some seconds."""
+"""The corpus and schedules made from it are played in every run of the tests, the same each time.
+
+New ones are sought by `python -m tests.fuzz --seconds 3600`.
+"""
 
 import platform
 import subprocess
 import sys
 from importlib.util import find_spec
+from itertools import islice
 
 import pytest
 
-from tests.fuzz.__main__ import CORPUS
+from tests.fuzz.mutations import CORPUS, corpus, mutations
 from tests.fuzz.run import run
 from tests.fuzz.schedule import Schedule
 from tests.fuzz.trial import Trial
 from tests.fuzz.verdict import judge
 from tests.support.programs import unavailable
 
-SECONDS = 8
+MUTATIONS, SEED = 3000, 1
+PARTS = 4
 
 
 def test_the_corpus_is_gone_through_as_it_must_be() -> None:
@@ -78,12 +83,30 @@ def test_the_verdict_knows_what_is_wrong_with_what_the_backend_got(index: int) -
             judge(trial)
 
 
-def test_a_short_run_finds_nothing() -> None:
-    """A longer one: python -m tests.fuzz --seconds 3600."""
+@pytest.mark.parametrize("part", range(PARTS))
+def test_schedules_made_from_the_corpus_are_gone_through_as_they_must_be(part: int) -> None:
+    for octets in islice(mutations(MUTATIONS, SEED), part, None, PARTS):
+        try:
+            run(octets)
+        except BaseException as failed:
+            failed.add_note(f"the schedule: {octets!r}")
+            raise
+
+
+def test_these_schedules_are_the_same_each_time_and_many_are_new() -> None:
+    made = list(mutations(MUTATIONS, SEED))
+    assert made == list(mutations(MUTATIONS, SEED))
+    assert len({*made} - {*corpus()}) > 0.9 * MUTATIONS
+    assert sum(b"\0" in octets for octets in made) > 0.1 * MUTATIONS
+
+
+def test_the_search_can_be_made() -> None:
+    """The corpus alone is played: what the search finds is not to depend on chance here."""
     if find_spec("atheris") is None:
         wheels = platform.machine() == "x86_64" and sys.version_info < (3, 14)
         (unavailable if wheels else pytest.skip)("atheris is not installed")
-    fuzzer = [sys.executable, "-m", "tests.fuzz", "--seconds", str(SECONDS)]
+    fuzzer = [sys.executable, "-m", "tests.fuzz", "--seconds", "0", "--runs", "1", "--seed", "1"]
     ran = subprocess.run(fuzzer, capture_output=True, text=True, timeout=120, check=False)
     assert ran.returncode == 0, (ran.stderr + ran.stdout)[-6000:]
+    assert "INITED" in ran.stderr
     assert "DONE" in ran.stderr

@@ -5,9 +5,7 @@ transactions, handshakes, AUTH exchanges, with anything else in between.  A long
 SMTPPROXY_MACHINE_EXAMPLES=20000 pytest tests/fuzz/test_machine.py
 """
 
-import os
-
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
@@ -17,8 +15,7 @@ from tests.fuzz.run import run
 from tests.fuzz.schedule import ANSWER, BACKEND, CLIENT, RULES, Schedule, Turn
 from tests.fuzz.trial import Trial
 from tests.fuzz.verdict import judge
-
-LONG_RUN = os.environ.get("SMTPPROXY_MACHINE_EXAMPLES")
+from tests.support.effort import QUICK
 
 COMMANDS = [
     b"MAIL FROM:<a>\r\n",
@@ -38,6 +35,7 @@ COMMANDS = [
     b"TURN\r\n",
     b"\r\n",
     b"NOOP \r x\r\n",
+    b"NO\0OP\r\n",
     b"x" * 3000 + b"\r\n",
     b"BDAT 0 LAST\r\n",
     b"BDAT 4\r\nab\r\n",
@@ -51,6 +49,8 @@ PIECES = [
     b"\r",
     b"\n",
     b"\0",
+    b"\r\0",
+    b"\0\n",
     b".\r\n",
     b"\r\n.\r\n",
     b"QUIT\r\n",
@@ -64,6 +64,7 @@ ODD = [
     b"354 x\r\n",
     b"554 x\r\n",
     b"334 x\r\n",
+    b"250 \0\r\n",
     b"x\r\n",
 ]
 
@@ -123,7 +124,11 @@ class Session(RuleBasedStateMachine):
         self._take(CLIENT, b"".join(pieces) + b"\r\n.\r\n" * end)
 
     @precondition(lambda self: self._goes_on and self._mode == framing.AUTH_DATA)
-    @rule(line=st.sampled_from([b"cXVpdA==\r\n", b"*\r\n", b"QUIT\r\n", b"\r\n", b"a\rb\r\n"]))
+    @rule(
+        line=st.sampled_from(
+            [b"cXVpdA==\r\n", b"*\r\n", b"QUIT\r\n", b"\r\n", b"a\rb\r\n", b"\0\n"]
+        )
+    )
     def auth_line(self, line: bytes) -> None:
         self._take(CLIENT, line)
 
@@ -170,10 +175,4 @@ class Session(RuleBasedStateMachine):
 
 
 TestSession = Session.TestCase
-TestSession.settings = settings(
-    max_examples=int(LONG_RUN or 150),
-    derandomize=not LONG_RUN,
-    stateful_step_count=30,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-)
+TestSession.settings = settings(QUICK, stateful_step_count=30)

@@ -119,9 +119,11 @@ class Verdict:
         code, reply = self._reply("greeting")
         if not code:
             raise Over
-        if reply == replies.NOT_SYNCHRONIZED:
+        if reply in (replies.NOT_SYNCHRONIZED, replies.PROXY_UNEXPECTED):
             assert self._policy.sync is Sync.STRICT
             assert self._unread
+            named = self._unread[:64].startswith(reading.PROXY_HEADERS)
+            assert named == (reply == replies.PROXY_UNEXPECTED)
             self._end_here()
         assert reply == greeting.reply
         if code >= 400:
@@ -131,6 +133,8 @@ class Verdict:
     # --- commands ---------------------------------------------------------------------------------
 
     def _command(self) -> None:
+        if self._first:
+            self._check_no_proxy_header()
         auth = self._unread[:5].upper() == b"AUTH "
         limit = self._policy.auth_line if auth else self._policy.line
         line, size, too_long = reading.line_at(self._unread, limit)
@@ -162,6 +166,15 @@ class Verdict:
             self._hello(line)
         else:
             self._forwarded(line, verb)
+
+    def _check_no_proxy_header(self) -> None:
+        """Check that a PROXY header of version 2, whose octets are lines to others, is refused."""
+        header = reading.PROXY_V2
+        if self._unread.startswith(header):
+            self._misread(header, len(header), replies.PROXY_UNEXPECTED, closes=True)
+        elif header.startswith(self._unread):
+            self._at_rest = not self._replies  # more may make it a header, or empty lines
+            raise Over
 
     def _misread(self, line: bytes, size: int, refusal: bytes, *, closes: bool) -> None:
         self._unread = self._unread[size:]
