@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from rich.table import Table
 
 from smtpproxy import __version__, data
+from smtpproxy.config import loop_validation
 from smtpproxy.config.decoding import ConfigError
 from smtpproxy.config.loader import from_flags, load
 from smtpproxy.config.schema import Settings
@@ -202,7 +203,7 @@ def run(
 def check(file: Path) -> None:
     """Report every problem in a settings file, each with its line; exit 1 if there is one."""
     try:
-        settings = load(file)
+        settings = load(file, look_up=loop_validation.look_up)
     except ConfigError as error:
         _fail(error)
     Terminal(whole_lines=True).print(_table(settings))

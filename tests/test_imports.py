@@ -12,8 +12,8 @@ import smtpproxy
 
 ROOT = Path(smtpproxy.__file__).parent
 
-ADDRESS = "config.address"
-"""The one file of the settings that those below them may read: an address is a plain value."""
+ADDRESS = ("config.address", "config.own_addresses")
+"""The files of the settings that those below them may read: addresses are plain values."""
 
 ALLOWED = {
     "core": set(),
@@ -22,10 +22,10 @@ ALLOWED = {
     "data": set(),
     "timeline": {"text"},
     "config": {"core", "tls", "text"},
-    "net": {"core", "tls", ADDRESS},
+    "net": {"core", "tls", *ADDRESS},
     "metrics": {"core"},
     "log": {"core", "text"},
-    "trace": {"core", "log", "text", "timeline", ADDRESS},
+    "trace": {"core", "log", "text", "timeline", *ADDRESS},
     "admin": {"core", "log", "metrics", "text", "trace"},
     "worker": {"core", "tls", "config", "net", "metrics", "log", "trace", "admin"},
     "supervisor": {"config", "net", "metrics", "log", "admin", "worker"},
@@ -78,7 +78,7 @@ def _wrong(module: str, source: str) -> list[str]:
         top = target.split(".")[0]
         if top == "smtpproxy":
             allowed = ALLOWED[package] | {package, ""}
-            is_address = target == f"smtpproxy.{ADDRESS}" and ADDRESS in allowed
+            is_address = target.removeprefix("smtpproxy.") in allowed & {*ADDRESS}
             wrong += [] if is_address or _package(target) in allowed else [target]
         elif package == "core" and (top in FORBIDDEN_IN_CORE or top not in sys.stdlib_module_names):
             wrong.append(target)

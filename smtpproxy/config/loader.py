@@ -14,7 +14,12 @@ from typing import cast
 
 from msgspec.structs import replace
 
-from smtpproxy.config import certificate_validation, path_validation, tls_validation
+from smtpproxy.config import (
+    certificate_validation,
+    loop_validation,
+    path_validation,
+    tls_validation,
+)
 from smtpproxy.config.address import Address
 from smtpproxy.config.decoding import ConfigError, Problem, SettingsDecoder, dotted, shown
 from smtpproxy.config.schema import (
@@ -40,11 +45,13 @@ def load(
     need_listener: bool = True,
     need_backend: bool = True,
     need_trace_directory: bool = True,
+    look_up: loop_validation.LookUp = loop_validation.no_look_up,
 ) -> Settings:
     """Read the settings in the file `path`.
 
-    With a `need_...` false the file may do without it, because `from_flags` brings it. Raises
-    ConfigError with all problems of the file.
+    With a `need_...` false the file may do without it, because `from_flags` brings it. `look_up`
+    finds the servers whose name is a listener's address. Raises ConfigError with all problems of
+    the file.
     """
     name = os.fspath(path)
     text = _read_text(name)
@@ -53,8 +60,9 @@ def load(
     settings = cast("Settings", reader.read(tree, Settings))
     for fault, what in contradictions(settings, need_listener, need_backend, need_trace_directory):
         reader.add(fault, what)
-    of_files = chain(certificate_validation.faults(settings), path_validation.faults(settings))
-    for fault, what in chain(tls_validation.faults(settings), of_files):
+    files = chain(certificate_validation.faults(settings), path_validation.faults(settings))
+    loops = loop_validation.faults(settings, look_up)
+    for fault, what in chain(tls_validation.faults(settings), loops, files):
         reader.add(fault, what)
     if reader.found:
         lines_of_keys = find_lines(text)
@@ -102,7 +110,7 @@ def from_flags(
         settings = replace(
             settings, listener=[ListenerSettings(address=each) for each in addresses]
         )
-    for what in _missing_for_flags(settings, listen):
+    for what in _missing_for_flags(settings, listen, backend):
         reader.add(*what)
     if reader.found:
         raise ConfigError(Problem("", None, dotted(path), what) for path, what in reader.found)
@@ -128,7 +136,9 @@ def _watched(
     return settings
 
 
-def _missing_for_flags(settings: Settings, listen: Sequence[str]) -> Iterator[Fault]:
+def _missing_for_flags(
+    settings: Settings, listen: Sequence[str], backend: Sequence[str]
+) -> Iterator[Fault]:
     if not settings.listener:
         yield ("-l",), "is missing: an address for clients, such as -l 127.0.0.1:2525"
     if not settings.backends:
@@ -140,6 +150,8 @@ def _missing_for_flags(settings: Settings, listen: Sequence[str]) -> Iterator[Fa
             names = shown(settings.backends)
             what = f"cannot choose between the backends {names}; give -b too, or a [[listener]]"
             yield ("-l",), what
+    for _, what in loop_validation.faults(settings, loop_validation.no_look_up):
+        yield ("-b" if backend else "-l",), what
 
 
 def _with_backends_named(settings: Settings) -> Settings:

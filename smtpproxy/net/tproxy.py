@@ -9,6 +9,7 @@ import socket
 import struct
 
 from smtpproxy.config.address import Address
+from smtpproxy.config.own_addresses import is_own
 from smtpproxy.net.peer import Endpoint, Peer, end_at
 
 # linux/in.h, linux/in6.h; Python has no names for them.
@@ -52,13 +53,13 @@ def with_original_target(peer: Peer, opened: socket.socket, own_port: int) -> Pe
     """
     if peer.source is None or peer.target is None:
         return peer
-    target = _redirected_from(opened, is_6=":" in peer.host) or peer.target
+    target = redirected_from(opened, is_6=":" in peer.host) or peer.target
     host, port = target
-    redirected = target != peer.target or not _is_here(host) or port != (own_port or port)
+    redirected = target != peer.target or not is_own(host) or port != (own_port or port)
     return Peer(peer.name, target, redirected)
 
 
-def _redirected_from(opened: socket.socket, *, is_6: bool) -> Endpoint | None:
+def redirected_from(opened: socket.socket, *, is_6: bool) -> Endpoint | None:
     """Return where the client of a redirected connection wanted to go; None if it was not.
 
     is_6: the client's address is IPv6; if it is not, the socket may be one for both families.
@@ -81,14 +82,3 @@ def original_target(peer: Peer) -> Address:
         raise OSError("the client wanted nobody but the proxy")
     host, port = peer.target
     return Address(host=host, port=port)
-
-
-def _is_here(host: str) -> bool:
-    """Tell whether an IP address is one of this machine's."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.bind((host, 0))
-        except OSError:
-            return False
-    return True

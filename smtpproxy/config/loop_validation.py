@@ -1,0 +1,84 @@
+"""Loops: a server that is one of the listeners, so that each connection would make another one.
+
+Any value may be BAD here: that it is wrong has been reported already.
+"""
+
+import os
+import socket
+from collections.abc import Callable, Iterator, Sequence
+
+from smtpproxy.config.address import Address, canonical
+from smtpproxy.config.decoding import BAD, show
+from smtpproxy.config.own_addresses import is_own
+from smtpproxy.config.schema import Settings
+from smtpproxy.config.validation import Fault
+
+LookUp = Callable[[str], Sequence[str]]
+"""Returns the IP addresses of a host name, none if it has none."""
+ANY = ("0.0.0.0", "::")  # noqa: S104
+LOCALHOST = ("127.0.0.1", "::1")
+
+
+def faults(settings: Settings, look_up: LookUp) -> Iterator[Fault]:
+    """Find the servers that are listeners: the place of each, and which one it is."""
+    if BAD in (settings.listener, settings.backends):
+        return
+    listening = [
+        (index, each.address)
+        for index, each in enumerate(settings.listener)
+        if each is not BAD and each.address is not BAD
+    ]
+    for name, backend in settings.backends.items():
+        servers = [] if backend is BAD or backend.servers is BAD else backend.servers
+        for number, server in enumerate(servers):
+            index = -1 if server is BAD else _listener_at(server, listening, look_up)
+            if index >= 0:
+                text = f"{show(str(server))} leads back to listener[{index}]: a connection to it"
+                yield ("backends", name, "servers", number), f"{text} would make another, for ever"
+
+
+def look_up(host: str) -> Sequence[str]:
+    """Look a host name up, as long as that takes."""
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return ()
+    return [str(name[0]) for *_, name in found]
+
+
+def no_look_up(host: str) -> Sequence[str]:  # noqa: ARG001  a LookUp
+    """Look no name up: that could take long."""
+    return ()
+
+
+def _listener_at(server: Address, listening: Sequence[tuple[int, Address]], look_up: LookUp) -> int:
+    """Return the index of the listener that a server is; -1 if it is none."""
+    if server.is_original:  # who wants the proxy itself is refused as it comes
+        return -1
+    if server.is_unix:
+        path = os.path.realpath(server.path)
+        same = (i for i, each in listening if each.is_unix and os.path.realpath(each.path) == path)
+        return next(same, -1)
+    at_port = [(index, each) for index, each in listening if each.port == server.port]
+    hosts = _hosts(server, look_up) if at_port else ()
+    taken = {own for _, each in at_port for own in _hosts(each, no_look_up)}
+    # A listener at `::` takes IPv4 clients, too, unless another one takes them at its port.
+    both = not any("." in own for own in taken)
+    for index, each in at_port:
+        if any(_takes(_hosts(each, no_look_up), host, both=both) for host in hosts):
+            return index
+    return -1
+
+
+def _takes(listening: Sequence[str], host: str, *, both: bool) -> bool:
+    """Tell whether what listens at some addresses accepts a connection to another one."""
+    is_any = ANY[":" in host] in listening or (both and "::" in listening)
+    return host in listening or (is_any and is_own(host))
+
+
+def _hosts(address: Address, look_up: LookUp) -> Sequence[str]:
+    if address.host == "localhost":
+        return LOCALHOST
+    return (
+        [canonical(each) for each in look_up(address.host)] if address.is_name else [address.host]
+    )
