@@ -103,12 +103,13 @@ def test_files_that_are_named_exist(name: str) -> None:
 
 
 def _settings_named() -> list[tuple[str, str]]:
-    pattern = r"`(?:(listeners|backends)(?:\.\*|\.NAME)|(limits|timeouts|log|trace|admin))\.(\w+)"
+    single = "listener|limits|timeouts|log|trace|admin"  # the first is what it was called before
+    pattern = rf"`(?:(listeners|backends)(?:\.\*|\.NAME)|({single}))\.(\w+)"
     return sorted(
         {
-            (table or single, key)
+            (table or other, key)
             for text in TEXTS.values()
-            for table, single, key in re.findall(pattern, text)
+            for table, other, key in re.findall(pattern, text)
         }
     )
 
