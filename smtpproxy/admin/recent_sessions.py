@@ -165,10 +165,10 @@ class RecentSession:
                 self._last.append(kept)
         self.changed = True
 
-    def transaction(self, outcome: str, fields: dict[str, Any]) -> None:
+    def transaction(self, outcome: str, fields: Callable[[], dict[str, Any]]) -> None:
         """Keep what a transaction came to."""
         self._messages += 1
-        self._transactions.append(_transaction(outcome, fields))
+        self._transactions.append(_transaction(outcome, fields()))
 
     def noted(self, event: str, **values: str) -> None:
         """Keep which connection is inside TLS, or why it is not."""

@@ -55,7 +55,7 @@ class SessionDebugLog:
     def gave_up(self, server: str, why: str) -> None:
         """Say nothing: the log does already."""
 
-    def transaction(self, outcome: str, fields: dict[str, Any]) -> None:
+    def transaction(self, outcome: str, fields: Callable[[], dict[str, Any]]) -> None:
         """Say nothing: the log does already."""
 
     def noted(self, event: str, **values: str) -> None:

@@ -2,8 +2,8 @@
 
 JSON, or aligned coloured lines for a terminal. Each line has `timestamp` (ISO 8601, UTC), `level`
 and `event`, then its fields. What comes from peers is escaped in both forms, so that nobody can
-forge a line or drive a terminal. A log that cannot be written never stops the mail: lines are
-dropped, and counted in the next one that can be written.
+forge a line or drive a terminal. A line is at most LINE_BYTES long: what is longer is cut, and
+says so.
 
 hot path: measure before changing (tests/log/test_log.py holds a line to its bound).
 """
@@ -11,12 +11,12 @@ hot path: measure before changing (tests/log/test_log.py holds a line to its bou
 import json
 import logging
 import os
-import select
+import re
 import sys
 import traceback
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from stat import S_ISREG
+from functools import partial
 from typing import BinaryIO, cast
 
 import msgspec
@@ -24,8 +24,17 @@ import structlog
 from structlog import dev
 from structlog.typing import FilteringBoundLogger
 
-from smtpproxy.text.escaping import printable
+from smtpproxy.log.line_writer import DELAY_S, Line, LineWriter
+from smtpproxy.text.escaping import printable, shortened
 
+LINE_BYTES = 16 * 1024
+"""No line is longer."""
+VALUE_BYTES = 2048
+"""So much is shown of what a peer has sent, before its backslashes are doubled for JSON."""
+ADDRESS_BYTES = 320
+"""And of one address (RFC 5321 section 4.5.3.1 allows 64 octets, @, and 255)."""
+_LINE_ROOM = LINE_BYTES - 1024
+_LEAST_BYTES = 16
 _LEVELS = {
     "debug": logging.DEBUG,
     "info": logging.INFO,
@@ -33,10 +42,10 @@ _LEVELS = {
     "error": logging.ERROR,
 }
 _EVENT_WIDTH = 18
-_AS_THEY_ARE = frozenset({int, float, bool, str, type(None)})
+_UNUSUAL = re.compile(r"[^\w -~]+")
+_AS_THEY_ARE = frozenset({int, float, bool, str, type(None), datetime})
 
-Line = MutableMapping[str, object]
-Render = Callable[[object, str, Line], bytes]
+Render = Callable[[Line], bytes]
 
 
 def configure(level: str, format: str, stream: BinaryIO | None = None) -> None:  # noqa: A002  # the setting's name
@@ -50,9 +59,13 @@ def configure(level: str, format: str, stream: BinaryIO | None = None) -> None: 
     terminal = stream is not None and stream.isatty()
     console = format == "console" or (format == "auto" and terminal)
     render = _console(colors=terminal and "NO_COLOR" not in os.environ) if console else _json
-    writer = _Writer(stream, render)
+    writer = _writer()
+    if writer is not None and writer.stream is stream:
+        writer.render = render  # loggers that were obtained before go on to write to it
+    else:
+        writer = LineWriter(stream, render)
     structlog.configure(
-        processors=[render],
+        processors=[_stamp],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
         logger_factory=lambda *_: writer,
         cache_logger_on_first_use=True,
@@ -65,20 +78,40 @@ def get() -> FilteringBoundLogger:
     return cast("FilteringBoundLogger", structlog.get_logger().bind())
 
 
-def gather(later: Callable[[Callable[[], None]], object] | None) -> None:
-    """Write lines together: `later` is told when there are some, and calls what it is given soon.
+def gather(later: Callable[[float, Callable[[], None]], object] | None) -> None:
+    """Render lines together, and have a thread write them: for a process that runs an event loop.
 
-    With None, lines are written one by one again, and those gathered at once.
+    `later` is told when there are some, and calls what it is given after so many seconds.  With
+    None, lines are written one by one again, and those gathered at once.
     """
-    cast("_Writer", structlog.get_config()["logger_factory"]()).gather(later)
+    writer = _writer()
+    assert writer is not None, "configure comes first"
+    writer.gather(None if later is None else partial(later, DELAY_S))
 
 
-def _complete(level: str, fields: Line) -> Line:
-    """Put time, level and event first, and turn the values into what JSON has: str for bytes."""
+def lost() -> int:
+    """Return how many lines could not be written."""
+    writer = _writer()
+    return 0 if writer is None else writer.lost
+
+
+def _writer() -> LineWriter | None:
+    made = structlog.get_config()["logger_factory"]() if structlog.is_configured() else None
+    return made if isinstance(made, LineWriter) else None
+
+
+def _stamp(_logger: object, level: str, fields: Line) -> tuple[tuple[Line], dict[str, object]]:
+    """Put time, level and event first: all that has to be done when a line comes up."""
     if "exc_info" in fields and (text := _traceback(fields.pop("exc_info"))):
         fields["exception"] = text
-    line: Line = {"timestamp": datetime.now(UTC), "level": level, "event": "", **fields}
-    for key, value in fields.items():
+    return ({"timestamp": datetime.now(UTC), "level": level, "event": "", **fields},), {}
+
+
+def _complete(line: Line) -> Line:
+    """Call `details` for more fields, and turn all values into what JSON has: str for bytes."""
+    if "details" in line:
+        line.update(cast("Callable[[], Line]", line.pop("details"))())
+    for key, value in line.items():
         if type(value) not in _AS_THEY_ARE:
             line[key] = _plain(value)
     return line
@@ -88,7 +121,7 @@ def _plain(value: object) -> object:
     if type(value) in _AS_THEY_ARE:
         return value
     if isinstance(value, bytes):
-        return printable(value)
+        return printable(value) if len(value) <= VALUE_BYTES // 4 else shortened(value, VALUE_BYTES)
     if type(value) is list and set(map(type, value)) <= _AS_THEY_ARE:  # the recipients
         return value
     if isinstance(value, (list, tuple, set, frozenset)):
@@ -110,17 +143,56 @@ def _traceback(exc_info: object) -> str:
 _encode = msgspec.json.Encoder().encode
 
 
-def _json(_logger: object, level: str, fields: Line) -> bytes:
-    line = _complete(level, fields)
+def _json(line: Line) -> bytes:
+    line = _complete(line)
+    octets = _json_of(line)
+    return octets if len(octets) < LINE_BYTES else _json_of(_cut(line))
+
+
+def _json_of(line: Line) -> bytes:
     try:
         octets = _encode(line)
     except UnicodeEncodeError:  # lone surrogates, as in the name of a file that is not UTF-8
         return json.dumps(line, default=str).encode() + b"\n"
     # JSON itself escapes controls below 0x20 only; 0x7f to 0x9f drive terminals as well.
     if not octets.isascii() or b"\x7f" in octets:
-        text = octets.decode()
-        octets = "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text).encode()
+        octets = _UNUSUAL.sub(_escape_for_json, octets.decode()).encode()
     return octets + b"\n"
+
+
+def _escape_for_json(found: re.Match[str]) -> str:
+    text = found[0]
+    if text.isprintable():
+        return text
+    return "".join([c if c.isprintable() else json.dumps(c)[1:-1] for c in text])
+
+
+def _cut(line: Line) -> Line:
+    """Return a line that is too long with its long values cut, so that LINE_BYTES are enough."""
+    room = _LINE_ROOM
+    cut: Line = {}
+    for key, value in line.items():
+        shown = value
+        if isinstance(value, (str, list, dict)) and len(_json_of({key: value})) > room // 4:
+            shown = _cut_value(value, max(room // 8, _LEAST_BYTES))
+        room -= len(_json_of({key: shown}))
+        cut[key] = shown
+    return cut
+
+
+def _cut_value(value: str | list[object] | dict[str, object], most: int) -> object:
+    if isinstance(value, str):
+        return shortened(value, most)
+    if isinstance(value, dict):
+        return shortened(str(value), most)
+    items: list[object] = []
+    for item in value:
+        shown = shortened(str(item), min(ADDRESS_BYTES, most))
+        most -= 2 * len(shown.encode()) + 3
+        if most < 0:
+            return [*items, f"{len(value) - len(items)} more"]
+        items.append(shown)
+    return items
 
 
 def _console(*, colors: bool) -> Render:
@@ -141,15 +213,19 @@ def _console(*, colors: bool) -> Render:
     ]
     renderer = dev.ConsoleRenderer(columns=columns, sort_keys=False)
 
-    def render(logger: object, level: str, fields: Line) -> bytes:
-        line = _complete(level, fields)
+    def render(line: Line) -> bytes:
+        line = _complete(line)
+        octets = shown(dict(line))
+        return octets if len(octets) < LINE_BYTES else shown(_cut(line))
+
+    def shown(line: Line) -> bytes:
         time = cast("datetime", line["timestamp"])
         line["timestamp"] = time.strftime("%Y-%m-%dT%H:%M:%S.") + f"{time.microsecond // 1000:03}Z"
         if "exception" in line:
             # Indented, so that no line of it can pass for a log line.
             lines = str(line["exception"]).split("\n")
             line["exception"] = "\n".join("    " + printable(each) for each in lines)
-        return renderer(logger, level, line).encode() + b"\n"
+        return renderer(None, str(line["level"]), line).encode() + b"\n"
 
     return render
 
@@ -164,96 +240,6 @@ def _shown(value: object) -> str:
     if text and not set(text) & set(" =\"'"):
         return text
     return '"' + text.replace('"', '\\"') + '"'
-
-
-class _Writer:
-    """Writes whole lines, without waiting and without ever raising.
-
-    Straight to the descriptor where there is one: a buffer of Python's would keep what could not
-    be written and fail again at exit.
-    """
-
-    def __init__(self, stream: BinaryIO | None, render: Render) -> None:
-        self._stream = stream
-        self._render = render
-        self._lost = 0
-        self._torn = False
-        self._gathered: list[bytes] = []
-        self._later: Callable[[Callable[[], None]], object] | None = None
-        self._descriptor = _descriptor(stream)
-        self._is_file = self._descriptor is not None and S_ISREG(os.fstat(self._descriptor).st_mode)
-        self._poll = select.poll()
-        if self._descriptor is not None:
-            self._poll.register(self._descriptor, select.POLLOUT)
-
-    def write(self, line: bytes) -> None:
-        if self._later is None:
-            self._put([line])
-            return
-        if not self._gathered:
-            self._later(self.flush)
-        self._gathered.append(line)
-
-    # What structlog calls, by level.
-    debug = info = warning = error = critical = write
-
-    def gather(self, later: Callable[[Callable[[], None]], object] | None) -> None:
-        self.flush()
-        self._later = later
-
-    def flush(self) -> None:
-        """Write what was gathered, in pieces that a pipe takes without waiting (PIPE_BUF)."""
-        lines, self._gathered = self._gathered, []
-        if self._is_file:
-            self._put(lines)
-            return
-        piece: list[bytes] = []
-        size = 0
-        for line in lines:
-            if size + len(line) > select.PIPE_BUF:
-                self._put(piece)
-                piece, size = [], 0
-            piece.append(line)
-            size += len(line)
-        self._put(piece)
-
-    def _put(self, lines: list[bytes]) -> None:
-        if not lines:
-            return
-        octets = b"".join(lines)
-        if self._lost:
-            fields: Line = {"event": "log_lines_lost", "lines": self._lost}
-            octets = self._render(self, "warning", fields) + octets
-        if self._torn:  # the rest of a line cut off by a full disk must not swallow this one
-            octets = b"\n" + octets
-        try:
-            written = self._write(octets)
-        except (OSError, ValueError):  # ValueError: the stream is closed
-            written = 0
-        if written == 0:
-            self._lost += len(lines)
-            return
-        self._lost = 0
-        self._torn = written < len(octets)
-
-    def _write(self, octets: bytes) -> int:
-        """Return how many octets were written."""
-        if self._descriptor is not None:
-            # A reader that has stopped must not stop the mail.
-            ready = self._is_file or self._poll.poll(0)
-            return os.write(self._descriptor, octets) if ready else 0
-        if self._stream is None:
-            return len(octets)
-        self._stream.write(octets)
-        self._stream.flush()
-        return len(octets)
-
-
-def _descriptor(stream: BinaryIO | None) -> int | None:
-    try:
-        return None if stream is None else stream.fileno()
-    except OSError:  # not a file: a test's BytesIO
-        return None
 
 
 class _LibraryMessages(logging.Handler):

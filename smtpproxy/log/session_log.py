@@ -1,6 +1,7 @@
 """What is logged of sessions: a line for each message and for each session, none per command."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from structlog.typing import FilteringBoundLogger
 
@@ -46,7 +47,8 @@ class ServiceLog:
 class SessionLog:
     """Logs one session.
 
-    on_transaction: who else learns what each transaction came to: the event and its fields.
+    on_transaction: who else learns what each transaction came to: the event, and what makes its
+    fields, since not everybody needs them.
     """
 
     __slots__ = (
@@ -72,7 +74,7 @@ class SessionLog:
         self._limits_told: tuple[str, ...] = ()  # each is told once, however often it is reached
         self._log = logger
         self._transaction: TransactionSummary | None = None
-        self.on_transaction: Sequence[Callable[[str, dict[str, object]], None]] = ()
+        self.on_transaction: Sequence[Callable[[str, Callable[[], dict[str, Any]]], None]] = ()
 
     def connected(self, server: str, ends: Callable[[], ConnectionEnds]) -> None:  # noqa: ARG002
         """Log that the session is open."""
@@ -133,9 +135,9 @@ class SessionLog:
         if transaction is None:
             return
         self._transaction = None
-        outcome, fields = transaction.outcome, transaction.fields()
+        outcome, fields = transaction.outcome, transaction.fields
         self._log.info(
-            outcome, session=self._id, client=self._client, server=self._server, **fields
+            outcome, session=self._id, client=self._client, server=self._server, details=fields
         )
         for tell in self.on_transaction:
             tell(outcome, fields)

@@ -1,44 +1,92 @@
 """The mail transaction: what a session's exchanges come to (RFC 5321 section 3.3)."""
 
 import re
+from typing import Any
 
 from smtpproxy.core import verbs
 from smtpproxy.core.exchange import Exchange
-from smtpproxy.text.escaping import printable
+from smtpproxy.log.log import ADDRESS_BYTES
+from smtpproxy.text.escaping import shortened
 
 _PATH = re.compile(rb"[^:\n]*:?[ \t]*<?([^>\r\n]*)[^\n]*\n")
 """A command line, and in it the path; all lines at once, since there can be hundreds."""
-KEPT_EXCHANGES = 1000
-"""How many exchanges of a transaction are kept; those beyond it are only counted."""
+KEPT_BYTES = 10 * 1024
+"""How much of the command lines of a transaction is kept; beyond it recipients are only counted."""
+LINE_BYTES = 8
+"""What a line takes beside its text, at least: without it, many short ones would take much."""
+KEPT_LINE = ADDRESS_BYTES + 32
+"""How much of one line: the verb and an address."""
+KEPT_REPLY = 512
+KEPT_COMMANDS = 1000
+"""Of so many commands it is kept which ones came in one group."""
 
 
 class TransactionSummary:
     """One transaction, from MAIL to the reply to its end of data or to what cut it short.
 
+    Nothing is kept but what the log shows, so that an open transaction takes little memory.
+
     reply: the one that decides: of the end of data, or the last refusal; empty if there is none.
     """
 
-    __slots__ = ("_kept", "_mail", "_more", "_octets", "reply")
+    __slots__ = (
+        "_accepted",
+        "_began",
+        "_codes",
+        "_fields",
+        "_mail",
+        "_more_accepted",
+        "_more_refused",
+        "_octets",
+        "_pipelined",
+        "_refused",
+        "_replied",
+        "_room",
+        "reply",
+    )
 
     def __init__(self, mail: Exchange) -> None:
-        self._mail = mail
-        self._kept: list[Exchange] = []
-        self._more = self._octets = 0
-        self.reply = mail.reply if mail.code >= 300 else b""
+        self._mail = _kept(mail.line)
+        self._began = mail.framed
+        self._replied = mail.replied
+        self._accepted: list[bytes] = []
+        self._refused: list[bytes] = []
+        self._codes: list[int] = []  # of the refused ones
+        self._pipelined = bytearray()
+        self._room = KEPT_BYTES
+        self._more_accepted = self._more_refused = self._octets = 0
+        self.reply = mail.reply[:KEPT_REPLY] if mail.code >= 300 else b""
+        self._fields: dict[str, Any] = {}
 
     def add(self, exchange: Exchange) -> None:
         """Take in the next exchange of the transaction."""
         self._octets += exchange.octets
-        if len(self._kept) < KEPT_EXCHANGES:
-            self._kept.append(exchange)
+        self._replied = exchange.replied
+        if len(self._pipelined) < KEPT_COMMANDS:
+            self._pipelined.append(exchange.pipelined)
+        if exchange.verb.role == verbs.RCPT:
+            self._add_recipient(exchange)
+
+    def _add_recipient(self, exchange: Exchange) -> None:
+        line = exchange.line
+        if len(line) > KEPT_LINE:
+            line = _kept(line)
+        self._room -= len(line) + LINE_BYTES
+        if exchange.code < 300:
+            if self._room >= 0:
+                self._accepted.append(line)
+            else:
+                self._more_accepted += 1
+        elif self._room >= 0:
+            self._refused.append(line)
+            self._codes.append(exchange.code)
         else:
-            self._more += 1
+            self._more_refused += 1
 
     def end(self, exchange: Exchange) -> None:
         """Take in the exchange that decides."""
-        self._octets += exchange.octets
-        self._kept.append(exchange)
-        self.reply = exchange.reply
+        self.add(exchange)
+        self.reply = exchange.reply[:KEPT_REPLY]
 
     @property
     def outcome(self) -> str:
@@ -47,38 +95,65 @@ class TransactionSummary:
             return "message_relayed"
         return "message_refused" if self.reply else "message_abandoned"
 
-    def fields(self) -> dict[str, object]:
-        """Return what the log says of it; sizes in octets."""
-        kept = self._kept
-        rcpts = [exchange for exchange in kept if exchange.verb.role == verbs.RCPT]
-        refused = [exchange for exchange in rcpts if exchange.code >= 300]
-        if refused:
-            rcpts = [exchange for exchange in rcpts if exchange.code < 300]
-        sender, *recipients = paths([self._mail.line] + [exchange.line for exchange in rcpts])
+    def fields(self) -> dict[str, Any]:
+        """Return what the log says of it, when it is over; sizes in octets."""
+        if not self._fields:
+            self._fields = self._make_fields()
+            self._accepted = self._refused = []
+        return self._fields
+
+    def _make_fields(self) -> dict[str, object]:
+        sender, *recipients = paths([self._mail, *self._accepted])
+        refused = [
+            f"{path} {code}" for path, code in zip(paths(self._refused), self._codes, strict=True)
+        ]
+        room = KEPT_BYTES
+        shown, room = _fitting(recipients, room)
+        shown_refused, _ = _fitting(refused, room)
         # A group is begun by what was not pipelined; MAIL begins the first in any case.
-        begun = bytes([exchange.pipelined for exchange in kept]).split(b"\0")
-        last = kept[-1] if kept else self._mail
+        begun = bytes(self._pipelined).split(b"\0")
         fields: dict[str, object] = {
             "sender": sender,
-            "recipients": recipients,
-            "refused": _refusals(refused) if refused else [],
+            "recipients": shown,
+            "refused": shown_refused,
             "size": self._octets,
             "reply": self.reply.rstrip(),
-            "seconds": round(last.replied - self._mail.framed, 4),
+            "seconds": round(self._replied - self._began, 4),
             "groups": [len(pipelined) + 1 for pipelined in begun],
         }
-        if self._more:
-            fields["commands_not_shown"] = self._more
+        if more := self._more_accepted + len(recipients) - len(shown):
+            fields["more_recipients"] = more
+        if more := self._more_refused + len(refused) - len(shown_refused):
+            fields["more_refused"] = more
         return fields
 
 
-def _refusals(exchanges: list[Exchange]) -> list[str]:
-    found = paths([exchange.line for exchange in exchanges])
-    return [f"{path} {each.code}" for path, each in zip(found, exchanges, strict=True)]
+def _kept(line: bytes) -> bytes:
+    return line if len(line) <= KEPT_LINE else line[:KEPT_LINE] + b"\n"
+
+
+def _fitting(texts: list[str], room: int) -> tuple[list[str], int]:
+    """Return the first texts, as many as there is room for in a JSON line, and the room left.
+
+    What is escaped takes more room than its command line did.
+    """
+    joined = "".join(texts)
+    if joined.isascii() and "\\" not in joined and '"' not in joined:
+        return texts, room - len(joined) - 3 * len(texts)
+    for number, text in enumerate(texts):
+        room -= len(text.encode()) + text.count("\\") + text.count('"') + 3
+        if room < 0:
+            return texts[:number], 0
+    return texts, room
 
 
 def paths(lines: list[bytes]) -> list[str]:
-    """Return the address of each MAIL or RCPT line, without its angle brackets and parameters."""
+    """Return the address of each MAIL or RCPT line, without its angle brackets and parameters.
+
+    Each is one line of at most ADDRESS_BYTES.
+    """
+    if not lines:
+        return []
     found = _PATH.findall(b"".join(lines))
     assert len(found) == len(lines)
     joined = b"\n".join(found)
@@ -86,6 +161,7 @@ def paths(lines: list[bytes]) -> list[str]:
         joined.isascii()
         and b"\\" not in joined
         and (text := joined.decode()).replace("\n", "").isprintable()
+        and len(max(found, key=len)) <= ADDRESS_BYTES
     ):
-        return text.split("\n") if found else []
-    return [printable(path) for path in found]
+        return text.split("\n")
+    return [shortened(path, ADDRESS_BYTES) for path in found]

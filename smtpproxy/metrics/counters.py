@@ -175,7 +175,7 @@ class SessionCounters:
             key = (peer, exchange.problem.kind)
             metrics.violations[key] = metrics.violations.get(key, 0) + 1
 
-    def transaction(self, outcome: str, fields: dict[str, Any]) -> None:  # noqa: ARG002
+    def transaction(self, outcome: str, fields: Callable[[], dict[str, Any]]) -> None:  # noqa: ARG002
         """Count a message."""
         self._metrics.messages[outcome.removeprefix("message_")] += 1
 

@@ -117,6 +117,11 @@ _ROWS = (
     ),
     Definition("trace_records_lost", COUNTER, "Records that could not be written to a trace file."),
     Definition(
+        "log_lines_lost",
+        COUNTER,
+        "Log lines that could not be written: nobody reads them, or the disk is full.",
+    ),
+    Definition(
         "config_last_reload_successful",
         GAUGE,
         "Whether the settings in force are the last that were read.",

@@ -266,4 +266,8 @@ def main(settings: Settings, read: Read) -> int:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # a session takes two
     with asyncio.Runner() as runner:
-        return runner.run(Supervisor(settings, read).run())
+        log.gather(runner.get_loop().call_later)
+        try:
+            return runner.run(Supervisor(settings, read).run())
+        finally:
+            log.gather(None)

@@ -130,10 +130,10 @@ class SessionRecorder:
         if self._flight is not None:
             self._flight.failed = True
 
-    def transaction(self, outcome: str, fields: dict[str, Any]) -> None:
+    def transaction(self, outcome: str, fields: Callable[[], dict[str, Any]]) -> None:
         """Keep what a transaction came to for the session's last record."""
         if len(self._messages) < KEPT_MESSAGES:
-            self._messages.append(records.message_of(outcome, fields))
+            self._messages.append(records.message_of(outcome, fields()))
         else:
             self._more_messages += 1
 

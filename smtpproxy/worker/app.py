@@ -15,6 +15,7 @@ from smtpproxy.core.capabilities import CapabilityFilter
 from smtpproxy.core.content import BareNewlines
 from smtpproxy.core.policy import Auth, SessionPolicy
 from smtpproxy.core.verbs import Sync
+from smtpproxy.log import log
 from smtpproxy.log.debug_log import DebugLog
 from smtpproxy.log.session_log import ServiceLog
 from smtpproxy.metrics.counters import MetricCounters
@@ -159,6 +160,7 @@ class App:
             snapshot.lists["sessions"] = self._recent.changed()
             snapshot.lists["open_sessions"] = self._recent.open()
             add_process_usage(snapshot, self._worker, self._admission.lag)
+            snapshot.put("log_lines_lost", log.lost())
         if self._trace is not None:
             snapshot.put("trace_records_lost", self._trace.lost)
         return snapshot

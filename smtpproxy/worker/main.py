@@ -18,9 +18,6 @@ from smtpproxy.worker.app import App
 from smtpproxy.worker.control_link import ControlLink, SharedConnectionSlots
 from smtpproxy.worker.control_messages import Beat, MessageReader, Ready, Retired, Start
 
-LOG_DELAY_S = 0.02
-"""How long a log line may wait for others, to be written together with them."""
-
 
 async def serve(start: Start, channel: socket.socket, lines: MessageReader) -> int:
     """Serve clients until told otherwise; return the exit code."""
@@ -94,8 +91,7 @@ def main(control: int) -> int:
     gc.freeze()
     gc.set_threshold(10_000, 20, 50)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        loop = runner.get_loop()
-        log.gather(lambda flush: loop.call_later(LOG_DELAY_S, flush))
+        log.gather(runner.get_loop().call_later)
         try:
             return runner.run(serve(start, channel, lines))
         finally:

@@ -17,8 +17,8 @@ from smtpproxy.log.session_log import ServiceLog
 class TransactionObserver(SessionObserver, Protocol):
     """Watches one session, and learns what its transactions came to."""
 
-    def transaction(self, outcome: str, fields: dict[str, Any]) -> None:
-        """A transaction is over; event and fields are those of the log."""
+    def transaction(self, outcome: str, fields: Callable[[], dict[str, Any]]) -> None:
+        """A transaction is over; event and fields are those of the log, made only if called for."""
 
 
 class SessionObserverFactory(Protocol):

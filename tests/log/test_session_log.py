@@ -1,7 +1,9 @@
 """What is logged of a session, from the exchanges it consists of."""
 
+import gc
 import io
 import json
+import tracemalloc
 
 import pytest
 
@@ -11,7 +13,7 @@ from smtpproxy.core.policy import SessionPolicy
 from smtpproxy.log import log
 from smtpproxy.log.debug_log import DebugLog
 from smtpproxy.log.session_log import ServiceLog
-from smtpproxy.log.transaction_summary import KEPT_EXCHANGES, paths
+from smtpproxy.log.transaction_summary import paths
 from tests.support.observed_session import Watched
 
 
@@ -27,7 +29,9 @@ class Logged:
         log.configure(level, "json", self._stream)
         self.session = ServiceLog().session("1-1", "127.0.0.1:2525", "192.0.2.1:4711")
         self.session.connected("10.0.0.5:25", ends)
-        self.pipeline = Pipeline(SessionPolicy(), lambda _: None, self.session, 10.0)
+        self.pipeline = Pipeline(
+            SessionPolicy(recipients=10_000), lambda _: None, self.session, 10.0
+        )
         self.pipeline.connect_backend(lambda _: None)
         self.says("220 mx")
 
@@ -44,8 +48,12 @@ class Logged:
         )
 
     @property
+    def raw(self) -> list[bytes]:
+        return self._stream.getvalue().splitlines()
+
+    @property
     def lines(self) -> list[dict[str, object]]:
-        return [json.loads(line) for line in self._stream.getvalue().splitlines()]
+        return [json.loads(line) for line in self.raw]
 
     @property
     def events(self) -> list[object]:
@@ -144,17 +152,71 @@ def test_no_secret_is_logged() -> None:
     assert b"c2VjcmV0" not in json.dumps(logged.lines).encode()
 
 
-def test_a_transaction_keeps_a_bounded_number_of_commands() -> None:
+def test_recipients_that_a_line_has_no_room_for_are_counted() -> None:
     logged = Logged()
     logged.sends("MAIL FROM:<a@x>")
     logged.says("250 a")
-    for number in range(KEPT_EXCHANGES + 50):
+    for number in range(1000):
         logged.sends(f"RCPT TO:<r{number}@y>")
-        logged.says("250 ok")
+        logged.says("250 ok" if number < 600 else "450 later")
     logged.sends("RSET")
     logged.says("250 ok")
     (line,) = logged.lines
-    assert (len(line["recipients"]), line["commands_not_shown"]) == (KEPT_EXCHANGES, 50)  # type: ignore[arg-type]  # JSON
+    shown, refused = line["recipients"], line["refused"]
+    assert isinstance(shown, list)
+    assert isinstance(refused, list)
+    assert 300 < len(shown) < 400
+    assert refused == []
+    assert (line["more_recipients"], line["more_refused"]) == (600 - len(shown), 400)
+
+
+def test_an_address_has_its_bound_and_is_seen_to_be_cut() -> None:
+    logged = Logged()
+    logged.sends("MAIL FROM:<" + "s" * 1900 + ">", "RCPT TO:<" + "\x7f" * 2000 + ">", "RSET")
+    logged.says("250 a", "250 b", "250 c")
+    (line,) = logged.lines
+    assert line["sender"] == "s" * 317 + "..."
+    assert line["recipients"] == [79 * "\\x7f" + "..."]
+
+
+@pytest.mark.parametrize("octets", ["x", "\x7f", "\x01", "\\", '"', "\u202e", "\u65e5", "\x7f."])
+@pytest.mark.parametrize("length", [1, 20, 2000])
+@pytest.mark.parametrize("code", [250, 450])
+def test_no_line_is_longer_than_its_bound(octets: str, length: int, code: int) -> None:
+    logged = Logged()
+    address = octets * (length // len(octets.encode()) or 1)
+    logged.sends(f"MAIL FROM:<{address}>")
+    logged.says("250 a")
+    for _ in range(1000):
+        logged.sends(f"RCPT TO:<{address}>")
+        logged.says(f"{code} {octets * 400}")
+    logged.sends("DATA")
+    if code == 250:  # else the proxy itself refuses it
+        logged.says(f"550 {octets * 1000}")
+    logged.sends("RSET")
+    logged.says("250 ok")
+    (line,) = [each for each in logged.raw if b'"message_refused"' in each]
+    assert len(line) < log.LINE_BYTES
+    fields = json.loads(line)
+    shown = [len(fields[name]) for name in ("recipients", "refused")]
+    assert sum(shown) + fields.get("more_recipients", 0) + fields.get("more_refused", 0) == 1000
+
+
+def test_an_open_transaction_takes_little_memory() -> None:
+    for address in ("", "x", "x" * 2000):
+        gc.collect()
+        tracemalloc.start()
+        try:
+            logged = Logged()
+            logged.sends(f"MAIL FROM:<{address}>")
+            logged.says("250 a")
+            before = tracemalloc.get_traced_memory()[0]
+            for number in range(3000):
+                logged.sends(f"RCPT TO:<{address}>")
+                logged.says(f"250-{number}\r\n250 " + "y" * 2000)
+            assert tracemalloc.get_traced_memory()[0] - before < 64 * 1024
+        finally:
+            tracemalloc.stop()
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,19 @@
 """Workers: they share the work, and one that is lost is replaced."""
 
+import contextlib
+import fcntl
 import os
 import signal
 import smtplib
 import socket
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from smtpproxy.demo.legacy import LegacyMTA
-from tests.support.processes import eventually
-from tests.support.program import Program, is_alive, send
+from tests.support.processes import eventually, free_port
+from tests.support.program import SMTPPROXY, Program, is_alive, send
 
 Run = Callable[..., Program]
 
@@ -51,6 +54,38 @@ def test_one_that_hangs_is_replaced(mta: LegacyMTA, run: Run, tmp_path: Path) ->
     assert program.event("worker_hangs")["pid"] == worker
     assert program.event("worker_lost")["pid"] == worker
     send(port)
+
+
+def test_none_hangs_because_nobody_reads_the_log(mta: LegacyMTA, tmp_path: Path) -> None:
+    """Lines longer than the pipe's room: they are lost, and the mail goes on."""
+    file = tmp_path / "p.toml"
+    file.write_text("timeouts = { heartbeat = 2 }\nlog = { level = 'debug' }")
+    port = free_port()
+    arguments = ["-c", str(file), "-l", f"127.0.0.1:{port}", "-b", mta.address]
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    with subprocess.Popen([*SMTPPROXY, "run", *arguments], stderr=writer) as program:
+        os.close(writer)
+        try:
+            eventually(lambda: _is_open(port) or None, "listening")
+            children = Path(f"/proc/{program.pid}/task/{program.pid}/children")
+            workers = children.read_text()
+            until = time.monotonic() + 4
+            while time.monotonic() < until:
+                with smtplib.SMTP("127.0.0.1", port, timeout=10) as client:
+                    client.sendmail("a@x", [f"{n}" + "x" * 900 + "@y" for n in range(10)], b"text")
+            assert children.read_text() == workers
+            program.send_signal(signal.SIGTERM)
+            assert program.wait(10) == 0
+        finally:
+            program.kill()
+            os.close(reader)
+
+
+def _is_open(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+        return True
+    return False
 
 
 def test_none_is_replaced_because_all_were_stopped(

@@ -1,0 +1,237 @@
+"""The writer of log lines: no line, and nobody who reads them or does not, ever stops the loop.
+
+While an event loop runs, lines are gathered, rendered in short turns of the loop, and written by a
+thread: a write to a pipe, a terminal or a disk may take for ever.  (To make the descriptor
+non-blocking would make it so for all processes that share it.)  What the thread cannot keep up with
+is dropped and counted, and the count is logged as soon as a line can be written.
+"""
+
+import os
+import select
+from collections import deque
+from collections.abc import Callable, Iterator, MutableMapping
+from datetime import UTC, datetime
+from queue import SimpleQueue
+from stat import S_ISREG
+from threading import Thread
+from time import monotonic
+from typing import BinaryIO
+
+Line = MutableMapping[str, object]
+"""A line's fields; `timestamp`, `level` and `event` are the first ones."""
+Later = Callable[[Callable[[], None]], object]
+"""Calls what it is given soon, on the event loop."""
+
+DELAY_S = 0.02
+"""How long a line may wait for others, to be written together with them."""
+TURN_S = 0.005
+"""So long at most lines are rendered in one turn of the loop."""
+WAITING_LINES = 256
+"""So many may wait to be rendered; for each one more, the oldest is rendered at once."""
+WAITING_BYTES = 4 * 1024 * 1024
+"""So much may wait for the thread; lines beyond it are dropped and counted."""
+STOP_LIMIT_S = 1.0
+"""How long the end waits for a thread that cannot write."""
+
+
+class LineWriter:
+    """Writes whole lines, without waiting and without ever raising.
+
+    Straight to the descriptor where there is one: a buffer of Python's would keep what could not
+    be written and fail again at exit.
+
+    Args:
+        stream: Where to; None for nowhere.
+        render: Makes a line of its fields; called in the loop's thread and in the writer's.  It may
+            be replaced.
+    """
+
+    def __init__(self, stream: BinaryIO | None, render: Callable[[Line], bytes]) -> None:
+        self.stream = stream
+        self.render = render
+        self._waiting: deque[Line] = deque()
+        self._rendered: list[bytes] = []
+        self._later: Later | None = None
+        self._output = _Output(stream, lambda line: self.render(line))
+        self._thread: _WriterThread | None = None
+
+    @property
+    def lost(self) -> int:
+        """How many lines could not be written."""
+        return self._output.lost + (self._thread.dropped if self._thread else 0)
+
+    def write(self, line: Line) -> None:
+        """Have a line written: at once, or soon if lines are gathered."""
+        if self._later is None:
+            self._rendered.append(self.render(line))
+            self._put()
+            return
+        if not self._waiting:
+            self._later(self.flush)
+        self._waiting.append(line)
+        if len(self._waiting) > WAITING_LINES:
+            self._rendered.append(self.render(self._waiting.popleft()))
+            if len(self._rendered) > WAITING_LINES:
+                self._put()
+
+    # What structlog calls, by level.
+    debug = info = warning = error = critical = write
+
+    def gather(self, later: Later | None) -> None:
+        """Gather lines from now on; with None, write those gathered, and gather no more."""
+        self._later = None
+        self._rendered += map(self.render, self._waiting)
+        self._waiting.clear()
+        self._put()
+        if self._thread is not None:
+            thread, self._thread = self._thread, None
+            self._output.stuck = not thread.stop()
+            self._output.lost += thread.dropped
+        if later is not None:
+            self._later = later
+            self._thread = _WriterThread(self._output) if self._output.may_block else None
+
+    def flush(self) -> None:
+        """Have what was gathered written: in this turn as much as TURN_S allows."""
+        waiting, rendered = self._waiting, self._rendered
+        until = monotonic() + TURN_S
+        while waiting:
+            rendered.append(self.render(waiting.popleft()))
+            if monotonic() > until:
+                break
+        self._put()
+        if waiting and self._later is not None:
+            self._later(self.flush)
+
+    def _put(self) -> None:
+        if not self._rendered:
+            return
+        lines, self._rendered = self._rendered, []
+        if self._thread is None:
+            self._output.write(lines, may_wait=False)
+        else:
+            self._thread.put(lines)
+
+
+class _WriterThread:
+    """Writes what it is given, in order, however long that takes.
+
+    dropped: how many lines it was given and did not take.
+    """
+
+    def __init__(self, output: "_Output") -> None:
+        self._output = output
+        self._queue: SimpleQueue[list[bytes] | None] = SimpleQueue()
+        self._bytes_put = self._bytes_done = 0  # by the loop, and by the thread
+        self.dropped = 0
+        self._thread = Thread(target=self._run, name="log", daemon=True)
+        self._thread.start()
+
+    def put(self, lines: list[bytes]) -> None:
+        """Take lines to be written, or count them."""
+        if self._bytes_put - self._bytes_done > WAITING_BYTES:
+            self.dropped += len(lines)
+            return
+        self._bytes_put += sum(map(len, lines))
+        self._queue.put(lines)
+
+    def stop(self) -> bool:
+        """Wait until all is written, but not for long; tell whether it is."""
+        self._queue.put(None)
+        self._thread.join(STOP_LIMIT_S)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        while (lines := self._queue.get()) is not None:
+            self._output.write(lines, may_wait=True, dropped=self.dropped)
+            self._bytes_done += sum(map(len, lines))
+
+
+class _Output:
+    """The end of the log, used by one thread at a time.
+
+    lost: how many lines could not be written.
+    stuck: a thread still waits to write; all further lines are lost.
+    may_block: a write can take long.
+    """
+
+    def __init__(self, stream: BinaryIO | None, render: Callable[[Line], bytes]) -> None:
+        self._stream = stream
+        self._render = render
+        self.lost = self._lost_logged = 0
+        self.stuck = False
+        self._torn = False
+        self._descriptor = _descriptor(stream)
+        self.may_block = self._descriptor is not None
+        self._is_file = self._descriptor is not None and S_ISREG(os.fstat(self._descriptor).st_mode)
+        self._poll = select.poll()
+        if self._descriptor is not None:
+            self._poll.register(self._descriptor, select.POLLOUT)
+
+    def write(self, lines: list[bytes], *, may_wait: bool, dropped: int = 0) -> None:
+        """Write lines; `dropped` is how many were lost on the way here."""
+        for piece in [lines] if self._is_file else _pieces(lines):
+            self._write_piece(piece, may_wait, dropped)
+
+    def _write_piece(self, lines: list[bytes], may_wait: bool, dropped: int) -> None:
+        octets = b"".join(lines)
+        lost = self.lost + dropped
+        if lost > self._lost_logged:
+            octets = self._notice(lost - self._lost_logged) + octets
+        if self._torn:  # the rest of a line cut off by a full disk must not swallow this one
+            octets = b"\n" + octets
+        written = 0 if self.stuck else self._write(octets, may_wait=may_wait)
+        if written == 0:
+            self.lost += len(lines)
+            return
+        self._lost_logged = lost
+        self._torn = written < len(octets)
+
+    def _notice(self, lines: int) -> bytes:
+        now = datetime.now(UTC)
+        return self._render(
+            {"timestamp": now, "level": "warning", "event": "log_lines_lost", "lines": lines}
+        )
+
+    def _write(self, octets: bytes, *, may_wait: bool) -> int:
+        """Return how many octets were written."""
+        if self._stream is None:
+            return len(octets)
+        written = 0
+        try:
+            if self._descriptor is None:
+                self._stream.write(octets)
+                return len(octets)
+            while written < len(octets) and (may_wait or self._is_file or self._poll.poll(0)):
+                # Without a thread no more at once than a pipe takes without waiting.
+                end = len(octets) if may_wait or self._is_file else written + select.PIPE_BUF
+                try:
+                    written += os.write(self._descriptor, octets[written:end])
+                except BlockingIOError:  # somebody has made it non-blocking
+                    if not may_wait:
+                        break
+                    self._poll.poll()
+        except (OSError, ValueError):  # ValueError: the stream is closed
+            pass
+        return written
+
+
+def _pieces(lines: list[bytes]) -> Iterator[list[bytes]]:
+    """Yield pieces that no other process's lines get into: PIPE_BUF long, or one longer line."""
+    piece: list[bytes] = []
+    size = 0
+    for line in lines:
+        if piece and size + len(line) > select.PIPE_BUF:
+            yield piece
+            piece, size = [], 0
+        piece.append(line)
+        size += len(line)
+    if piece:
+        yield piece
+
+
+def _descriptor(stream: BinaryIO | None) -> int | None:
+    try:
+        return None if stream is None else stream.fileno()
+    except OSError:  # not a file: a test's BytesIO
+        return None
