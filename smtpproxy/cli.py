@@ -306,22 +306,23 @@ def _fail(error: ConfigError) -> NoReturn:
 def _warnings(settings: Settings) -> list[str]:
     """Return what is no mistake, but may make an open relay."""
     return [
-        f"smtpproxy: warning: listener {listener.address} serves clients of other machines, and "
+        f"smtpproxy: warning: listener {name} serves clients of other machines, and "
         f"the MTA sees this proxy's own address for each of their clients: if it relays for that "
         f"address, it relays for everyone.  Make sure that it does not, or give the backend an "
         f'identity: "transparent" works with any MTA.'
-        for listener in exposed_listeners(settings)
+        for name in exposed_listeners(settings)
     ] + [f"smtpproxy: warning: backend {name}: {how}" for name, how in weak_backends(settings)]
 
 
 def _table(settings: Settings) -> Table:
     """Draw what would run."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("listener", "tls", "backend", "servers", "tls", "identity", "sync"):
+    for column in ("listener", "address", "tls", "backend", "servers", "tls", "identity", "sync"):
         table.add_column(column)
-    for listener in settings.listener:
+    for name, listener in settings.listeners.items():
         backend = settings.backends[listener.backend]
         table.add_row(
+            name,
             str(listener.address),
             listener.tls,
             listener.backend,

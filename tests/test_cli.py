@@ -20,7 +20,7 @@ from smtpproxy.demo.legacy import DEFAULT_FAILING, FAILINGS
 from smtpproxy.supervisor import supervisor
 
 GOOD = """\
-[[listener]]
+[listeners.smtp]
 address = "127.0.0.1:2525"
 [backends.old]
 servers = ["10.0.0.5:25", "[fe80::5]:25"]
@@ -113,19 +113,22 @@ class TestRun:
         )  # fmt: skip
         assert (result.exit_code, result.output) == (0, "")
         (settings,) = ran
-        assert [str(each.address) for each in settings.listener] == ["127.0.0.1:0", "[::1]:0"]
+        assert [str(each.address) for each in settings.listeners.values()] == [
+            "127.0.0.1:0",
+            "[::1]:0",
+        ]
         assert (settings.log.format, settings.log.level) == ("json", "debug")
         assert settings.workers == 3
 
     def test_flags_override_the_file(self, file: Path, ran: list[Settings]) -> None:
         assert invoke("run", "-c", file, "-l", "[::1]:0").exit_code == 0
-        assert [str(each.address) for each in ran[0].listener] == ["[::1]:0"]
+        assert [str(each.address) for each in ran[0].listeners.values()] == ["[::1]:0"]
         assert list(ran[0].backends) == ["old"]
 
     def test_flags_bring_what_the_file_lacks(self, file: Path, ran: list[Settings]) -> None:
-        file.write_text("[limits]\nerrors = 7\n")
+        file.write_text("[limits]\nconsecutive_errors = 7\n")
         assert invoke("run", "-c", file, "-l", "[::1]:0", "-b", "h:25").exit_code == 0
-        assert ran[0].limits.errors == 7
+        assert ran[0].limits.consecutive_errors == 7
 
     @pytest.mark.parametrize("given", [[], ["-l", "[::1]:0"], ["-b", "h:25"]])
     def test_too_little_is_a_usage_error_with_an_example(
@@ -162,7 +165,7 @@ class TestRun:
 
     def test_warns_when_others_can_reach_it(self, ran: list[Settings]) -> None:
         result = invoke("run", "-l", "0.0.0.0:0", "-l", "unix:/x", "-b", "h:25")
-        assert result.stderr.count("warning: listener 0.0.0.0:0") == 1
+        assert result.stderr.count("warning: listener listener-1") == 1
         assert "unix:/x" not in result.stderr
         assert ran
 
@@ -231,7 +234,7 @@ class TestCheck:
         file.write_text(GOOD.replace("127.0.0.1:2525", "[::]:25"))
         result = invoke("check", "-c", file)
         assert result.exit_code == 0
-        assert "warning: listener [::]:25" in result.stderr
+        assert "warning: listener smtp" in result.stderr
 
     def test_a_missing_file(self, tmp_path: Path) -> None:
         result = invoke("check", "-c", tmp_path / "gone.toml")
@@ -275,7 +278,7 @@ class TestTheRealProgram:
         file.write_bytes(b"\xff")
         done = smtpproxy("check", "-c", str(file))
         assert done.returncode == 1
-        assert done.stderr.endswith(":1: octet 0xff is not UTF-8; save the file as UTF-8\n")
+        assert done.stderr.endswith(":1: byte 0xff is not UTF-8; save the file as UTF-8\n")
 
     def test_run_does_not_load_the_demonstration(self) -> None:
         code = "import sys, smtpproxy.cli; print([m for m in sys.modules if 'smtpproxy.demo' in m])"

@@ -19,7 +19,9 @@ def test_settings_and_units_fit_together() -> None:
     unit, sockets = (configparser.RawConfigParser(strict=False) for _ in range(2))
     for parser, name in ((unit, "smtpproxy.service"), (sockets, "smtpproxy.socket")):
         parser.read(DATA / name)
-    assert str(settings.listener[0].address) == f"fd:{sockets['Socket']['FileDescriptorName']}"
+    assert (
+        str(settings.listeners["smtp"].address) == f"fd:{sockets['Socket']['FileDescriptorName']}"
+    )
     assert settings.timeouts.drain + 10 < float(unit["Service"]["TimeoutStopSec"])
     assert settings.limits.sessions * 2 < float(unit["Service"]["LimitNOFILE"])
 

@@ -15,17 +15,17 @@ from smtpproxy.tls import contexts
 
 def faults(settings: Settings) -> Iterator[tuple[KeyPath, str]]:
     """Find files that are no good: the place of each in the settings, and what is wrong."""
-    for index, listener in enumerate([] if settings.listener is BAD else settings.listener):
+    for name, listener in ({} if settings.listeners is BAD else settings.listeners).items():
         if listener is BAD or listener.certificate in ("", BAD):
             continue
-        place: KeyPath = ("listener", index)
+        place: KeyPath = ("listeners", name)
         yield from _faults_of(
             CertificateSettings(certificate=listener.certificate, key=listener.key), place
         )
         if listener.sni is not BAD:
-            for name, each in listener.sni.items():
+            for host, each in listener.sni.items():
                 if each is not BAD:
-                    yield from _faults_of(each, (*place, "sni", name))
+                    yield from _faults_of(each, (*place, "sni", host))
     backends = {} if settings.backends is BAD else settings.backends
     for name, backend in backends.items():
         if backend is BAD or backend.ca_file in ("", BAD):

@@ -20,6 +20,11 @@ from smtpproxy.text.escaping import printable
 BAD: Final = object()
 """Stands in the settings for a value that has a problem; such settings never leave `load`."""
 
+RESPELT: Final[dict[KeyPath, str]] = {
+    ("listener",): "; write each listener as a table with a name, [listeners.NAME]",
+}
+"""What to write instead of a key that is no setting, but is often tried."""
+
 Marks = tuple[object, ...]
 """What Annotated says of a type besides the type."""
 
@@ -93,7 +98,8 @@ class SettingsDecoder:
         known = {field.encode_name: field for field in fields(kind)}
         for key in value:
             if key not in known:
-                self.add((*path, key), f"is not a known setting{instead(key, known, 'known here')}")
+                hint = RESPELT.get((*path, key)) or instead(key, known, "known here")
+                self.add((*path, key), f"is not a known setting{hint}")
         settings = {key: self._read_field(value, field, path) for key, field in known.items()}
         return kind(**settings)
 
@@ -109,11 +115,18 @@ class SettingsDecoder:
 
     def _read_names(self, value: object, kind: object, marks: Marks, path: KeyPath) -> object:
         name_type, inner = get_args(kind)
+        expected = _expected_marks(marks, "a table")
         if not isinstance(value, dict):
-            return self._reject(value, _expected_marks(marks, "a table"), path)
-        for name in value:
-            self.read(name, name_type, (*path, name))
-        return {name: self.read(inside, inner, (*path, name)) for name, inside in value.items()}
+            return self._reject(value, expected, path)
+        found = {}
+        for name, inside in value.items():
+            place = (*path, name)
+            if isinstance(inside, dict):
+                self.read(name, name_type, place)
+                found[name] = self.read(inside, inner, place)
+            else:
+                found[name] = self._reject(inside, expected, place)
+        return found
 
     def _read_list(self, value: object, kind: object, marks: Marks, path: KeyPath) -> object:
         if not isinstance(value, list):
@@ -166,7 +179,7 @@ def shown(names: Iterable[str]) -> str:
 
 
 def dotted(path: KeyPath) -> str:
-    """Return `path` as one reads it aloud: `listener[1].sync`; positions count from 0."""
+    """Return `path` as one reads it aloud: `backends.old.servers[1]`; positions count from 0."""
     text = ""
     for step in path:
         if isinstance(step, int):

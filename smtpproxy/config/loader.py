@@ -36,7 +36,7 @@ from smtpproxy.config.schema import (
 from smtpproxy.config.toml_lines import find_lines, line_of
 from smtpproxy.config.validation import Fault, contradictions, open_admin, repeated_addresses
 
-_FLAG_BACKEND = "default"
+_FLAG_BACKEND = "backend-1"
 
 
 def load(
@@ -85,8 +85,9 @@ def from_flags(
 ) -> Settings:
     """Lay the flags over `settings` (those of a file, or None).
 
-    `listen` replaces the file's listeners, `backend` its backends: by one that has these
-    servers, in order of preference. Raises ConfigError with problems whose key is the flag.
+    `listen` replaces the file's listeners by `listener-1` and so on, `backend` its backends by
+    `backend-1` with these servers, in order of preference. Raises ConfigError with problems whose
+    key is the flag.
     """
     settings = settings or Settings()
     reader = SettingsDecoder()
@@ -102,14 +103,18 @@ def from_flags(
     settings = _watched(settings, trace, admin, reader)
     if backend:
         servers = [cast("Address", reader.read(text, ServerAddress, ("-b",))) for text in backend]
-        listeners = [replace(listener, backend="") for listener in settings.listener]
+        listeners = {
+            name: replace(listener, backend="") for name, listener in settings.listeners.items()
+        }
         backends = {_FLAG_BACKEND: BackendSettings(servers=servers)}
-        settings = replace(settings, listener=listeners, backends=backends)
+        settings = replace(settings, listeners=listeners, backends=backends)
     if listen:
         addresses = [cast("Address", reader.read(text, ListenAddress, ("-l",))) for text in listen]
-        settings = replace(
-            settings, listener=[ListenerSettings(address=each) for each in addresses]
-        )
+        listeners = {
+            f"listener-{number}": ListenerSettings(address=address)
+            for number, address in enumerate(addresses, 1)
+        }
+        settings = replace(settings, listeners=listeners)
     for what in _missing_for_flags(settings, listen, backend):
         reader.add(*what)
     if reader.found:
@@ -139,16 +144,16 @@ def _watched(
 def _missing_for_flags(
     settings: Settings, listen: Sequence[str], backend: Sequence[str]
 ) -> Iterator[Fault]:
-    if not settings.listener:
+    if not settings.listeners:
         yield ("-l",), "is missing: an address for clients, such as -l 127.0.0.1:2525"
     if not settings.backends:
         yield ("-b",), "is missing: the address of the MTA, such as -b 127.0.0.1:25"
     if listen:
-        for _, what in repeated_addresses(settings.listener):
+        for _, what in repeated_addresses(settings.listeners):
             yield ("-l",), what
         if len(settings.backends) > 1:
             names = shown(settings.backends)
-            what = f"cannot choose between the backends {names}; give -b too, or a [[listener]]"
+            what = f"cannot choose between the backends {names}; give -b too, or [listeners.NAME]"
             yield ("-l",), what
     for _, what in loop_validation.faults(settings, loop_validation.no_look_up):
         yield ("-b" if backend else "-l",), what
@@ -159,8 +164,11 @@ def _with_backends_named(settings: Settings) -> Settings:
     if len(settings.backends) != 1:
         return settings
     (only,) = settings.backends
-    listeners = [replace(each, backend=each.backend or only) for each in settings.listener]
-    return replace(settings, listener=listeners)
+    listeners = {
+        name: replace(each, backend=each.backend or only)
+        for name, each in settings.listeners.items()
+    }
+    return replace(settings, listeners=listeners)
 
 
 def _read_text(name: str) -> str:
@@ -173,7 +181,7 @@ def _read_text(name: str) -> str:
         return octets.decode()
     except UnicodeDecodeError as error:
         line = octets.count(b"\n", 0, error.start) + 1
-        what = f"octet 0x{octets[error.start]:02x} is not UTF-8; save the file as UTF-8"
+        what = f"byte 0x{octets[error.start]:02x} is not UTF-8; save the file as UTF-8"
         raise ConfigError([Problem(name, line, "", what)]) from None
 
 

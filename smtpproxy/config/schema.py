@@ -31,7 +31,7 @@ def _host_name(text: str) -> str:
     raise ValueError('is not a host name; write, for example, "mx.example.org"')
 
 
-def _backend_name(text: str) -> str:
+def _table_name(text: str) -> str:
     if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text, re.ASCII):
         return text
     raise ValueError("is not a possible name: letters, digits, hyphens, dots and underscores")
@@ -104,6 +104,7 @@ def _token(text: str) -> str:
     raise ValueError("is too short or has odd characters; 16 letters and digits at least")
 
 
+TableName = Annotated[str, ParsedBy(_table_name, "a name")]
 ListenAddress = Annotated[Address, ParsedBy(parse_listener, 'an address, such as "127.0.0.1:25"')]
 ServerAddress = Annotated[Address, ParsedBy(parse_server, 'an address, such as "10.0.0.5:25"')]
 AdminAddress = Annotated[Address, ParsedBy(parse_listener, 'an address, such as "127.0.0.1:8025"')]
@@ -160,7 +161,7 @@ class ListenerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     # Further certificates, by the host name that the client asks for.
     sni: Annotated[
         dict[ServedName, CertificateSettings],
-        WrittenLike('a table for each host name, written [listener.sni."mx.example.org"]'),
+        WrittenLike('a table for each host name, written [listeners.NAME.sni."mx.example.org"]'),
     ] = {}
     require_tls: bool = False
     auth: Literal["any", "tls-only", "hidden"] = "any"
@@ -184,7 +185,7 @@ class BackendSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     # How long a server that has failed is left alone.
     retry_after: Seconds = 10.0
     # How often each server is greeted to see whether it is there; 0: never.
-    check_every: Annotated[
+    health_check_interval: Annotated[
         float, Meta(ge=0, le=86400, description="a number of seconds, at most 86400 (0: never)")
     ] = 0.0
     # Connections of the whole service, over all workers; 0: no limit. Above it clients wait.
@@ -199,16 +200,16 @@ class BackendSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class LimitSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Bounds. Queue bounds are back-pressure, never an error; sizes are in octets."""
+    """Bounds. Queue bounds are back-pressure, never an error; sizes are in bytes."""
 
     queue_commands: Annotated[int, _whole(1)] = 1000
-    queue_octets: Annotated[int, _whole(4096)] = 262144
+    queue_bytes: Annotated[int, _whole(4096)] = 262144
     # RFC 5321 section 4.5.3.1.4 asks for 512 at least.
-    line: Annotated[int, _whole(512)] = 2048
+    command_line: Annotated[int, _whole(512)] = 2048
     # RFC 4954 section 4 asks for 12288; smaller ones break large Kerberos and OAuth tokens.
     auth_line: Annotated[int, _whole(512)] = 12288
     # 5xx replies in a row before a client is closed.
-    errors: Annotated[int, _whole(1)] = 20
+    consecutive_errors: Annotated[int, _whole(1)] = 20
     # Sessions of the whole service, over all workers; 0: no bound.
     sessions: Annotated[int, _whole(0)] = 10000
     # Of one address; an IPv6 network of 64 bits counts as one.
@@ -219,11 +220,11 @@ class LimitSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     # Networks that are not counted by address.
     exempt: Networks = field(default_factory=lambda: [_network("127.0.0.0/8"), _network("::1/128")])
     # How late the loop may be before new clients are turned away; 0: never.
-    loop_lag: Annotated[
+    event_loop_lag: Annotated[
         float, Meta(ge=0, le=3600, description="a number of seconds, at most 3600 (0: never)")
     ] = 2.0
-    # Octets of a message, and recipients that may be accepted for one; 0: as the MTA likes.
-    message_octets: Annotated[int, _whole(0)] = 0
+    # Bytes of a message, and recipients that may be accepted for one; 0: as the MTA likes.
+    message_bytes: Annotated[int, _whole(0)] = 0
     recipients: Annotated[int, _whole(0)] = 0
 
 
@@ -241,10 +242,10 @@ class TimeoutSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     proxy_header: Seconds = 5.0
     drain: Seconds = 60.0
     # How long a transaction may go on in an old worker behind a reload.
-    outlive: Seconds = 3600.0
+    transaction_grace: Seconds = 3600.0
     # A worker that says nothing for so long hangs, and is replaced.
     heartbeat: Seconds = 20.0
-    hold: Seconds = 0.2
+    reply_hold: Seconds = 0.2
 
 
 class LogSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -262,7 +263,7 @@ class TraceSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     # Of which clients; empty: of all.
     networks: Networks = []
     content: Literal["none", "headers", "full"] = "none"
-    # With "full", octets of each message that are kept.
+    # With "full", bytes of each message that are kept.
     max_content: Size = 1024 * 1024
     # Of each worker.
     max_file: Size = 64 * 1024 * 1024
@@ -283,12 +284,12 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     hostname: HostName = field(default_factory=socket.gethostname)
     # Processes that serve clients; 0: one for each CPU.
     workers: WorkerCount = 1
-    listener: Annotated[
-        list[ListenerSettings],
-        WrittenLike("written [[listener]], in two brackets, once for each listener"),
-    ] = []
+    listeners: Annotated[
+        dict[TableName, ListenerSettings],
+        WrittenLike("a table for each listener, written [listeners.NAME]"),
+    ] = {}
     backends: Annotated[
-        dict[Annotated[str, ParsedBy(_backend_name, "a name")], BackendSettings],
+        dict[TableName, BackendSettings],
         WrittenLike("a table for each backend, written [backends.NAME]"),
     ] = {}
     limits: LimitSettings = LimitSettings()

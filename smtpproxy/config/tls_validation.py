@@ -20,10 +20,10 @@ def faults(settings: Settings) -> Iterator[Fault]:
         if backend is not BAD:
             yield from _backend_tls(backend, ("backends", name))
             yield from _servers(backend, ("backends", name))
-    for index, listener in enumerate([] if settings.listener is BAD else settings.listener):
+    for name, listener in ({} if settings.listeners is BAD else settings.listeners).items():
         if listener is BAD:
             continue
-        place = ("listener", index)
+        place = ("listeners", name)
         yield from _listener_tls(listener, place)
         yield from _unix_networks(listener, place)
         its = _backend_of(listener, backends)
@@ -31,15 +31,15 @@ def faults(settings: Settings) -> Iterator[Fault]:
             yield from _pair(listener, its, place)
 
 
-def exposed_listeners(settings: Settings) -> list[ListenerSettings]:
-    """Return the listeners whose clients come from elsewhere while the backend can't tell.
+def exposed_listeners(settings: Settings) -> list[str]:
+    """Return the names of listeners with clients on other machines, whom the backend can't tell.
 
     It sees the proxy's own address for each of them, so that a backend which trusts that address
     relays for everyone.  XFORWARD does not help: an MTA's log believes it, its access rules do not.
     """
     return [
-        listener
-        for listener in settings.listener
+        name
+        for name, listener in settings.listeners.items()
         if settings.backends[listener.backend].identity in ("none", "xforward")
         and not (listener.address.is_loopback and _has_its_own_clients_only(listener))
     ]
@@ -115,8 +115,11 @@ def _servers(backend: BackendSettings, place: KeyPath) -> Iterator[Fault]:
     where = (*place, "servers")
     if any(each.is_original for each in backend.servers) and len(backend.servers) > 1:
         yield where, '"original" must stand alone'
-    if any(each.is_original for each in backend.servers) and backend.check_every not in (0, BAD):
-        yield (*place, "check_every"), 'can check no server: they are "original"'
+    if any(each.is_original for each in backend.servers) and backend.health_check_interval not in (
+        0,
+        BAD,
+    ):
+        yield (*place, "health_check_interval"), 'can check no server: they are "original"'
     if backend.identity == "transparent" and any(each.is_unix for each in backend.servers):
         yield where, 'a Unix socket has no addresses; identity = "transparent" needs IP'
 

@@ -3,12 +3,12 @@
 Any value may be BAD here: that it is wrong has been reported already.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 
 from msgspec.structs import astuple
 
 from smtpproxy.config.address import Address
-from smtpproxy.config.decoding import BAD, instead, show, shown
+from smtpproxy.config.decoding import BAD, dotted, instead, show, shown
 from smtpproxy.config.schema import (
     AdminSettings,
     LimitSettings,
@@ -29,11 +29,11 @@ def contradictions(
     need_trace_directory: bool = True,
 ) -> Iterator[Fault]:
     """Find what no setting shows alone: the place of each fault, and what it is."""
-    if settings.listener is not BAD:
-        if need_listener and not settings.listener:
-            yield (), 'has no listener; add [[listener]] with address = "127.0.0.1:2525"'
-        yield from repeated_addresses(settings.listener)
-        yield from _hidden_and_allowed(settings.listener)
+    if settings.listeners is not BAD:
+        if need_listener and not settings.listeners:
+            yield (), 'has no listener; add [listeners.NAME] with address = "127.0.0.1:2525"'
+        yield from repeated_addresses(settings.listeners)
+        yield from _hidden_and_allowed(settings.listeners)
     if settings.backends is not BAD:
         if need_backend and not settings.backends:
             yield (), 'has no backend; add [backends.NAME] with servers = ["10.0.0.5:25"]'
@@ -41,33 +41,33 @@ def contradictions(
             if backend is not BAD and backend.servers == []:
                 where = ("backends", name, "servers")
                 yield where, 'must have at least one address, such as ["10.0.0.5:25"]'
-    if need_backend and settings.backends and BAD not in (settings.listener, settings.backends):
-        yield from _wrong_backends(settings.listener, list(settings.backends))
+    if need_backend and settings.backends and BAD not in (settings.listeners, settings.backends):
+        yield from _wrong_backends(settings.listeners, list(settings.backends))
     if settings.limits is not BAD:
         yield from _small_queue(settings.limits)
     yield from _watching(settings, need_trace_directory)
 
 
-def repeated_addresses(listeners: Sequence[ListenerSettings]) -> Iterator[Fault]:
+def repeated_addresses(listeners: Mapping[str, ListenerSettings]) -> Iterator[Fault]:
     """Yield each listener whose address another one ahead of it has."""
-    first: dict[Address, int] = {}
-    for index, listener in enumerate(listeners):
+    first: dict[Address, str] = {}
+    for name, listener in listeners.items():
         if listener is BAD or not isinstance(listener.address, Address):
             continue
         # Port 0 is another port each time.
         if not listener.address.is_unix and listener.address.port == 0:
             continue
-        other = first.setdefault(listener.address, index)
-        if other != index:
-            text = f"is {show(str(listener.address))} like that of listener[{other}]"
-            yield ("listener", index, "address"), f"{text}; each listener needs its own"
+        other = first.setdefault(listener.address, name)
+        if other != name:
+            text = f"is {show(str(listener.address))} like that of {dotted(('listeners', other))}"
+            yield ("listeners", name, "address"), f"{text}; each listener needs its own"
 
 
-def _wrong_backends(listeners: Sequence[ListenerSettings], names: list[str]) -> Iterator[Fault]:
-    for index, listener in enumerate(listeners):
+def _wrong_backends(listeners: Mapping[str, ListenerSettings], names: list[str]) -> Iterator[Fault]:
+    for name, listener in listeners.items():
         if listener is BAD or listener.backend is BAD:
             continue
-        where = ("listener", index, "backend")
+        where = ("listeners", name, "backend")
         if listener.backend == "" and len(names) > 1:
             yield where, f"is missing; with several backends name one: {shown(names)}"
         elif listener.backend and listener.backend not in names:
@@ -75,15 +75,15 @@ def _wrong_backends(listeners: Sequence[ListenerSettings], names: list[str]) -> 
             yield where, f"{show(listener.backend)} is not the name of a backend{hint}"
 
 
-def _hidden_and_allowed(listeners: Sequence[ListenerSettings]) -> Iterator[Fault]:
-    for index, listener in enumerate(listeners):
+def _hidden_and_allowed(listeners: Mapping[str, ListenerSettings]) -> Iterator[Fault]:
+    for name, listener in listeners.items():
         if listener is BAD or listener.capabilities is BAD:
             continue
         hide, allow = listener.capabilities.hide, listener.capabilities.allow
         if hide is BAD or allow is BAD:
             continue
         for position, word in enumerate(allow):
-            where = ("listener", index, "capabilities", "allow", position)
+            where = ("listeners", name, "capabilities", "allow", position)
             if word is not BAD and word in hide:
                 yield where, f"{show(word)} is hidden as well; write it in one of the two lists"
             elif word is not BAD and word.encode() in NEVER_PASSED:
@@ -115,9 +115,9 @@ def open_admin(admin: AdminSettings) -> Iterator[Fault]:
 
 def _small_queue(limits: LimitSettings) -> Iterator[Fault]:
     """A line that the queue has no room for would never become a command."""
-    sizes = (limits.queue_octets, limits.line, limits.auth_line)
-    if BAD not in sizes and limits.queue_octets < max(sizes):
+    sizes = (limits.queue_bytes, limits.command_line, limits.auth_line)
+    if BAD not in sizes and limits.queue_bytes < max(sizes):
         yield (
-            ("limits", "queue_octets"),
-            f"must be at least line and auth_line, {max(sizes)} octets",
+            ("limits", "queue_bytes"),
+            f"must be at least command_line and auth_line, {max(sizes)} bytes",
         )

@@ -5,8 +5,8 @@ Neither is ever shown to a peer, which gets a fixed reply.
 
 LIMITS = {
     "too_many_recipients": "recipients",
-    "message_too_big": "message_octets",
-    "too_many_errors": "errors",
+    "message_too_big": "message_bytes",
+    "too_many_errors": "consecutive_errors",
 }
 """Kinds of violation that break a limit of the settings, not a rule of the protocol -> its name."""
 OCTETS_KEPT = 256

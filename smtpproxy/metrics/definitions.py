@@ -143,7 +143,7 @@ _ROWS = (
     Definition(
         "worker_loop_lag_seconds",
         GAUGE,
-        "How late a worker's event loop is; from limits.loop_lag on new clients are refused.",
+        "How late a worker's event loop is; from limits.event_loop_lag on new clients are refused.",
         ("worker",),
     ),
 )

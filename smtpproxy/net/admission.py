@@ -30,7 +30,7 @@ ADDRESSES_KNOWN = 4096
 _REPLIES = {
     "sessions": replies.TOO_MANY_SESSIONS,
     "file_descriptors": replies.TOO_MANY_SESSIONS,
-    "loop_lag": replies.TOO_MANY_SESSIONS,
+    "event_loop_lag": replies.TOO_MANY_SESSIONS,
     "sessions_per_address": replies.TOO_MANY_FROM_ADDRESS,
     "new_sessions_per_minute": replies.TOO_MANY_FROM_ADDRESS,
 }
@@ -41,14 +41,14 @@ class AdmissionLimits:
     """What is admitted; 0 is no bound.
 
     sessions, sessions_per_address, new_sessions_per_minute (and address): of the whole service.
-    loop_lag: how late this worker's loop may be, in seconds.
+    event_loop_lag: how late this worker's loop may be, in seconds.
     exempt: networks whose clients are not counted by address.
     """
 
     sessions: int = 0
     sessions_per_address: int = 0
     new_sessions_per_minute: int = 0
-    loop_lag: float = 0.0
+    event_loop_lag: float = 0.0
     exempt: tuple[Network, ...] = ()
 
 
@@ -137,8 +137,8 @@ class Admission:
         reason = ""
         if bounds.sessions and shared_counters.sessions() >= bounds.sessions:
             reason = "sessions"
-        elif self.lag > bounds.loop_lag > 0:
-            reason = "loop_lag"
+        elif self.lag > bounds.event_loop_lag > 0:
+            reason = "event_loop_lag"
         elif slots is self._nobody:
             pass
         elif (

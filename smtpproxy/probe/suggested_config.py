@@ -19,7 +19,7 @@ def settings(found: Findings) -> list[str]:
 
 
 def _listener(found: Findings) -> list[str]:
-    lines = ["[[listener]]", 'address = "127.0.0.1:2525"']
+    lines = ["[listeners.smtp]", 'address = "127.0.0.1:2525"']
     if found.is_implicit:
         lines += [
             "# Clients that begin with TLS need a certificate here:",

@@ -24,7 +24,7 @@ class CertificateSnapshot:
         self._copies: dict[str, int] = {}
         self.settings = replace(
             settings,
-            listener=[self._listener(each) for each in settings.listener],
+            listeners={name: self._listener(each) for name, each in settings.listeners.items()},
             backends={name: self._backend(each) for name, each in settings.backends.items()},
         )
 

@@ -36,7 +36,7 @@ class HealthMonitor:
         """Follow new settings."""
         self.stop()
         for name, backend in settings.backends.items():
-            if not backend.check_every and settings.admin.address == Address():
+            if not backend.health_check_interval and settings.admin.address == Address():
                 continue
             backend_transport = security_builder.backend_transport(settings, backend)
             for address in backend.servers:
@@ -49,15 +49,15 @@ class HealthMonitor:
     async def _watch(
         self, name: str, server: Server, backend: BackendSettings, hostname: str
     ) -> None:
-        interval = backend.check_every or backend.retry_after
-        limit_s = min(backend.check_every or LONGEST_S, LONGEST_S)
+        interval = backend.health_check_interval or backend.retry_after
+        limit_s = min(backend.health_check_interval or LONGEST_S, LONGEST_S)
         due = True
         while True:
             if due:
                 why = await check(server, hostname, limit_s)
                 self._found(Health(name, server.name, not why, why))
             await asyncio.sleep(interval)
-            due = backend.check_every > 0 or self._is_down(name, server.name)
+            due = backend.health_check_interval > 0 or self._is_down(name, server.name)
 
     def stop(self) -> None:
         """Check nothing any more."""

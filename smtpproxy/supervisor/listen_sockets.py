@@ -32,10 +32,11 @@ class ListenSockets:
     @property
     def addresses(self) -> list[str]:
         """The addresses of the listeners, with their real ports."""
-        return _names(self._open)
+        found = (each for key, each in self._open.items() if key[1] != _ADMIN)
+        return [sockets.name_of(each) for listening in found for each in listening]
 
-    def open(self, settings: Settings) -> list[str]:
-        """Open what the settings name and is not open yet; return the new listeners' addresses.
+    def open(self, settings: Settings) -> list[tuple[str, str]]:
+        """Open what the settings name and is not open yet; return name and address of what is new.
 
         Raises OSError, logged, if one can't be had; `keep_for` with the settings there were before
         leaves nothing changed.
@@ -56,7 +57,13 @@ class ListenSockets:
                 raise
         self._open |= added
         self._passing |= {key for key, transparent in _keys(settings).items() if transparent}
-        return _names(added)
+        listeners = _listeners(settings)
+        return [
+            (listeners[key], sockets.name_of(each))
+            for key, found in added.items()
+            if key in listeners
+            for each in found
+        ]
 
     def _open_one(self, address: Address, transparent: bool) -> list[socket.socket]:
         if not address.given:
@@ -98,12 +105,6 @@ class ListenSockets:
         self._open.clear()
 
 
-def _names(opened: dict[Key, list[socket.socket]]) -> list[str]:
-    """Return the addresses of listeners among these."""
-    found = (each for key, each in opened.items() if key[1] != _ADMIN)
-    return [sockets.name_of(each) for listening in found for each in listening]
-
-
 def _close(address: Address, found: list[socket.socket]) -> None:
     if address.given:
         return  # systemd's stay open: they may be named again
@@ -122,7 +123,7 @@ def _let_pass(found: list[socket.socket]) -> None:
 
 def _keys(settings: Settings) -> dict[Key, bool]:
     """Return the keys of all that the settings name, and which of these are transparent."""
-    keys = _listeners(settings)
+    keys = {key: settings.listeners[name].transparent for key, name in _listeners(settings).items()}
     return keys if settings.admin.address == Address() else {**keys, _admin(settings): False}
 
 
@@ -130,11 +131,11 @@ def _admin(settings: Settings) -> Key:
     return (settings.admin.address, _ADMIN)
 
 
-def _listeners(settings: Settings) -> dict[Key, bool]:
-    """Return the keys of the listeners, in order, and which of these are transparent."""
+def _listeners(settings: Settings) -> dict[Key, str]:
+    """Return the keys of the listeners, in order, with the names of these."""
     seen: Counter[Address] = Counter()
     keys = {}
-    for listener in settings.listener:
-        keys[listener.address, seen[listener.address]] = listener.transparent
+    for name, listener in settings.listeners.items():
+        keys[listener.address, seen[listener.address]] = name
         seen[listener.address] += 1
     return keys

@@ -112,7 +112,7 @@ class Supervisor:
         """Open the listening sockets and start the first worker group; False if either can't be."""
         settings = self._settings
         try:
-            self._listen_sockets.open(settings)
+            opened = self._listen_sockets.open(settings)
         except OSError:
             return False
         self._coordinator.settle(settings)
@@ -121,8 +121,8 @@ class Supervisor:
             return False
         self._health_monitor.settle(settings)
         await self._admin_endpoint.settle(settings.admin, self._listen_sockets.admin(settings))
-        for address in self._listen_sockets.addresses:
-            self._log.info("listening", address=address)
+        for name, address in opened:
+            self._log.info("listening", listener=name, address=address)
         self._warn(settings)
         self._notifier.ready(self._status())
         return True
@@ -185,8 +185,8 @@ class Supervisor:
         self._settings, self._worker_group = settings, worker_group
         self._coordinator.settle(settings)
         self._health_monitor.settle(settings)
-        for address in added:
-            self._log.info("listening", address=address)
+        for name, address in added:
+            self._log.info("listening", listener=name, address=address)
         self._warn(settings)
         await self._leave(old)
         await self._admin_endpoint.settle(settings.admin, self._listen_sockets.admin(settings))

@@ -74,7 +74,7 @@ class App:
         self._admission = Admission(
             _bounds(settings), shared_counters or SharedCounters(), _hostname(settings), observer
         )
-        self._timeouts = SessionTimeouts(_limits(settings), settings.timeouts.hold)
+        self._timeouts = SessionTimeouts(_limits(settings), settings.timeouts.reply_hold)
         self._write_batcher = WriteBatcher()
         self._observer = observer
         rate = settings.limits.commands_per_second
@@ -92,15 +92,19 @@ class App:
         }
         self._listeners = [
             Listener(
-                listener.address, self._listener_context(settings, listener), listener.transparent
+                listener.address,
+                self._listener_context(settings, name, listener),
+                listener.transparent,
             )
-            for listener in settings.listener
+            for name, listener in settings.listeners.items()
         ]
 
-    def _listener_context(self, settings: Settings, listener: ListenerSettings) -> ListenerContext:
+    def _listener_context(
+        self, settings: Settings, name: str, listener: ListenerSettings
+    ) -> ListenerContext:
         backend = settings.backends[listener.backend]
         return ListenerContext(
-            name=str(listener.address),
+            name=name,
             policy=_policy(settings, listener, backend),
             servers=self._servers[listener.backend],
             timeouts=self._timeouts,
@@ -249,11 +253,11 @@ def _policy(
         helo_fallback=backend.helo_fallback,
         guard_data=backend.guard_data,
         queue_commands=limits.queue_commands,
-        queue_octets=limits.queue_octets,
-        line=limits.line,
+        queue_octets=limits.queue_bytes,
+        line=limits.command_line,
         auth_line=limits.auth_line,
-        errors=limits.errors,
-        message_octets=limits.message_octets,
+        errors=limits.consecutive_errors,
+        message_octets=limits.message_bytes,
         recipients=limits.recipients,
         client_tls=security_builder.CLIENT_TLS[listener.tls],
         require_tls=listener.require_tls,
@@ -276,7 +280,7 @@ def _bounds(settings: Settings) -> AdmissionLimits:
         sessions=limits.sessions,
         sessions_per_address=limits.sessions_per_address,
         new_sessions_per_minute=limits.new_sessions_per_minute,
-        loop_lag=limits.loop_lag,
+        event_loop_lag=limits.event_loop_lag,
         exempt=tuple(ip_network(network.text) for network in limits.exempt),
     )
 

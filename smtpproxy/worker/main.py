@@ -43,7 +43,9 @@ async def serve(start: Start, channel: socket.socket, lines: MessageReader) -> i
     link.tell(Retired())
     stop = asyncio.create_task(link.stop.wait(), name="stop")
     limits = start.settings.timeouts
-    leaving = asyncio.create_task(_leave(app, link, limits.drain, limits.outlive), name="leave")
+    leaving = asyncio.create_task(
+        _leave(app, link, limits.drain, limits.transaction_grace), name="leave"
+    )
     await asyncio.wait((leaving, stop), return_when=asyncio.FIRST_COMPLETED)
     leaving.cancel()
     stop.cancel()
@@ -54,7 +56,7 @@ async def serve(start: Start, channel: socket.socket, lines: MessageReader) -> i
     return 0
 
 
-async def _leave(app: App, link: ControlLink, drain_s: float, outlive_s: float) -> None:
+async def _leave(app: App, link: ControlLink, drain_s: float, grace_s: float) -> None:
     """Let the sessions be for a while, then let them end with their transactions.
 
     New workers serve, so that these may take long; not for ever, or a client could keep an old
@@ -66,7 +68,7 @@ async def _leave(app: App, link: ControlLink, drain_s: float, outlive_s: float) 
     empty.cancel()
     app.drain()
     if not drain.done():
-        longest = max(outlive_s - drain_s, 0.0)
+        longest = max(grace_s - drain_s, 0.0)
         empty = asyncio.create_task(app.wait_until_empty(longest), name="empty")
         await asyncio.wait((drain, empty), return_when=asyncio.FIRST_COMPLETED)
         empty.cancel()

@@ -73,7 +73,7 @@ async def running(tmp_path: Path, serve: Serve, more: str = "") -> AsyncIterator
     server = await asyncio.start_unix_server(serve_one, path, limit=MIB)
     file = tmp_path / "p"
     file.write_text(
-        f'[[listener]]\naddress = "127.0.0.1:0"\n'
+        f'[listeners.smtp]\naddress = "127.0.0.1:0"\n'
         f'[backends.b]\nservers = ["unix:{path}"]\n{more}\n[limits]\nsessions = 20000\n'
         f'[log]\nlevel = "warning"\n'
     )

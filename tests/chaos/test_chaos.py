@@ -29,7 +29,7 @@ async def test_nothing_that_was_acknowledged_is_lost(tmp_path: Path) -> None:
     file.write_text(
         """
         [timeouts]
-        hold = 0.05
+        reply_hold = 0.05
         command = 2
         data = 2
         end_of_data = 2

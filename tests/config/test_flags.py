@@ -21,25 +21,30 @@ def flag_problems(settings: Settings | None, listen: list[str], backend: list[st
 class TestFlags:
     def test_they_are_enough(self) -> None:
         settings = from_flags(None, ["127.0.0.1:0", "[::1]:25"], ["a.example:25", "10.0.0.5:25"])
-        assert [str(each.address) for each in settings.listener] == ["127.0.0.1:0", "[::1]:25"]
+        assert [str(each.address) for each in settings.listeners.values()] == [
+            "127.0.0.1:0",
+            "[::1]:25",
+        ]
         (backend,) = settings.backends.values()
         assert list(map(str, backend.servers)) == ["a.example:25", "10.0.0.5:25"]
-        assert {each.backend for each in settings.listener} == set(settings.backends)
+        assert {each.backend for each in settings.listeners.values()} == set(settings.backends)
 
     def test_they_replace_what_the_file_says_and_leave_the_rest(self, tmp_path: Path) -> None:
-        text = GOOD + '[limits]\nline = 600\n[log]\nlevel = "error"\nformat = "json"\n'
+        text = GOOD + '[limits]\ncommand_line = 600\n[log]\nlevel = "error"\nformat = "json"\n'
         file = load(write(tmp_path, text))
         settings = from_flags(file, ["[::1]:26"], [], log_level="debug")
-        assert settings.listener == [ListenerSettings(address=Address("::1", 26), backend="old")]
+        assert settings.listeners == {
+            "listener-1": ListenerSettings(address=Address("::1", 26), backend="old")
+        }
         assert settings.backends == file.backends
-        assert (settings.limits.line, settings.log.level, settings.log.format) == (
+        assert (settings.limits.command_line, settings.log.level, settings.log.format) == (
             600,
             "debug",
             "json",
         )
         settings = from_flags(file, [], ["10.9.9.9:25"], log_format="console")
         (name,) = settings.backends
-        assert settings.listener[0].backend == name
+        assert name == settings.listeners["smtp"].backend == "backend-1"
         assert str(settings.backends[name].servers[0]) == "10.9.9.9:25"
         assert settings.log.format == "console"
 

@@ -15,12 +15,12 @@ WRONG_EVERYWHERE = """\
 hostnam = "x"
 hostname = "a b"
 
-[[listener]]
+[listeners.first]
 address = "127.0.0.1:25"
 sync = "saef"
 backend = "old"
 
-[[listener]]
+[listeners.second]
 tlss = "off"
 address = "127.0.0.1:25"
 bare_newlines = 7
@@ -31,7 +31,7 @@ capabilities = { hide = [
   3,
 ], alow = [] }
 
-[[listener]]
+[listeners.third]
 sync = "off"
 
 [backends.old-mta]
@@ -45,11 +45,11 @@ helo_fallback = "yes"
 servers = []
 
 [limits]
-line = 100
-errors = true
+command_line = 100
+consecutive_errors = true
 
 [timeouts]
-hold = inf
+reply_hold = inf
 data = nan
 
 [log]
@@ -71,12 +71,12 @@ def problems(
 class TestAGoodFile:
     def test_two_settings_are_enough(self, tmp_path: Path) -> None:
         settings = load(write(tmp_path, GOOD))
-        assert settings.listener == [
-            ListenerSettings(address=Address("127.0.0.1", 2525), backend="old")
-        ]
+        assert settings.listeners == {
+            "smtp": ListenerSettings(address=Address("127.0.0.1", 2525), backend="old")
+        }
         assert settings.backends == {"old": BackendSettings(servers=[Address("10.0.0.5", 25)])}
         assert settings.hostname
-        assert (settings.limits.line, settings.timeouts.hold) == (2048, 0.2)
+        assert (settings.limits.command_line, settings.timeouts.reply_hold) == (2048, 0.2)
 
     def test_all_settings(self, tmp_path: Path) -> None:
         settings = load(
@@ -86,7 +86,7 @@ class TestAGoodFile:
 hostname = "mx.example.org"
 log = { level = "debug", format = "json" }
 workers = 0
-timeouts = { connect = 1, hold = 0.05, heartbeat = 5 }
+timeouts = { connect = 1, reply_hold = 0.05, heartbeat = 5 }
 [admin]
 address = "[::]:8025"
 token = "0123456789abcdef"
@@ -98,7 +98,7 @@ content = "full"
 max_content = "8KiB"
 max_file = "1GiB"
 max_files = 1
-[[listener]]
+[listeners.smtp]
 address = "[::1]:0"
 backend = "b"
 sync = "strict"
@@ -113,27 +113,27 @@ helo_fallback = false
 guard_data = false
 balance = "least"
 retry_after = 1
-check_every = 0.5
+health_check_interval = 0.5
 max_connections = 9
 max_wait = 5
 [limits]
 queue_commands = 1
-queue_octets = 12288
-line = 512
+queue_bytes = 12288
+command_line = 512
 auth_line = 12288
-errors = 1
+consecutive_errors = 1
 sessions = 9
 sessions_per_address = 8
 new_sessions_per_minute = 7
-loop_lag = 0.5
+event_loop_lag = 0.5
 commands_per_second = 4
 exempt = ["2001:DB8::/32"]
-message_octets = 6
+message_bytes = 6
 recipients = 5
 """,
             )
         )
-        (listener,) = settings.listener
+        (listener,) = settings.listeners.values()
         assert (listener.backend, listener.sync, listener.bare_newlines) == (
             "b",
             "strict",
@@ -144,7 +144,7 @@ recipients = 5
         assert list(map(str, settings.backends["b"].servers)) == ["mta.example:25", "10.0.0.6:2525"]
         assert not settings.backends["b"].guard_data
         assert (settings.workers, settings.timeouts.heartbeat) == (0, 5)
-        assert (settings.backends["b"].balance, settings.backends["b"].check_every) == (
+        assert (settings.backends["b"].balance, settings.backends["b"].health_check_interval) == (
             "least",
             0.5,
         )
@@ -156,17 +156,17 @@ recipients = 5
         assert [each.text for each in trace.networks] == ["10.0.0.0/8", "2001:db8::1/128"]
         limits = settings.limits
         assert (limits.sessions, limits.sessions_per_address) == (9, 8)
-        assert (limits.new_sessions_per_minute, limits.loop_lag) == (7, 0.5)
+        assert (limits.new_sessions_per_minute, limits.event_loop_lag) == (7, 0.5)
         assert [network.text for network in limits.exempt] == ["2001:db8::/32"]
-        assert (limits.message_octets, limits.recipients) == (6, 5)
+        assert (limits.message_bytes, limits.recipients) == (6, 5)
         assert limits.commands_per_second == 4
 
     def test_a_byte_order_mark_is_no_problem(self, tmp_path: Path) -> None:
-        assert load(write(tmp_path, b"\xef\xbb\xbf" + GOOD.encode())).listener
+        assert load(write(tmp_path, b"\xef\xbb\xbf" + GOOD.encode())).listeners
 
     def test_port_0_may_be_asked_for_twice(self, tmp_path: Path) -> None:
-        listener = '[[listener]]\naddress = "127.0.0.1:0"\n'
-        assert len(load(write(tmp_path, listener * 2 + GOOD)).listener) == 3
+        more = "".join(f'[listeners.{name}]\naddress = "127.0.0.1:0"\n' for name in ("a", "b"))
+        assert len(load(write(tmp_path, more + GOOD)).listeners) == 3
 
 
 class TestMistakes:
@@ -175,24 +175,24 @@ class TestMistakes:
         assert told == [
             (2, "hostnam"),
             (3, "hostname"),
-            (7, "listener[0].sync"),
-            (8, "listener[0].backend"),
-            (10, "listener[1].backend"),
-            (11, "listener[1].tlss"),
-            (12, "listener[1].address"),
-            (13, "listener[1].bare_newlines"),
-            (16, "listener[1].capabilities.hide[1]"),
-            (18, "listener[1].capabilities.hide[2]"),
-            (19, "listener[1].capabilities.alow"),
-            (21, "listener[2].address"),
-            (21, "listener[2].backend"),
+            (7, "listeners.first.sync"),
+            (8, "listeners.first.backend"),
+            (10, "listeners.second.backend"),
+            (11, "listeners.second.tlss"),
+            (12, "listeners.second.address"),
+            (13, "listeners.second.bare_newlines"),
+            (16, "listeners.second.capabilities.hide[1]"),
+            (18, "listeners.second.capabilities.hide[2]"),
+            (19, "listeners.second.capabilities.alow"),
+            (21, "listeners.third.address"),
+            (21, "listeners.third.backend"),
             (27, "backends.old-mta.servers[1]"),
             (29, "backends.old-mta.helo_fallback"),
             (31, 'backends."b c"'),
             (32, 'backends."b c".servers'),
-            (35, "limits.line"),
-            (36, "limits.errors"),
-            (39, "timeouts.hold"),
+            (35, "limits.command_line"),
+            (36, "limits.consecutive_errors"),
+            (39, "timeouts.reply_hold"),
             (40, "timeouts.data"),
             (43, "log.level"),
         ]
@@ -224,31 +224,56 @@ class TestMistakes:
                 "backends.old.pipelining",
                 'must be "auto" or "never", not true',
             ),
-            ("check_every = -1", 6, "backends.old.check_every", "at most 86400 (0: never)"),
+            (
+                "health_check_interval = -1",
+                6,
+                "backends.old.health_check_interval",
+                "at most 86400 (0: never)",
+            ),
             ("max_connections = -1", 6, "backends.old.max_connections", "a whole number from 0"),
             ('balance = "round"', 6, "backends.old.balance", 'must be "first" or "least"'),
             ("guard_data = 1", 6, "backends.old.guard_data", "must be true or false, not 1"),
-            ("[limits]\nerrors = 0", 7, "limits.errors", "must be a whole number from 1"),
+            (
+                "[limits]\nconsecutive_errors = 0",
+                7,
+                "limits.consecutive_errors",
+                "must be a whole number from 1",
+            ),
             ('[limits]\nexempt = ["10.0.0.1/8"]', 7, "limits.exempt[0]", "is not a network"),
             ("[limits]\nsessions = -1", 7, "limits.sessions", "a whole number from 0"),
-            ("[limits]\nloop_lag = -1", 7, "limits.loop_lag", "at most 3600 (0: never)"),
-            ("[limits]\nerrors = 1.5", 7, "limits.errors", "not 1.5"),
-            ("[limits]\nqueue_octets = 5000", 7, "limits.queue_octets", "12288 octets"),
+            (
+                "[limits]\nevent_loop_lag = -1",
+                7,
+                "limits.event_loop_lag",
+                "at most 3600 (0: never)",
+            ),
+            ("[limits]\nconsecutive_errors = 1.5", 7, "limits.consecutive_errors", "not 1.5"),
+            ("[limits]\nqueue_bytes = 5000", 7, "limits.queue_bytes", "12288 bytes"),
             ("[timeouts]\ndata = 0", 7, "timeouts.data", "must be a number of seconds above 0"),
             ("[timeouts]\ndata = true", 7, "timeouts.data", "not true"),
             ("[[backends]]", 6, "", "is not TOML"),
-            ('[[listener]]\naddress = "mx.example:25"', 7, "listener[1].address", "is a name"),
-            ('[[listener]]\naddress = "fd:"', 7, "listener[1].address", 'such as "fd:smtp"'),
             (
-                '[[listener]]\naddress = "127.0.0.1:2525"',
+                '[listeners.second]\naddress = "mx.example:25"',
                 7,
-                "listener[1].address",
-                "like that of listener[0]",
+                "listeners.second.address",
+                "is a name",
             ),
             (
-                '[[listener]]\naddress = "[::1]:1"\ncapabilities = {hide = ["A"], allow = ["a"]}',
+                '[listeners.second]\naddress = "fd:"',
+                7,
+                "listeners.second.address",
+                'such as "fd:smtp"',
+            ),
+            (
+                '[listeners.second]\naddress = "127.0.0.1:2525"',
+                7,
+                "listeners.second.address",
+                "like that of listeners.smtp",
+            ),
+            (
+                '[listeners.b]\naddress = "[::1]:1"\ncapabilities = {hide = ["A"], allow = ["a"]}',
                 8,
-                "listener[1].capabilities.allow[0]",
+                "listeners.b.capabilities.allow[0]",
                 "is hidden as well",
             ),
         ],
@@ -263,26 +288,41 @@ class TestMistakes:
     def test_one_that_hides_others_is_told_alone(self, tmp_path: Path) -> None:
         """What is wrong as a whole is not also searched for mistakes inside, nor does it crash."""
         text = """\
-listener = [3, {address = 4, backend = 5}, {address = "[::1]:1", capabilities = 6},
-  {address = "[::1]:2", capabilities = {hide = 7}}]
+listeners.a = 3
+listeners.b = {address = 4, backend = 5}
+listeners.c = {address = "[::1]:1", capabilities = 6}
+listeners.d = {address = "[::1]:2", capabilities = {hide = 7}}
 limits = 8
 [backends]
 a = 9
 b.servers = 10
 """
         told = [(line, key) for line, key, _ in problems(tmp_path, text)]
-        assert (1, "listener[0]") in told
-        assert (1, "listener[1].backend") in told
-        assert (2, "listener[3].capabilities.hide") in told
-        assert (3, "limits") in told
-        assert (5, "backends.a") in told
-        assert (6, "backends.b.servers") in told
-        assert problems(tmp_path, "listener = 1\nbackends = []\n")[0][:2] == (1, "listener")
+        assert (1, "listeners.a") in told
+        assert (2, "listeners.b.backend") in told
+        assert (4, "listeners.d.capabilities.hide") in told
+        assert (5, "limits") in told
+        assert (7, "backends.a") in told
+        assert (8, "backends.b.servers") in told
+        assert problems(tmp_path, "listeners = 1\nbackends = []\n")[0][:2] == (1, "listeners")
 
-    def test_a_table_in_the_wrong_brackets(self, tmp_path: Path) -> None:
-        (told,) = problems(tmp_path, GOOD.replace("[[listener]]", "[listener]"))
+    @pytest.mark.parametrize("table", ["[[listener]]", "[listener]", "[listener.smtp]"])
+    def test_a_listener_under_the_key_in_the_singular(self, tmp_path: Path, table: str) -> None:
+        none, told = problems(tmp_path, GOOD.replace("[listeners.smtp]", table))
+        assert none[2].startswith("has no listener")
         assert told[:2] == (1, "listener")
-        assert "[[listener]]" in told[2]
+        assert told[2].endswith("write each listener as a table with a name, [listeners.NAME]")
+
+    @pytest.mark.parametrize(("table", "key"), [("[[listeners]]", ""), ("[listeners]", ".address")])
+    def test_a_listener_without_a_name(self, tmp_path: Path, table: str, key: str) -> None:
+        (told,) = problems(tmp_path, GOOD.replace("[listeners.smtp]", table))
+        assert told[1] == f"listeners{key}"
+        assert "a table for each listener, written [listeners.NAME]" in told[2]
+
+    def test_a_name_of_a_listener_that_no_label_can_be(self, tmp_path: Path) -> None:
+        (told,) = problems(tmp_path, GOOD.replace("listeners.smtp", 'listeners."a b"'))
+        assert told[:2] == (1, 'listeners."a b"')
+        assert "is not a possible name" in told[2]
 
     def test_servers_as_one_text(self, tmp_path: Path) -> None:
         (told,) = problems(tmp_path, GOOD.replace('["10.0.0.5:25"]', '"10.0.0.5:25"'))
@@ -294,25 +334,25 @@ b.servers = 10
         (told,) = problems(tmp_path, text)
         assert told == (
             3,
-            "listener[0].backend",
+            "listeners.smtp.backend",
             '"odl" is not the name of a backend; did you mean "old"?',
         )
 
     def test_a_backend_left_out_among_several(self, tmp_path: Path) -> None:
         (told,) = problems(tmp_path, GOOD + '[backends.new]\nservers = ["10.0.0.6:25"]')
-        assert told[:2] == (1, "listener[0].backend")
+        assert told[:2] == (1, "listeners.smtp.backend")
         assert '"old", "new"' in told[2]
 
     def test_an_empty_file_lacks_both_sides(self, tmp_path: Path) -> None:
         listener, backend = problems(tmp_path, "")
         assert listener[0] is backend[0] is None
-        assert "has no listener; add [[listener]]" in listener[2]
+        assert "has no listener; add [listeners.NAME]" in listener[2]
         assert "has no backend; add [backends.NAME]" in backend[2]
 
     def test_what_flags_bring_may_be_left_out(self, tmp_path: Path) -> None:
-        path = write(tmp_path, '[[listener]]\naddress = "[::1]:1"\nbackend = "gone"\n')
-        assert load(path, need_backend=False).listener[0].backend == "gone"
-        assert load(write(tmp_path, ""), need_listener=False, need_backend=False).listener == []
+        path = write(tmp_path, '[listeners.smtp]\naddress = "[::1]:1"\nbackend = "gone"\n')
+        assert load(path, need_backend=False).listeners["smtp"].backend == "gone"
+        assert load(write(tmp_path, ""), need_listener=False, need_backend=False).listeners == {}
 
     def test_octets_of_a_value_cannot_drive_the_terminal(self, tmp_path: Path) -> None:
         text = GOOD + '"\\u001b[31m" = 1\nhelo_fallback = "\\u009b\\n' + "x" * 500 + '"\n'
@@ -340,7 +380,7 @@ class TestAFileThatIsNoSettings:
 
     def test_octets_that_are_not_utf_8(self, tmp_path: Path) -> None:
         (told,) = problems(tmp_path, GOOD.encode() + b'x = "\xe4"\n')
-        assert told == (6, "", "octet 0xe4 is not UTF-8; save the file as UTF-8")
+        assert told == (6, "", "byte 0xe4 is not UTF-8; save the file as UTF-8")
 
     def test_a_file_that_is_not_there(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"gone.toml: cannot be read: no such file"):

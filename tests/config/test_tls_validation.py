@@ -10,7 +10,7 @@ from smtpproxy.config.loader import load
 from smtpproxy.config.tls_validation import exposed_listeners, weak_backends
 from smtpproxy.tls import contexts
 
-ADDRESS = '[[listener]]\naddress = "127.0.0.1:25"'
+ADDRESS = '[listeners.smtp]\naddress = "127.0.0.1:25"'
 SERVERS = '[backends.mta]\nservers = ["10.0.0.5:25"]'
 
 
@@ -40,7 +40,7 @@ GOOD = {
     "both in one file": 'tls = "starttls"\ncertificate = "@/mx.both"',
     "key beside it": 'tls = "implicit"\ncertificate = "@/mx.pem"\nkey = "@/mx.key"',
     "by name": 'tls = "starttls"\ncertificate = "@/mx.both"\n'
-    '[listener.sni."*.example"]\ncertificate = "@/other.both"',
+    '[listeners.smtp.sni."*.example"]\ncertificate = "@/other.both"',
     "passed through": 'tls = "passthrough"\nrequire_tls = true\nauth = "tls-only"',
 }
 
@@ -61,9 +61,8 @@ WRONG = {
     'tls = "starttls"\ncertificate = "@/mx.both"\nsni."a b" = { certificate = "@/mx.both" }': (
         "sni.* is not a host name"
     ),
-    'tls = "starttls"\ncertificate = "@/mx.both"\n[listener.sni."b.c"]\ncertificate = "@/no.pem"': (
-        "sni.*certificate is not a PEM file"
-    ),
+    'tls = "starttls"\ncertificate = "@/mx.both"\n'
+    '[listeners.smtp.sni."b.c"]\ncertificate = "@/no.pem"': ("sni.*certificate is not a PEM file"),
 }
 
 WRONG_BACKENDS = {
@@ -84,7 +83,7 @@ def test_what_is_right_is_taken(name: str, keys: Path) -> None:
 @pytest.mark.parametrize("listener", WRONG)
 def test_a_listeners_mistake_has_its_place(listener: str, keys: Path) -> None:
     (problem,) = found(keys, listener)
-    assert problem.startswith("listener[0].")
+    assert problem.startswith("listeners.smtp.")
     assert_matches(WRONG[listener], problem)
 
 
@@ -98,7 +97,7 @@ def test_a_backends_mistake_has_its_place(backend: str, keys: Path) -> None:
 def test_what_listener_and_backend_do_not_agree_on_has_its_place(keys: Path) -> None:
     (problem,) = found(keys, 'tls = "passthrough"', 'tls = "opportunistic"')
     assert_matches("tls needs tls", problem)
-    unix = '[[listener]]\naddress = "unix:/run/x.sock"'
+    unix = '[listeners.smtp]\naddress = "unix:/run/x.sock"'
     (problem,) = found(keys, 'proxy_protocol = ["10.0.0.0/8"]', address=unix)
     assert_matches("proxy_protocol has no meaning", problem)
     (problem,) = found(keys, "transparent = true", address=unix)
@@ -110,7 +109,11 @@ def test_what_listener_and_backend_do_not_agree_on_has_its_place(keys: Path) -> 
     [
         ('["original"]', "", "transparent: must be true"),
         ('["original", "10.0.0.5:25"]', "transparent = true", "must stand alone"),
-        ('["original"]\ncheck_every = 5', "transparent = true", "check_every: can check no server"),
+        (
+            '["original"]\nhealth_check_interval = 5',
+            "transparent = true",
+            "health_check_interval: can check no server",
+        ),
         ('["unix:/x"]\nidentity = "transparent"', "", "servers: a Unix socket has no addresses"),
     ],
 )
@@ -143,7 +146,7 @@ def test_an_mta_that_takes_outside_clients_for_the_proxy_is_worth_a_warning(
     listener: str, identity: str, warned: bool, tmp_path: Path
 ) -> None:
     file = tmp_path / "p.toml"
-    first = "[[listener]]" if "address" in listener else ADDRESS
+    first = "[listeners.smtp]" if "address" in listener else ADDRESS
     file.write_text(f'{first}\n{listener}\n{SERVERS}\nidentity = "{identity}"\n')
     assert bool(exposed_listeners(load(file))) == warned
 

@@ -166,7 +166,7 @@ def test_the_image_serves_and_drains_without_privileges_in_a_read_only_root(
     argv = as_container(image, image.words["CMD"], **variables)
     nowhere_to_write = {"SYSTEMD_NSPAWN_TMPFS_TMP": "0"}
     with Process(argv, tmp_path / "log", nowhere_to_write) as container:
-        listening = '"event":"listening","address":"0.0.0.0:2525"'
+        listening = '"event":"listening","listener":"listener-1","address":"0.0.0.0:2525"'
         eventually(lambda: listening in container.printed() or None, "a listener")
         inside = first_process(container.pid)
         assert inside is not None, container.printed()

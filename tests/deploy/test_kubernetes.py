@@ -24,9 +24,7 @@ SCHEMALESS = {"PodMonitor"}
 
 Manifest = dict[str, Any]
 
-AFTER_THE_RENAMING = pytest.mark.xfail(
-    strict=True, reason="[listeners.NAME] and backend_waiting_clients are yet to come"
-)
+AFTER_THE_RENAMING = pytest.mark.xfail(strict=True, reason="backend_waiting_clients is yet to come")
 
 
 def build(directory: Path) -> list[Manifest]:
@@ -179,7 +177,6 @@ def test_a_pod_has_time_to_drain(manifests: list[Manifest]) -> None:
     assert int(pause) + drain + 10 <= pod(manifests)["terminationGracePeriodSeconds"]
 
 
-@AFTER_THE_RENAMING
 def test_the_settings_have_no_problem(manifests: list[Manifest], tmp_path: Path) -> None:
     # Until there is admin.token_file, a token takes its place.
     text = re.sub("token_file = .*", 'token = "0123456789abcdef"', _settings(manifests))

@@ -89,7 +89,10 @@ def configured(listener: str, backend: str) -> Iterator[tuple[int, Process]]:
 
 @contextmanager
 def _configured(listeners: list[str], backend: str) -> Iterator[tuple[list[int], Process]]:
-    tables = "".join(f'[[listener]]\naddress = "127.0.0.1:0"\n{each}\n' for each in listeners)
+    tables = "".join(
+        f'[listeners.l{number}]\naddress = "127.0.0.1:0"\n{each}\n'
+        for number, each in enumerate(listeners)
+    )
     with Workplace("settings") as work:
         file = work.write("smtpproxy.toml", f"{tables}[backends.mta]\n{backend}\n")
         with _running(len(listeners), "-c", str(file)) as running:

@@ -185,7 +185,7 @@ def test_haproxy_behind_takes_a_header_and_tls_behind_it(identity: str, tmp_path
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
     issued = authority.issue_cert("127.0.0.1")
     issued.private_key_and_cert_chain_pem.write_to_path(tmp_path / "mx.pem")
-    trust = f'tls = "implicit"\nca_file = "{tmp_path}/ca.pem"\ncheck_every = 0.2'
+    trust = f'tls = "implicit"\nca_file = "{tmp_path}/ca.pem"\nhealth_check_interval = 0.2'
     settings = {"smtpd_upstream_proxy_protocol": "haproxy", "mynetworks": "192.0.2.0/24"}
     with (
         postfix(settings) as mta,

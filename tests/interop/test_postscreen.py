@@ -52,7 +52,10 @@ def test_a_client_that_pipelines_passes_all_tests_of_its_own_address(identity: s
 def test_an_active_check_is_made_in_the_proxys_own_name(identity: str) -> None:
     """Postfix would refuse a connection without a header, and take UNKNOWN for an error."""
     with postscreen() as mta:
-        settings = f'servers = ["127.0.0.1:{mta.port}"]\nidentity = "{identity}"\ncheck_every = 0.2'
+        settings = (
+            f'servers = ["127.0.0.1:{mta.port}"]\nidentity = "{identity}"\n'
+            "health_check_interval = 0.2"
+        )
         with configured("", settings) as (_, process):
             logged_by(mta, "quit=1 commands=2")
             assert "CONNECT from [127.0.0.1]:" in mta.printed()

@@ -66,7 +66,7 @@ def test_a_group_is_answered_in_one_record_and_reaches_the_mta_one_by_one(
     with (
         opensmtpd() as mta,
         Tap(mta.port) as tap,
-        configured(listener, servers(tap.port, "[timeouts]\nhold = 5")) as (port, _),
+        configured(listener, servers(tap.port, "[timeouts]\nreply_hold = 5")) as (port, _),
         Wire(port) as wire,
     ):
         if not implicit:

@@ -1,4 +1,4 @@
-"""Messages over `limits.message_octets`, in chunks, with a real MTA on both sides."""
+"""Messages over `limits.message_bytes`, in chunks, with a real MTA on both sides."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -36,7 +36,7 @@ def bounded(request: pytest.FixtureRequest) -> Iterator[Bounded]:
     # Without SIZE a client finds out by its chunks alone.
     listener = 'capabilities = { hide = ["SIZE"] }'
     with start() as mta, Tap(mta.port) as tap:
-        backend = f'servers = ["127.0.0.1:{tap.port}"]\n[limits]\nmessage_octets = {MOST}'
+        backend = f'servers = ["127.0.0.1:{tap.port}"]\n[limits]\nmessage_bytes = {MOST}'
         with configured(listener, backend) as (port, _):
             yield Bounded(mta, tap, port)
 

@@ -136,7 +136,7 @@ DUAL_STACK = (
 def test_so_they_do_by_one_socket_for_both_families(row: Networks) -> None:
     """There the kernel knows of an IPv4 client's wish only if it is asked by IPv4's option."""
     text = (
-        '[[listener]]\naddress = "fd:smtp"\ntransparent = true\n'
+        '[listeners.smtp]\naddress = "fd:smtp"\ntransparent = true\n'
         '[backends.path]\nservers = ["original"]\n'
     )
     row.proxy.run("nft", "-f", EXAMPLES / "redirect.nft")
@@ -166,7 +166,7 @@ def test_a_client_that_a_proxy_in_front_names_is_whom_the_mta_sees(
     """The connection leaves from its address, though it has never been here."""
     client = header.split()[2].removeprefix("::ffff:")
     text = (
-        '[[listener]]\naddress = "0.0.0.0:2525"\nproxy_protocol = ["10.91.1.0/24"]\n'
+        '[listeners.smtp]\naddress = "0.0.0.0:2525"\nproxy_protocol = ["10.91.1.0/24"]\n'
         f'[backends.mta]\nservers = ["{MTA}:{mta.port}"]\nidentity = "transparent"\n'
     )
     row.proxy.run("nft", "-f", EXAMPLES / "tproxy.nft")
@@ -189,7 +189,7 @@ def test_a_reload_makes_a_listener_transparent_and_takes_it_back(
     """Its socket stays the same: who listens at an address could not listen there once more."""
     greeting = "220 "
     text = (EXAMPLES / "smtpproxy.toml").read_text()
-    plain = '[[listener]]\naddress = "0.0.0.0:2525"\n[backends.path]\nservers = ["{}:{}"]\n'
+    plain = '[listeners.smtp]\naddress = "0.0.0.0:2525"\n[backends.path]\nservers = ["{}:{}"]\n'
     row.proxy.run("nft", "-f", EXAMPLES / "tproxy.nft")
     row.proxy.run("sh", EXAMPLES / "routes.sh")
     with Workplace("settings") as work:

@@ -99,7 +99,7 @@ class Stage:
         port = self._server.sockets[0].getsockname()[1]
         file = self.work / "smtpproxy.toml"
         text = (
-            '[[listener]]\naddress = "127.0.0.1:0"\n' + listener + "\n"
+            '[listeners.smtp]\naddress = "127.0.0.1:0"\n' + listener + "\n"
             f'[backends.mx]\nservers = ["127.0.0.1:{port}"]\n{backend}\n'
             f"[timeouts]\n{timeouts}\n[limits]\n{limits}\n"
         )

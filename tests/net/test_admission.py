@@ -112,7 +112,7 @@ async def test_a_loop_that_is_late_lets_nobody_in_until_it_has_caught_up(
 ) -> None:
     now = [1000.0]
     monkeypatch.setattr("smtpproxy.net.admission.monotonic", lambda: now[0])
-    door = admission(loop_lag=2.0)
+    door = admission(event_loop_lag=2.0)
     door.start()
     assert door.enter("192.0.2.1") is not None
     door._watch(now[0] - 2.1)

@@ -26,7 +26,7 @@ async def test_groups_are_served_inside_tls_as_outside(stage: Stage) -> None:
 
 async def test_a_certificate_is_chosen_by_name(stage: Stage) -> None:
     """A whole name goes ahead of `*`, also if it is in the listener's own certificate."""
-    sni = '[listener.sni."*.example"]\ncertificate = "@/other.example.pem"'
+    sni = '[listeners.smtp.sni."*.example"]\ncertificate = "@/other.example.pem"'
     port = await stage.start(f"{STARTTLS}\n{sni}")
     for name in ("other.example", "mx.example", "MX.Example"):
         async with client(port) as one:
@@ -39,7 +39,7 @@ async def test_a_certificate_is_chosen_by_name(stage: Stage) -> None:
 
 
 async def test_a_certificate_that_is_named_goes_ahead_of_the_listeners_own(stage: Stage) -> None:
-    sni = '[listener.sni."mx.example"]\ncertificate = "@/other.example.pem"'
+    sni = '[listeners.smtp.sni."mx.example"]\ncertificate = "@/other.example.pem"'
     async with client(await stage.start(f"{STARTTLS}\n{sni}")) as one:
         await one.reply()
         with pytest.raises(ssl.SSLCertVerificationError):

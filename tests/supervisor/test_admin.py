@@ -30,7 +30,8 @@ class File:
 
     def write(self, admin: str, more: str = "") -> Path:
         self.path.write_text(
-            f'[[listener]]\naddress = "127.0.0.1:0"\n[backends.old]\nservers = ["{self.server}"]\n'
+            '[listeners.smtp]\naddress = "127.0.0.1:0"\n'
+            f'[backends.old]\nservers = ["{self.server}"]\n'
             f"{more}\n[admin]\n{admin}\n"
         )
         return self.path

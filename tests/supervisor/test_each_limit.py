@@ -86,7 +86,7 @@ def start(mta: LegacyMTA, run: Run, tmp_path: Path) -> Callable[..., Proxy]:
         file.write_text(
             f"""
             hostname = "mx.example"
-            [[listener]]
+            [listeners.smtp]
             address = "127.0.0.1:0"
             {listener}
             [backends.old]
@@ -167,7 +167,7 @@ def test_loopback_is_exempt_unless_told_otherwise(start: Start, connect: Connect
 
 
 def test_a_loop_that_is_late(start: Start, connect: Connect) -> None:
-    proxy = start("loop_lag = 0.5")
+    proxy = start("event_loop_lag = 0.5")
     served = connect(proxy.port)
     (worker,) = proxy.program.workers()
     os.kill(worker, signal.SIGSTOP)
@@ -176,7 +176,7 @@ def test_a_loop_that_is_late(start: Start, connect: Connect) -> None:
         os.kill(worker, signal.SIGCONT)
         assert client.recv(100) == TOO_BUSY
     assert served.say(b"NOOP")[0].startswith(b"250")
-    proxy.refused("loop_lag", 1)
+    proxy.refused("event_loop_lag", 1)
     eventually(lambda: connect(proxy.port).greeting[:3] == b"220" or None, "it has caught up")
 
 
@@ -193,16 +193,16 @@ def test_commands_in_a_second(start: Start, connect: Connect) -> None:
 
 
 def test_errors(start: Start, connect: Connect) -> None:
-    proxy = start("errors = 2")
+    proxy = start("consecutive_errors = 2")
     client = connect(proxy.port)
     said = client.say(b"TURN", b"TURN", b"TURN")
     assert [reply[:3] for reply in said] == [b"502"] * 3
     assert client.reply() == b"421 4.7.0 mx.example Error: too many errors\r\n"
     assert client.reply() == b""
     told = proxy.program.event("limit_reached")
-    assert told["limit"] == "errors"
+    assert told["limit"] == "consecutive_errors"
     assert proxy.program.event("session_closed")["reason"] == "too_many_errors"
-    proxy.counts('limits_reached_total{limit="errors"}', 1)
+    proxy.counts('limits_reached_total{limit="consecutive_errors"}', 1)
 
 
 def test_recipients(start: Start, connect: Connect) -> None:
@@ -225,19 +225,19 @@ def test_recipients(start: Start, connect: Connect) -> None:
 def test_size_is_lowered_and_a_mail_that_declares_more_is_refused(
     start: Start, connect: Connect
 ) -> None:
-    proxy = start("message_octets = 100")
+    proxy = start("message_bytes = 100")
     client = connect(proxy.port)
     assert b"SIZE 100\r\n" in client.say(b"EHLO c")[0]
     refused, taken = client.say(b"MAIL FROM:<a@b.c> SIZE=101", b"MAIL FROM:<a@b.c> SIZE=100")
     assert (refused, taken[:3]) == (b"552 5.3.4 Error: message too big\r\n", b"250")
-    assert proxy.program.event("limit_reached")["limit"] == "message_octets"
-    proxy.counts('limits_reached_total{limit="message_octets"}', 1)
+    assert proxy.program.event("limit_reached")["limit"] == "message_bytes"
+    proxy.counts('limits_reached_total{limit="message_bytes"}', 1)
 
 
 def test_a_message_that_is_too_big_is_refused_at_its_end(
     start: Start, connect: Connect, mta: LegacyMTA
 ) -> None:
-    proxy = start("message_octets = 100")
+    proxy = start("message_bytes = 100")
     client = connect(proxy.port)
     client.say(b"EHLO c")
     said = client.say(b"MAIL FROM:<a@example.org>", b"RCPT TO:<b@example.org>", b"DATA")
@@ -248,8 +248,8 @@ def test_a_message_that_is_too_big_is_refused_at_its_end(
     assert client.reply() == b""
     assert mta.messages == []
     told = proxy.program.event("limit_reached")
-    assert told["limit"] == "message_octets"
-    proxy.counts('limits_reached_total{limit="message_octets"}', 1)
+    assert told["limit"] == "message_bytes"
+    proxy.counts('limits_reached_total{limit="message_bytes"}', 1)
 
 
 def test_a_client_that_only_arrives_takes_descriptors_too(start: Start, connect: Connect) -> None:

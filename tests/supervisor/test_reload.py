@@ -27,7 +27,10 @@ class File:
         self._mta = mta
 
     def write(self, *listeners: str, more: str = "") -> None:
-        tables = "".join(f'[[listener]]\naddress = "{each}"\n{more}\n' for each in listeners)
+        tables = "".join(
+            f'[listeners.l{number}]\naddress = "{each}"\n{more}\n'
+            for number, each in enumerate(listeners)
+        )
         self.path.write_text(f'{tables}[backends.old]\nservers = ["{self._mta.address}"]\n')
 
 
@@ -82,7 +85,7 @@ def test_tls_that_is_weaker_than_it_should_be_is_told_of_at_the_start_and_at_a_r
     mta: LegacyMTA, run: Run, file: File
 ) -> None:
     file.path.write_text(
-        f'[[listener]]\naddress = "127.0.0.1:0"\n[backends.old]\nservers = ["{mta.address}"]\n'
+        f'[listeners.smtp]\naddress = "127.0.0.1:0"\n[backends.old]\nservers = ["{mta.address}"]\n'
         'tls = "opportunistic"\nminimum_tls = "1.0"\n'
     )
     program = run("-c", file.path)
@@ -97,7 +100,9 @@ def test_tls_that_is_weaker_than_it_should_be_is_told_of_at_the_start_and_at_a_r
 def test_a_client_that_never_ends_its_transaction_does_not_keep_an_old_worker(
     mta: LegacyMTA, run: Run, file: File
 ) -> None:
-    file.path.write_text(file.path.read_text() + "[timeouts]\ndrain = 0.2\noutlive = 0.4\n")
+    file.path.write_text(
+        file.path.read_text() + "[timeouts]\ndrain = 0.2\ntransaction_grace = 0.4\n"
+    )
     program = run("-c", file.path)
     with smtplib.SMTP("127.0.0.1", program.port(), timeout=10) as client:
         old = program.workers()

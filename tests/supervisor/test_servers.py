@@ -19,7 +19,7 @@ Run = Callable[..., Program]
 
 def write(path: Path, servers: list[str], more: str) -> Path:
     path.write_text(
-        f'[[listener]]\naddress = "127.0.0.1:0"\n[backends.old]\nservers = {servers}\n{more}\n'
+        f'[listeners.smtp]\naddress = "127.0.0.1:0"\n[backends.old]\nservers = {servers}\n{more}\n'
     )
     return path
 
@@ -76,7 +76,7 @@ def test_a_check_finds_a_server_down_and_up_without_clients(
     mta: LegacyMTA, run: Run, tmp_path: Path, dead: str
 ) -> None:
     host, _, port = dead.rpartition(":")
-    program = run("-c", write(tmp_path / "p", [dead, mta.address], "check_every = 0.1"))
+    program = run("-c", write(tmp_path / "p", [dead, mta.address], "health_check_interval = 0.1"))
     assert program.event("server_down")["server"] == dead
     with socket.create_server((host, int(port))) as back:
         connection, _ = back.accept()

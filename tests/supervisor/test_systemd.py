@@ -62,7 +62,7 @@ def test_a_service_that_ends_while_it_reloads_is_not_ready_again(
 ) -> None:
     file = tmp_path / "p.toml"
     file.write_text(
-        f'[[listener]]\naddress = "127.0.0.1:0"\n[backends.b]\nservers = ["{mta.address}"]\n'
+        f'[listeners.smtp]\naddress = "127.0.0.1:0"\n[backends.b]\nservers = ["{mta.address}"]\n'
     )
     program = run("-c", file, env={"NOTIFY_SOCKET": systemd.getsockname()})
     told(systemd, "READY")

@@ -94,7 +94,7 @@ def test_none_is_replaced_because_all_were_stopped(
     """Ctrl-Z, a paused machine: the supervisor goes on first, and has heard of nobody for long."""
     file = tmp_path / "p.toml"
     # One that was stopped has no lag to speak of.
-    file.write_text("timeouts = { heartbeat = 2.5 }\nlimits = { loop_lag = 0 }")
+    file.write_text("timeouts = { heartbeat = 2.5 }\nlimits = { event_loop_lag = 0 }")
     program = run("-c", file, "-l", "127.0.0.1:0", "-b", mta.address)
     port = program.port()
     (worker,) = program.workers()

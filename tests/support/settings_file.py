@@ -3,7 +3,7 @@
 from pathlib import Path
 
 GOOD = """\
-[[listener]]
+[listeners.smtp]
 address = "127.0.0.1:2525"
 
 [backends.old]

@@ -258,7 +258,7 @@ def test_probe_of_what_does_not_serve(run: Callable[..., Result], said: bytes) -
 def test_check(run: Callable[..., Result], tmp_path: Path) -> None:
     quoted, other = (json.dumps("unix:/" + TEXT.replace("\0", "")[:size]) for size in (50, 49))
     file = tmp_path / "p.toml"
-    file.write_text(f"[[listener]]\naddress = {quoted}\n[backends.mta]\nservers = [{other}]\n")
+    file.write_text(f"[listeners.smtp]\naddress = {quoted}\n[backends.mta]\nservers = [{other}]\n")
     assert run("check", "-c", file).exit_code == 0
     file.write_text(f"{json.dumps(TEXT)} = 1\n[backends.{json.dumps(TEXT)}]\ntls = {quoted}\n")
     assert run("check", "-c", file).exit_code == 1

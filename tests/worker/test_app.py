@@ -42,14 +42,14 @@ async def test_settings_of_the_file_reach_the_sessions(mta: LegacyMTA, tmp_path:
     file.write_text(
         f"""
         hostname = "mx.example"
-        [[listener]]
+        [listeners.smtp]
         address = "127.0.0.1:0"
         bare_newlines = "reject"
         capabilities = {{ hide = ["SIZE", "VRFY"] }}
         [backends.old]
         servers = ["{mta.address}"]
         [limits]
-        errors = 1
+        consecutive_errors = 1
         """
     )
     app = App(load(file))
