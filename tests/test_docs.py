@@ -25,9 +25,7 @@ PAGES = sorted(
 TEXTS = {str(path.relative_to(ROOT)): path.read_text() for path in PAGES}
 TROUBLESHOOTING = TEXTS["deploy/troubleshooting.md"]
 
-AFTER_THE_RENAMING = pytest.mark.xfail(
-    "listeners" not in Settings.__struct_fields__, reason="the settings get these names next"
-)
+AFTER_THE_RENAMING = pytest.mark.xfail(reason="the metrics get these names next")
 NOT_WRITTEN_YET = ("events.md", "metrics.md", "capabilities.md")
 LISTENER = '[listeners.smtp]\naddress = "127.0.0.1:2525"\n'
 FRESH = "python3 -m venv .venv && .venv/bin/pip install "
@@ -47,7 +45,6 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@AFTER_THE_RENAMING
 @pytest.mark.parametrize(("name", "block"), list(_settings()))
 def test_settings_have_no_problem(name: str, block: str, certificate: Path, tmp_path: Path) -> None:
     """A listener or a backend is added to what is only a part of a file."""
@@ -79,7 +76,7 @@ def test_commands_are_those_of_the_program(name: str, line: str) -> None:
     del name
     command: click.Command = cli.main
     words = shlex.split(line)[1:]
-    context = click.Context(command, info_name="smtpproxy", resilient_parsing=True)
+    context = click.Context(command, resilient_parsing=True, **command.context_settings)
     while isinstance(command, click.Group) and words and not words[0].startswith("-"):
         found = command.get_command(context, words[0])
         assert found is not None, f"no command {words[0]}"
@@ -114,7 +111,6 @@ def _settings_named() -> list[tuple[str, str]]:
     )
 
 
-@AFTER_THE_RENAMING
 @pytest.mark.parametrize(("table", "key"), _settings_named())
 def test_settings_that_are_named_exist(table: str, key: str) -> None:
     known = Settings.__annotations__[table]

@@ -8,7 +8,7 @@ import socket
 from collections.abc import Callable, Iterator, Sequence
 
 from smtpproxy.config.address import Address, canonical
-from smtpproxy.config.decoding import BAD, show
+from smtpproxy.config.decoding import BAD, dotted, show
 from smtpproxy.config.own_addresses import is_own
 from smtpproxy.config.schema import Settings
 from smtpproxy.config.validation import Fault
@@ -21,19 +21,20 @@ LOCALHOST = ("127.0.0.1", "::1")
 
 def faults(settings: Settings, look_up: LookUp) -> Iterator[Fault]:
     """Find the servers that are listeners: the place of each, and which one it is."""
-    if BAD in (settings.listener, settings.backends):
+    if BAD in (settings.listeners, settings.backends):
         return
     listening = [
-        (index, each.address)
-        for index, each in enumerate(settings.listener)
+        (name, each.address)
+        for name, each in settings.listeners.items()
         if each is not BAD and each.address is not BAD
     ]
     for name, backend in settings.backends.items():
         servers = [] if backend is BAD or backend.servers is BAD else backend.servers
         for number, server in enumerate(servers):
-            index = -1 if server is BAD else _listener_at(server, listening, look_up)
-            if index >= 0:
-                text = f"{show(str(server))} leads back to listener[{index}]: a connection to it"
+            listener = "" if server is BAD else _listener_at(server, listening, look_up)
+            if listener:
+                place = dotted(("listeners", listener))
+                text = f"{show(str(server))} leads back to {place}: a connection to it"
                 yield ("backends", name, "servers", number), f"{text} would make another, for ever"
 
 
@@ -51,23 +52,25 @@ def no_look_up(host: str) -> Sequence[str]:  # noqa: ARG001  a LookUp
     return ()
 
 
-def _listener_at(server: Address, listening: Sequence[tuple[int, Address]], look_up: LookUp) -> int:
-    """Return the index of the listener that a server is; -1 if it is none."""
+def _listener_at(server: Address, listening: Sequence[tuple[str, Address]], look_up: LookUp) -> str:
+    """Return the name of the listener that a server is; empty if it is none."""
     if server.is_original:  # who wants the proxy itself is refused as it comes
-        return -1
+        return ""
     if server.is_unix:
         path = os.path.realpath(server.path)
-        same = (i for i, each in listening if each.is_unix and os.path.realpath(each.path) == path)
-        return next(same, -1)
-    at_port = [(index, each) for index, each in listening if each.port == server.port]
+        same = (
+            name for name, each in listening if each.is_unix and os.path.realpath(each.path) == path
+        )
+        return next(same, "")
+    at_port = [(name, each) for name, each in listening if each.port == server.port]
     hosts = _hosts(server, look_up) if at_port else ()
     taken = {own for _, each in at_port for own in _hosts(each, no_look_up)}
     # A listener at `::` takes IPv4 clients, too, unless another one takes them at its port.
     both = not any("." in own for own in taken)
-    for index, each in at_port:
+    for name, each in at_port:
         if any(_takes(_hosts(each, no_look_up), host, both=both) for host in hosts):
-            return index
-    return -1
+            return name
+    return ""
 
 
 def _takes(listening: Sequence[str], host: str, *, both: bool) -> bool:

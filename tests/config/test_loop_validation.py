@@ -26,7 +26,9 @@ def found(
     work: Path, listening: list[str], *servers: str, names: object = loop_validation.no_look_up
 ) -> list[str]:
     """Return the problems of a file with these listeners and servers."""
-    listeners = "".join(f'[[listener]]\naddress = "{each}"\n' for each in listening)
+    listeners = "".join(
+        f'[listeners.l{number}]\naddress = "{each}"\n' for number, each in enumerate(listening)
+    )
     quoted = ", ".join(f'"{each}"' for each in servers)
     file = work / "p.toml"
     file.write_text(f"{listeners}[backends.mta]\nservers = [{quoted}]\n")
@@ -74,7 +76,7 @@ def test_a_server_that_is_a_listener_has_its_place(
     others = ["127.0.0.1:1", listening]
     (problem,) = found(tmp_path, others, "10.0.0.5:25", server)
     assert problem.startswith("backends.mta.servers[1] ")
-    assert "leads back to listener[1]" in problem
+    assert "leads back to listeners.l1" in problem
 
 
 @pytest.mark.parametrize(("listening", "server"), NO_LOOPS)
@@ -97,7 +99,7 @@ def test_both_families_are_taken_unless_another_listener_takes_ipv4(tmp_path: Pa
 def test_a_link_leads_where_it_leads(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "socket")
     (problem,) = found(tmp_path, [f"unix:{tmp_path}/socket"], f"unix:{tmp_path}/link")
-    assert "leads back to listener[0]" in problem
+    assert "leads back to listeners.l0" in problem
 
 
 def test_every_server_that_leads_back_is_told(tmp_path: Path) -> None:
@@ -117,7 +119,7 @@ def test_a_name_is_each_of_its_addresses(tmp_path: Path) -> None:
 
     listening = ["127.0.0.1:2525"]
     (told,) = found(tmp_path, listening, "mta.example:2525", names=look_up)
-    assert '"mta.example:2525" leads back to listener[0]' in told
+    assert '"mta.example:2525" leads back to listeners.l0' in told
     for server in ("mta.example:25", "other.example:2525", "none.example:2525"):
         assert found(tmp_path, listening, server, names=look_up) == []
     assert found(tmp_path, listening, "mta.example:2525") == []
@@ -133,13 +135,11 @@ def test_check_looks_names_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         ),
     )
     file = tmp_path / "p.toml"
-    text = (
-        '[[listener]]\naddress = "0.0.0.0:2525"\n[backends.mta]\nservers = ["mta.example:2525"]\n'
-    )
+    text = '[listeners.l]\naddress = "0.0.0.0:2525"\n[backends.m]\nservers = ["mta.example:2525"]\n'
     file.write_text(text)
     result = CliRunner().invoke(main, ["check", "-c", str(file)])
     assert result.exit_code == 1
-    assert f"{file}:4: backends.mta.servers[0]: " in result.stderr
+    assert f"{file}:4: backends.m.servers[0]: " in result.stderr
 
 
 @pytest.mark.parametrize("host", ["nobody.invalid", "a" * 300])
@@ -148,7 +148,7 @@ def test_a_name_without_addresses_is_no_problem_of_this_kind(host: str) -> None:
 
 
 def test_flags_are_looked_at_too(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r'^-b: "127.0.0.1:25" leads back to listener\[0\]'):
+    with pytest.raises(ConfigError, match=r'^-b: "127.0.0.1:25" leads back to .*listener-1'):
         from_flags(None, ["127.0.0.1:25"], ["127.0.0.1:25"])
     file = tmp_path / "p.toml"
     file.write_text('[backends.mta]\nservers = ["127.0.0.1:25"]\n')

@@ -172,7 +172,7 @@ def test_a_bad_certificate_changes_nothing(mta: LegacyMTA, run: Run, file: File)
         pem.write_text("-----BEGIN CERTIFICATE-----\nbm8=\n-----END CERTIFICATE-----\n")
         program.signal(signal.SIGHUP)
         (problem,) = program.event("reload_failed")["problems"]
-        assert "listener[0].certificate: is not a PEM file" in problem
+        assert "listeners.l0.certificate: is not a PEM file" in problem
         assert client.noop()[0] == 250
     assert program.workers() == old
     with smtplib.SMTP("127.0.0.1", port, timeout=10) as client:
