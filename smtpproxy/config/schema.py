@@ -208,8 +208,10 @@ class LimitSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     command_line: Annotated[int, _whole(512)] = 2048
     # RFC 4954 section 4 asks for 12288; smaller ones break large Kerberos and OAuth tokens.
     auth_line: Annotated[int, _whole(512)] = 12288
-    # 5xx replies in a row before a client is closed.
-    consecutive_errors: Annotated[int, _whole(1)] = 20
+    # One reply of the MTA, all its lines.
+    reply_bytes: Annotated[int, _whole(4096)] = 262144
+    # 5xx replies in a row, those to RCPT aside, before a client is closed; 0: no bound.
+    consecutive_errors: Annotated[int, _whole(0)] = 20
     # Sessions of the whole service, over all workers; 0: no bound.
     sessions: Annotated[int, _whole(0)] = 10000
     # Of one address; an IPv6 network of 64 bits counts as one.

@@ -93,7 +93,7 @@ class Pipeline:
     client_active_at: float
     """When the client sent octets last."""
     consecutive_errors: int
-    """How many replies in a row were 5xx."""
+    """How many replies in a row were 5xx; those to RCPT do not count."""
     draining: bool
     """The session ends as soon as no transaction is open."""
     in_flight: list[Exchange]
@@ -112,7 +112,7 @@ class Pipeline:
         self.policy = policy
         self.send_backend = _not_connected
         self.framer = Framer(policy, greeting, _not_connected)
-        self.matcher = ReplyMatcher(self.framer, now)
+        self.matcher = ReplyMatcher(self.framer, policy.reply_octets, now)
         self.in_flight = self.matcher.in_flight
         self.reply_buffer = ReplyBuffer(send_client, observer)
         self.extensions = NegotiatedExtensions(policy)
@@ -181,6 +181,9 @@ class Pipeline:
         if framer.content_over:
             self._end_content(now)
         while framer.queue and self._may_send():
+            if self.matcher.reader.unread and not in_flight:
+                self._end_unasked(now)
+                return
             exchange = framer.queue[0]
             refusal = exchange.refusal
             if exchange.verb.needs_check:
@@ -200,10 +203,15 @@ class Pipeline:
                 framer.frame_waiting(now)
 
     def _may_send(self) -> bool:
-        if self.in_flight:
-            return self.extensions.may_follow(self.in_flight)
-        # Octets that nobody asked for have begun to come: they can only end the session.
-        return not (self.matcher.reader.unread or self.ended)
+        return not self.in_flight or self.extensions.may_follow(self.in_flight)
+
+    def _end_unasked(self, now: float) -> None:
+        """End: octets that nobody asked for have begun to come, and a command's turn has.
+
+        Were it sent, they would begin the reply to it.
+        """
+        violation = BackendViolation("reply_not_asked_for", self.matcher.reader.unread)
+        self.fail("backend_violation", replies.BACKEND_BROKEN, now, violation)
 
     def _forward(self, exchange: Exchange, now: float) -> None:
         self.in_flight.append(exchange)
@@ -425,15 +433,18 @@ class Pipeline:
         framer = self.framer
         more = bool(framer.queue or self.in_flight)
         must_flush = self.reply_buffer.hold(exchange, reply, code, now, more)
-        self.consecutive_errors = self.consecutive_errors + 1 if code >= 500 else 0
         verb = exchange.verb
+        if code < 500:
+            self.consecutive_errors = 0
+        elif verb.role != RCPT:  # dead recipients are the list's fault, not a client's gone wrong
+            self.consecutive_errors += 1
         if verb.role:
             self.transaction.update(exchange, code)
         if must_flush:
             self.flush(now)
         if exchange.closes:
             self.end(exchange.close_reason, now)
-        elif self.consecutive_errors > self.policy.errors:
+        elif self.consecutive_errors > self.policy.errors > 0:
             reply = replies.TOO_MANY_ERRORS
             over = ClientViolation("too_many_errors", reply % self.policy.hostname)
             self.fail("too_many_errors", reply, now, over)

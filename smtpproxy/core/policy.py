@@ -74,7 +74,9 @@ class SessionPolicy:
     auth_line: int = 12288
     """Octets of an AUTH line, line end included (RFC 4954 section 4)."""
     errors: int = 20
-    """How many 5xx replies in a row a client may get."""
+    """How many 5xx replies in a row a client may get, those to RCPT aside; 0: any number."""
+    reply_octets: int = replies.REPLY_LIMIT
+    """Octets of one reply of the backend."""
     message_octets: int = 0
     """How large a message may be; 0: as the backend likes."""
     recipients: int = 0

@@ -9,10 +9,13 @@ import re
 
 from smtpproxy.core.violations import BackendViolation
 
-LINE_LIMIT = 4096
-"""Octets of one reply line with its line end (RFC 5321 section 4.5.3.1.5 asks for 512)."""
-REPLY_LIMIT = 64 * 1024
-"""Octets of one whole reply."""
+REPLY_LIMIT = 256 * 1024
+"""Octets of one whole reply, unless a session has another limit.
+
+There is none for a line of it: challenges have up to 12288 octets (RFC 4954 section 4).
+"""
+MOST_AT_ONCE = 4096
+"""Octets of a reply that is recognised without a reader; no limit of a session is lower."""
 
 # The proxy's own replies.  Fixed texts: nothing of the inside is ever shown to a peer.
 LINE_TOO_LONG = b"500 5.5.2 Error: line too long\r\n"
@@ -33,6 +36,7 @@ XCLIENT_VALUE = b"501 5.5.4 Error: bad XCLIENT attribute value\r\n"
 XCLIENT_IN_TRANSACTION = b"503 5.5.1 Error: MAIL transaction in progress\r\n"
 READY_FOR_TLS = b"220 2.0.0 Ready to start TLS\r\n"
 NO_VALID_RECIPIENTS = b"554 5.5.1 Error: no valid recipients\r\n"
+RECIPIENTS_PUT_OFF = b"451 4.5.1 Error: no valid recipients for now, try again later\r\n"
 NOT_SMTP = b"221 2.7.0 Error: this is an SMTP server, goodbye\r\n"
 TLS_NOT_EXPECTED = b"501 5.5.1 Error: TLS was not expected here\r\n"
 PROXY_UNEXPECTED = b"451 4.3.5 Error: PROXY header was not expected here\r\n"
@@ -73,7 +77,7 @@ def whole_reply_code(octets: bytes) -> int:
     All its lines have this code; a reply whose codes differ is left to `ReplyReader`.
     """
     size = len(octets)
-    if size > LINE_LIMIT:
+    if size > MOST_AT_ONCE:
         return 0
     code = _ONE_LINE.get(octets[:4], 0)
     if code and octets.endswith(b"\r\n") and len(octets.translate(None, b"\r\n\0")) == size - 2:
@@ -85,20 +89,25 @@ def whole_reply_code(octets: bytes) -> int:
 class ReplyReader:
     """Octets of the backend become whole replies, multi-line ones too."""
 
-    __slots__ = ("line_start", "unread")
+    __slots__ = ("_limit", "_line_start", "_looked_at", "unread")
 
-    unread: bytes
+    unread: bytearray
     """What has come and belongs to no complete reply yet."""
-    line_start: int
-    """Where in it the first line that was not looked at begins."""
 
-    def __init__(self) -> None:
-        self.unread = b""
-        self.line_start = 0
+    def __init__(self, limit: int = REPLY_LIMIT) -> None:
+        """Make one for a connection.
+
+        Args:
+            limit: Octets of one whole reply.
+        """
+        self._limit = limit
+        self.unread = bytearray()
+        self._line_start = 0  # where the first line begins that is not known to be whole
+        self._looked_at = 0  # how far there is no LF in it: each octet is looked at once
 
     def receive(self, octets: bytes) -> None:
         """Append what came from the backend; `next_reply` bounds what is kept."""
-        self.unread = self.unread + octets if self.unread else octets
+        self.unread += octets
 
     def next_reply(self) -> tuple[int, bytes] | None:
         """Take the next complete reply.
@@ -109,23 +118,22 @@ class ReplyReader:
             run into one another.
 
         Raises:
-            BackendViolation: What came is no reply, or one without end.
+            BackendViolation: What came is no reply, or one that is too long.
         """
-        unread, start = self.unread, self.line_start
-        while end := unread.find(b"\n", start, start + LINE_LIMIT) + 1:
-            code, last = read_line(unread[start:end])
+        unread, limit = self.unread, self._limit
+        while end := unread.find(b"\n", self._looked_at, limit) + 1:
+            code, last = read_line(bytes(unread[self._line_start : end]))
             if last:
-                reply = unread[:end]
-                self.unread, self.line_start = unread[end:], 0
+                reply = bytes(unread[:end])
+                del unread[:end]
+                self._line_start = self._looked_at = 0
                 if reply.count(b"\r") != reply.count(b"\n"):
                     reply = reply.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
                 return code, reply
-            start = end
-            if start >= REPLY_LIMIT:
-                raise BackendViolation("reply_without_end", unread)
-        if len(unread) - start >= LINE_LIMIT:
-            raise BackendViolation("reply_line_too_long", unread[start:])
-        self.line_start = start
+            self._line_start = self._looked_at = end
+        if len(unread) >= limit:
+            raise BackendViolation("reply_too_long", unread)
+        self._looked_at = len(unread)
         return None
 
 

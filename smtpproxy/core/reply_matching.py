@@ -20,7 +20,7 @@ CLOSING: Final = 2
 class ReplyMatcher:
     """What was sent to the backend and has not been answered yet."""
 
-    __slots__ = ("_framer", "in_flight", "last_reply_at", "reader")
+    __slots__ = ("_framer", "_reply_limit", "in_flight", "last_reply_at", "reader")
 
     in_flight: list[Exchange]
     """The exchanges whose replies the backend owes, in order.
@@ -32,8 +32,9 @@ class ReplyMatcher:
     last_reply_at: float
     """When the backend's last reply came."""
 
-    def __init__(self, framer: Framer, now: float) -> None:
+    def __init__(self, framer: Framer, reply_limit: int, now: float) -> None:
         self._framer = framer
+        self._reply_limit = reply_limit
         self.in_flight = [framer.gate]  # the greeting
         self.reader = _NOTHING_READ
         self.last_reply_at = now
@@ -65,7 +66,7 @@ class ReplyMatcher:
     def receive(self, octets: bytes) -> ReplyReader:
         """Append octets to what has come of the next reply; return their reader."""
         if self.reader is _NOTHING_READ:
-            self.reader = ReplyReader()
+            self.reader = ReplyReader(self._reply_limit)
         self.reader.receive(octets)
         return self.reader
 

@@ -15,7 +15,15 @@ from smtpproxy.core.violations import ClientViolation
 class Transaction:
     """The transaction that is open or was last, and what a session keeps beyond each of them."""
 
-    __slots__ = ("accepted", "authenticated", "chunk_octets", "messages", "open", "rejected")
+    __slots__ = (
+        "accepted",
+        "authenticated",
+        "chunk_octets",
+        "messages",
+        "open",
+        "rejected",
+        "rejected_for_good",
+    )
 
     open: bool
     """MAIL was accepted, and the transaction is not over."""
@@ -23,6 +31,8 @@ class Transaction:
     """How many RCPT commands of it got a positive reply."""
     rejected: int
     """How many got another reply."""
+    rejected_for_good: bool
+    """One of those was 5xx."""
     chunk_octets: int
     """How much BDAT payload of it was sent to the backend."""
     messages: int
@@ -31,17 +41,18 @@ class Transaction:
     """The client has authenticated itself."""
 
     def __init__(self) -> None:
-        self.open = self.authenticated = False
-        self.accepted = self.rejected = self.chunk_octets = self.messages = 0
+        self.authenticated = False
+        self.messages = 0
+        self.end()
 
     def begin(self) -> None:
         """Begin a transaction: MAIL was accepted."""
+        self.end()
         self.open = True
-        self.accepted = self.rejected = self.chunk_octets = 0
 
     def end(self) -> None:
         """End the transaction, if there is one."""
-        self.open = False
+        self.open = self.rejected_for_good = False
         self.accepted = self.rejected = self.chunk_octets = 0
 
     def update(self, exchange: Exchange, code: int) -> None:
@@ -52,6 +63,7 @@ class Transaction:
                 self.accepted += 1
             else:
                 self.rejected += 1
+                self.rejected_for_good = self.rejected_for_good or code >= 500
         elif role == verbs.MAIL:
             if code < 300:
                 self.begin()
@@ -99,7 +111,9 @@ class Transaction:
         elif role == verbs.DATA:
             guarded = policy.guard_data and not extensions.pipelining
             if guarded and self.rejected and not self.accepted:
-                return replies.NO_VALID_RECIPIENTS  # RFC 2920 section 3.2, items 3 and 4
+                # RFC 2920 section 3.2, items 3 and 4.  What the MTA put off must not bounce.
+                for_good = self.rejected_for_good
+                return replies.NO_VALID_RECIPIENTS if for_good else replies.RECIPIENTS_PUT_OFF
         elif role == verbs.STARTTLS:
             return reply_to_starttls(exchange.line, authenticated=self.authenticated)
         else:

@@ -21,7 +21,7 @@ class Violation(Exception):
     octets: bytes
     """What it sent, cut to OCTETS_KEPT."""
 
-    def __init__(self, kind: str, octets: bytes = b"") -> None:
+    def __init__(self, kind: str, octets: bytes | bytearray = b"") -> None:
         super().__init__(kind)
         self.kind = kind
         self.octets = bytes(octets[:OCTETS_KEPT])

@@ -136,7 +136,7 @@ class SmtpConnection:
     @property
     def unread(self) -> bytes:
         """What has come behind the last reply."""
-        return self._reader.unread
+        return bytes(self._reader.unread)
 
     @property
     def certificate(self) -> bytes:

@@ -257,6 +257,7 @@ def _policy(
         line=limits.command_line,
         auth_line=limits.auth_line,
         errors=limits.consecutive_errors,
+        reply_octets=limits.reply_bytes,
         message_octets=limits.message_bytes,
         recipients=limits.recipients,
         client_tls=security_builder.CLIENT_TLS[listener.tls],

@@ -234,10 +234,10 @@ class TestMistakes:
             ('balance = "round"', 6, "backends.old.balance", 'must be "first" or "least"'),
             ("guard_data = 1", 6, "backends.old.guard_data", "must be true or false, not 1"),
             (
-                "[limits]\nconsecutive_errors = 0",
+                "[limits]\nconsecutive_errors = -1",
                 7,
                 "limits.consecutive_errors",
-                "must be a whole number from 1",
+                "must be a whole number from 0",
             ),
             ('[limits]\nexempt = ["10.0.0.1/8"]', 7, "limits.exempt[0]", "is not a network"),
             ("[limits]\nsessions = -1", 7, "limits.sessions", "a whole number from 0"),

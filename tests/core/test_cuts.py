@@ -185,7 +185,7 @@ def _read(pieces: Iterable[bytes]) -> tuple[object, ...]:
                 found.append(reply)
     except BackendViolation as violation:
         return (found, violation.kind, violation.octets)
-    return (found, reader.unread, reader.line_start)
+    return (found, reader.unread)
 
 
 @pytest.mark.parametrize("first", REPLY_WORDS, ids=repr)

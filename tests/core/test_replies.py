@@ -3,12 +3,12 @@
 import pytest
 
 from smtpproxy.core import replies
-from smtpproxy.core.replies import LINE_LIMIT, REPLY_LIMIT, ReplyReader, read_line, whole_reply_code
+from smtpproxy.core.replies import REPLY_LIMIT, ReplyReader, read_line, whole_reply_code
 from smtpproxy.core.violations import BackendViolation
 
 
-def _read(octets: bytes) -> list[tuple[int, bytes]]:
-    reader = ReplyReader()
+def _read(octets: bytes, limit: int = REPLY_LIMIT) -> list[tuple[int, bytes]]:
+    reader = ReplyReader(limit)
     reader.receive(octets)
     found = []
     while (reply := reader.next_reply()) is not None:
@@ -16,9 +16,9 @@ def _read(octets: bytes) -> list[tuple[int, bytes]]:
     return found
 
 
-def _kind(octets: bytes) -> str:
+def _kind(octets: bytes, limit: int = REPLY_LIMIT) -> str:
     with pytest.raises(BackendViolation) as caught:
-        _read(octets)
+        _read(octets, limit)
     return caught.value.kind
 
 
@@ -81,19 +81,34 @@ def test_reply_in_parts() -> None:
     assert reader.unread == b""
 
 
-def test_line_may_have_4096_octets() -> None:
-    line = b"250 " + b"x" * (LINE_LIMIT - 6) + b"\r\n"
-    assert _read(line) == [(250, line)]
-    assert _kind(b"250 x" + line[4:]) == "reply_line_too_long"
-    assert _kind(b"x" * LINE_LIMIT) == "reply_line_too_long"
-    assert _read(b"x" * (LINE_LIMIT - 1)) == []
-
-
-def test_reply_may_have_64_kib() -> None:
+@pytest.mark.parametrize("limit", [4096, REPLY_LIMIT])
+def test_a_reply_may_be_as_long_as_the_limit_in_one_line_or_many(limit: int) -> None:
+    one = b"334 " + b"x" * (limit - 6) + b"\r\n"
     line = b"250-" + b"x" * 1018 + b"\r\n"
-    lines = line * (REPLY_LIMIT // len(line) - 1)
-    assert len(_read(lines + line.replace(b"-", b" "))) == 1
-    assert _kind(lines + line) == "reply_without_end"
+    many = line * (limit // len(line) - 1)
+    whole = many + line.replace(b"-", b" ")
+    assert len(whole) == limit
+    assert _read(one + b"250", limit) == [(334, one)]
+    assert _read(whole + b"250 b\r\n", limit) == [(250, whole), (250, b"250 b\r\n")]
+    assert _read(one[:-1], limit) == []
+    for too_long in (one[:-2] + b"x\r\n", whole[:-2] + b"x\r\n", many + line, b"x" * limit):
+        assert _kind(too_long, limit) == "reply_too_long"
+
+
+def test_each_octet_of_a_long_reply_is_looked_at_once() -> None:
+    class Counting(bytearray):
+        looked_at = 0
+
+        def find(self, sub: bytes, start: int, end: int) -> int:  # type: ignore[override]
+            Counting.looked_at += min(len(self), end) - start
+            return super().find(sub, start, end)
+
+    reader = ReplyReader()
+    reader.unread = Counting()
+    for _ in range(10_000):
+        reader.receive(b"x")
+        assert reader.next_reply() is None
+    assert Counting.looked_at == 10_000
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from smtpproxy.core.framing import CONTENT as READS_CONTENT
 from smtpproxy.core.framing import ENDED
-from smtpproxy.core.replies import LINE_LIMIT, REPLY_LIMIT
+from smtpproxy.core.replies import REPLY_LIMIT
 from smtpproxy.core.reply_buffer import HELD_OCTETS
 from tests.fuzz import server as backend
 from tests.fuzz.schedule import ANSWER, BACKEND, CLIENT, HAPPENINGS, Schedule
@@ -193,7 +193,7 @@ class Trial(Stage):
         assert len(framer.queue) <= policy.queue_commands
         assert framer.queue_octets == sum(len(each.line) for each in framer.queue)
         assert len(framer.unframed) <= policy.queue_octets + max(self._longest, policy.auth_line)
-        assert len(pipeline.matcher.reader.unread) < LINE_LIMIT + REPLY_LIMIT
+        assert len(pipeline.matcher.reader.unread) < REPLY_LIMIT
         assert pipeline.reply_buffer.octets == sum(len(each.reply) for each in held)
         assert pipeline.reply_buffer.octets < HELD_OCTETS
         assert not held or framer.queue or pipeline.in_flight

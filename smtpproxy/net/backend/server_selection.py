@@ -129,7 +129,7 @@ class ServerSelection:
         """
         reader = self._reader = self._reader or ReplyReader()
         reader.receive(octets)
-        octets = reader.unread
+        octets = bytes(reader.unread)
         try:
             greeting = reader.next_reply()
         except BackendViolation:
