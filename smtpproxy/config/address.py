@@ -5,6 +5,7 @@ read by whoever wrote the address, so each says what to write instead. No name i
 """
 
 import re
+from collections.abc import Iterable
 from functools import lru_cache
 from ipaddress import (
     IPv4Address,
@@ -70,8 +71,9 @@ class Address(Struct, frozen=True):
     def parse(cls, text: str) -> "Address":
         """Read `127.0.0.1:25`, `[::1]:25`, `host.example:25`, `unix:/run/x.sock` or `fd:NAME`.
 
-        IP addresses get their usual short spelling, so that equal ones compare equal. Raises
-        ValueError with a text for the user.
+        IP addresses get their usual short spelling, so that equal ones compare equal; an
+        IPv4-mapped one, `[::ffff:192.0.2.1]:25`, is IPv4. Raises ValueError with a text for the
+        user.
         """
         if text.startswith("unix:"):
             return cls(path=_unix_path(text.removeprefix("unix:")))
@@ -108,6 +110,11 @@ class Address(Struct, frozen=True):
         ip = _ip(self.host)
         return ip is not None and ip.is_loopback
 
+    @property
+    def all_of_ipv4(self) -> "Address | None":
+        """Every IPv4 address at the same port, if this is every IPv6 address; else None."""
+        return Address(host="0.0.0.0", port=self.port) if self.host == "::" else None  # noqa: S104
+
     def __str__(self) -> str:
         if self.given:
             return f"fd:{self.given}"
@@ -118,6 +125,18 @@ class Address(Struct, frozen=True):
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
+def ports_on_ipv4(listeners: Iterable[Address]) -> set[int]:
+    """Return the ports at which some listener wants an IPv4 address; port 0 is none.
+
+    At any other port a listener at `[::]` takes IPv4 clients, too.
+    """
+    return {
+        each.port
+        for each in listeners
+        if each.host == "localhost" or isinstance(_ip(each.host), IPv4Address)
+    } - {0}
+
+
 def parse_listener(text: str) -> Address:
     """Read an address to listen on: an IP address or localhost, any port (0: a free one)."""
     address = Address.parse(text)
@@ -125,7 +144,7 @@ def parse_listener(text: str) -> Address:
         return address
     raise ValueError(
         f'is a name; a listener needs an IP address of this machine, such as "127.0.0.1:'
-        f'{address.port}" or "[::1]:{address.port}" ("0.0.0.0:{address.port}" for all of IPv4)'
+        f'{address.port}" or "[::1]:{address.port}" ("[::]:{address.port}" for all)'
     )
 
 

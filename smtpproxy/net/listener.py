@@ -20,13 +20,20 @@ class Listener:
     """Accepts clients at one address and begins a session for each.
 
     wanted: the address asked for.  addresses: those that are listened on.
+    transparent, with_ipv4: as `sockets.listen` has them.
     """
 
     def __init__(
-        self, address: Address, listener_context: ListenerContext, transparent: bool = False
+        self,
+        address: Address,
+        listener_context: ListenerContext,
+        *,
+        transparent: bool = False,
+        with_ipv4: bool = True,
     ) -> None:
         self.wanted = address
         self._transparent = transparent
+        self._with_ipv4 = with_ipv4
         self._listener_context = listener_context
         self._servers: list[asyncio.Server] = []
         self._listening: list[socket.socket] = []
@@ -41,7 +48,9 @@ class Listener:
         None the listener opens its own; raises OSError if the address can't be had.
         """
         if given is None:
-            given = self._own = sockets.listen(self.wanted, transparent=self._transparent)
+            given = self._own = sockets.listen(
+                self.wanted, transparent=self._transparent, with_ipv4=self._with_ipv4
+            )
         self._listening = given
         await self._accept()
         self.addresses = [sockets.name_of(each) for each in given]

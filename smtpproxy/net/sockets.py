@@ -1,6 +1,11 @@
-"""Listening sockets: opened here, whoever accepts from them."""
+"""Listening sockets: opened here, whoever accepts from them.
+
+Each is for one family.  So a client of `[::]:25` that comes by IPv4 has an IPv4 address, and the
+IPv4 half of such a listener can become a listener of its own at a reload.
+"""
 
 import contextlib
+import errno
 import os
 import socket
 import stat
@@ -11,25 +16,43 @@ from smtpproxy.config.address import Address
 from smtpproxy.net.tproxy import set_transparent
 
 BACKLOG = 4096
+_FREE_PORTS_TRIED = 10
+"""A port that is free in one family may be taken in the other."""
 
 
-def listen(address: Address, *, transparent: bool = False) -> list[socket.socket]:
-    """Open the sockets of an address: one, or one for each meaning of `localhost`.
+def listen(
+    address: Address, *, transparent: bool = False, with_ipv4: bool = True
+) -> list[socket.socket]:
+    """Open the sockets of an address: one, or one for each meaning of `localhost` and of `[::]`.
 
-    A transparent one also accepts connections to other machines' addresses.  Raises OSError, with
-    none left open, if one can't be had.
+    A transparent one also accepts connections to other machines' addresses.  `with_ipv4` tells
+    whether `[::]` is all of IPv4, too; see `ports_on_ipv4`.  Raises OSError, with none left open,
+    if one can't be had.
     """
     if address.is_unix:
         return [_listen_unix(address.path)]
-    found = socket.getaddrinfo(
-        address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )
+    ipv4 = address.all_of_ipv4 if with_ipv4 else None
+    addresses = [address] if ipv4 is None else [address, ipv4]
+    tries = 1 if address.port else _FREE_PORTS_TRIED
+    while True:
+        tries -= 1
+        try:
+            return _listen_at(addresses, transparent)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or not tries:
+                raise
+
+
+def _listen_at(addresses: list[Address], transparent: bool) -> list[socket.socket]:
+    """Open sockets at one port; if it is 0, at one that is free for the first of them."""
     opened: list[socket.socket] = []
     try:
-        for family, _, _, _, name in found:
-            # A free port is chosen once.
-            port = opened[0].getsockname()[1] if opened else address.port
-            opened.append(_listen_tcp(family, (name[0], port, *name[2:]), transparent))
+        for address in addresses:
+            for family, _, _, _, name in socket.getaddrinfo(
+                address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            ):
+                port = opened[0].getsockname()[1] if opened else address.port
+                opened.append(_listen_tcp(family, (name[0], port, *name[2:]), transparent))
     except OSError:
         for each in opened:
             each.close()

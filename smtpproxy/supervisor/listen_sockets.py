@@ -1,14 +1,17 @@
 """The listening sockets of the service, open as long as its settings name them.
 
 Clients come in by those of the listeners; that of the admin address stays open while they drain.
+A listener at `[::]` has a second one, for IPv4, unless another listener wants IPv4 at its port; so
+at a reload that socket can become the other listener's, and none has to be closed for it.
 """
 
 import contextlib
 import os
 import socket
 from collections import Counter
+from collections.abc import Container
 
-from smtpproxy.config.address import Address
+from smtpproxy.config.address import Address, ports_on_ipv4
 from smtpproxy.config.schema import Settings
 from smtpproxy.log import log
 from smtpproxy.net import sockets
@@ -42,7 +45,8 @@ class ListenSockets:
         leaves nothing changed.
         """
         added: dict[Key, list[socket.socket]] = {}
-        for key, transparent in _keys(settings).items():
+        wanted = self._wanted(settings)
+        for key, transparent in wanted.items():
             try:
                 if key not in self._open:
                     added[key] = self._open_one(key[0], transparent)
@@ -56,18 +60,20 @@ class ListenSockets:
                     _close(address, found)
                 raise
         self._open |= added
-        self._passing |= {key for key, transparent in _keys(settings).items() if transparent}
-        listeners = _listeners(settings)
+        self._passing |= {key for key, transparent in wanted.items() if transparent}
+        by_listener = zip(settings.listeners, self._by_listener(settings), strict=True)
+        names = {key: name for name, keys in by_listener for key in keys}
         return [
-            (listeners[key], sockets.name_of(each))
+            (names[key], sockets.name_of(each))
             for key, found in added.items()
-            if key in listeners
+            if key in names
             for each in found
         ]
 
     def _open_one(self, address: Address, transparent: bool) -> list[socket.socket]:
         if not address.given:
-            return sockets.listen(address, transparent=transparent)
+            # The IPv4 half of a known port has a key of its own.
+            return sockets.listen(address, transparent=transparent, with_ipv4=not address.port)
         if address.given not in self._given:
             raise OSError("systemd has passed no socket of this name")
         found = self._given[address.given]
@@ -77,21 +83,60 @@ class ListenSockets:
 
     def descriptors(self, settings: Settings) -> list[list[int]]:
         """Return the open descriptors for each listener of the settings."""
-        return [[each.fileno() for each in self._open[key]] for key in _listeners(settings)]
+        return [
+            [each.fileno() for key in keys for each in self._open[key]]
+            for keys in self._by_listener(settings)
+        ]
 
     def admin(self, settings: Settings) -> list[socket.socket]:
         """Return the open sockets of the admin address, if there is one."""
-        return self._open.get(_admin(settings), [])
+        return [each for key in self._admin(settings) for each in self._open.get(key, ())]
 
     def keep_for(self, settings: Settings) -> None:
         """Close what the settings do not name, and let none be transparent that is not to be."""
-        keys = _keys(settings)
+        keys = self._wanted(settings)
         for key in [key for key in self._open if key not in keys]:
             _close(key[0], self._open.pop(key))
         for key in [key for key in self._passing if not keys.get(key)]:
             self._passing.remove(key)
             for each in self._open.get(key, ()):
                 set_transparent(each, on=False)
+
+    def _wanted(self, settings: Settings) -> dict[Key, bool]:
+        """Return the keys of all that the settings name, and which of these are transparent."""
+        of_listeners = zip(self._by_listener(settings), settings.listeners.values(), strict=True)
+        keys = {key: each.transparent for its_keys, each in of_listeners for key in its_keys}
+        return keys | dict.fromkeys(self._admin(settings), False)
+
+    def _by_listener(self, settings: Settings) -> list[list[Key]]:
+        """Return the keys of each listener."""
+        on_ipv4 = self._ports_on_ipv4(settings)
+        seen: Counter[Address] = Counter()
+        found = []
+        for listener in settings.listeners.values():
+            found.append(_keys(listener.address, seen[listener.address], on_ipv4))
+            seen[listener.address] += 1
+        return found
+
+    def _admin(self, settings: Settings) -> list[Key]:
+        """Return the keys of the admin address; none if there is no such."""
+        if settings.admin.address == Address():
+            return []
+        return _keys(settings.admin.address, _ADMIN, self._ports_on_ipv4(settings))
+
+    def _ports_on_ipv4(self, settings: Settings) -> set[int]:
+        """Return the ports at which somebody else than `[::]` wants IPv4, systemd among them."""
+        given = {
+            each.getsockname()[1]
+            for found in self._given.values()
+            for each in found
+            if each.family == socket.AF_INET
+        }
+        addresses = [
+            settings.admin.address,
+            *(each.address for each in settings.listeners.values()),
+        ]
+        return ports_on_ipv4(addresses) | given
 
     def close_listeners(self) -> None:
         """Let no client in any more."""
@@ -121,21 +166,9 @@ def _let_pass(found: list[socket.socket]) -> None:
         set_transparent(each)
 
 
-def _keys(settings: Settings) -> dict[Key, bool]:
-    """Return the keys of all that the settings name, and which of these are transparent."""
-    keys = {key: settings.listeners[name].transparent for key, name in _listeners(settings).items()}
-    return keys if settings.admin.address == Address() else {**keys, _admin(settings): False}
-
-
-def _admin(settings: Settings) -> Key:
-    return (settings.admin.address, _ADMIN)
-
-
-def _listeners(settings: Settings) -> dict[Key, str]:
-    """Return the keys of the listeners, in order, with the names of these."""
-    seen: Counter[Address] = Counter()
-    keys = {}
-    for name, listener in settings.listeners.items():
-        keys[listener.address, seen[listener.address]] = name
-        seen[listener.address] += 1
-    return keys
+def _keys(address: Address, position: int, on_ipv4: Container[int]) -> list[Key]:
+    """Return the key of an address, and that of its IPv4 half if it has one to itself."""
+    ipv4 = address.all_of_ipv4
+    if ipv4 is None or not address.port or address.port in on_ipv4:
+        return [(address, position)]
+    return [(address, position), (ipv4, position)]

@@ -9,7 +9,7 @@ from math import inf
 from pathlib import Path
 
 from smtpproxy.admin.recent_sessions import RecentSessions
-from smtpproxy.config.address import Address
+from smtpproxy.config.address import Address, ports_on_ipv4
 from smtpproxy.config.schema import BackendSettings, ListenerSettings, Settings
 from smtpproxy.core.capabilities import CapabilityFilter
 from smtpproxy.core.content import BareNewlines
@@ -90,11 +90,13 @@ class App:
             name: make_connection_slots(name, backend) if backend.max_connections else None
             for name, backend in settings.backends.items()
         }
+        on_ipv4 = ports_on_ipv4(each.address for each in settings.listeners.values())
         self._listeners = [
             Listener(
                 listener.address,
                 self._listener_context(settings, name, listener),
-                listener.transparent,
+                transparent=listener.transparent,
+                with_ipv4=listener.address.port not in on_ipv4,
             )
             for name, listener in settings.listeners.items()
         ]

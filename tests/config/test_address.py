@@ -14,6 +14,7 @@ class TestAddresses:
             ("127.0.0.1:25", "127.0.0.1:25"),
             ("[0:0::1]:25", "[::1]:25"),
             ("[::ffff:127.0.0.1]:25", "127.0.0.1:25"),
+            ("[::FFFF:0:0]:25", "0.0.0.0:25"),
             ("localhost:0", "localhost:0"),
             ("unix:/run/x.sock", "unix:/run/x.sock"),
             ("fd:smtp", "fd:smtp"),

@@ -18,9 +18,14 @@ from tests.net.fakes import LIMITS, Watcher
 
 
 class AnyWatcher(Watcher):
-    """Takes sessions of any client."""
+    """Takes sessions of any client; `clients` are their addresses, without the ports."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clients: list[str] = []
 
     def session(self, listener: str, client: str) -> "AnyWatcher":  # noqa: ARG002
+        self.clients.append(client.rpartition(":")[0])
         return self
 
 
@@ -78,6 +83,61 @@ async def test_a_session_goes_through(host: str, mta: Address, tmp_path: Path) -
     listener.close()
     with pytest.raises((ConnectionRefusedError, FileNotFoundError)):
         await talk(address)
+
+
+def listener_at(address: Address, mta: Address, **options: bool) -> tuple[Listener, AnyWatcher]:
+    watcher = AnyWatcher()
+    service = ListenerContext(
+        "l", SessionPolicy(), only(mta), SessionTimeouts(LIMITS, hold=0.2), WriteBatcher(), watcher
+    )
+    return Listener(address, service, **options), watcher
+
+
+async def test_all_of_ipv6_is_all_of_ipv4_too(mta: Address) -> None:
+    """And who comes by IPv4 is known by an IPv4 address."""
+    listener, watcher = listener_at(Address(host="::", port=0), mta)
+    await listener.open()
+    ports = {int(address.rpartition(":")[2]) for address in listener.addresses}
+    (port,) = ports
+    assert listener.addresses == [f"[::]:{port}", f"0.0.0.0:{port}"]
+    for host in ("127.0.0.1", "[::1]"):
+        assert await talk(f"{host}:{port}") == b"220 mx\r\n250 ok\r\n"
+    assert watcher.clients == ["127.0.0.1", "[::1]"]
+    listener.close()
+
+
+async def test_all_of_ipv6_leaves_ipv4_to_others_if_told_so(mta: Address) -> None:
+    listener, _ = listener_at(Address(host="::", port=0), mta, with_ipv4=False)
+    await listener.open()
+    (address,) = listener.addresses
+    port = int(address.rpartition(":")[2])
+    with pytest.raises(ConnectionRefusedError):
+        await talk(f"127.0.0.1:{port}")
+    with socket.create_server(("127.0.0.1", port)):
+        assert await talk(f"[::1]:{port}") == b"220 mx\r\n250 ok\r\n"
+    listener.close()
+
+
+async def test_a_free_port_is_free_for_both_families(
+    mta: Address, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system knows of one that it is free for IPv6; for IPv4 somebody may have it."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = other.getsockname()[1]
+        bind = socket.socket.bind
+        offered = [taken, 0]
+
+        class Socket(socket.socket):
+            def bind(self, name: tuple[str, int]) -> None:  # type: ignore[override]
+                host, port, *rest = name
+                bind(self, (host, port or offered.pop(0), *rest))
+
+        monkeypatch.setattr("smtpproxy.net.sockets.socket.socket", Socket)
+        listener, _ = listener_at(Address(host="::", port=0), mta)
+        await listener.open()
+        assert not offered
+        assert len({address.rpartition(":")[2] for address in listener.addresses}) == 1
+        listener.close()
 
 
 async def test_a_socket_left_behind_is_replaced_but_a_live_one_is_not(

@@ -15,6 +15,7 @@ import pytest
 from smtpproxy.config.loader import from_flags, load
 from smtpproxy.demo.legacy import LegacyMTA
 from smtpproxy.worker.app import App
+from tests.support.processes import free_port
 
 
 @pytest.fixture
@@ -35,6 +36,22 @@ async def test_mail_goes_through_and_nothing_is_left_open(mta: LegacyMTA) -> Non
     await app.stop()
     assert len(mta.messages) == 2
     assert not mta.violations
+
+
+async def test_ipv4_is_the_listeners_that_asks_for_it(mta: LegacyMTA) -> None:
+    """Where nobody does it belongs to `[::]`."""
+    port = free_port()
+    both, other = f"[::]:{port}", f"127.0.0.1:{port}"
+    for listen, found in (
+        ([both], [both, f"0.0.0.0:{port}"]),
+        ([both, other], [both, other]),
+        ([other, both], [other, both]),
+        ([both, "127.0.0.1:0"], [both, f"0.0.0.0:{port}"]),
+    ):
+        app = App(from_flags(None, listen, [mta.address], None, "error"))
+        await app.start()
+        assert app.addresses[: len(found)] == found
+        await app.stop()
 
 
 async def test_settings_of_the_file_reach_the_sessions(mta: LegacyMTA, tmp_path: Path) -> None:
