@@ -10,21 +10,23 @@ import asyncio
 import contextlib
 import socket
 import threading
+from typing import Any
 
-SocketAddress = tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes]
-Found = list[tuple[int, SocketAddress]]
-"""Families, and the names that sockets of these are connected to."""
-Question = tuple[asyncio.AbstractEventLoop, str, int, int]
+from aiohappyeyeballs import AddrInfoType
+
+Found = list[AddrInfoType]
+"""Addresses as `getaddrinfo` gives them: family, type, protocol, "", and what to connect to."""
+Question = tuple[asyncio.AbstractEventLoop, str, int]
 
 _asked: dict[Question, asyncio.Future[Found | OSError]] = {}
 
 
-async def look_up(host: str, port: int, family: int = socket.AF_UNSPEC) -> Found:
+async def look_up(host: str, port: int) -> Found:
     """Return the addresses of a host, not none, for connections; raises OSError if it has none."""
     with contextlib.suppress(OSError):  # an address needs nobody to be asked
-        return _find(host, port, family, socket.AI_NUMERICHOST)
+        return _find(host, port, socket.AI_NUMERICHOST)
     loop = asyncio.get_running_loop()
-    question = (loop, host, port, family)
+    question = (loop, host, port)
     answer = _asked.get(question)
     if answer is None:
         answer = _asked[question] = loop.create_future()
@@ -35,22 +37,30 @@ async def look_up(host: str, port: int, family: int = socket.AF_UNSPEC) -> Found
     return found
 
 
-def _ask(loop: asyncio.AbstractEventLoop, host: str, port: int, family: int) -> None:
+def _ask(loop: asyncio.AbstractEventLoop, host: str, port: int) -> None:
     found: Found | OSError
     try:
-        found = _find(host, port, family)
+        found = _find(host, port)
     except OSError as error:
         found = error
     with contextlib.suppress(RuntimeError):  # the loop is closed: nobody wants to know any more
-        loop.call_soon_threadsafe(_answer, (loop, host, port, family), found)
+        loop.call_soon_threadsafe(_answer, (loop, host, port), found)
 
 
-def _find(host: str, port: int, family: int, flags: int = 0) -> Found:
+def _find(host: str, port: int, flags: int = 0) -> Found:
     try:
-        found = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM, flags=flags)
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)
     except UnicodeError:  # a label that is too long for the DNS
         raise OSError("not a host name") from None
-    return [(each_family, name) for each_family, _, _, _, name in found]
+    return [(*each[:4], _with_scope(each[4])) for each in found]
+
+
+def _with_scope(name: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Write the scope of a link-local address into its text: uvloop looks at nothing else."""
+    if len(name) == 4 and name[3]:
+        host, port, _, scope = name
+        return f"{host}%{scope}", port
+    return name
 
 
 def _answer(question: Question, found: Found | OSError) -> None:

@@ -1,21 +1,27 @@
 """How the servers of a backend are reached, where a plain connection will not do.
 
-By way of a source address that is the client's own, with a PROXY header ahead of all else, or
-inside TLS from the start.
+By a name that may have several addresses, by a Unix socket, from a source address that is the
+client's own, with a PROXY header ahead of all else, or inside TLS from the start.
 """
 
 import asyncio
+import os
 import socket
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import ip_address
 
+from aiohappyeyeballs import AddrInfoType, start_connection
+
 from smtpproxy.config.address import Address
 from smtpproxy.net.backend import resolver
 from smtpproxy.net.peer import Peer
 from smtpproxy.net.proxy_protocol import UNKNOWN_PEER
 from smtpproxy.net.tproxy import bind_as, original_target
+
+NEXT_S = 0.25
+"""How long one address of a name is tried alone (RFC 8305 section 8)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,35 +75,54 @@ class BackendTransport:
         return self.server_name or address.certified_name
 
     async def _open(self, address: Address, peer: Peer | None) -> socket.socket:
-        """Connect a socket to the first of the server's addresses that can be reached."""
+        """Connect a socket to whichever of the server's addresses answers first."""
         if address.is_unix:
-            return await _connect(socket.AF_UNIX, address.path, None)
-        family = socket.AF_UNSPEC
-        source = peer if self.transparent else None
+            return _connect_unix(address.path)
+        found = await resolver.look_up(address.host, address.port)
+        if not self.transparent or peer is None:
+            return await _connect(found)
+        if peer.source is None or ip_address(peer.host.partition("%")[0]).is_unspecified:
+            # From 0.0.0.0, which a proxy in front may name, it would leave as the proxy's own.
+            raise OSError("the client has no address to connect from")
+        family = socket.AF_INET6 if ":" in peer.host else socket.AF_INET
+        found = [each for each in found if each[0] == family]
+        if not found:
+            raise OSError("the server has no address of the client's family")
+        return await _connect(found, peer)
+
+
+async def _connect(found: resolver.Found, source: Peer | None = None) -> socket.socket:
+    """Connect a socket to the address that answers first, from the source's address if given.
+
+    The next one is tried when one has failed or has been silent for a while (RFC 8305 section 5):
+    one that swallows all that is sent to it keeps nobody waiting.
+    """
+
+    def make(info: AddrInfoType) -> socket.socket:
+        opened = socket.socket(*info[:3])
         if source is not None:
-            if source.source is None or ip_address(source.host.partition("%")[0]).is_unspecified:
-                # From 0.0.0.0, which a proxy in front may name, it would leave as the proxy's own.
-                raise OSError("the client has no address to connect from")
-            family = socket.AF_INET6 if ":" in source.host else socket.AF_INET
-        why: OSError = OSError("no address")
-        for each_family, name in await resolver.look_up(address.host, address.port, family):
             try:
-                return await _connect(each_family, name, source)
-            except OSError as error:
-                why = error
-        raise why
+                bind_as(opened, source)
+            except OSError:
+                opened.close()
+                raise
+        return opened
 
-
-async def _connect(
-    family: int, name: str | tuple[object, ...], source: Peer | None
-) -> socket.socket:
-    opened = socket.socket(family, socket.SOCK_STREAM)
     try:
-        opened.setblocking(False)
-        if source is not None:
-            bind_as(opened, source)
-        await asyncio.get_running_loop().sock_connect(opened, name)
-    except BaseException:
+        return await start_connection(found, happy_eyeballs_delay=NEXT_S, socket_factory=make)
+    except OSError as error:
+        if error.errno:
+            raise OSError(error.errno, os.strerror(error.errno)) from error
+        raise  # each failed in its own way, and all of them are told
+
+
+def _connect_unix(path: str) -> socket.socket:
+    """Connect to a Unix socket, which takes no time: it succeeds, or fails, at once."""
+    opened = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    opened.setblocking(False)
+    try:
+        opened.connect(path)
+    except OSError:
         opened.close()
         raise
     return opened

@@ -20,14 +20,14 @@ class Resolver:
         self.answers = threading.Event()
         monkeypatch.setattr(socket, "getaddrinfo", self)
 
-    def __call__(self, host: str, port: int, *_: object, flags: int = 0) -> list[Any]:
+    def __call__(self, host: str, port: int, *, flags: int = 0, **_: object) -> list[Any]:
         if flags & socket.AI_NUMERICHOST:
             raise socket.gaierror(socket.EAI_NONAME, "not an address")
         self.asked.append(host)
         self.answers.wait(20)
         if host != "mx.example":
             raise socket.gaierror(socket.EAI_NONAME, "unknown")
-        return [(0, 0, 0, "", ("192.0.2.1", port))]
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.0.2.1", port))]
 
 
 @pytest.fixture
@@ -36,8 +36,14 @@ def resolver(monkeypatch: pytest.MonkeyPatch) -> Resolver:
 
 
 async def test_an_address_is_not_looked_up() -> None:
-    ((family, name),) = await look_up("2001:db8::1", 25)
+    ((family, *_, name),) = await look_up("2001:db8::1", 25)
     assert (family, name) == (socket.AF_INET6, ("2001:db8::1", 25, 0, 0))
+
+
+async def test_the_scope_of_an_address_stays_with_it() -> None:
+    """uvloop connects to the text, and where that lacks a scope, to nobody."""
+    (found,) = await look_up("fe80::1%lo", 25)
+    assert found[4] == (f"fe80::1%{socket.if_nametoindex('lo')}", 25)
 
 
 async def test_a_name_is_asked_for_once_however_many_want_to_know(resolver: Resolver) -> None:
@@ -48,7 +54,7 @@ async def test_a_name_is_asked_for_once_however_many_want_to_know(resolver: Reso
     gone.cancel()
     resolver.answers.set()
     found = await asyncio.gather(*waiting)
-    assert {answer[0][1] for answer in found} == {("192.0.2.1", 25)}
+    assert {answer[0][4] for answer in found} == {("192.0.2.1", 25)}
     assert resolver.asked == ["mx.example"]
     await look_up("mx.example", 25)
     assert len(resolver.asked) == 2  # anew: it may have moved
@@ -83,7 +89,7 @@ def test_the_end_does_not_wait_for_an_answer() -> None:
 import asyncio, socket, time
 from smtpproxy.net.backend.resolver import look_up
 known = socket.getaddrinfo
-def asked(host, *more, flags=0):
+def asked(host, *more, flags=0, **others):
     if flags:
         raise socket.gaierror(socket.EAI_NONAME, "not an address")
     time.sleep(60)

@@ -1,7 +1,5 @@
 """The servers of a backend: which is tried first, and which is left alone."""
 
-import asyncio
-import socket
 from typing import Any
 
 import pytest
@@ -106,33 +104,3 @@ def test_what_others_have_found_is_followed_and_not_told_again() -> None:
     servers.learn("one:25", up=True)
     assert servers.in_order() == [one, two, three]
     assert told == []
-
-
-class Caller(asyncio.Protocol):
-    """Hangs up as soon as it is connected; `over` is set then."""
-
-    def __init__(self) -> None:
-        self.over = asyncio.Event()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        transport.close()
-
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
-        self.over.set()
-
-
-async def test_a_name_is_tried_at_each_of_its_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a machine with IPv6 and IPv4, an MTA may listen at one of both."""
-
-    async def found(host: str, port: int) -> list[tuple[int, tuple[str, int]]]:
-        assert host == "mx.example"
-        return [(0, ("127.0.0.2", port)), (0, ("127.0.0.1", port))]
-
-    caller = Caller()
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        server = Server(Address("mx.example", listening.getsockname()[1]))
-        monkeypatch.setattr("smtpproxy.net.backend.resolver.look_up", found)
-        await server.connect(lambda: caller, None)
-        await caller.over.wait()
-    with pytest.raises(ConnectionRefusedError):
-        await server.connect(lambda: caller, None)

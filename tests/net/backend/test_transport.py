@@ -1,17 +1,265 @@
-"""The way to a server, where no connection of a client's may leave as the proxy's own."""
+"""The way to a server: by a name with several addresses, and never as the proxy for a client."""
 
 import asyncio
+import os
+import socket
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+from typing import cast
 
 import pytest
+import trustme
+import uvloop
 
 from smtpproxy.config.address import Address
+from smtpproxy.net.backend import resolver
+from smtpproxy.net.backend.health_check import check
+from smtpproxy.net.backend.server_pool import Server
 from smtpproxy.net.backend.transport import BackendTransport
 from smtpproxy.net.peer import Peer
+from smtpproxy.net.proxy_protocol import make_v1, make_v2
+
+LIVE, HOLE, DEAD = "127.0.0.1", "127.0.0.2", "127.0.0.3"
+CLIENT = Peer("127.0.0.9:4711", ("127.0.0.1", 25))
+NAME = "mx.example"
+
+LOOPS = pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+NewLoop = Callable[[], asyncio.AbstractEventLoop]
 
 
-@pytest.mark.parametrize("peer", [Peer(), Peer("0.0.0.0:1"), Peer("[::]:1")])
-async def test_nobodys_address_is_not_replaced_by_the_proxys_own(peer: Peer) -> None:
-    """An MTA that trusts the proxy would relay for whom a proxy in front calls 0.0.0.0."""
-    server = Address(host="127.0.0.1", port=9)
-    with pytest.raises(OSError, match="no address to connect from"):
-        await BackendTransport(transparent=True).connect(server, asyncio.Protocol, peer)
+def run(loop: NewLoop, what: Callable[[], Awaitable[None]]) -> None:
+    """Run it on such a loop, within 20 seconds."""
+
+    async def within() -> None:
+        async with asyncio.timeout(20):
+            await what()
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(within())
+
+
+@contextmanager
+def black_hole(port: int) -> Iterator[None]:
+    """Have HOLE swallow all that is sent to a port: its queue has room for one connection."""
+    with (
+        socket.create_server((HOLE, port), backlog=0),
+        socket.create_connection((HOLE, port)),
+    ):
+        yield
+
+
+def name_is(monkeypatch: pytest.MonkeyPatch, *hosts: str) -> None:
+    """Let NAME have these addresses, in this order."""
+
+    async def look_up(host: str, port: int) -> resolver.Found:
+        if host != NAME:
+            return await known(host, port)
+        return [info for each in hosts for info in await known(each, port)]
+
+    known = resolver.look_up
+    monkeypatch.setattr(resolver, "look_up", look_up)
+
+
+class Caller(asyncio.Protocol):
+    """Greets, and is done when it is answered."""
+
+    def __init__(self) -> None:
+        self.greeted = asyncio.Event()
+        self.over = asyncio.Event()
+        self.peername = self.sockname = ("", 0)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.peername = transport.get_extra_info("peername")
+        self.sockname = transport.get_extra_info("sockname")
+        self._transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        assert data == b"220 mx\r\n"
+        self.greeted.set()
+        self._transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        self.over.set()
+
+
+@asynccontextmanager
+async def serving(tls: ssl.SSLContext | None = None) -> AsyncIterator[int]:
+    """Serve as an MTA at LIVE, until all who came have gone; gives the port."""
+    over: list[asyncio.Task[None]] = []
+
+    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"220 mx\r\n")
+        while line := await reader.readline():
+            if not line.startswith(b"PROXY"):
+                writer.write(b"221 mx\r\n" if line.startswith(b"QUIT") else b"250 mx\r\n")
+        writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+
+    def begin(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        over.append(asyncio.create_task(greet(reader, writer)))
+
+    listening = await asyncio.start_server(begin, LIVE, 0, ssl=tls)
+    yield listening.sockets[0].getsockname()[1]
+    listening.close()
+    await asyncio.gather(*over)
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+def contexts(authority: trustme.CA) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """Return what a server, and what a client of it, goes by."""
+    served = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert(NAME).configure_cert(served)
+    wanted = ssl.create_default_context()
+    authority.configure_trust(wanted)
+    return served, wanted
+
+
+class TestSeveralAddresses:
+    """Of a machine with two, the first may be one that swallows all, or not be listened at."""
+
+    @pytest.mark.parametrize("way", ["plain", "header", "tls", "transparent"])
+    @pytest.mark.parametrize("first", [HOLE, DEAD])
+    @LOOPS
+    def test_the_one_that_answers_is_found(
+        self,
+        loop: NewLoop,
+        first: str,
+        way: str,
+        authority: trustme.CA,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        if way == "transparent" and os.geteuid():
+            pytest.skip("needs CAP_NET_ADMIN")
+        served, wanted = contexts(authority)
+        routes = {
+            "plain": None,
+            "header": BackendTransport(header=make_v1),
+            "tls": BackendTransport(context=wanted),
+            "transparent": BackendTransport(transparent=True),
+        }
+        name_is(monkeypatch, first, LIVE)
+
+        async def connect() -> None:
+            caller = Caller()
+            async with serving(served if way == "tls" else None) as port:
+                with black_hole(port):
+                    await Server(Address(NAME, port), routes[way]).connect(lambda: caller, CLIENT)
+                    await caller.greeted.wait()
+                await caller.over.wait()
+            assert caller.peername[0] == LIVE
+            assert (caller.sockname[0] == CLIENT.host) == (way == "transparent")
+
+        run(loop, connect)
+
+    @LOOPS
+    def test_so_it_is_for_an_active_check(
+        self, loop: NewLoop, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        name_is(monkeypatch, HOLE, LIVE)
+
+        async def look() -> None:
+            async with serving() as port:
+                with black_hole(port):
+                    assert await check(Server(Address(NAME, port)), "proxy.example", 10) == ""
+
+        run(loop, look)
+
+    @LOOPS
+    def test_nothing_is_left_open_of_what_was_given_up(
+        self, loop: NewLoop, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        name_is(monkeypatch, HOLE, HOLE, HOLE)
+        opened: list[socket.socket] = []
+        two = asyncio.Event()
+
+        class Socket(socket.socket):
+            def __init__(self, *kind: int) -> None:
+                super().__init__(*kind)
+                opened.append(self)
+                if len(opened) == 2:
+                    two.set()
+
+        async def give_up() -> None:
+            with socket.create_server((HOLE, 0)) as free:
+                port = free.getsockname()[1]
+            with black_hole(port):
+                monkeypatch.setattr("smtpproxy.net.route.socket.socket", Socket)
+                connecting = asyncio.create_task(
+                    Server(Address(NAME, port)).connect(Caller, None), name="connect"
+                )
+                await two.wait()
+                monkeypatch.undo()
+                connecting.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await connecting
+                assert [each.fileno() for each in opened] == [-1, -1]
+
+        run(loop, give_up)
+
+    @pytest.mark.parametrize(
+        ("hosts", "told"),
+        [
+            ((DEAD,), "Connection refused"),
+            ((DEAD, LIVE), "Connection refused"),
+            ((DEAD, "255.255.255.255"), "Network is unreachable"),
+            ((DEAD, "255.255.255.255"), f"'{DEAD}', 9"),
+        ],
+    )
+    @LOOPS
+    def test_why_none_could_be_reached_is_told(
+        self, loop: NewLoop, hosts: tuple[str, ...], told: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        name_is(monkeypatch, *hosts)
+
+        async def fail() -> None:
+            with pytest.raises(OSError) as raised:  # noqa: PT011  # what it says is looked at below
+                await Server(Address(NAME, 9)).connect(Caller, None)
+            assert told in error_text(raised.value)
+
+        run(loop, fail)
+
+
+class TestUnix:
+    @pytest.mark.parametrize("route", [None, BackendTransport(header=make_v2)])
+    @LOOPS
+    def test_a_server_whose_queue_is_full_has_not_been_reached(
+        self, loop: NewLoop, route: BackendTransport | None, tmp_path: Path
+    ) -> None:
+        path = str(tmp_path / "mta")
+
+        async def fail() -> None:
+            with socket.socket(socket.AF_UNIX) as listening, socket.socket(socket.AF_UNIX) as other:
+                listening.bind(path)
+                listening.listen(0)
+                other.connect(path)
+                with pytest.raises(BlockingIOError):
+                    await Server(Address(path=path), route).connect(Caller, None)
+
+        run(loop, fail)
+
+
+class TestTransparent:
+    @pytest.mark.parametrize("peer", [Peer(), Peer("0.0.0.0:1"), Peer("[::]:1")])
+    async def test_nobodys_address_is_not_replaced_by_the_proxys_own(self, peer: Peer) -> None:
+        """An MTA that trusts the proxy would relay for whom a proxy in front calls 0.0.0.0."""
+        server = Address(host="127.0.0.1", port=9)
+        with pytest.raises(OSError, match="no address to connect from"):
+            await BackendTransport(transparent=True).connect(server, asyncio.Protocol, peer)
+
+    @pytest.mark.parametrize(
+        ("host", "peer"), [("127.0.0.1", Peer("[2001:db8::1]:1")), ("::1", Peer("192.0.2.1:1"))]
+    )
+    async def test_a_client_of_another_family_than_the_servers_is_told_of(
+        self, host: str, peer: Peer
+    ) -> None:
+        with pytest.raises(OSError, match="no address of the client's family"):
+            await BackendTransport(transparent=True).connect(
+                Address(host, 9), asyncio.Protocol, peer
+            )
