@@ -89,7 +89,9 @@ class SessionLog:
 
     def gave_up(self, server: str, why: str) -> None:
         """Log that this session goes on to another server, or to none."""
-        self._log.debug("server_given_up", session=self._id, server=server, why=why)
+        self._log.info(
+            "server_given_up", session=self._id, client=self._client, server=server, why=why
+        )
 
     def settled(self, exchanges: list[Exchange]) -> None:
         """Follow transactions, and log the one that is over; log what broke the protocol."""

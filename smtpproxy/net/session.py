@@ -159,12 +159,16 @@ class Session:
         """Go on to the next server: this one has not greeted, or not as it should."""
         server = self.server_selection.server
         assert server is not None
-        self.observer.gave_up(server.name, why)
+        self.note_given_up(server.name_for(self.peer), why)
         self.server_selection.cancel()
         if self.backend is not None:
             self.backend.abort()
         if not self.pipeline.ended:
             self._connect(now)
+
+    def note_given_up(self, server: str, why: str) -> None:
+        """Report a server that did not take the client."""
+        self.observer.gave_up(server, why)
 
     def backend_lost(self, backend: asyncio.Transport) -> None:
         """Take the end of a backend connection."""
@@ -172,7 +176,6 @@ class Session:
             return
         now = monotonic()
         if self.pipeline.greeting_owed:
-            self.server_selection.refusal = b""
             self.server_selection.failed("closed without a greeting")
             self.give_up_server("closed without a greeting", now)
             return
@@ -335,7 +338,6 @@ class Session:
             return
         if limit == "connect" or (limit == "greeting" and self.server_selection.open):
             self.server_selection.failed(f"{limit} time limit")
-            self.server_selection.refusal = b""
             if limit == "connect" or self.server_selection.more:
                 self.give_up_server(f"{limit} time limit", now)
                 return

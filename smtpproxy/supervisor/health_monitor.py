@@ -9,13 +9,10 @@ from collections.abc import Callable
 
 from smtpproxy.config.address import Address
 from smtpproxy.config.schema import BackendSettings, Settings
-from smtpproxy.net.backend.health_check import check
+from smtpproxy.net.backend.health_check import LONGEST_S, check
 from smtpproxy.net.backend.server_pool import Server
 from smtpproxy.worker import security_builder
 from smtpproxy.worker.control_messages import Health
-
-LONGEST_S = 30.0
-"""How long a check may take, if it is not to be repeated earlier."""
 
 
 class HealthMonitor:
@@ -54,10 +51,15 @@ class HealthMonitor:
         due = True
         while True:
             if due:
-                why = await check(server, hostname, limit_s)
-                self._found(Health(name, server.name, not why, why))
+                due = backend.health_check_interval > 0
+                try:
+                    why = await check(server, hostname, limit_s)
+                except OSError:
+                    due = True  # nothing was found out
+                else:
+                    self._found(Health(name, server.name, not why, why))
             await asyncio.sleep(interval)
-            due = backend.health_check_interval > 0 or self._is_down(name, server.name)
+            due = due or self._is_down(name, server.name)
 
     def stop(self) -> None:
         """Check nothing any more."""

@@ -23,6 +23,7 @@ from smtpproxy.metrics.process_usage import add_process_usage
 from smtpproxy.metrics.snapshot import MetricsSnapshot
 from smtpproxy.net.admission import Admission, AdmissionLimits
 from smtpproxy.net.backend.connection_slots import ConnectionSlots, SlotQueue
+from smtpproxy.net.backend.health_check import check
 from smtpproxy.net.backend.server_pool import Server, ServerPool
 from smtpproxy.net.listener import Listener
 from smtpproxy.net.listener_context import ListenerContext
@@ -194,6 +195,8 @@ class App:
         """Close everything at once."""
         self.close()
         self._admission.stop()
+        for servers in self._servers.values():
+            servers.stop()
         self._timeouts.stop()
         await self._timeouts.wait_until_empty(1.0)
         if self._trace is not None:
@@ -213,6 +216,7 @@ def _servers(settings: Settings, name: str, changed: Changed, worker: int) -> Se
         backend.retry_after,
         least=least,
         changed=partial(changed, name),
+        check=partial(check, hostname=settings.hostname),
     )
 
 

@@ -1,6 +1,8 @@
 """What the tests of the edge stand on: connections that only remember, and a clock set by hand."""
 
 import asyncio
+import errno
+import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,6 +20,7 @@ from smtpproxy.net.peer import Peer
 from smtpproxy.net.rate_limit import RateLimit
 from smtpproxy.net.timeouts import SessionTimeouts
 from smtpproxy.net.write_batching import WriteBatcher
+from smtpproxy.tls.error_text import NotForThisClient
 
 LIMITS = {
     "place": inf,
@@ -91,15 +94,24 @@ class Transport(asyncio.Transport):
 
 
 class Server:
-    """A server that can be reached, or not, or never answers."""
+    """A server that can be reached, or not, or never answers.
 
-    def __init__(self, name: str, behaviour: str = "reachable") -> None:
+    told: it knows who the client is before it greets.
+    """
+
+    def __init__(self, name: str, behaviour: str = "reachable", *, told: bool = False) -> None:
         self.name = name
         self.sessions = 0
         self.left_alone_until = 0.0
+        self.seen_at = -inf
+        self.is_one = True
+        self.told = told
         self.behaviour = behaviour
         self.transport = Transport()
         self.protocol: Any = None
+
+    def is_told_of(self, peer: Peer) -> bool:  # noqa: ARG002
+        return self.told
 
     def address_for(self, peer: Peer) -> str:  # noqa: ARG002
         return self.name
@@ -119,6 +131,11 @@ class Server:
                 raise
         if self.behaviour == "unreachable":
             raise ConnectionRefusedError(111, "Connection refused")
+        if self.behaviour == "not for this client":
+            raise NotForThisClient(0, "no address of the client's family")
+        if self.behaviour in errno.__dict__:
+            number = getattr(errno, self.behaviour)
+            raise OSError(number, os.strerror(number))
         self.protocol = factory()
         self.protocol.connection_made(self.transport)
 

@@ -1,7 +1,11 @@
 """The session: which server it gets, and what becomes of those it does not."""
 
+from collections.abc import Awaitable, Callable
+
+import pytest
+
 from smtpproxy.core.policy import SessionPolicy
-from tests.net.fakes import Opener, Server, greeted
+from tests.net.fakes import Opener, Server, Stage, greeted
 
 
 class TestServers:
@@ -136,3 +140,110 @@ class TestServers:
         stage.servers[0].protocol.eof_received()
         assert stage.gets().startswith(b"421 4.4.2 ")
         assert stage.servers[1].protocol is None
+
+
+async def _greets(stage: Stage, octets: bytes) -> None:
+    stage.servers[0].says(octets)
+    await stage.settle()
+
+
+async def _closes(stage: Stage) -> None:
+    stage.servers[0].protocol.eof_received()
+    await stage.settle()
+
+
+async def _is_silent(stage: Stage, seconds: float) -> None:
+    stage.wait(seconds)
+    await stage.settle()
+
+
+HAPPENINGS: dict[str, tuple[str, Callable[[Stage], Awaitable[None]], bytes]] = {
+    "greeted with 450": ("", lambda stage: _greets(stage, b"450 not you\r\n"), b"450 not you\r\n"),
+    "greeted with 421": ("", lambda stage: _greets(stage, b"421 busy\r\n"), b"421 busy\r\n"),
+    "greeted with what is no reply": ("", lambda stage: _greets(stage, b"SSH-\r\n"), b"421 4.3.0 "),
+    "closed without a greeting": ("", _closes, b"421 4.4.1 "),
+    "connect time limit": ("silent", lambda stage: _is_silent(stage, 30), b"421 4.4.1 "),
+    "greeting time limit": ("", lambda stage: _is_silent(stage, 300), b"421 4.4.2 "),
+}
+"""Why a server was given up, how it behaves, what happens, and what the client gets."""
+
+
+class TestWhoseTrouble:
+    """What a server that knows the client does to it says nothing of the server."""
+
+    @pytest.mark.parametrize("told", [False, True])
+    @pytest.mark.parametrize("why", HAPPENINGS)
+    async def test_only_one_that_cannot_know_the_client_is_down(
+        self, opened: Opener, why: str, told: bool
+    ) -> None:
+        behaviour, happens, reply = HAPPENINGS[why]
+        stage = await opened(Server("one", behaviour, told=told))
+        await happens(stage)
+        assert stage.gets().startswith(reply)
+        assert stage.watcher.down == ([] if told else [("one", why)])
+
+    @pytest.mark.parametrize("told", [False, True])
+    @pytest.mark.parametrize("why", HAPPENINGS)
+    async def test_the_client_is_logged_with_the_reason_and_goes_on(
+        self, opened: Opener, why: str, told: bool
+    ) -> None:
+        behaviour, happens, _ = HAPPENINGS[why]
+        stage = await opened(Server("one", behaviour, told=told), Server("two"))
+        await happens(stage)
+        assert stage.watcher.given_up == [("one", why)]
+        stage.servers[1].says(b"220 two\r\n")
+        assert stage.gets() == b"220 two\r\n"
+
+    @pytest.mark.parametrize("greeting", [b"450 not you\r\n", b"554 not you\r\n"])
+    async def test_so_it_is_if_there_is_no_other_server(
+        self, opened: Opener, greeting: bytes
+    ) -> None:
+        stage = await opened(Server("one", told=True))
+        stage.servers[0].says(greeting)
+        assert stage.gets() == greeting
+        assert stage.watcher.given_up == [("one", f"greeted with {greeting[:3].decode()}")]
+
+    @pytest.mark.parametrize(
+        "behaviour",
+        [
+            "not for this client",
+            "EMFILE",
+            "ENFILE",
+            "ENOBUFS",
+            "ENOMEM",
+            "EADDRINUSE",
+            "EADDRNOTAVAIL",
+        ],
+    )
+    async def test_what_lies_with_the_client_or_this_machine_is_not_the_servers(
+        self, opened: Opener, behaviour: str
+    ) -> None:
+        stage = await opened(Server("one", behaviour))
+        assert stage.gets().startswith(b"421 4.4.1 ")
+        assert stage.watcher.down == []
+        ((server, why),) = stage.watcher.given_up
+        assert server == "one"
+        assert why
+
+    @pytest.mark.parametrize("behaviour", ["ETIMEDOUT", "EHOSTUNREACH", "ENETUNREACH", "EPERM"])
+    async def test_what_nobody_could_reach_is_down(self, opened: Opener, behaviour: str) -> None:
+        stage = await opened(Server("one", behaviour))
+        assert [name for name, _ in stage.watcher.down] == ["one"]
+
+    @pytest.mark.parametrize("second", ["greets", "closes", "is silent"])
+    async def test_the_client_gets_the_words_of_the_mta_that_had_any(
+        self, opened: Opener, second: str
+    ) -> None:
+        """Whatever the next server fails by."""
+        stage = await opened(
+            Server("one", told=True), Server("two", "silent" if second == "is silent" else "")
+        )
+        await _greets(stage, b"450 4.7.1 not you\r\n")
+        if second == "closes":
+            stage.servers[1].protocol.eof_received()
+        elif second == "is silent":
+            await _is_silent(stage, 30)
+        else:
+            stage.servers[1].says(b"421 4.3.2 two is busy\r\n")
+        expected = b"421 4.3.2 two is busy\r\n" if second == "greets" else b"450 4.7.1 not you\r\n"
+        assert stage.gets() == expected

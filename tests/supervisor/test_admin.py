@@ -6,7 +6,9 @@ import re
 import signal
 import smtplib
 import socket
-from collections.abc import Callable
+import socketserver
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -120,6 +122,30 @@ class TestReload:
         assert not path.exists()
 
 
+class Choosy(socketserver.StreamRequestHandler):
+    """An MTA that is told by a PROXY header who the client is, and does not want one of them."""
+
+    def handle(self) -> None:
+        _, _, host, *_ = self.rfile.readline().split()
+        if host == b"127.0.0.9":
+            self.wfile.write(b"450 not you\r\n")
+            return
+        self.wfile.write(b"220 mx\r\n")
+        for line in self.rfile:
+            self.wfile.write(b"221 mx\r\n" if line.startswith(b"QUIT") else b"250 mx\r\n")
+
+
+@pytest.fixture
+def choosy() -> Iterator[str]:
+    """The address of a Choosy one."""
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Choosy) as server:
+        serving = threading.Thread(target=server.serve_forever)
+        serving.start()
+        yield f"127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        serving.join()
+
+
 class TestCounters:
     def test_none_is_lost_or_goes_back_when_workers_come_and_go(
         self, mta: LegacyMTA, run: Run, file: File
@@ -203,6 +229,26 @@ class TestReadiness:
             assert program.event("server_up")["server"] == file.server
             assert ask(address, "/readyz") == (200, "ready\n")
             connection.close()
+
+    def test_one_client_that_the_mta_does_not_want_changes_nothing(
+        self, run: Run, file: File, choosy: str
+    ) -> None:
+        file.server = choosy
+        program = run("-c", file.write('address = "127.0.0.1:0"', 'identity = "proxy-v1"'))
+        address = program.event("admin_listening")["address"]
+        proxy = ("127.0.0.1", program.port())
+        for _ in range(3):
+            with socket.create_connection(proxy, 10, ("127.0.0.9", 0)) as unwanted:
+                assert unwanted.makefile("rb").read() == b"450 not you\r\n"
+            given_up = program.event("server_given_up")
+            assert given_up["client"].startswith("127.0.0.9:")
+            assert given_up["why"] == "greeted with 450"
+            assert ask(address, "/readyz") == (200, "ready\n")
+        with socket.create_connection(proxy, 10) as wanted:
+            assert wanted.recv(100) == b"220 mx\r\n"
+        program.signal(signal.SIGTERM)
+        assert program.wait() == 0
+        assert "server_down" not in [fields["event"] for fields in program.log()]
 
     def test_not_while_it_drains_and_it_is_still_there_to_say_so(
         self, run: Run, file: File

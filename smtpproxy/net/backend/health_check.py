@@ -10,13 +10,17 @@ from typing import cast
 from smtpproxy.core.replies import ReplyReader
 from smtpproxy.core.violations import BackendViolation
 from smtpproxy.net.backend.server_pool import Server
-from smtpproxy.tls.error_text import error_text
+from smtpproxy.tls.error_text import OUR_OWN, error_text
+
+LONGEST_S = 30.0
+"""How long a check may take, if it is not to be repeated earlier."""
 
 
-async def check(server: Server, hostname: str, limit_s: float) -> str:
+async def check(server: Server, hostname: str, limit_s: float = LONGEST_S) -> str:
     """Return why a server can't be used just now; empty if it can.
 
-    It is reached as for a client, but from the proxy's own address and in its own name.
+    It is reached as for a client, but from the proxy's own address and in its own name.  Raises
+    OSError if that can't be told, as this machine is short of something.
     """
     dialogue = _CheckConnection()
     try:
@@ -26,6 +30,8 @@ async def check(server: Server, hostname: str, limit_s: float) -> str:
     except TimeoutError:
         return "check time limit"
     except OSError as error:
+        if error.errno in OUR_OWN:
+            raise
         return error_text(error)
     finally:
         dialogue.close()

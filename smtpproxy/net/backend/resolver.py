@@ -8,6 +8,7 @@ thread for each name, and no name waits for another.
 
 import asyncio
 import contextlib
+import errno
 import socket
 import threading
 from typing import Any
@@ -30,11 +31,20 @@ async def look_up(host: str, port: int) -> Found:
     answer = _asked.get(question)
     if answer is None:
         answer = _asked[question] = loop.create_future()
-        threading.Thread(target=_ask, args=question, name=f"look up {host}", daemon=True).start()
+        _begin(question)
     found = await asyncio.shield(answer)  # others may wait for it, too
     if isinstance(found, OSError):
         raise found.with_traceback(None)
     return found
+
+
+def _begin(question: Question) -> None:
+    name = f"look up {question[1]}"
+    try:
+        threading.Thread(target=_ask, args=question, name=name, daemon=True).start()
+    except RuntimeError:  # there are as many threads as there may be
+        del _asked[question]
+        raise OSError(errno.ENOMEM, "no thread to look a name up") from None
 
 
 def _ask(loop: asyncio.AbstractEventLoop, host: str, port: int) -> None:

@@ -6,23 +6,18 @@ for then the session is that server's.
 """
 
 import asyncio
-import errno
 from time import monotonic
 from typing import TYPE_CHECKING, Protocol
 
 from smtpproxy.core.replies import ReplyReader
 from smtpproxy.core.violations import BackendViolation
 from smtpproxy.net.backend.backend_connection import BackendConnection, BackendEvents
-from smtpproxy.tls.error_text import error_text
+from smtpproxy.tls.error_text import OUR_OWN, NotForThisClient, error_text
 
 if TYPE_CHECKING:
     from smtpproxy.net.backend.server_pool import Server
     from smtpproxy.net.listener_context import ListenerContext
     from smtpproxy.net.peer import Peer
-
-_OUR_OWN = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL))
-"""Errors that say nothing of the server: this machine is short of something."""
-
 
 _NOBODY: list["Server"] = []
 
@@ -35,6 +30,9 @@ class SelectingSession(BackendEvents, Protocol):
 
     def give_up_server(self, why: str, now: float) -> None:
         """Go on to the next server: this one could not be reached."""
+
+    def note_given_up(self, server: str, why: str) -> None:
+        """Report a server that refused the client and was the last one."""
 
 
 class ServerSelection:
@@ -116,7 +114,9 @@ class ServerSelection:
         except OSError as error:
             self._connecting = None
             why = error_text(error)
-            if error.errno not in _OUR_OWN:
+            if isinstance(error, NotForThisClient):
+                self._listener_context.servers.doubt(server)
+            elif error.errno not in OUR_OWN:
                 self._listener_context.servers.failed(server, why)
             session.give_up_server(why, monotonic())
         else:
@@ -149,14 +149,23 @@ class ServerSelection:
             self.failed(why)
         if not self._left:
             self.open = False
+            assert self.server is not None
+            self._session.note_given_up(self.server.name_for(self._peer), why)
             return octets, ""  # the pipeline passes it on
         self.refusal = reply
         return b"", why
 
     def failed(self, why: str) -> None:
-        """Note that the server is to be left alone."""
-        assert self.server is not None
-        self._listener_context.servers.failed(self.server, why)
+        """Note that the server has not greeted, so that it is to be left alone.
+
+        If it knows the client, it may have greeted others: then it is looked at first.
+        """
+        server = self.server
+        assert server is not None
+        if server.is_told_of(self._peer):
+            self._listener_context.servers.doubt(server)
+        else:
+            self._listener_context.servers.failed(server, why)
 
     def cancel(self) -> None:
         """Connect to nobody any more, and hear nothing of the server that was tried last."""

@@ -19,6 +19,7 @@ from smtpproxy.net.backend import resolver
 from smtpproxy.net.peer import Peer
 from smtpproxy.net.proxy_protocol import UNKNOWN_PEER
 from smtpproxy.net.tproxy import bind_as, original_target
+from smtpproxy.tls.error_text import OUR_OWN, NotForThisClient, error_text
 
 NEXT_S = 0.25
 """How long one address of a name is tried alone (RFC 8305 section 8)."""
@@ -44,12 +45,37 @@ class BackendTransport:
     ) -> None:
         """Open a connection for a client, or with None for the proxy itself.
 
-        Raises OSError if the server can't be reached in this way.
+        Raises OSError if the server can't be reached in this way; NotForThisClient, if it had been
+        told of the client by then, or could not be told.
         """
+        told = peer is not None and (address.is_original or self.transparent)
+        try:
+            if address.is_original:
+                address = original_target(peer or UNKNOWN_PEER)
+            opened = await self._open(address, peer)
+            told = told or self.tells(peer)
+            await self._begin(opened, address, factory, peer)
+        except OSError as error:
+            # The resolver has not been told of anybody.
+            if not told or error.errno in OUR_OWN or isinstance(error, socket.gaierror):
+                raise
+            raise NotForThisClient(error.errno or 0, error_text(error)) from error
+
+    def tells(self, peer: Peer | None) -> bool:
+        """Tell whether the server knows who the client is before it greets."""
+        if peer is None:
+            return False
+        return self.transparent or (self.header is not None and peer.source is not None)
+
+    async def _begin(
+        self,
+        opened: socket.socket,
+        address: Address,
+        factory: Callable[[], asyncio.Protocol],
+        peer: Peer | None,
+    ) -> None:
+        """Say on a new connection what comes before the greeting."""
         loop = asyncio.get_running_loop()
-        if address.is_original:
-            address = original_target(peer or UNKNOWN_PEER)
-        opened = await self._open(address, peer)
         try:
             if self.header is not None:
                 header = self.header(peer or UNKNOWN_PEER, Peer.here(opened))

@@ -1,10 +1,12 @@
 """The servers of a backend: which is tried first, and which is left alone."""
 
+import asyncio
+import errno
 from typing import Any
 
 import pytest
 
-from smtpproxy.config.address import Address
+from smtpproxy.config.address import ORIGINAL, Address
 from smtpproxy.net.backend.server_pool import Server, ServerPool
 from tests.net.fakes import Clock
 
@@ -104,3 +106,116 @@ def test_what_others_have_found_is_followed_and_not_told_again() -> None:
     servers.learn("one:25", up=True)
     assert servers.in_order() == [one, two, three]
     assert told == []
+
+
+class Asked:
+    """Stands for the check: what it finds is said by hand."""
+
+    def __init__(self) -> None:
+        self.servers: list[Server] = []
+        self._answers: asyncio.Queue[str | OSError] = asyncio.Queue()
+
+    async def __call__(self, server: Server) -> str:
+        self.servers.append(server)
+        found = await self._answers.get()
+        if isinstance(found, OSError):
+            raise found
+        return found
+
+    async def finds(self, found: str | OSError) -> None:
+        """Let the check that is under way end."""
+        self._answers.put_nowait(found)
+        await settled()
+
+
+async def settled() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+class TestDoubt:
+    """A client could not have a server that may have known it: is the server there for others?"""
+
+    @pytest.mark.usefixtures("clock")
+    async def test_one_that_is_there_stays_up(self) -> None:
+        told, asked = Told(), Asked()
+        servers, (one, two, three) = group(told, check=asked)
+        servers.doubt(one)
+        await settled()
+        assert servers.in_order() == [one, two, three]
+        await asked.finds("")
+        assert asked.servers == [one]
+        assert servers.in_order() == [one, two, three]
+        assert told == []
+
+    @pytest.mark.usefixtures("clock")
+    async def test_one_that_is_not_there_is_left_alone(self) -> None:
+        told, asked = Told(), Asked()
+        servers, (one, two, three) = group(told, check=asked)
+        servers.doubt(one)
+        await settled()
+        await asked.finds("Connection refused")
+        assert servers.in_order() == [two, three, one]
+        assert told == [("one:25", False)]
+
+    async def test_one_that_was_down_and_is_back_comes_up(self, clock: Clock) -> None:
+        told, asked = Told(), Asked()
+        servers, (one, two, three) = group(told, check=asked)
+        servers.failed(one, "why")
+        clock.now += 1
+        servers.doubt(one)
+        await settled()
+        await asked.finds("")
+        assert told == [("one:25", False), ("one:25", True)]
+        assert servers.in_order() == [one, two, three]
+
+    async def test_clients_that_are_not_wanted_are_no_reason_to_look_again_and_again(
+        self, clock: Clock
+    ) -> None:
+        asked = Asked()
+        servers, (one, two, _) = group(check=asked)
+        servers.doubt(one)
+        await settled()
+        clock.now += 60
+        servers.doubt(one)  # it is being looked at, however long that takes
+        servers.doubt(two)
+        await settled()
+        assert asked.servers == [one, two]
+        await asked.finds("")
+        await asked.finds("")
+        clock.now += 9.9
+        servers.doubt(one)
+        await settled()
+        assert len(asked.servers) == 2
+        clock.now += 0.1
+        servers.doubt(one)
+        await settled()
+        assert len(asked.servers) == 3
+        await asked.finds("")
+
+    async def test_one_that_greets_others_is_not_doubted(self, clock: Clock) -> None:
+        asked = Asked()
+        servers, (one, _, _) = group(check=asked)
+        servers.greeted(one)
+        clock.now += 9.9
+        servers.doubt(one)
+        await settled()
+        assert asked.servers == []
+
+    @pytest.mark.usefixtures("clock")
+    async def test_a_shortage_of_this_machine_tells_nothing(self) -> None:
+        told, asked = Told(), Asked()
+        servers, (one, _, _) = group(told, check=asked)
+        servers.doubt(one)
+        await settled()
+        await asked.finds(OSError(errno.EMFILE, "Too many open files"))
+        assert told == []
+
+    @pytest.mark.usefixtures("clock")
+    async def test_where_each_client_wants_another_one_there_is_none_to_look_at(self) -> None:
+        asked = Asked()
+        original = Server(Address(ORIGINAL))
+        servers = ServerPool([original], changed=Told(), check=asked)
+        servers.doubt(original)
+        await settled()
+        assert asked.servers == []

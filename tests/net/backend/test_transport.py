@@ -1,9 +1,11 @@
 """The way to a server: by a name with several addresses, and never as the proxy for a client."""
 
 import asyncio
+import errno
 import os
 import socket
 import ssl
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
@@ -13,13 +15,14 @@ import pytest
 import trustme
 import uvloop
 
-from smtpproxy.config.address import Address
+from smtpproxy.config.address import ORIGINAL, Address
 from smtpproxy.net.backend import resolver
 from smtpproxy.net.backend.health_check import check
 from smtpproxy.net.backend.server_pool import Server
 from smtpproxy.net.backend.transport import BackendTransport
 from smtpproxy.net.peer import Peer
 from smtpproxy.net.proxy_protocol import make_v1, make_v2
+from smtpproxy.tls.error_text import OUR_OWN, NotForThisClient, error_text
 
 LIVE, HOLE, DEAD = "127.0.0.1", "127.0.0.2", "127.0.0.3"
 CLIENT = Peer("127.0.0.9:4711", ("127.0.0.1", 25))
@@ -102,9 +105,29 @@ async def serving(tls: ssl.SSLContext | None = None) -> AsyncIterator[int]:
         over.append(asyncio.create_task(greet(reader, writer)))
 
     listening = await asyncio.start_server(begin, LIVE, 0, ssl=tls)
-    yield listening.sockets[0].getsockname()[1]
-    listening.close()
-    await asyncio.gather(*over)
+    try:
+        yield listening.sockets[0].getsockname()[1]
+        await asyncio.gather(*over)
+    finally:
+        listening.close()
+
+
+@asynccontextmanager
+async def hanging_up() -> AsyncIterator[int]:
+    """Close each connection at LIVE when something has come; gives the port."""
+
+    class HangingUp(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            self._transport = cast("asyncio.Transport", transport)
+
+        def data_received(self, data: bytes) -> None:  # noqa: ARG002
+            self._transport.abort()
+
+    listening = await asyncio.get_running_loop().create_server(HangingUp, LIVE, 0)
+    try:
+        yield listening.sockets[0].getsockname()[1]
+    finally:
+        listening.close()
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +213,7 @@ class TestSeveralAddresses:
             with socket.create_server((HOLE, 0)) as free:
                 port = free.getsockname()[1]
             with black_hole(port):
-                monkeypatch.setattr("smtpproxy.net.route.socket.socket", Socket)
+                monkeypatch.setattr("smtpproxy.net.backend.transport.socket.socket", Socket)
                 connecting = asyncio.create_task(
                     Server(Address(NAME, port)).connect(Caller, None), name="connect"
                 )
@@ -245,21 +268,106 @@ class TestUnix:
         run(loop, fail)
 
 
-class TestTransparent:
-    @pytest.mark.parametrize("peer", [Peer(), Peer("0.0.0.0:1"), Peer("[::]:1")])
-    async def test_nobodys_address_is_not_replaced_by_the_proxys_own(self, peer: Peer) -> None:
-        """An MTA that trusts the proxy would relay for whom a proxy in front calls 0.0.0.0."""
-        server = Address(host="127.0.0.1", port=9)
-        with pytest.raises(OSError, match="no address to connect from"):
-            await BackendTransport(transparent=True).connect(server, asyncio.Protocol, peer)
+REFUSED = "Connection refused"
+RoutesOf = Callable[[ssl.SSLContext], BackendTransport | None]
+NONE: RoutesOf = lambda tls: None  # noqa: ARG005, E731  as the others of a table
+HEADER: RoutesOf = lambda tls: BackendTransport(header=make_v1)  # noqa: ARG005, E731
+HEADER_AND_TLS: RoutesOf = lambda tls: BackendTransport(header=make_v1, context=tls)  # noqa: E731
+TRANSPARENT: RoutesOf = lambda tls: BackendTransport(transparent=True)  # noqa: ARG005, E731
+
+
+class TestWhoseTrouble:
+    """A failure is the server's if it could not know for whom the connection is."""
 
     @pytest.mark.parametrize(
-        ("host", "peer"), [("127.0.0.1", Peer("[2001:db8::1]:1")), ("::1", Peer("192.0.2.1:1"))]
+        ("route", "host", "peer", "why"),
+        [
+            (TRANSPARENT, DEAD, CLIENT, REFUSED),
+            (TRANSPARENT, LIVE, Peer(), "the client has no address to connect from"),
+            (TRANSPARENT, LIVE, Peer("0.0.0.0:1"), "the client has no address to connect from"),
+            (TRANSPARENT, LIVE, Peer("[::]:1"), "the client has no address to connect from"),
+            (TRANSPARENT, LIVE, Peer("[2001:db8::1]:1"), "no address of the client's family"),
+            (TRANSPARENT, "::1", Peer("192.0.2.1:1"), "no address of the client's family"),
+            (HEADER_AND_TLS, LIVE, CLIENT, ""),  # closed, or reset: each loop in its own words
+        ],
     )
-    async def test_a_client_of_another_family_than_the_servers_is_told_of(
-        self, host: str, peer: Peer
+    @LOOPS
+    def test_what_can_be_the_clients(
+        self, loop: NewLoop, route: RoutesOf, host: str, peer: Peer, why: str
     ) -> None:
-        with pytest.raises(OSError, match="no address of the client's family"):
-            await BackendTransport(transparent=True).connect(
-                Address(host, 9), asyncio.Protocol, peer
+        async def fail() -> None:
+            async with hanging_up() as port:
+                server = Server(Address(host, port), route(ssl.create_default_context()))
+                assert server.is_told_of(peer)
+                with pytest.raises(NotForThisClient) as raised:
+                    await server.connect(Caller, peer)
+                assert why in error_text(raised.value)
+
+        if route is TRANSPARENT and host == DEAD and os.geteuid():
+            pytest.skip("needs CAP_NET_ADMIN")
+        run(loop, fail)
+
+    @pytest.mark.parametrize(
+        ("route", "peer"), [(NONE, CLIENT), (HEADER, CLIENT), (HEADER, None), (TRANSPARENT, None)]
+    )
+    @LOOPS
+    def test_what_is_the_servers(self, loop: NewLoop, route: RoutesOf, peer: Peer | None) -> None:
+        async def fail() -> None:
+            server = Server(Address(DEAD, 9), route(ssl.create_default_context()))
+            with pytest.raises(ConnectionRefusedError):
+                await server.connect(Caller, peer)
+
+        run(loop, fail)
+
+    @pytest.mark.parametrize("route", [NONE, HEADER, TRANSPARENT])
+    async def test_a_name_that_is_not_found_is_nobodys_but_the_servers(
+        self, route: RoutesOf, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def look_up(host: str, port: int) -> resolver.Found:  # noqa: ARG001
+            raise socket.gaierror(socket.EAI_NONAME, "unknown")
+
+        monkeypatch.setattr(resolver, "look_up", look_up)
+        server = Server(Address(NAME, 9), route(ssl.create_default_context()))
+        with pytest.raises(socket.gaierror):
+            await server.connect(Caller, CLIENT)
+
+    async def test_a_client_that_wanted_the_proxy_itself_has_no_server(self) -> None:
+        server = Server(Address(ORIGINAL), BackendTransport())
+        with pytest.raises(NotForThisClient, match="nobody but the proxy"):
+            await server.connect(Caller, CLIENT)
+
+    async def test_a_shortage_of_this_machine_is_neithers(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def bind(*_: object) -> None:
+            raise OSError(errno.EADDRNOTAVAIL, "no port is left")
+
+        monkeypatch.setattr("smtpproxy.net.backend.transport.bind_as", bind)
+        with pytest.raises(OSError) as raised:  # noqa: PT011  # its number is looked at below
+            await Server(Address(LIVE, 9), BackendTransport(transparent=True)).connect(
+                Caller, CLIENT
             )
+        assert raised.value.errno in OUR_OWN
+
+    async def test_so_it_is_for_an_active_check(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It does not take the server for down, as it does not know."""
+
+        async def connect(*_: object) -> None:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        monkeypatch.setattr(Server, "connect", connect)
+        with pytest.raises(OSError, match="Too many"):
+            await check(Server(Address(LIVE, 9)), "proxy.example")
+
+
+async def test_names_are_not_waited_for_where_there_is_no_thread_to_look_them_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    for _ in range(2):
+        with pytest.raises(OSError, match="no thread") as raised:
+            await Server(Address("no.such.example", 9)).connect(Caller, CLIENT)
+        assert raised.value.errno in OUR_OWN
