@@ -29,6 +29,8 @@ START_TLS: Final = 2
 """TLS begins on the backend's connection; then `secured` is called."""
 FAILED: Final = 3
 """The session fails for `reason`."""
+REFUSED: Final = 4
+"""The session ends with the backend's own reply."""
 
 # What was sent last, whose reply is awaited.
 _EHLO: Final = 0  # or HELO
@@ -126,7 +128,7 @@ class Ehlo:
         """Take the reply to what was sent last for an exchange.
 
         Returns:
-            What comes next: DONE, SEND, START_TLS or FAILED.
+            What comes next: DONE, SEND, START_TLS, FAILED or REFUSED.
 
         Raises:
             BackendViolation: A reply came after the 220 to STARTTLS and before TLS.  Somebody on
@@ -205,6 +207,9 @@ class Ehlo:
         return self._go_on()
 
     def _take_introduction(self, code: int) -> int:
+        """Take the reply to XCLIENT: it is the greeting that this client would have got."""
+        if 400 <= code < 500 or code == 554:  # RFC 5321 section 3.1
+            return REFUSED
         if code >= 300:
             return self._fail("xclient_refused")
         if self._lines:

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from typing import Final, NoReturn
 
 from smtpproxy.core import replies, verbs
-from smtpproxy.core.ehlo import DONE, FAILED, START_TLS, Ehlo
+from smtpproxy.core.ehlo import DONE, FAILED, REFUSED, START_TLS, Ehlo
 from smtpproxy.core.exchange import Exchange, ExchangeObserver, ProxyStep
 from smtpproxy.core.framing import CLOSED, COMMANDS, CONTENT, ENDED, PAYLOAD, Framer
 from smtpproxy.core.negotiated_extensions import NegotiatedExtensions
@@ -394,6 +394,8 @@ class Pipeline:
             raise BackendViolation("reply_not_asked_for", self.matcher.reader.unread)
         if step == FAILED:
             self.fail(ehlo.reason, replies.BACKEND_UNFIT, now)
+        elif step == REFUSED:
+            self._end_with(reply, "backend_closed", now, None)
         elif step == START_TLS:
             self.upgrade(Upgrade.BACKEND_TLS)
         else:

@@ -73,6 +73,33 @@ def test_postfix_learns_the_client_by_xclient_and_does_not_relay_for_it() -> Non
         send(port, HEADER.replace(b"192.0.2.7", b"127.0.0.9"))  # one of its own network
 
 
+@pytest.mark.parametrize("identity", ["proxy-v1", "proxy-v2", "xclient"])
+def test_a_client_that_postfix_refuses_gets_its_words_and_others_are_served(identity: str) -> None:
+    """By XCLIENT it is told late: the reply to it is the greeting of the client that is named."""
+    refusals = "192.0.2.7=450 4.7.1 later}, {192.0.2.8=554 5.7.1 never"
+    settings = {
+        "smtpd_delay_reject": "no",
+        "smtpd_client_restrictions": f"check_client_access inline:{{{{{refusals}}}}}, permit",
+    }
+    if identity == "xclient":
+        settings["smtpd_authorized_xclient_hosts"] = "127.0.0.1"
+    else:
+        settings["smtpd_upstream_proxy_protocol"] = "haproxy"
+    hello = [b"EHLO client.example"] if identity == "xclient" else []
+    with (
+        postfix(settings) as mta,
+        configured(FROM_A_PROXY, backend(mta, identity)) as (port, process),
+    ):
+        for host, words in ((b"192.0.2.7", b"450 4.7.1 "), (b"192.0.2.8", b"554 5.7.1 ")):
+            with Wire(port) as wire:
+                wire.send(HEADER.replace(b"192.0.2.7", host), *hello)
+                assert wire.rest().splitlines()[-1].startswith(words + b"<unknown[" + host)
+        with Wire(port) as wire:
+            wire.send(HEADER.replace(b"192.0.2.7", b"192.0.2.9"), GROUP[0])
+            assert wire.replies(2) == [220, 250]
+        assert "server_down" not in process.printed()
+
+
 def test_an_mta_without_xclient_gets_no_mail_from_strangers() -> None:
     """It would take them for the proxy."""
     with (
