@@ -79,7 +79,7 @@ async def begin(tmp_path: Path, logged: Logged) -> AsyncIterator[Begin]:  # noqa
         port = server.sockets[0].getsockname()[1]
         file = tmp_path / "smtpproxy.toml"
         file.write_text(
-            f'[[listener]]\naddress = "{listen}"\n[backends.mx]\n'
+            f'[listeners.l]\naddress = "{listen}"\n[backends.mx]\n'
             f'servers = ["{host}:{port}"]\nidentity = "{identity}"\nretry_after = 60\n'
         )
         app = App(load(file))
