@@ -86,8 +86,8 @@ def _hidden_and_allowed(listeners: Mapping[str, ListenerSettings]) -> Iterator[F
             where = ("listeners", name, "capabilities", "allow", position)
             if word is not BAD and word in hide:
                 yield where, f"{show(word)} is hidden as well; write it in one of the two lists"
-            elif word is not BAD and word.encode() in NEVER_PASSED:
-                yield where, f"{show(word)} can never pass: it would break framing or trust"
+            elif word is not BAD and (why := NEVER_PASSED.get(word.encode())):
+                yield where, f"{show(word)} can never pass: {why}"
 
 
 def _watching(settings: Settings, need_trace_directory: bool) -> Iterator[Fault]:

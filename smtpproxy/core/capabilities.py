@@ -4,6 +4,7 @@ RFC 5321 section 4.1.1.1.  An extension changes the protocol that the proxy has 
 known words pass: those that add parameters or plain commands, and those that are framed here.
 """
 
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -14,11 +15,30 @@ PASSED = frozenset(
 )
 """Words that pass unless a listener hides them."""
 
-NEVER_PASSED = frozenset(
-    b"""STARTTLS REQUIRETLS XCLIENT XFORWARD TURN ATRN VERB BURL CHECKPOINT XEXCH50 X-EXPS
-    X-ANONYMOUSTLS X-LINK2STATE PIPECONNECT X_PIPE_CONNECT""".split()
-)
-"""Words that no listener may let pass: they would break framing or trust."""
+NEVER_PASSED = {
+    word: why
+    for why, words in {
+        "it changes how many replies a message gets": b"PRDR VERB XSHADOW XSHADOWREQUEST",
+        "it lets commands come before the greeting": b"PIPECONNECT X_PIPE_CONNECT",
+        "it changes what the bytes after a command mean": b"""BURL CHECKPOINT XEXCH50 X-LINK2STATE
+        XQDISCARD XSESSIONPARAMS XMESSAGECONTEXT""",
+        "it begins TLS, which is the proxy's part": b"STARTTLS REQUIRETLS X-ANONYMOUSTLS",
+        "it reverses the connection": b"TURN ATRN",
+        "it lets the client name another one": b"""XCLIENT XFORWARD XPROXY XPROXYFROM XPROXYTO
+        X-EXPS""",
+    }.items()
+    for word in words.split()
+}
+"""Words that no listener may let pass, and why: they would break framing or trust.
+
+As verbs they are refused, too.  Those with an X are of Exchange servers among themselves.
+"""
+
+_BOUND_TO_TLS = re.compile(rb"(?i)EXTERNAL|.*-PLUS")
+"""Mechanisms of AUTH that prove something of the TLS connection they run in.
+
+RFC 4422 appendix A, RFC 5802 section 6.  Where TLS ends at the proxy, that is another connection.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +51,8 @@ class CapabilityFilter:
     """Words that pass beside PASSED."""
     add: tuple[bytes, ...] = ()
     """Capabilities of the proxy itself, with their parameters."""
+    ends_tls: bool = False
+    """TLS of the client's connection or of the backend's may end at the proxy."""
 
     def passes(self, word: bytes) -> bool:
         """Tell whether the client may see a capability."""
@@ -78,6 +100,8 @@ def _filter(
         for line, word in zip(lines, words, strict=True)
         if word != b"PIPELINING" and keep.passes(word)
     ]
+    if keep.ends_tls:
+        kept = [line for line in map(_without_bound_mechanisms, kept) if line]
     kept += _own(keep)
     chunking = b"CHUNKING" in words and keep.passes(b"CHUNKING")
     return tuple(kept), b"PIPELINING" in words, chunking
@@ -88,6 +112,17 @@ def _lowered(size: bytes, largest: int) -> bytes:
     words = size.split()
     offered = int(words[1]) if len(words) > 1 and words[1][:20].isdigit() else 0
     return b"SIZE %d" % (min(offered, largest) if offered else largest)
+
+
+def _without_bound_mechanisms(line: bytes) -> bytes:
+    """Return a capability without mechanisms bound to TLS; nothing if AUTH has no other."""
+    if line[:4].upper() != b"AUTH":
+        return line
+    mechanisms = line[5:].split()
+    kept = [each for each in mechanisms if not _BOUND_TO_TLS.fullmatch(each)]
+    if len(kept) == len(mechanisms):
+        return line
+    return line[:5] + b" ".join(kept) if kept else b""
 
 
 def offer_for_helo(reply: bytes, keep: CapabilityFilter) -> bytes:

@@ -149,15 +149,12 @@ class Ehlo:
 
     @property
     def _ehlo(self) -> bytes:
-        return self._client_line if self._is_ehlo else b"EHLO" + self._client_line[4:]
-
-    @property
-    def _is_ehlo(self) -> bool:
-        return self._client_line[:1] in b"Ee"
+        line = self._client_line
+        return line if _is_ehlo(line) else b"EHLO" + line[4:]
 
     @property
     def _is_name_before_tls(self) -> bool:
-        """Tell whether the line has the argument of the EHLO before the client's TLS."""
+        """Tell whether the line has the argument of the EHLO or HELO before the client's TLS."""
         return self._offer_before_tls[0][4:].lower() == self.line[4:].lower()
 
     @property
@@ -168,22 +165,16 @@ class Ehlo:
     # --- what a reply leads to ----------------------------------------------------------------
 
     def _take_ehlo(self, code: int, reply: bytes) -> int:
-        sent_ehlo = self.line[:1] in b"Ee"
-        if code in (500, 502) and sent_ehlo:
+        if code in (500, 502) and _is_ehlo(self.line):
             return self._fall_back(code, reply)
-        if code == 503 and sent_ehlo and self._is_name_before_tls:
+        if code == 503 and self._is_name_before_tls:
             self._refusal = reply
             return self._send(b"RSET\r\n", _RSET)
         if code >= 300:
             reply = self._refusal or reply
             return self._finish(int(reply[:3]), reply)
-        if sent_ehlo:
-            self._offer = (self.line, reply)
-            return self._go_on()
-        self._extensions.clear()
-        if self._refusal:  # HELO was sent instead of an EHLO
-            reply = self._extensions.offer_for_helo(reply)
-        return self._finish(code, reply)
+        self._offer = (self.line, reply)
+        return self._go_on()
 
     def _fall_back(self, code: int, reply: bytes) -> int:
         """Send HELO to an MTA that does not know EHLO (RFC 5321 section 3.2)."""
@@ -192,7 +183,7 @@ class Ehlo:
         if self._must_introduce:
             return self._fail("xclient_not_offered")
         self.xforward.lines = ()
-        if not self._is_ehlo:
+        if not _is_ehlo(self._client_line):
             return self._send(self._client_line, _EHLO)
         if not self._policy.helo_fallback:
             return self._finish(code, reply)
@@ -225,7 +216,10 @@ class Ehlo:
 
     def _go_on(self) -> int:
         """Do what is still to be done with what the backend offers."""
-        offered = capabilities.words(self._offer[1])
+        hello, reply = self._offer
+        if not _is_ehlo(hello):
+            return self._finish_helo(reply)
+        offered = capabilities.words(reply)
         if self._wants_tls and b"STARTTLS" in offered:
             return self._send(b"STARTTLS\r\n", _STARTTLS)
         secure = self._extensions.backend_secure
@@ -243,11 +237,17 @@ class Ehlo:
             else:
                 self._lines = lines
                 return self._introduce()
-        if self._is_ehlo:
-            return self._finish(250, self._extensions.accept_ehlo(self._offer[1]))
+        if _is_ehlo(self._client_line):
+            return self._finish(250, self._extensions.accept_ehlo(reply))
+        first = reply.split(b"\r\n", 1)[0]
+        return self._finish_helo(b"250 " + first[4:] + b"\r\n")
+
+    def _finish_helo(self, reply: bytes) -> int:
+        """Finish without extensions: the client or the backend has said HELO."""
         self._extensions.clear()
-        first = self._offer[1].split(b"\r\n", 1)[0]
-        return self._finish(250, b"250 " + first[4:] + b"\r\n")
+        if _is_ehlo(self._client_line):  # HELO was sent instead
+            reply = self._extensions.offer_for_helo(reply)
+        return self._finish(int(reply[:3]), reply)
 
     @property
     def _must_introduce(self) -> bool:
@@ -273,6 +273,10 @@ class Ehlo:
     def _fail(self, reason: str) -> int:
         self.reason = reason
         return FAILED
+
+
+def _is_ehlo(line: bytes) -> bool:
+    return line[:1] in b"Ee"
 
 
 _NO_ANSWER: Final = (0, b"")

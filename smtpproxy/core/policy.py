@@ -150,7 +150,11 @@ class SessionPolicy:
         if self.trusted:
             allow |= {b"XFORWARD"}
             add += () if b"XCLIENT" in hide else (XCLIENT_OFFER,)
-        return CapabilityFilter(hide, allow, add)
+        ends_tls = self.backend_tls is not BackendTls.OFF or self.client_tls in (
+            ClientTls.OFFERED,
+            ClientTls.ACTIVE,
+        )
+        return CapabilityFilter(hide, allow, add, ends_tls=ends_tls)
 
     def _rows(self) -> dict[bytes, Verb]:
         """Return the rows of the verb table that these rules change."""

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Final
 
 from smtpproxy.core import lines, replies
+from smtpproxy.core.capabilities import NEVER_PASSED
 
 # Roles: what else the pipeline does about a command.  Hot path (bench S2): plain integers, and in
 # this order: any reply of the backend but a 3xx or 421 may answer those up to RSET.
@@ -77,7 +78,7 @@ class Verb:
     """Returns what goes to the backend for a line; raises ClientViolation."""
 
 
-ROWS = (
+_NAMED_ROWS = (
     Verb(b"MAIL", groupable=True, role=MAIL),
     Verb(b"RCPT", groupable=True, role=RCPT),
     Verb(b"RSET", groupable=True, role=RSET),
@@ -99,12 +100,8 @@ ROWS = (
     # They change who is trusted, so a stranger's never reach the backend.
     Verb(b"XCLIENT", gate=True, secret=True, refusal=replies.NOT_AUTHORIZED),
     Verb(b"XFORWARD", gate=True, refusal=replies.NOT_AUTHORIZED),
-    # They reverse the connection, or change what the octets after them mean.
-    Verb(b"TURN", refusal=replies.NOT_IMPLEMENTED),
-    Verb(b"ATRN", refusal=replies.NOT_IMPLEMENTED),
-    Verb(b"VERB", refusal=replies.NOT_IMPLEMENTED),
-    Verb(b"BURL", refusal=replies.NOT_IMPLEMENTED),
-    Verb(b"CHECKPOINT", refusal=replies.NOT_IMPLEMENTED),
+    # RFC 2033: with LMTP a message has a reply for each recipient.
+    Verb(b"LHLO", refusal=replies.NOT_LMTP),
     Verb(b"X-EXPS", secret=True, refusal=replies.NOT_IMPLEMENTED),
     Verb(b"X-ANONYMOUSTLS", gate=True, guarded=True, refusal=replies.NOT_IMPLEMENTED),
     Verb(b"XEXCH50", gate=True, refusal=replies.NOT_IMPLEMENTED, closes=True),
@@ -116,6 +113,14 @@ ROWS = (
     ),
     # Any other word: one line, one reply; what follows it is framed when that reply has come.
     Verb(b"", gate=True),
+)
+
+ROWS = (
+    *_NAMED_ROWS,
+    *(
+        Verb(word, refusal=replies.NOT_IMPLEMENTED)
+        for word in sorted(NEVER_PASSED.keys() - {verb.name for verb in _NAMED_ROWS})
+    ),
 )
 
 PROXY_HEADER = Verb(

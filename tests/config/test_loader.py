@@ -276,6 +276,18 @@ class TestMistakes:
                 "listeners.b.capabilities.allow[0]",
                 "is hidden as well",
             ),
+            (
+                '[listeners.b]\naddress = "[::1]:1"\ncapabilities = {allow = ["prdr"]}',
+                8,
+                "listeners.b.capabilities.allow[0]",
+                '"PRDR" can never pass: it changes how many replies a message gets',
+            ),
+            (
+                '[listeners.b]\naddress = "[::1]:1"\ncapabilities = {allow = ["XPROXYTO"]}',
+                8,
+                "listeners.b.capabilities.allow[0]",
+                "can never pass: it lets the client name another one",
+            ),
         ],
     )
     def test_what_is_wrong_and_what_to_do(

@@ -3,23 +3,13 @@
 import pytest
 
 from smtpproxy.core import replies, verbs
+from smtpproxy.core.capabilities import NEVER_PASSED
 from smtpproxy.core.verbs import Sync, table_for
 
 HELD = {b"MAIL", b"RCPT", b"RSET", b"SEND", b"SOML", b"SAML"}
 GATES = {b"DATA", b"BDAT", b"AUTH", b"STARTTLS", b"QUIT", b"XCLIENT", b"XFORWARD", b""}
 OTHER_PROTOCOLS = {b"GET", b"POST", b"PUT", b"HEAD", b"OPTIONS", b"CONNECT", b"PRI"}
-REFUSED = {
-    b"TURN",
-    b"ATRN",
-    b"VERB",
-    b"BURL",
-    b"CHECKPOINT",
-    b"X-EXPS",
-    b"X-ANONYMOUSTLS",
-    b"XEXCH50",
-    b"X-LINK2STATE",
-    b"STARTTLS",
-}
+REFUSED = NEVER_PASSED.keys() - {b"XCLIENT", b"XFORWARD"}
 
 
 def _names(sync: Sync, quality: str) -> set[bytes]:
@@ -42,9 +32,11 @@ def test_secrets() -> None:
 
 def test_what_is_never_forwarded() -> None:
     table = table_for(Sync.SAFE)
-    assert _names(Sync.SAFE, "refusal") == REFUSED | OTHER_PROTOCOLS | {b"XCLIENT", b"XFORWARD"}
+    others = OTHER_PROTOCOLS | {b"XCLIENT", b"XFORWARD", b"LHLO"}
+    assert _names(Sync.SAFE, "refusal") == REFUSED | others
     assert {table[word].refusal for word in REFUSED} == {replies.NOT_IMPLEMENTED}
     assert {table[word].refusal for word in OTHER_PROTOCOLS} == {replies.NOT_SMTP}
+    assert table[b"LHLO"].refusal == replies.NOT_LMTP
     assert table[b"XCLIENT"].refusal == table[b"XFORWARD"].refusal == replies.NOT_AUTHORIZED
 
 
