@@ -12,6 +12,8 @@ from typing import cast
 from smtpproxy.tls.client_transport import ServerObject
 from smtpproxy.tls.error_text import error_text
 
+_CLOSED = "closed"
+"""What an operator reads of a peer that has closed or reset the connection in the handshake."""
 Secured = Callable[[asyncio.Transport], asyncio.Protocol]
 """Takes the transport inside TLS; returns the protocol that is to have its octets."""
 
@@ -42,36 +44,47 @@ def begin(
     transport.set_protocol(waiting)
     loop = asyncio.get_running_loop()
 
-    async def shake() -> asyncio.Transport:
-        await _drain(transport, waiting, limit_s)
-        shaking = loop.create_task(
-            loop.start_tls(
-                transport,
-                waiting,
-                context,
-                server_side=as_server,
-                server_hostname=server_name,
-                ssl_handshake_timeout=limit_s,
-            ),
-            name="TLS",
+    async def start() -> asyncio.Transport | None:
+        _check_open(transport)
+        return await loop.start_tls(
+            transport,
+            waiting,
+            context,
+            server_side=as_server,
+            server_hostname=server_name,
+            ssl_handshake_timeout=limit_s,
         )
-        try:
-            await asyncio.sleep(0)  # by now the octets are no more ours, and next the loop is ready
-            octets = waiting.take()
-            if octets and early is None:
-                raise ConnectionAbortedError("octets in plaintext behind STARTTLS")
-            if octets or early:
-                loop.call_soon(_feed, transport, (early or b"") + octets)
-            inside = await shaking
-        finally:
-            shaking.cancel()
-        if inside is None:
-            raise ConnectionResetError("closed")
+
+    async def shake() -> asyncio.Transport:
+        async with asyncio.timeout(limit_s):
+            await _drain(transport, waiting)
+            shaking = loop.create_task(start(), name="TLS")
+            try:
+                # By now the octets are no longer ours, and next the loop is ready.
+                await asyncio.sleep(0)
+                octets = waiting.take()
+                if octets and early is None:
+                    raise ConnectionAbortedError("octets in plaintext behind STARTTLS")
+                if octets or early:
+                    loop.call_soon(_feed, transport, (early or b"") + octets)
+                inside = await shaking
+            finally:
+                if not shaking.cancel() and not shaking.cancelled():
+                    shaking.exception()  # nobody else asks for it
+        # A loop also returns when the connection was closed here, in the middle.
+        if inside is None or inside.get_extra_info("cipher") is None:
+            raise ConnectionResetError(_CLOSED)
         return inside
 
     return loop.create_task(
         _run(shake(), transport, waiting, secured, failed), name="TLS handshake"
     )
+
+
+def _check_open(transport: asyncio.Transport) -> None:
+    """Raise ConnectionResetError if a transport is closing: start_tls would never return on it."""
+    if transport.is_closing():
+        raise ConnectionResetError(_CLOSED)
 
 
 async def _run(
@@ -95,17 +108,20 @@ async def _run(
         found.watch(transport, inside)
 
 
-async def _drain(transport: asyncio.Transport, waiting: "_Waiting", limit_s: float) -> None:
+async def _drain(transport: asyncio.Transport, waiting: "_Waiting") -> None:
     """Wait until nothing is left to write in plaintext: uvloop counts on that."""
+    _check_open(transport)
     transport.set_write_buffer_limits(high=0)
-    async with asyncio.timeout(limit_s):
-        if transport.get_write_buffer_size():
-            await waiting.drained.wait()
+    if transport.get_write_buffer_size():
+        await waiting.drained.wait()
+        _check_open(transport)
     transport.set_write_buffer_limits()
 
 
 def _feed(transport: asyncio.Transport, octets: bytes) -> None:
     """Give the loop's TLS protocol octets as its transport would have."""
+    if transport.is_closing():
+        return
     # uvloop's has the methods of a BufferedProtocol, but is none by type.
     protocol = cast("asyncio.BufferedProtocol", transport.get_protocol())
     while octets:
@@ -117,12 +133,16 @@ def _feed(transport: asyncio.Transport, octets: bytes) -> None:
 
 
 class _Waiting(asyncio.Protocol):
-    """Takes what comes while the handshake lasts."""
+    """Takes what comes while the handshake lasts, and the loss of the connection also later.
+
+    That may be on its way here when another protocol takes over.
+    """
 
     def __init__(self) -> None:
         self.drained = asyncio.Event()
         self._octets: list[bytes] = []
         self._eof = self._lost = False
+        self._successor: asyncio.Protocol | None = None
 
     def take(self) -> bytes:
         """Return the octets that came before TLS had begun."""
@@ -139,11 +159,14 @@ class _Waiting(asyncio.Protocol):
     def eof_received(self) -> None:
         self._eof = True
 
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+    def connection_lost(self, exc: Exception | None) -> None:
         self._lost = True
         self.drained.set()
+        if self._successor is not None:
+            self._successor.connection_lost(exc)
 
     def hand_over(self, protocol: asyncio.Protocol) -> None:
+        self._successor = protocol
         for octets in self._octets:
             protocol.data_received(octets)
         if self._eof:
