@@ -16,6 +16,12 @@ from smtpproxy.config.address import Address
 from smtpproxy.net.tproxy import set_transparent
 
 BACKLOG = 4096
+KEEPALIVE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 60, 30, 6
+"""A connection that is silent for so long is probed, so often, and is lost after so many.
+
+A NAT or firewall forgets a silent connection after some minutes, the shortest after four; an MTA
+may think for ten (RFC 5321 section 4.5.3.2.6).
+"""
 _FREE_PORTS_TRIED = 10
 """A port that is free in one family may be taken in the other."""
 
@@ -60,6 +66,16 @@ def _listen_at(addresses: list[Address], transparent: bool) -> list[socket.socke
     return opened
 
 
+def keep_alive(opened: socket.socket) -> None:
+    """Have TCP probe a silent connection; what a listening socket accepts inherits it."""
+    if opened.family == socket.AF_UNIX:
+        return
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_S)
+    opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)
+    opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
+
+
 def name_of(listening: socket.socket) -> str:
     """Return the address that a socket really has, as `listening` tells it."""
     name = listening.getsockname()
@@ -80,6 +96,7 @@ def close(sockets: list[socket.socket], address: Address) -> None:
 def _listen_tcp(family: int, name: tuple[str | int, ...], transparent: bool) -> socket.socket:
     with _to_listen(family) as opened:
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        keep_alive(opened)
         if family == socket.AF_INET6:
             opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         if transparent:

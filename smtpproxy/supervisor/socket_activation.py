@@ -3,6 +3,8 @@
 import os
 import socket
 
+from smtpproxy.net.sockets import keep_alive
+
 FIRST_DESCRIPTOR = 3
 
 
@@ -26,5 +28,6 @@ def take() -> dict[str, list[socket.socket]]:
         except OSError:  # a FIFO or the like, which the same unit may open as well
             continue
         listening.setblocking(False)
+        keep_alive(listening)
         found.setdefault(name, []).append(listening)
     return found

@@ -9,6 +9,7 @@ import pytest
 
 from smtpproxy.config.address import Address
 from smtpproxy.core.policy import SessionPolicy
+from smtpproxy.net import sockets
 from smtpproxy.net.backend.server_pool import Server, ServerPool
 from smtpproxy.net.listener import Listener
 from smtpproxy.net.listener_context import ListenerContext
@@ -83,6 +84,25 @@ async def test_a_session_goes_through(host: str, mta: Address, tmp_path: Path) -
     listener.close()
     with pytest.raises((ConnectionRefusedError, FileNotFoundError)):
         await talk(address)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_what_is_accepted_is_kept_alive_by_tcp(host: str) -> None:
+    (listening,) = sockets.listen(Address(host=host, port=0))
+    with listening:
+        listening.setblocking(True)
+        with socket.create_connection(listening.getsockname()[:2]):
+            client, _ = listening.accept()
+            with client:
+                assert kept_alive(client) == (1, 60, 30, 6)
+
+
+def kept_alive(opened: socket.socket) -> tuple[int, ...]:
+    tcp = socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT
+    return (
+        opened.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+        *(opened.getsockopt(socket.IPPROTO_TCP, option) for option in tcp),
+    )
 
 
 def listener_at(address: Address, mta: Address, **options: bool) -> tuple[Listener, AnyWatcher]:

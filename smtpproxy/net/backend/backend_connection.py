@@ -3,6 +3,8 @@
 import asyncio
 from typing import Protocol, cast
 
+from smtpproxy.net.sockets import keep_alive
+
 
 class BackendEvents(Protocol):
     """What a session does when something happens on its backend connection."""
@@ -48,6 +50,9 @@ class BackendConnection(asyncio.Protocol):
         if self._left:
             self.transport.abort()
         else:
+            opened = transport.get_extra_info("socket")
+            if opened is not None:
+                keep_alive(opened)
             self._session.backend_connected(self.transport)
 
     def eof_received(self) -> None:

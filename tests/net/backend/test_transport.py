@@ -17,6 +17,7 @@ import uvloop
 
 from smtpproxy.config.address import ORIGINAL, Address
 from smtpproxy.net.backend import resolver
+from smtpproxy.net.backend.backend_connection import BackendConnection, BackendEvents
 from smtpproxy.net.backend.health_check import check
 from smtpproxy.net.backend.server_pool import Server
 from smtpproxy.net.backend.transport import BackendTransport
@@ -247,6 +248,26 @@ class TestSeveralAddresses:
             assert told in error_text(raised.value)
 
         run(loop, fail)
+
+
+@LOOPS
+def test_a_silent_connection_to_a_server_is_kept_alive_by_tcp(loop: NewLoop) -> None:
+    found: list[int] = []
+
+    class Session(BackendEvents):
+        def backend_connected(self, backend: asyncio.Transport) -> None:
+            opened = backend.get_extra_info("socket")
+            found.append(opened.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE))
+            found.append(opened.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE))
+            backend.abort()
+
+    async def connect() -> None:
+        with socket.create_server((LIVE, 0)) as listening:
+            server = Server(Address(LIVE, listening.getsockname()[1]))
+            await server.connect(lambda: BackendConnection(Session()), None)
+
+    run(loop, connect)
+    assert found == [1, 60]
 
 
 class TestUnix:
