@@ -26,6 +26,10 @@ ORIGINAL = "original"
 """Written in place of a server's address: where the client wanted to go."""
 
 _MAPPED_BITS = 96
+NAT64 = IPv6Network("64:ff9b::/96")
+"""The prefix that any NAT64 may use (RFC 6052 section 2.1)."""
+NAT64_BITS = (32, 40, 48, 56, 64, 96)
+"""How long the prefix of a NAT64 may be (RFC 6052 section 2.2)."""
 """Of an IPv6 address, before the IPv4 address that is mapped into it (RFC 4291 section 2.5.5.2)."""
 
 
@@ -50,6 +54,22 @@ def canonical_network(text: str) -> IPv4Network | IPv6Network:
     if network.version == first.version or network.prefixlen < _MAPPED_BITS:
         return network
     return ip_network(f"{first}/{network.prefixlen - _MAPPED_BITS}")
+
+
+def behind_nat64(
+    ip: IPv4Address | IPv6Address, networks: Iterable[IPv4Network | IPv6Network]
+) -> IPv4Address | IPv6Address:
+    """Return the IPv4 address that a NAT64 has embedded in an address (RFC 6052 section 2.2).
+
+    One that is in none of these networks, nor in 64:ff9b::/96, is returned as it is.
+    """
+    for network in (NAT64, *networks):
+        if ip in network:
+            # Octet 8 is never part of it; with a prefix of 96 bits it is part of that.
+            octets = ip.packed[:8] + ip.packed[9:]
+            begin = min(network.prefixlen // 8, 11)
+            return IPv4Address(octets[begin : begin + 4])
+    return ip
 
 
 def _unmapped(ip: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:

@@ -10,7 +10,13 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, field
 
-from smtpproxy.config.address import Address, canonical_network, parse_listener, parse_server
+from smtpproxy.config.address import (
+    NAT64_BITS,
+    Address,
+    canonical_network,
+    parse_listener,
+    parse_server,
+)
 from smtpproxy.config.decoding import ParsedBy, WrittenLike
 
 Sync = Literal["safe", "strict", "off"]
@@ -60,6 +66,20 @@ def _network(text: str) -> NetworkSetting:
         raise ValueError(
             'is not a network; write, for example, "10.0.0.0/8", "2001:db8::/32" or "192.0.2.1"'
         ) from None
+
+
+def _nat64_network(text: str) -> NetworkSetting:
+    """Read the prefix of a NAT64; returned in its usual spelling."""
+    try:
+        network = canonical_network(text)
+    except ValueError:
+        network = None
+    if network is None or network.version != 6 or network.prefixlen not in NAT64_BITS:
+        raise ValueError(
+            "is not the prefix of a NAT64: an IPv6 network of 32, 40, 48, 56, 64 or 96 bits,"
+            ' such as "2001:db8:64::/96"'
+        )
+    return NetworkSetting(str(network))
 
 
 def _whole_path(example: str) -> ParsedBy:
@@ -115,6 +135,15 @@ Networks = Annotated[
         Annotated[NetworkSetting, ParsedBy(_network, 'a network in quotes, such as "192.0.2.0/24"')]
     ],
     WrittenLike('a list of networks, such as ["192.0.2.0/24"]'),
+]
+Nat64Networks = Annotated[
+    list[
+        Annotated[
+            NetworkSetting,
+            ParsedBy(_nat64_network, 'a network in quotes, such as "2001:db8:64::/96"'),
+        ]
+    ],
+    WrittenLike('a list of networks, such as ["2001:db8:64::/96"]'),
 ]
 CapabilityWords = Annotated[
     list[Annotated[str, ParsedBy(_capability, 'a capability in quotes, such as "CHUNKING"')]],
@@ -219,6 +248,9 @@ class LimitSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     new_sessions_per_minute: Annotated[int, _whole(0)] = 0
     # Of one session; who is faster is read more slowly. 0: no bound.
     commands_per_second: Annotated[int, _whole(0)] = 0
+    # Beside 64:ff9b::/96: networks from which IPv4 clients come through a NAT64, each to be
+    # counted by its IPv4 address.
+    nat64: Nat64Networks = []
     # Networks that are not counted by address.
     exempt: Networks = field(default_factory=lambda: [_network("127.0.0.0/8"), _network("::1/128")])
     # How late the loop may be before new clients are turned away; 0: never.

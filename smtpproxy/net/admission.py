@@ -2,7 +2,8 @@
 
 Who is turned away gets 421 at once and takes nothing else; who is in stays in.  Bounds count the
 sessions of the whole service, over all workers (`smtpproxy.net.shared_counters`).  An IPv6 network
-of 64 bits counts as one address, since whoever has one of its addresses has them all.
+of 64 bits counts as one address, since whoever has one of its addresses has them all; but those of
+a NAT64 are as many clients as there are IPv4 addresses in them.
 """
 
 import asyncio
@@ -13,6 +14,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_address
 from time import monotonic, time
 from typing import Protocol
 
+from smtpproxy.config.address import behind_nat64
 from smtpproxy.core import replies
 from smtpproxy.core.observer import ServiceObserver
 from smtpproxy.net.fd_limits import FdLimits
@@ -42,6 +44,7 @@ class AdmissionLimits:
 
     sessions, sessions_per_address, new_sessions_per_minute (and address): of the whole service.
     event_loop_lag: how late this worker's loop may be, in seconds.
+    nat64: networks from which IPv4 clients come through a NAT64, beside the well-known one.
     exempt: networks whose clients are not counted by address.
     """
 
@@ -49,6 +52,7 @@ class AdmissionLimits:
     sessions_per_address: int = 0
     new_sessions_per_minute: int = 0
     event_loop_lag: float = 0.0
+    nat64: tuple[Network, ...] = ()
     exempt: tuple[Network, ...] = ()
 
 
@@ -166,9 +170,10 @@ class Admission:
         if not host or not (bounds.sessions_per_address or bounds.new_sessions_per_minute):
             return self._nobody
         address = ip_address(host.partition("%")[0])
-        if any(address in network for network in bounds.exempt):
+        counted = behind_nat64(address, bounds.nat64)
+        if any(address in network or counted in network for network in bounds.exempt):
             return self._nobody
-        return self._shared_counters.slots(address.packed[:8])
+        return self._shared_counters.slots(counted.packed[:8])
 
     def _refuse(self, reason: str, host: str) -> None:
         self.refused[reason] += 1

@@ -288,6 +288,7 @@ def _bounds(settings: Settings) -> AdmissionLimits:
         sessions_per_address=limits.sessions_per_address,
         new_sessions_per_minute=limits.new_sessions_per_minute,
         event_loop_lag=limits.event_loop_lag,
+        nat64=tuple(ip_network(network.text) for network in limits.nat64),
         exempt=tuple(ip_network(network.text) for network in limits.exempt),
     )
 

@@ -239,6 +239,9 @@ class TestMistakes:
                 "limits.consecutive_errors",
                 "must be a whole number from 0",
             ),
+            ('[limits]\nnat64 = ["10.0.0.0/8"]', 7, "limits.nat64[0]", "the prefix of a NAT64"),
+            ('[limits]\nnat64 = ["2001:db8::/33"]', 7, "limits.nat64[0]", "32, 40, 48, 56, 64 or"),
+            ('[limits]\nnat64 = ["nat"]', 7, "limits.nat64[0]", "the prefix of a NAT64"),
             ('[limits]\nexempt = ["10.0.0.1/8"]', 7, "limits.exempt[0]", "is not a network"),
             ("[limits]\nsessions = -1", 7, "limits.sessions", "a whole number from 0"),
             (

@@ -64,6 +64,38 @@ def test_a_network_of_64_bits_counts_as_one_address() -> None:
     assert door.enter("fe80::1%eth0") is not None
 
 
+@pytest.mark.parametrize(
+    ("prefix", "of_1", "of_2"),
+    [
+        ("64:ff9b::/96", "64:ff9b::192.0.2.1", "64:ff9b::192.0.2.2"),
+        # The examples of RFC 6052 section 2.4, and 192.0.2.34 in place of 192.0.2.33.
+        ("2001:db8::/32", "2001:db8:c000:221::", "2001:db8:c000:222::"),
+        ("2001:db8:100::/40", "2001:db8:1c0:2:21::", "2001:db8:1c0:2:22::"),
+        ("2001:db8:122::/48", "2001:db8:122:c000:2:2100::", "2001:db8:122:c000:2:2200::"),
+        ("2001:db8:122:300::/56", "2001:db8:122:3c0:0:221::", "2001:db8:122:3c0:0:222::"),
+        ("2001:db8:122:344::/64", "2001:db8:122:344:c0:2:2100::", "2001:db8:122:344:c0:2:2200::"),
+        ("2001:db8:122:344::/96", "2001:db8:122:344::192.0.2.33", "2001:db8:122:344::192.0.2.34"),
+    ],
+)
+def test_ipv4_clients_through_a_nat64_count_by_their_ipv4_address(
+    prefix: str, of_1: str, of_2: str
+) -> None:
+    nat64 = () if prefix == "64:ff9b::/96" else (ip_network(prefix),)
+    door = admission(sessions_per_address=1, nat64=nat64)
+    assert door.enter(of_1) is not None
+    assert door.enter(of_1) is None
+    assert door.enter(of_2) is not None
+    ipv4 = "192.0.2.1" if not nat64 else "192.0.2.33"
+    assert door.enter(ipv4) is None, "the same client, without the NAT64"
+
+
+def test_exempt_goes_by_either_address_of_a_client_behind_a_nat64() -> None:
+    for exempt in ("192.0.2.0/24", "64:ff9b::/96"):
+        door = admission(sessions_per_address=1, exempt=(ip_network(exempt),))
+        assert door.enter("64:ff9b::192.0.2.1") is not None
+        assert door.enter("64:ff9b::192.0.2.1") is not None
+
+
 def test_new_sessions_are_counted_by_the_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [time()]
     monkeypatch.setattr("smtpproxy.net.admission.time", lambda: now[0])
