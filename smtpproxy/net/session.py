@@ -166,6 +166,12 @@ class Session:
         if not self.pipeline.ended:
             self._connect(now)
 
+    def refuse_loop(self) -> None:
+        """Refuse a client that is the service's own connection to a server: it would never end."""
+        why = f"a server of its backend leads back to {self.listener_context.name}"
+        self.observer.noted("loop_detected", why=why)
+        self.finish(partial(self.pipeline.fail, "loop_detected", replies.LOOP_DETECTED))
+
     def note_given_up(self, server: str, why: str) -> None:
         """Report a server that did not take the client."""
         self.observer.gave_up(server, why)

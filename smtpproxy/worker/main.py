@@ -13,6 +13,7 @@ import sys
 import uvloop
 
 from smtpproxy.log import log
+from smtpproxy.net import own_connections
 from smtpproxy.net.shared_counters import SharedCounters
 from smtpproxy.worker.app import App
 from smtpproxy.worker.control_link import ControlLink, SharedConnectionSlots
@@ -22,6 +23,7 @@ from smtpproxy.worker.control_messages import Beat, MessageReader, Ready, Retire
 async def serve(start: Start, channel: socket.socket, lines: MessageReader) -> int:
     """Serve clients until told otherwise; return the exit code."""
     link = ControlLink(lines)
+    own_connections.share(start.shared_counters, start.row)
     app = App(
         start.settings,
         changed=link.changed,

@@ -26,7 +26,7 @@ from tests.interop.networks import (
     talk,
 )
 from tests.interop.peers import Backend, opensmtpd
-from tests.support.processes import Process, Workplace, eventually
+from tests.support.processes import Process, Workplace, activated, eventually
 
 GROUP = ("EHLO client.example", "MAIL FROM:<a@sender.example>", "RCPT TO:<good@rcpt.example>")
 
@@ -121,17 +121,6 @@ def test_redirected_clients_reach_the_mta_that_they_wanted(
     eventually(lambda: f"address={ROUTER}" in mta.printed() or None, "the proxy in the MTA's log")
 
 
-DUAL_STACK = (
-    "import os, socket, sys\n"
-    "listening = socket.create_server(('::', 2525), family=socket.AF_INET6, dualstack_ipv6=True)\n"
-    "os.dup2(listening.fileno(), 3)\n"
-    "os.set_inheritable(3, True)\n"
-    "os.environ |= {'LISTEN_PID': str(os.getpid()), 'LISTEN_FDS': '1', 'LISTEN_FDNAMES': 'smtp'}\n"
-    "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])\n"
-)
-"""Does as systemd does: it opens one socket for both families, and runs a program with it."""
-
-
 @pytest.mark.usefixtures("mta")
 def test_so_they_do_by_one_socket_for_both_families(row: Networks) -> None:
     """There the kernel knows of an IPv4 client's wish only if it is asked by IPv4's option."""
@@ -142,13 +131,37 @@ def test_so_they_do_by_one_socket_for_both_families(row: Networks) -> None:
     row.proxy.run("nft", "-f", EXAMPLES / "redirect.nft")
     with Workplace("dual-stack") as work:
         settings = work.write("smtpproxy.toml", text)
-        argv = (*row.proxy.inside, sys.executable, "-c", DUAL_STACK)
-        argv = (*argv, "-m", "smtpproxy", "run", "-c", settings)
+        program = (sys.executable, "-m", "smtpproxy", "run", "-c", settings)
+        argv = (*row.proxy.inside, *activated("::", 2525), *program)
         with Process(argv, work.path / "log"):
             row.proxy.await_listening(2525)
             for host in (MTA, MTA6):
                 lines = talk(row.client, host, (*GROUP, "QUIT"))
                 assert "250 PIPELINING" in lines
+    row.proxy.run("nft", "delete", "table", "inet", "smtpproxy-redirect")
+
+
+@pytest.mark.parametrize("server", [f"{MTA}:25", "original"])
+def test_its_own_way_to_the_mta_may_not_be_redirected_to_it(row: Networks, server: str) -> None:
+    """A rule that is meant for clients and takes the proxy's connections, too, makes a loop."""
+    transparent = "transparent = true\n" if server == "original" else ""
+    text = (
+        f'[listeners.l]\naddress = "0.0.0.0:2525"\n{transparent}'
+        f'[backends.path]\nservers = ["{server}"]\n'
+    )
+    row.proxy.run("nft", "-f", EXAMPLES / "redirect.nft")
+    chain = "type nat hook output priority -100;"
+    row.proxy.run("nft", f"add chain inet smtpproxy-redirect output {{ {chain} }}")
+    row.proxy.run("nft", "add rule inet smtpproxy-redirect output tcp dport 25 redirect to :2525")
+    with (
+        Workplace("settings") as work,
+        proxy(row.proxy, work.write("smtpproxy.toml", text)) as process,
+    ):
+        lines = talk(row.client, MTA, ("QUIT",))
+        assert lines[0].startswith("421 4.4.6 ")
+        closed = '"reason":"loop_detected"'
+        eventually(lambda: closed in process.printed() or None, "the reason")
+        assert process.printed().count('"session_closed"') == 2
     row.proxy.run("nft", "delete", "table", "inet", "smtpproxy-redirect")
 
 

@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -44,6 +45,26 @@ def free_port() -> int:
             except OSError:
                 continue
             return port
+
+
+_ACTIVATE = """\
+import os, socket, sys
+host, port, program = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
+both = {"family": socket.AF_INET6, "dualstack_ipv6": True} if host == "::" else {}
+listening = socket.create_server((host, port), **both)
+os.dup2(listening.fileno(), 3)
+os.set_inheritable(3, True)
+os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1", "LISTEN_FDNAMES": "smtp"}
+os.execv(program[0], program)
+"""
+
+
+def activated(host: str, port: int) -> tuple[str, ...]:
+    """Return what a command line begins with whose program gets a socket as systemd passes it.
+
+    It listens there, at `::` for both families, and its name is `smtp`.
+    """
+    return (sys.executable, "-c", _ACTIVATE, host, str(port))
 
 
 class Workplace:

@@ -3,6 +3,7 @@
 import asyncio
 from typing import Protocol, cast
 
+from smtpproxy.net import own_connections
 from smtpproxy.net.sockets import keep_alive
 
 
@@ -47,6 +48,7 @@ class BackendConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Give the session its backend connection."""
         self.transport: asyncio.Transport = cast("asyncio.Transport", transport)
+        own_connections.note(transport)
         if self._left:
             self.transport.abort()
         else:

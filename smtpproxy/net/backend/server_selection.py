@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from smtpproxy.core.replies import ReplyReader
 from smtpproxy.core.violations import BackendViolation
+from smtpproxy.net import own_connections
 from smtpproxy.net.backend.backend_connection import BackendConnection, BackendEvents
 from smtpproxy.tls.error_text import OUR_OWN, NotForThisClient, error_text
 
@@ -24,6 +25,11 @@ _NOBODY: list["Server"] = []
 
 class SelectingSession(BackendEvents, Protocol):
     """A session that is on its way to a server."""
+
+    client: asyncio.Transport
+
+    def refuse_loop(self) -> None:
+        """Refuse the client: it is one of the service's own connections to a server."""
 
     def connection_slot_answered(self, *, granted: bool) -> None:
         """Take the answer to the request for a connection slot at the backend."""
@@ -109,6 +115,10 @@ class ServerSelection:
 
     async def _connect(self, server: "Server", connection: BackendConnection) -> None:
         session = self._session
+        if own_connections.is_one(session.client):  # noted by now: its own side has had its turn
+            self._connecting = None
+            session.refuse_loop()
+            return
         try:
             await server.connect(lambda: connection, self._peer)
         except OSError as error:

@@ -16,6 +16,7 @@ from aiohappyeyeballs import AddrInfoType, start_connection
 
 from smtpproxy.config.address import Address
 from smtpproxy.net.backend import resolver
+from smtpproxy.net.own_connections import Outgoing
 from smtpproxy.net.peer import Peer
 from smtpproxy.net.proxy_protocol import UNKNOWN_PEER
 from smtpproxy.net.tproxy import bind_as, original_target
@@ -125,7 +126,7 @@ async def _connect(found: resolver.Found, source: Peer | None = None) -> socket.
     """
 
     def make(info: AddrInfoType) -> socket.socket:
-        opened = socket.socket(*info[:3])
+        opened = Outgoing(*info[:3])
         if source is not None:
             try:
                 bind_as(opened, source)

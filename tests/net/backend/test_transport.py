@@ -21,6 +21,7 @@ from smtpproxy.net.backend.backend_connection import BackendConnection, BackendE
 from smtpproxy.net.backend.health_check import check
 from smtpproxy.net.backend.server_pool import Server
 from smtpproxy.net.backend.transport import BackendTransport
+from smtpproxy.net.own_connections import Outgoing
 from smtpproxy.net.peer import Peer
 from smtpproxy.net.proxy_protocol import make_v1, make_v2
 from smtpproxy.tls.error_text import OUR_OWN, NotForThisClient, error_text
@@ -203,7 +204,7 @@ class TestSeveralAddresses:
         opened: list[socket.socket] = []
         two = asyncio.Event()
 
-        class Socket(socket.socket):
+        class Socket(Outgoing):
             def __init__(self, *kind: int) -> None:
                 super().__init__(*kind)
                 opened.append(self)
@@ -214,7 +215,7 @@ class TestSeveralAddresses:
             with socket.create_server((HOLE, 0)) as free:
                 port = free.getsockname()[1]
             with black_hole(port):
-                monkeypatch.setattr("smtpproxy.net.backend.transport.socket.socket", Socket)
+                monkeypatch.setattr("smtpproxy.net.backend.transport.Outgoing", Socket)
                 connecting = asyncio.create_task(
                     Server(Address(NAME, port)).connect(Caller, None), name="connect"
                 )

@@ -1,0 +1,121 @@
+"""A server that leads back to its listener: the way round is gone once, and not for ever.
+
+The listener is a socket that systemd passes: of that one `run` can't tell beforehand where it is.
+"""
+
+import contextlib
+import signal
+import socket
+import ssl
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import trustme
+
+from tests.support.processes import activated, free_port
+from tests.support.program import SMTPPROXY, Program
+from tests.support.programs import require_root
+
+HEADER = b"PROXY TCP4 192.0.2.7 198.51.100.1 4711 25\r\n"
+IN_FRONT = 'proxy_protocol = ["127.0.0.0/8"]'
+MOST = 100
+"""Sessions of one client with several workers, where a round may overtake who has begun it."""
+REFUSED = b"421 4.4.6 "
+
+Run = Callable[..., Program]
+
+
+def rounds(
+    run: Run,
+    work: Path,
+    *,
+    server: str = "127.0.0.1",
+    listener: str = "",
+    backend: str = "",
+    says: bytes = b"",
+    inside: ssl.SSLContext | None = None,
+    workers: int = 1,
+) -> tuple[bytes, Counter[str]]:
+    """Let one client come; return what it got, and how many sessions ended for which reason."""
+    port = free_port()
+    file = work / "p.toml"
+    file.write_text(
+        f'hostname = "mx.example"\n[listeners.l]\naddress = "fd:smtp"\n{listener}\n'
+        f'[backends.mta]\nservers = ["{server}:{port}"]\n{backend}\n'
+    )
+    argv = (*activated("127.0.0.1", port), *SMTPPROXY)
+    program = run("-c", file, "-w", str(workers), argv=argv)
+    program.event("listening")
+    with contextlib.ExitStack() as stack:
+        client = stack.enter_context(socket.create_connection(("127.0.0.1", port), 20))
+        if inside is not None:
+            client = stack.enter_context(inside.wrap_socket(client))
+        client.sendall(says)
+        got = b"".join(iter(lambda: client.recv(4096), b""))
+    program.signal(signal.SIGTERM)
+    assert program.wait() == 0
+    lines = program.log()
+    told = [line["why"] for line in lines if line["event"] == "loop_detected"]
+    assert set(told) == {"a server of its backend leads back to l"}
+    closed = Counter(line["reason"] for line in lines if line["event"] == "session_closed")
+    assert closed["loop_detected"] == len(told)
+    return got, closed
+
+
+WAYS = {
+    "plain": {},
+    "by name": {"server": "localhost"},
+    "proxy-v1": {"listener": IN_FRONT, "backend": 'identity = "proxy-v1"', "says": HEADER},
+    "proxy-v2": {"listener": IN_FRONT, "backend": 'identity = "proxy-v2"', "says": HEADER},
+    "xclient": {
+        "listener": 'xclient = ["127.0.0.0/8"]',
+        "backend": 'identity = "xclient"',
+    },
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_way_round_is_gone_once(way: str, run: Run, tmp_path: Path) -> None:
+    got, closed = rounds(run, tmp_path, **WAYS[way])
+    assert got.startswith(REFUSED)
+    assert closed == {"loop_detected": 1, "backend_closed": 1}
+
+
+@pytest.mark.parametrize("way", ["plain", "by name", "proxy-v2"])
+def test_over_all_workers_it_ends_soon(way: str, run: Run, tmp_path: Path) -> None:
+    got, closed = rounds(run, tmp_path, workers=3, **WAYS[way])
+    assert got.startswith(REFUSED)
+    # A server that was told of the client is checked in the proxy's own name, once by each worker.
+    assert 1 <= closed["loop_detected"] <= 1 + 3
+    assert closed.total() < MOST
+
+
+def test_inside_tls_it_is_the_same(run: Run, tmp_path: Path) -> None:
+    issued = trustme.CA().issue_cert("127.0.0.1")
+    issued.private_key_and_cert_chain_pem.write_to_path(tmp_path / "mx.pem")
+    inside = ssl.create_default_context()
+    inside.check_hostname, inside.verify_mode = False, ssl.CERT_NONE
+    got, closed = rounds(
+        run,
+        tmp_path,
+        listener=f'tls = "implicit"\ncertificate = "{tmp_path}/mx.pem"',
+        backend='tls = "implicit"\nverify = false',
+        inside=inside,
+    )
+    assert got.startswith(REFUSED)
+    assert closed == {"loop_detected": 1, "backend_closed": 1}
+
+
+def test_from_the_clients_own_address_it_is_the_same(run: Run, tmp_path: Path) -> None:
+    require_root("a connection from the client's address")
+    got, closed = rounds(
+        run,
+        tmp_path,
+        listener='proxy_protocol = ["127.0.0.1/32"]',
+        backend='identity = "transparent"',
+        says=HEADER.replace(b"192.0.2.7", b"127.0.0.77"),
+    )
+    assert got.startswith(REFUSED)
+    assert closed == {"loop_detected": 1, "backend_closed": 1}
