@@ -55,7 +55,8 @@ class Noted(Struct, tag_field="what", tag="noted", omit_defaults=True, gc=False)
     """What happened besides the dialogue, by the name of the log's event.
 
     tls_started: the `side`, client or backend, went inside TLS of this version, with this cipher.
-    tls_failed: that side did not, `why`.  client_turned_away: there was no dialogue at all, for
+    tls_failed: that side did not, `why`.  loop_detected: the client is the service's own connection
+    to a server, `why`.  client_turned_away: there was no dialogue at all, for
     the reason `kind`, and `why`.
     """
 
