@@ -130,6 +130,10 @@ def _pair(listener: ListenerSettings, backend: BackendSettings, place: KeyPath) 
     original = any(each is not BAD and each.is_original for each in servers)
     if original and listener.transparent is False:
         yield (*place, "transparent"), f'must be true: the servers of {name} are "original"'
+    named = backend.identity in ("proxy-v1", "proxy-v2", "transparent")
+    if named and listener.address is not BAD and listener.address.is_unix:
+        text = f'is a Unix socket, whose clients have no addresses; {name} has identity = "{{}}"'
+        yield (*place, "address"), text.format(backend.identity)
     if listener.tls == "passthrough" and backend.tls not in ("off", BAD):
         text = f'needs tls = "off" in {name}: else there is nothing to pass'
         yield (*place, "tls"), text

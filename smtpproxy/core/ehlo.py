@@ -232,7 +232,7 @@ class Ehlo:
             lines = introduction.lines(known, self._client_line) if known is not None else ()
             if not self._must_introduce:
                 self.xforward.lines = lines
-            elif known is None:
+            elif known is None or b"ADDR" not in known:  # without it the client would be the proxy
                 return self._fail("xclient_not_offered")
             else:
                 self._lines = lines

@@ -29,7 +29,10 @@ class SessionSummary:
 
 @dataclass(frozen=True, slots=True)
 class ConnectionEnds:
-    """The two ends of each connection, as `192.0.2.1:4711`, `[2001:db8::1]:4711` or `unix`."""
+    """The two ends of each connection, as `192.0.2.1:4711`, `[2001:db8::1]:4711` or `unix`.
+
+    `unknown` is one whose connection was reset before it could be read.
+    """
 
     client: str
     """The client's end of the client's connection."""

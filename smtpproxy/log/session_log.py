@@ -36,8 +36,9 @@ class ServiceLog:
             self._log.warning("server_down", backend=backend, server=server, why=why)
 
     def refused(self, reason: str, client: str, clients: int) -> None:
-        """Log that clients were turned away."""
-        self._log.warning("clients_refused", reason=reason, client=client, clients=clients)
+        """Log that clients were turned away; of those that have gone by themselves, quietly."""
+        tell = self._log.debug if reason == "client_lost" else self._log.warning
+        tell("clients_refused", reason=reason, client=client, clients=clients)
 
     def broken(self, error: Exception) -> None:
         """Log an error of the proxy itself, with its traceback."""

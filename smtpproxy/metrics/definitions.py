@@ -48,7 +48,8 @@ _ROWS = (
     Definition(
         "clients_refused",
         COUNTER,
-        "Clients that got 421 at once, by the limit that they met.",
+        "Clients that got 421 at once, by the limit that they met; client_lost: gone before their"
+        " address could be read.",
         ("reason",),
     ),
     Definition(

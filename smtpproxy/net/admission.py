@@ -36,6 +36,8 @@ _REPLIES = {
     "sessions_per_address": replies.TOO_MANY_FROM_ADDRESS,
     "new_sessions_per_minute": replies.TOO_MANY_FROM_ADDRESS,
 }
+LOST = "client_lost"
+"""The reason of those who have reset their connection before their address could be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,7 @@ class Admission:
         self._listeners: Sequence[Pausable] = ()
         self._timer: asyncio.TimerHandle | None = None
         self._told: dict[str, tuple[float, int]] = {}  # when last, and of how many all in all
-        self.refused = dict.fromkeys(_REPLIES, 0)
+        self.refused = dict.fromkeys((*_REPLIES, LOST), 0)
         self.refusal = b""
 
     def start(self, listeners: "Sequence[Pausable]" = ()) -> None:
@@ -165,6 +167,10 @@ class Admission:
         """Count a client out."""
         self._shared_counters.remove(slots)
 
+    def lost(self) -> None:
+        """Note a client that is gone before it is known who it was: nobody is there to be told."""
+        self._count(LOST, "")
+
     def _find_slots(self, host: str) -> CounterSlots:
         bounds = self._bounds
         if not host or not (bounds.sessions_per_address or bounds.new_sessions_per_minute):
@@ -176,8 +182,11 @@ class Admission:
         return self._shared_counters.slots(counted.packed[:8])
 
     def _refuse(self, reason: str, host: str) -> None:
-        self.refused[reason] += 1
         self.refusal = _REPLIES[reason] % self._hostname
+        self._count(reason, host)
+
+    def _count(self, reason: str, host: str) -> None:
+        self.refused[reason] += 1
         now = monotonic()
         when, before = self._told.get(reason, (-TOLD_EVERY_S, 0))
         if now - when >= TOLD_EVERY_S:

@@ -31,7 +31,10 @@ class ClientConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin a session; what the client sends early waits until the backend has greeted."""
-        self._begin(cast("asyncio.Transport", transport), self._peer or Peer.of(transport))
+        opened = cast("asyncio.Transport", transport)
+        peer = self._peer or recognized(self._listener_context, opened)
+        if peer is not None:
+            self._begin(opened, peer)
 
     def begin_anew(self, transport: asyncio.Transport, peer: Peer, *, secure: bool) -> None:
         """Begin a session of another client, for whom the one that connected speaks from now on.
@@ -80,6 +83,20 @@ class ClientConnection(asyncio.Protocol):
     def resume_writing(self) -> None:
         """Note that the client reads again."""
         self._session.client_blocked(blocked=False)
+
+
+def recognized(listener_context: "ListenerContext", transport: asyncio.Transport) -> Peer | None:
+    """Return who has connected; None if that can't be told, and then the connection is closed.
+
+    Whoever resets it at once has left nothing to tell it by, and waits for nothing.
+    """
+    peer = Peer.of(transport)
+    if peer is None:
+        transport.set_protocol(asyncio.Protocol())
+        transport.abort()
+        if listener_context.admission is not None:
+            listener_context.admission.lost()
+    return peer
 
 
 def turn_away(transport: asyncio.Transport, reply: bytes) -> None:

@@ -16,6 +16,8 @@ Endpoint = tuple[str, int]
 """An IP address, in its usual spelling, and a port."""
 UNIX = "unix"
 """The name of an end that is a Unix socket."""
+UNKNOWN = "unknown"
+"""The name of an end that could not be read: the connection was reset before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +36,20 @@ class Peer:
     hostname: bytes = b""
 
     @classmethod
-    def of(cls, transport: asyncio.BaseTransport) -> "Peer":
-        """Return the two ends of a connection."""
-        return cls(
-            name_of(endpoint(transport.get_extra_info("peername"))),
-            _shared(endpoint(transport.get_extra_info("sockname"))),
-        )
+    def of(cls, transport: asyncio.BaseTransport) -> "Peer | None":
+        """Return the two ends of a client's connection.
+
+        None if they can't be read: the client has reset the connection.  What the socket is follows
+        from its family; who is not known is never taken for a client of a Unix socket, which an MTA
+        would take for the proxy itself.
+        """
+        if _is_unix(transport):
+            return cls()
+        source = endpoint(transport.get_extra_info("peername"))
+        target = endpoint(transport.get_extra_info("sockname"))
+        if source is None or target is None:
+            return None
+        return cls(name_of(source), _shared(target))
 
     @classmethod
     def here(cls, opened: socket.socket) -> "Peer":
@@ -59,8 +69,21 @@ class Peer:
         return source[0] if source else ""
 
 
+def end_of(transport: asyncio.BaseTransport, which: str) -> str:
+    """Return the name of an end of a connection; `which` is "peername" or "sockname"."""
+    if _is_unix(transport):
+        return UNIX
+    end = endpoint(transport.get_extra_info(which))
+    return UNKNOWN if end is None else name_of(end)
+
+
+def _is_unix(transport: asyncio.BaseTransport) -> bool:
+    opened = transport.get_extra_info("socket")
+    return opened is not None and opened.family == socket.AF_UNIX
+
+
 def endpoint(name: object) -> Endpoint | None:
-    """Return an end of a connection, by what `getpeername` or `getsockname` tells; None if Unix."""
+    """Return an end of a connection, by `getpeername` or `getsockname`; None if not IP."""
     return end_at(name[0], name[1]) if isinstance(name, tuple) else None
 
 
@@ -91,7 +114,7 @@ def ends_of(
     """Look up both ends of both connections; `client_name` is who the client is known as."""
     return ConnectionEnds(
         client=client_name,
-        listener=name_of(endpoint(client.get_extra_info("sockname"))),
-        proxy=name_of(endpoint(backend.get_extra_info("sockname"))),
-        server=name_of(endpoint(backend.get_extra_info("peername"))),
+        listener=end_of(client, "sockname"),
+        proxy=end_of(backend, "sockname"),
+        server=end_of(backend, "peername"),
     )

@@ -13,9 +13,8 @@ from smtpproxy.core import replies
 from smtpproxy.core.lines import PROXY_HEADERS
 from smtpproxy.core.observer import SessionSummary
 from smtpproxy.net import tproxy
-from smtpproxy.net.client_connection import ClientConnection, turn_away
+from smtpproxy.net.client_connection import ClientConnection, recognized, turn_away
 from smtpproxy.net.listener_security import is_in
-from smtpproxy.net.peer import Peer
 from smtpproxy.net.proxy_protocol import BadProxyHeader, read_header
 from smtpproxy.tls import handshake
 
@@ -44,10 +43,13 @@ class PreSession(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin with what is owed first."""
         self._transport = cast("asyncio.Transport", transport)
-        self._peer = Peer.of(transport)
+        peer = recognized(self._listener_context, self._transport)
+        if peer is None:
+            return
         if self._security.transparent:
             opened = transport.get_extra_info("socket")
-            self._peer = tproxy.with_original_target(self._peer, opened, self._security.own_port)
+            peer = tproxy.with_original_target(peer, opened, self._security.own_port)
+        self._peer = peer
         if self._is_one_too_many():
             return
         self._listener_context.timeouts.add(self)

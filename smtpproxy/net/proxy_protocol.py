@@ -50,16 +50,13 @@ def read_header(octets: bytes) -> tuple[Peer | None, int]:
     raise BadProxyHeader("no PROXY header")
 
 
-UNKNOWN_PEER = Peer()
-"""Who has no addresses: a client of a Unix socket, or the proxy itself."""
+def make_v1(peer: Peer) -> bytes:
+    """Return a version 1 header that names a client, or the proxy itself.
 
-
-def make_v1(peer: Peer, own: Peer = UNKNOWN_PEER) -> bytes:
-    """Return a version 1 header for a client; for one without addresses with the proxy's `own`.
-
-    UNKNOWN would say the same, but Postfix takes it for an error; so it is for want of both only.
+    UNKNOWN makes an MTA take the client for the proxy, if it takes it at all (Postfix does not).
+    It is for the proxy itself on a Unix socket only: a client without addresses is never named.
     """
-    ends = _ends(peer) or _ends(own)
+    ends = _ends(peer)
     if ends is None:
         return b"PROXY UNKNOWN\r\n"
     family, source, target = ends
@@ -67,8 +64,8 @@ def make_v1(peer: Peer, own: Peer = UNKNOWN_PEER) -> bytes:
     return "PROXY {} {} {} {} {}\r\n".format(*words).encode("ascii")
 
 
-def make_v2(peer: Peer, own: Peer = UNKNOWN_PEER) -> bytes:  # noqa: ARG001  LOCAL stands for them
-    """Return a version 2 header for a client, without TLVs; one without addresses is LOCAL.
+def make_v2(peer: Peer) -> bytes:
+    """Return a version 2 header that names a client, or the proxy itself; LOCAL as UNKNOWN above.
 
     To say PROXY and name nobody would be right too, but Postfix takes it for an error.
     """

@@ -76,9 +76,12 @@ def redirected_from(opened: socket.socket, *, is_6: bool) -> Endpoint | None:
         return None
 
 
-def original_target(peer: Peer) -> Address:
-    """Return the server that the client wanted; raises OSError if that is the proxy itself."""
-    if peer.target is None or not peer.redirected:
+def original_target(peer: Peer | None) -> Address:
+    """Return the server that the client wanted; raises OSError if that is the proxy itself.
+
+    None is the proxy itself, which wants nobody.
+    """
+    if peer is None or peer.target is None or not peer.redirected:
         raise OSError("the client wanted nobody but the proxy")
     host, port = peer.target
     return Address(host=host, port=port)

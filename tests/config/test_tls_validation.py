@@ -104,6 +104,16 @@ def test_what_listener_and_backend_do_not_agree_on_has_its_place(keys: Path) -> 
     assert_matches("transparent has no meaning", problem)
 
 
+@pytest.mark.parametrize("identity", ["proxy-v1", "proxy-v2", "transparent"])
+def test_clients_of_a_unix_socket_can_not_be_named(identity: str, keys: Path) -> None:
+    """Instead of them the MTA would be told the proxy itself, for which it may relay."""
+    unix = '[listeners.smtp]\naddress = "unix:/run/x.sock"'
+    (problem,) = found(keys, "", f'identity = "{identity}"', address=unix)
+    assert_matches(f'address is a Unix socket, .* its backend has identity = "{identity}"', problem)
+    for none_needed in ("none", "xclient", "xforward"):
+        assert found(keys, "", f'identity = "{none_needed}"', address=unix) == []
+
+
 @pytest.mark.parametrize(
     ("servers", "listener", "problem"),
     [

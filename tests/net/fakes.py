@@ -83,7 +83,8 @@ class Transport(asyncio.Transport):
         self.state = "aborted"
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        return ("192.0.2.1", 4711) if name == "peername" else default
+        ends = {"peername": ("192.0.2.1", 4711), "sockname": ("198.51.100.1", 25)}
+        return ends.get(name, default)
 
     def taken(self) -> bytes:
         """Return what was written since the last call."""

@@ -374,7 +374,7 @@ class Client:
 class Proxy:
     """The proxy with its MTA, and what it holds.
 
-    port: where it listens.  slots: who gives out the MTA's.
+    port: where it listens.  app: it itself, once started.
     """
 
     def __init__(self, work: Path, mta: Mta) -> None:
@@ -386,7 +386,7 @@ class Proxy:
         self._clients: list[Client] = []
         self._descriptors = 0
         self.port = 0
-        self._app: App | None = None
+        self.app: App | None = None
 
     async def start(
         self,
@@ -411,11 +411,11 @@ class Proxy:
                 "@", str(self._work)
             )
         )
-        self._app = App(
+        self.app = App(
             load(file), shared_counters=self._shared_counters, connection_slots=self._make_queue
         )
-        await self._app.start()
-        self.port = int(self._app.addresses[0].rpartition(":")[2])
+        await self.app.start()
+        self.port = int(self.app.addresses[0].rpartition(":")[2])
         gc.collect()
         self._descriptors = _descriptors()
 
@@ -427,8 +427,8 @@ class Proxy:
     async def stop(self) -> None:
         for client in self._clients:
             client.close()
-        if self._app is not None:
-            await self._app.stop()
+        if self.app is not None:
+            await self.app.stop()
 
     def client(self, source: str = CLIENT) -> Client:
         """Connect a client."""
@@ -438,16 +438,16 @@ class Proxy:
 
     def held(self) -> dict[str, int]:
         """Return what the proxy holds for its sessions, by what it is; empty if nothing."""
-        assert self._app is not None
+        assert self.app is not None
         slots = self._shared_counters.slots(bytes(map(int, CLIENT.split("."))))
         counts = {
-            "sessions": len(self._app._timeouts.sessions),
+            "sessions": len(self.app._timeouts.sessions),
             "sessions counted": self._shared_counters.own_sessions,
             "sessions of the address": self._shared_counters.open(slots),
             "slots": sum(queue.taken + queue.waiting for queue in self._queues),
             "sessions of a server": sum(
                 server.sessions
-                for servers in self._app._servers.values()
+                for servers in self.app._servers.values()
                 for server in servers._servers
             ),
             "MTA connections": len(self.mta.open),
@@ -465,8 +465,8 @@ class Proxy:
     @property
     def session(self) -> Session:
         """The session, if there is one only."""
-        assert self._app is not None
-        (session,) = self._app._timeouts.sessions
+        assert self.app is not None
+        (session,) = self.app._timeouts.sessions
         assert isinstance(session, Session)
         return session
 

@@ -1,10 +1,12 @@
 """The peer: who the client is."""
 
+import asyncio
 import socket
+from typing import Any
 
 import pytest
 
-from smtpproxy.net.peer import endpoint, name_of
+from smtpproxy.net.peer import Peer, end_of, endpoint, name_of
 
 
 @pytest.mark.parametrize(
@@ -17,7 +19,6 @@ from smtpproxy.net.peer import endpoint, name_of
         (("::ffff:192.0.2.1", 4711, 0, 0), ("192.0.2.1", 4711), "192.0.2.1:4711"),
         (("::FFFF:c000:201", 4711), ("192.0.2.1", 4711), "192.0.2.1:4711"),
         ("", None, "unix"),
-        (None, None, "unix"),
     ],
 )
 def test_an_end_of_a_connection_has_one_name(
@@ -37,3 +38,38 @@ def test_a_client_of_a_socket_for_both_families_has_its_ipv4_address() -> None:
         assert accepted.getpeername()[0] == "::ffff:127.0.0.1"
         assert endpoint(accepted.getpeername()) == client.getsockname()
         assert endpoint(accepted.getsockname()) == client.getpeername()
+
+
+class Opened(asyncio.BaseTransport):
+    """A transport of a socket of this family, of which this can be read."""
+
+    def __init__(self, family: int, **extra: object) -> None:
+        super().__init__({**extra, "socket": socket.socket(family)})
+
+    def close(self) -> None:
+        self.get_extra_info("socket").close()
+
+
+CLIENT, HERE = ("192.0.2.1", 4711), ("198.51.100.1", 25)
+
+
+@pytest.mark.parametrize(
+    ("family", "read", "peer", "name"),
+    [
+        (socket.AF_INET, {"peername": CLIENT, "sockname": HERE}, Peer("192.0.2.1:4711", HERE), ""),
+        (socket.AF_INET, {"peername": None, "sockname": HERE}, None, "unknown"),
+        (socket.AF_INET6, {"peername": None, "sockname": HERE}, None, "unknown"),
+        (socket.AF_INET, {"peername": CLIENT, "sockname": None}, None, "192.0.2.1:4711"),
+        (socket.AF_INET, {}, None, "unknown"),
+        (socket.AF_UNIX, {"peername": "", "sockname": "/run/x"}, Peer(), "unix"),
+        (socket.AF_UNIX, {"peername": None, "sockname": None}, Peer(), "unix"),
+    ],
+)
+def test_who_has_connected_follows_from_the_sockets_family(
+    family: int, read: dict[str, Any], peer: Peer | None, name: str
+) -> None:
+    """A client whose address can't be read has reset its connection; its socket is no Unix one."""
+    opened = Opened(family, **read)
+    assert Peer.of(opened) == peer
+    assert end_of(opened, "peername") == (name or "192.0.2.1:4711")
+    opened.close()

@@ -146,12 +146,6 @@ def test_what_others_make_of_nobody_is_read_as_nobody() -> None:
         assert read_header(made) == (None, len(made))
 
 
-def test_who_has_no_address_is_the_proxy_itself() -> None:
-    """So it is in version 2 by LOCAL; UNKNOWN says it, too, but Postfix does not take that."""
-    assert make_v1(Peer(), V4_PEER) == make_v1(V4_PEER)
-    assert make_v2(Peer(), V4_PEER) == v2(0x20, 0x00, b"")
-
-
 @given(st.builds(Peer, v4_ends.map(name_of), v6_ends))
 def test_ends_of_two_families_are_both_made_ipv6(peer: Peer) -> None:
     """Who reads that knows whom it means."""
@@ -160,7 +154,7 @@ def test_ends_of_two_families_are_both_made_ipv6(peer: Peer) -> None:
         assert read_header(made) == (peer, len(made))
 
 
-def test_a_client_without_address_is_said_to_be_unknown() -> None:
+def test_the_proxy_itself_on_a_unix_socket_has_no_address() -> None:
     for made in (make_v1(Peer()), make_v2(Peer())):
         assert read_header(made) == (None, len(made))
 

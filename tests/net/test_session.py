@@ -46,7 +46,7 @@ async def test_content_is_shown_as_it_goes_to_the_backend_and_as_it_came(opened:
 async def test_both_ends_of_both_connections_are_told(opened: Opener) -> None:
     stage = await greeted(opened)
     ends = stage.watcher.ends()
-    assert (ends.client, ends.proxy) == ("192.0.2.1:4711", "unix")
+    assert (ends.client, ends.proxy) == ("192.0.2.1:4711", "198.51.100.1:25")
 
 
 class TestBackPressure:

@@ -18,7 +18,6 @@ from smtpproxy.config.address import Address
 from smtpproxy.net.backend import resolver
 from smtpproxy.net.own_connections import Outgoing
 from smtpproxy.net.peer import Peer
-from smtpproxy.net.proxy_protocol import UNKNOWN_PEER
 from smtpproxy.net.tproxy import bind_as, original_target
 from smtpproxy.tls.error_text import OUR_OWN, NotForThisClient, error_text
 
@@ -30,12 +29,12 @@ NEXT_S = 0.25
 class BackendTransport:
     """Made once for each backend.
 
-    header: makes the PROXY header, of the client and the connection.
+    header: makes the PROXY header, for the client or the proxy itself.
     transparent: the connection leaves from the client's address.
     context: of TLS from the start; the certificate is to be for `server_name`, else for the host.
     """
 
-    header: Callable[[Peer, Peer], bytes] | None = None
+    header: Callable[[Peer], bytes] | None = None
     transparent: bool = False
     context: ssl.SSLContext | None = None
     server_name: str = ""
@@ -49,10 +48,12 @@ class BackendTransport:
         Raises OSError if the server can't be reached in this way; NotForThisClient, if it had been
         told of the client by then, or could not be told.
         """
+        if self.header is not None and peer is not None and peer.source is None:
+            raise NotForThisClient(0, "the client has no address for a PROXY header")
         told = peer is not None and (address.is_original or self.transparent)
         try:
             if address.is_original:
-                address = original_target(peer or UNKNOWN_PEER)
+                address = original_target(peer)
             opened = await self._open(address, peer)
             told = told or self.tells(peer)
             await self._begin(opened, address, factory, peer)
@@ -64,9 +65,7 @@ class BackendTransport:
 
     def tells(self, peer: Peer | None) -> bool:
         """Tell whether the server knows who the client is before it greets."""
-        if peer is None:
-            return False
-        return self.transparent or (self.header is not None and peer.source is not None)
+        return peer is not None and (self.transparent or self.header is not None)
 
     async def _begin(
         self,
@@ -79,7 +78,7 @@ class BackendTransport:
         loop = asyncio.get_running_loop()
         try:
             if self.header is not None:
-                header = self.header(peer or UNKNOWN_PEER, Peer.here(opened))
+                header = self.header(peer or Peer.here(opened))
                 await loop.sock_sendall(opened, header)
             open_protocol = (
                 loop.create_unix_connection if address.is_unix else loop.create_connection

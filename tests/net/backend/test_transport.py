@@ -23,7 +23,7 @@ from smtpproxy.net.backend.server_pool import Server
 from smtpproxy.net.backend.transport import BackendTransport
 from smtpproxy.net.own_connections import Outgoing
 from smtpproxy.net.peer import Peer
-from smtpproxy.net.proxy_protocol import make_v1, make_v2
+from smtpproxy.net.proxy_protocol import make_v1, make_v2, read_header
 from smtpproxy.tls.error_text import OUR_OWN, NotForThisClient, error_text
 
 LIVE, HOLE, DEAD = "127.0.0.1", "127.0.0.2", "127.0.0.3"
@@ -294,6 +294,7 @@ REFUSED = "Connection refused"
 RoutesOf = Callable[[ssl.SSLContext], BackendTransport | None]
 NONE: RoutesOf = lambda tls: None  # noqa: ARG005, E731  as the others of a table
 HEADER: RoutesOf = lambda tls: BackendTransport(header=make_v1)  # noqa: ARG005, E731
+LOCAL: RoutesOf = lambda tls: BackendTransport(header=make_v2)  # noqa: ARG005, E731
 HEADER_AND_TLS: RoutesOf = lambda tls: BackendTransport(header=make_v1, context=tls)  # noqa: E731
 TRANSPARENT: RoutesOf = lambda tls: BackendTransport(transparent=True)  # noqa: ARG005, E731
 
@@ -310,6 +311,8 @@ class TestWhoseTrouble:
             (TRANSPARENT, LIVE, Peer("[::]:1"), "the client has no address to connect from"),
             (TRANSPARENT, LIVE, Peer("[2001:db8::1]:1"), "no address of the client's family"),
             (TRANSPARENT, "::1", Peer("192.0.2.1:1"), "no address of the client's family"),
+            (HEADER, LIVE, Peer(), "the client has no address for a PROXY header"),
+            (LOCAL, LIVE, Peer(), "the client has no address for a PROXY header"),
             (HEADER_AND_TLS, LIVE, CLIENT, ""),  # closed, or reset: each loop in its own words
         ],
     )
@@ -358,6 +361,10 @@ class TestWhoseTrouble:
         with pytest.raises(NotForThisClient, match="nobody but the proxy"):
             await server.connect(Caller, CLIENT)
 
+    async def test_an_active_check_wants_no_original_server(self) -> None:
+        with pytest.raises(OSError, match="nobody but the proxy"):
+            await Server(Address(ORIGINAL), BackendTransport()).connect(Caller, None)
+
     async def test_a_shortage_of_this_machine_is_neithers(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -380,6 +387,24 @@ class TestWhoseTrouble:
         monkeypatch.setattr(Server, "connect", connect)
         with pytest.raises(OSError, match="Too many"):
             await check(Server(Address(LIVE, 9)), "proxy.example")
+
+
+@pytest.mark.parametrize("header", [make_v1, make_v2])
+async def test_an_active_check_is_introduced_as_the_proxy(header: Callable[[Peer], bytes]) -> None:
+    heard: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heard.put_nowait(await reader.read(200))
+        writer.close()
+
+    listening = await asyncio.start_server(serve, LIVE, 0)
+    server = Address(*listening.sockets[0].getsockname())
+    await BackendTransport(header=header).connect(server, asyncio.Protocol, None)
+    async with asyncio.timeout(5):
+        peer, _ = read_header(await heard.get())
+    assert peer is not None
+    assert (peer.host, peer.target) == (LIVE, (server.host, server.port))
+    listening.close()
 
 
 async def test_names_are_not_waited_for_where_there_is_no_thread_to_look_them_up(
