@@ -61,6 +61,9 @@ class AdminServer:
 
     def __init__(self, token: str, source: StatusSource) -> None:
         self._token = token
+        static = files("smtpproxy.admin") / "static"
+        # Read at once: an upgrade may put those of another version there.
+        self._bodies = {name: (static / name).read_bytes() for name, _ in STATIC.values()}
         self._source = source
         self._live_feed = LiveFeed(source)
         self._exposition = Exposition()
@@ -147,7 +150,7 @@ class AdminServer:
         if found is None:
             return _told(404, "not found\n")
         name, kind = found
-        body = (files("smtpproxy.admin") / "static" / name).read_bytes()
+        body = self._bodies[name]
         return web.Response(body=body, content_type=kind, charset="utf-8", headers=HEADERS)
 
     async def _events(self, request: web.Request) -> web.StreamResponse:

@@ -21,6 +21,7 @@ from smtpproxy.log import log
 from smtpproxy.metrics.snapshot import MetricsSnapshot
 from smtpproxy.supervisor.admin_endpoint import AdminEndpoint
 from smtpproxy.supervisor.coordinator import Coordinator
+from smtpproxy.supervisor.fork_server import ForkServer
 from smtpproxy.supervisor.health_monitor import HealthMonitor
 from smtpproxy.supervisor.listen_sockets import ListenSockets
 from smtpproxy.supervisor.sd_notify import Notifier
@@ -37,9 +38,10 @@ Read = Callable[[], Settings]
 class Supervisor:
     """Everything that runs as one smtpproxy."""
 
-    def __init__(self, settings: Settings, read: Read) -> None:
+    def __init__(self, settings: Settings, read: Read, fork_server: ForkServer) -> None:
         self._settings = settings
         self._read = read
+        self._fork_server = fork_server
         self._log = log.get()
         self._notifier = Notifier()
         self._listen_sockets = ListenSockets()
@@ -84,6 +86,7 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_end)
         loop.add_signal_handler(signal.SIGHUP, self._reload_wanted.set)
+        self._fork_server.start(self._on_fork_server_lost)
         tasks = [
             loop.create_task(self._check(), name="check"),
             loop.create_task(self._reload_when_told(), name="reload"),
@@ -105,6 +108,7 @@ class Supervisor:
             await _wait_for(worker_groups)
             await self._admin_endpoint.close()
             self._listen_sockets.close()
+            self._fork_server.close()
         self._log.info("stopped")
         return 0
 
@@ -139,7 +143,11 @@ class Supervisor:
     def _make_worker_group(self, settings: Settings) -> WorkerGroup:
         size = settings.workers or len(os.sched_getaffinity(0))
         return WorkerGroup(
-            settings, self._listen_sockets.descriptors(settings), size, self._coordinator
+            settings,
+            self._listen_sockets.descriptors(settings),
+            size,
+            self._coordinator,
+            self._fork_server,
         )
 
     # --- reload -------------------------------------------------------------------------------
@@ -228,6 +236,10 @@ class Supervisor:
         insisted.cancel()
         drained.cancel()
 
+    def _on_fork_server_lost(self) -> None:
+        """Follow the end of the fork server: no worker can be replaced any more."""
+        self._log.error("fork_server_lost")
+
     # --- watching -----------------------------------------------------------------------------
 
     async def _check(self) -> None:
@@ -265,9 +277,10 @@ def main(settings: Settings, read: Read) -> int:
     log.configure(settings.log.level, settings.log.format)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # a session takes two
+    fork_server = ForkServer()
     with asyncio.Runner() as runner:
         log.gather(runner.get_loop().call_later)
         try:
-            return runner.run(Supervisor(settings, read).run())
+            return runner.run(Supervisor(settings, read, fork_server).run())
         finally:
             log.gather(None)

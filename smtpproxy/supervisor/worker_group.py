@@ -3,14 +3,16 @@
 import asyncio
 import contextlib
 from collections.abc import Iterator
+from itertools import chain
 from math import inf
 from time import monotonic
 
 from smtpproxy.config.schema import Settings
 from smtpproxy.log import log
-from smtpproxy.supervisor.certificate_snapshot import CertificateSnapshot
 from smtpproxy.supervisor.coordinator import Coordinator
+from smtpproxy.supervisor.fork_server import ForkServer
 from smtpproxy.supervisor.worker_process import WorkerProcess
+from smtpproxy.worker.certificate_snapshot import read_files
 from smtpproxy.worker.control_messages import Drain, FromWorker, Retire, Start, Stop, ToWorker
 
 LONG_LIFE_S = 60.0
@@ -33,14 +35,20 @@ class WorkerGroup:
     """
 
     def __init__(
-        self, settings: Settings, sockets: list[list[int]], size: int, coordinator: Coordinator
+        self,
+        settings: Settings,
+        sockets: list[list[int]],
+        size: int,
+        coordinator: Coordinator,
+        fork_server: ForkServer,
     ) -> None:
         self.settings = settings
         self.empty = asyncio.Event()
-        self._certificate_snapshot = CertificateSnapshot(settings)
+        self._files = read_files(settings)
         self._sockets = sockets
         self._size = size
         self._coordinator = coordinator
+        self._fork_server = fork_server
         self._workers: set[WorkerProcess] = set()
         self._delay = 0.0
         self._replacing: set[asyncio.Task[None]] = set()
@@ -77,12 +85,15 @@ class WorkerGroup:
     async def _start_worker(self) -> None:
         """Start one; raises OSError if there can't be another process."""
         row = self._coordinator.take_row()
-        settings, shared_counters = self._certificate_snapshot.settings, self._coordinator.memory
         worker = WorkerProcess(
+            self._fork_server,
             Start(
-                settings=settings, sockets=self._sockets, shared_counters=shared_counters, row=row
+                settings=self.settings,
+                files=self._files,
+                sockets=[len(listener) for listener in self._sockets],
+                row=row,
             ),
-            self._certificate_snapshot.descriptors,
+            [self._coordinator.memory, *chain.from_iterable(self._sockets)],
             self._said,
             self._ended,
         )
@@ -179,7 +190,6 @@ class WorkerGroup:
 
     def _tell_if_empty(self) -> None:
         if not self._workers:
-            self._certificate_snapshot.close()
             self.empty.set()
 
     def __iter__(self) -> Iterator[WorkerProcess]:

@@ -1,17 +1,14 @@
 """The process of one worker, as the supervisor sees it."""
 
 import asyncio
-import signal
 import socket
-import subprocess
-import sys
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import cast
 
 import msgspec
 
+from smtpproxy.supervisor.fork_server import ForkServer
 from smtpproxy.worker.control_messages import (
     FromWorker,
     MessageReader,
@@ -20,28 +17,30 @@ from smtpproxy.worker.control_messages import (
     Start,
     ToWorker,
     encode,
+    send_descriptors,
 )
 
 EXIT_LIMIT_S = 2.0
 """How long a worker that has closed its channel may take to be gone."""
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class WorkerProcess(asyncio.Protocol):
-    """A worker: a fresh interpreter that accepts from the service's sockets.
+    """A worker: a process of the fork server that accepts from the service's sockets.
 
     It ends when it was told to, dies, or is killed because its heartbeat has stopped; whatever it
     was, `ended` is called once.
 
-    snapshot_fds: descriptors of files that the settings of `start` name.
+    descriptors: what it is to have, as `Start` tells.
+    pid: the process id, once it is started.
     retired: set when it accepts nobody any more.
     heard: when it said something last.  code: the exit code, negative for a signal; None before.
     """
 
     def __init__(
         self,
+        fork_server: ForkServer,
         start: Start,
-        snapshot_fds: Iterable[int],
+        descriptors: Sequence[int],
         said: Callable[["WorkerProcess", FromWorker], None],
         ended: Callable[["WorkerProcess"], None],
     ) -> None:
@@ -50,20 +49,16 @@ class WorkerProcess(asyncio.Protocol):
         self.retired = asyncio.Event()
         self.started = self.heard = monotonic()
         self.code: int | None = None
+        self.pid = 0
+        self._gone = False
+        self._fork_server = fork_server
         self._start = start
-        self._snapshot_fds = snapshot_fds
+        self._descriptors = descriptors
         self._said = said
         self._ended = ended
         self._lines = MessageReader()
         self._transport: asyncio.Transport | None = None
-        self._process: subprocess.Popen[bytes] | None = None
         self._reaping: asyncio.Task[None] | None = None
-
-    @property
-    def pid(self) -> int:
-        """The process id."""
-        assert self._process is not None
-        return self._process.pid
 
     async def start(self) -> None:
         """Start it; `ready` tells later whether it has come so far as to accept clients.
@@ -71,20 +66,14 @@ class WorkerProcess(asyncio.Protocol):
         Raises OSError if the system has no process for us.
         """
         ours, its = socket.socketpair()
-        passed = [its.fileno(), self._start.shared_counters, *self._snapshot_fds]
-        passed += [each for listener in self._start.sockets for each in listener]
-        # Signals wait until it ignores them: Ctrl-C reaches all processes of a terminal.
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         try:
-            self._process = subprocess.Popen(  # noqa: S603  this program itself
-                _command(its.fileno()), pass_fds=passed, stdin=subprocess.DEVNULL
-            )
-        except OSError:
+            self.pid = await self._fork_server.fork(its)
+        except BaseException:
             ours.close()
             raise
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
             its.close()
+        send_descriptors(ours, self._descriptors)
         await asyncio.get_running_loop().create_unix_connection(lambda: self, sock=ours)
         self.tell(self._start)
 
@@ -95,8 +84,8 @@ class WorkerProcess(asyncio.Protocol):
 
     def kill(self) -> None:
         """End it at once, hung or not."""
-        if self._process is not None and self.code is None:
-            self._process.kill()
+        if self.pid and not self._gone:
+            self._fork_server.kill(self.pid)
 
     # --- what the loop calls ------------------------------------------------------------------
 
@@ -122,20 +111,13 @@ class WorkerProcess(asyncio.Protocol):
         self._reaping = asyncio.get_running_loop().create_task(self._reap(), name="reap")
 
     async def _reap(self) -> None:
-        assert self._process is not None
-        deadline = monotonic() + EXIT_LIMIT_S
-        while (code := self._process.poll()) is None:
-            if monotonic() > deadline:
-                self._process.kill()
-            await asyncio.sleep(0.005)  # its channel is closed, so there are few turns of this
-        self.code = code
+        exited = asyncio.ensure_future(self._fork_server.exit_code(self.pid))
+        await asyncio.wait((exited,), timeout=EXIT_LIMIT_S)
+        if not exited.done():
+            self.kill()
+        self.code = await exited
+        self._gone = True
         if not self.ready.done():
             self.ready.set_result(False)
         self.retired.set()
         self._ended(self)
-
-
-def _command(control: int) -> list[str]:
-    # -P: the directory we were started in is a place for its modules only if it was one for ours.
-    distrust = [] if Path.cwd() in map(Path.absolute, map(Path, sys.path)) else ["-P"]
-    return [sys.executable, *distrust, "-m", "smtpproxy.worker.main", str(control)]

@@ -1,29 +1,37 @@
 """The control channel: what the supervisor and a worker say to one another.
 
-A socket pair for each worker; each message is one line of JSON.  The worker's first line is the
-supervisor's `Start`; all that follows is told without waiting for an answer.
+A socket pair for each worker; each message is one line of JSON.  First the supervisor sends the
+descriptors that the worker is to have, then `Start`; all that follows is told without waiting for
+an answer.
 """
 
-from collections.abc import Callable, Iterator
+import contextlib
+import socket
+from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 from msgspec import Struct
 
 from smtpproxy.config.schema import Settings
 from smtpproxy.metrics.snapshot import MetricsSnapshot
+from smtpproxy.worker.certificate_snapshot import Files
+
+_MOST_DESCRIPTORS = 250
+"""So many go in one piece; Linux takes 253."""
 
 
 class Start(Struct, tag=True):
     """To a worker: what it is to be.
 
-    sockets: for each listener of the settings, the descriptors to accept from.
-    shared_counters, row: the descriptor of the shared counts, and the row in it that this worker
-    writes.
+    files: the certificate files that the settings name.
+    sockets: for each listener of the settings, how many sockets it has; the descriptors sent before
+    are that of the shared counters, then those of each listener.
+    row: of the shared counters, that this worker writes.
     """
 
     settings: Settings
-    sockets: list[list[int]]
-    shared_counters: int
+    files: Files
+    sockets: list[int]
     row: int
 
 
@@ -117,3 +125,22 @@ class MessageReader:
     def _split(self, octets: bytes) -> list[bytes]:
         *lines, self._unread = (self._unread + octets).split(b"\n")
         return lines
+
+
+def send_descriptors(channel: socket.socket, descriptors: Sequence[int]) -> None:
+    """Send these to a worker, before anything else; to one that is gone, nothing."""
+    with contextlib.suppress(ConnectionError):
+        for begin in range(0, len(descriptors), _MOST_DESCRIPTORS):
+            piece = descriptors[begin : begin + _MOST_DESCRIPTORS]
+            last = begin + len(piece) == len(descriptors)
+            socket.send_fds(channel, [b"." if last else b","], piece)
+
+
+def take_descriptors(channel: socket.socket) -> list[int]:
+    """Return what `send_descriptors` has sent; nothing if the supervisor is gone."""
+    found: list[int] = []
+    while True:
+        octets, descriptors, _, _ = socket.recv_fds(channel, 1, _MOST_DESCRIPTORS)
+        found += descriptors
+        if octets != b",":
+            return found

@@ -1,14 +1,13 @@
-"""A worker: one event loop that serves clients, in a process that the supervisor has started.
+"""A worker: one event loop that serves clients, in a process that the fork server has forked.
 
-`python -m smtpproxy.worker.main DESCRIPTOR`, where the descriptor is the worker's end of the
-control channel.  It ends when it is told to, or when the supervisor is gone.
+It ends when it is told to, or when the supervisor is gone.
 """
 
 import asyncio
 import gc
 import signal
 import socket
-import sys
+from itertools import islice
 
 import uvloop
 
@@ -16,25 +15,39 @@ from smtpproxy.log import log
 from smtpproxy.net import own_connections
 from smtpproxy.net.shared_counters import SharedCounters
 from smtpproxy.worker.app import App
+from smtpproxy.worker.certificate_snapshot import FileCopies
 from smtpproxy.worker.control_link import ControlLink, SharedConnectionSlots
-from smtpproxy.worker.control_messages import Beat, MessageReader, Ready, Retired, Start
+from smtpproxy.worker.control_messages import (
+    Beat,
+    MessageReader,
+    Ready,
+    Retired,
+    Start,
+    take_descriptors,
+)
 
 
-async def serve(start: Start, channel: socket.socket, lines: MessageReader) -> int:
+async def serve(
+    start: Start, descriptors: list[int], channel: socket.socket, lines: MessageReader
+) -> int:
     """Serve clients until told otherwise; return the exit code."""
+    shared_counters, *inherited = descriptors
+    copies = FileCopies(start.settings, start.files)
     link = ControlLink(lines)
     own_connections.share(start.shared_counters, start.row)
     app = App(
-        start.settings,
+        copies.settings,
         changed=link.changed,
         connection_slots=lambda backend, _: SharedConnectionSlots(link, backend),
         worker=start.row,
-        shared_counters=SharedCounters(start.shared_counters, start.row),
+        shared_counters=SharedCounters(shared_counters, start.row),
     )
+    copies.close()
     link.learn = lambda health: app.learn(health.backend, health.server, up=health.up)
     link.look = app.look
     await asyncio.get_running_loop().create_unix_connection(lambda: link, sock=channel)
-    sockets = [[socket.socket(fileno=each) for each in listener] for listener in start.sockets]
+    given = (socket.socket(fileno=each) for each in inherited)
+    sockets = [list(islice(given, count)) for count in start.sockets]
     await app.start(sockets)
     link.tell(Ready())
     link.beat(app.snapshot)
@@ -80,12 +93,13 @@ async def _leave(app: App, link: ControlLink, drain_s: float, grace_s: float) ->
 
 
 def main(control: int) -> int:
-    """Run the worker; return its exit code."""
+    """Run a worker with this end of its control channel; return its exit code."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the supervisor gets them too, and says what to do
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     channel = socket.socket(fileno=control)
     lines = MessageReader()
+    descriptors = take_descriptors(channel)
     start = _first(channel, lines)
     if start is None:
         return 1
@@ -97,7 +111,7 @@ def main(control: int) -> int:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         log.gather(runner.get_loop().call_later)
         try:
-            return runner.run(serve(start, channel, lines))
+            return runner.run(serve(start, descriptors, channel, lines))
         finally:
             log.gather(None)
 
@@ -113,7 +127,3 @@ def _first(channel: socket.socket, lines: MessageReader) -> Start | None:
             if isinstance(message, Start):
                 return message
     return None
-
-
-if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1])))

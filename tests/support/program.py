@@ -61,8 +61,9 @@ class Program:
 
     def workers(self) -> list[int]:
         """Return the process ids of the workers."""
-        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text()
-        return [int(each) for each in children.split()]
+        return [
+            worker for each in children(self.pid) for worker in children(each) if is_worker(worker)
+        ]
 
     def signal(self, number: signal.Signals) -> None:
         """Send the supervisor a signal."""
@@ -71,6 +72,22 @@ class Program:
     def wait(self) -> int:
         """Wait for its end; return the exit code."""
         return self._process._popen.wait(20)
+
+
+def children(pid: int) -> list[int]:
+    """Return the process ids of a process's children."""
+    try:
+        return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except FileNotFoundError:
+        return []
+
+
+def is_worker(pid: int) -> bool:
+    """Tell whether a process is a worker, as `ps` shows it."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text() == "smtp-worker\n"
+    except FileNotFoundError:
+        return False
 
 
 def send(port: int, host: str = "127.0.0.1") -> bytes:

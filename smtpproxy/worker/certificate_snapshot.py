@@ -1,37 +1,59 @@
 """The certificate snapshot: certificates and keys, as they were when the settings were read.
 
 A worker that takes the place of one that died may be started much later.  What has come to the disk
-meanwhile is for the next reload to judge; it may be half of a new pair, or no good at all.
+meanwhile is for the next reload to judge; it may be half of a new pair, or no good at all.  So the
+supervisor reads the files, and each worker gets what was in them.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterator
 from pathlib import Path
 
 from msgspec.structs import replace
 
 from smtpproxy.config.schema import BackendSettings, CertificateSettings, ListenerSettings, Settings
 
+Files = dict[str, bytes]
+"""Path -> what is in the file."""
 
-class CertificateSnapshot:
-    """Keeps a copy of each file in memory, without a name.
 
-    settings: with the copies' paths, which hold in this process and in each that inherits the
-    `descriptors`.  Where there are no such copies (Linux has them) it has the files' own.
+def read_files(settings: Settings) -> Files:
+    """Read all certificate files that the settings name.
+
+    One that is gone since it was found to be good is left out: the worker's start will fail.
+    """
+    found = {}
+    for path in {*_paths(settings)} - {""}:
+        try:
+            found[path] = Path(path).read_bytes()
+        except OSError:
+            continue
+    return found
+
+
+def _paths(settings: Settings) -> Iterator[str]:
+    for listener in settings.listeners.values():
+        yield from (listener.certificate, listener.key)
+        for pair in listener.sni.values():
+            yield from (pair.certificate, pair.key)
+    yield from (each.ca_file for each in settings.backends.values())
+
+
+class FileCopies:
+    """Makes of files in memory what a TLS library can open: files without a name.
+
+    settings: with the copies' paths, which hold in this process until `close`.  Where there are no
+    such copies (Linux has them) it has the files' own.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, files: Files) -> None:
+        self._files = files
         self._copies: dict[str, int] = {}
         self.settings = replace(
             settings,
             listeners={name: self._listener(each) for name, each in settings.listeners.items()},
             backends={name: self._backend(each) for name, each in settings.backends.items()},
         )
-
-    @property
-    def descriptors(self) -> Iterable[int]:
-        """Return the copies' descriptors."""
-        return self._copies.values()
 
     def close(self) -> None:
         """Throw the copies away."""
@@ -53,14 +75,10 @@ class CertificateSnapshot:
         return replace(backend, ca_file=self._copy(backend.ca_file))
 
     def _copy(self, path: str) -> str:
-        if not path or not hasattr(os, "memfd_create"):
+        if path not in self._files or not hasattr(os, "memfd_create"):
             return path
         if path not in self._copies:
-            try:
-                octets = Path(path).read_bytes()
-            except OSError:
-                return path  # gone since it was found to be good: the worker's start will fail
             self._copies[path] = os.memfd_create("smtpproxy")
             with open(self._copies[path], "wb", closefd=False) as file:
-                file.write(octets)
+                file.write(self._files[path])
         return f"/proc/self/fd/{self._copies[path]}"
