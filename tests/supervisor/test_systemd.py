@@ -102,7 +102,7 @@ def test_sockets_that_it_passes_are_taken_by_name(mta: LegacyMTA, tmp_path: Path
         )
         assert process.stderr is not None
         try:
-            assert b"warning: listener fd:smtp serves clients" in process.stderr.readline()
+            assert b"warning: listener listener-1 serves clients" in process.stderr.readline()
             for each in (first, second):
                 address = f'"address":"127.0.0.1:{each.getsockname()[1]}"'
                 assert address.encode() in process.stderr.readline()
