@@ -17,6 +17,7 @@ from smtpproxy.log import log
 from smtpproxy.net import sockets
 from smtpproxy.net.tproxy import set_transparent
 from smtpproxy.supervisor import socket_activation
+from smtpproxy.supervisor.upgrade import Inherited
 
 Key = tuple[Address, int]
 """An address, and its position among equal ones (port 0 is another port each time)."""
@@ -25,10 +26,21 @@ _ADMIN = -1
 
 
 class ListenSockets:
-    """Opens sockets or takes them from systemd; workers accept from them, sessions outlive them."""
+    """Opens sockets or takes them from systemd; workers accept from them, sessions outlive them.
 
-    def __init__(self) -> None:
-        self._given = socket_activation.take()
+    inherited: those that the supervisor of an older version has passed.
+    shared: whether another supervisor has them, too; then they are closed here alone.
+    """
+
+    def __init__(self, inherited: Inherited | None = None) -> None:
+        self.shared = inherited is not None
+        self._inherited: dict[tuple[str, int], list[socket.socket]] = {}
+        if inherited is None:
+            self._given = socket_activation.take()
+        else:
+            self._given = {name: _adopt(found) for name, found in inherited.given.items()}
+            for text, position, found in inherited.sockets:
+                self._inherited[text, position] = _adopt(found)
         self._open: dict[Key, list[socket.socket]] = {}
         self._passing: set[Key] = set()  # of what is open: transparent
 
@@ -49,7 +61,7 @@ class ListenSockets:
         for key, transparent in wanted.items():
             try:
                 if key not in self._open:
-                    added[key] = self._open_one(key[0], transparent)
+                    added[key] = self._open_one(key, transparent)
                 elif transparent:
                     self._passing.add(key)
                     _let_pass(self._open[key])
@@ -57,7 +69,7 @@ class ListenSockets:
                 why = os.strerror(error.errno) if error.errno else str(error)
                 log.get().error("cannot_listen", address=str(key[0]), why=why)
                 for (address, _), found in added.items():
-                    _close(address, found)
+                    self._close(address, found)
                 raise
         self._open |= added
         self._passing |= {key for key, transparent in wanted.items() if transparent}
@@ -70,7 +82,13 @@ class ListenSockets:
             for each in found
         ]
 
-    def _open_one(self, address: Address, transparent: bool) -> list[socket.socket]:
+    def _open_one(self, key: Key, transparent: bool) -> list[socket.socket]:
+        address, position = key
+        inherited = self._inherited.pop((str(address), position), None)
+        if inherited is not None:
+            if transparent:
+                _let_pass(inherited)
+            return inherited
         if not address.given:
             # The IPv4 half of a known port has a key of its own.
             return sockets.listen(address, transparent=transparent, with_ipv4=not address.port)
@@ -96,7 +114,7 @@ class ListenSockets:
         """Close what the settings do not name, and let none be transparent that is not to be."""
         keys = self._wanted(settings)
         for key in [key for key in self._open if key not in keys]:
-            _close(key[0], self._open.pop(key))
+            self._close(key[0], self._open.pop(key))
         for key in [key for key in self._passing if not keys.get(key)]:
             self._passing.remove(key)
             for each in self._open.get(key, ()):
@@ -141,23 +159,48 @@ class ListenSockets:
     def close_listeners(self) -> None:
         """Let no client in any more."""
         for key in [key for key in self._open if key[1] != _ADMIN]:
-            _close(key[0], self._open.pop(key))
+            self._close(key[0], self._open.pop(key))
 
     def close(self) -> None:
         """Close all."""
         for (address, _), found in self._open.items():
-            _close(address, found)
+            self._close(address, found)
         self._open.clear()
 
+    def pass_on(self) -> tuple[list[tuple[str, int, list[int]]], dict[str, list[int]]]:
+        """Return the descriptors for the supervisor of another version, as `Inherited` has them."""
+        opened = [
+            (str(address), position, [each.fileno() for each in found])
+            for (address, position), found in self._open.items()
+            if not address.given
+        ]
+        given = {name: [each.fileno() for each in found] for name, found in self._given.items()}
+        return opened, given
 
-def _close(address: Address, found: list[socket.socket]) -> None:
-    if address.given:
-        return  # systemd's stay open: they may be named again
-    for each in found:
-        # At once, for the workers' copies too: they will hear of it a little later.
-        with contextlib.suppress(OSError):
-            each.shutdown(socket.SHUT_RDWR)
-    sockets.close(found, address)
+    def keep_to_ourselves(self, settings: Settings) -> None:
+        """Be the only one that has them, and close what the settings do not name."""
+        self.shared = False
+        for (text, _), found in self._inherited.items():
+            self._close(Address.parse(text), found)
+        self._inherited.clear()
+        self.keep_for(settings)
+
+    def _close(self, address: Address, found: list[socket.socket]) -> None:
+        if self.shared:
+            for each in found:
+                each.close()
+            return
+        if address.given:
+            return  # systemd's stay open: they may be named again
+        for each in found:
+            # At once, for the workers' copies too: they will hear of it a little later.
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+        sockets.close(found, address)
+
+
+def _adopt(descriptors: list[int]) -> list[socket.socket]:
+    return [socket.socket(fileno=each) for each in descriptors]
 
 
 def _let_pass(found: list[socket.socket]) -> None:

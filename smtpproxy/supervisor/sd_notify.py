@@ -7,9 +7,13 @@ import time
 
 
 class Notifier:
-    """Tells systemd how the service is; says nothing where nobody asked."""
+    """Tells systemd how the service is; says nothing where nobody asked.
+
+    main: whether this is the process that systemd listens to.
+    """
 
     def __init__(self) -> None:
+        self.main = True
         # Taken out, so that no worker speaks for the service.
         self._address = os.environ.pop("NOTIFY_SOCKET", "")
         if self._address.startswith("@"):
@@ -18,6 +22,19 @@ class Notifier:
         for_us = os.environ.pop("WATCHDOG_PID", "") in ("", str(os.getpid()))
         self.watchdog_s = int(watchdog) / 1e6 if watchdog.isdecimal() and for_us else 0.0
         self._status = ""
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables by which another process can speak for the service."""
+        found = {"NOTIFY_SOCKET": self._address.replace("\0", "@")} if self._address else {}
+        if self.watchdog_s:
+            found["WATCHDOG_USEC"] = str(int(self.watchdog_s * 1e6))
+        return found
+
+    def hand_over(self, pid: int) -> None:
+        """Tell that another process is the main one from here on, and say nothing any more."""
+        self._send(f"MAINPID={pid}", "READY=1")
+        self.main = False
 
     @property
     def wanted(self) -> bool:
@@ -48,7 +65,7 @@ class Notifier:
             self._send(f"STATUS={status}")
 
     def _send(self, *fields: str) -> None:
-        if not self._address:
+        if not (self._address and self.main):
             return
         with (
             socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as out,

@@ -3,8 +3,9 @@
 One way of running, also with one worker.  SIGHUP reads the settings again: new workers start, and
 when they are ready the old ones accept nobody any more and end with their sessions.  Both accept
 from the same sockets, so that no client is refused and no session is cut.  What is wrong keeps
-everything as it is.  SIGTERM and SIGINT drain; a second one, or the time limit of the drain, ends
-the rest.
+everything as it is.  If the code on the disk has changed meanwhile, a supervisor of that version
+takes over (see `smtpproxy.supervisor.upgrade`).  SIGTERM and SIGINT drain; a second one, or the
+time limit of the drain, ends the rest.
 """
 
 import asyncio
@@ -14,22 +15,26 @@ import signal
 from collections.abc import Callable
 from time import monotonic
 
+from smtpproxy import __version__
 from smtpproxy.config.decoding import ConfigError
 from smtpproxy.config.schema import Settings
 from smtpproxy.config.tls_validation import weak_backends
 from smtpproxy.log import log
 from smtpproxy.metrics.snapshot import MetricsSnapshot
+from smtpproxy.supervisor import upgrade
 from smtpproxy.supervisor.admin_endpoint import AdminEndpoint
 from smtpproxy.supervisor.coordinator import Coordinator
 from smtpproxy.supervisor.fork_server import ForkServer
 from smtpproxy.supervisor.health_monitor import HealthMonitor
 from smtpproxy.supervisor.listen_sockets import ListenSockets
 from smtpproxy.supervisor.sd_notify import Notifier
+from smtpproxy.supervisor.upgrade import Inherited, InstalledCode, Predecessor, Successor
 from smtpproxy.supervisor.worker_group import WorkerGroup
 from smtpproxy.supervisor.worker_process import WorkerProcess
 from smtpproxy.worker.control_messages import Look, ToWorker
 
 CHECK_INTERVAL_S = 1.0
+_NO_ADDRESS, _NO_WORKERS = "an address can't be listened on", "the new workers did not start"
 
 Read = Callable[[], Settings]
 """Reads the settings again; raises ConfigError."""
@@ -38,13 +43,23 @@ Read = Callable[[], Settings]
 class Supervisor:
     """Everything that runs as one smtpproxy."""
 
-    def __init__(self, settings: Settings, read: Read, fork_server: ForkServer) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        read: Read,
+        fork_server: ForkServer,
+        inherited: Inherited | None = None,
+    ) -> None:
         self._settings = settings
         self._read = read
         self._fork_server = fork_server
         self._log = log.get()
         self._notifier = Notifier()
-        self._listen_sockets = ListenSockets()
+        self._listen_sockets = ListenSockets(inherited)
+        self._installed_code = InstalledCode()
+        self._predecessor = Predecessor(inherited.channel) if inherited else None
+        self._successor: Successor | None = None  # while it starts
+        self._handed_over = asyncio.Event()
         self._coordinator = Coordinator(self._tell_all)
         self._health_monitor = HealthMonitor(self._coordinator.change, self._coordinator.is_down)
         self._admin_endpoint = AdminEndpoint(self)
@@ -94,10 +109,11 @@ class Supervisor:
         if self._notifier.watchdog_s:
             tasks.append(loop.create_task(self._stroke_watchdog(), name="watchdog"))
         try:
-            if not await self._start():
+            if problem := await self._start():
+                if self._predecessor is not None:
+                    self._predecessor.failed(problem)
                 return 1
-            await self._end_wanted.wait()
-            await self._drain()
+            await self._until_the_end()
         finally:
             for task in tasks:
                 task.cancel()
@@ -109,27 +125,42 @@ class Supervisor:
             await self._admin_endpoint.close()
             self._listen_sockets.close()
             self._fork_server.close()
-        self._log.info("stopped")
+        self._log.info("stopped", version=__version__)
         return 0
 
-    async def _start(self) -> bool:
-        """Open the listening sockets and start the first worker group; False if either can't be."""
+    async def _start(self) -> str:
+        """Open the listening sockets and start the first worker group; return why not, if so."""
         settings = self._settings
         try:
             opened = self._listen_sockets.open(settings)
         except OSError:
-            return False
+            return _NO_ADDRESS
         self._coordinator.settle(settings)
         worker_group = self._worker_group = self._make_worker_group(settings)
         if not await worker_group.start():
-            return False
+            return _NO_WORKERS
+        if self._installed_code.changed():
+            return "the code on the disk has changed while it was loaded"
         self._health_monitor.settle(settings)
         await self._admin_endpoint.settle(settings.admin, self._listen_sockets.admin(settings))
         for name, address in opened:
-            self._log.info("listening", listener=name, address=address)
+            self._log_listening(name, address)
         self._warn(settings)
+        if self._predecessor is not None:
+            await self._take_over(self._predecessor)
         self._notifier.ready(self._status())
-        return True
+        return ""
+
+    def _log_listening(self, name: str, address: str) -> None:
+        self._log.info("listening", listener=name, address=address, version=__version__)
+
+    async def _take_over(self, predecessor: Predecessor) -> None:
+        """Take over from the supervisor of an older version."""
+        self._notifier.main = False
+        await predecessor.take_over()
+        self._notifier.main = True
+        self._listen_sockets.keep_to_ourselves(self._settings)
+        self._log_reloaded()
 
     def _warn(self, settings: Settings) -> None:
         """Tell of what is as it was asked for, and weaker than it should be."""
@@ -158,9 +189,46 @@ class Supervisor:
             self._reload_wanted.clear()
             if self._worker_group is not None and not self._end_wanted.is_set():
                 self._notifier.reloading()
-                await self._reload()
+                if self._fork_server.lost or self._installed_code.changed():
+                    await self._upgrade()
+                else:
+                    await self._reload()
                 if not self._end_wanted.is_set():
                     self._notifier.ready(self._status())
+
+    async def _upgrade(self) -> None:
+        """Hand over to the version on the disk, or change nothing."""
+        if os.getpid() == 1:  # its end is the container's
+            self._reload_failed("the version on the disk is another: start the container anew")
+            return
+        successor = self._successor = Successor()
+        sockets, given = self._listen_sockets.pass_on()
+        problems = await successor.start(sockets, given, self._notifier.environment)
+        if self._end_wanted.is_set():
+            successor.kill()
+            return
+        if problems:
+            self._successor = None
+            self._reload_failed(*problems)
+            return
+        self._listen_sockets.shared, self._successor = True, None
+        self._notifier.hand_over(successor.pid)
+        self._health_monitor.stop()
+        await self._admin_endpoint.close()
+        assert self._worker_group is not None
+        await self._leave(self._worker_group)
+        self._listen_sockets.close()
+        self._log.info(
+            "handed_over",
+            pid=successor.pid,
+            version=__version__,
+            new_version=successor.version,
+            sessions=self._coordinator.sessions(),
+        )
+        successor.over()
+        self._handed_over.set()
+        await successor.wait_until_it_drains()
+        self._end_wanted.set()
 
     async def _reload(self) -> None:
         """Change to what the settings say now, or change nothing."""
@@ -175,7 +243,7 @@ class Supervisor:
             added = self._listen_sockets.open(settings)
         except OSError:
             self._listen_sockets.keep_for(self._settings)
-            self._reload_failed("an address can't be listened on")
+            self._reload_failed(_NO_ADDRESS)
             return
         worker_group = self._make_worker_group(settings)
         self._leaving.add(worker_group)  # until it is the one
@@ -185,7 +253,7 @@ class Supervisor:
         if not started or self._end_wanted.is_set():
             self._listen_sockets.keep_for(self._settings)
             if not self._end_wanted.is_set():
-                self._reload_failed("the new workers did not start")
+                self._reload_failed(_NO_WORKERS)
             return
         self._leaving.remove(worker_group)
         log.configure(settings.log.level, settings.log.format)
@@ -194,13 +262,20 @@ class Supervisor:
         self._coordinator.settle(settings)
         self._health_monitor.settle(settings)
         for name, address in added:
-            self._log.info("listening", listener=name, address=address)
+            self._log_listening(name, address)
         self._warn(settings)
         await self._leave(old)
         await self._admin_endpoint.settle(settings.admin, self._listen_sockets.admin(settings))
         self._listen_sockets.keep_for(settings)
+        self._log_reloaded()
+
+    def _log_reloaded(self) -> None:
+        assert self._worker_group is not None
         self._log.info(
-            "reloaded", workers=worker_group.workers, sessions=self._coordinator.sessions()
+            "reloaded",
+            workers=self._worker_group.workers,
+            sessions=self._coordinator.sessions(),
+            version=__version__,
         )
 
     def _reload_failed(self, *problems: str) -> None:
@@ -222,23 +297,50 @@ class Supervisor:
     def _on_end(self) -> None:
         (self._insisted if self._end_wanted.is_set() else self._end_wanted).set()
 
+    async def _until_the_end(self) -> None:
+        """Serve until told to end, or until no session is left after the hand-over."""
+        tasks = [
+            asyncio.create_task(self._end_wanted.wait(), name="end"),
+            asyncio.create_task(self._until_nobody_is_left(), name="nobody left"),
+        ]
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            task.cancel()
+        if self._end_wanted.is_set():
+            await self._drain()
+
+    async def _until_nobody_is_left(self) -> None:
+        await self._handed_over.wait()
+        await self._wait_for_all()
+
+    async def _wait_for_all(self) -> None:
+        """Wait until all workers are gone, those of an older version too."""
+        await _wait_for(self._worker_groups)
+        if self._predecessor is not None:
+            await self._predecessor.wait_until_it_is_gone()
+
     async def _drain(self) -> None:
         """Let all sessions finish, until told again or out of time."""
         self._notifier.stopping()
+        if self._successor is not None:
+            self._successor.kill()
+        if self._predecessor is not None:
+            self._predecessor.drain()
         self._listen_sockets.close_listeners()
         worker_groups = self._worker_groups
         for worker_group in worker_groups:
             worker_group.drain()
         self._log.info("draining", sessions=self._coordinator.sessions())
-        drained = asyncio.create_task(_wait_for(worker_groups), name="drain")
+        drained = asyncio.create_task(self._wait_for_all(), name="drain")
         insisted = asyncio.create_task(self._insisted.wait(), name="second signal")
         await asyncio.wait((drained, insisted), return_when=asyncio.FIRST_COMPLETED)
         insisted.cancel()
         drained.cancel()
 
     def _on_fork_server_lost(self) -> None:
-        """Follow the end of the fork server: no worker can be replaced any more."""
+        """Follow the end of the fork server: only a new supervisor can start workers now."""
         self._log.error("fork_server_lost")
+        self._reload_wanted.set()
 
     # --- watching -----------------------------------------------------------------------------
 
@@ -263,7 +365,8 @@ class Supervisor:
 
     def _status(self) -> str:
         workers = sum(worker_group.workers for worker_group in self._worker_groups)
-        return f"{self._coordinator.sessions()} sessions, {workers} workers"
+        sessions = self._coordinator.sessions()
+        return f"smtpproxy {__version__}: {sessions} sessions, {workers} workers"
 
 
 async def _wait_for(worker_groups: set[WorkerGroup]) -> None:
@@ -274,6 +377,7 @@ async def _wait_for(worker_groups: set[WorkerGroup]) -> None:
 
 def main(settings: Settings, read: Read) -> int:
     """Run the service in this process; return its exit code."""
+    inherited = upgrade.take()
     log.configure(settings.log.level, settings.log.format)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # a session takes two
@@ -281,6 +385,6 @@ def main(settings: Settings, read: Read) -> int:
     with asyncio.Runner() as runner:
         log.gather(runner.get_loop().call_later)
         try:
-            return runner.run(Supervisor(settings, read, fork_server).run())
+            return runner.run(Supervisor(settings, read, fork_server, inherited).run())
         finally:
             log.gather(None)

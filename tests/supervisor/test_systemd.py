@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from smtpproxy import __version__
 from smtpproxy.demo.legacy import LegacyMTA
 from tests.support.processes import eventually
 from tests.support.program import SMTPPROXY, Program, send
@@ -43,7 +44,8 @@ def test_it_is_told_how_the_service_is(
     file.touch()
     env = {"NOTIFY_SOCKET": systemd.getsockname(), "WATCHDOG_USEC": "300000"}
     program = run("-c", file, "-l", "127.0.0.1:0", "-b", mta.address, env=env)
-    assert told(systemd, "READY") == {"READY": "1", "STATUS": "0 sessions, 1 workers"}
+    status = f"smtpproxy {__version__}: 0 sessions, 1 workers"
+    assert told(systemd, "READY") == {"READY": "1", "STATUS": status}
     told(systemd, "WATCHDOG")
     program.signal(signal.SIGHUP)
     assert int(told(systemd, "RELOADING")["MONOTONIC_USEC"]) > 0

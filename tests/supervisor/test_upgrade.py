@@ -1,0 +1,276 @@
+"""The upgrade of a running service: the new version as a whole, or the old one as it was.
+
+Real wheels in a virtual environment of their own. Each version names itself in a reply of the
+proxy's own, and spells one setting differently.
+"""
+
+import os
+import re
+import shutil
+import signal
+import smtplib
+import socket
+import subprocess
+import sys
+import sysconfig
+import threading
+import venv
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from smtpproxy.demo.legacy import LegacyMTA
+from tests.support.processes import eventually
+from tests.support.program import Program, children, is_alive, is_worker
+
+ROOT = Path(__file__).parent.parent.parent
+OLD, NEW, BROKEN = "9.1.0", "9.2.0", "9.3.0"
+
+Run = Callable[..., Program]
+
+
+def build(directory: Path, version: str, *changes: tuple[str, str, str]) -> Path:
+    """Return the wheel of a version, whose files have these changes: name, text, text instead."""
+    source = directory / version
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    shutil.copytree(ROOT / "deploy/man", source / "deploy/man")
+    shutil.copytree(ROOT / "smtpproxy", source / "smtpproxy")
+    own = ("core/replies.py", "command not implemented", f"version {version}")
+    file = source / "smtpproxy/__init__.py"
+    file.write_text(re.sub('__version__ = ".*"', f'__version__ = "{version}"', file.read_text()))
+    for name, text, instead in (own, *changes):
+        file = source / "smtpproxy" / name
+        assert text in file.read_text()
+        file.write_text(file.read_text().replace(text, instead))
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", directory]
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", *options, source], check=True, timeout=120
+    )
+    (wheel,) = directory.glob(f"smtpproxy-{version}-*.whl")
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    directory = tmp_path_factory.mktemp("wheels")
+    renamed = [(name, "reply_hold", "held_for") for name in ("config/schema.py", "worker/app.py")]
+    broken = ("worker/main.py", "import uvloop\n", "import uvloop_of_tomorrow\n")
+    return {
+        OLD: build(directory, OLD),
+        NEW: build(directory, NEW, *renamed),
+        BROKEN: build(directory, BROKEN, broken),
+    }
+
+
+class Installation:
+    """A virtual environment with one version, of which another may take the place."""
+
+    def __init__(self, directory: Path, wheels: dict[str, Path]) -> None:
+        self.program = directory / "bin/smtpproxy"
+        self._python = directory / "bin/python"
+        self._wheels = wheels
+        venv.create(directory)
+        version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+        (directory / "lib" / version / "site-packages/dependencies.pth").write_text(
+            sysconfig.get_path("purelib") + "\n"
+        )
+
+    def install(self, version: str) -> None:
+        """Put a version in the place of the one that there is, as `pip install -U` does."""
+        options = ["--quiet", "--no-deps", "--no-index", "--disable-pip-version-check"]
+        subprocess.run(
+            [
+                *(sys.executable, "-m", "pip", "--python", self._python, "install"),
+                *(*options, "--force-reinstall", self._wheels[version]),
+            ],
+            check=True,
+            timeout=120,
+        )
+
+
+class Session:
+    """A client that asks who serves it."""
+
+    def __init__(self, port: int) -> None:
+        self._client = smtplib.SMTP("127.0.0.1", port, timeout=20)
+        self._client.ehlo()
+
+    def version(self) -> str:
+        return self._client.docmd("TURN")[1].split()[-1].decode()
+
+    def send(self) -> None:
+        self._client.sendmail("a@example.org", ["b@example.org"], b"Subject: x\r\n\r\ntext\r\n")
+
+    def quit(self) -> None:
+        assert self._client.quit()[0] == 221
+
+
+class Load:
+    """Clients that come and go, until `stop`."""
+
+    def __init__(self, port: int, clients: int) -> None:
+        self.failed: list[Exception] = []
+        self.served: list[str] = []
+        self._port = port
+        self._over = threading.Event()
+        self._threads = [threading.Thread(target=self._run) for _ in range(clients)]
+        for thread in self._threads:
+            thread.start()
+
+    def _run(self) -> None:
+        while not self._over.is_set():
+            try:
+                session = Session(self._port)
+                version = session.version()
+                session.send()
+                assert session.version() == version
+                session.quit()
+                self.served.append(version)
+            except (OSError, smtplib.SMTPException, AssertionError) as error:
+                self.failed.append(error)
+
+    def more(self) -> None:
+        """Wait until all sessions that are under way now have ended, and as many others."""
+        count = len(self.served) + 3 * len(self._threads)
+        eventually(lambda: len(self.served) >= count or self.failed or None, "sessions")
+
+    def stop(self) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join()
+
+
+class Systemd:
+    """What it is told."""
+
+    def __init__(self, path: Path) -> None:
+        self.told: list[str] = []
+        self.address = str(path)
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(self.address)
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while message := self._socket.recv(4096):
+            self.told.append(message.decode())
+
+    def close(self) -> None:
+        self._socket.sendto(b"", self.address)
+        self._thread.join()
+        self._socket.close()
+
+
+@pytest.fixture
+def systemd(tmp_path: Path) -> Iterator[Systemd]:
+    systemd = Systemd(tmp_path / "notify")
+    yield systemd
+    systemd.close()
+
+
+def workers_of(supervisor: int) -> list[int]:
+    return [each for server in children(supervisor) for each in children(server) if is_worker(each)]
+
+
+def versions_after_the_loss_of_all_workers(
+    program: Program, supervisor: int, port: int
+) -> set[str]:
+    """Return which versions serve then."""
+    for worker in workers_of(supervisor):
+        os.kill(worker, signal.SIGKILL)
+        program.event("worker_lost")
+    eventually(lambda: len(workers_of(supervisor)) == 2 or None, "other workers")
+    return {served_by(port) for _ in range(10)}
+
+
+def served_by(port: int) -> str:
+    """Return which version serves a new client."""
+    session = Session(port)
+    version = session.version()
+    session.quit()
+    return version
+
+
+def logged(program: Program, event: str) -> dict[str, Any]:
+    """Wait for a log line, wherever it stands: two processes write at the same time."""
+
+    def look() -> dict[str, Any] | None:
+        return next((fields for fields in program.log() if fields["event"] == event), None)
+
+    return eventually(look, f"event {event}")
+
+
+def test_a_service_goes_over_to_the_new_version_under_load(
+    mta: LegacyMTA, run: Run, wheels: dict[str, Path], systemd: Systemd, tmp_path: Path
+) -> None:
+    installation = Installation(tmp_path / "venv", wheels)
+    installation.install(OLD)
+    file = tmp_path / "p.toml"
+    text = f"""
+        workers = 2
+        [listeners.in]
+        address = "127.0.0.1:0"
+        [backends.old]
+        servers = ["{mta.address}"]
+        [timeouts]
+        NAME = 0.1
+        """
+    file.write_text(text.replace("NAME", "reply_hold"))
+    program = run(
+        *("-c", file),
+        argv=[str(installation.program)],
+        env={"NOTIFY_SOCKET": systemd.address, "PYTHONDONTWRITEBYTECODE": "1"},
+    )
+    listening = program.event("listening")
+    assert listening["version"] == OLD
+    port = int(listening["address"].rpartition(":")[2])
+
+    # What is installed is not what runs, whatever happens to the workers.
+    load = Load(port, 3)
+    load.more()
+    installation.install(NEW)
+    load.stop()
+    assert (load.failed, set(load.served)) == ([], {OLD})
+    assert versions_after_the_loss_of_all_workers(program, program.pid, port) == {OLD}
+
+    # A version that does not take the file, and one that does not start, change nothing.
+    long = Session(port)
+    load = Load(port, 3)
+    try:
+        program.signal(signal.SIGHUP)
+        assert "timeouts.reply_hold" in program.event("reload_failed")["problems"][0]
+        installation.install(BROKEN)
+        program.signal(signal.SIGHUP)
+        problems = program.event("reload_failed")["problems"]
+        assert "ModuleNotFoundError: No module named 'uvloop_of_tomorrow'" in problems
+        load.more()
+        assert (load.failed, set(load.served)) == ([], {OLD})
+
+        # The new version takes over as a whole.
+        installation.install(NEW)
+        file.write_text(text.replace("NAME", "held_for"))
+        program.signal(signal.SIGHUP)
+        handed_over = logged(program, "handed_over")
+        assert (handed_over["version"], handed_over["new_version"]) == (OLD, NEW)
+        assert logged(program, "reloaded")["version"] == NEW
+        begun = len(load.served) + len(load._threads)
+        load.more()
+    finally:
+        load.stop()
+    assert (load.failed, set(load.served[begun:])) == ([], {NEW})
+    new = handed_over["pid"]
+    assert f"MAINPID={new}\nREADY=1" in systemd.told
+    assert versions_after_the_loss_of_all_workers(program, new, port) == {NEW}
+
+    # Who was served by the old one still is; then it ends, and the new one stays.
+    assert long.version() == OLD
+    long.send()
+    long.quit()
+    assert program.wait() == 0
+    assert served_by(port) == NEW
+    os.kill(new, signal.SIGTERM)
+    eventually(lambda: not is_alive(new) or None, "the end")
