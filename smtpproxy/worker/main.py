@@ -34,7 +34,7 @@ async def serve(
     shared_counters, *inherited = descriptors
     copies = FileCopies(start.settings, start.files)
     link = ControlLink(lines)
-    own_connections.share(start.shared_counters, start.row)
+    own_connections.share(shared_counters, start.row)
     app = App(
         copies.settings,
         changed=link.changed,
