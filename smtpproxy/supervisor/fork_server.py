@@ -11,9 +11,6 @@ is reported for each worker.
 
 import asyncio
 import contextlib
-import encodings.idna
-import encodings.latin_1
-import encodings.unicode_escape  # noqa: F401  all three: a codec is imported when it is used
 import os
 import signal
 import socket
@@ -25,7 +22,6 @@ from pathlib import Path
 from select import select
 from typing import NoReturn
 
-from smtpproxy.tls import certificate_names  # noqa: F401  `sni` would import it in the worker
 from smtpproxy.worker import main as worker_main
 
 _RECORD = struct.Struct("=cii")

@@ -1,9 +1,13 @@
 """A worker: one event loop that serves clients, in a process that the fork server has forked.
 
-It ends when it is told to, or when the supervisor is gone.
+It ends when it is told to, or when the supervisor is gone.  It imports here, before the fork, all
+that would be imported when it is first used.
 """
 
 import asyncio
+import encodings.idna
+import encodings.latin_1
+import encodings.unicode_escape  # noqa: F401  like the two above
 import gc
 import signal
 import socket
@@ -14,6 +18,7 @@ import uvloop
 from smtpproxy.log import log
 from smtpproxy.net import own_connections
 from smtpproxy.net.shared_counters import SharedCounters
+from smtpproxy.tls import certificate_names  # noqa: F401
 from smtpproxy.worker.app import App
 from smtpproxy.worker.certificate_snapshot import FileCopies
 from smtpproxy.worker.control_link import ControlLink, SharedConnectionSlots
