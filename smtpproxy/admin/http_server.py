@@ -15,6 +15,7 @@ from ipaddress import ip_address
 
 from aiohttp import hdrs, web
 
+from smtpproxy.admin import bad_requests
 from smtpproxy.admin.live_feed import LiveFeed, StatusSource
 from smtpproxy.metrics.exposition import CONTENT_TYPE, Exposition
 
@@ -77,7 +78,11 @@ class AdminServer:
         app.router.add_get("/events", self._events, allow_head=False)
         app.router.add_get("/{name:[a-z.]*}", self._static)
         self._runner = web.AppRunner(
-            app, access_log=None, shutdown_timeout=1.0, keepalive_timeout=75.0
+            app,
+            access_log=None,
+            logger=bad_requests.logger(),
+            shutdown_timeout=1.0,
+            keepalive_timeout=75.0,
         )
 
     async def start(self, sockets: Sequence[socket.socket]) -> None:

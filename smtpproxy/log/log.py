@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import partial
+from time import monotonic
 from typing import BinaryIO, cast
 
 import msgspec
@@ -33,6 +34,8 @@ VALUE_BYTES = 2048
 """So much is shown of what a peer has sent, before its backslashes are doubled for JSON."""
 ADDRESS_BYTES = 320
 """And of one address (RFC 5321 section 4.5.3.1 allows 64 octets, @, and 255)."""
+UNRAISABLE_EVERY_S = 1.0
+"""One line is logged in this time of exceptions that nobody can catch."""
 _LINE_ROOM = LINE_BYTES - 1024
 _LEAST_BYTES = 16
 _LEVELS = {
@@ -254,6 +257,34 @@ class _LibraryMessages(logging.Handler):
             message=record.getMessage(),
             exc_info=record.exc_info,
         )
+
+
+class UnraisableLog:
+    """A `sys.unraisablehook`: logs exceptions that nobody can catch, at most once a second.
+
+    A client makes one where a TLS library calls back and its server name is not ASCII; Python would
+    print lines of a traceback between those of the log.
+    """
+
+    def __init__(self) -> None:
+        self._when = -UNRAISABLE_EVERY_S
+        self._since = 0
+
+    def __call__(self, unraisable: "sys.UnraisableHookArgs", /) -> None:
+        self._since += 1
+        now = monotonic()
+        if now - self._when < UNRAISABLE_EVERY_S:
+            return
+        self._when = now
+        error = unraisable.exc_value
+        get().error(
+            "library_message",
+            library="python",
+            message=f"exception ignored in {unraisable.object!r}: {error!r}",
+            exceptions=self._since,
+            exc_info=error if unraisable.exc_traceback else None,
+        )
+        self._since = 0
 
 
 def _adopt_library_messages() -> None:

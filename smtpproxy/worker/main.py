@@ -109,6 +109,7 @@ def main(control: int) -> int:
     if start is None:
         return 1
     log.configure(start.settings.log.level, start.settings.log.format)
+    sys.unraisablehook = log.UnraisableLog()
     # What is loaded by now stays; collecting it over and over cost a third of all CPU (bench S1).
     gc.collect()
     gc.freeze()

@@ -1,6 +1,7 @@
 """The admin address: who gets in, and what it says."""
 
 import asyncio
+import io
 import re
 import socket
 from collections.abc import AsyncIterator
@@ -15,6 +16,7 @@ from smtpproxy.admin import live_feed as board_module
 from smtpproxy.admin.http_server import STATIC, AdminServer
 from smtpproxy.admin.live_feed import MAX_VIEWERS
 from smtpproxy.admin.recent_sessions import RecentSessions
+from smtpproxy.log import log
 from smtpproxy.metrics.counters import MetricCounters
 from smtpproxy.metrics.snapshot import MetricsSnapshot
 from tests.support.observed_session import Watched
@@ -274,6 +276,37 @@ class TestTokens:
                 assert response.status == 200
         finally:
             await admin.stop()
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        f"GET /metrics HTTP/1.1\r\nHost: x\r\nAuthorization : Bearer {TOKEN}\r\n\r\n",
+        f"GET /metrics HTTP/1.1\r\nHost: x\r\nCookie: smtpproxy={TOKEN}\r\nodd\r\n\r\n",
+        f"GET /?token={TOKEN} HTTP/9\r\n\r\n",
+        f"GET /?token={TOKEN}\x01 HTTP/1.1\r\n\r\n",
+        f"{TOKEN}\r\n\r\n",
+        f"GET / HTTP/1.1\r\nAuthorization: Bearer {TOKEN}{'x' * 9000}\r\n\r\n",
+    ],
+)
+async def test_a_malformed_request_leaves_nothing_of_it_in_the_log(
+    odd: str, source: Source, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """However often: one line a second, with their number."""
+    stream = io.BytesIO()
+    log.configure("debug", "json", stream)
+    admin = AdminServer(TOKEN, source)
+    url = await start(admin)
+    for _ in range(3):
+        reader, writer = await asyncio.open_connection(*url.removeprefix("http://").split(":"))
+        writer.write(odd.encode())
+        assert (await asyncio.wait_for(reader.read(), 5)).startswith(b"HTTP/1.0 400 ")
+        writer.close()
+    await admin.stop()
+    log.configure("info", "json")
+    (line,) = map(msgspec.json.decode, stream.getvalue().splitlines())
+    assert (line["event"], line["requests"]) == ("admin_bad_request", 1)
+    assert TOKEN not in stream.getvalue().decode() + "".join(capfd.readouterr())
 
 
 async def test_a_unix_socket_serves_too(source: Source, tmp_path: Path) -> None:

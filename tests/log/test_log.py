@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import ssl
 import sys
 import timeit
 from collections.abc import Callable, Iterator
@@ -94,6 +95,30 @@ class TestALine:
             ("library_message", "error", "Task lost"),
             ("library_message", "error", "worse"),
         ]
+
+
+def test_a_server_name_that_is_not_ascii_is_one_line_of_json(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """However many clients send one: one line a second."""
+    monkeypatch.setattr(sys, "unraisablehook", log.UnraisableLog())
+    stream = io.BytesIO()
+    log.configure("info", "json", stream)
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.sni_callback = lambda *_: None
+    for _ in range(3):
+        hello, unread = ssl.MemoryBIO(), ssl.MemoryBIO()
+        client = ssl.create_default_context().wrap_bio(unread, hello, server_hostname="mx.example")
+        with pytest.raises(ssl.SSLWantReadError):
+            client.do_handshake()
+        odd = ssl.MemoryBIO()
+        odd.write(hello.read().replace(b"mx.example", b"m\xff.example"))
+        with pytest.raises(ssl.SSLError):
+            server.wrap_bio(odd, ssl.MemoryBIO(), server_side=True).do_handshake()
+    (line,) = lines(stream)
+    assert (line["event"], line["library"], line["exceptions"]) == ("library_message", "python", 1)
+    assert "UnicodeDecodeError" in str(line["message"])
+    assert capfd.readouterr() == ("", "")
 
 
 class TestNobodyForgesALine:

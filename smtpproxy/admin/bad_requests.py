@@ -1,0 +1,45 @@
+"""Bad requests to the admin address, as the log shows them: how many, never what was in them.
+
+The HTTP library logs each request that it cannot parse, with a traceback that quotes it: the token
+too, and as often as a stranger likes.
+"""
+
+import logging
+from time import monotonic
+
+from aiohttp.http_exceptions import HttpProcessingError
+
+from smtpproxy.log import log
+
+LOGGED_EVERY_S = 1.0
+"""One line is logged in this time, with the number of requests since the last."""
+
+
+def logger() -> logging.Logger:
+    """Return what the HTTP library is to log to."""
+    made = logging.Logger("smtpproxy.admin")
+    made.addHandler(_BadRequests())
+    return made
+
+
+class _BadRequests(logging.Handler):
+    """Counts bad requests; logs a fault of the proxy itself with its traceback."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._requests = 0
+        self._logged_at = -LOGGED_EVERY_S
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, HttpProcessingError):
+            self._count(type(error).__name__)
+        elif record.levelno >= logging.ERROR:
+            log.get().error("internal_error", exc_info=error)
+
+    def _count(self, kind: str) -> None:
+        self._requests += 1
+        now = monotonic()
+        if now - self._logged_at >= LOGGED_EVERY_S:
+            log.get().warning("admin_bad_request", kind=kind, requests=self._requests)
+            self._requests, self._logged_at = 0, now
