@@ -74,6 +74,8 @@ _BEGUN = (b"\r\n.\r", b"\r\n.", b"\r\n", b"\r")
 _SCRATCH = bytearray(256 * 1024)
 _IS_ODD = bytes(octet != ord("\n") for octet in range(256))
 _BARE = re.compile(rb"(?<!\r)\n|\r(?=[^\n])|\0", re.DOTALL)
+_DOT_ALONE = re.compile(rb"\.(?<=[\r\n\0]\.)[\r\n\0]")  # a dot first: it is found by memchr
+_DOT_LAST = re.compile(rb"[\r\n\0]\.(?:\r|\r?\n)\Z")
 _BARE_KIND = {b"\n": "bare_lf", b"\r": "bare_cr", b"\0": "bare_nul"}
 
 
@@ -96,6 +98,9 @@ class Content:
     violation: why it is refused, by the first offence in the stream: a bare CR, LF or NUL (`reject`
     only), or the first octet over the size; nothing more is given out then.
     rewritten: the first bare CR, LF or NUL that `normalize` rewrote, and `reject` would refuse.
+    dot_alone: a dot is alone in its line to some, and not the end of data.  With `normalize`: it
+        has come last, so that the client may think that it has ended the message.  With `pass`: it
+        has gone on, so that the backend may think so.
     """
 
     # Hot path (bench S4): whole chunks, no loop over lines.
@@ -106,7 +111,9 @@ class Content:
         "_policy",
         "_recent",
         "_state",
+        "_tail",
         "_unshown",
+        "dot_alone",
         "ended",
         "octets",
         "rewritten",
@@ -121,9 +128,10 @@ class Content:
         self._state = START
         self._line = b""  # of `reject`: what has come of a line and is not given out
         self._recent = b""  # the last octets, to be shown before an offence
+        self._tail = b"\n"  # the last octets, before a dot
         self._unshown = 0  # how many are yet to be shown after it
         self.octets = 0
-        self.ended = False
+        self.ended = self.dot_alone = False
         self.violation: ClientViolation | None = None
         self.rewritten: ClientViolation | None = None
 
@@ -140,12 +148,16 @@ class Content:
         if self.violation is not None:
             return b"", taken
         out = body
-        if body and self._policy is not BareNewlines.PASS:
+        if body and self._policy is BareNewlines.PASS:
+            self._look_for_dot(body)
+        elif body:
             if self._policy is BareNewlines.REJECT:
                 out = self._reject(body)
             else:
                 # Where both tables say the same of what came last, a dot alone in its line is
                 # the end of data and nothing else.
+                self._tail = (body if len(body) > 3 else self._tail + body)[-4:]
+                self.dot_alone = _DOT_LAST.search(self._tail) is not None
                 agreed = _AGREED.get(self._state) == begun[:2]
                 out = self._normalize(body, at_once=agreed and not too_big)
             if self.rewritten is None and self.violation is None:
@@ -208,6 +220,14 @@ class Content:
             given.append(out)
         self._state = state
         return b"".join(given)
+
+    # --- pass ---------------------------------------------------------------------------------
+
+    def _look_for_dot(self, body: bytes) -> None:
+        if not self.dot_alone:
+            begin = self._tail + body[:2]
+            self.dot_alone = bool(_DOT_ALONE.search(begin) or _DOT_ALONE.search(body))
+            self._tail = b"" if self.dot_alone else (body if len(body) > 1 else begin)[-2:]
 
     # --- reject -------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from smtpproxy.core import lines, replies, verbs
-from smtpproxy.core.content import Content
+from smtpproxy.core.content import BareNewlines, Content
 from smtpproxy.core.exchange import Exchange
 from smtpproxy.core.policy import SessionPolicy
 from smtpproxy.core.violations import ClientViolation
@@ -35,6 +35,9 @@ class Framer:
     payload: octets of a BDAT payload still to come.
     content_over: set when message content or a BDAT payload is complete; the pipeline clears it.
     last: the exchange that was framed last.
+    may_be_over: with `pass`, the backend may have taken the content for over that is not.
+    mistaken_end: what `normalize` rewrote of the content, once, where the client may think that it
+        has ended it; the caller takes it.
     watch: is called with content and payload, as they went to the backend and as they came.
     commands, pipelined: how many were framed; how many before the reply before them was flushed.
     """
@@ -47,6 +50,8 @@ class Framer:
         "content_over",
         "gate",
         "last",
+        "may_be_over",
+        "mistaken_end",
         "mode",
         "payload",
         "pipelined",
@@ -72,7 +77,8 @@ class Framer:
         self.queue_octets = 0
         self._stalled = False  # the queue was full, so whole lines wait unframed
         self._content: Content | None = None
-        self.content_over = False
+        self.content_over = self.may_be_over = False
+        self.mistaken_end: ClientViolation | None = None
         self.payload = 0
         self.commands = self.pipelined = 0
 
@@ -141,6 +147,7 @@ class Framer:
         self.mode = CONTENT
         self.last = exchange
         self.gate = _ANSWERED
+        self.may_be_over = False
         self._content = Content(self._policy.bare_newlines, self._policy.message_octets)
 
     def open_payload(self, size: int) -> None:
@@ -276,6 +283,8 @@ class Framer:
         if content.violation is not None and not exchange.refusal:
             exchange.refuse(content.violation)
         exchange.octets = content.octets
+        if content.dot_alone:
+            self._note_dot_alone(content)
         if content.ended:
             exchange.problem = exchange.problem or content.rewritten
             self._content = None
@@ -283,6 +292,12 @@ class Framer:
             self.content_over = True
             exchange.framed = now
         return taken
+
+    def _note_dot_alone(self, content: Content) -> None:
+        if self._policy.bare_newlines is BareNewlines.PASS:
+            self.may_be_over = True
+        elif not content.ended and self.last.problem is None:
+            self.last.problem = self.mistaken_end = content.rewritten
 
     def _stream_payload(self, octets: bytes, position: int, now: float) -> int:  # noqa: ARG002  one shape for all modes
         """Pass a BDAT payload on untouched: it is counted, never looked at (RFC 3030 section 2)."""

@@ -92,11 +92,16 @@ class ReplyMatcher:
             return CLOSING  # RFC 5321 section 3.8: unasked too
         if exchange is NO_EXCHANGE:
             raise BackendViolation("reply_not_asked_for", reply)
-        if role == verbs.END_OF_DATA and not exchange.sent:
+        if role == verbs.END_OF_DATA and not (exchange.sent or self._framer.may_be_over):
             self._defer(exchange, code, reply)
             return DEFERRED
         if not exchange.may_be_answered(code, reply):
             raise BackendViolation("impossible_reply", reply)
+        if role == verbs.END_OF_DATA and not exchange.sent:
+            # With `pass`, the backend takes for the end of data what is none here.
+            exchange.sent = self.last_reply_at
+            exchange.closes = True
+            exchange.problem = BackendViolation("reply_before_end_of_data", reply)
         if role == verbs.TUNNEL and code == 220 and self.reader.unread:
             raise BackendViolation("reply_behind_starttls", self.reader.unread)
         return ANSWER

@@ -202,6 +202,9 @@ class Session:
             pipeline.client_received(octets, now)
         except Exception as error:  # noqa: BLE001  the outermost callback: nobody above could close
             self._break_down(error, now)
+        if pipeline.framer.mistaken_end is not None:
+            self.observer.noted("content_not_ended", kind=pipeline.framer.mistaken_end.kind)
+            pipeline.framer.mistaken_end = None
         if pipeline.ended:
             self._end(now)
         elif pipeline.full:

@@ -149,6 +149,18 @@ class TestTime:
         stage.wait(300)
         assert stage.ended == "client_time_limit"
 
+    @pytest.mark.parametrize("cut", [1, 2, 100])
+    async def test_content_that_ends_for_the_client_alone_is_told_at_once(
+        self, opened: Opener, cut: int
+    ) -> None:
+        stage = await in_content(opened)
+        octets = b"text\n.\n"
+        for at in range(0, len(octets), cut):
+            stage.sends(octets[at : at + cut])
+        assert stage.watcher.notes == [("content_not_ended", {"kind": "bare_lf"})]
+        stage.sends(b"more\n.\n")
+        assert len(stage.watcher.notes) == 1
+
     async def test_content_that_stops(self, opened: Opener) -> None:
         stage = await in_content(opened)
         stage.wait(179)
