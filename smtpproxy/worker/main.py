@@ -11,6 +11,7 @@ import encodings.unicode_escape  # noqa: F401  like the two above
 import gc
 import signal
 import socket
+import sys
 from itertools import islice
 
 import uvloop
