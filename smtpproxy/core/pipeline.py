@@ -173,6 +173,15 @@ class Pipeline:
         self.client_ended = True
         self._end_if_done(now)
 
+    def client_lost(self, now: float) -> None:
+        """Take the loss of the client's connection: nobody is left who could get a reply.
+
+        The session ends at once, and the backend is to be closed, without an end of data unless
+        that has gone out.  A client that only waits for the reply to QUIT has lost nothing by it.
+        """
+        quitting = self.in_flight and self.in_flight[0].verb.closes
+        self.end("quit" if quitting else "client_lost", now)
+
     # --- step 3: one command at a time goes to the backend ------------------------------------
 
     def _send(self, now: float) -> None:
@@ -526,9 +535,9 @@ class Pipeline:
         if not self.matcher.discards_content:
             self.fail("backend_lost", replies.BACKEND_LOST, now)
 
-    def expire(self, now: float) -> None:
-        """End, since the time limit that `waiting` names is over."""
-        self.fail(f"{self.waiting()[0]}_time_limit", replies.TIME_LIMIT, now)
+    def expire(self, limit: str, now: float) -> None:
+        """End, since a time limit is over: the one that `waiting` names, or one of the caller's."""
+        self.fail(f"{limit}_time_limit", replies.TIME_LIMIT, now)
 
     def drain(self, now: float) -> None:
         """End with 421 as soon as no transaction is open and the client waits for nothing."""

@@ -63,13 +63,9 @@ class ClientConnection(asyncio.Protocol):
         return self._session.client_eof()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
-        """Take the end of the connection; what came before may keep the backend busy for long.
-
-        It counts so long, or who sends and hangs up could have any number of sessions.
-        """
-        session = self._session
-        session.client_lost()
-        self._listener_context.timeouts.when_over(session, self._leave)
+        """Take the end of the connection, and of its session."""
+        self._session.client_lost()
+        self._leave()
 
     def _leave(self) -> None:
         if self._counter_slots is not None and self._listener_context.admission is not None:

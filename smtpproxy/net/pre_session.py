@@ -93,8 +93,11 @@ class PreSession(asyncio.Protocol):
         self._cut_short()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
-        """Take the end of the connection."""
-        self._cut_short()
+        """Take the loss of the connection."""
+        if self._owes_header:
+            self._turn_away("client_lost", "")
+        else:
+            self._cut_short()
 
     def _cut_short(self) -> None:
         self._turn_away(

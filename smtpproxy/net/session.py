@@ -87,7 +87,9 @@ class Session:
         self._upgrades = (
             None
             if security is None
-            else SessionUpgrades(self, security, listener_context.write_batcher)
+            else SessionUpgrades(
+                self, security, listener_context.write_batcher, listener_context.timeouts.unread
+            )
         )
         self.backend: asyncio.Transport | None = None
         self._rate_limit = (
@@ -188,6 +190,8 @@ class Session:
         self.pipeline.backend_lost(now)
         if self.pipeline.ended:
             self._end(now)
+        else:  # it has refused the content whose end is still to come: no more is asked of it
+            self.server_selection.end()
 
     # --- the client's connection --------------------------------------------------------------
 
@@ -220,23 +224,19 @@ class Session:
         if self.pipeline.ended:
             self.client.close()
             return False
+        self.listener_context.timeouts.unread.add(self.client, self.client.abort)
         if self.server_selection.waits and not self.octets_client:  # it has left the queue
             self.finish(partial(self.pipeline.end, "client_lost"))
         self.finish(self.pipeline.client_eof)
         return True
 
     def client_lost(self) -> None:
-        """Take the end of the client's connection; what it sent before is still served."""
+        """Take the end of the client's connection, and end: nobody is left to get a reply."""
         self._client_lost = True
         if self.pipeline.ended:
             self.listener_context.timeouts.remove(self)
-            return
-        self.pipeline.connect_client(_discard)
-        self._client_blocked = False
-        if self.server_selection.waits:  # what it has sent has reached nobody: no place for it
-            self.finish(partial(self.pipeline.end, "client_lost"))
-        self.finish(self.pipeline.client_eof)
-        self._regulate()
+        else:
+            self.finish(self.pipeline.client_lost)
 
     def finish(self, happen: "Callable[[float], None]") -> None:
         """Let something happen in the pipeline that may end it."""
@@ -253,16 +253,20 @@ class Session:
         """Note whether the client leaves replies unread.  Called inside write: sets flags only."""
         self._client_blocked = blocked
         self._since = monotonic()
-        if self.backend is not None and not self.backend.is_closing():
+        backend, unread = self.backend, self.listener_context.timeouts.unread
+        if backend is not None and not backend.is_closing():
             if blocked:
-                self.backend.pause_reading()
+                backend.pause_reading()
+                unread.add(backend, backend.resume_reading)  # what it has said is still read
             else:
-                self.backend.resume_reading()
+                backend.resume_reading()
+                unread.discard(backend)
         self._regulate()
 
     def backend_blocked(self, *, blocked: bool) -> None:
         """Note whether the backend leaves unread what is sent.  Called inside write, too."""
         self._backend_blocked = blocked
+        self._since = monotonic()
         self._regulate()
 
     def _regulate(self) -> None:
@@ -270,14 +274,18 @@ class Session:
         pause = self._client_blocked or self._backend_blocked or self.pipeline.full
         if self._rate_limit is not None and self._rate_limit.paused:
             pause = True
-        if pause == self.client_paused or self._client_lost or self.pipeline.ended:
+        pipeline = self.pipeline
+        if pause == self.client_paused or pipeline.client_ended or pipeline.ended:
             return
         self.client_paused = pause
+        unread = self.listener_context.timeouts.unread
         if pause:
             self.client.pause_reading()
+            unread.add(self.client, self.client.abort)
             self.observer.stalled()
         else:
             self.client.resume_reading()
+            unread.discard(self.client)
 
     def _slow_down(self) -> None:
         """Do not read a client for a while that sends commands too fast."""
@@ -301,6 +309,7 @@ class Session:
 
     def client_secured(self, inside: asyncio.Transport) -> None:
         """Go on with the client inside TLS."""
+        self.listener_context.timeouts.unread.discard(self.client)
         self.client = inside
         self.client_paused = False
         if self._client_blocked:
@@ -313,16 +322,6 @@ class Session:
         self.backend = inside
         self.pipeline.connect_backend(BatchedWriter(self.listener_context.write_batcher, inside))
         self.pipeline.backend_secured(monotonic())
-
-    def tunnel_ended(self, from_client: int, from_backend: int) -> None:
-        """Take the end of the tunnel, which has carried so many octets."""
-        assert self.backend is not None
-        self.octets_client += from_client
-        self.octets_backend += from_backend
-        self.backend.close()
-        self.backend = None  # what is on its way goes out
-        self.client.close()
-        self.finish(self.pipeline.client_eof)
 
     # --- time ---------------------------------------------------------------------------------
 
@@ -338,6 +337,8 @@ class Session:
             return "client", self._since
         if self.pipeline.greeting_owed:
             return "greeting", self._since  # that of this server, not of those tried before
+        if self._backend_blocked:
+            return "backend", self._since
         return self.pipeline.waiting()
 
     def expire(self, limit: str, now: float) -> None:
@@ -350,7 +351,7 @@ class Session:
             if limit == "connect" or self.server_selection.more:
                 self.give_up_server(f"{limit} time limit", now)
                 return
-        self.pipeline.expire(now)
+        self.pipeline.expire(limit, now)
         self._end(now)
 
     def release(self, now: float) -> bool:
@@ -398,6 +399,7 @@ class Session:
             self.listener_context.timeouts.remove(self)
             if self.client_paused:
                 self.client.resume_reading()
+                self.listener_context.timeouts.unread.discard(self.client)
             self._upgrades.start_introduced_session()
             return
         if self._upgrades is not None:
@@ -426,6 +428,10 @@ class Session:
 
     def _report(self, now: float) -> None:
         pipeline = self.pipeline
+        tunnel = None if self._upgrades is None else self._upgrades.tunnel
+        if tunnel is not None:
+            self.octets_client += tunnel.from_client
+            self.octets_backend += tunnel.from_backend
         self.observer.closed(
             SessionSummary(
                 reason=pipeline.ended,
@@ -437,7 +443,3 @@ class Session:
                 backend_octets=self.octets_backend,
             )
         )
-
-
-def _discard(octets: bytes) -> None:
-    """Take replies to a client that is gone."""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from smtpproxy.net.backend.server_selection import ServerSelection
     from smtpproxy.net.listener_security import ListenerSecurity
     from smtpproxy.net.peer import Peer
+    from smtpproxy.net.unread import UnreadConnections
     from smtpproxy.net.write_batching import WriteBatcher
 
 
@@ -42,9 +43,6 @@ class UpgradingSession(Protocol):
 
     def backend_secured(self, inside: asyncio.Transport) -> None:
         """Go on with the backend inside TLS."""
-
-    def tunnel_ended(self, from_client: int, from_backend: int) -> None:
-        """Take the end of the tunnel, which has carried so many octets."""
 
     def finish(self, happen: Callable[[float], None]) -> None:
         """Let something happen in the pipeline that may end it."""
@@ -69,15 +67,21 @@ class SessionUpgrades:
         "_security",
         "_session",
         "_task",
+        "_unread",
         "_write_batcher",
         "of_client",
         "tunnel",
     )
 
     def __init__(
-        self, session: UpgradingSession, security: "ListenerSecurity", write_batcher: "WriteBatcher"
+        self,
+        session: UpgradingSession,
+        security: "ListenerSecurity",
+        write_batcher: "WriteBatcher",
+        unread: "UnreadConnections",
     ) -> None:
         self._session = session
+        self._unread = unread
         self._write_batcher = write_batcher
         self._security = security
         self._task: asyncio.Task[None] | None = None
@@ -110,7 +114,7 @@ class SessionUpgrades:
         taken = session.client if self.of_client else session.backend
         self._connection = taken.get_protocol()
         if what is Upgrade.TUNNEL:
-            self.tunnel = Tunnel(session.client, session.backend, self._tunnel_over)
+            self.tunnel = Tunnel(session.client, session.backend, self._unread, self._tunnel_over)
             return
         context = security.client if self.of_client else security.backend
         assert context is not None
@@ -160,10 +164,9 @@ class SessionUpgrades:
             cipher, version, _ = found
             self._session.observer.noted("tls_started", side=side, version=version, cipher=cipher)
 
-    def _tunnel_over(self) -> None:
+    def _tunnel_over(self, reason: str) -> None:
         """Take the end of the tunnel: both have said all, or one is gone."""
-        assert self.tunnel is not None
-        self._session.tunnel_ended(self.tunnel.from_client, self.tunnel.from_backend)
+        self._session.finish(partial(self._session.pipeline.end, reason))
 
     # --- another client -------------------------------------------------------------------------
 

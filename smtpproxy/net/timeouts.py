@@ -6,9 +6,10 @@ session is asked at intervals which limit runs and since when.
 
 import asyncio
 import contextlib
-from collections.abc import Callable
 from time import monotonic
 from typing import Protocol
+
+from smtpproxy.net.unread import UnreadConnections
 
 SWEEPS_PER_LIMIT = 4
 """A limit is noticed at most a quarter of the shortest one late."""
@@ -44,6 +45,7 @@ class SessionTimeouts:
     limits: seconds by the name of the limit, as `Session.waiting` names them.
     hold: how long a reply may be held, in seconds.
     sessions: those of the worker; a half-closed connection lives by this reference alone.
+    unread: the connections of these that are not read for now.
     """
 
     def __init__(self, limits: dict[str, float], hold: float) -> None:
@@ -51,8 +53,8 @@ class SessionTimeouts:
         self.hold = hold
         self._interval = min(LONGEST_INTERVAL_S, min(limits.values()) / SWEEPS_PER_LIMIT)
         self.sessions: set[TimedSession] = set()
+        self.unread = UnreadConnections()
         self._holding: set[TimedSession] = set()
-        self._afterwards: dict[TimedSession, Callable[[], None]] = {}
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._hold_timer: asyncio.TimerHandle | None = None
         self._empty: asyncio.Event | None = None
@@ -67,17 +69,8 @@ class SessionTimeouts:
         """Forget a session."""
         self.sessions.discard(session)
         self._holding.discard(session)
-        if session in self._afterwards:
-            self._afterwards.pop(session)()
         if self._empty is not None and not self.sessions:
             self._empty.set()
-
-    def when_over(self, session: TimedSession, act: Callable[[], None]) -> None:
-        """Act when a session is forgotten: at once, if it is already."""
-        if session in self.sessions:
-            self._afterwards[session] = act
-        else:
-            act()
 
     def watch_held(self, session: TimedSession) -> None:
         """See to it that what the session holds from now on is flushed after `hold` seconds."""

@@ -303,6 +303,7 @@ def _limits(settings: Settings) -> dict[str, float]:
         "command": times.command,
         "data": times.data,
         "content": times.content,
+        "backend": times.content,
         "end_of_data": times.end_of_data,
         "client": times.client,
         "proxy_header": times.proxy_header,

@@ -275,7 +275,7 @@ RULES = st.builds(
     queue_commands=st.sampled_from([1, 2, 1000]),
     errors=st.sampled_from([0, 1, 20]),
 )
-HAPPENINGS = ["hold", "drain", "C: EOF", "B< EOF", "expire", "stop"]
+HAPPENINGS = ["hold", "drain", "C: EOF", "C: RST", "B< EOF", "expire", "stop"]
 
 
 @settings(THOROUGH, max_examples=5 * THOROUGH.max_examples // 2)

@@ -29,6 +29,7 @@ LIMITS = {
     "command": 300.0,
     "data": 120.0,
     "content": 180.0,
+    "backend": 180.0,
     "end_of_data": 600.0,
     "client": 300.0,
     "close": 30.0,

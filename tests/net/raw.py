@@ -91,7 +91,7 @@ class Connection(asyncio.Protocol):
         self._mta = mta
         self._unread = b""
         self._owed: list[bytes] = []
-        self._in_content = False
+        self._in_content = self._deaf = False
         self._payload = 0
         self.header = b""
         self.lines: list[bytes] = []
@@ -115,6 +115,8 @@ class Connection(asyncio.Protocol):
         """The proxy has closed: so does the MTA."""
 
     def data_received(self, data: bytes) -> None:
+        if self._deaf:
+            return
         self._unread += data
         if self._mta.header_octets and not self.header:
             self._take_header()
@@ -163,12 +165,13 @@ class Connection(asyncio.Protocol):
         verb = line[:4].upper()
         if verb == b"BDAT":
             self._payload = int(line.split()[1])
-        elif verb == b"DATA" and b"DATA" not in self._mta.silent:
+        elif verb == b"DATA":
             self._in_content = True
             self._answer(verb, b"354 go\r\n")
         elif verb == b"STAR":
             self._answer(verb, b"220 go\r\n")
-            if HANDSHAKE not in self._mta.silent:
+            self._deaf = HANDSHAKE in self._mta.silent
+            if not self._deaf:
                 task = asyncio.get_running_loop().create_task(self._secure())
                 self._mta.tasks.append(task)
         else:
@@ -199,6 +202,11 @@ class Connection(asyncio.Protocol):
         opened = self.transport.get_extra_info("socket")
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.transport.abort()
+
+    def half_close(self) -> None:
+        """Send no more, and answer nothing."""
+        self._deaf = True
+        self.transport.write_eof()
 
 
 class Mta:
@@ -246,6 +254,11 @@ class Mta:
     @property
     def open(self) -> list[Connection]:
         return [each for each in self.connections if not each.lost]
+
+    def listen(self) -> None:
+        """Read what has come, so as to notice a connection that is over."""
+        for connection in self.open:
+            connection.transport.resume_reading()
 
     def release(self) -> None:
         """Read and answer everything from now on, also what was left unanswered."""
@@ -354,10 +367,6 @@ class Client:
             self._tls.unwrap()
         self._socket.send(self._outgoing.read())
 
-    def read_little(self) -> None:
-        """Have the kernel take few octets that nobody reads."""
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-
     def reset(self) -> None:
         """Be gone at once, with a reset."""
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -404,9 +413,10 @@ class Proxy:
         certificate.private_key_and_cert_chain_pem.write_to_path(self._work / "mx.pem")
         authority().cert_pem.write_to_path(self._work / "ca.pem")
         file = self._work / "smtpproxy.toml"
+        slots = "" if "max_connections" in backend else "max_connections = 1000"
         file.write_text(
             f'[listeners.smtp]\naddress = "{address}"\n{listener}\n'
-            f'[backends.mx]\nservers = ["{self.mta.address}"]\nmax_connections = 1000\n{backend}\n'
+            f'[backends.mx]\nservers = ["{self.mta.address}"]\n{slots}\n{backend}\n'
             f"[timeouts]\n{timeouts}\n[limits]\nexempt = []\n{limits}\n".replace(
                 "@", str(self._work)
             )
@@ -461,6 +471,11 @@ class Proxy:
         counts = {name: found.count(name) for name in set(found)}
         more = _descriptors() - self._descriptors
         return counts | ({"descriptors": more} if more else {})
+
+    def expect_closing_within(self, seconds: float) -> None:
+        """Wait no longer for a client to close that was told good-bye."""
+        assert self.app is not None
+        self.app._timeouts.limits["close"] = seconds
 
     @property
     def session(self) -> Session:

@@ -185,20 +185,35 @@ async def test_who_is_turned_away_costs_no_session() -> None:
     assert swapped  # nothing that the client sends is looked at
 
 
-async def test_who_sends_and_hangs_up_counts_until_the_backend_is_through(opened: Opener) -> None:
+async def test_who_sends_and_half_closes_counts_until_the_backend_is_through(
+    opened: Opener,
+) -> None:
     """Else a client could have the MTA work on any number of groups, with no session to show."""
     row = SharedCounters()
     stage = await opened(admission=admission(row=row, sessions_per_address=1))
     (server,) = stage.servers
     server.says(b"220 here\r\n")
     stage.sends(b"EHLO c\r\nVRFY a\r\n")
-    stage.connection.connection_lost(None)
-    assert row.sessions() == 1
+    stage.connection.eof_received()
     server.says(b"250 here\r\n")
     assert row.sessions() == 1
     server.says(b"252 perhaps\r\n")
     assert stage.ended
+    stage.connection.connection_lost(None)
     assert row.sessions() == 0
+
+
+async def test_who_sends_and_resets_counts_no_more_and_the_backend_works_for_nobody(
+    opened: Opener,
+) -> None:
+    row = SharedCounters()
+    stage = await opened(admission=admission(row=row, sessions_per_address=1))
+    (server,) = stage.servers
+    server.says(b"220 here\r\n")
+    stage.sends(b"EHLO c\r\nVRFY a\r\n")
+    stage.connection.connection_lost(ConnectionResetError())
+    assert row.sessions() == 0
+    assert server.transport.state == "aborted"
 
 
 async def test_who_lingers_counts_until_it_has_hung_up(opened: Opener) -> None:

@@ -41,17 +41,23 @@ class TestEnd:
         assert stage.ended == "client_closed"
         assert stage.client.state == "closed"
 
-    async def test_what_a_vanished_client_had_sent_still_reaches_the_backend(
+    async def test_the_mta_goes_on_with_nothing_for_a_client_that_is_gone(
         self, opened: Opener
     ) -> None:
-        """Outlook resets its connection right behind QUIT."""
         stage = await in_content(opened)
         stage.sends(b"text\r\n.\r\nQUIT\r\n")
         stage.connection.connection_lost(ConnectionResetError())
-        stage.servers[0].says(b"250 taken\r\n")
-        assert stage.servers[0].heard() == b"text\r\n.\r\nQUIT\r\n"
-        assert stage.gets() == b""
-        stage.servers[0].says(b"221 bye\r\n")
+        assert stage.servers[0].heard() == b"text\r\n.\r\n"
+        assert stage.servers[0].transport.state == "aborted"
+        assert stage.ended == "client_lost"
+        assert not stage.timeouts.sessions
+
+    async def test_who_resets_after_quit_has_quit(self, opened: Opener) -> None:
+        """As Outlook does."""
+        stage = await greeted(opened)
+        stage.sends(b"QUIT\r\n")
+        stage.connection.connection_lost(ConnectionResetError())
+        assert stage.servers[0].heard() == b"QUIT\r\n"
         assert stage.ended == "quit"
         assert not stage.timeouts.sessions
 

@@ -95,14 +95,14 @@ class Stage:
             return
         {
             "C: EOF": pipeline.client_eof,
+            "C: RST": pipeline.client_lost,
             "B< EOF": pipeline.backend_lost,
             "hold": pipeline.flush,
-            "expire": pipeline.expire,
+            "expire": partial(pipeline.expire, pipeline.waiting()[0]),
             "drain": pipeline.drain,
             "stop": partial(pipeline.fail, "stopped", replies.DRAINING),
             "break down": partial(pipeline.fail, "internal_error", replies.INTERNAL_ERROR),
             "no place": partial(pipeline.fail, "backend_full", replies.BACKEND_FULL),
-            "abandon": partial(pipeline.end, "client_lost"),
             "client secured": pipeline.client_secured,
             "backend secured": pipeline.backend_secured,
             "not secured": partial(pipeline.fail, "backend_tls_failed", replies.BACKEND_TLS_FAILED),

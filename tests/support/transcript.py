@@ -2,7 +2,7 @@ r"""Transcripts: dialogues kept as text files, played against the pipeline witho
 
 A file holds dialogues, each headed by `== what it shows`.  A dialogue is played line by line:
 
-    C: octets     the client sends a segment            C: EOF   it sends no more
+    C: octets     the client sends a segment            C: EOF   it sends no more; RST: it is gone
     C| octets     ... of which this is part, too
     S: octets     the client gets a write                S| octets   ... with this in the same write
     B> octets     the backend gets octets
@@ -15,8 +15,8 @@ stand for raw octets, `{x*2048}` for repetition.  `#` at the start of a line is 
 What the proxy writes stands below what made it write; anything more or less fails the dialogue.
 Other happenings: `hold` (the oldest held reply is old enough), `expire` (a time limit is over),
 `drain`, `stop`, `break down`, `unavailable` (no server; a greeting that refused may follow), `no
-place` (the backend has as many connections as it may), `abandon` (the client is gone before),
-`client secured`, `backend secured`, `not secured` (a TLS handshake is over).
+place` (the backend has as many connections as it may), `client secured`, `backend secured`, `not
+secured` (a TLS handshake is over).
 
 Settings, before the first line: `policy: sync=strict errors=2 hide=AUTH,SIZE`; `secret: word` (no
 observer may ever see it); `refuse XCLIENT: reply` (to that of a client); `introduce: XCLIENT` (or
@@ -47,6 +47,7 @@ TRANSCRIPTS = Path(__file__).parent.parent / "core" / "transcripts"
 _LINE = re.compile(r"(C:|C\||S:|S\||B>|B<\||B<|refuse XCLIENT:|[a-z ]+:|[a-z ]+$) ?(.*)")
 _REPEATED = re.compile(r"\{(.+?)\*(\d+)\}")
 _SENDERS = ("C:", "B<")
+_ENDS = (("C:", "EOF"), ("C:", "RST"), ("B<", "EOF"))
 _HANDSHAKES = ("client secured", "backend secured", "not secured")
 _HAPPENINGS = (
     "hold",
@@ -56,7 +57,6 @@ _HAPPENINGS = (
     "break down",
     "unavailable",
     "no place",
-    "abandon",
     *_HANDSHAKES,
 )
 _CLAIMS = ("ends", "full", "waiting", "upgrade", "introduced")
@@ -116,8 +116,8 @@ def read(file: Path) -> list[Dialogue]:
 
 def _read_line(dialogue: Dialogue, mark: str, text: str, place: str) -> None:
     word = mark.removesuffix(":")
-    if mark in _SENDERS and text == "EOF":
-        dialogue.steps.append(Step(place, f"{mark} EOF"))
+    if (mark, text) in _ENDS:
+        dialogue.steps.append(Step(place, f"{mark} {text}"))
     elif mark in _SENDERS or mark in _HAPPENINGS or word == "unavailable":
         octets = as_octets(text) if text or mark in _SENDERS else b""
         dialogue.steps.append(Step(place, mark if mark in _SENDERS else word, octets))

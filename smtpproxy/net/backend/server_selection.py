@@ -54,6 +54,7 @@ class ServerSelection:
     __slots__ = (
         "_connecting",
         "_connection",
+        "_connection_slots",
         "_left",
         "_listener_context",
         "_peer",
@@ -70,6 +71,7 @@ class ServerSelection:
     ) -> None:
         self._session = session
         self._listener_context = listener_context
+        self._connection_slots = listener_context.connection_slots
         self._peer = peer
         self._left: list[Server] | None = None
         self._connecting: asyncio.Task[None] | None = None
@@ -82,12 +84,11 @@ class ServerSelection:
 
     def begin(self) -> None:
         """Ask for a place, if need be; the session is told when servers can be tried."""
-        connection_slots = self._listener_context.connection_slots
-        if connection_slots is None:
+        if self._connection_slots is None:
             self._session.connection_slot_answered(granted=True)
             return
         self.waits = True
-        connection_slots.ask(self, self._slot_answered)
+        self._connection_slots.ask(self, self._slot_answered)
 
     def _slot_answered(self, granted: bool) -> None:
         self.waits = False
@@ -190,9 +191,9 @@ class ServerSelection:
             self.server = None
 
     def end(self) -> None:
-        """Give back what the session has had: its part of a server, and its place."""
+        """Give back what the session has had, if it still has: its part of a server, its place."""
         self.cancel()
         self.waits = False
-        connection_slots = self._listener_context.connection_slots
+        connection_slots, self._connection_slots = self._connection_slots, None
         if connection_slots is not None:
             connection_slots.leave(self)
