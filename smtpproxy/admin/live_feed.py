@@ -3,13 +3,15 @@
 import asyncio
 from collections import OrderedDict
 from time import time
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import msgspec
 
 from smtpproxy.metrics.snapshot import MetricsSnapshot
 
 KEPT_SESSIONS = 200
+KEPT_BYTES = 4 * 1024 * 1024
+"""What they take together, as they are sent; the oldest go."""
 MAX_VIEWERS = 16
 """So many may look at once."""
 UNHEARD = 3
@@ -25,8 +27,11 @@ class StatusSource(Protocol):
     def snapshot(self) -> MetricsSnapshot:
         """Return the figures of the whole service."""
 
-    def look(self) -> None:
-        """Somebody looks: figures are to have the list `sessions` for the next few seconds."""
+    def look(self, *, anew: bool = False) -> None:
+        """Somebody looks: figures are to have the list `sessions` for the next few seconds.
+
+        anew: with all sessions that workers know, not only those that change.
+        """
 
     def listeners(self) -> list[str]:
         """Return the addresses that clients connect to."""
@@ -35,12 +40,21 @@ class StatusSource(Protocol):
         """Return why a client could not be served just now; empty if it could."""
 
 
+class KeptSession(NamedTuple):
+    """A session as it was told last."""
+
+    told: bytes
+    """In JSON."""
+    open: bool
+
+
 class LiveFeed:
     """Sends each looker the same events."""
 
     def __init__(self, source: StatusSource) -> None:
         self._source = source
-        self._sessions: OrderedDict[str, dict[str, Any]] = OrderedDict()
+        self._sessions: OrderedDict[str, KeptSession] = OrderedDict()
+        self._bytes = 0  # of them
         self._unheard: dict[str, int] = {}  # how many times, by the names of open sessions
         self._viewers: set[asyncio.Queue[bytes]] = set()
         self._task: asyncio.Task[None] | None = None
@@ -54,8 +68,8 @@ class LiveFeed:
         """Begin to look; the first event tells all there is, an empty one that there is no more."""
         viewer: asyncio.Queue[bytes] = asyncio.Queue(WAITING)
         viewer.put_nowait(self._event(list(self._sessions.values()), self._source.snapshot()))
+        self._source.look(anew=not self._viewers)
         self._viewers.add(viewer)
-        self._source.look()
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._run(), name="board")
         return viewer
@@ -66,6 +80,9 @@ class LiveFeed:
         if not self._viewers and self._task is not None:
             self._task.cancel()
             self._task = None
+            self._sessions.clear()
+            self._unheard.clear()
+            self._bytes = 0
 
     def close(self) -> None:
         """Let nobody look any more."""
@@ -89,42 +106,49 @@ class LiveFeed:
             if not viewer.full():
                 viewer.put_nowait(event)
 
-    def _take(self, snapshot: MetricsSnapshot) -> list[dict[str, Any]]:
+    def _take(self, snapshot: MetricsSnapshot) -> list[KeptSession]:
         """Take in what workers told of sessions, and return what is new in it."""
         changed = []
         for item in snapshot.lists.get("sessions", []):
             session = cast("dict[str, Any]", item)
-            name = session["id"]
-            if self._sessions.get(name) != session:
-                self._sessions[name] = session
-                changed.append(session)
+            kept = KeptSession(msgspec.json.encode(session), not session["reason"])
+            if self._sessions.get(session["id"]) != kept:
+                self._keep(session["id"], kept)
+                changed.append(kept)
         changed += self._leave_lost(set(snapshot.lists.get("open_sessions", [])))
-        while len(self._sessions) > KEPT_SESSIONS:
-            self._sessions.popitem(last=False)
+        while len(self._sessions) > KEPT_SESSIONS or self._bytes > KEPT_BYTES:
+            _, kept = self._sessions.popitem(last=False)
+            self._bytes -= len(kept.told)
         return changed
 
-    def _leave_lost(self, heard: set[object]) -> list[dict[str, Any]]:
+    def _keep(self, name: str, kept: KeptSession) -> None:
+        before = self._sessions.get(name)
+        self._bytes += len(kept.told) - (len(before.told) if before else 0)
+        self._sessions[name] = kept
+
+    def _leave_lost(self, heard: set[object]) -> list[KeptSession]:
         """Find sessions whose worker is gone, or keeps others now: their end is never told."""
         was, self._unheard = self._unheard, {}
         lost = []
-        for name, session in self._sessions.items():
-            if session["reason"] or name in heard:
+        for name, kept in list(self._sessions.items()):
+            if not kept.open or name in heard:
                 continue
             times = was.get(name, 0) + 1
             if times < UNHEARD:
                 self._unheard[name] = times
             else:
-                lost.append({**session, "reason": "followed no more"})
-        self._sessions.update((session["id"], session) for session in lost)
+                session = {**msgspec.json.decode(kept.told), "reason": "followed no more"}
+                lost.append(KeptSession(msgspec.json.encode(session), open=False))
+                self._keep(name, lost[-1])
         return lost
 
-    def _event(self, sessions: list[dict[str, Any]], snapshot: MetricsSnapshot) -> bytes:
+    def _event(self, sessions: list[KeptSession], snapshot: MetricsSnapshot) -> bytes:
         told = {
             "at": time(),
             "counts": snapshot.counts,
             "gauges": snapshot.gauges,
             "listeners": self._source.listeners(),
             "why_not_ready": self._source.why_not_ready(),
-            "sessions": sessions,
+            "sessions": [msgspec.Raw(each.told) for each in sessions],
         }
         return b"data: " + msgspec.json.encode(told) + b"\n\n"

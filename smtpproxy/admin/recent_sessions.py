@@ -1,7 +1,8 @@
 """Recent sessions: a sample of those of now and of a moment ago, for whoever looks at the page.
 
 Bounded in every direction: so many sessions a second are taken, so many are kept, with so many
-exchanges and octets of each.  Nothing is made of them, but references kept, until somebody looks.
+exchanges and octets of each, and cut where they are long.  While nobody looks, only what the list
+of sessions shows is kept of each: a few exchanges and the last transaction.
 """
 
 from collections import OrderedDict, deque
@@ -22,11 +23,18 @@ PER_SECOND = 20
 KEPT_SESSIONS = 60
 KEPT_EXCHANGES, KEPT_LAST = 120, 20
 """Of each session: its first exchanges, and its last ones."""
+KEPT_UNSEEN, KEPT_WRONG = 8, 2
+"""While nobody looks: its first exchanges (those of one message), and the last that went wrong."""
 KEPT_LINE, KEPT_OCTETS = 400, 24 * 1024
 """Of each line and reply; of all those of a session, before which the first ones end."""
 KEPT_MESSAGES = KEPT_RECIPIENTS = 20
+KEPT_ADDRESSES = 2048
+"""Of the recipients of one transaction so many characters."""
+KEPT_STEPS = 4
 LOOK_S = 5.0
 """For so long after it was told so, somebody looks."""
+TURN_S = 0.01
+"""For so long sessions are made ready to be sent at once; the others' turn is a second later."""
 
 
 class RecentTransaction(Struct):
@@ -42,7 +50,10 @@ class RecentTransaction(Struct):
 
 
 class RecentSessions:
-    """Keeps a sample of a worker's sessions."""
+    """Keeps a sample of a worker's sessions.
+
+    watched: somebody looks, or has done so a moment ago.
+    """
 
     def __init__(self) -> None:
         self.offset = time() - monotonic()
@@ -50,6 +61,7 @@ class RecentSessions:
         self._taken = 0
         self._sessions: OrderedDict[str, RecentSession] = OrderedDict()
         self._looked = 0.0
+        self.watched = False
 
     def session(self, session: str, listener: str, client: str) -> "RecentSession | None":
         """Begin to keep a session, if not enough of this second are kept already."""
@@ -59,7 +71,8 @@ class RecentSessions:
         if self._taken >= PER_SECOND:
             return None
         self._taken += 1
-        kept = self._sessions[session] = RecentSession(session, listener, client, now, self.offset)
+        kept = RecentSession(session, listener, client, now + self.offset, self)
+        self._sessions[session] = kept
         if len(self._sessions) > KEPT_SESSIONS:
             self._drop()
         return kept
@@ -72,23 +85,41 @@ class RecentSessions:
     def server_changed(self, backend: str, server: str, up: bool, why: str) -> None:
         """Keep nothing."""
 
-    def look(self) -> None:
-        """Learn that somebody looks at the page."""
-        now = monotonic()
-        if now - self._looked > LOOK_S:
+    def look(self, *, anew: bool = False) -> None:
+        """Learn that somebody looks at the page; anew: who has been told of no session yet."""
+        if anew or not self.watched:
             for each in self._sessions.values():
                 each.changed = True
-        self._looked = now
+        self.watched = True
+        self._looked = monotonic()
+
+    def _is_watched(self) -> bool:
+        """Tell whether somebody looks; once nobody does, forget what was kept for that."""
+        if self.watched and monotonic() - self._looked > LOOK_S:
+            self.watched = False
+            for each in self._sessions.values():
+                each.forget()
+        return self.watched
 
     def changed(self) -> list[object]:
-        """Return what has changed since the last time, as plain values; nothing if nobody looks."""
-        if monotonic() - self._looked > LOOK_S:
+        """Return what has changed since the last time, as plain values; nothing if nobody looks.
+
+        What takes long to make is left for the next time.
+        """
+        if not self._is_watched():
             return []
-        return [each.told() for each in self._sessions.values() if each.changed]
+        until = monotonic() + TURN_S
+        told: list[object] = []
+        for each in self._sessions.values():
+            if each.changed:
+                told.append(each.told())
+                if monotonic() > until:
+                    break
+        return told
 
     def open(self) -> list[object]:
         """Return the names of those that are not over; nothing if nobody looks."""
-        if monotonic() - self._looked > LOOK_S:
+        if not self._is_watched():
             return []
         return [name for name, each in self._sessions.items() if not each.over]
 
@@ -110,6 +141,7 @@ class RecentSession:
         "_offset",
         "_opened",
         "_room",
+        "_sample",
         "_saved",
         "_summary",
         "_transactions",
@@ -118,12 +150,15 @@ class RecentSession:
 
     content = None
 
-    def __init__(self, session: str, listener: str, client: str, now: float, offset: float) -> None:
+    def __init__(
+        self, session: str, listener: str, client: str, opened: float, sample: RecentSessions
+    ) -> None:
         self._id = session
         self._listener = listener
         self._client = client
-        self._opened = now + offset
-        self._offset = offset
+        self._opened = opened
+        self._offset = sample.offset
+        self._sample = sample
         self._connected: records.Connected | None = None
         self._first: list[Exchange] = []
         self._last: deque[Exchange] = deque(maxlen=KEPT_LAST)
@@ -153,21 +188,43 @@ class RecentSession:
     def settled(self, exchanges: list[Exchange]) -> None:
         """Keep exchanges: the first ones, and the last ones."""
         self._commands += len(exchanges)
+        watched = self._sample.watched
         for exchange in exchanges:
             self._saved += exchange.pipelined
             self._octets += exchange.octets
-            kept = _shortened(exchange)
-            self._room -= len(kept.line) + len(kept.reply)
-            if self._room > 0 and len(self._first) < KEPT_EXCHANGES:
-                self._first.append(kept)
+            begins = len(self._first) < KEPT_UNSEEN and self._room > 0
+            if watched or begins or exchange.code >= 400 or exchange.problem is not None:
+                self._keep(exchange)
             else:
-                self._room = 0
-                self._last.append(kept)
+                self._room = 0  # here is the gap
         self.changed = True
+
+    def _keep(self, exchange: Exchange) -> None:
+        watched = self._sample.watched
+        kept = _shortened(exchange)
+        self._room -= len(kept.line) + len(kept.reply)
+        if self._room > 0 and len(self._first) < (KEPT_EXCHANGES if watched else KEPT_UNSEEN):
+            self._first.append(kept)
+            return
+        self._room = 0
+        self._last.append(kept)
+        if not watched and len(self._last) > KEPT_WRONG:
+            self._last.popleft()
+
+    def forget(self) -> None:
+        """Forget what the list does not show."""
+        if len(self._first) > KEPT_UNSEEN:
+            del self._first[KEPT_UNSEEN:]
+            self._room = 0
+        for kept in (self._last, self._transactions):
+            while len(kept) > 1:
+                kept.popleft()
 
     def transaction(self, outcome: str, fields: Callable[[], dict[str, Any]]) -> None:
         """Keep what a transaction came to."""
         self._messages += 1
+        if not self._sample.watched:
+            self._transactions.clear()
         self._transactions.append(_transaction(outcome, fields()))
 
     def noted(self, event: str, **values: str) -> None:
@@ -222,10 +279,14 @@ class RecentSession:
 
 def _shortened(exchange: Exchange) -> Exchange:
     """Return it without more of its line and reply than the page has room for."""
-    if len(exchange.line) <= KEPT_LINE and len(exchange.reply) <= KEPT_LINE:
+    if len(exchange.line) <= KEPT_LINE and len(exchange.reply) <= KEPT_LINE and not exchange.steps:
         return exchange
     kept = copy(exchange)
     kept.line, kept.reply = _cut(exchange.line), _cut(exchange.reply)
+    kept.steps = [
+        each._replace(line=_cut(each.line), reply=_cut(each.reply))
+        for each in exchange.steps[:KEPT_STEPS]
+    ]
     return kept
 
 
@@ -238,9 +299,20 @@ def _transaction(outcome: str, fields: dict[str, Any]) -> RecentTransaction:
     return RecentTransaction(
         outcome.removeprefix("message_"),
         fields["sender"],
-        [*accepted[:KEPT_RECIPIENTS], *refused[:KEPT_RECIPIENTS]],
-        len(accepted),
-        len(refused),
+        [*_first_of(accepted), *_first_of(refused)],
+        len(accepted) + fields.get("more_recipients", 0),
+        len(refused) + fields.get("more_refused", 0),
         fields["size"],
         text_of(_cut(fields["reply"])),
     )
+
+
+def _first_of(addresses: list[str]) -> list[str]:
+    """Return as many addresses as are kept."""
+    room = KEPT_ADDRESSES // 2
+    kept = addresses[:KEPT_RECIPIENTS]
+    for number, address in enumerate(kept):
+        room -= len(address)
+        if room < 0:
+            return kept[: max(1, number)]
+    return kept

@@ -11,12 +11,11 @@ hot path: measure before changing (tests/log/test_log.py holds a line to its bou
 import json
 import logging
 import os
-import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from functools import partial
+from functools import lru_cache, partial
 from time import monotonic
 from typing import BinaryIO, cast
 
@@ -45,7 +44,6 @@ _LEVELS = {
     "error": logging.ERROR,
 }
 _EVENT_WIDTH = 18
-_UNUSUAL = re.compile(r"[^\w -~]+")
 _AS_THEY_ARE = frozenset({int, float, bool, str, type(None), datetime})
 
 Render = Callable[[Line], bytes]
@@ -159,15 +157,15 @@ def _json_of(line: Line) -> bytes:
         return json.dumps(line, default=str).encode() + b"\n"
     # JSON itself escapes controls below 0x20 only; 0x7f to 0x9f drive terminals as well.
     if not octets.isascii() or b"\x7f" in octets:
-        octets = _UNUSUAL.sub(_escape_for_json, octets.decode()).encode()
+        text = octets.decode()
+        if not text.isprintable():
+            octets = "".join(map(_json_character, text)).encode()
     return octets + b"\n"
 
 
-def _escape_for_json(found: re.Match[str]) -> str:
-    text = found[0]
-    if text.isprintable():
-        return text
-    return "".join([c if c.isprintable() else json.dumps(c)[1:-1] for c in text])
+@lru_cache(1024)
+def _json_character(character: str) -> str:
+    return character if character.isprintable() else json.dumps(character)[1:-1]
 
 
 def _cut(line: Line) -> Line:

@@ -79,9 +79,9 @@ class Supervisor:
         """Return the addresses that clients connect to."""
         return self._listen_sockets.addresses
 
-    def look(self) -> None:
+    def look(self, *, anew: bool = False) -> None:
         """Have the workers tell of sessions for a while, as somebody looks at the live page."""
-        self._tell_all(Look(), None)
+        self._tell_all(Look(anew), None)
 
     def why_not_ready(self) -> str:
         """Return why a client could not be served just now; empty if it could."""

@@ -8,14 +8,22 @@ Each is one pass: a stranger chooses the text, so no character may cost much mor
 """
 
 import re
+from binascii import a2b_base64, b2a_base64
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 
 _ESCAPE = re.compile(r"\\(?:\\|x([0-9a-f]{2}))")
 # All that is not printable is among these, in runs that are short enough for other threads.
 _UNUSUAL = re.compile(r"[^\w -~]{1,4096}")
 _UNUSUAL_IN_LINES = re.compile(r"[^\w\x00-~]{1,4096}")
 _CUT_ESCAPE = re.compile(r"\\(x.?|u.{0,3}|U.{0,7})?$")
+COMPACT_OCTETS = 256
+"""What is shorter may grow: for people to read it."""
+SHORT_TEXT = 4096
+"""Up to so many characters each is looked up; in longer text only the unusual ones are."""
+_BASE64 = "\\="
+_HIGH = bytes(range(0x80, 0x100))
+_SHORT_IN_JSON = bytes(each for each in range(0x20, 0x7F) if each != 0x5C) + b"\r\n\t"
 _CHARACTERS_KNOWN = 1024
 """Of so many characters it is kept in mind how they are shown."""
 
@@ -29,7 +37,13 @@ def printable(value: str | bytes) -> str:
         text = value
     else:
         text = value.decode() if value.isascii() and b"\\" not in value else text_of(value)
-    return text if text.isprintable() else _UNUSUAL.sub(_shown, text)
+    if text.isprintable():
+        return text
+    if text.isascii():
+        return text.translate(_ASCII_SHOWN)
+    if len(text) <= SHORT_TEXT:
+        return "".join(map(_shown_character, text))
+    return _UNUSUAL.sub(_shown, text)
 
 
 def shortened(value: str | bytes, most: int) -> str:
@@ -54,8 +68,46 @@ def text_of(octets: bytes) -> str:
     """
     if is_plain(octets):
         return octets.decode("ascii")
-    text = octets.replace(b"\\", b"\\\\").decode("utf-8", "surrogateescape")
-    return _UNUSUAL_IN_LINES.sub(_octets_shown, text).replace("\x7f", "\\x7f")
+    escaped = octets.replace(b"\\", b"\\\\").replace(b"\x7f", b"\\x7f")
+    text = escaped.decode("utf-8", "surrogateescape")
+    if text.isascii():
+        return text
+    if len(text) <= SHORT_TEXT:
+        return "".join(map(_octets_character, text))
+    return _UNUSUAL_IN_LINES.sub(_octets_shown, text)
+
+
+def compact_text_of(octets: bytes) -> str:
+    """Return `text_of` of octets, or what is shorter in JSON: `\\=` and base64.
+
+    So no octet takes much more than one, and none costs much more time than another.
+    """
+    size = len(octets)
+    if size < COMPACT_OCTETS:
+        return text_of(octets)
+    room = size * 2 // 5 - sum(map(octets.count, (b"\r", b"\n", b"\t", b'"')))
+    if 5 * len(octets.translate(None, _SHORT_IN_JSON)) <= room:
+        return text_of(octets)
+    if 5 * len(octets.translate(None, _SHORT_IN_JSON + _HIGH)) <= room:
+        text = _decoded(octets.replace(b"\\", b"\\\\"))
+        if text is not None and re.sub("[\r\n\t]+", "", text).isprintable():
+            return text
+    return _BASE64 + b2a_base64(octets, newline=False).decode()
+
+
+def _decoded(octets: bytes) -> str | None:
+    try:
+        return octets.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def expanded(text: str) -> str:
+    """Return `text_of` of the octets that `compact_text_of` made this text of.
+
+    Raises ValueError if there are none.
+    """
+    return text_of(a2b_base64(text[len(_BASE64) :])) if text.startswith(_BASE64) else text
 
 
 def is_plain(octets: bytes) -> bool:
@@ -76,21 +128,26 @@ def octets_of(text: str) -> bytes:
     return bytes(octets + text[position:].encode())
 
 
-def _escape_runs(escape: Callable[[str], str]) -> Callable[[re.Match[str]], str]:
-    """Return what escapes a run of characters, those of it that are not printable."""
-    character = lru_cache(_CHARACTERS_KNOWN)(lambda c: c if c.isprintable() else escape(c))
-
-    def run(found: re.Match[str]) -> str:
-        text = found[0]
-        return text if text.isprintable() else "".join(map(character, text))
-
-    return run
+def _escape_run(character: Callable[[str], str], found: re.Match[str]) -> str:
+    text = found[0]
+    return text if text.isprintable() else "".join(map(character, text))
 
 
-def _octets_of_character(character: str) -> str:
+@lru_cache(_CHARACTERS_KNOWN)
+def _shown_character(character: str) -> str:
+    if character.isprintable():
+        return character
+    return character.encode("unicode_escape").decode()
+
+
+@lru_cache(_CHARACTERS_KNOWN)
+def _octets_character(character: str) -> str:
+    if character.isprintable() or character < " ":
+        return character
     octets = character.encode("utf-8", "surrogateescape")
     return "".join(f"\\x{octet:02x}" for octet in octets)
 
 
-_shown = _escape_runs(lambda character: character.encode("unicode_escape").decode())
-_octets_shown = _escape_runs(_octets_of_character)
+_shown = partial(_escape_run, _shown_character)
+_octets_shown = partial(_escape_run, _octets_character)
+_ASCII_SHOWN = {code: _shown_character(chr(code)) for code in range(0x80)}

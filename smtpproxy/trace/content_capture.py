@@ -10,6 +10,10 @@ from smtpproxy.core.exchange import Exchange
 
 DIGESTED_OCTETS = 16 * 1024
 """So much of a message goes into its digest: of all of it, it would cost as much as relaying it."""
+SMALL_OCTETS = 4096
+"""Chunks that are shorter are put together: each would take more than its octets."""
+CAME_OCTETS = 64 * 1024
+"""Content as it came is recorded up to this size, where it is not what went to the backend."""
 HEADER_OCTETS = 64 * 1024
 """A header is kept up to this size."""
 
@@ -42,24 +46,46 @@ class CapturedContent(Struct, gc=False):
     cut: bool = False
     came: bytes = b""
 
+    @property
+    def octets(self) -> int:
+        """How many octets are recorded."""
+        return len(self.text) + len(self.came)
+
 
 class ContentCapture:
     """Keeps the beginning of the message that is on its way, never more than a bound.
 
     Chunks of one BDAT after another may be under way at once, so each is taken by its size.
 
+    Args:
+        kept: How much is recorded.
+        most: How many octets of it, for CaptureMode.FULL.
+        under_way: How many octets are kept of a message on its way; None: as many as are recorded.
+
     any: there is content that was not taken.
     """
 
     __slots__ = ("_came", "_kept", "_most", "_sent", "any")
 
-    def __init__(self, kept: CaptureMode, most: int) -> None:
+    def __init__(self, kept: CaptureMode, most: int, under_way: int | None = None) -> None:
         self._kept = kept
         self._most = most
         bound = max(_BOUNDS[kept] or most, DIGESTED_OCTETS)
+        if under_way is not None:
+            bound = min(bound, under_way)
         self._sent = _Chunks(bound)
-        self._came = _Chunks(bound) if kept is CaptureMode.FULL else None
+        self._came = _Chunks(min(bound, CAME_OCTETS)) if kept is CaptureMode.FULL else None
         self.any = False
+
+    @property
+    def octets(self) -> int:
+        """How many octets are kept now."""
+        return self._sent.kept + (self._came.kept if self._came is not None else 0)
+
+    @property
+    def full(self) -> bool:
+        """Whether no more is kept until some is taken."""
+        return not self._sent.room and (self._came is None or not self._came.room)
 
     def add(self, sent: bytes, came: bytes) -> None:
         """Take in what goes to the backend now, and what has come for it."""
@@ -67,6 +93,13 @@ class ContentCapture:
         self._sent.add(sent)
         if self._came is not None:
             self._came.add(came)
+
+    def leave_out(self, sent: bytes, came: bytes) -> None:
+        """Count what goes to the backend now, and keep no more of this message."""
+        self._sent.close()
+        if self._came is not None:
+            self._came.close()
+        self.add(sent, came)
 
     def take(self, exchange: Exchange, *, digested: bool) -> CapturedContent:
         """Return what is to be recorded of the content of an exchange."""
@@ -79,8 +112,11 @@ class ContentCapture:
         content.text = text = self._part_of(octets)
         content.cut = len(text) < size
         if self._came is not None:
-            came, _ = self._came.take(most)
-            content.came = b"" if came == octets else came[: self._most]
+            came, came_size = self._came.take(most)
+            came = came[: self._most]
+            if came_size != size or not octets.startswith(came):
+                content.came = came
+                content.cut = content.cut or len(came) < came_size
         return content
 
     def _part_of(self, octets: bytes) -> bytes:
@@ -99,38 +135,54 @@ def _digest_of(octets: bytes) -> CapturedContent:
 
 
 class _Chunks:
-    """Octets that come in chunks, the first so many kept."""
+    """Octets that come in chunks, the first so many kept; small ones together.
 
-    __slots__ = ("_bound", "_chunks", "_room", "size")
+    size: how many came.  kept: how many of them are kept.  room: how many more may be.
+    """
+
+    __slots__ = ("_bound", "_chunks", "kept", "room", "size")
 
     def __init__(self, bound: int) -> None:
-        self._bound = self._room = bound
-        self._chunks: list[bytes] = []
-        self.size = 0
+        self._bound = self.room = bound
+        self._chunks: list[bytes | bytearray] = []
+        self.size = self.kept = 0
+
+    def close(self) -> None:
+        """Keep no more until all is taken."""
+        self.room = 0
 
     def add(self, octets: bytes) -> None:
         size = len(octets)
         self.size += size
-        if size <= self._room:
+        if not self.room:
+            return
+        if size > self.room:
+            octets = octets[: self.room]
+            size = self.room
+        self.room -= size
+        self.kept += size
+        if size >= SMALL_OCTETS:
             self._chunks.append(octets)
-            self._room -= size
-        elif self._room:
-            self._chunks.append(octets[: self._room])
-            self._room = 0
+        elif self._chunks and isinstance(self._chunks[-1], bytearray):
+            self._chunks[-1] += octets
+        else:
+            self._chunks.append(bytearray(octets))
 
     def take(self, most: int | None) -> tuple[bytes, int]:
         """Return what is kept, and how much came; of that, `most` octets, if given."""
-        chunks, size = self._chunks, self.size
-        octets = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        size = self.size
+        octets = b"".join(self._chunks)
+        self._chunks.clear()
         if most is None:
-            chunks.clear()
-            self._room = self._bound
-            self.size = 0
+            self.size = self.kept = 0
+            self.room = self._bound
             return octets, size
         rest = octets[most:]
-        self._chunks = [rest] if rest else []
-        self._room = self._bound - len(rest)
+        if rest:
+            self._chunks.append(rest)
+        self.kept = len(rest)
         self.size = max(0, size - most)
+        self.room = self._bound - self.kept
         return octets[:most], size - self.size
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from time import monotonic, time
 
 from smtpproxy.log import log
-from smtpproxy.trace.rotating_files import RotatingFiles
+from smtpproxy.trace.rotating_files import Lines, RotatingFiles
 
 Later = Callable[[Callable[[], None]], object]
 """Calls what it is given soon, on the event loop."""
@@ -34,7 +34,7 @@ class Writer:
         self.offset = time() - monotonic()
         self._files = files
         self._later = later
-        self._lines: list[bytes] = []
+        self._lines: list[Lines] = []
         self._octets = self._records = 0  # in these
         self._lost_logged = 0
         self._log = log.get()
@@ -46,10 +46,20 @@ class Writer:
 
     def add(self, lines: bytes, records: int = 1) -> None:
         """Have the lines of so many records written soon."""
+        self._add(lines, records, len(lines))
+
+    def add_made(self, make: Callable[[], bytes], records: int, octets: int) -> None:
+        """Have lines made and written by the thread: such as take long to make.
+
+        octets: what `make` holds in memory until then.
+        """
+        self._add(make, records, octets)
+
+    def _add(self, lines: Lines, records: int, octets: int) -> None:
         if not self._lines:
             self._later(self.flush)
         self._lines.append(lines)
-        self._octets += len(lines)
+        self._octets += octets
         self._records += records
         if self._octets >= GATHERED_OCTETS:
             self._hand_over()
@@ -70,8 +80,8 @@ class Writer:
             self._log_lost()
 
     def _hand_over(self) -> None:
-        self._files.write(b"".join(self._lines), self._records)
-        self._lines.clear()
+        self._files.write(self._lines, self._records, self._octets)
+        self._lines = []
         self._octets = self._records = 0
 
     def _log_lost(self) -> None:

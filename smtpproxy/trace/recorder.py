@@ -11,7 +11,12 @@ from ipaddress import IPv4Network, IPv6Network, ip_address
 from smtpproxy.trace.content_capture import CaptureMode, ContentCapture
 from smtpproxy.trace.record_writer import Later, Writer
 from smtpproxy.trace.rotating_files import RotatingFiles
-from smtpproxy.trace.session_recorder import FlightMemory, FlightRecorder, SessionRecorder
+from smtpproxy.trace.session_recorder import (
+    CONTENT_OCTETS,
+    FlightMemory,
+    FlightRecorder,
+    SessionRecorder,
+)
 
 Network = IPv4Network | IPv6Network
 
@@ -59,8 +64,10 @@ class TraceRecorder:
         """Begin to record a session, if its client is one of those to be recorded."""
         if self._networks and not self._is_wanted(client):
             return None
-        captured = ContentCapture(self._kept, self._most)
         flight = FlightRecorder(self.writer, self.memory) if self._only_errors else None
+        captured = ContentCapture(
+            self._kept, self._most, CONTENT_OCTETS if self._only_errors else None
+        )
         return SessionRecorder(self.writer, captured, flight, session, listener, client)
 
     def _is_wanted(self, client: str) -> bool:

@@ -2,8 +2,9 @@
 
 A session is `opened`, `connected`, any number of `exchange` and `closed`, all with its id; what is
 `noted` stands where it happened.  Times are seconds since 1970, of one clock that never goes back
-within a worker; 0 or left out is what has not happened.  Text is that of `smtpproxy.log.text`,
-without the CRLF at its end.
+within a worker; 0 or left out is what has not happened.  Text of peers is that of
+`smtpproxy.text.escaping`, without the CRLF at its end; in a file, long text that would grow is
+`\\=` and base64, which `decode` turns back.
 
 hot path: measure before changing (bench trace: python -m tests.bench.trace).
 """
@@ -13,11 +14,12 @@ from typing import Any
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from smtpproxy.core.exchange import Exchange
 from smtpproxy.core.violations import BackendViolation
 from smtpproxy.log.verb_name import VERB_NAMES, verb_of
-from smtpproxy.text.escaping import text_of
+from smtpproxy.text.escaping import compact_text_of, expanded, text_of
 from smtpproxy.trace.content_capture import CapturedContent
 
 
@@ -135,7 +137,10 @@ class Gap(Struct, tag_field="what", tag="gap", omit_defaults=True):
 
 
 class Message(Struct, omit_defaults=True, gc=False):
-    """What a transaction came to; outcome as the log's event names it, without `message_`."""
+    """What a transaction came to; outcome as the log's event names it, without `message_`.
+
+    more_recipients, more_refused: how many are not in the lists.
+    """
 
     outcome: str
     sender: str
@@ -145,6 +150,8 @@ class Message(Struct, omit_defaults=True, gc=False):
     reply: str
     seconds: float
     groups: list[int]
+    more_recipients: int = 0
+    more_refused: int = 0
 
 
 class Closed(Struct, tag_field="what", tag="closed", omit_defaults=True, gc=False):
@@ -174,8 +181,33 @@ Record = Opened | GaveUp | Connected | Noted | Exchanged | Gap | Closed
 _encoder = msgspec.json.Encoder()
 encode_lines = _encoder.encode_lines
 encode = _encoder.encode
-decode = msgspec.json.Decoder(Record).decode
-"""Raises msgspec.DecodeError for what is no record."""
+_decode = msgspec.json.Decoder(Record).decode
+_COMPACT = b'"\\\\='
+
+
+def decode(line: bytes) -> Record:
+    """Return the record that a line is; raises msgspec.DecodeError for what is none."""
+    record = _decode(line)
+    if _COMPACT in line and isinstance(record, Exchanged):
+        try:
+            record = _expanded(record)
+        except ValueError as error:
+            raise msgspec.DecodeError(str(error)) from None
+    return record
+
+
+def _expanded(record: Exchanged) -> Exchanged:
+    return replace(
+        record,
+        line=expanded(record.line),
+        reply=expanded(record.reply),
+        content=expanded(record.content),
+        came=expanded(record.came),
+        steps=[
+            replace(each, line=expanded(each.line), reply=expanded(each.reply))
+            for each in record.steps
+        ],
+    )
 
 
 def encoded(
@@ -252,8 +284,8 @@ def _exchanged(
     if exchange in contents:
         content = contents[exchange]
         record.sha256, record.digested = content.sha256, content.digested
-        record.content, record.cut = text_of(content.text), content.cut
-        record.came = text_of(content.came)
+        record.content, record.cut = compact_text_of(content.text), content.cut
+        record.came = compact_text_of(content.came)
     return record
 
 
@@ -273,7 +305,7 @@ def _steps_of(exchange: Exchange, offset: float) -> Sequence[Said]:
 
 
 def _line_of(octets: bytes) -> str:
-    return text_of(octets.removesuffix(b"\r\n"))
+    return compact_text_of(octets.removesuffix(b"\r\n"))
 
 
 def violation_of(exchange: Exchange) -> Violation:
@@ -282,6 +314,12 @@ def violation_of(exchange: Exchange) -> Violation:
     assert problem is not None
     by = "backend" if isinstance(problem, BackendViolation) else "client"
     return Violation(by, problem.kind, text_of(problem.octets), exchange.rewritten)
+
+
+def octets_of_message(message: Message) -> int:
+    """Return about how many octets a transaction takes beside the record itself."""
+    texts = (message.sender, message.reply, *message.recipients, *message.refused)
+    return sum(map(len, texts)) + 60 * len(texts) + 8 * len(message.groups)
 
 
 def message_of(outcome: str, fields: dict[str, Any]) -> Message:
@@ -295,4 +333,6 @@ def message_of(outcome: str, fields: dict[str, Any]) -> Message:
         text_of(fields["reply"]),
         fields["seconds"],
         fields["groups"],
+        fields.get("more_recipients", 0),
+        fields.get("more_refused", 0),
     )

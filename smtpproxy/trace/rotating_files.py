@@ -8,11 +8,14 @@ goes on.
 
 import contextlib
 import os
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
 
+Lines = bytes | Callable[[], bytes]
+"""Whole lines, or what makes them in the thread, where they take long to make."""
 WAITING_OCTETS = 16 * 1024 * 1024
 """So much may wait for a slow disk; more is dropped."""
 STOP_LIMIT_S = 5.0
@@ -31,7 +34,7 @@ class RotatingFiles:
         self._worker = worker
         self._max_octets = max_octets
         self._max_files = max_files
-        self._queue: SimpleQueue[tuple[bytes, int] | None] = SimpleQueue()
+        self._queue: SimpleQueue[tuple[list[Lines], int, int] | None] = SimpleQueue()
         self._put = self._written = 0  # octets, by the loop and by the thread
         self._descriptor = -1
         self._size = 0
@@ -42,14 +45,14 @@ class RotatingFiles:
         self._thread = Thread(target=self._run, name="trace", daemon=True)
         self._thread.start()
 
-    def write(self, octets: bytes, lines: int) -> None:
-        """Have whole lines appended soon."""
+    def write(self, parts: list[Lines], lines: int, size: int) -> None:
+        """Have so many whole lines appended soon, which take about so many octets."""
         if self._put - self._written > WAITING_OCTETS:
             self.lost += lines
             self.why = "the disk is too slow"
             return
-        self._put += len(octets)
-        self._queue.put((octets, lines))
+        self._put += size
+        self._queue.put((parts, lines, size))
 
     def close(self) -> None:
         """Write what waits, and end the thread."""
@@ -60,13 +63,18 @@ class RotatingFiles:
 
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:
-            octets, lines = item
+            parts, lines, size = item
             try:
-                self._append(octets)
+                self._append(
+                    b"".join(each if isinstance(each, bytes) else each() for each in parts)
+                )
             except OSError as error:
                 self.lost += lines
                 self.why = error.strerror or "cannot be written"
-            self._written += len(octets)
+            except Exception as error:  # noqa: BLE001  the outermost frame: the thread must go on
+                self.lost += lines
+                self.why = f"internal error: {error!r}"
+            self._written += size
         self._close_file()
 
     def _append(self, octets: bytes) -> None:

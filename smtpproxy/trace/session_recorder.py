@@ -2,27 +2,39 @@
 
 from collections import deque
 from collections.abc import Callable
+from copy import copy
+from functools import partial
 from time import monotonic
 from typing import Any
 
 from smtpproxy.core import verbs
 from smtpproxy.core.exchange import Exchange
 from smtpproxy.core.observer import ConnectionEnds, SessionSummary
+from smtpproxy.text.escaping import shortened
 from smtpproxy.trace import records
 from smtpproxy.trace.content_capture import CapturedContent, ContentCapture
 from smtpproxy.trace.record_writer import Writer
 
 KEPT_OCTETS = 64 * 1024
-"""How much of a session the flight recorder keeps: of its begin one half, of its end the other."""
-KEPT_EXCHANGES = 500
+"""How much of a session the flight recorder keeps, all told: of its begin at most one half."""
 ALL_KEPT_OCTETS = 64 * 1024 * 1024
-"""How much it keeps of all sessions of a worker; when that is reached, of each little more."""
-KEPT_WHEN_FULL = 10
-"""So many exchanges of the end of a session then."""
-EXCHANGE_OCTETS = 400
-"""What an exchange takes beside its line and its reply."""
+"""How much it keeps of all sessions of a worker."""
+KEPT_WHEN_CROWDED = 4 * 1024
+"""How much of a session, once half of that is taken; the last eighth is for sessions' heads."""
+CONTENT_OCTETS = 16 * 1024
+"""How much it keeps of the content of a message."""
+EXCHANGE_OCTETS, STEP_OCTETS, RECORD_OCTETS = 400, 200, 400
+"""What an exchange, a step of one, and another record take beside their texts."""
+LONG_OCTETS = 8 * 1024
+"""A longer reply is cut by the flight recorder, or it alone would take the room of all others."""
 KEPT_MESSAGES = 100
 """How many transactions, and how many violations, a session's last record tells."""
+KEPT_MESSAGES_OCTETS = 64 * 1024
+"""How much of transactions; of the flight recorder's KEPT_OCTETS they take a quarter at most."""
+WHY_BYTES = 512
+"""How much of the reason why a server was given up."""
+KEPT_CODES = 50
+"""How many different reply codes."""
 _NO_CONTENTS: dict[Exchange, CapturedContent] = {}
 _CONTENT = frozenset((verbs.END_OF_DATA, verbs.BDAT))
 
@@ -47,6 +59,7 @@ class SessionRecorder:
         "_head",
         "_listener",
         "_messages",
+        "_messages_room",
         "_more_messages",
         "_noted",
         "_opened",
@@ -73,13 +86,14 @@ class SessionRecorder:
         self._server = ""
         self._opened = monotonic() + writer.offset
         self._captured = captured
-        self.content = self._captured.add
+        self.content = captured.add if flight is None else partial(flight.add_content, captured)
         self._head: list[records.Record] = []  # one for each server, and KEPT_NOTED, at most
         self._noted = 0
         self._codes: set[int] = set()
         self._violations: list[str] = []
         self._messages: list[records.Message] = []
         self._more_messages = 0
+        self._messages_room = KEPT_MESSAGES_OCTETS if flight is None else KEPT_OCTETS // 4
         self._flight = flight
         self._add(records.Opened(session, self._opened, listener, client))
 
@@ -88,6 +102,7 @@ class SessionRecorder:
             self._writer.add(records.encode(record) + b"\n")
         else:
             self._head.append(record)
+            self._flight.charge(RECORD_OCTETS)
 
     def connected(self, server: str, ends: Callable[[], ConnectionEnds]) -> None:
         """Record the connection to the server."""
@@ -100,7 +115,8 @@ class SessionRecorder:
 
     def gave_up(self, server: str, why: str) -> None:
         """Record that a server could not be had."""
-        self._add(records.GaveUp(self.id, monotonic() + self._writer.offset, server, why))
+        at = monotonic() + self._writer.offset
+        self._add(records.GaveUp(self.id, at, server, shortened(why, WHY_BYTES)))
         if self._flight is not None:
             self._flight.failed = True
 
@@ -113,17 +129,25 @@ class SessionRecorder:
                 self._note(exchange)
             if captured.any and exchange.verb.role in _CONTENT:
                 digested = self._flight is None or self._flight.failed
-                contents = {**contents, exchange: captured.take(exchange, digested=digested)}
-        if self._flight is None:
-            writer = self._writer
+                before = captured.octets
+                content = captured.take(exchange, digested=digested)
+                contents = {**contents, exchange: content}
+                if self._flight is not None:  # it was counted on its way
+                    kept = captured.octets + content.octets + RECORD_OCTETS
+                    self._flight.charge(kept - before)
+        writer = self._writer
+        if self._flight is not None:
+            self._flight.add(exchanges, contents)
+        elif size := sum(each.octets for each in contents.values()):
+            make = partial(records.encoded, self.id, exchanges, contents, writer.offset)
+            writer.add_made(make, len(exchanges), size)
+        else:
             lines = records.encoded(self.id, exchanges, contents, writer.offset)
             writer.add(lines, len(exchanges))
-        else:
-            self._flight.add(exchanges, contents)
 
     def _note(self, exchange: Exchange) -> None:
         """Remember what went wrong."""
-        if exchange.code >= 400:
+        if exchange.code >= 400 and len(self._codes) < KEPT_CODES:
             self._codes.add(exchange.code)
         if exchange.problem is not None and len(self._violations) < KEPT_MESSAGES:
             self._violations.append(exchange.problem.kind)
@@ -132,10 +156,22 @@ class SessionRecorder:
 
     def transaction(self, outcome: str, fields: Callable[[], dict[str, Any]]) -> None:
         """Keep what a transaction came to for the session's last record."""
-        if len(self._messages) < KEPT_MESSAGES:
-            self._messages.append(records.message_of(outcome, fields()))
-        else:
-            self._more_messages += 1
+        if len(self._messages) < KEPT_MESSAGES and self._messages_room > 0:
+            message = records.message_of(outcome, fields())
+            if self._has_room_for(message):
+                self._messages.append(message)
+                return
+        self._more_messages += 1
+
+    def _has_room_for(self, message: records.Message) -> bool:
+        size = RECORD_OCTETS + records.octets_of_message(message)
+        self._messages_room -= size
+        if self._messages_room < 0:
+            return False
+        if self._flight is None or self._flight.charge(size):
+            return True
+        self._flight.charge(-size)
+        return False
 
     def noted(self, event: str, **values: str) -> None:
         """Record what the dialogue does not tell: who is inside TLS, or why there is no more of it.
@@ -187,24 +223,29 @@ class SessionRecorder:
 
 
 class FlightMemory:
-    """What the flight recorder keeps of all sessions of a worker."""
+    """What the flight recorder keeps of all sessions of a worker.
+
+    octets: how much it is together.
+    """
 
     __slots__ = ("octets",)
-
-    octets: int
-    """How much it is together."""
 
     def __init__(self) -> None:
         self.octets = 0
 
     @property
-    def full(self) -> bool:
-        """Tell whether each session has to do with little room."""
-        return self.octets >= ALL_KEPT_OCTETS
+    def for_each(self) -> int:
+        """How much a session may keep as things stand."""
+        if self.octets < ALL_KEPT_OCTETS // 2:
+            return KEPT_OCTETS
+        return KEPT_WHEN_CROWDED if self.octets < ALL_KEPT_OCTETS * 7 // 8 else 0
 
 
 class FlightRecorder:
     """What the flight recorder keeps of a session: its begin and its end, in bounded memory.
+
+    All that is kept of a session counts: exchanges, content that is under way or recorded, what its
+    last record tells.  Where there is no room, the oldest exchanges of its end go first.
 
     Args:
         writer: Takes the records when the session is to be written.
@@ -214,10 +255,10 @@ class FlightRecorder:
     __slots__ = (
         "_contents",
         "_first",
+        "_kept",
         "_last",
         "_memory",
         "_missing",
-        "_room",
         "_writer",
         "failed",
     )
@@ -233,61 +274,88 @@ class FlightRecorder:
         self._first: list[Exchange] = []
         self._last: deque[Exchange] = deque()
         self._contents: dict[Exchange, CapturedContent] = {}
-        self._room = KEPT_OCTETS
+        self._kept = 0
         self._missing = 0
 
     def add(self, exchanges: list[Exchange], contents: dict[Exchange, CapturedContent]) -> None:
         """Take in exchanges, and the content of those that have some."""
-        if contents:
-            self._contents.update(contents)
-        room, half, first, last = self._room, self._half, self._first, self._last
-        for exchange in exchanges:
-            room -= len(exchange.line) + len(exchange.reply)
-            if room > half and len(first) < KEPT_EXCHANGES // 2:
+        first, last, half = self._first, self._last, self._memory.for_each // 2
+        before = kept = self._kept
+        for each in exchanges:
+            exchange, size = each, _size_of(each)
+            if size > LONG_OCTETS:
+                exchange = _shortened(each)
+                size = _size_of(exchange)
+            if contents and each in contents:
+                self._contents[exchange] = contents[each]
+            kept += size
+            if kept <= half and not last and not self._missing:
                 first.append(exchange)
             else:
                 last.append(exchange)
-        for content in contents.values():
-            room -= len(content.text) + len(content.came)
-        self._memory.octets += self._room - room + EXCHANGE_OCTETS * len(exchanges)
-        self._room = room
+        self._kept = kept
+        self._memory.octets += kept - before
         if last:
             self._make_room()
 
-    @property
-    def _half(self) -> int:
-        """Return the room that the begin of the session leaves to its end."""
-        return KEPT_OCTETS if self._memory.full else KEPT_OCTETS // 2
+    def add_content(self, captured: ContentCapture, sent: bytes, came: bytes) -> None:
+        """Take in content on its way, as far as there is room for it."""
+        if captured.full:
+            captured.add(sent, came)  # is only counted
+            return
+        before = captured.octets
+        most = min(len(sent) + len(came), 2 * CONTENT_OCTETS)
+        if self.charge(most):
+            captured.add(sent, came)
+        else:
+            captured.leave_out(sent, came)
+        self.charge(captured.octets - before - most)
+
+    def charge(self, octets: int) -> bool:
+        """Count what else is kept of the session; tell whether there was room for it."""
+        self._kept += octets
+        self._memory.octets += octets
+        self._make_room()
+        return self._kept <= self._memory.for_each
 
     def _make_room(self) -> None:
         last, memory = self._last, self._memory
-        while (
-            len(last) > KEPT_EXCHANGES // 2
-            or (self._room < 0 and len(last) > 1)
-            or (memory.full and len(last) > KEPT_WHEN_FULL)
-        ):
+        while last and self._kept > memory.for_each:
             gone = last.popleft()
-            size = self._size_of(gone)
-            self._room += size
-            memory.octets -= size + EXCHANGE_OCTETS
-            self._contents.pop(gone, None)
+            content = self._contents.pop(gone, None)
+            size = _size_of(gone)
+            if content is not None:
+                size += content.octets + RECORD_OCTETS
+            self._kept -= size
+            memory.octets -= size
             self._missing += 1
-
-    def _size_of(self, exchange: Exchange) -> int:
-        size = len(exchange.line) + len(exchange.reply)
-        content = self._contents.get(exchange)
-        return size if content is None else size + len(content.text) + len(content.came)
 
     def close(self) -> None:
         """Give back what it took of the room of all."""
-        kept = len(self._first) + len(self._last)
-        self._memory.octets -= KEPT_OCTETS - self._room + EXCHANGE_OCTETS * kept
+        self._memory.octets -= self._kept
+        self._kept = 0
 
     def write(self, session: str) -> None:
         """Have all that was kept written."""
         contents, writer = self._contents, self._writer
         for part in (self._first, list(self._last)):
             if part:
-                writer.add(records.encoded(session, part, contents, writer.offset), len(part))
+                make = partial(records.encoded, session, part, contents, writer.offset)
+                writer.add_made(make, len(part), KEPT_OCTETS // 2)
             if part is self._first and self._missing:
                 writer.add(records.encode(records.Gap(session, self._missing)) + b"\n")
+
+
+def _size_of(exchange: Exchange) -> int:
+    size = EXCHANGE_OCTETS + len(exchange.line) + len(exchange.reply)
+    if exchange.steps:
+        size += sum(STEP_OCTETS + len(step.line) + len(step.reply) for step in exchange.steps)
+    return size
+
+
+def _shortened(exchange: Exchange) -> Exchange:
+    """Return it without more of its replies than there is room for."""
+    kept = copy(exchange)
+    kept.reply = exchange.reply[:LONG_OCTETS] + b" ..."
+    kept.steps = [step._replace(reply=step.reply[:LONG_OCTETS]) for step in exchange.steps]
+    return kept

@@ -172,10 +172,10 @@ class App:
             snapshot.put("trace_records_lost", self._trace.lost)
         return snapshot
 
-    def look(self) -> None:
+    def look(self, anew: bool) -> None:
         """Somebody looks at the live page: the figures are to tell of sessions for a while."""
         if self._recent is not None:
-            self._recent.look()
+            self._recent.look(anew=anew)
 
     def close(self) -> None:
         """Take no new clients."""

@@ -41,7 +41,7 @@ class ControlLink(asyncio.Protocol):
 
     def __init__(self, lines: MessageReader) -> None:
         self.learn: Learn = _learn_nothing
-        self.look: Callable[[], None] = _look_at_nothing
+        self.look: Callable[[bool], None] = _look_at_nothing
         self.retire, self.drain, self.stop = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self.closed = asyncio.Event()
         self._lines = lines
@@ -74,7 +74,7 @@ class ControlLink(asyncio.Protocol):
         elif isinstance(message, Health):
             self.learn(message)
         elif isinstance(message, Look):
-            self.look()
+            self.look(message.anew)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         """Follow the end of the supervisor: nobody can reload or stop this worker any more."""
@@ -139,7 +139,7 @@ class SharedConnectionSlots:
         self._link.leave(self._backend, self._tickets.pop(ticket))
 
 
-def _look_at_nothing() -> None:
+def _look_at_nothing(anew: bool) -> None:
     """Nobody has asked to be called yet."""
 
 

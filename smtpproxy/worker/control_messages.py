@@ -64,7 +64,12 @@ class Health(Struct, tag=True):
 
 
 class Look(Struct, tag=True):
-    """To a worker: somebody looks at the live page, so for a few seconds tell of sessions."""
+    """To a worker: somebody looks at the live page, so for a few seconds tell of sessions.
+
+    anew: of all that are known, not only of those that change.
+    """
+
+    anew: bool = False
 
 
 class Ready(Struct, tag=True):

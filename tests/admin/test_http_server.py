@@ -40,9 +40,9 @@ class Source:
         snapshot.put("server_up", 1, "old", "10.0.0.5:25")
         return snapshot
 
-    def look(self) -> None:
+    def look(self, *, anew: bool = False) -> None:
         self.looks += 1
-        self.recent.look()
+        self.recent.look(anew=anew)
 
     def listeners(self) -> list[str]:
         return ["127.0.0.1:2525"]

@@ -1,7 +1,9 @@
 """The live feed: what it keeps is bounded, and so is who may look."""
 
 import msgspec
+import pytest
 
+from smtpproxy.admin import live_feed
 from smtpproxy.admin.live_feed import KEPT_SESSIONS, MAX_VIEWERS, WAITING, LiveFeed
 from smtpproxy.metrics.snapshot import MetricsSnapshot
 
@@ -12,6 +14,7 @@ class Source:
     def __init__(self, sessions: int) -> None:
         self._sessions = sessions
         self._count = 0
+        self.looks: list[bool] = []
 
     def snapshot(self) -> MetricsSnapshot:
         self._count += self._sessions
@@ -20,8 +23,8 @@ class Source:
             lists={"sessions": [{"id": f"s-{name}", "reason": "quit"} for name in names]}
         )
 
-    def look(self) -> None:
-        """Need not be told."""
+    def look(self, *, anew: bool = False) -> None:
+        self.looks.append(anew)
 
     def listeners(self) -> list[str]:
         return []
@@ -31,50 +34,68 @@ class Source:
 
 
 async def test_lookers_are_bounded_and_a_slow_one_misses_events() -> None:
-    live_feed = LiveFeed(Source(1))
-    viewers = [live_feed.join() for _ in range(MAX_VIEWERS)]
-    assert live_feed.full
+    feed = LiveFeed(Source(1))
+    viewers = [feed.join() for _ in range(MAX_VIEWERS)]
+    assert feed.full
     for _ in range(WAITING * 3):
-        live_feed.tell()
+        feed.tell()
     assert viewers[0].qsize() == WAITING
     for viewer in viewers:
-        live_feed.leave(viewer)
-    assert not live_feed.full
+        feed.leave(viewer)
+    assert not feed.full
 
 
 async def test_so_many_sessions_are_kept_for_who_comes_later() -> None:
-    live_feed = LiveFeed(Source(KEPT_SESSIONS * 3 // 4))
-    first = live_feed.join()
+    feed = LiveFeed(Source(KEPT_SESSIONS * 3 // 4))
+    first = feed.join()
     for _ in range(3):
-        live_feed.tell()
-    late = live_feed.join().get_nowait()
+        feed.tell()
+    late = feed.join().get_nowait()
     assert late.count(b'"id"') == KEPT_SESSIONS
-    live_feed.leave(first)
+    feed.leave(first)
+
+
+async def test_sessions_have_a_bound_in_bytes_and_none_is_kept_when_nobody_looks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(live_feed, "KEPT_BYTES", 1000)
+    source = Source(100)
+    feed = LiveFeed(source)
+    first = feed.join()
+    feed.tell()
+    second = feed.join()
+    assert 300 < len(b"".join(each.told for each in feed._sessions.values())) <= 1000
+    feed.leave(first)
+    assert feed._sessions
+    feed.leave(second)
+    assert not feed._sessions
+    feed.leave(feed.join())
+    assert source.looks == [True, False, True]
 
 
 async def test_who_looks_when_it_closes_is_told_the_end() -> None:
-    live_feed = LiveFeed(Source(1))
-    reads, does_not = live_feed.join(), live_feed.join()
+    feed = LiveFeed(Source(1))
+    reads, does_not = feed.join(), feed.join()
     reads.get_nowait()
     for _ in range(WAITING):
-        live_feed.tell()
-    live_feed.close()
+        feed.tell()
+    feed.close()
     for viewer in (reads, does_not):
         assert [viewer.get_nowait() for _ in range(WAITING)][-1] == b""
-    assert not live_feed.full
+    assert not feed.full
 
 
 async def test_an_open_session_of_which_no_worker_tells_any_more_is_not_open_forever() -> None:
     source = Source(0)
-    live_feed = LiveFeed(source)
-    viewer = live_feed.join()
+    feed = LiveFeed(source)
+    viewer = feed.join()
     told = {"sessions": [{"id": "s", "reason": ""}], "open_sessions": ["s"]}
     reasons = []
     for lists in (told, {"open_sessions": ["s"]}, {}, {}, {"open_sessions": ["s"]}, *[{}] * 4):
         source.snapshot = lambda now=lists: MetricsSnapshot(lists=now)  # type: ignore[method-assign, misc]
-        live_feed.tell()
+        feed.tell()
         while not viewer.empty():
             event = msgspec.json.decode(viewer.get_nowait().removeprefix(b"data: "))
         reasons.append([each["reason"] for each in event["sessions"]])
     assert reasons == [[""], [], [], [], [], [], [], ["followed no more"], []]
-    live_feed.leave(viewer)
+    feed.leave(viewer)

@@ -10,11 +10,21 @@ from smtpproxy.admin.recent_sessions import (
     KEPT_OCTETS,
     KEPT_RECIPIENTS,
     KEPT_SESSIONS,
+    KEPT_UNSEEN,
+    KEPT_WRONG,
+    LOOK_S,
     PER_SECOND,
     RecentSessions,
 )
 from smtpproxy.core.policy import SessionPolicy
 from tests.support.observed_session import Watched
+
+
+def watched() -> RecentSessions:
+    """Return a sample that somebody looks at."""
+    recent = RecentSessions()
+    recent.look()
+    return recent
 
 
 def told(recent: RecentSessions) -> dict[str, object]:
@@ -41,7 +51,7 @@ def test_so_many_sessions_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_long_session_keeps_its_beginning_and_its_end() -> None:
-    recent = RecentSessions()
+    recent = watched()
     session = Watched(recent)
     for _ in range(KEPT_EXCHANGES * 2):
         session.sends("NOOP")
@@ -60,7 +70,7 @@ def test_a_long_session_keeps_its_beginning_and_its_end() -> None:
 
 
 def test_long_lines_and_replies_take_no_room() -> None:
-    recent = RecentSessions()
+    recent = watched()
     session = Watched(recent)
     for _ in range(KEPT_EXCHANGES * 2):
         session.sends("NOOP " + "x" * 1500)
@@ -70,7 +80,7 @@ def test_long_lines_and_replies_take_no_room() -> None:
 
 
 def test_many_recipients_take_no_room_and_are_counted() -> None:
-    recent = RecentSessions()
+    recent = watched()
     session = Watched(recent, policy=SessionPolicy(errors=1000))
     session.sends("MAIL FROM:<a@x>", *(f"RCPT TO:<{n}@y>" for n in range(100)), "DATA")
     session.says("250 a", *["250 b"] * 60, *["550 no"] * 40, "354 go")
@@ -83,7 +93,7 @@ def test_many_recipients_take_no_room_and_are_counted() -> None:
 
 
 def test_all_is_counted_though_not_all_is_kept() -> None:
-    recent = RecentSessions()
+    recent = watched()
     session = Watched(recent)
     for _ in range(KEPT_RECIPIENTS * 3):
         session.relay("text")
@@ -93,7 +103,7 @@ def test_all_is_counted_though_not_all_is_kept() -> None:
 
 
 def test_tls_is_told_by_its_side() -> None:
-    recent = RecentSessions()
+    recent = watched()
     session = Watched(recent)
     session.observer.noted("tls_started", side="client", version="TLSv1.3", cipher="x")
     session.observer.noted("tls_failed", side="backend", why="x")
@@ -101,6 +111,56 @@ def test_tls_is_told_by_its_side() -> None:
     assert found["tls"] == {"client": "TLSv1.3"}
     noted = [each for each in found["records"] if each["what"] == "noted"]  # type: ignore[attr-defined]  # a list
     assert [each["event"] for each in noted] == ["tls_started", "tls_failed"]
+
+
+def test_while_nobody_looks_only_what_the_list_shows_is_kept() -> None:
+    recent = RecentSessions()
+    session = Watched(recent)
+    session.sends("EHLO x")
+    session.says("250 mx")
+    for _ in range(3):
+        session.relay("text")
+        session.sends("VRFY x")
+        session.says("550 no")
+    found = told(recent)
+    assert [each["what"] for each in found["records"]] == [  # type: ignore[attr-defined]  # a list
+        *("connected", *["exchange"] * KEPT_UNSEEN, "gap", *["exchange"] * KEPT_WRONG)
+    ]
+    assert [each["code"] for each in found["records"][-KEPT_WRONG:]] == [550, 550]  # type: ignore[index]
+    assert len(found["transactions"]) == 1  # type: ignore[arg-type]  # a list
+    assert (found["messages"], found["octets"]) == (3, 18)
+    session.relay("text")
+    found = told(recent)
+    last = [each.get("verb", "") for each in found["records"][-4:]]  # type: ignore[index]  # a list
+    assert last == ["MAIL", "RCPT", "DATA", "."]
+
+
+def test_what_was_kept_for_somebody_is_forgotten_when_he_is_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recent = watched()
+    session = Watched(recent)
+    for _ in range(30):
+        session.relay("text")
+    now = recent._looked + LOOK_S + 1
+    monkeypatch.setattr("smtpproxy.admin.recent_sessions.monotonic", lambda: now)
+    assert recent.changed() == []
+    found = told(recent)
+    assert len(found["records"]) == 1 + KEPT_UNSEEN + 1 + 1  # type: ignore[arg-type]  # a list
+    assert len(found["transactions"]) == 1  # type: ignore[arg-type]  # a list
+
+
+@pytest.mark.parametrize("octets", ["x", "\x7f", "\u202e"])
+@pytest.mark.parametrize("somebody_looks", [False, True])
+def test_a_session_has_a_bound_whatever_is_in_it(octets: str, somebody_looks: bool) -> None:
+    recent = watched() if somebody_looks else RecentSessions()
+    session = Watched(recent, policy=SessionPolicy(errors=10**6, recipients=10**6))
+    address = octets * (2000 // len(octets.encode()))
+    for _ in range(30):
+        session.sends(f"MAIL FROM:<{address}>", *[f"RCPT TO:<{address}>"] * 50, "RSET")
+        session.says(*[f"250-{address}\r\n250 {address}"] * 52)
+    size = len(msgspec.json.encode(told(recent)))
+    assert size < (300_000 if somebody_looks else 50_000)
 
 
 def test_nothing_is_made_while_nobody_looks() -> None:

@@ -3,11 +3,19 @@
 from collections.abc import Callable
 from time import process_time
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smtpproxy.text.escaping import octets_of, printable, shortened, text_of
+from smtpproxy.text.escaping import (
+    compact_text_of,
+    expanded,
+    octets_of,
+    printable,
+    shortened,
+    text_of,
+)
 
 
 @given(st.binary())
@@ -52,6 +60,32 @@ def test_what_is_shortened_has_its_bound_and_says_so(value: str | bytes, most: i
     )
 
 
+@given(st.binary() | st.binary(min_size=200, max_size=400))
+def test_compact_text_comes_back_too(octets: bytes) -> None:
+    assert octets_of(expanded(compact_text_of(octets))) == octets
+
+
+@pytest.mark.parametrize(
+    "octets",
+    [b"\x7f", b"\x00", b"\r\n", b'"', b"\\", b"\x80", b"\xc2\x80", b"\xe2\x80\xae", b"ab\x01"],
+)
+def test_compact_text_takes_little_more_than_its_octets(octets: bytes) -> None:
+    octets *= 65536 // len(octets)
+    assert len(msgspec.json.encode(compact_text_of(octets))) < 1.41 * len(octets)
+
+
+@pytest.mark.parametrize(
+    "octets",
+    [
+        b"Subject: x\r\n\r\n" + b"text \xff of\r\n" * 9,
+        "\u65e5\u672c\r\n".encode() * 99,
+        b"\x7f" * 255,
+    ],
+)
+def test_compact_text_of_what_people_write_is_text(octets: bytes) -> None:
+    assert compact_text_of(octets) == text_of(octets)
+
+
 def test_no_half_of_an_escape_is_left() -> None:
     assert [shortened(b"ab\x7f\x7f", most) for most in range(8, 11)] == [
         "ab...",
@@ -63,7 +97,7 @@ def test_no_half_of_an_escape_is_left() -> None:
 @pytest.mark.parametrize(
     "octets", [b"\x7f", b"\x80", b"\x7fa", b"\xc2\x80", b"\xe2\x80\xae.", b"\x01"]
 )
-@pytest.mark.parametrize("escape", [printable, text_of])
+@pytest.mark.parametrize("escape", [printable, text_of, compact_text_of])
 def test_each_octet_costs_about_as_much(escape: Callable[[bytes], str], octets: bytes) -> None:
     """As 64 KiB are less than 50 ms, on a machine that is busy; it is about 15 ms."""
     octets *= 65536 // len(octets)

@@ -14,13 +14,17 @@ from smtpproxy.trace.rotating_files import RotatingFiles
 from tests.support.observed_session import Traced, Watched
 
 
+def write(files: RotatingFiles, line: bytes) -> None:
+    files.write([line], 1, len(line))
+
+
 class TestFiles:
     def test_they_are_rotated_by_size_and_the_oldest_removed(self, tmp_path: Path) -> None:
         files = RotatingFiles(tmp_path, 1, 100, 3)
         others = tmp_path / "trace-20200101T000000.000000-w0-1-1.jsonl"
         others.touch()
         for number in range(10):
-            files.write(b'{"number":%d%s}\n' % (number, b" " * 60), 1)
+            write(files, b'{"number":%d%s}\n' % (number, b" " * 60))
         files.close()
         paths = sorted(tmp_path.glob("*-w1-*"))
         assert [json.loads(path.read_text())["number"] for path in paths] == [7, 8, 9]
@@ -32,18 +36,18 @@ class TestFiles:
     ) -> None:
         full = OSError(errno.ENOSPC, "No space left on device")
 
-        def write(*_: object) -> int:
+        def write_part(*_: object) -> int:
             raise full
 
         traced = Traced(tmp_path)
         session = Watched(traced.trace)
         traced.trace.writer._log = files_log = Lines()
         with monkeypatch.context() as patch:
-            patch.setattr(files_module.os, "write", write)
+            patch.setattr(files_module.os, "write", write_part)
             for _ in range(3):
                 session.relay("text")
                 traced.later.run()
-                traced.files._queue.put((b"", 0))
+                traced.files._queue.put(([], 0, 0))
                 while not traced.files._queue.empty():
                     pass
         assert session.got[-1] == b"250 2.0.0 queued\r\n"
@@ -55,11 +59,11 @@ class TestFiles:
     def test_files_that_somebody_removes_are_begun_anew(self, tmp_path: Path) -> None:
         directory = tmp_path / "trace"
         files = RotatingFiles(directory, 0, 1000, 3)
-        files.write(b'{"a":1}\n', 1)
+        write(files, b'{"a":1}\n')
         while not list(directory.glob("*")):
             pass
         shutil.rmtree(directory)
-        files.write(b'{"b":2}\n', 1)
+        write(files, b'{"b":2}\n')
         files.close()
         (path,) = directory.iterdir()
         assert (path.read_bytes(), files.lost) == (b'{"b":2}\n', 0)
@@ -70,16 +74,16 @@ class TestFiles:
         real = os.write
         answers = iter([3, OSError(errno.ENOSPC, "full")])
 
-        def write(descriptor: int, octets: bytes) -> int:
+        def write_part(descriptor: int, octets: bytes) -> int:
             answer = next(answers, None)
             if isinstance(answer, OSError):
                 raise answer
             return real(descriptor, octets[:answer])
 
-        monkeypatch.setattr(files_module.os, "write", write)
+        monkeypatch.setattr(files_module.os, "write", write_part)
         files = RotatingFiles(tmp_path, 0, 1000, 3)
-        files.write(b'{"a":1}\n', 1)
-        files.write(b'{"b":2}\n', 1)
+        write(files, b'{"a":1}\n')
+        write(files, b'{"b":2}\n')
         files.close()
         (path,) = tmp_path.iterdir()
         assert path.read_bytes() == b'{"a\n{"b":2}\n'
@@ -91,14 +95,14 @@ class TestFiles:
         monkeypatch.setattr(files_module, "WAITING_OCTETS", 10)
         files = RotatingFiles(tmp_path, 0, 1000, 3)
         monkeypatch.setattr(files, "_written", -100)
-        files.write(b"x\n", 1)
+        write(files, b"x\n")
         assert (files.lost, files.why) == (1, "the disk is too slow")
         files.close()
 
     def test_a_directory_that_cannot_be_made_stops_nothing(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
         files = RotatingFiles(tmp_path / "file" / "deep", 0, 1000, 3)
-        files.write(b"x\n", 1)
+        write(files, b"x\n")
         files.close()
         assert files.lost == 1
 

@@ -1,0 +1,242 @@
+"""What a stranger's input weighs: the longest turn of the loop, and the bytes that are made of it.
+
+Each event, record and sample is driven with the largest and the most expensive input.  A turn is
+what runs without a pause: one read from a peer, one end of a session, one call of a timer.  Its
+time is CPU time of the loop's thread, so that a busy machine does not matter.
+"""
+
+import gc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from time import thread_time
+
+import msgspec
+import pytest
+import structlog
+
+from smtpproxy.admin.recent_sessions import RecentSessions
+from smtpproxy.core.policy import SessionPolicy
+from smtpproxy.log import log
+from smtpproxy.log.debug_log import DebugLog
+from smtpproxy.metrics.counters import MetricCounters
+from smtpproxy.metrics.snapshot import MetricsSnapshot
+from smtpproxy.trace.content_capture import CaptureMode
+from smtpproxy.trace.recorder import TraceRecorder
+from smtpproxy.trace.rotating_files import RotatingFiles
+from tests.support.observed_session import Watched
+
+TURN_S = 0.05
+CALIBRATED_S = 0.02
+"""What `slowness` takes on a machine of 2020 with nothing else to do."""
+MADE = 1.5
+"""So many bytes are made of one that was received, by each observer."""
+SMALL_BYTES = 600
+"""What a line or record has beside text of peers; it does not count."""
+READ_BYTES = 64 * 1024
+"""What one read from a client brings, at most a little more."""
+OCTETS = ["\x7f", "\x01", "\\", '"', "\u202e", "\x80", "\x7f.", "x"]
+
+
+def slowness() -> float:
+    """Return how many times slower than it should be this machine is just now; 1 at least."""
+    began = thread_time()
+    for number in range(200_000):
+        str(number)
+    return max(1.0, (thread_time() - began) / CALIBRATED_S)
+
+
+class Loop:
+    """Measures turns: calls of `run`, and calls that were to happen later."""
+
+    def __init__(self) -> None:
+        self.longest = 0.0
+        self._calls: list[Callable[[], None]] = []
+
+    def call_later(self, _: float, call: Callable[[], None]) -> None:
+        self._calls.append(call)
+
+    def later(self, call: Callable[[], None]) -> None:
+        self._calls.append(call)
+
+    def run(self, turn: Callable[[], object]) -> None:
+        """Run a turn."""
+        began = thread_time()
+        turn()
+        self.longest = max(self.longest, thread_time() - began)
+
+    def run_all(self) -> None:
+        while self._calls:
+            self.run(self._calls.pop(0))
+
+
+class Service:
+    """All that observes, with its output in a directory."""
+
+    def __init__(self, directory: Path, *, only_errors: bool) -> None:
+        self.loop = Loop()
+        self.directory = directory
+        files = RotatingFiles(directory / "trace", 0, 1 << 30, 3)
+        self.trace = TraceRecorder(
+            files, self.loop.later, only_errors=only_errors, kept=CaptureMode.FULL, most=1 << 20
+        )
+        self.recent = RecentSessions()
+        self.recent.look()
+        self.metrics = MetricCounters()
+        self.received = self.records = 0
+        self._log = (directory / "log").open("wb", 0)
+
+    def session(self) -> "Driven":
+        driven = Driven(self)
+        log.configure("debug", "json", self._log)
+        log.gather(self.loop.call_later)
+        return driven
+
+    def finish(self) -> None:
+        """Let all be written, and check the bounds."""
+        self.loop.run_all()
+        self.loop.run(lambda: msgspec.json.encode(self._snapshot()))
+        page = len(msgspec.json.encode(self.recent.changed()))
+        log.gather(None)
+        self._log.close()
+        self.trace.close()
+        lines = (self.directory / "log").read_bytes().splitlines()
+        assert max(map(len, lines), default=0) < log.LINE_BYTES
+        traced = [
+            line
+            for path in (self.directory / "trace").glob("*")
+            for line in path.read_bytes().splitlines()
+        ]
+        for made in (lines, traced):
+            size = sum(max(0, len(line) - SMALL_BYTES) for line in made)
+            assert size < MADE * self.received
+        assert page < MADE * self.received + 50_000
+        assert self.trace.lost == 0
+        assert self.loop.longest < TURN_S * slowness()
+
+    def _snapshot(self) -> MetricsSnapshot:
+        snapshot = MetricsSnapshot()
+        self.metrics.put_into(snapshot)
+        snapshot.lists["sessions"] = self.recent.changed()
+        return snapshot
+
+
+class Driven:
+    """One session; each read from one of its peers is a turn."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        policy = SessionPolicy(errors=0, recipients=1000)
+        self.session = Watched(
+            DebugLog(), service.trace, service.recent, service.metrics, level="debug", policy=policy
+        )
+
+    def sends(self, octets: bytes) -> None:
+        self._service.received += len(octets)
+        for at in range(0, len(octets), READ_BYTES):
+            part = octets[at : at + READ_BYTES]
+            self._turn(lambda part=part: self.session.pipeline.client_received(part, 20.0))
+
+    def says(self, octets: bytes) -> None:
+        self._service.received += len(octets)
+        self._turn(lambda: self.session.pipeline.backend_received(octets, 21.0))
+
+    def close(self) -> None:
+        self.session.close()
+
+    def _turn(self, turn: Callable[[], object]) -> None:
+        self._service.loop.run(turn)
+        self.session.got.clear()
+        self.session.backend.clear()
+
+
+@pytest.fixture(params=[False, True], ids=["all", "errors"])
+def service(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Service]:
+    made = Service(tmp_path, only_errors=request.param)
+    gc.collect()
+    gc.disable()  # it looks at all objects of the tests; a worker freezes its own
+    try:
+        yield made
+        made.finish()
+    finally:
+        gc.enable()
+        log.gather(None)
+        structlog.reset_defaults()
+
+
+def text_of(octets: str, size: int) -> bytes:
+    encoded = octets.encode("latin-1" if octets == "\x80" else "utf-8")
+    return encoded * (size // len(encoded))
+
+
+@pytest.mark.parametrize("octets", OCTETS)
+@pytest.mark.parametrize("reply", [b"250 ok\r\n", b"450 no\r\n"])
+def test_recipients(service: Service, octets: str, reply: bytes) -> None:
+    driven = service.session()
+    address = text_of(octets, 2000)
+    driven.sends(b"MAIL FROM:<%s>\r\n" % address)
+    driven.says(reply)
+    for _ in range(10):
+        driven.sends(b"RCPT TO:<%s>\r\n" % address * 100)
+        for _ in range(100):
+            driven.says(reply)
+    driven.sends(b"RSET\r\n")
+    driven.says(b"250 ok\r\n")
+    service.loop.run(driven.close)
+
+
+@pytest.mark.parametrize("octets", OCTETS)
+def test_replies(service: Service, octets: str) -> None:
+    driven = service.session()
+    lines = b"550-%s\r\n" % text_of(octets, 4000) * 15 + b"550 %s\r\n" % text_of(octets, 2000)
+    for command in (b"EHLO x\r\n", b"MAIL FROM:<a@x>\r\n", b"NOOP\r\n", b"VRFY x\r\n") * 5:
+        driven.sends(command)
+        driven.says(lines)
+    service.loop.run(driven.close)
+
+
+def test_capabilities(service: Service) -> None:
+    driven = service.session()
+    for _ in range(20):
+        driven.sends(b"EHLO x\r\n")
+        words = b"".join(b"250-X%d %s\r\n" % (number, b"\x7f" * 50) for number in range(1000))
+        driven.says(words + b"250 SIZE\r\n")
+    service.loop.run(driven.close)
+
+
+@pytest.mark.parametrize("octets", [*OCTETS, "\r\n", "a\n", "\x00", "\r"])
+def test_content(service: Service, octets: str) -> None:
+    driven = service.session()
+    content = text_of(octets, 1 << 20) + b"\r\n.\r\n"
+    for _ in range(3):
+        driven.sends(b"MAIL FROM:<a@x>\r\nRCPT TO:<b@y>\r\nDATA\r\n")
+        for reply in (b"250 a\r\n", b"250 b\r\n", b"354 go\r\n"):
+            driven.says(reply)
+        driven.sends(content)
+        driven.says(b"550 no\r\n")
+    service.loop.run(driven.close)
+
+
+@pytest.mark.parametrize("octets", ["\x7f", "\\", "x"])
+def test_transactions_that_end_together(service: Service, octets: str) -> None:
+    """Twenty sessions in one turn, each with an open transaction."""
+    address = text_of(octets, 2000)
+    sessions = [service.session() for _ in range(20)]
+    for driven in sessions:
+        driven.sends(b"MAIL FROM:<%s>\r\n" % address + b"RCPT TO:<%s>\r\n" % address * 100)
+        for _ in range(101):
+            driven.says(b"250 ok\r\n")
+
+    def end_all() -> None:
+        for driven in sessions:
+            driven.close()
+
+    service.loop.run(end_all)
+
+
+def test_commands_that_are_refused(service: Service) -> None:
+    driven = service.session()
+    driven.sends(b"NOOP \0%s\r\n" % (b"\x7f" * 2000) * 100)
+    driven.sends(b"%s\r\n" % (b"\x7f" * 2000) * 50)
+    for _ in range(50):
+        driven.says(b"500 %s\r\n" % (b"\x7f" * 500))
+    service.loop.run(driven.close)
