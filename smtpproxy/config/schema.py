@@ -270,6 +270,10 @@ class TimeoutSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     command: Seconds = 300.0
     data: Seconds = 120.0
     content: Seconds = 180.0
+    # All the content of a message, or a chunk of it; 0: no bound.
+    message: Annotated[
+        float, Meta(ge=0, le=86400, description="a number of seconds, at most 86400 (0: no bound)")
+    ] = 7200.0
     end_of_data: Seconds = 600.0
     client: Seconds = 300.0
     tls_handshake: Seconds = 30.0

@@ -93,6 +93,13 @@ class Framer:
             return bool(self.queue) or self._stalled or self.mode == CLOSED
         return len(self.queue) >= self._policy.queue_commands
 
+    @property
+    def in_line(self) -> bool:
+        """Tell whether a line has begun that is not whole, or that is refused and goes on."""
+        if self.unframed:
+            return self.mode in (COMMANDS, AUTH_DATA)
+        return self.mode == SKIPPED
+
     def receive(self, octets: bytes, now: float) -> None:
         """Append octets to what is not yet framed, and frame what can be."""
         if self.unframed or self.mode == CLOSED:

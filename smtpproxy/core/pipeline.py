@@ -91,7 +91,7 @@ class Pipeline:
     client_ended: bool
     """The client has sent the end of its octets."""
     client_active_at: float
-    """When the client sent octets last."""
+    """When the client sent octets last; those that go on with an unfinished line do not count."""
     consecutive_errors: int
     """How many replies in a row were 5xx; those to RCPT do not count."""
     draining: bool
@@ -152,14 +152,22 @@ class Pipeline:
         """Return which time limit runs and since when: a Verb.limit, "content" or "client"."""
         return self.matcher.waiting(self.client_active_at)
 
+    @property
+    def content_since(self) -> float:
+        """Return when the content or the payload began that now comes."""
+        return self.framer.last.framed
+
     # --- steps 1 and 2: octets from the client ------------------------------------------------
 
     def client_received(self, octets: bytes, now: float) -> None:
         """Take octets from the client."""
         if self.ended:
             return
-        self.client_active_at = now
-        self.framer.receive(octets, now)
+        framer = self.framer
+        began, commands = framer.in_line, framer.commands
+        framer.receive(octets, now)
+        if not (began and framer.in_line and framer.commands == commands):
+            self.client_active_at = now
         self._send(now)
         if self.client_ended or self.draining:
             self._end_if_done(now)

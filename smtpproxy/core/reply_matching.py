@@ -54,14 +54,14 @@ class ReplyMatcher:
         """Return which time limit runs and since when, as `Pipeline.waiting` does.
 
         Args:
-            client_active_at: When the client sent octets last.
+            client_active_at: When the client sent octets last that count.
         """
         if self._framer.mode in (CONTENT, PAYLOAD):
             return "content", client_active_at
         if self.in_flight:
             first = self.in_flight[0]
             return first.verb.limit, max(first.sent, first.framed, self.last_reply_at)
-        return "client", client_active_at
+        return "client", max(client_active_at, self.last_reply_at)
 
     def receive(self, octets: bytes) -> ReplyReader:
         """Append octets to what has come of the next reply; return their reader."""

@@ -339,7 +339,12 @@ class Session:
             return "greeting", self._since  # that of this server, not of those tried before
         if self._backend_blocked:
             return "backend", self._since
-        return self.pipeline.waiting()
+        limit, since = self.pipeline.waiting()
+        if limit == "content":
+            limits, began = self.listener_context.timeouts.limits, self.pipeline.content_since
+            if began + limits["message"] < since + limits["content"]:
+                return "message", began
+        return limit, since
 
     def expire(self, limit: str, now: float) -> None:
         """Act on a time limit that is over."""

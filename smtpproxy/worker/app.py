@@ -304,6 +304,7 @@ def _limits(settings: Settings) -> dict[str, float]:
         "data": times.data,
         "content": times.content,
         "backend": times.content,
+        "message": times.message or inf,
         "end_of_data": times.end_of_data,
         "client": times.client,
         "proxy_header": times.proxy_header,

@@ -30,6 +30,7 @@ LIMITS = {
     "data": 120.0,
     "content": 180.0,
     "backend": 180.0,
+    "message": 3600.0,
     "end_of_data": 600.0,
     "client": 300.0,
     "close": 30.0,

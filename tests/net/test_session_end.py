@@ -167,6 +167,72 @@ class TestTime:
         stage.sends(b"more\n.\n")
         assert len(stage.watcher.notes) == 1
 
+    @pytest.mark.parametrize("line", [b"NOOPNO", b"\0\0\0\0\0\0"])
+    async def test_a_command_line_that_never_ends(self, opened: Opener, line: bytes) -> None:
+        stage = await greeted(opened)
+        stage.wait(100)
+        for octet in line:
+            stage.wait(49)
+            stage.sends(bytes([octet]))
+        assert not stage.ended
+        stage.wait(60)
+        assert stage.ended == "client_time_limit"
+
+    async def test_a_refused_line_that_never_ends(self, opened: Opener) -> None:
+        stage = await greeted(opened)
+        stage.sends(b"x" * 3000)
+        assert stage.gets().startswith(b"500 5.5.2 ")
+        for _ in range(5):
+            stage.wait(50)
+            stage.sends(b"x")
+        assert not stage.ended
+        stage.wait(50)
+        assert stage.ended == "client_time_limit"
+
+    async def test_a_line_behind_a_challenge_that_never_ends(self, opened: Opener) -> None:
+        stage = await greeted(opened)
+        stage.sends(b"AUTH LOGIN\r\n")
+        stage.servers[0].says(b"334 user\r\n")
+        for _ in range(6):
+            stage.wait(49)
+            stage.sends(b"x")
+        assert not stage.ended
+        stage.wait(60)
+        assert stage.ended == "client_time_limit"
+
+    async def test_each_line_has_the_whole_time(self, opened: Opener) -> None:
+        stage = await greeted(opened)
+        for _ in range(5):
+            stage.wait(290)
+            stage.sends(b"RS")
+            stage.wait(290)
+            stage.sends(b"ET\r\nNO")
+            stage.servers[0].says(b"250 ok\r\n")
+            stage.wait(290)
+            stage.sends(b"OP\r\n")
+            stage.servers[0].says(b"250 ok\r\n")
+        assert not stage.ended
+
+    async def test_the_client_has_the_whole_time_after_a_slow_reply(self, opened: Opener) -> None:
+        stage = await greeted(opened)
+        stage.sends(b"NOOP\r\n")
+        stage.wait(290)
+        stage.servers[0].says(b"250 ok\r\n")
+        stage.wait(290)
+        assert not stage.ended
+        stage.wait(10)
+        assert stage.ended == "client_time_limit"
+
+    async def test_content_that_never_pauses_and_never_ends(self, opened: Opener) -> None:
+        stage = await in_content(opened)
+        for _ in range(35):
+            stage.wait(100)
+            stage.sends(b"an octet")
+        assert not stage.ended
+        stage.wait(100)
+        assert stage.gets().startswith(b"421 4.4.2 ")
+        assert stage.ended == "message_time_limit"
+
     async def test_content_that_stops(self, opened: Opener) -> None:
         stage = await in_content(opened)
         stage.wait(179)
