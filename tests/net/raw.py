@@ -103,6 +103,7 @@ class Connection(asyncio.Protocol):
         self.transport = cast("asyncio.Transport", transport)
         self.source = transport.get_extra_info("peername")[0]
         self._mta.connections.append(self)
+        self._deaf = {GREETING, HANDSHAKE} <= self._mta.silent
         if not self._mta.header_octets:
             self._answer(GREETING, b"220 mx\r\n")
         if not self._mta.reads:
@@ -217,7 +218,8 @@ class Mta:
     comes first; -1 is a line.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, connection: "type[Connection]" = Connection) -> None:
+        self._connection = connection
         self.silent: set[bytes] = set()
         self.replies = {
             b"QUIT": b"221 bye\r\n",
@@ -234,7 +236,7 @@ class Mta:
 
     async def start(self) -> None:
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: Connection(self), "127.0.0.1", 0)
+        self._server = await loop.create_server(lambda: self._connection(self), "127.0.0.1", 0)
         self.address = "{}:{}".format(*self._server.sockets[0].getsockname())
 
     def start_as_black_hole(self) -> None:

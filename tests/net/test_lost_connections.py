@@ -203,6 +203,12 @@ async def in_the_mtas_handshake(here: Proxy) -> Client:
     return one
 
 
+async def in_the_mtas_first_handshake(here: Proxy) -> Client:
+    one = here.client()
+    await within_a_second(lambda: here.mta.open)
+    return one
+
+
 async def in_a_header(here: Proxy) -> Client:
     one = await connected(here)
     one.send(b"PROXY TCP4 192.0")
@@ -398,6 +404,15 @@ STATES = {
         silence="backend_tls_failed",
         ehlo=TO_STARTTLS,
         mta="backend_tls_failed",
+    ),
+    "in the MTA's first handshake": State(
+        in_the_mtas_first_handshake,
+        {GREETING, HANDSHAKE},
+        backend='tls = "implicit"\nca_file = "@/ca.pem"',
+        half_close="backend_unavailable",
+        limit="tls_handshake",
+        silence="backend_unavailable",
+        mta="backend_unavailable",
     ),
     "before its PROXY header": State(
         connected,
