@@ -16,10 +16,10 @@ import pytest
 from tests.interop import peers
 from tests.interop.messages import Delivery, brief
 from tests.interop.peers import Backend
-from tests.interop.processes import Process, Workplace, eventually, free_port
 from tests.interop.stage import configured
 from tests.interop.tap import Tap
 from tests.interop.wire import Wire
+from tests.support.processes import Process, Workplace, eventually, free_port
 
 END = b"\n.\r\n"
 CUTS = [
