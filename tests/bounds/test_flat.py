@@ -1,0 +1,103 @@
+"""Memory over many sessions, each with names that no other has: it stays flat.
+
+$SMTPPROXY_NEW_SESSIONS says how many; a million take ten minutes.
+"""
+
+import gc
+import os
+import tracemalloc
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from smtpproxy.admin.recent_sessions import RecentSessions
+from smtpproxy.core.policy import SessionPolicy
+from smtpproxy.metrics.counters import MetricCounters
+from smtpproxy.metrics.snapshot import MetricsSnapshot
+from smtpproxy.net import admission
+from smtpproxy.net.admission import Admission, AdmissionLimits
+from smtpproxy.net.shared_counters import SharedCounters
+from smtpproxy.trace.content_capture import CaptureMode
+from smtpproxy.trace.recorder import TraceRecorder
+from smtpproxy.trace.rotating_files import RotatingFiles
+from tests.support.observed_session import Watched
+
+SESSIONS = int(os.environ.get("SMTPPROXY_NEW_SESSIONS", "3000"))
+GROWTH = 64 * 1024
+"""What may be more after all of them than after half: caches that are not yet full."""
+
+
+class Service:
+    """What a worker keeps beyond one session."""
+
+    def __init__(self, directory: Path) -> None:
+        self.calls: list[object] = []
+        files = RotatingFiles(directory, 0, 1 << 20, 2)
+        self.trace = TraceRecorder(
+            files, self.calls.append, only_errors=True, kept=CaptureMode.FULL, most=1 << 16
+        )
+        self.recent = RecentSessions()
+        self.metrics = MetricCounters()
+        limits = AdmissionLimits(sessions_per_address=10, new_sessions_per_minute=10)
+        self.admission: Admission | None = None
+        self._limits = limits
+
+    def run_session(self, number: int) -> None:
+        """Run one whose every name is new: address, host, verb, sender, recipient, replies."""
+        if self.admission is None:
+            self._started = Watched(self.metrics)
+            self.admission = Admission(self._limits, SharedCounters(), b"mx", self._started.fanout)
+        host = f"10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
+        slots = self.admission.enter(host)
+        session = Watched(
+            self.trace,
+            self.recent,
+            self.metrics,
+            client=f"{host}:{number % 60000}",
+            policy=SessionPolicy(errors=0),
+        )
+        session.sends(f"EHLO h{number}.example")
+        session.says(f"250-mx{number}\r\n250-X{number}\r\n250 SIZE {number}")
+        session.sends(f"V{number} x", f"XCLIENT N{number}=1")
+        session.says(f"500 5.5.{number} what")
+        session.sends(f"MAIL FROM:<a{number}@x>", f"RCPT TO:<b{number}@y>", "DATA")
+        session.says(f"250 a{number}", f"250 b{number}", "354 go")
+        session.sends(f"text {number}\0", ".")
+        session.says(f"{400 + number % 200} {number}")
+        session.sends(f"\u00e9{number}", "QUIT")
+        session.says(f"500 {number}", "221 bye")
+        session.close("command_time_limit" if number % 2 else "quit")
+        if slots is not None:
+            self.admission.leave(slots)
+        self.calls.clear()
+        self.trace.writer.flush()
+
+    def snapshot(self) -> MetricsSnapshot:
+        """Return what the worker tells of itself."""
+        snapshot = MetricsSnapshot()
+        self.metrics.put_into(snapshot)
+        return snapshot
+
+
+def test_sessions_of_ever_new_names_leave_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admission, "ADDRESSES_KNOWN", 256)  # full after half of the sessions
+    service = Service(tmp_path)
+    gc.collect()
+    tracemalloc.start()
+    try:
+        sizes, keys = [], []
+        for number in range(SESSIONS):
+            service.run_session(number)
+            if number + 1 in (SESSIONS // 2, SESSIONS):
+                gc.collect()
+                sizes.append(tracemalloc.get_traced_memory()[0])
+                keys.append(len(msgspec.json.encode(service.snapshot())))
+    finally:
+        tracemalloc.stop()
+        service.trace.close()
+    assert sizes[1] - sizes[0] < GROWTH
+    assert keys[1] - keys[0] < 1000  # no more digits than that
+    assert service.trace.memory.octets == 0
