@@ -176,8 +176,6 @@ def run(
         settings = read()
     except ConfigError as error:
         _fail(error)
-    for warning in _warnings(settings):
-        say(warning, err=True)
     from smtpproxy.supervisor import supervisor  # `check` and `--help` need no event loop
 
     sys.exit(supervisor.main(settings, read))

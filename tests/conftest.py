@@ -1,5 +1,33 @@
-"""For all tests: properties are tried with the same examples each time."""
+"""For all tests: the same examples of properties each time, and log lines of the catalogue."""
 
+from collections.abc import Iterator, MutableMapping
+
+import pytest
+
+from smtpproxy.log import log
 from tests.support import effort
+from tests.support.catalogue import faults
 
 __all__ = ["effort"]
+
+FREE_LINES = ("tests.log.test_log", "tests.log.test_line_writer", "tests.text.test_console")
+"""Tests of how any line is written, with events of their own."""
+
+
+@pytest.fixture(autouse=True)
+def what_is_logged_is_in_the_catalogue(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """Fail a test in whose process a line is logged with an event or a field that has no row."""
+    found: list[str] = []
+    complete = log._complete
+
+    def checked(line: MutableMapping[str, object]) -> MutableMapping[str, object]:
+        line = complete(line)
+        found.extend(faults(line))
+        return line
+
+    if request.module.__name__ not in FREE_LINES:
+        monkeypatch.setattr(log, "_complete", checked)
+    yield
+    assert found == []

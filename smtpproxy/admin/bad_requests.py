@@ -9,7 +9,7 @@ from time import monotonic
 
 from aiohttp.http_exceptions import HttpProcessingError
 
-from smtpproxy.log import log
+from smtpproxy.log import events, log
 
 LOGGED_EVERY_S = 1.0
 """One line is logged in this time, with the number of requests since the last."""
@@ -35,11 +35,11 @@ class _BadRequests(logging.Handler):
         if isinstance(error, HttpProcessingError):
             self._count(type(error).__name__)
         elif record.levelno >= logging.ERROR:
-            log.get().error("internal_error", exc_info=error)
+            events.ADMIN_ERROR.log(log.get(), exc_info=error)
 
     def _count(self, kind: str) -> None:
         self._requests += 1
         now = monotonic()
         if now - self._logged_at >= LOGGED_EVERY_S:
-            log.get().warning("admin_bad_request", kind=kind, requests=self._requests)
+            events.ADMIN_BAD_REQUEST.log(log.get(), kind=kind, requests=self._requests)
             self._requests, self._logged_at = 0, now

@@ -63,7 +63,13 @@ class RecentSessions:
         self._looked = 0.0
         self.watched = False
 
-    def session(self, session: str, listener: str, client: str) -> "RecentSession | None":
+    def session(
+        self,
+        session: str,
+        listener: str,
+        backend: str,  # noqa: ARG002
+        client: str,
+    ) -> "RecentSession | None":
         """Begin to keep a session, if not enough of this second are kept already."""
         now = monotonic()
         if int(now) != self._second:
@@ -82,7 +88,7 @@ class RecentSessions:
         over = next((name for name, each in self._sessions.items() if each.over), None)
         self._sessions.pop(over or next(iter(self._sessions)))
 
-    def server_changed(self, backend: str, server: str, up: bool, why: str) -> None:
+    def server_changed(self, backend: str, server: str, up: bool, reason: str) -> None:
         """Keep nothing."""
 
     def look(self, *, anew: bool = False) -> None:
@@ -182,7 +188,7 @@ class RecentSession:
         )
         self.changed = True
 
-    def gave_up(self, server: str, why: str) -> None:
+    def gave_up(self, server: str, reason: str) -> None:
         """Keep nothing: its reply tells."""
 
     def settled(self, exchanges: list[Exchange]) -> None:
@@ -232,6 +238,9 @@ class RecentSession:
         if len(self._noted) < records.KEPT_NOTED:
             self._noted.append(records.Noted(self._id, monotonic() + self._offset, event, **values))
         self.changed = True
+
+    def broken(self, error: Exception) -> None:
+        """Keep nothing: its reply shows it."""
 
     def slowed(self) -> None:
         """Keep nothing."""
@@ -302,7 +311,7 @@ def _transaction(outcome: str, fields: dict[str, Any]) -> RecentTransaction:
         [*_first_of(accepted), *_first_of(refused)],
         len(accepted) + fields.get("more_recipients", 0),
         len(refused) + fields.get("more_refused", 0),
-        fields["size"],
+        fields["size_bytes"],
         text_of(_cut(fields["reply"])),
     )
 

@@ -60,7 +60,7 @@ class SessionObserver(Protocol):
         `ends` looks up both ends of both connections; only now, since they may close any time.
         """
 
-    def gave_up(self, server: str, why: str) -> None:
+    def gave_up(self, server: str, reason: str) -> None:
         """A server could not be connected to, or did not greet as it should."""
 
     def settled(self, exchanges: list[Exchange]) -> None:
@@ -75,6 +75,9 @@ class SessionObserver(Protocol):
     def noted(self, event: str, **values: str) -> None:
         """Something besides the dialogue: TLS began or failed, or the client was turned away."""
 
+    def broken(self, error: Exception) -> None:
+        """Something in the proxy itself went wrong; the session is closed with 421."""
+
     def closed(self, summary: SessionSummary) -> None:
         """The session is over."""
 
@@ -82,14 +85,11 @@ class SessionObserver(Protocol):
 class ServiceObserver(Protocol):
     """Watches the service.  No method may raise or block."""
 
-    def session(self, listener: str, client: str) -> SessionObserver:
-        """A client has connected to a listener; return who is to watch its session."""
+    def session(self, listener: str, backend: str, client: str) -> SessionObserver:
+        """A client has connected to a listener; return the observer of its session."""
 
-    def server_changed(self, backend: str, server: str, up: bool, why: str) -> None:
+    def server_changed(self, backend: str, server: str, up: bool, reason: str) -> None:
         """A server is down, or up again; once for each change."""
 
     def refused(self, reason: str, client: str, clients: int) -> None:
         """So many clients more were turned away for this reason, this one last."""
-
-    def broken(self, error: Exception) -> None:
-        """Something in the proxy itself went wrong; the session it met is closed with 421."""

@@ -127,7 +127,7 @@ def _mixed(failing: str) -> Dialogue:
     groups: Groups = ((*envelope, _DATA), (_CONTENT, _QUIT))
     delivered: tuple[ReceivedMessage, ...] = (ReceivedMessage(SENDER, (good,), DELIVERED),)
     if failing == "last-recipient":
-        # Not to be mended by a proxy: the MTA refuses the message, and says so.
+        # No proxy can make up for it: the MTA refuses the message.
         groups, delivered = ((*envelope, ScriptedExchange(b"DATA\r\n", 554)), (_QUIT,)), ()
     return Dialogue(
         "e",

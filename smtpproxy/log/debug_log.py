@@ -7,52 +7,56 @@ from structlog.typing import FilteringBoundLogger
 
 from smtpproxy.core.exchange import Exchange
 from smtpproxy.core.observer import ConnectionEnds, SessionSummary
-from smtpproxy.log import log
+from smtpproxy.log import events, log
+from smtpproxy.log.session_log import session_fields
 from smtpproxy.log.verb_name import verb_of
 
 
 class DebugLog:
     """Logs the exchanges of a worker's sessions."""
 
-    def session(self, session: str, listener: str, client: str) -> "SessionDebugLog":  # noqa: ARG002
+    def session(self, session: str, listener: str, backend: str, client: str) -> "SessionDebugLog":
         """Begin to log the exchanges of a session."""
-        return SessionDebugLog(session, log.get())
+        return SessionDebugLog(
+            session_fields(session, listener, backend, client, server=""), log.get()
+        )
 
-    def server_changed(self, backend: str, server: str, up: bool, why: str) -> None:
+    def server_changed(self, backend: str, server: str, up: bool, reason: str) -> None:
         """Say nothing: the log does already."""
 
 
 class SessionDebugLog:
     """Logs the exchanges of one session."""
 
-    __slots__ = ("_log", "_session")
+    __slots__ = ("_fields", "_log")
 
     content = None
 
-    def __init__(self, session: str, logger: FilteringBoundLogger) -> None:
-        self._session = session
+    def __init__(self, fields: dict[str, object], logger: FilteringBoundLogger) -> None:
+        self._fields = fields
         self._log = logger
 
     def settled(self, exchanges: list[Exchange]) -> None:
         """Log each: seconds it waited here, the MTA took, and its reply was held."""
         for exchange in exchanges:
-            self._log.debug(
-                "exchange",
-                session=self._session,
+            events.EXCHANGE.log(
+                self._log,
+                **self._fields,
                 verb=verb_of(exchange),
                 command=exchange.line.rstrip(b"\r\n"),
                 reply=exchange.reply.rstrip(b"\r\n"),
-                octets=exchange.octets,
+                content_bytes=exchange.octets,
                 pipelined=exchange.pipelined,
-                waited=_between(exchange.framed, exchange.sent),
-                taken=_between(exchange.sent, exchange.replied),
-                held=_between(exchange.replied, exchange.flushed),
+                queued_s=_between(exchange.framed, exchange.sent),
+                backend_s=_between(exchange.sent, exchange.replied),
+                held_s=_between(exchange.replied, exchange.flushed),
             )
 
-    def connected(self, server: str, ends: Callable[[], ConnectionEnds]) -> None:
-        """Say nothing: the log does already."""
+    def connected(self, server: str, ends: Callable[[], ConnectionEnds]) -> None:  # noqa: ARG002
+        """Learn which server it is."""
+        self._fields["server"] = server
 
-    def gave_up(self, server: str, why: str) -> None:
+    def gave_up(self, server: str, reason: str) -> None:
         """Say nothing: the log does already."""
 
     def transaction(self, outcome: str, fields: Callable[[], dict[str, Any]]) -> None:
@@ -61,12 +65,15 @@ class SessionDebugLog:
     def noted(self, event: str, **values: str) -> None:
         """Say nothing: the log does."""
 
+    def broken(self, error: Exception) -> None:
+        """Say nothing: the log does."""
+
     def slowed(self) -> None:
         """Say nothing: the log does."""
 
     def stalled(self) -> None:
         """Log that the client is not read for now."""
-        self._log.debug("client_stalled", session=self._session)
+        events.CLIENT_STALLED.log(self._log, **self._fields)
 
     def closed(self, summary: SessionSummary) -> None:
         """Say nothing: the log does already."""

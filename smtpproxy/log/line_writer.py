@@ -17,6 +17,8 @@ from threading import Thread
 from time import monotonic
 from typing import BinaryIO
 
+from smtpproxy.log.events import LOG_LINES_LOST
+
 Line = MutableMapping[str, object]
 """A line's fields; `timestamp`, `level` and `event` are the first ones."""
 Later = Callable[[Callable[[], None]], object]
@@ -190,7 +192,12 @@ class _Output:
     def _notice(self, lines: int) -> bytes:
         now = datetime.now(UTC)
         return self._render(
-            {"timestamp": now, "level": "warning", "event": "log_lines_lost", "lines": lines}
+            {
+                "timestamp": now,
+                "level": LOG_LINES_LOST.level,
+                "event": LOG_LINES_LOST.name,
+                "lines": lines,
+            }
         )
 
     def _write(self, octets: bytes, *, may_wait: bool) -> int:

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -24,6 +25,7 @@ import structlog
 from structlog import dev
 from structlog.typing import FilteringBoundLogger
 
+from smtpproxy.log import events
 from smtpproxy.log.line_writer import DELAY_S, Line, LineWriter
 from smtpproxy.text.escaping import printable, shortened
 
@@ -88,6 +90,17 @@ def gather(later: Callable[[float, Callable[[], None]], object] | None) -> None:
     writer = _writer()
     assert writer is not None, "configure comes first"
     writer.gather(None if later is None else partial(later, DELAY_S))
+
+
+def adopt_uncaught() -> None:
+    """Log what nothing catches, in this process and its threads, in place of a bare traceback."""
+
+    def uncaught(error: BaseException | None) -> None:
+        events.UNCAUGHT_EXCEPTION.log(get(), exc_info=error)
+
+    sys.excepthook = lambda _kind, error, _traceback: uncaught(error)
+    sys.unraisablehook = UnraisableLog()
+    threading.excepthook = lambda found: uncaught(found.exc_value)
 
 
 def lost() -> int:
@@ -250,7 +263,7 @@ class _LibraryMessages(logging.Handler):
         level = min(max(record.levelno // 10 * 10, logging.DEBUG), logging.ERROR)
         get().log(
             level,
-            "library_message",
+            events.LIBRARY_MESSAGE.name,
             library=record.name,
             message=record.getMessage(),
             exc_info=record.exc_info,
@@ -275,8 +288,8 @@ class UnraisableLog:
             return
         self._when = now
         error = unraisable.exc_value
-        get().error(
-            "library_message",
+        events.LIBRARY_MESSAGE.log(
+            get(),
             library="python",
             message=f"exception ignored in {unraisable.object!r}: {error!r}",
             exceptions=self._since,

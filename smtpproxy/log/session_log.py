@@ -9,12 +9,12 @@ from smtpproxy.core import verbs
 from smtpproxy.core.exchange import Exchange
 from smtpproxy.core.observer import ConnectionEnds, SessionSummary
 from smtpproxy.core.violations import LIMITS, BackendViolation
-from smtpproxy.log import log
+from smtpproxy.log import events, log
 from smtpproxy.log.transaction_summary import TransactionSummary
 
 _CONTINUES = frozenset((verbs.DATA, verbs.END_OF_DATA, verbs.BDAT))
 _BEGINS_ANEW = frozenset((verbs.RSET, verbs.EHLO, verbs.HELO))
-_WHY = {"proxy_header_unexpected": "its network is not in proxy_protocol"}
+_REASONS = {"proxy_header_unexpected": "its network is not in proxy_protocol"}
 """What an operator has to look at, by the kind of the violation."""
 
 
@@ -24,25 +24,42 @@ class ServiceLog:
     def __init__(self) -> None:
         self._log = log.get()
 
-    def session(self, session: str, listener: str, client: str) -> "SessionLog":
+    def session(self, session: str, listener: str, backend: str, client: str) -> "SessionLog":
         """Begin to log a session, under an id that no other session has."""
-        return SessionLog(session, listener, client, self._log)
+        return SessionLog(session, listener, backend, client, self._log)
 
-    def server_changed(self, backend: str, server: str, up: bool, why: str) -> None:
+    def server_changed(self, backend: str, server: str, up: bool, reason: str) -> None:
         """Log that a server is down, or up again."""
         if up:
-            self._log.info("server_up", backend=backend, server=server)
+            events.SERVER_UP.log(self._log, backend=backend, server=server)
         else:
-            self._log.warning("server_down", backend=backend, server=server, why=why)
+            events.SERVER_DOWN.log(self._log, backend=backend, server=server, reason=reason)
 
     def refused(self, reason: str, client: str, clients: int) -> None:
         """Log that clients were turned away; of those that have gone by themselves, quietly."""
-        tell = self._log.debug if reason == "client_lost" else self._log.warning
-        tell("clients_refused", reason=reason, client=client, clients=clients)
+        if reason == "client_lost":
+            events.CLIENTS_LOST.log(self._log, clients=clients)
+            return
+        client_ip = client or None
+        events.CLIENTS_REFUSED.log(self._log, reason=reason, client_ip=client_ip, clients=clients)
 
-    def broken(self, error: Exception) -> None:
-        """Log an error of the proxy itself, with its traceback."""
-        self._log.error("internal_error", exc_info=error)
+
+def session_fields(
+    session: str, listener: str, backend: str, client: str, server: str
+) -> dict[str, object]:
+    """Return the fields that each event of a session begins with (`events.SESSION`).
+
+    `client` is `192.0.2.1:4711`, `[2001:db8::1]:4711`, or `unix`.
+    """
+    host, colon, port = client.rpartition(":")
+    return {
+        "session": session,
+        "client_ip": host.strip("[]") if colon else None,
+        "client_port": int(port) if colon else None,
+        "listener": listener,
+        "backend": backend,
+        "server": server,
+    }
 
 
 class SessionLog:
@@ -53,6 +70,7 @@ class SessionLog:
     """
 
     __slots__ = (
+        "_backend",
         "_client",
         "_id",
         "_limits_told",
@@ -66,10 +84,16 @@ class SessionLog:
     content = None
 
     def __init__(
-        self, session: str, listener: str, client: str, logger: FilteringBoundLogger
+        self,
+        session: str,
+        listener: str,
+        backend: str,
+        client: str,
+        logger: FilteringBoundLogger,
     ) -> None:
         self._id = session
         self._listener = listener
+        self._backend = backend
         self._client = client
         self._server = ""
         self._limits_told: tuple[str, ...] = ()  # each is told once, however often it is reached
@@ -80,19 +104,15 @@ class SessionLog:
     def connected(self, server: str, ends: Callable[[], ConnectionEnds]) -> None:  # noqa: ARG002
         """Log that the session is open."""
         self._server = server
-        self._log.debug(
-            "session_opened",
-            session=self._id,
-            listener=self._listener,
-            client=self._client,
-            server=server,
-        )
+        self._emit(events.SESSION_OPENED)
 
-    def gave_up(self, server: str, why: str) -> None:
+    def _emit(self, event: events.Event, **values: object) -> None:
+        fields = session_fields(self._id, self._listener, self._backend, self._client, self._server)
+        event.log(self._log, **{**fields, **values})
+
+    def gave_up(self, server: str, reason: str) -> None:
         """Log that this session goes on to another server, or to none."""
-        self._log.info(
-            "server_given_up", session=self._id, client=self._client, server=server, why=why
-        )
+        self._emit(events.SERVER_GIVEN_UP, server=server, reason=reason)
 
     def settled(self, exchanges: list[Exchange]) -> None:
         """Follow transactions, and log the one that is over; log what broke the protocol."""
@@ -111,9 +131,12 @@ class SessionLog:
                 self._log_violation(exchange)
 
     def noted(self, event: str, **values: str) -> None:
-        """Log what happened besides the dialogue; only failures matter to everybody."""
-        level = self._log.debug if event == "tls_started" else self._log.warning
-        level(event, session=self._id, client=self._client, server=self._server, **values)
+        """Log what happened besides the dialogue."""
+        self._emit(events.EVENTS[event], **values)
+
+    def broken(self, error: Exception) -> None:
+        """Log an error of the proxy itself, with its traceback."""
+        self._emit(events.INTERNAL_ERROR, exc_info=error)
 
     def _begin(self, mail: Exchange) -> None:
         if self._transaction is not None and mail.code >= 300:
@@ -139,9 +162,7 @@ class SessionLog:
             return
         self._transaction = None
         outcome, fields = transaction.outcome, transaction.fields
-        self._log.info(
-            outcome, session=self._id, client=self._client, server=self._server, details=fields
-        )
+        self._emit(events.EVENTS[outcome], details=fields)
         for tell in self.on_transaction:
             tell(outcome, fields)
 
@@ -152,30 +173,23 @@ class SessionLog:
         if limit is not None:
             if limit not in self._limits_told:
                 self._limits_told += (limit,)
-                self._log.warning(
-                    "limit_reached",
-                    session=self._id,
-                    client=self._client,
-                    server=self._server,
+                self._emit(
+                    events.LIMIT_REACHED,
                     limit=limit,
                     command=exchange.line.rstrip(),
                     reply=exchange.reply.rstrip(),
                 )
             return
         by_backend = isinstance(problem, BackendViolation)
-        why = _WHY.get(problem.kind)
-        # What was mended did no harm, but tells who would be refused by `reject`.
-        tell = self._log.info if exchange.rewritten else self._log.warning
-        tell(
-            "backend_violation" if by_backend else "client_violation",
-            session=self._id,
-            client=self._client,
-            server=self._server,
+        reason = _REASONS.get(problem.kind)
+        # What was rewritten did no harm, but shows which clients `reject` would refuse.
+        self._emit(
+            events.BACKEND_VIOLATION if by_backend else events.CLIENT_VIOLATION,
             kind=problem.kind,
-            octets=problem.octets,
+            bytes=problem.octets,
             command=exchange.line.rstrip(),
-            refused=not exchange.rewritten,
-            **({"why": why} if why else {}),
+            rewritten=exchange.rewritten,
+            **({"reason": reason} if reason else {}),
         )
 
     def stalled(self) -> None:
@@ -183,27 +197,21 @@ class SessionLog:
 
     def slowed(self) -> None:
         """Log that the client is slowed down."""
-        self._log.info("client_slowed", session=self._id, client=self._client)
+        self._emit(events.CLIENT_SLOWED)
 
     def closed(self, summary: SessionSummary) -> None:
         """Log the session, and what was left of its last transaction."""
         self._finish()
         if summary.reason == "backend_lost":
-            self._log.warning(
-                "backend_lost", session=self._id, client=self._client, server=self._server
-            )
-        self._log.info(
-            "session_closed",
-            session=self._id,
-            listener=self._listener,
-            client=self._client,
-            server=self._server,
+            self._emit(events.BACKEND_LOST)
+        self._emit(
+            events.SESSION_CLOSED,
             reason=summary.reason,
-            seconds=round(summary.seconds, 4),
+            duration_s=round(summary.seconds, 4),
             messages=summary.messages,
             commands=summary.commands,
             pipelined=summary.pipelined,
             round_trips_saved=summary.pipelined,
-            octets_from_client=summary.client_octets,
-            octets_from_backend=summary.backend_octets,
+            bytes_from_client=summary.client_octets,
+            bytes_from_backend=summary.backend_octets,
         )

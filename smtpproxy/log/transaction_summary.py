@@ -96,7 +96,7 @@ class TransactionSummary:
         return "message_refused" if self.reply else "message_abandoned"
 
     def fields(self) -> dict[str, Any]:
-        """Return what the log says of it, when it is over; sizes in octets."""
+        """Return what the log says of it, when it is over; sizes in bytes."""
         if not self._fields:
             self._fields = self._make_fields()
             self._accepted = self._refused = []
@@ -116,9 +116,9 @@ class TransactionSummary:
             "sender": sender,
             "recipients": shown,
             "refused": shown_refused,
-            "size": self._octets,
+            "size_bytes": self._octets,
             "reply": self.reply.rstrip(),
-            "seconds": round(self._replied - self._began, 4),
+            "duration_s": round(self._replied - self._began, 4),
             "groups": [len(pipelined) + 1 for pipelined in begun],
         }
         if more := self._more_accepted + len(recipients) - len(shown):

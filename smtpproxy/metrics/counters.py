@@ -67,12 +67,18 @@ class MetricCounters:
         self.from_client = self.from_backend = self.content = 0
         self.to_client = self.to_backend = 0
 
-    def session(self, session: str, listener: str, client: str) -> "SessionCounters":  # noqa: ARG002
+    def session(
+        self,
+        session: str,  # noqa: ARG002
+        listener: str,  # noqa: ARG002
+        backend: str,  # noqa: ARG002
+        client: str,  # noqa: ARG002
+    ) -> "SessionCounters":
         """Begin to count for a session."""
         self.sessions += 1
         return SessionCounters(self)
 
-    def server_changed(self, backend: str, server: str, up: bool, why: str) -> None:
+    def server_changed(self, backend: str, server: str, up: bool, reason: str) -> None:
         """Count nothing: the supervisor knows which servers are up."""
 
     def put_into(self, snapshot: MetricsSnapshot) -> None:
@@ -126,7 +132,7 @@ class SessionCounters:
     def connected(self, server: str, ends: Callable[[], ConnectionEnds]) -> None:
         """Count nothing."""
 
-    def gave_up(self, server: str, why: str) -> None:
+    def gave_up(self, server: str, reason: str) -> None:
         """Count nothing."""
 
     def settled(self, exchanges: list[Exchange]) -> None:
@@ -181,6 +187,9 @@ class SessionCounters:
 
     def noted(self, event: str, **values: str) -> None:
         """Count nothing."""
+
+    def broken(self, error: Exception) -> None:
+        """Count nothing: the end of the session does."""
 
     def slowed(self) -> None:
         """Count nothing: pacing itself counts."""

@@ -17,7 +17,7 @@ from smtpproxy.net.write_batching import WriteBatcher
 class ListenerContext:
     """Made once for each listener.
 
-    name: the listener's name in the settings, for observers.
+    name, backend: the names in the settings, for observers.
     servers: those of its backend.  connection_slots: at the backend; None if there are as many as
     wanted.
     admission: who decides whether a client is served; None lets everybody in.
@@ -26,6 +26,7 @@ class ListenerContext:
     """
 
     name: str
+    backend: str
     policy: SessionPolicy
     servers: ServerPool
     timeouts: SessionTimeouts

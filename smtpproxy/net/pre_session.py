@@ -198,11 +198,11 @@ class PreSession(asyncio.Protocol):
         else:
             self._transport.abort()
         observer = self._listener_context.observer.session(
-            self._listener_context.name, self._peer.name
+            self._listener_context.name, self._listener_context.backend, self._peer.name
         )
         if why or setting:
             why = "; ".join(filter(None, (why, setting)))
-            observer.noted("client_turned_away", kind=reason, why=why)
+            observer.noted("client_turned_away", kind=reason, reason=why)
         seconds = monotonic() - self._started
         observer.closed(SessionSummary(reason, seconds, 0, 0, 0, len(self._octets), 0))
 

@@ -72,7 +72,9 @@ class Session:
         self.octets_client = self.octets_backend = 0
         self._started = self._since = now  # _since: begin of connecting, blocking or lingering
         self.peer = peer
-        self.observer = listener_context.observer.session(listener_context.name, peer.name)
+        self.observer = listener_context.observer.session(
+            listener_context.name, listener_context.backend, peer.name
+        )
         security = listener_context.security
         policy = (
             listener_context.policy
@@ -170,8 +172,8 @@ class Session:
 
     def refuse_loop(self) -> None:
         """Refuse a client that is the service's own connection to a server: it would never end."""
-        why = f"a server of its backend leads back to {self.listener_context.name}"
-        self.observer.noted("loop_detected", why=why)
+        reason = f"a server of its backend leads back to {self.listener_context.name}"
+        self.observer.noted("loop_detected", reason=reason)
         self.finish(partial(self.pipeline.fail, "loop_detected", replies.LOOP_DETECTED))
 
     def note_given_up(self, server: str, why: str) -> None:
@@ -383,7 +385,7 @@ class Session:
     # --- the end ------------------------------------------------------------------------------
 
     def _break_down(self, error: Exception, now: float) -> None:
-        self.listener_context.observer.broken(error)
+        self.observer.broken(error)
         self.pipeline.fail("internal_error", replies.INTERNAL_ERROR, now)
 
     def _end(self, now: float) -> None:

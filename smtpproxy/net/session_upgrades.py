@@ -152,7 +152,7 @@ class SessionUpgrades:
         return cast("asyncio.Protocol", connection)
 
     def _not_secured(self, why: str) -> None:
-        self._session.observer.noted("tls_failed", side=self._side, why=why)
+        self._session.observer.noted("tls_failed", side=self._side, reason=why)
         reason = f"{self._side}_tls_failed"
         reply = replies.CLIENT_TLS_FAILED if self.of_client else replies.BACKEND_TLS_FAILED
         self._session.finish(partial(self._session.pipeline.fail, reason, reply))

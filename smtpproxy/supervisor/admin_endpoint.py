@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from smtpproxy.config.address import Address
 from smtpproxy.config.schema import AdminSettings
-from smtpproxy.log import log
+from smtpproxy.log import events, log
 from smtpproxy.metrics.snapshot import MetricsSnapshot
 from smtpproxy.net.sockets import name_of
 
@@ -43,7 +43,7 @@ class AdminEndpoint:
         self._admin = AdminServer(settings.token, self._source)
         await self._admin.start(sockets)
         for each in sockets:
-            log.get().info("admin_listening", address=name_of(each))
+            events.ADMIN_LISTENING.log(log.get(), address=name_of(each))
 
     def reload_failed(self) -> None:
         """Learn that the settings that were to come into force did not."""

@@ -138,7 +138,7 @@ class Coordinator:
         if health.up != (server in self._down):
             return  # another worker was faster
         (self._down.discard if health.up else self._down.add)(server)
-        self._observer.server_changed(health.backend, health.server, health.up, health.why)
+        self._observer.server_changed(health.backend, health.server, health.up, health.reason)
         self._tell_all(health, worker)
 
     def ended(self, worker: WorkerProcess) -> None:

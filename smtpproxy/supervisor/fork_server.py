@@ -15,7 +15,7 @@ import os
 import signal
 import socket
 import struct
-import traceback
+import sys
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -218,7 +218,7 @@ def _end_with(run: Callable[[int], int], descriptor: int) -> NoReturn:
     try:
         code = run(descriptor)
     except BaseException:  # noqa: BLE001  the outermost frame of a process
-        traceback.print_exc()
+        sys.excepthook(*sys.exc_info())  # the log's own
     finally:
         os._exit(code)
 

@@ -13,7 +13,7 @@ from collections.abc import Container
 
 from smtpproxy.config.address import Address, ports_on_ipv4
 from smtpproxy.config.schema import Settings
-from smtpproxy.log import log
+from smtpproxy.log import events, log
 from smtpproxy.net import sockets
 from smtpproxy.net.tproxy import set_transparent
 from smtpproxy.supervisor import socket_activation
@@ -67,7 +67,7 @@ class ListenSockets:
                     _let_pass(self._open[key])
             except OSError as error:
                 why = os.strerror(error.errno) if error.errno else str(error)
-                log.get().error("cannot_listen", address=str(key[0]), why=why)
+                events.CANNOT_LISTEN.log(log.get(), address=str(key[0]), reason=why)
                 for (address, _), found in added.items():
                     self._close(address, found)
                 raise

@@ -18,8 +18,8 @@ from time import monotonic
 from smtpproxy import __version__
 from smtpproxy.config.decoding import ConfigError
 from smtpproxy.config.schema import Settings
-from smtpproxy.config.tls_validation import weak_backends
-from smtpproxy.log import log
+from smtpproxy.config.tls_validation import exposed_listeners, weak_backends
+from smtpproxy.log import events, log
 from smtpproxy.metrics.snapshot import MetricsSnapshot
 from smtpproxy.supervisor import upgrade
 from smtpproxy.supervisor.admin_endpoint import AdminEndpoint
@@ -125,7 +125,7 @@ class Supervisor:
             await self._admin_endpoint.close()
             self._listen_sockets.close()
             self._fork_server.close()
-        self._log.info("stopped", version=__version__)
+        events.STOPPED.log(self._log, version=__version__)
         return 0
 
     async def _start(self) -> str:
@@ -152,7 +152,7 @@ class Supervisor:
         return ""
 
     def _log_listening(self, name: str, address: str) -> None:
-        self._log.info("listening", listener=name, address=address, version=__version__)
+        events.LISTENING.log(self._log, listener=name, address=address, version=__version__)
 
     async def _take_over(self, predecessor: Predecessor) -> None:
         """Take over from the supervisor of an older version."""
@@ -165,7 +165,10 @@ class Supervisor:
     def _warn(self, settings: Settings) -> None:
         """Tell of what is as it was asked for, and weaker than it should be."""
         for name, how in weak_backends(settings):
-            self._log.warning("weak_tls", backend=name, how=how)
+            events.WEAK_TLS.log(self._log, backend=name, reason=how)
+        for name in exposed_listeners(settings):
+            backend = settings.listeners[name].backend
+            events.OPEN_RELAY_RISK.log(self._log, listener=name, backend=backend)
 
     def _tell_all(self, message: ToWorker, but: WorkerProcess | None) -> None:
         for worker_group in self._worker_groups:
@@ -218,8 +221,8 @@ class Supervisor:
         assert self._worker_group is not None
         await self._leave(self._worker_group)
         self._listen_sockets.close()
-        self._log.info(
-            "handed_over",
+        events.HANDED_OVER.log(
+            self._log,
             pid=successor.pid,
             version=__version__,
             new_version=successor.version,
@@ -271,8 +274,8 @@ class Supervisor:
 
     def _log_reloaded(self) -> None:
         assert self._worker_group is not None
-        self._log.info(
-            "reloaded",
+        events.RELOADED.log(
+            self._log,
             workers=self._worker_group.workers,
             sessions=self._coordinator.sessions(),
             version=__version__,
@@ -280,7 +283,7 @@ class Supervisor:
 
     def _reload_failed(self, *problems: str) -> None:
         self._admin_endpoint.reload_failed()
-        self._log.error("reload_failed", problems=problems)
+        events.RELOAD_FAILED.log(self._log, problems=problems)
 
     async def _leave(self, worker_group: WorkerGroup) -> None:
         """Let a worker group go, in its own time; return when all new clients are the new worker
@@ -330,7 +333,7 @@ class Supervisor:
         worker_groups = self._worker_groups
         for worker_group in worker_groups:
             worker_group.drain()
-        self._log.info("draining", sessions=self._coordinator.sessions())
+        events.DRAINING.log(self._log, sessions=self._coordinator.sessions())
         drained = asyncio.create_task(self._wait_for_all(), name="drain")
         insisted = asyncio.create_task(self._insisted.wait(), name="second signal")
         await asyncio.wait((drained, insisted), return_when=asyncio.FIRST_COMPLETED)
@@ -339,7 +342,7 @@ class Supervisor:
 
     def _on_fork_server_lost(self) -> None:
         """Follow the end of the fork server: only a new supervisor can start workers now."""
-        self._log.error("fork_server_lost")
+        events.FORK_SERVER_LOST.log(self._log)
         self._reload_wanted.set()
 
     # --- watching -----------------------------------------------------------------------------
@@ -379,6 +382,7 @@ def main(settings: Settings, read: Read) -> int:
     """Run the service in this process; return its exit code."""
     inherited = upgrade.take()
     log.configure(settings.log.level, settings.log.format)
+    log.adopt_uncaught()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # a session takes two
     fork_server = ForkServer()

@@ -8,7 +8,7 @@ from math import inf
 from time import monotonic
 
 from smtpproxy.config.schema import Settings
-from smtpproxy.log import log
+from smtpproxy.log import events, log
 from smtpproxy.supervisor.coordinator import Coordinator
 from smtpproxy.supervisor.fork_server import ForkServer
 from smtpproxy.supervisor.worker_process import WorkerProcess
@@ -75,7 +75,8 @@ class WorkerGroup:
             ready = asyncio.gather(*(worker.ready for worker in self._workers))
             fine = all(await asyncio.wait_for(ready, START_LIMIT_S))
         except (OSError, TimeoutError) as error:
-            self._log.error("cannot_start_workers", why=str(error) or "time limit")
+            reason = str(error) or "time limit"
+            events.CANNOT_START_WORKERS.log(self._log, reason=reason)
             fine = False
         if not fine:
             self.stop()
@@ -121,8 +122,12 @@ class WorkerGroup:
         delay = 0.0 if lived > LONG_LIFE_S else self._delay
         self._delay = min(max(FIRST_DELAY_S, 2 * delay), LONGEST_DELAY_S)
         self._coordinator.lost += 1
-        self._log.error(
-            "worker_lost", pid=worker.pid, code=worker.code, seconds=round(lived, 1), again_in=delay
+        events.WORKER_LOST.log(
+            self._log,
+            pid=worker.pid,
+            exit_code=worker.code,
+            duration_s=round(lived, 1),
+            restart_delay_s=delay,
         )
         task = asyncio.get_running_loop().create_task(self._replace(delay), name="replace worker")
         self._replacing.add(task)
@@ -135,7 +140,7 @@ class WorkerGroup:
         try:
             await self._start_worker()
         except OSError as error:
-            self._log.error("cannot_start_workers", why=str(error))
+            events.CANNOT_START_WORKERS.log(self._log, reason=str(error))
             await self._replace(LONGEST_DELAY_S)
 
     def excuse(self, seconds: float) -> None:
@@ -156,7 +161,8 @@ class WorkerGroup:
             if self._deadline and now > self._deadline:
                 worker.kill()
             elif now - worker.heard > limit:
-                self._log.error("worker_hangs", pid=worker.pid, silent=round(now - worker.heard, 1))
+                silent_s = round(now - worker.heard, 1)
+                events.WORKER_HANGS.log(self._log, pid=worker.pid, silent_s=silent_s)
                 worker.kill()
 
     def tell(self, message: ToWorker, but: WorkerProcess | None = None) -> None:

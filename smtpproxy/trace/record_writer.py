@@ -6,7 +6,7 @@ hot path: measure before changing (python -m tests.bench.trace).
 from collections.abc import Callable
 from time import monotonic, time
 
-from smtpproxy.log import log
+from smtpproxy.log import events, log
 from smtpproxy.trace.rotating_files import Lines, RotatingFiles
 
 Later = Callable[[Callable[[], None]], object]
@@ -86,4 +86,4 @@ class Writer:
 
     def _log_lost(self) -> None:
         self._lost_logged = self._files.lost
-        self._log.error("trace_records_lost", records=self._lost_logged, why=self._files.why)
+        events.TRACE_RECORDS_LOST.log(self._log, records=self._lost_logged, reason=self._files.why)

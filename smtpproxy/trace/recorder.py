@@ -60,7 +60,9 @@ class TraceRecorder:
         """Return how many records were not written."""
         return self.writer.lost
 
-    def session(self, session: str, listener: str, client: str) -> SessionRecorder | None:
+    def session(
+        self, session: str, listener: str, backend: str, client: str
+    ) -> SessionRecorder | None:
         """Begin to record a session, if its client is one of those to be recorded."""
         if self._networks and not self._is_wanted(client):
             return None
@@ -68,7 +70,7 @@ class TraceRecorder:
         captured = ContentCapture(
             self._kept, self._most, CONTENT_OCTETS if self._only_errors else None
         )
-        return SessionRecorder(self.writer, captured, flight, session, listener, client)
+        return SessionRecorder(self.writer, captured, flight, session, listener, backend, client)
 
     def _is_wanted(self, client: str) -> bool:
         host = client.rpartition(":")[0].strip("[]")
@@ -78,7 +80,7 @@ class TraceRecorder:
             return False
         return any(address in network for network in self._networks)
 
-    def server_changed(self, backend: str, server: str, up: bool, why: str) -> None:
+    def server_changed(self, backend: str, server: str, up: bool, reason: str) -> None:
         """Record nothing: it belongs to no session."""
 
     def close(self) -> None:

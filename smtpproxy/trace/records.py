@@ -30,6 +30,7 @@ class Opened(Struct, tag_field="what", tag="opened", omit_defaults=True, gc=Fals
     at: float
     listener: str
     client: str
+    backend: str = ""
 
 
 class GaveUp(Struct, tag_field="what", tag="gave_up", omit_defaults=True, gc=False):
@@ -38,7 +39,7 @@ class GaveUp(Struct, tag_field="what", tag="gave_up", omit_defaults=True, gc=Fal
     session: str
     at: float
     server: str
-    why: str
+    reason: str
 
 
 class Connected(Struct, tag_field="what", tag="connected", omit_defaults=True, gc=False):
@@ -57,9 +58,9 @@ class Noted(Struct, tag_field="what", tag="noted", omit_defaults=True, gc=False)
     """What happened besides the dialogue, by the name of the log's event.
 
     tls_started: the `side`, client or backend, went inside TLS of this version, with this cipher.
-    tls_failed: that side did not, `why`.  loop_detected: the client is the service's own connection
-    to a server, `why`.  client_turned_away: there was no dialogue at all, for
-    the reason `kind`, and `why`.
+    tls_failed: that side did not, for `reason`.  client_turned_away: there was no dialogue at
+    all, by `kind` and `reason`.  loop_detected: the client is the service's own connection to a
+    server, `reason`.  internal_error: the proxy itself failed.
     """
 
     session: str
@@ -69,7 +70,7 @@ class Noted(Struct, tag_field="what", tag="noted", omit_defaults=True, gc=False)
     version: str = ""
     cipher: str = ""
     kind: str = ""
-    why: str = ""
+    reason: str = ""
 
 
 KEPT_NOTED = 10
@@ -77,12 +78,12 @@ KEPT_NOTED = 10
 
 
 class Violation(Struct, omit_defaults=True, gc=False):
-    """What broke the protocol: by whom, how, with which octets; mended instead of refused?"""
+    """What broke the protocol: by whom, how, with which octets; rewritten instead of refused?"""
 
     by: str
     kind: str
     octets: str
-    mended: bool = False
+    rewritten: bool = False
 
 
 class Said(Struct, omit_defaults=True, gc=False):
@@ -174,6 +175,7 @@ class Closed(Struct, tag_field="what", tag="closed", omit_defaults=True, gc=Fals
     violations: list[str]
     transactions: list[Message]
     more_transactions: int = 0
+    backend: str = ""
 
 
 Record = Opened | GaveUp | Connected | Noted | Exchanged | Gap | Closed
@@ -329,9 +331,9 @@ def message_of(outcome: str, fields: dict[str, Any]) -> Message:
         fields["sender"],
         fields["recipients"],
         fields["refused"],
-        fields["size"],
+        fields["size_bytes"],
         text_of(fields["reply"]),
-        fields["seconds"],
+        fields["duration_s"],
         fields["groups"],
         fields.get("more_recipients", 0),
         fields.get("more_refused", 0),

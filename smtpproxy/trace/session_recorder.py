@@ -10,6 +10,7 @@ from typing import Any
 from smtpproxy.core import verbs
 from smtpproxy.core.exchange import Exchange
 from smtpproxy.core.observer import ConnectionEnds, SessionSummary
+from smtpproxy.log.events import INTERNAL_ERROR
 from smtpproxy.text.escaping import shortened
 from smtpproxy.trace import records
 from smtpproxy.trace.content_capture import CapturedContent, ContentCapture
@@ -48,10 +49,12 @@ class SessionRecorder:
         flight: Keeps the session until it is over, if only what went wrong is to be written.
         session: The session's id.
         listener: The listener's name.
+        backend: The backend's name.
         client: The client's address.
     """
 
     __slots__ = (
+        "_backend",
         "_captured",
         "_client",
         "_codes",
@@ -77,11 +80,13 @@ class SessionRecorder:
         flight: "FlightRecorder | None",
         session: str,
         listener: str,
+        backend: str,
         client: str,
     ) -> None:
         self.id = session
         self._writer = writer
         self._listener = listener
+        self._backend = backend
         self._client = client
         self._server = ""
         self._opened = monotonic() + writer.offset
@@ -95,7 +100,7 @@ class SessionRecorder:
         self._more_messages = 0
         self._messages_room = KEPT_MESSAGES_OCTETS if flight is None else KEPT_OCTETS // 4
         self._flight = flight
-        self._add(records.Opened(session, self._opened, listener, client))
+        self._add(records.Opened(session, self._opened, listener, client, backend))
 
     def _add(self, record: records.Record) -> None:
         if self._flight is None:
@@ -113,10 +118,10 @@ class SessionRecorder:
             records.Connected(self.id, at, server, end.client, end.listener, end.proxy, end.server)
         )
 
-    def gave_up(self, server: str, why: str) -> None:
+    def gave_up(self, server: str, reason: str) -> None:
         """Record that a server could not be had."""
         at = monotonic() + self._writer.offset
-        self._add(records.GaveUp(self.id, at, server, shortened(why, WHY_BYTES)))
+        self._add(records.GaveUp(self.id, at, server, shortened(reason, WHY_BYTES)))
         if self._flight is not None:
             self._flight.failed = True
 
@@ -184,6 +189,10 @@ class SessionRecorder:
             self._noted += 1
             self._add(records.Noted(self.id, monotonic() + self._writer.offset, event, **values))
 
+    def broken(self, error: Exception) -> None:
+        """Record that the proxy itself failed."""
+        self.noted(INTERNAL_ERROR.name, reason=type(error).__name__)
+
     def slowed(self) -> None:
         """Record nothing: the times tell."""
 
@@ -219,6 +228,7 @@ class SessionRecorder:
             self._violations,
             self._messages,
             self._more_messages,
+            self._backend,
         )
 
 

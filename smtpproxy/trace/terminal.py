@@ -84,7 +84,7 @@ def show(console: Console, session: RecordedSession) -> None:
             )
         )
     for gone in session.gave_up:
-        console.print(Text(f"gave up {gone.server}: {gone.why}", BAD))
+        console.print(Text(f"gave up {gone.server}: {gone.reason}", BAD))
     console.print()
     console.print(Timeline(rows_of(session)))
     if session.gap is not None:
@@ -154,9 +154,9 @@ def note(noted: Noted) -> Label:
             inside = f"inside {noted.version.replace('TLSv', 'TLS ')}"
             return Label(inside, f"{side} is {inside}, {noted.cipher}", QUIET)
         case "tls_failed":
-            return Label("TLS failed", f"TLS with {side} failed: {noted.why}", BAD)
+            return Label("TLS failed", f"TLS with {side} failed: {noted.reason}", BAD)
         case _:
-            return Label("turned away", f"{noted.event.replace('_', ' ')}: {noted.why}", BAD)
+            return Label("turned away", f"{noted.event.replace('_', ' ')}: {noted.reason}", BAD)
 
 
 def _what_went_on(session: RecordedSession) -> Iterator[RenderableType]:
@@ -164,7 +164,7 @@ def _what_went_on(session: RecordedSession) -> Iterator[RenderableType]:
         yield Text(label.long, label.style)
     for each in session.exchanges:
         if each.violation is not None:
-            how = "mended" if each.violation.mended else "refused"
+            how = "rewritten" if each.violation.rewritten else "refused"
             yield Text(f"violation by the {each.violation.by}: {each.violation.kind}, {how}", BAD)
             yield Text(f"    {each.violation.octets}", QUIET)
         yield from _what_differed(each)

@@ -108,6 +108,7 @@ class App:
         backend = settings.backends[listener.backend]
         return ListenerContext(
             name=name,
+            backend=listener.backend,
             policy=_policy(settings, listener, backend),
             servers=self._servers[listener.backend],
             timeouts=self._timeouts,

@@ -91,9 +91,9 @@ class ControlLink(asyncio.Protocol):
         if self._transport is not None:
             self._transport.write(encode(message))
 
-    def changed(self, backend: str, server: str, up: bool, why: str) -> None:
+    def changed(self, backend: str, server: str, up: bool, reason: str) -> None:
         """Tell that a server has gone down or come up."""
-        self.tell(Health(backend, server, up, why))
+        self.tell(Health(backend, server, up, reason))
 
     def ask(self, backend: str, answer: SlotAnswer) -> int:
         """Ask for a place at a backend; return the ticket to leave with."""

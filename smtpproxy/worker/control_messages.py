@@ -55,12 +55,12 @@ class Granted(Struct, tag=True):
 
 
 class Health(Struct, tag=True):
-    """Both ways: a server is down, or up again; `why` is for the log."""
+    """Both ways: a server is down, or up again; `reason` is for the log."""
 
     backend: str
     server: str
     up: bool
-    why: str = ""
+    reason: str = ""
 
 
 class Look(Struct, tag=True):

@@ -11,7 +11,6 @@ import encodings.unicode_escape  # noqa: F401  like the two above
 import gc
 import signal
 import socket
-import sys
 from itertools import islice
 
 import uvloop
@@ -110,7 +109,7 @@ def main(control: int) -> int:
     if start is None:
         return 1
     log.configure(start.settings.log.level, start.settings.log.format)
-    sys.unraisablehook = log.UnraisableLog()
+    log.adopt_uncaught()
     # What is loaded by now stays; collecting it over and over cost a third of all CPU (bench S1).
     gc.collect()
     gc.freeze()

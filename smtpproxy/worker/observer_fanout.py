@@ -24,10 +24,12 @@ class TransactionObserver(SessionObserver, Protocol):
 class SessionObserverFactory(Protocol):
     """Watches the service beside the log."""
 
-    def session(self, session: str, listener: str, client: str) -> TransactionObserver | None:
+    def session(
+        self, session: str, listener: str, backend: str, client: str
+    ) -> TransactionObserver | None:
         """Return who is to watch this session, or None if nobody."""
 
-    def server_changed(self, backend: str, server: str, up: bool, why: str) -> None:
+    def server_changed(self, backend: str, server: str, up: bool, reason: str) -> None:
         """A server is down, or up again."""
 
 
@@ -40,32 +42,28 @@ class ObserverFanout:
         self._prefix = urandom(3).hex()
         self._count = count(1)
 
-    def session(self, listener: str, client: str) -> SessionObserver:
+    def session(self, listener: str, backend: str, client: str) -> SessionObserver:
         """Begin to observe a session."""
         name = f"{self._prefix}-{next(self._count)}"
-        log = self._log.session(name, listener, client)
+        log = self._log.session(name, listener, backend, client)
         if not self._watchers:
             return log
-        found = [each.session(name, listener, client) for each in self._watchers]
+        found = [each.session(name, listener, backend, client) for each in self._watchers]
         watching = [each for each in found if each is not None]
         if not watching:
             return log
         log.on_transaction = [each.transaction for each in watching]
         return SessionObserverFanout([log, *watching])
 
-    def server_changed(self, backend: str, server: str, up: bool, why: str) -> None:
+    def server_changed(self, backend: str, server: str, up: bool, reason: str) -> None:
         """Tell all that a server is down, or up again."""
-        self._log.server_changed(backend, server, up, why)
+        self._log.server_changed(backend, server, up, reason)
         for each in self._watchers:
-            each.server_changed(backend, server, up, why)
+            each.server_changed(backend, server, up, reason)
 
     def refused(self, reason: str, client: str, clients: int) -> None:
         """Log that clients were turned away; the figures count them."""
         self._log.refused(reason, client, clients)
-
-    def broken(self, error: Exception) -> None:
-        """Log an error of the proxy itself."""
-        self._log.broken(error)
 
 
 class SessionObserverFanout:
@@ -84,10 +82,10 @@ class SessionObserverFanout:
         for each in self._observers:
             each.connected(server, ends)
 
-    def gave_up(self, server: str, why: str) -> None:
+    def gave_up(self, server: str, reason: str) -> None:
         """A server could not be had."""
         for each in self._observers:
-            each.gave_up(server, why)
+            each.gave_up(server, reason)
 
     def settled(self, exchanges: list[Exchange]) -> None:
         """These replies were flushed in one write."""
@@ -108,6 +106,11 @@ class SessionObserverFanout:
         """The client is not read for now."""
         for each in self._observers:
             each.stalled()
+
+    def broken(self, error: Exception) -> None:
+        """Something in the proxy itself went wrong."""
+        for each in self._observers:
+            each.broken(error)
 
     def closed(self, summary: SessionSummary) -> None:
         """The session is over."""

@@ -38,7 +38,7 @@ def told(recent: RecentSessions) -> dict[str, object]:
 def test_so_many_sessions_a_second_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("smtpproxy.admin.recent_sessions.monotonic", lambda: 100.5)
     recent = RecentSessions()
-    taken = [recent.session(f"s-{number}", "l", "c") for number in range(1000)]
+    taken = [recent.session(f"s-{number}", "l", "b", "c") for number in range(1000)]
     assert sum(each is not None for each in taken) == PER_SECOND
 
 
@@ -106,7 +106,7 @@ def test_tls_is_told_by_its_side() -> None:
     recent = watched()
     session = Watched(recent)
     session.observer.noted("tls_started", side="client", version="TLSv1.3", cipher="x")
-    session.observer.noted("tls_failed", side="backend", why="x")
+    session.observer.noted("tls_failed", side="backend", reason="x")
     found = told(recent)
     assert found["tls"] == {"client": "TLSv1.3"}
     noted = [each for each in found["records"] if each["what"] == "noted"]  # type: ignore[attr-defined]  # a list

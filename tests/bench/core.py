@@ -44,7 +44,7 @@ def session(scenario: Scenario, listener_context: ObserverFanout | None) -> Call
 
     def play() -> None:
         observer = (
-            listener_context.session("127.0.0.1:25", "127.0.0.1:4711") if listener_context else None
+            listener_context.session("smtp", "mta", "127.0.0.1:4711") if listener_context else None
         )
         pipeline = Pipeline(policy, discard, observer or Nobody(), 1.0)
         pipeline.connect_backend(discard)

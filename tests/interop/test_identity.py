@@ -53,7 +53,7 @@ def test_postfix_learns_the_client_from_a_proxy_header(identity: str) -> None:
         configured(FROM_A_PROXY, backend(mta, identity)) as (port, process),
     ):
         send(port)
-        logged = '"client":"192.0.2.7:4711"'
+        logged = '"client_ip":"192.0.2.7","client_port":4711'
         eventually(lambda: logged in process.printed() or None, "the client in the log")
         logged_by(mta, "client=unknown[192.0.2.7]")
 
@@ -165,7 +165,7 @@ def test_whom_swaks_speaks_for_by_xclient_is_whom_postfix_serves(identity: str) 
         logged = '"event":"message_relayed"'
         eventually(lambda: logged in process.printed() or None, "the message in the log")
         (line,) = [line for line in process.printed().splitlines() if logged in line]
-        assert '"client":"192.0.2.7:4711"' in line
+        assert '"client_ip":"192.0.2.7","client_port":4711' in line
 
 
 _HAPROXY = """\
@@ -201,8 +201,9 @@ def test_haproxy_in_front_tells_who_its_clients_are() -> None:
     ):
         assert wire.replies(1) == [220]
         assert wire.ask(*GROUP, b"QUIT") == [250, 250, 250, 221]
-        client = wire.own_address
-        eventually(lambda: f'"client":"{client}"' in process.printed() or None, "the client")
+        host, _, own_port = wire.own_address.rpartition(":")
+        client = f'"client_ip":"{host}","client_port":{own_port}'
+        eventually(lambda: client in process.printed() or None, "the client")
 
 
 @pytest.mark.parametrize("identity", ["proxy-v1", "proxy-v2"])

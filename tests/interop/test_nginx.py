@@ -100,5 +100,5 @@ def test_the_mta_serves_the_client_of_nginx_and_not_whom_that_client_names(ident
             assert mta.find(message).without_trace() == message.as_kept()
             client = "client=unknown[127.0.0.9]"
             eventually(lambda: client in mta.printed() or None, "the client in the MTA's log")
-            client = '"client":"127.0.0.9:0"'
+            client = '"client_ip":"127.0.0.9","client_port":0'
             eventually(lambda: client in process.printed() or None, "the client in the log")

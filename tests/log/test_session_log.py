@@ -27,7 +27,7 @@ class Logged:
     def __init__(self, level: str = "info") -> None:
         self._stream = io.BytesIO()
         log.configure(level, "json", self._stream)
-        self.session = ServiceLog().session("1-1", "127.0.0.1:2525", "192.0.2.1:4711")
+        self.session = ServiceLog().session("1-1", "smtp", "old", "192.0.2.1:4711")
         self.session.connected("10.0.0.5:25", ends)
         self.pipeline = Pipeline(
             SessionPolicy(recipients=10_000), lambda _: None, self.session, 10.0
@@ -68,10 +68,11 @@ def test_a_message_is_one_line_with_what_an_operator_asks_for() -> None:
     logged.says("250 2.0.0 queued as 17")
     (line,) = logged.lines
     assert line["event"] == "message_relayed"
-    assert (line["client"], line["server"]) == ("192.0.2.1:4711", "10.0.0.5:25")
+    assert (line["client_ip"], line["client_port"]) == ("192.0.2.1", 4711)
+    assert (line["listener"], line["backend"], line["server"]) == ("smtp", "old", "10.0.0.5:25")
     assert (line["sender"], line["recipients"], line["refused"]) == ("a@x", ["b@y"], ["c@z 550"])
-    assert (line["size"], line["reply"]) == (6, "250 2.0.0 queued as 17")
-    assert (line["seconds"], line["groups"]) == (1.5, [4, 1])
+    assert (line["size_bytes"], line["reply"]) == (6, "250 2.0.0 queued as 17")
+    assert (line["duration_s"], line["groups"]) == (1.5, [4, 1])
 
 
 @pytest.mark.parametrize(
@@ -113,7 +114,11 @@ def test_bdat_chunks_make_one_message() -> None:
     logged.sends("MAIL FROM:<a@x>", "RCPT TO:<b@y>", "BDAT 2", "", "BDAT 2 LAST", "")
     logged.says("250 a", "250 b", "250 2 octets", "250 queued")
     (line,) = logged.lines
-    assert (line["event"], line["size"], line["reply"]) == ("message_relayed", 4, "250 queued")
+    assert (line["event"], line["size_bytes"], line["reply"]) == (
+        "message_relayed",
+        4,
+        "250 queued",
+    )
 
 
 def test_a_session_is_one_line() -> None:
@@ -137,7 +142,7 @@ def test_violations_are_logged_with_their_octets_escaped() -> None:
     logged.says("250 \x1b[2Jhello\r\n250 surplus")
     client, backend = logged.lines
     assert (client["event"], client["kind"]) == ("client_violation", "bare_cr_or_nul_in_command")
-    assert client["octets"] == r"NOOP\rMAIL FROM:<x>\r\n"
+    assert client["bytes"] == r"NOOP\rMAIL FROM:<x>\r\n"
     assert (backend["event"], backend["kind"]) == ("backend_violation", "reply_not_asked_for")
 
 
@@ -251,4 +256,4 @@ def test_at_level_debug_each_exchange_is_logged() -> None:
     assert [line["event"] for line in lines[-4:]] == [*["exchange"] * 3, "client_stalled"]
     auth, noop = lines[-3:-1]
     assert (auth["verb"], auth["command"], auth["reply"]) == ("AUTH", "AUTH PLAIN *", "235 in")
-    assert (auth["taken"], noop["taken"], noop["held"]) == (0.25, 0.25, 0.0)
+    assert (auth["backend_s"], noop["backend_s"], noop["held_s"]) == (0.25, 0.25, 0.0)

@@ -166,8 +166,8 @@ class Watcher:
     summaries: list[SessionSummary] = field(default_factory=list)
     notes: list[tuple[str, dict[str, str]]] = field(default_factory=list)
 
-    def session(self, listener: str, client: str) -> "Watcher":
-        assert (listener, client) == ("listener", "192.0.2.1:4711")
+    def session(self, listener: str, backend: str, client: str) -> "Watcher":
+        assert (listener, backend, client) == ("listener", "backend", "192.0.2.1:4711")
         return self
 
     content: Callable[[bytes, bytes], None] | None = None
@@ -192,15 +192,15 @@ class Watcher:
     def closed(self, summary: SessionSummary) -> None:
         self.summaries.append(summary)
 
-    def gave_up(self, server: str, why: str) -> None:
-        self.given_up.append((server, why))
+    def gave_up(self, server: str, reason: str) -> None:
+        self.given_up.append((server, reason))
 
-    def server_changed(self, backend: str, server: str, up: bool, why: str) -> None:
+    def server_changed(self, backend: str, server: str, up: bool, reason: str) -> None:
         assert backend == "backend"
         if up:
             self.up.append(server)
         else:
-            self.down.append((server, why))
+            self.down.append((server, reason))
 
     def refused(self, reason: str, client: str, clients: int) -> None:
         self.turned_away.append((reason, client, clients))
@@ -236,6 +236,7 @@ class Stage:
         )
         listener_context = ListenerContext(
             "listener",
+            "backend",
             policy,
             group,
             self.timeouts,

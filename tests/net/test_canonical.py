@@ -7,6 +7,7 @@ import pytest
 
 from tests.net.conftest import Logged
 from tests.net.real_sockets import V1_HEADER, Stage, client, deliver
+from tests.support.catalogue import client_of
 
 MAPPED = bytes(10) + b"\xff\xff"
 ENDS = MAPPED + bytes((192, 0, 2, 7)) + MAPPED + bytes((198, 51, 100, 1)) + b"\x12\x67\x00\x19"
@@ -48,7 +49,7 @@ async def test_a_mapped_address_is_that_of_ipv4(
             await one.ask(b"EHLO front")
             assert await one.ask(XCLIENT) == [b"220 mx"]
         await deliver(one)
-    assert [line["client"] for line in logged("message_relayed")] == ["192.0.2.7:4711"]
+    assert [client_of(line) for line in logged("message_relayed")] == ["192.0.2.7:4711"]
     said = [line for line in stage.backend.heard if line.startswith((b"XCLIENT", b"XFORWARD"))]
     assert [*stage.backend.headers, *said][-1:] == TOLD[identity]
 

@@ -266,5 +266,5 @@ async def test_who_can_not_be_known_is_closed_before_anything_else(
         await here.lets_go()
         assert here.mta.connections == []
         assert here.reasons() == []
-        (told,) = here.logged("clients_refused")
-        assert (told["level"], told["reason"], told["client"]) == ("debug", "client_lost", "")
+        (told,) = here.logged("clients_lost")
+        assert (told["level"], told["clients"]) == ("debug", 1)

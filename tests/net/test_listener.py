@@ -25,7 +25,7 @@ class AnyWatcher(Watcher):
         super().__init__()
         self.clients: list[str] = []
 
-    def session(self, listener: str, client: str) -> "AnyWatcher":  # noqa: ARG002
+    def session(self, listener: str, backend: str, client: str) -> "AnyWatcher":  # noqa: ARG002
         self.clients.append(client.rpartition(":")[0])
         return self
 
@@ -73,7 +73,9 @@ async def test_a_session_goes_through(host: str, mta: Address, tmp_path: Path) -
     timeouts = SessionTimeouts(LIMITS, hold=0.2)
     listener = Listener(
         wanted,
-        ListenerContext("l", SessionPolicy(), only(mta), timeouts, WriteBatcher(), AnyWatcher()),
+        ListenerContext(
+            "l", "b", SessionPolicy(), only(mta), timeouts, WriteBatcher(), AnyWatcher()
+        ),
     )
     await listener.open()
     (address,) = listener.addresses
@@ -108,7 +110,13 @@ def kept_alive(opened: socket.socket) -> tuple[int, ...]:
 def listener_at(address: Address, mta: Address, **options: bool) -> tuple[Listener, AnyWatcher]:
     watcher = AnyWatcher()
     service = ListenerContext(
-        "l", SessionPolicy(), only(mta), SessionTimeouts(LIMITS, hold=0.2), WriteBatcher(), watcher
+        "l",
+        "b",
+        SessionPolicy(),
+        only(mta),
+        SessionTimeouts(LIMITS, hold=0.2),
+        WriteBatcher(),
+        watcher,
     )
     return Listener(address, service, **options), watcher
 
@@ -168,7 +176,7 @@ async def test_a_socket_left_behind_is_replaced_but_a_live_one_is_not(
         dead.bind(str(path))
     timeouts = SessionTimeouts(LIMITS, hold=0.2)
     listener_context = ListenerContext(
-        "l", SessionPolicy(), only(mta), timeouts, WriteBatcher(), AnyWatcher()
+        "l", "b", SessionPolicy(), only(mta), timeouts, WriteBatcher(), AnyWatcher()
     )
     first = Listener(Address(path=str(path)), listener_context)
     await first.open()
@@ -185,7 +193,7 @@ async def test_a_socket_left_behind_is_replaced_but_a_live_one_is_not(
 async def test_an_address_in_use_is_an_error(mta: Address) -> None:
     timeouts = SessionTimeouts(LIMITS, hold=0.2)
     listener_context = ListenerContext(
-        "l", SessionPolicy(), only(mta), timeouts, WriteBatcher(), AnyWatcher()
+        "l", "b", SessionPolicy(), only(mta), timeouts, WriteBatcher(), AnyWatcher()
     )
     first = Listener(Address(host="127.0.0.1", port=0), listener_context)
     await first.open()

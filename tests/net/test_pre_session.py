@@ -9,6 +9,7 @@ import pytest
 from smtpproxy.net.pre_session import TLS_ALERT
 from tests.net.conftest import Logged
 from tests.net.real_sockets import IMPLICIT, STARTTLS, Stage, client, deliver
+from tests.support.catalogue import client_of
 
 HEADER = b"PROXY TCP4 192.0.2.7 198.51.100.1 4711 25\r\n"
 BEHIND = 'proxy_protocol = ["127.0.0.0/8"]'
@@ -49,7 +50,7 @@ async def test_a_header_may_come_octet_by_octet(stage: Stage, logged: Logged) ->
                 await asyncio.sleep(0)
             assert await one.reply() == b"220 mx"
             await deliver(one, greeted=1)
-    assert [line["client"] for line in logged("message_relayed")] == ["192.0.2.7:4711"] * 2
+    assert [client_of(line) for line in logged("message_relayed")] == ["192.0.2.7:4711"] * 2
 
 
 @pytest.mark.parametrize("at", range(1, len(HEADER) + 4))
@@ -71,7 +72,7 @@ async def test_where_nobody_is_named_it_is_who_has_connected(
         assert await one.reply() == b"220 mx"
         await deliver(one)
         own = one.writer.get_extra_info("sockname")
-    assert logged("message_relayed")[0]["client"] == f"127.0.0.1:{own[1]}"
+    assert client_of(logged("message_relayed")[0]) == f"127.0.0.1:{own[1]}"
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -86,7 +87,7 @@ async def test_without_a_good_header_there_is_no_session(
     (told,) = logged("client_turned_away")
     limit = "proxy_header_time_limit"
     assert told["kind"] == (limit if name in TOO_SLOW else "bad_proxy_header")
-    assert told["why"].endswith("; its network is in proxy_protocol")
+    assert told["reason"].endswith("; its network is in proxy_protocol")
     assert logged("session_closed")[0]["reason"] == told["kind"]
 
 
@@ -99,7 +100,7 @@ async def test_a_header_cut_short_is_no_header(stage: Stage, logged: Logged, hea
             one.writer.write_eof()
             assert MISSING.fullmatch(await one.rest())
     expected = ["cut short; its network is in proxy_protocol"] * 3
-    assert [told["why"] for told in logged("client_turned_away")] == expected
+    assert [told["reason"] for told in logged("client_turned_away")] == expected
 
 
 MODES = {
@@ -124,7 +125,7 @@ async def test_a_header_from_who_is_not_believed_never_reaches_the_backend(
     assert stage.backend.heard == []
     (told,) = logged("client_turned_away") + logged("client_violation")
     assert told["kind"] == "proxy_header_unexpected"
-    assert told["why"] == "its network is not in proxy_protocol"
+    assert told["reason"] == "its network is not in proxy_protocol"
     assert [line["reason"] for line in logged("session_closed")] == ["proxy_header_unexpected"]
 
 
@@ -148,7 +149,7 @@ async def test_nor_does_a_second_one(stage: Stage, logged: Logged, header: bytes
         one.writer.write(HEADER + header + b"QUIT\r\n")
         assert (await one.reply(), await one.reply()) == (b"220 mx", REFUSED)
     assert stage.backend.heard == []
-    assert logged("client_violation")[0]["client"] == "192.0.2.7:4711"
+    assert client_of(logged("client_violation")[0]) == "192.0.2.7:4711"
 
 
 async def test_nor_does_a_second_one_ahead_of_tls(stage: Stage, logged: Logged) -> None:
@@ -168,7 +169,7 @@ async def test_who_owes_a_header_and_sends_none_has_a_reply(
     assert rest == TLS_ALERT if mode == "implicit" else MISSING.fullmatch(rest)
     assert stage.backend.heard == []
     (told,) = logged("client_turned_away")
-    assert told["why"] == "no PROXY header; its network is in proxy_protocol"
+    assert told["reason"] == "no PROXY header; its network is in proxy_protocol"
 
 
 async def test_who_owes_a_clienthello_has_the_time_of_a_handshake(

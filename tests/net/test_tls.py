@@ -167,7 +167,7 @@ async def test_a_backend_that_begins_with_tls_is_verified_before_anything_is_sai
         assert (await one.rest()).startswith(b"421 4.4.1 ")
     assert stage.backend.heard == []
     (down,) = logged("server_down")
-    assert down["why"].startswith(("certificate: ", "closed in the TLS handshake"))
+    assert down["reason"].startswith(("certificate: ", "closed in the TLS handshake"))
 
 
 async def test_who_does_not_care_may_leave_the_backend_unverified(stage: Stage) -> None:

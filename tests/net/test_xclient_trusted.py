@@ -7,6 +7,7 @@ import pytest
 
 from tests.net.conftest import Logged
 from tests.net.real_sockets import IMPLICIT, STARTTLS, V1_HEADER, Client, Stage, client, deliver
+from tests.support.catalogue import client_of
 
 TRUSTED = 'xclient = ["127.0.0.0/8"]'
 SPEAKS = b"XCLIENT NAME=[UNAVAILABLE] ADDR=192.0.2.7 PORT=4711"
@@ -15,7 +16,7 @@ HEADER = b"PROXY TCP4 192.0.2.7 127.0.0.1 4711 %d\r\n"
 
 def clients_of(event: str, logged: Logged) -> list[str]:
     """Return the clients that the log names with an event."""
-    return [line["client"] for line in logged(event)]
+    return [client_of(line) for line in logged(event)]
 
 
 async def introduce(one: Client, said: bytes = SPEAKS) -> bytes:

@@ -241,8 +241,8 @@ class TestReadiness:
             with socket.create_connection(proxy, 10, ("127.0.0.9", 0)) as unwanted:
                 assert unwanted.makefile("rb").read() == b"450 not you\r\n"
             given_up = program.event("server_given_up")
-            assert given_up["client"].startswith("127.0.0.9:")
-            assert given_up["why"] == "greeted with 450"
+            assert given_up["client_ip"] == "127.0.0.9"
+            assert given_up["reason"] == "greeted with 450"
             assert ask(address, "/readyz") == (200, "ready\n")
         with socket.create_connection(proxy, 10) as wanted:
             assert wanted.recv(100) == b"220 mx\r\n"

@@ -43,7 +43,7 @@ def settings(*servers: str) -> Settings:
 def test_a_new_worker_is_told_which_servers_are_down(coordinator: Coordinator) -> None:
     """Else, with a server that swallows connects, its first clients wait for the time limit."""
     (backend,) = settings("192.0.2.1:25").backends
-    coordinator.change(Health(backend, "192.0.2.1:25", up=False, why="why"))
+    coordinator.change(Health(backend, "192.0.2.1:25", up=False, reason="refused"))
     worker: Any = Worker(coordinator, 1)
     coordinator.send_servers_down(worker)
     assert worker.told == [Health(backend, "192.0.2.1:25", up=False)]
@@ -53,7 +53,7 @@ def test_a_server_that_is_named_no_more_is_not_counted_as_down(coordinator: Coor
     """A worker of before the reload may find it down, and nobody would ever find it up."""
     (backend,) = settings("192.0.2.1:25").backends
     coordinator.settle(settings("192.0.2.2:25"))
-    coordinator.change(Health(backend, "192.0.2.1:25", up=False, why="why"))
+    coordinator.change(Health(backend, "192.0.2.1:25", up=False, reason="refused"))
     assert coordinator.snapshot().gauges["servers_down"] == 0
 
 

@@ -27,7 +27,7 @@ def write(path: Path, mta: LegacyMTA, *listeners: str, admin: str = "") -> Path:
 def plain_hosts(program: Program) -> list[str]:
     """Return where clients came from, as the log has it."""
     closed = [fields for fields in program.log() if fields["event"] == "session_closed"]
-    return [fields["client"].rpartition(":")[0] for fields in closed]
+    return [fields["client_ip"] for fields in closed]
 
 
 def test_workers_serve_both_families(mta: LegacyMTA, run: Run) -> None:

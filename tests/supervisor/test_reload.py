@@ -90,10 +90,10 @@ def test_tls_that_is_weaker_than_it_should_be_is_told_of_at_the_start_and_at_a_r
     )
     program = run("-c", file.path)
     weak = program.event("weak_tls")
-    assert (weak["backend"], weak["how"]) == ("old", "TLS 1.0 is allowed")
+    assert (weak["backend"], weak["reason"]) == ("old", "TLS 1.0 is allowed")
     file.path.write_text(file.path.read_text().replace("1.0", "1.1"))
     program.signal(signal.SIGHUP)
-    assert program.event("weak_tls")["how"] == "TLS 1.1 is allowed"
+    assert program.event("weak_tls")["reason"] == "TLS 1.1 is allowed"
     program.event("reloaded")
 
 

@@ -69,7 +69,9 @@ def test_workers_learn_from_one_another_that_a_server_is_down(
     program.signal(signal.SIGTERM)
     program.wait()
     down = [fields for fields in program.log() if fields["event"] == "server_down"]
-    assert [(fields["server"], fields["why"]) for fields in down] == [(dead, "Connection refused")]
+    assert [(fields["server"], fields["reason"]) for fields in down] == [
+        (dead, "Connection refused")
+    ]
 
 
 def test_a_check_finds_a_server_down_and_up_without_clients(

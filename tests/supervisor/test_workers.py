@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import json
 import os
 import signal
 import smtplib
@@ -38,7 +39,7 @@ def test_one_that_dies_is_replaced(mta: LegacyMTA, run: Run) -> None:
     (worker,) = program.workers()
     os.kill(worker, signal.SIGKILL)
     lost = program.event("worker_lost")
-    assert (lost["pid"], lost["code"]) == (worker, -9)
+    assert (lost["pid"], lost["exit_code"]) == (worker, -9)
     send(port)  # it waits for the new one
     assert worker not in program.workers()
     assert len(mta.messages) == 1
@@ -130,7 +131,7 @@ def test_an_address_in_use_is_told_and_nothing_is_left_running(mta: LegacyMTA, r
         assert program.wait() == 1
     (told,) = program.log()
     assert (told["event"], told["address"]) == ("cannot_listen", address)
-    assert "in use" in told["why"]
+    assert "in use" in told["reason"]
 
 
 def test_the_path_of_a_unix_socket_is_gone_at_the_end(
@@ -158,3 +159,34 @@ def test_a_second_signal_stops_at_once(mta: LegacyMTA, run: Run) -> None:
         assert program.wait() == 0
         client.close()
     assert {fields["level"] for fields in program.log()} == {"info"}
+
+
+def printed_lines(directory: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (directory / "run0" / "log").read_text().splitlines()]
+
+
+def test_a_worker_that_fails_at_its_start_is_a_line_of_json(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "from smtpproxy.worker import app\napp.App.start = lambda *_: 1 / 0\n"
+    )
+    options = ("-l", "127.0.0.1:0", "-b", "127.0.0.1:1", "--log-format", "json")
+    program = run(*options, env={"PYTHONPATH": str(tmp_path)})
+    assert program.wait() == 1
+    told = program.event("uncaught_exception")
+    assert "ZeroDivisionError" in told["exception"]
+    assert len(printed_lines(tmp_path)) == len(program.log())
+
+
+def test_a_listener_for_other_machines_is_warned_of_in_the_log(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "p"
+    file.write_text(
+        '[listeners.open]\naddress = "0.0.0.0:0"\n[listeners.own]\naddress = "127.0.0.1:0"\n'
+        '[backends.old]\nservers = ["127.0.0.1:1"]\n'
+    )
+    program = run("-c", file)
+    told = program.event("open_relay_risk")
+    assert (told["level"], told["listener"], told["backend"]) == ("warning", "open", "old")
+    program.signal(signal.SIGTERM)
+    assert program.wait() == 0
+    assert len([line for line in program.log() if line["event"] == "open_relay_risk"]) == 1
+    assert len(printed_lines(tmp_path)) == len(program.log())

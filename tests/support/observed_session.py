@@ -47,7 +47,7 @@ class Watched:
         self.logged = io.BytesIO()
         log.configure(level, "json", self.logged)
         self.fanout = ObserverFanout(ServiceLog(), watchers)
-        self.observer: SessionObserver = self.fanout.session("192.0.2.9:25", client)
+        self.observer: SessionObserver = self.fanout.session("smtp", "old", client)
         self.now = 10.0
         self.got: list[bytes] = []
         self.pipeline = Pipeline(

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+from tests.support.catalogue import faults
 from tests.support.processes import Process, eventually
 
 SMTPPROXY = (sys.executable, "-m", "smtpproxy")
@@ -39,9 +40,11 @@ class Program:
         return self._process._popen.pid
 
     def log(self) -> list[dict[str, Any]]:
-        """Return all that was logged so far."""
+        """Return all that was logged so far; each line is one of the catalogue."""
         lines = self._process.printed().splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("}\n")]
+        logged = [json.loads(line) for line in lines if line.endswith("}\n")]
+        assert [fault for line in logged for fault in faults(line)] == []
+        return logged
 
     def event(self, name: str, timeout_s: float = 20.0) -> dict[str, Any]:
         """Wait for the next log line of an event, behind the last one that was waited for."""

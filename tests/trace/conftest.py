@@ -54,10 +54,10 @@ def record_secured(directory: Path) -> Path:
         if event == "tls_started":
             note(event, side="client", version="TLSv1.3", cipher="TLS_AES_256_GCM_SHA384")
         else:
-            note(event, side="client", why="<b>unknown ca\x1b")
+            note(event, side="client", reason="<b>unknown ca\x1b")
         session.close()
-    turned_away = ObserverFanout(ServiceLog(), [trace]).session("192.0.2.9:25", "192.0.2.1:4711")
-    turned_away.noted("client_turned_away", kind="bad_proxy_header", why="cut short")
+    turned_away = ObserverFanout(ServiceLog(), [trace]).session("smtp", "old", "192.0.2.1:4711")
+    turned_away.noted("client_turned_away", kind="bad_proxy_header", reason="cut short")
     turned_away.closed(SessionSummary("bad_proxy_header", 0.1, 0, 0, 0, 0, 0))
     trace.close()
     return directory

@@ -87,7 +87,7 @@ class TestAll:
         traced = Traced(tmp_path)
         Watched(traced.trace).relay("a\nb")
         violation = exchanges(traced.records())[-1]["violation"]
-        assert (violation["kind"], violation["mended"]) == ("bare_lf", True)
+        assert (violation["kind"], violation["rewritten"]) == ("bare_lf", True)
 
     def test_who_is_inside_tls_is_told_where_it_began(self, tmp_path: Path) -> None:
         traced = Traced(tmp_path)
@@ -308,14 +308,14 @@ class TestErrors:
             for _ in range(KEPT_NOTED - failed):
                 session.observer.noted("tls_started", side="backend", version="TLSv1.3", cipher="x")
             if failed:
-                session.observer.noted("tls_failed", side="client", why="unknown ca")
+                session.observer.noted("tls_failed", side="client", reason="unknown ca")
             session.observer.noted("tls_started", side="client", version="one too many", cipher="x")
             session.close("client_tls_failed" if failed else "quit")
         records = traced.records()
         assert len({record["session"] for record in records}) == 1
         noted = [record for record in records if record["what"] == "noted"]
         assert len(noted) == KEPT_NOTED
-        assert (noted[-1]["event"], noted[-1]["why"]) == ("tls_failed", "unknown ca")
+        assert (noted[-1]["event"], noted[-1]["reason"]) == ("tls_failed", "unknown ca")
 
     def test_a_mended_newline_went_wrong(self, tmp_path: Path) -> None:
         traced = Traced(tmp_path, only_errors=True)

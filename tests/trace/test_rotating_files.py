@@ -54,7 +54,7 @@ class TestFiles:
         assert traced.trace.lost > 5
         traced.records()
         assert [event for event, _ in files_log.lines] == ["trace_records_lost"] * 2
-        assert files_log.lines[0][1]["why"] == "No space left on device"
+        assert files_log.lines[0][1]["reason"] == "No space left on device"
 
     def test_files_that_somebody_removes_are_begun_anew(self, tmp_path: Path) -> None:
         directory = tmp_path / "trace"

@@ -136,7 +136,7 @@ class TestShow:
 
     def test_violations_and_content(self, recorded: Path) -> None:
         result = run("show", "-d", recorded, ids(recorded)[2])
-        assert "violation by the client: bare_lf, mended" in result.stdout
+        assert "violation by the client: bare_lf, rewritten" in result.stdout
         assert "    a\\nb\\r\\n" in result.stdout
 
     def test_no_such_session(self, recorded: Path) -> None:

@@ -111,15 +111,15 @@ function folded(run) {
 
 function broken(exchange, at) {
   const found = exchange.violation;
-  return {at, order: 0.5, kind: "broken", text: `${found.by}: ${found.kind.replaceAll("_", " ")}${found.mended ? ", mended" : ""}${found.octets ? " · " + visible(found.octets) : ""}`};
+  return {at, order: 0.5, kind: "broken", text: `${found.by}: ${found.kind.replaceAll("_", " ")}${found.rewritten ? ", rewritten" : ""}${found.octets ? " · " + visible(found.octets) : ""}`};
 }
 
 // What happened besides the dialogue: a side went inside TLS, or did not.
 function noted(each) {
   const side = each.side === "backend" ? "the MTA" : "the client", version = (each.version || "").replace("TLSv", "TLS ");
   const text = each.event === "tls_started" ? `${side} is inside ${version}`
-    : each.event === "tls_failed" ? `TLS with ${side} failed: ${visible(each.why || "")}`
-    : `${each.event.replaceAll("_", " ")}: ${visible(each.why || "")}`;
+    : each.event === "tls_failed" ? `TLS with ${side} failed: ${visible(each.reason || "")}`
+    : `${each.event.replaceAll("_", " ")}: ${visible(each.reason || "")}`;
   return {at: each.at, order: 3, kind: "note", side: each.side, bad: each.event !== "tls_started", text, full: each.cipher ? `${version}, ${each.cipher}` : text};
 }
 

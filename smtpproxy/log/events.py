@@ -1,0 +1,384 @@
+"""The catalogue of log events: each with its name, level, fields and meaning.
+
+Nothing is logged that has no row here: what logs an event takes name and level from its row, and a
+test compares the fields of each line with those of the row.  `deploy/reference/events.md` is made
+of this file.
+
+To add an event, add a row, and the fields that no other event has.
+"""
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from structlog.typing import FilteringBoundLogger
+
+Level = Literal["debug", "info", "warning", "error"]
+Type = Literal[
+    "text",
+    "number",
+    "whole number",
+    "true or false",
+    "null",
+    "list of texts",
+    "list of whole numbers",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """A field, with the same name, type and meaning in each event that has it."""
+
+    types: tuple[Type, ...]
+    """Which values it can have, as JSON has them."""
+    meaning: str
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """An event."""
+
+    name: str
+    level: Level
+    meaning: str
+    fields: tuple[str, ...] = ()
+    """In their order; those of OPTIONAL may be missing."""
+    rewritten_level: Level = "info"
+    """Its level where `rewritten` is true: the proxy made up for it, so that it did no harm."""
+
+    def log(self, logger: FilteringBoundLogger, /, **values: object) -> None:
+        """Log the event; `details` among the values returns more of them when the line is made."""
+        level = self.rewritten_level if values.get("rewritten") else self.level
+        getattr(logger, level)(self.name, **values)
+
+
+SESSION: Final = ("session", "client_ip", "client_port", "listener", "backend", "server")
+"""The fields that each event of a session begins with."""
+_MESSAGE: Final = (
+    *SESSION,
+    "sender",
+    "recipients",
+    "refused",
+    "size_bytes",
+    "reply",
+    "duration_s",
+    "groups",
+    "more_recipients",
+    "more_refused",
+)
+_VIOLATION: Final = (*SESSION, "kind", "bytes", "command", "rewritten", "reason")
+OPTIONAL: Final = frozenset(
+    (
+        "more_recipients",
+        "more_refused",
+        "exception",
+        "exceptions",
+        "cipher",
+        "version",
+        "reason",
+        "kind",
+    )
+)
+"""Fields that are left out where there is nothing to say."""
+
+FIELDS: Final = {
+    "session": Field(("text",), "The session's id; no other session has it. Traces use it, too."),
+    "client_ip": Field(
+        (
+            "text",
+            "null",
+        ),
+        "The client's IP address; null on a Unix socket.",
+    ),
+    "client_port": Field(
+        (
+            "whole number",
+            "null",
+        ),
+        "The client's port; null on a Unix socket.",
+    ),
+    "listener": Field(("text",), "The listener's name in the settings."),
+    "backend": Field(("text",), "The backend's name in the settings."),
+    "server": Field(("text",), "The address of the backend's server; empty before there is one."),
+    "address": Field(("text",), "The address that is listened on, with its real port."),
+    "sender": Field(("text",), "The address of MAIL."),
+    "recipients": Field(("list of texts",), "The addresses of RCPT that the backend accepted."),
+    "more_recipients": Field(
+        ("whole number",), "Accepted recipients that the line has no room for."
+    ),
+    "refused": Field(("list of texts",), "The refused addresses of RCPT, each with its code."),
+    "more_refused": Field(("whole number",), "Refused recipients that the line has no room for."),
+    "size_bytes": Field(("whole number",), "Bytes of message content, dots unstuffed."),
+    "reply": Field(("text",), "The reply, as the client got it."),
+    "duration_s": Field(("number",), "Seconds from begin to end."),
+    "groups": Field(("list of whole numbers",), "Commands in each pipelined group of the message."),
+    "reason": Field(("text",), "The cause, in words, or as one of a few names."),
+    "kind": Field(("text",), "The kind of the violation, or of the failure."),
+    "bytes": Field(("text",), "What the peer sent, cut and escaped."),
+    "command": Field(("text",), "The command line, without secrets, cut and escaped."),
+    "rewritten": Field(("true or false",), "It was rewritten and went on; else it was refused."),
+    "limit": Field(("text",), "The name of the setting in [limits]."),
+    "messages": Field(("whole number",), "Messages that the backend accepted."),
+    "commands": Field(("whole number",), "Commands from the client."),
+    "pipelined": Field(
+        (
+            "whole number",
+            "true or false",
+        ),
+        "Commands that came before the reply to the one before; whether this one did.",
+    ),
+    "round_trips_saved": Field(("whole number",), "Round trips that the client did not wait for."),
+    "bytes_from_client": Field(("whole number",), "Bytes from the client, inside TLS."),
+    "bytes_from_backend": Field(("whole number",), "Bytes from the backend, inside TLS."),
+    "side": Field(("text",), "The peer: client or backend."),
+    "version": Field(("text",), "The version: of TLS, or in an event of the service of smtpproxy."),
+    "cipher": Field(("text",), "The cipher suite of TLS."),
+    "new_version": Field(("text",), "The version that has taken over."),
+    "verb": Field(("text",), "The verb in capitals; end_of_data, auth_line, greeting and so on."),
+    "content_bytes": Field(("whole number",), "Bytes of message content or BDAT payload."),
+    "queued_s": Field(
+        (
+            "number",
+            "null",
+        ),
+        "Seconds that the command waited in the proxy.",
+    ),
+    "backend_s": Field(
+        (
+            "number",
+            "null",
+        ),
+        "Seconds that the backend took to reply.",
+    ),
+    "held_s": Field(
+        (
+            "number",
+            "null",
+        ),
+        "Seconds that the reply waited for others of its group.",
+    ),
+    "clients": Field(
+        ("whole number",), "Clients that the event is about, since the last such line."
+    ),
+    "workers": Field(("whole number",), "Worker processes."),
+    "sessions": Field(("whole number",), "Open sessions of all workers."),
+    "problems": Field(("list of texts",), "Each problem in the settings, with its file and line."),
+    "pid": Field(("whole number",), "The process id: of the worker, or of the new supervisor."),
+    "exit_code": Field(("whole number",), "Its exit code; negative: the signal that ended it."),
+    "restart_delay_s": Field(("number",), "Seconds until another worker takes its place."),
+    "silent_s": Field(("number",), "Seconds since the worker gave a sign of life."),
+    "records": Field(("whole number",), "Trace records lost since the worker started."),
+    "lines": Field(("whole number",), "Log lines lost since the last such line."),
+    "library": Field(("text",), "The name of the library's logger."),
+    "message": Field(("text",), "What the library reports."),
+    "exceptions": Field(("whole number",), "Exceptions since the last such line."),
+    "requests": Field(("whole number",), "Requests since the last such line."),
+    "exception": Field(("text",), "The traceback."),
+}
+
+# Sessions.
+SESSION_OPENED = Event("session_opened", "debug", "A backend connection is there.", SESSION)
+SESSION_CLOSED = Event(
+    "session_closed",
+    "info",
+    "A session is over; reason says why.",
+    (
+        *SESSION,
+        "reason",
+        "duration_s",
+        "messages",
+        "commands",
+        "pipelined",
+        "round_trips_saved",
+        "bytes_from_client",
+        "bytes_from_backend",
+    ),
+)
+MESSAGE_RELAYED = Event(
+    "message_relayed", "info", "The backend has accepted a message: reply is its own.", _MESSAGE
+)
+MESSAGE_REFUSED = Event(
+    "message_refused", "info", "A transaction ended with a refusal, which reply shows.", _MESSAGE
+)
+MESSAGE_ABANDONED = Event(
+    "message_abandoned", "info", "A transaction ended without a decision.", _MESSAGE
+)
+CLIENT_VIOLATION = Event(
+    "client_violation",
+    "warning",
+    "A client broke the protocol; at level info where the proxy rewrote it.",
+    _VIOLATION,
+)
+BACKEND_VIOLATION = Event(
+    "backend_violation", "warning", "The backend broke the protocol.", _VIOLATION
+)
+LIMIT_REACHED = Event(
+    "limit_reached",
+    "warning",
+    "A session reached a limit; logged once for each limit and session.",
+    (*SESSION, "limit", "command", "reply"),
+)
+CLIENT_SLOWED = Event(
+    "client_slowed",
+    "info",
+    "A client sends more than limits.commands_per_second, and is read more slowly.",
+    SESSION,
+)
+CLIENT_STALLED = Event(
+    "client_stalled", "debug", "A client is not read for now (back-pressure).", SESSION
+)
+BACKEND_LOST = Event(
+    "backend_lost", "warning", "The backend's connection broke in a session.", SESSION
+)
+SERVER_GIVEN_UP = Event(
+    "server_given_up",
+    "info",
+    "A session goes on to the next server, or to none.",
+    (*SESSION, "reason"),
+)
+TLS_STARTED = Event(
+    "tls_started", "debug", "One side went inside TLS.", (*SESSION, "side", "version", "cipher")
+)
+TLS_FAILED = Event(
+    "tls_failed", "warning", "The TLS handshake with one side failed.", (*SESSION, "side", "reason")
+)
+CLIENT_TURNED_AWAY = Event(
+    "client_turned_away",
+    "warning",
+    "A connection became no session: its PROXY header or its implicit TLS failed.",
+    (*SESSION, "kind", "reason"),
+)
+CONTENT_NOT_ENDED = Event(
+    "content_not_ended",
+    "warning",
+    "A client sent a dot alone in its line that is not the end of data, and may wait for a reply.",
+    (*SESSION, "kind"),
+)
+LOOP_DETECTED = Event(
+    "loop_detected",
+    "warning",
+    "The client is this service itself: the settings lead back to one of its listeners.",
+    (*SESSION, "reason"),
+)
+EXCHANGE = Event(
+    "exchange",
+    "debug",
+    "A command and its reply.",
+    (
+        *SESSION,
+        "verb",
+        "command",
+        "reply",
+        "content_bytes",
+        "pipelined",
+        "queued_s",
+        "backend_s",
+        "held_s",
+    ),
+)
+INTERNAL_ERROR = Event(
+    "internal_error",
+    "error",
+    "A fault of the proxy, which ended this session with 421.",
+    (*SESSION, "exception"),
+)
+
+# The service.
+LISTENING = Event(
+    "listening", "info", "Clients are accepted here.", ("listener", "address", "version")
+)
+ADMIN_LISTENING = Event(
+    "admin_listening", "info", "Metrics and the live page are served here.", ("address",)
+)
+ADMIN_BAD_REQUEST = Event(
+    "admin_bad_request",
+    "warning",
+    "The admin address got requests that are not HTTP; logged once in a while.",
+    ("kind", "requests"),
+)
+ADMIN_ERROR = Event(
+    "admin_error", "error", "A fault of the proxy in serving the admin address.", ("exception",)
+)
+CANNOT_LISTEN = Event(
+    "cannot_listen", "error", "An address cannot be listened on.", ("address", "reason")
+)
+OPEN_RELAY_RISK = Event(
+    "open_relay_risk",
+    "warning",
+    "The MTA sees the proxy's address for clients of other machines: it must not relay for it.",
+    ("listener", "backend"),
+)
+WEAK_TLS = Event(
+    "weak_tls", "warning", "The settings allow old TLS or any certificate.", ("backend", "reason")
+)
+CLIENTS_REFUSED = Event(
+    "clients_refused",
+    "warning",
+    "New clients got 421; reason is the limit, client_ip the last of them.",
+    ("reason", "client_ip", "clients"),
+)
+CLIENTS_LOST = Event(
+    "clients_lost",
+    "debug",
+    "Clients had reset their connections before their addresses could be read.",
+    ("clients",),
+)
+SERVER_DOWN = Event(
+    "server_down",
+    "warning",
+    "A server cannot be reached, does not greet, or greets with 4xx; once for each change.",
+    ("backend", "server", "reason"),
+)
+SERVER_UP = Event("server_up", "info", "A server is reached again.", ("backend", "server"))
+RELOADED = Event(
+    "reloaded",
+    "info",
+    "New settings, or a new version, are used.",
+    ("workers", "sessions", "version"),
+)
+RELOAD_FAILED = Event("reload_failed", "error", "A reload changed nothing.", ("problems",))
+HANDED_OVER = Event(
+    "handed_over",
+    "info",
+    "A supervisor of another version has taken over; this one ends with its sessions.",
+    ("pid", "version", "new_version", "sessions"),
+)
+DRAINING = Event(
+    "draining", "info", "No more clients are accepted; sessions finish.", ("sessions",)
+)
+STOPPED = Event("stopped", "info", "The service has ended.", ("version",))
+CANNOT_START_WORKERS = Event(
+    "cannot_start_workers", "error", "Worker processes did not start.", ("reason",)
+)
+WORKER_LOST = Event(
+    "worker_lost",
+    "error",
+    "A worker died, and its sessions with it; another one takes its place.",
+    ("pid", "exit_code", "duration_s", "restart_delay_s"),
+)
+FORK_SERVER_LOST = Event(
+    "fork_server_lost",
+    "error",
+    "The process that starts workers died; a new supervisor takes its place.",
+)
+WORKER_HANGS = Event(
+    "worker_hangs",
+    "error",
+    "A worker gave no sign of life for timeouts.heartbeat, and is killed.",
+    ("pid", "silent_s"),
+)
+TRACE_RECORDS_LOST = Event(
+    "trace_records_lost", "error", "Trace records could not be written.", ("records", "reason")
+)
+LOG_LINES_LOST = Event("log_lines_lost", "warning", "Log lines could not be written.", ("lines",))
+LIBRARY_MESSAGE = Event(
+    "library_message",
+    "error",
+    "A library reports something, at the level that it has there.",
+    ("library", "message", "exceptions", "exception"),
+)
+UNCAUGHT_EXCEPTION = Event(
+    "uncaught_exception", "error", "A fault that ended a process or a thread.", ("exception",)
+)
+
+EVENTS: Final = {each.name: each for each in vars().copy().values() if isinstance(each, Event)}
+"""By name, in the order in which a reference lists them."""
