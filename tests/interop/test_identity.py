@@ -135,6 +135,34 @@ def test_postfix_logs_the_client_by_xforward_for_each_message() -> None:
 
 
 @pytest.mark.parametrize("identity", ["proxy-v1", "proxy-v2", "xclient"])
+def test_postfix_does_not_relay_for_a_client_that_resets_at_once(identity: str) -> None:
+    """It relays for 127.0.0.1, from where the proxy comes, and not for 127.0.0.9."""
+    settings = {"mynetworks": "127.0.0.1/32"}
+    if identity == "xclient":
+        settings["smtpd_authorized_xclient_hosts"] = "127.0.0.1"
+    else:
+        settings["smtpd_upstream_proxy_protocol"] = "haproxy"
+    envelope = (*GROUP[:2], b"RCPT TO:<a@elsewhere.example>")
+    with (
+        postfix(settings) as mta,
+        configured("", backend(mta, identity)) as (port, process),
+    ):
+        for _ in range(20):
+            with Wire(port, "127.0.0.9") as wire:
+                wire.send(*envelope, b"BDAT 6 LAST\r\ntext", b"QUIT")
+                wire.reset()
+        with Wire(port, "127.0.0.9") as wire:
+            assert wire.replies(1) == [220]
+            assert wire.ask(*envelope, b"QUIT") == [250, 250, 554, 221]
+        ended = '"reason":"quit"'
+        eventually(lambda: ended in process.printed() or None, "the end of the session")
+        assert '"client":"unix"' not in process.printed()
+        logged_by(mta, "NOQUEUE: reject: RCPT from unknown[127.0.0.9]")
+        # Postfix logs each message that it begins to take with its client.
+        assert " client=" not in mta.printed()
+
+
+@pytest.mark.parametrize("identity", ["proxy-v1", "proxy-v2", "xclient"])
 def test_whom_swaks_speaks_for_by_xclient_is_whom_postfix_serves(identity: str) -> None:
     """The MTA relays for 192.0.2.7 alone; how it is told does not matter to who tells the proxy."""
     message = brief()
