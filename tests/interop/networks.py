@@ -17,7 +17,7 @@ from tests.support.programs import command, require_root, unavailable
 
 CLIENT, MTA = "10.91.1.2", "10.91.2.2"
 CLIENT6, MTA6 = "fd91:1::2", "fd91:2::2"
-ROUTER = "10.91.2.1"
+ROUTER, ROUTER6 = "10.91.2.1", "fd91:2::1"
 EXAMPLES = Path(smtpproxy.data.__file__).parent / "transparent"
 
 

@@ -20,6 +20,7 @@ from tests.interop.networks import (
     MTA,
     MTA6,
     ROUTER,
+    ROUTER6,
     Machine,
     Networks,
     networks,
@@ -74,6 +75,34 @@ def test_both_sides_see_each_other_and_the_client_sees_pipelining(
     assert lines[-1].startswith("221 ")
     eventually(lambda: f"address={source}" in mta.printed() or None, "the client in the MTA's log")
     assert ROUTER not in mta.printed()
+
+
+_RESETS = """
+import socket, struct, sys
+for _ in range(20):
+    with socket.create_connection((sys.argv[1], 25), 15) as client:
+        client.sendall("\\r\\n".join(sys.argv[2:] + [""]).encode())
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+"""
+
+
+@pytest.mark.parametrize(("host", "source"), [(MTA, CLIENT), (MTA6, f"[{CLIENT6}]")])
+@pytest.mark.usefixtures("tproxy")
+def test_a_client_that_resets_at_once_does_not_pass_for_the_proxy(
+    host: str, source: str, row: Networks, mta: Backend
+) -> None:
+    def seen() -> list[int]:
+        return [mta.printed().count(each) for each in (ROUTER, ROUTER6)]
+
+    before = seen()
+    row.client.run("python3", "-c", _RESETS, host, *GROUP, "QUIT")
+    known = mta.printed().count(f"address={source}")
+    assert talk(row.client, host, (*GROUP, "QUIT"))[-1].startswith("221 ")
+    eventually(
+        lambda: mta.printed().count(f"address={source}") > known or None,
+        "the client in the MTA's log",
+    )
+    assert seen() == before
 
 
 @pytest.mark.usefixtures("mta")
