@@ -20,7 +20,7 @@ GROUPS = (1, 2, 3, 5, 10, 20, 50, 100, 500)
 """Upper bounds of the histogram of group sizes."""
 _NAMELESS = {
     verbs.GREETING: b"greeting",
-    verbs.AUTH: b"auth-line",
+    verbs.AUTH: b"auth_line",
     verbs.UNSOLICITED: b"unasked",
 }
 _NO_COMMANDS = (b"greeting", b"unasked")
@@ -89,11 +89,11 @@ class MetricCounters:
         put("round_trips_saved", self.pipelined)
         put("held_replies", self.held)
         put("client_stalls", self.stalls)
-        put("content_octets", self.content)
-        put("octets", self.from_client, "client", "in")
-        put("octets", self.to_client, "client", "out")
-        put("octets", self.from_backend, "backend", "in")
-        put("octets", self.to_backend, "backend", "out")
+        put("content_bytes", self.content)
+        put("bytes", self.from_client, "client", "in")
+        put("bytes", self.to_client, "client", "out")
+        put("bytes", self.from_backend, "backend", "in")
+        put("bytes", self.to_backend, "backend", "out")
         self._put_commands(snapshot)
         for outcome, number in self.messages.items():
             put("messages", number, outcome)
@@ -103,7 +103,7 @@ class MetricCounters:
             put("limits_reached", number, limit)
         for (peer, kind), number in self.violations.items():
             put("violations", number, peer, kind)
-        self.groups.put_into(snapshot, "group_commands", {})
+        self.groups.put_into(snapshot, "pipeline_group_size", {})
 
     def _put_commands(self, snapshot: MetricsSnapshot) -> None:
         for verb, row in self.commands.items():
@@ -209,4 +209,4 @@ class SessionCounters:
 
 
 def _name(verb: bytes) -> str:
-    return "end-of-data" if verb == b"." else verb.decode()
+    return "end_of_data" if verb == b"." else verb.decode()

@@ -61,7 +61,7 @@ _ROWS = (
         "commands",
         COUNTER,
         "Commands from clients and ends of message content, by verb and class of the reply; "
-        "auth-line is what follows AUTH, other is no known verb, none got no reply.",
+        "auth_line is what follows AUTH, other is no known verb, none got no reply.",
         ("verb", "reply"),
     ),
     Definition(
@@ -82,11 +82,11 @@ _ROWS = (
         COUNTER,
         "Times that a client was no longer read for a while (back-pressure).",
     ),
-    Definition("content_octets", COUNTER, "Octets of message content."),
+    Definition("content_bytes", COUNTER, "Bytes of message content."),
     Definition(
-        "octets",
+        "bytes",
         COUNTER,
-        "Octets inside TLS, by leg and direction: in, counted when a session ends; out, when "
+        "Bytes inside TLS, by leg and direction: in, counted when a session ends; out, when "
         "replies are flushed, without the secrets of AUTH and what STARTTLS only passes "
         "through.",
         ("leg", "direction"),
@@ -104,14 +104,16 @@ _ROWS = (
         "client's connection on.",
         ("verb",),
     ),
-    Definition("group_commands", HISTOGRAM, "Commands in each group that came from a client."),
+    Definition("pipeline_group_size", HISTOGRAM, "Commands in each group that came from a client."),
     Definition("server_up", GAUGE, "Whether a server is believed to be up.", ("backend", "server")),
-    Definition("servers_down", GAUGE, "Servers that are believed to be down."),
     Definition(
-        "places_taken", GAUGE, "Connections to a backend that has max_connections.", ("backend",)
+        "backend_connections",
+        GAUGE,
+        "Connections to a backend that has max_connections.",
+        ("backend",),
     ),
     Definition(
-        "places_waited_for",
+        "backend_waiting_clients",
         GAUGE,
         "Clients that wait for a connection to a backend with max_connections.",
         ("backend",),

@@ -67,13 +67,12 @@ class Coordinator:
         """Return the figures of all workers, and what is known here alone."""
         snapshot = self._totals.sum()
         snapshot.put("workers_lost", self.lost)
-        snapshot.put("servers_down", len(self._down & self._named))
         for backend, server in sorted(self._named):
             up = (backend, server) not in self._down
             snapshot.put("server_up", int(up), backend, server)
         for name, queue in self._connection_slots.items():
-            snapshot.put("places_taken", queue.taken, name)
-            snapshot.put("places_waited_for", queue.waiting, name)
+            snapshot.put("backend_connections", queue.taken, name)
+            snapshot.put("backend_waiting_clients", queue.waiting, name)
         return snapshot
 
     def is_down(self, backend: str, server: str) -> bool:

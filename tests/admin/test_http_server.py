@@ -90,7 +90,7 @@ class TestPaths:
         assert {
             "# TYPE smtpproxy_commands_total counter",
             'smtpproxy_commands_total{reply="2xx",verb="RCPT"} 2.0',
-            'smtpproxy_commands_total{reply="5xx",verb="end-of-data"} 1.0',
+            'smtpproxy_commands_total{reply="5xx",verb="end_of_data"} 1.0',
             'smtpproxy_messages_total{outcome="relayed"} 1.0',
             'smtpproxy_messages_total{outcome="refused"} 1.0',
             "smtpproxy_round_trips_saved_total 4.0",
@@ -100,11 +100,11 @@ class TestPaths:
             "# TYPE smtpproxy_backend_reply_seconds histogram",
             'smtpproxy_backend_reply_seconds_bucket{le="0.25",verb="MAIL"} 2.0',
             'smtpproxy_backend_reply_seconds_sum{verb="MAIL"} 0.5',
-            'smtpproxy_group_commands_bucket{le="3"} 4.0',
-            'smtpproxy_group_commands_bucket{le="+Inf"} 4.0',
+            'smtpproxy_pipeline_group_size_bucket{le="3"} 4.0',
+            'smtpproxy_pipeline_group_size_bucket{le="+Inf"} 4.0',
             'smtpproxy_server_up{backend="old",server="10.0.0.5:25"} 1.0',
             'smtpproxy_sessions_closed_total{reason="quit"} 1.0',
-            'smtpproxy_octets_total{direction="in",leg="client"} 80.0',
+            'smtpproxy_bytes_total{direction="in",leg="client"} 80.0',
         } <= lines
         assert "process_resident_memory_bytes" in text
 

@@ -24,8 +24,6 @@ SCHEMALESS = {"PodMonitor"}
 
 Manifest = dict[str, Any]
 
-AFTER_THE_RENAMING = pytest.mark.xfail(strict=True, reason="backend_waiting_clients is yet to come")
-
 
 def build(directory: Path) -> list[Manifest]:
     """Return the manifests of an overlay: resources, generated ConfigMaps, JSON patches.
@@ -185,7 +183,6 @@ def test_the_settings_have_no_problem(manifests: list[Manifest], tmp_path: Path)
     assert result.exit_code == 0, result.output
 
 
-@AFTER_THE_RENAMING
 def test_the_autoscaler_reads_a_metric_that_exists(manifests: list[Manifest]) -> None:
     (metric,) = _named(manifests, "HorizontalPodAutoscaler")["spec"]["metrics"]
     name = metric["pods"]["metric"]["name"].removeprefix("smtpproxy_")

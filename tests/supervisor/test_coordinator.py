@@ -54,7 +54,8 @@ def test_a_server_that_is_named_no_more_is_not_counted_as_down(coordinator: Coor
     (backend,) = settings("192.0.2.1:25").backends
     coordinator.settle(settings("192.0.2.2:25"))
     coordinator.change(Health(backend, "192.0.2.1:25", up=False, reason="refused"))
-    assert coordinator.snapshot().gauges["servers_down"] == 0
+    up = {key: each for key, each in coordinator.snapshot().gauges.items() if "server_up" in key}
+    assert up == {f'server_up{{backend="{backend}",server="192.0.2.2:25"}}': 1}
 
 
 def test_all_rows_are_read_whichever_worker_comes_first(coordinator: Coordinator) -> None:
@@ -82,7 +83,7 @@ async def test_what_a_worker_had_is_free_when_it_is_gone(coordinator: Coordinato
     assert two.told == [Granted(1, granted=True)]
     assert coordinator.sessions() == 0
     coordinator.ended(two)
-    assert coordinator.snapshot().gauges[f'places_taken{{backend="{name}"}}'] == 0
+    assert coordinator.snapshot().gauges[f'backend_connections{{backend="{name}"}}'] == 0
 
 
 async def test_a_crew_that_is_let_go_while_it_starts_starts_nobody(

@@ -106,7 +106,7 @@ function card(title, value, unit, picture, note) {
 
 function drawFigures(event) {
   const now = (name) => series[name].at(-1) || 0;
-  const share = before.saved && sum(event.counts, "commands") ? Math.round(100 * before.saved / (before.saved + sum(event.counts, "group_commands_count"))) : 0;
+  const share = before.saved && sum(event.counts, "commands") ? Math.round(100 * before.saved / (before.saved + sum(event.counts, "pipeline_group_size_count"))) : 0;
   const told = lately && before.at - lately.at < 10 ? lately : null;
   const slow = [...(told ? told.verbs : [])].map(([verb, [seconds, replies]]) => [verb, seconds / replies]).sort((one, other) => other[1] - one[1]).slice(0, 3);
   document.getElementById("figures").replaceChildren(
@@ -127,7 +127,7 @@ function drawServers(event) {
   const several = new Set(servers.map((each) => each.backend)).size > 1;
   const chips = servers.map((each) => element("span", each.up ? "server" : "server down", (several ? each.backend + " " : "") + each.server + (each.up ? "" : " is down")));
   for (const [key, waiting] of Object.entries(event.gauges)) {
-    if (key.startsWith("places_waited_for{") && waiting) chips.push(element("span", "server wait", `${waiting} wait for ${labelsOf(key).backend}`));
+    if (key.startsWith("backend_waiting_clients{") && waiting) chips.push(element("span", "server wait", `${waiting} wait for ${labelsOf(key).backend}`));
   }
   document.getElementById("servers").replaceChildren(...chips);
 }
