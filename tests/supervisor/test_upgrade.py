@@ -105,6 +105,12 @@ class Session:
     def send(self) -> None:
         self._client.sendmail("a@example.org", ["b@example.org"], b"Subject: x\r\n\r\ntext\r\n")
 
+    def reply(self) -> tuple[int, bytes]:
+        """Return a reply that was not asked for, and close."""
+        reply = self._client.getreply()
+        self._client.close()
+        return reply
+
     def quit(self) -> None:
         assert self._client.quit()[0] == 221
 
@@ -274,3 +280,78 @@ def test_a_service_goes_over_to_the_new_version_under_load(
     assert served_by(port) == NEW
     os.kill(new, signal.SIGTERM)
     eventually(lambda: not is_alive(new) or None, "the end")
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """A copy of the package: any of its files may change."""
+    return Path(shutil.copytree(ROOT / "smtpproxy", tmp_path / "copy/smtpproxy"))
+
+
+def run_copy(run: Run, copy: Path, *arguments: str) -> Program:
+    return run(*arguments, env={"PYTHONPATH": str(copy.parent)})
+
+
+def hand_over(program: Program, copy: Path) -> int:
+    """Change a file, reload, and return the process id of the new supervisor."""
+    (copy / "__init__.py").touch()
+    program.signal(signal.SIGHUP)
+    pid: int = logged(program, "handed_over")["pid"]
+    logged(program, "reloaded")
+    return pid
+
+
+def test_the_new_supervisor_drains_the_old_one_with_it(
+    mta: LegacyMTA, run: Run, copy: Path
+) -> None:
+    program = run_copy(run, copy, "-l", "127.0.0.1:0", "-b", mta.address)
+    idle = Session(program.port())
+    new = hand_over(program, copy)
+    os.kill(new, signal.SIGTERM)
+    assert idle.reply()[0] == 421
+    assert program.wait() == 0
+    eventually(lambda: not is_alive(new) or None, "the end")
+
+
+def test_the_path_of_a_unix_socket_stays_when_the_old_supervisor_ends(
+    mta: LegacyMTA, run: Run, copy: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "s"
+    program = run_copy(run, copy, "-l", f"unix:{path}", "-b", mta.address)
+    program.event("listening")
+    new = hand_over(program, copy)
+    assert program.wait() == 0
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+        assert client.recv(100).startswith(b"220 ")
+    os.kill(new, signal.SIGTERM)
+    eventually(lambda: not path.exists() or None, "the end")
+
+
+def test_without_its_fork_server_a_supervisor_hands_over(
+    mta: LegacyMTA, run: Run, copy: Path
+) -> None:
+    program = run_copy(run, copy, "-l", "127.0.0.1:0", "-b", mta.address)
+    port = program.port()
+    session = Session(port)
+    (server,) = children(program.pid)
+    os.kill(server, signal.SIGKILL)
+    program.event("fork_server_lost")
+    new = logged(program, "handed_over")["pid"]
+    logged(program, "reloaded")
+    session.send()
+    session.quit()
+    assert program.wait() == 0
+    assert served_by(port)
+    os.kill(new, signal.SIGTERM)
+    eventually(lambda: not is_alive(new) or None, "the end")
+
+
+def test_a_reload_without_another_version_stays_with_the_supervisor(
+    mta: LegacyMTA, run: Run, copy: Path
+) -> None:
+    program = run_copy(run, copy, "-l", "127.0.0.1:0", "-b", mta.address)
+    program.port()
+    program.signal(signal.SIGHUP)
+    program.event("reloaded")
+    assert "handed_over" not in [fields["event"] for fields in program.log()]
