@@ -8,6 +8,7 @@ import ssl
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from time import time
 from typing import NoReturn
 
 import click
@@ -17,6 +18,7 @@ from rich.table import Table
 
 from smtpproxy import __version__, data
 from smtpproxy.config import loop_validation
+from smtpproxy.config.certificate_validation import doubtful_certificates
 from smtpproxy.config.decoding import ConfigError
 from smtpproxy.config.loader import from_flags, load
 from smtpproxy.config.schema import Settings
@@ -302,14 +304,20 @@ def _fail(error: ConfigError) -> NoReturn:
 
 
 def _warnings(settings: Settings) -> list[str]:
-    """Return what is no mistake, but may make an open relay."""
-    return [
-        f"smtpproxy: warning: listener {name} serves clients of other machines, and "
+    """Return what is no mistake, but hardly what was wanted."""
+    found = [
+        f"listener {name} serves clients of other machines, and "
         f"the MTA sees this proxy's own address for each of their clients: if it relays for that "
         f"address, it relays for everyone.  Make sure that it does not, or give the backend an "
         f'identity: "transparent" works with any MTA.'
         for name in exposed_listeners(settings)
-    ] + [f"smtpproxy: warning: backend {name}: {how}" for name, how in weak_backends(settings)]
+    ]
+    found += [f"backend {name}: {how}" for name, how in weak_backends(settings)]
+    found += [
+        f"listener {listener}: the certificate {why}"
+        for listener, _, why in doubtful_certificates(settings, time())
+    ]
+    return [f"smtpproxy: warning: {each}" for each in found]
 
 
 def _table(settings: Settings) -> Table:

@@ -5,12 +5,71 @@ A bad file is a fault of the settings, so that a reload with it keeps what there
 
 import ssl
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path as FilePath
 
-from smtpproxy.config.decoding import BAD
+from smtpproxy.config.decoding import BAD, dotted
 from smtpproxy.config.schema import CertificateSettings, Settings
 from smtpproxy.config.toml_lines import KeyPath
 from smtpproxy.tls import contexts
+
+DEFAULT = "default"
+"""Names a listener's own certificate, beside those of its `sni`."""
+_SOON_S = 14 * 86400
+
+
+def served(settings: Settings) -> Iterator[tuple[str, str, str]]:
+    """Yield each certificate that clients are shown: listener, host name or DEFAULT, and file."""
+    for listener, each in settings.listeners.items():
+        if each.certificate:
+            yield listener, DEFAULT, each.certificate
+        for host, pair in each.sni.items():
+            yield listener, host, pair.certificate
+
+
+def expiries(settings: Settings) -> Iterator[tuple[str, str, float]]:
+    """Yield until when each certificate is valid: listener, host name or DEFAULT, seconds."""
+    for listener, host, file in served(settings):
+        if (valid := _validity(file)) is not None:
+            yield listener, host, valid[1]
+
+
+def doubtful_certificates(settings: Settings, now: float) -> Iterator[tuple[str, str, str]]:
+    """Find certificates that clients may refuse: listener, host name or DEFAULT, and why."""
+    for listener, host, file in served(settings):
+        begin, end = _validity(file) or (now, now + 2 * _SOON_S)
+        if now > end:
+            yield listener, host, f"{file} has expired on {_day(end)}"
+        elif now > end - _SOON_S:
+            yield listener, host, f"{file} expires on {_day(end)}"
+        elif now < begin:
+            yield listener, host, f"{file} is not valid before {_day(begin)}"
+        if host != DEFAULT and not _covers(file, host.lower()):
+            yield listener, host, f"{file} is for other names, not for {host}"
+
+
+def _validity(file: str) -> tuple[float, float] | None:
+    from smtpproxy.tls.certificate_names import validity  # not for settings without TLS
+
+    try:
+        return validity(FilePath(file).read_bytes())
+    except OSError:
+        return None
+
+
+def _covers(file: str, host: str) -> bool:
+    from smtpproxy.tls.certificate_names import names_in
+
+    return bool({host, "*." + host.partition(".")[2]} & set(names_in(file)))
+
+
+def _day(seconds: float) -> str:
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d}"
+
+
+def certificate_problems(settings: Settings) -> list[str]:
+    """Return what is wrong with the files of settings that were good before, if anything."""
+    return [f"{dotted(place)}: {what}" for place, what in faults(settings)]
 
 
 def faults(settings: Settings) -> Iterator[tuple[KeyPath, str]]:
@@ -39,13 +98,17 @@ def faults(settings: Settings) -> Iterator[tuple[KeyPath, str]]:
 def _faults_of(pair: CertificateSettings, place: KeyPath) -> Iterator[tuple[KeyPath, str]]:
     if BAD in (pair.certificate, pair.key):
         return
+    missing = False
     for key in ("certificate", "key"):
         path = getattr(pair, key)
         try:
             FilePath(path or pair.certificate).read_bytes()
         except OSError as error:
-            yield (*place, key), contexts.why_unusable(error)
-            return
+            missing = True
+            if path:
+                yield (*place, key), contexts.why_unusable(error)
+    if missing:
+        return
     try:
         contexts.load_pair(pair)
     except OSError as error:

@@ -161,6 +161,7 @@ FIELDS: Final = {
     ),
     "workers": Field(("whole number",), "Worker processes."),
     "sessions": Field(("whole number",), "Open sessions of all workers."),
+    "name": Field(("text",), "A host name of sni, or default: the listener's own certificate."),
     "problems": Field(("list of texts",), "Each problem in the settings, with its file and line."),
     "pid": Field(("whole number",), "The process id: of the worker, or of the new supervisor."),
     "exit_code": Field(("whole number",), "Its exit code; negative: the signal that ended it."),
@@ -336,6 +337,21 @@ RELOADED = Event(
     ("workers", "sessions", "version"),
 )
 RELOAD_FAILED = Event("reload_failed", "error", "A reload changed nothing.", ("problems",))
+DOUBTFUL_CERTIFICATE = Event(
+    "doubtful_certificate",
+    "warning",
+    "A certificate has expired, will soon, is not valid yet, or lacks its name of sni.",
+    ("listener", "name", "reason"),
+)
+CERTIFICATES_REFUSED = Event(
+    "certificates_refused",
+    "error",
+    "Certificate files have changed and are no good; the old ones are still used.",
+    ("problems",),
+)
+CERTIFICATES_CHANGED = Event(
+    "certificates_changed", "info", "Certificate files have changed, and are used from now on."
+)
 HANDED_OVER = Event(
     "handed_over",
     "info",

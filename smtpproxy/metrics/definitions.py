@@ -125,6 +125,12 @@ _ROWS = (
         "Log lines that could not be written: nobody reads them, or the disk is full.",
     ),
     Definition(
+        "certificate_expiry_timestamp_seconds",
+        GAUGE,
+        "When a certificate shown to clients expires; name is a host name of sni, or default.",
+        ("listener", "name"),
+    ),
+    Definition(
         "config_last_reload_successful",
         GAUGE,
         "Whether the settings in force are the last that were read.",

@@ -13,9 +13,14 @@ import os
 import resource
 import signal
 from collections.abc import Callable
-from time import monotonic
+from time import monotonic, time
 
 from smtpproxy import __version__
+from smtpproxy.config.certificate_validation import (
+    certificate_problems,
+    doubtful_certificates,
+    expiries,
+)
 from smtpproxy.config.decoding import ConfigError
 from smtpproxy.config.schema import Settings
 from smtpproxy.config.tls_validation import exposed_listeners, weak_backends
@@ -31,9 +36,12 @@ from smtpproxy.supervisor.sd_notify import Notifier
 from smtpproxy.supervisor.upgrade import Inherited, InstalledCode, Predecessor, Successor
 from smtpproxy.supervisor.worker_group import WorkerGroup
 from smtpproxy.supervisor.worker_process import WorkerProcess
+from smtpproxy.worker.certificate_snapshot import Files, read_files
 from smtpproxy.worker.control_messages import Look, ToWorker
 
 CHECK_INTERVAL_S = 1.0
+CERTIFICATE_INTERVAL_S = 20.0
+"""How often the certificate files are read; what has changed is in force after two of these."""
 _NO_ADDRESS, _NO_WORKERS = "an address can't be listened on", "the new workers did not start"
 
 Read = Callable[[], Settings]
@@ -60,6 +68,9 @@ class Supervisor:
         self._predecessor = Predecessor(inherited.channel) if inherited else None
         self._successor: Successor | None = None  # while it starts
         self._handed_over = asyncio.Event()
+        self._changing = asyncio.Lock()
+        self._refused_files: Files | None = None
+        self._expiries: list[tuple[str, str, float]] = []
         self._coordinator = Coordinator(self._tell_all)
         self._health_monitor = HealthMonitor(self._coordinator.change, self._coordinator.is_down)
         self._admin_endpoint = AdminEndpoint(self)
@@ -72,6 +83,8 @@ class Supervisor:
         """Return the figures of all workers, and of the service itself."""
         snapshot = self._coordinator.snapshot()
         snapshot.put("workers", sum(worker_group.workers for worker_group in self._worker_groups))
+        for listener, name, end in self._expiries:
+            snapshot.put("certificate_expiry_timestamp_seconds", end, listener, name)
         self._admin_endpoint.add_metrics(snapshot)
         return snapshot
 
@@ -105,6 +118,7 @@ class Supervisor:
         tasks = [
             loop.create_task(self._check(), name="check"),
             loop.create_task(self._reload_when_told(), name="reload"),
+            loop.create_task(self._follow_certificates(), name="certificates"),
         ]
         if self._notifier.watchdog_s:
             tasks.append(loop.create_task(self._stroke_watchdog(), name="watchdog"))
@@ -169,6 +183,9 @@ class Supervisor:
         for name in exposed_listeners(settings):
             backend = settings.listeners[name].backend
             events.OPEN_RELAY_RISK.log(self._log, listener=name, backend=backend)
+        for listener, name, why in doubtful_certificates(settings, time()):
+            events.DOUBTFUL_CERTIFICATE.log(self._log, listener=listener, name=name, reason=why)
+        self._expiries = list(expiries(settings))
 
     def _tell_all(self, message: ToWorker, but: WorkerProcess | None) -> None:
         for worker_group in self._worker_groups:
@@ -191,13 +208,37 @@ class Supervisor:
             await self._reload_wanted.wait()
             self._reload_wanted.clear()
             if self._worker_group is not None and not self._end_wanted.is_set():
-                self._notifier.reloading()
-                if self._fork_server.lost or self._installed_code.changed():
-                    await self._upgrade()
-                else:
-                    await self._reload()
-                if not self._end_wanted.is_set():
-                    self._notifier.ready(self._status())
+                async with self._changing:
+                    self._notifier.reloading()
+                    if self._fork_server.lost or self._installed_code.changed():
+                        await self._upgrade()
+                    else:
+                        await self._reload()
+                    if not self._end_wanted.is_set():
+                        self._notifier.ready(self._status())
+
+    async def _follow_certificates(self) -> None:
+        """Take over certificate files that have changed on the disk, once they are good.
+
+        A file that was changed less than an interval ago may not be whole yet, or its pair may not
+        be there.
+        """
+        seen: Files | None = None
+        while True:
+            await asyncio.sleep(CERTIFICATE_INTERVAL_S)
+            if self._worker_group is None:
+                continue
+            last, seen = seen, read_files(self._settings)
+            if seen == self._worker_group.files or seen != last or seen == self._refused_files:
+                continue
+            async with self._changing:
+                problems = certificate_problems(self._settings)
+                if problems:
+                    self._refused_files = seen
+                    events.CERTIFICATES_REFUSED.log(self._log, problems=problems)
+                elif not self._end_wanted.is_set():
+                    events.CERTIFICATES_CHANGED.log(self._log)
+                    await self._change_to(self._settings)
 
     async def _upgrade(self) -> None:
         """Hand over to the version on the disk, or change nothing."""
@@ -240,6 +281,10 @@ class Supervisor:
         except ConfigError as error:
             self._reload_failed(*map(str, error.problems))
             return
+        await self._change_to(settings)
+
+    async def _change_to(self, settings: Settings) -> None:
+        """Have new workers serve by these settings, or change nothing."""
         old = self._worker_group
         assert old is not None
         try:

@@ -31,6 +31,7 @@ class WorkerGroup:
     """Starts the workers, replaces one that dies or hangs, and lets them go.
 
     sockets: for each listener of the settings, the descriptors that workers accept from.
+    files: the certificate files that its workers have.
     empty: set when it was let go and no worker is left.
     """
 
@@ -44,7 +45,7 @@ class WorkerGroup:
     ) -> None:
         self.settings = settings
         self.empty = asyncio.Event()
-        self._files = read_files(settings)
+        self.files = read_files(settings)
         self._sockets = sockets
         self._size = size
         self._coordinator = coordinator
@@ -90,7 +91,7 @@ class WorkerGroup:
             self._fork_server,
             Start(
                 settings=self.settings,
-                files=self._files,
+                files=self.files,
                 sockets=[len(listener) for listener in self._sockets],
                 row=row,
             ),

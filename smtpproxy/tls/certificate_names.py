@@ -1,4 +1,4 @@
-"""The host names that a certificate is for; in a file of its own, for it takes 11 MiB to load."""
+"""What a certificate says of itself; in a file of its own, for it takes 11 MiB to load."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,3 +22,15 @@ def names_in(path: str) -> Iterator[str]:
         yield from (name.lower() for name in names.get_values_for_type(x509.DNSName))
     except _NO_NAMES:
         return
+
+
+def validity(pem: bytes) -> tuple[float, float] | None:
+    """Return from when on and until when the first certificate of a PEM file is valid.
+
+    Seconds since 1970; None for one that cannot be read.
+    """
+    try:
+        leaf = x509.load_pem_x509_certificates(pem)[0]
+    except _NO_NAMES:
+        return None
+    return leaf.not_valid_before_utc.timestamp(), leaf.not_valid_after_utc.timestamp()
