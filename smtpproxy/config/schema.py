@@ -93,6 +93,13 @@ def _whole_path(example: str) -> ParsedBy:
     return ParsedBy(read, f'a path, such as "{example}"')
 
 
+def _mode(text: str) -> str:
+    """Read the mode of a file."""
+    if re.fullmatch("0?[0-7]{3}", text):
+        return text
+    raise ValueError('is not the mode of a file; write, for example, "0660"')
+
+
 def _served_name(text: str) -> str:
     """Read a host name that clients ask for, or `*.` and the rest of one."""
     if len(text) <= 255 and re.fullmatch(
@@ -152,6 +159,7 @@ CapabilityWords = Annotated[
 WorkerCount = Annotated[int, _whole(0, 64)]
 File = Annotated[str, _whole_path("/etc/smtpproxy/cert.pem")]
 Directory = Annotated[str, _whole_path("/var/log/smtpproxy")]
+FileMode = Annotated[str, ParsedBy(_mode, 'a mode in quotes, such as "0660"')]
 Size = Annotated[int, ParsedBy(_size, 'a size in quotes, such as "64MiB"')]
 Seconds = Annotated[
     float, Meta(gt=0, le=86400, description="a number of seconds above 0, at most 86400 (a day)")
@@ -179,6 +187,8 @@ class ListenerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Where clients connect, and how they are treated there."""
 
     address: ListenAddress
+    # Who may connect to a Unix socket; left out: its owner.
+    mode: FileMode = ""
     # Left out in the file when there is one backend; once loaded, always the name of a backend.
     backend: str = ""
     sync: Sync = "safe"

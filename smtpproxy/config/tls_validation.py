@@ -89,7 +89,11 @@ def _listener_tls(listener: ListenerSettings, place: KeyPath) -> Iterator[Fault]
 
 
 def _unix_networks(listener: ListenerSettings, place: KeyPath) -> Iterator[Fault]:
-    if listener.address is BAD or not listener.address.is_unix:
+    if listener.address is BAD:
+        return
+    if not listener.address.is_unix:
+        if listener.mode not in ("", BAD):
+            yield (*place, "mode"), "has a meaning for a Unix socket only"
         return
     for key in ("proxy_protocol", "xclient"):
         if getattr(listener, key) not in ([], BAD):

@@ -9,6 +9,7 @@ smaller sum is its count.  It is never too low, and too high only if other addre
 sessions have met both places: with 10000 sessions of 10000 addresses none counts for a dozen.
 """
 
+import fcntl
 import mmap
 import os
 import tempfile
@@ -100,12 +101,16 @@ class SharedCounters:
 def create() -> int:
     """Make memory for all workers, with a key of its own; return its descriptor."""
     if hasattr(os, "memfd_create"):
-        descriptor = os.memfd_create("smtpproxy-tally")
+        descriptor = os.memfd_create("smtpproxy-tally", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     else:
         with tempfile.TemporaryFile(prefix="smtpproxy-") as file:
             descriptor = os.dup(file.fileno())
     os.ftruncate(descriptor, OCTETS)
     os.pwrite(descriptor, _new_key(), 4 * _KEY)
+    if hasattr(os, "memfd_create"):
+        # Shorter, it would kill whoever reads what it maps.
+        seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
     return descriptor
 
 

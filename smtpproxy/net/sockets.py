@@ -26,17 +26,31 @@ _FREE_PORTS_TRIED = 10
 """A port that is free in one family may be taken in the other."""
 
 
+MODE = 0o600
+"""Who may connect to a Unix socket, unless somebody says otherwise: its owner."""
+
+
+class UnixSocket(socket.socket):
+    """A listening socket that has made a file.
+
+    made: the file's device and inode; by now something else may be at its path.
+    """
+
+    made: tuple[int, int] | None = None
+
+
 def listen(
-    address: Address, *, transparent: bool = False, with_ipv4: bool = True
+    address: Address, *, transparent: bool = False, with_ipv4: bool = True, mode: int = MODE
 ) -> list[socket.socket]:
     """Open the sockets of an address: one, or one for each meaning of `localhost` and of `[::]`.
 
     A transparent one also accepts connections to other machines' addresses.  `with_ipv4` tells
-    whether `[::]` is all of IPv4, too; see `ports_on_ipv4`.  Raises OSError, with none left open,
-    if one can't be had.
+    whether `[::]` is all of IPv4, too; see `ports_on_ipv4`.  `mode` is that of a Unix
+    socket's file, whatever the process's mask.  Raises OSError, with none left open, if one can't
+    be had.
     """
     if address.is_unix:
-        return [_listen_unix(address.path)]
+        return [_listen_unix(address.path, mode)]
     ipv4 = address.all_of_ipv4 if with_ipv4 else None
     addresses = [address] if ipv4 is None else [address, ipv4]
     tries = 1 if address.port else _FREE_PORTS_TRIED
@@ -85,12 +99,43 @@ def name_of(listening: socket.socket) -> str:
 
 
 def close(sockets: list[socket.socket], address: Address) -> None:
-    """Close the sockets of an address, and leave no path of a Unix socket behind."""
+    """Close the sockets of an address, and leave no file of a Unix socket behind.
+
+    What is at its path by now may be another's, who has replaced it.
+    """
     for each in sockets:
+        # While it is open, no other file gets its inode.
+        if isinstance(each, UnixSocket) and each.made == _file_at(address.path):
+            with contextlib.suppress(OSError):
+                Path(address.path).unlink()
         each.close()
-    if address.is_unix:
-        with contextlib.suppress(OSError):
-            Path(address.path).unlink()
+
+
+def adopt(descriptor: int) -> socket.socket:
+    """Return the listening socket that another process has made, with the file at its path."""
+    found = socket.socket(fileno=descriptor)
+    if found.family != socket.AF_UNIX:
+        return found
+    path = os.fsdecode(found.getsockname())
+    unix = UnixSocket(fileno=found.detach())
+    unix.made = _file_at(path)
+    return unix
+
+
+def set_mode(opened: list[socket.socket], address: Address, mode: int) -> None:
+    """Set the mode of a Unix socket's file, if it is still there."""
+    for each in opened:
+        if isinstance(each, UnixSocket) and each.made == _file_at(address.path):
+            with contextlib.suppress(OSError):
+                Path(address.path).chmod(mode)
+
+
+def _file_at(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.lstat(path)
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _listen_tcp(family: int, name: tuple[str | int, ...], transparent: bool) -> socket.socket:
@@ -105,19 +150,24 @@ def _listen_tcp(family: int, name: tuple[str | int, ...], transparent: bool) -> 
     return opened
 
 
-def _listen_unix(path: str) -> socket.socket:
+def _listen_unix(path: str, mode: int) -> socket.socket:
     """Bind a socket, in place of one that a proxy which was killed has left behind."""
     with _to_listen(socket.AF_UNIX) as opened:
+        assert isinstance(opened, UnixSocket)
         if _is_dead(path):
             Path(path).unlink(missing_ok=True)
+        os.fchmod(opened.fileno(), mode)  # Linux makes the file with no more than this
         opened.bind(path)
+        opened.made = _file_at(path)
+        Path(path).chmod(mode)
     return opened
 
 
 @contextlib.contextmanager
 def _to_listen(family: int) -> Iterator[socket.socket]:
     """Give a socket to be bound: then it listens, or is closed if it can't be had."""
-    opened = socket.socket(family, socket.SOCK_STREAM)
+    kind = UnixSocket if family == socket.AF_UNIX else socket.socket
+    opened = kind(family, socket.SOCK_STREAM)
     try:
         yield opened
         opened.listen(BACKLOG)

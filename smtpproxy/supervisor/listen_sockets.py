@@ -57,11 +57,11 @@ class ListenSockets:
         leaves nothing changed.
         """
         added: dict[Key, list[socket.socket]] = {}
-        wanted = self._wanted(settings)
+        wanted, modes = self._wanted(settings), self._modes(settings)
         for key, transparent in wanted.items():
             try:
                 if key not in self._open:
-                    added[key] = self._open_one(key, transparent)
+                    added[key] = self._open_one(key, transparent, modes.get(key, sockets.MODE))
                 elif transparent:
                     self._passing.add(key)
                     _let_pass(self._open[key])
@@ -82,7 +82,7 @@ class ListenSockets:
             for each in found
         ]
 
-    def _open_one(self, key: Key, transparent: bool) -> list[socket.socket]:
+    def _open_one(self, key: Key, transparent: bool, mode: int) -> list[socket.socket]:
         address, position = key
         inherited = self._inherited.pop((str(address), position), None)
         if inherited is not None:
@@ -91,7 +91,9 @@ class ListenSockets:
             return inherited
         if not address.given:
             # The IPv4 half of a known port has a key of its own.
-            return sockets.listen(address, transparent=transparent, with_ipv4=not address.port)
+            return sockets.listen(
+                address, transparent=transparent, with_ipv4=not address.port, mode=mode
+            )
         if address.given not in self._given:
             raise OSError("systemd has passed no socket of this name")
         found = self._given[address.given]
@@ -111,7 +113,10 @@ class ListenSockets:
         return [each for key in self._admin(settings) for each in self._open.get(key, ())]
 
     def keep_for(self, settings: Settings) -> None:
-        """Close what the settings do not name, and let none be transparent that is not to be."""
+        """Close what the settings do not name, and let none be transparent that is not to be.
+
+        Unix sockets get the modes of the settings.
+        """
         keys = self._wanted(settings)
         for key in [key for key in self._open if key not in keys]:
             self._close(key[0], self._open.pop(key))
@@ -119,12 +124,20 @@ class ListenSockets:
             self._passing.remove(key)
             for each in self._open.get(key, ()):
                 set_transparent(each, on=False)
+        modes = self._modes(settings)
+        for key, found in self._open.items():
+            sockets.set_mode(found, key[0], modes.get(key, sockets.MODE))
 
     def _wanted(self, settings: Settings) -> dict[Key, bool]:
         """Return the keys of all that the settings name, and which of these are transparent."""
         of_listeners = zip(self._by_listener(settings), settings.listeners.values(), strict=True)
         keys = {key: each.transparent for its_keys, each in of_listeners for key in its_keys}
         return keys | dict.fromkeys(self._admin(settings), False)
+
+    def _modes(self, settings: Settings) -> dict[Key, int]:
+        """Return the modes of the listeners that name one."""
+        of_listeners = zip(self._by_listener(settings), settings.listeners.values(), strict=True)
+        return {key: int(each.mode, 8) for keys, each in of_listeners if each.mode for key in keys}
 
     def _by_listener(self, settings: Settings) -> list[list[Key]]:
         """Return the keys of each listener."""
@@ -200,7 +213,7 @@ class ListenSockets:
 
 
 def _adopt(descriptors: list[int]) -> list[socket.socket]:
-    return [socket.socket(fileno=each) for each in descriptors]
+    return [sockets.adopt(each) for each in descriptors]
 
 
 def _let_pass(found: list[socket.socket]) -> None:

@@ -21,6 +21,7 @@ WAITING_OCTETS = 16 * 1024 * 1024
 STOP_LIMIT_S = 5.0
 """How long the end waits for what is to be written."""
 SUFFIX = ".jsonl"
+DIRECTORY_MODE = 0o750
 
 
 class RotatingFiles:
@@ -93,7 +94,7 @@ class RotatingFiles:
 
     def _open_next(self) -> None:
         self._close_file()
-        self._directory.mkdir(parents=True, exist_ok=True)
+        _make_directory(self._directory)
         self._serial += 1
         time = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}"
         name = f"trace-{time}-w{self._worker}-{os.getpid()}-{self._serial}{SUFFIX}"
@@ -111,3 +112,13 @@ class RotatingFiles:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+
+
+def _make_directory(directory: Path) -> None:
+    """Make a directory, and those above it, for the owner and the group only, whatever the mask."""
+    if directory.is_dir():
+        return
+    _make_directory(directory.parent)
+    with contextlib.suppress(FileExistsError):  # another worker was first
+        directory.mkdir(DIRECTORY_MODE)
+        directory.chmod(DIRECTORY_MODE)

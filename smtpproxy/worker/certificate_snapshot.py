@@ -5,6 +5,7 @@ meanwhile is for the next reload to judge; it may be half of a new pair, or no g
 supervisor reads the files, and each worker gets what was in them.
 """
 
+import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,8 @@ from msgspec.structs import replace
 
 from smtpproxy.config.schema import BackendSettings, CertificateSettings, ListenerSettings, Settings
 
+SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+"""Nobody changes a copy, whoever opens it by its path in /proc."""
 Files = dict[str, bytes]
 """Path -> what is in the file."""
 
@@ -78,7 +81,9 @@ class FileCopies:
         if path not in self._files or not hasattr(os, "memfd_create"):
             return path
         if path not in self._copies:
-            self._copies[path] = os.memfd_create("smtpproxy")
+            flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+            self._copies[path] = os.memfd_create("smtpproxy", flags)
             with open(self._copies[path], "wb", closefd=False) as file:
                 file.write(self._files[path])
+            fcntl.fcntl(self._copies[path], fcntl.F_ADD_SEALS, SEALS)
         return f"/proc/self/fd/{self._copies[path]}"

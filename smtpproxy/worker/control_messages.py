@@ -16,6 +16,8 @@ from smtpproxy.config.schema import Settings
 from smtpproxy.metrics.snapshot import MetricsSnapshot
 from smtpproxy.worker.certificate_snapshot import Files
 
+LINE_BYTES = 64 * 1024 * 1024
+"""No message is longer: settings with their certificates, or a second's figures with sessions."""
 _MOST_DESCRIPTORS = 250
 """So many go in one piece; Linux takes 253."""
 
@@ -117,7 +119,7 @@ class MessageReader:
     """Octets of the channel become messages."""
 
     def __init__(self) -> None:
-        self._unread = b""
+        self._unread = bytearray()
 
     def to_worker(self, octets: bytes) -> Iterator[ToWorker]:
         """Take octets that the supervisor has sent; yield the messages that are complete."""
@@ -128,7 +130,14 @@ class MessageReader:
         return map(_from_worker.decode, self._split(octets))
 
     def _split(self, octets: bytes) -> list[bytes]:
-        *lines, self._unread = (self._unread + octets).split(b"\n")
+        *lines, rest = octets.split(b"\n")
+        if lines:
+            lines[0] = bytes(self._unread) + lines[0]
+            self._unread.clear()
+        self._unread += rest
+        if len(self._unread) > LINE_BYTES:
+            self._unread.clear()
+            raise msgspec.DecodeError("a line of the control channel is too long")
         return lines
 
 

@@ -114,6 +114,15 @@ def test_clients_of_a_unix_socket_can_not_be_named(identity: str, keys: Path) ->
         assert found(keys, "", f'identity = "{none_needed}"', address=unix) == []
 
 
+def test_a_mode_is_for_a_unix_socket(tmp_path: Path) -> None:
+    unix = '[listeners.smtp]\naddress = "unix:/run/x.sock"'
+    assert found(tmp_path, 'mode = "0660"', address=unix) == []
+    (problem,) = found(tmp_path, 'mode = "0660"')
+    assert_matches(r"listeners\.smtp\.mode has a meaning for a Unix socket only", problem)
+    (problem,) = found(tmp_path, 'mode = "rw"', address=unix)
+    assert_matches("mode .*is not the mode of a file", problem)
+
+
 @pytest.mark.parametrize(
     ("servers", "listener", "problem"),
     [

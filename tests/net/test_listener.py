@@ -1,6 +1,7 @@
 """The listener: real sockets, as the system gives them."""
 
 import asyncio
+import os
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -201,3 +202,51 @@ async def test_an_address_in_use_is_an_error(mta: Address) -> None:
     with pytest.raises(OSError, match="in use"):
         await Listener(Address(host="127.0.0.1", port=port), listener_context).open()
     first.close()
+
+
+@pytest.mark.parametrize("umask", [0, 0o077, 0o777])
+@pytest.mark.parametrize("mode", [0o600, 0o666])
+def test_a_unix_socket_has_its_mode_whatever_the_umask(
+    umask: int, mode: int, tmp_path: Path
+) -> None:
+    address = Address(path=str(tmp_path / "s"))
+    before = os.umask(umask)
+    try:
+        opened = sockets.listen(address, mode=mode)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "s").stat().st_mode & 0o777 == mode
+    sockets.close(opened, address)
+
+
+def test_a_unix_socket_is_never_more_open_than_it_is_to_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor before its mode is set."""
+    address = Address(path=str(tmp_path / "s"))
+    seen = []
+    chmod = Path.chmod
+
+    def look(path: Path, mode: int) -> None:
+        seen.append(path.stat().st_mode & 0o777)
+        chmod(path, mode)
+
+    monkeypatch.setattr(Path, "chmod", look)
+    before = os.umask(0)
+    try:
+        opened = sockets.listen(address)
+    finally:
+        os.umask(before)
+    sockets.close(opened, address)
+    assert seen == [0o600]
+
+
+def test_a_socket_that_is_anothers_by_now_is_left_alone(tmp_path: Path) -> None:
+    address = Address(path=str(tmp_path / "s"))
+    ours = sockets.listen(address)
+    Path(address.path).unlink()
+    others = sockets.listen(address)
+    sockets.close(ours, address)
+    assert Path(address.path).is_socket()
+    sockets.close(others, address)
+    assert not Path(address.path).exists()

@@ -214,6 +214,21 @@ def test_an_address_that_cannot_be_had_changes_nothing(run: Run, file: File) -> 
     send(port)
 
 
+def test_the_mode_of_a_unix_socket_follows_the_settings(
+    run: Run, file: File, tmp_path: Path
+) -> None:
+    path, admin = tmp_path / "s", tmp_path / "admin"
+    file.write(f"unix:{path}", more=f'[admin]\naddress = "unix:{admin}"')
+    program = run("-c", file.path)
+    program.event("listening")
+    assert [each.stat().st_mode & 0o777 for each in (path, admin)] == [0o600, 0o600]
+    text = Path(file.path).read_text()
+    Path(file.path).write_text(text.replace(f'unix:{path}"', f'unix:{path}"\nmode = "0660"'))
+    program.signal(signal.SIGHUP)
+    program.event("reloaded")
+    assert [each.stat().st_mode & 0o777 for each in (path, admin)] == [0o660, 0o600]
+
+
 def test_listeners_come_and_go(run: Run, file: File, tmp_path: Path) -> None:
     path = tmp_path / "s"
     file.write(f"unix:{path}", "127.0.0.1:0")

@@ -31,6 +31,19 @@ class TestFiles:
         assert paths[0].stat().st_mode & 0o777 == 0o640
         assert others.exists()
 
+    @pytest.mark.parametrize("umask", [0, 0o077])
+    def test_a_new_directory_is_not_for_everybody(self, umask: int, tmp_path: Path) -> None:
+        """Nor those above it that are made with it."""
+        before = os.umask(umask)
+        try:
+            files = RotatingFiles(tmp_path / "new" / "trace", 1, 100, 3)
+            files.write([b"{}\n"], 1, 3)
+            files.close()
+        finally:
+            os.umask(before)
+        for each in (tmp_path / "new", tmp_path / "new" / "trace"):
+            assert each.stat().st_mode & 0o777 == 0o750
+
     def test_a_full_disk_is_logged_once_and_counted(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

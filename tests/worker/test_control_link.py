@@ -2,8 +2,11 @@
 
 import socket
 
+import msgspec
+import pytest
+
 from smtpproxy.config.loader import from_flags
-from smtpproxy.worker import main
+from smtpproxy.worker import control_messages, main
 from smtpproxy.worker.control_messages import Drain, MessageReader, Start, encode
 
 
@@ -17,3 +20,13 @@ def test_what_stands_behind_the_start_is_not_lost() -> None:
         lines = MessageReader()
         assert isinstance(main._first(its, lines), Start)
         assert list(lines.to_worker(its.recv(65536))) == [Drain()]
+
+
+def test_a_line_that_never_ends_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control_messages, "LINE_BYTES", 100)
+    lines = MessageReader()
+    assert list(lines.to_worker(encode(Drain())[:-1])) == []
+    assert list(lines.to_worker(b"\n" + encode(Drain()))) == [Drain(), Drain()]
+    assert list(lines.to_worker(b"x" * 100)) == []
+    with pytest.raises(msgspec.MsgspecError):
+        lines.to_worker(b"x")
