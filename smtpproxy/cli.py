@@ -16,7 +16,7 @@ from click.core import ParameterSource
 from msgspec.structs import replace
 from rich.table import Table
 
-from smtpproxy import __version__, data
+from smtpproxy import __version__, data, is_compiled
 from smtpproxy.config import loop_validation
 from smtpproxy.config.certificate_validation import doubtful_certificates
 from smtpproxy.config.decoding import ConfigError
@@ -55,7 +55,8 @@ class Commands(click.Group):
     __version__,
     message=(
         f"smtpproxy {__version__}, Python {platform.python_version()}, "
-        f"uvloop {version('uvloop')}, {ssl.OPENSSL_VERSION}"
+        f"uvloop {version('uvloop')}, {ssl.OPENSSL_VERSION}, "
+        f"{'compiled' if is_compiled() else 'not compiled'}"
     ),
 )
 def main() -> None:

@@ -13,7 +13,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from smtpproxy import cli
+from smtpproxy import cli, is_compiled
 from smtpproxy.config.schema import Settings
 from smtpproxy.demo import demo_run
 from smtpproxy.demo.legacy import DEFAULT_FAILING, FAILINGS
@@ -78,6 +78,7 @@ class TestHelp:
         assert ", Python 3." in result.output
         assert ", uvloop 0." in result.output
         assert ", OpenSSL " in result.output
+        assert result.output.endswith(", compiled\n" if is_compiled() else ", not compiled\n")
 
     @pytest.mark.parametrize("flag", ["-h", "--help"])
     @pytest.mark.parametrize("command", COMMANDS)

@@ -7,15 +7,16 @@ known words pass: those that add parameters or plain commands, and those that ar
 import re
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Final
 
-PASSED = frozenset(
+PASSED: Final = frozenset(
     b"""8BITMIME SIZE DSN ENHANCEDSTATUSCODES SMTPUTF8 DELIVERBY MT-PRIORITY RRVS FUTURERELEASE
     MTRK CONPERM CONNEG SUBMITTER NO-SOLICITING LIMITS HELP VRFY EXPN ETRN SEND SOML SAML ONEX
     VERP XVERP AUTH CHUNKING BINARYMIME""".split()
 )
 """Words that pass unless a listener hides them."""
 
-NEVER_PASSED = {
+NEVER_PASSED: Final = {
     word: why
     for why, words in {
         "it changes how many replies a message gets": b"PRDR VERB XSHADOW XSHADOWREQUEST",
@@ -34,7 +35,7 @@ NEVER_PASSED = {
 As verbs they are refused, too.  Those with an X are of Exchange servers among themselves.
 """
 
-_BOUND_TO_TLS = re.compile(rb"(?i)EXTERNAL|.*-PLUS")
+_BOUND_TO_TLS: Final = re.compile(rb"(?i)EXTERNAL|.*-PLUS")
 """Mechanisms of AUTH that prove something of the TLS connection they run in.
 
 RFC 4422 appendix A, RFC 5802 section 6.  Where TLS ends at the proxy, that is another connection.

@@ -25,26 +25,32 @@ out by whole lines, up to the first line that has an offence in it; with `pass` 
 
 import re
 from enum import Enum
+from typing import Final
 
 from smtpproxy.core.replies import BARE_NEWLINE, MESSAGE_TOO_BIG
 from smtpproxy.core.violations import ClientViolation
 
-END_OF_DATA = b"\r\n.\r\n"
-BULK = 4096
+END_OF_DATA: Final = b"\r\n.\r\n"
+BULK: Final = 4096
 """From this many octets on it pays to look whether all lines are equally long, as base64 is."""
-SHORT = 16
+SHORT: Final = 16
 """Shorter lines are looked at one by one: there are too many in a chunk."""
-SHOWN = 4
+SHOWN: Final = 4
 """So many octets before and after a bare CR, LF or NUL are shown to observers: it is content."""
-LINE_KEPT = 2048
+LINE_KEPT: Final = 2048
 """The octets of an unfinished line that `reject` keeps back until it is whole; the last ones."""
 
 # The states of `normalize`: what has come last.  Hot path (bench S4): plain integers.
-LINE, START, CR, CR_CR, NUL, DOT = range(6)
+LINE: Final = 0
+START: Final = 1
+CR: Final = 2
+CR_CR: Final = 3
+NUL: Final = 4
+DOT: Final = 5
 _Step = tuple[bytes, int]
 _CRLF, _DOTS = b"\r\n", b".."
 # fmt: off
-STEPS: tuple[tuple[_Step, _Step, _Step, _Step, bytes], ...] = (
+STEPS: Final[tuple[tuple[_Step, _Step, _Step, _Step, bytes], ...]] = (
     # The columns: what is given out and the next state for CR, for LF, for NUL and for a dot; at
     # last what is given out before any other octets, after which the state is LINE.
     #
@@ -62,21 +68,23 @@ STEPS: tuple[tuple[_Step, _Step, _Step, _Step, bytes], ...] = (
     ((_DOTS, CR),    (_DOTS + _CRLF, START), (b"", DOT),   (_DOTS, LINE),              b"."),
 )
 # fmt: on
-_OF_PIECE = tuple(dict(zip((b"\r", b"\n", b"\0", b"."), row[:4], strict=True)) for row in STEPS)
-_BEFORE_OTHERS = tuple(row[4] for row in STEPS)
-_PIECE = re.compile(rb"[\r\n\0.]|[^\r\n\0]+")
+_OF_PIECE: Final = tuple(
+    dict(zip((b"\r", b"\n", b"\0", b"."), row[:4], strict=True)) for row in STEPS
+)
+_BEFORE_OTHERS: Final = tuple(row[4] for row in STEPS)
+_PIECE: Final = re.compile(rb"[\r\n\0.]|[^\r\n\0]+")
 """What makes one step: CR, LF, NUL or dot, or others with the dots that follow them."""
-_AGREED = {LINE: b"", START: b"\r\n", CR: b"\r"}
+_AGREED: Final = {LINE: b"", START: b"\r\n", CR: b"\r"}
 """What has come of the end of data, if no NUL and no bare CR or LF is among what came last."""
 
-_BEGUN = (b"\r\n.\r", b"\r\n.", b"\r\n", b"\r")
+_BEGUN: Final = (b"\r\n.\r", b"\r\n.", b"\r\n", b"\r")
 """How much of the end of data may have come last; the most counts."""
-_SCRATCH = bytearray(256 * 1024)
-_IS_ODD = bytes(octet != ord("\n") for octet in range(256))
-_BARE = re.compile(rb"(?<!\r)\n|\r(?=[^\n])|\0", re.DOTALL)
-_DOT_ALONE = re.compile(rb"\.(?<=[\r\n\0]\.)[\r\n\0]")  # a dot first: it is found by memchr
-_DOT_LAST = re.compile(rb"[\r\n\0]\.(?:\r|\r?\n)\Z")
-_BARE_KIND = {b"\n": "bare_lf", b"\r": "bare_cr", b"\0": "bare_nul"}
+_SCRATCH: Final = bytearray(256 * 1024)
+_IS_ODD: Final = bytes(octet != ord("\n") for octet in range(256))
+_BARE: Final = re.compile(rb"(?<!\r)\n|\r(?=[^\n])|\0", re.DOTALL)
+_DOT_ALONE: Final = re.compile(rb"\.(?<=[\r\n\0]\.)[\r\n\0]")  # a dot first: it is found by memchr
+_DOT_LAST: Final = re.compile(rb"[\r\n\0]\.(?:\r|\r?\n)\Z")
+_BARE_KIND: Final = {b"\n": "bare_lf", b"\r": "bare_cr", b"\0": "bare_nul"}
 
 
 class BareNewlines(Enum):
@@ -145,7 +153,9 @@ class Content:
             body = body[: max(0, len(body) + self._most - self.octets)]
         if self._unshown:
             self._show(body)
-        if self.violation is not None:
+        # mypyc takes a None that was seen for lasting; but what is called below sets it.
+        is_refused = self.violation is not None
+        if is_refused:
             return b"", taken
         out = body
         if body and self._policy is BareNewlines.PASS:
@@ -268,7 +278,8 @@ class Content:
         """Add to the octets shown of the first offence what comes after it."""
         offence = self.rewritten or self.violation
         assert offence is not None
-        offence.octets += body[: self._unshown]
+        # Not +=, on which mypyc 2.4.1 fails.
+        offence.octets = offence.octets + body[: self._unshown]
         self._unshown -= len(body[: self._unshown])
 
 

@@ -8,6 +8,7 @@ closes the session.
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Final
 
 from smtpproxy.core import lines, replies, verbs
 from smtpproxy.core.content import BareNewlines, Content
@@ -16,12 +17,18 @@ from smtpproxy.core.policy import SessionPolicy
 from smtpproxy.core.violations import ClientViolation
 
 # How the client's next octets are read.  Hot path (bench S2): plain integers.
-CLOSED, COMMANDS, CONTENT, PAYLOAD, AUTH_DATA, SKIPPED, ENDED = range(7)
+CLOSED: Final = 0
+COMMANDS: Final = 1
+CONTENT: Final = 2
+PAYLOAD: Final = 3
+AUTH_DATA: Final = 4
+SKIPPED: Final = 5
+ENDED: Final = 6
 
-WINDOW = 16 * 1024
+WINDOW: Final = 16 * 1024
 """So many octets are looked at in one go for commands: what is behind a gate is none of them."""
 
-_ANSWERED = Exchange(verbs.UNSOLICITED_ROW, b"", 0.0)
+_ANSWERED: Final = Exchange(verbs.UNSOLICITED_ROW, b"", 0.0)
 """Stands for an exchange that has been answered; never changed."""
 _ANSWERED.flushed = 1.0
 

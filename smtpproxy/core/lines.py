@@ -2,29 +2,30 @@
 
 import re
 from ipaddress import IPv6Address
+from typing import Final
 
 from smtpproxy.core import replies
 from smtpproxy.core.violations import ClientViolation
 
-WHITE_SPACE = b" \t\v\f"
-_HEADER = re.compile(rb"[!-9;-~]+:")
+WHITE_SPACE: Final = b" \t\v\f"
+_HEADER: Final = re.compile(rb"[!-9;-~]+:")
 """How a header field begins (RFC 5322 section 2.2)."""
-_BDAT = re.compile(rb"BDAT[ \t]+([0-9]{1,20})([ \t]+LAST)?[ \t]*\r\n", re.IGNORECASE)
-TLS_HANDSHAKE = b"\x16\x03"
+_BDAT: Final = re.compile(rb"BDAT[ \t]+([0-9]{1,20})([ \t]+LAST)?[ \t]*\r\n", re.IGNORECASE)
+TLS_HANDSHAKE: Final = b"\x16\x03"
 """How the record of a ClientHello begins (RFC 8446 section 5.1)."""
-PROXY_V2 = b"\r\n\r\n\0\r\nQUIT\n"
-PROXY_HEADERS = (b"PROXY ", PROXY_V2)
+PROXY_V2: Final = b"\r\n\r\n\0\r\nQUIT\n"
+PROXY_HEADERS: Final = (b"PROXY ", PROXY_V2)
 """How the two versions of a PROXY header begin (HAProxy's proxy-protocol.txt, section 2)."""
-SSH_VERSION = b"SSH-"
+SSH_VERSION: Final = b"SSH-"
 """How the first line of SSH begins (RFC 4253 section 4.2)."""
-_SECRET_VERBS = (b"AUTH", b"X-EXPS", b"XCLIENT")
-_MECHANISM = re.compile(
+_SECRET_VERBS: Final = (b"AUTH", b"X-EXPS", b"XCLIENT")
+_MECHANISM: Final = re.compile(
     rb"(?i)PLAIN|LOGIN|CRAM-MD5|DIGEST-MD5|SCRAM-[A-Z0-9-]{4,16}|XOAUTH2|OAUTHBEARER|EXTERNAL"
     rb"|GSSAPI|GSS-SPNEGO|NTLM|ANONYMOUS"
 )
 """Words that observers see after AUTH; any other may be a misplaced password."""
 _XFORWARD_IPV6 = re.compile(rb"(?i)(?<=[ \t]ADDR=)IPV6:([0-9a-f:.]{2,45})(?=[ \t\r])")
-_BEFORE_TEXT = re.compile(rb"[0-9]{3}[ -](?:[245]\.[0-9]{1,3}\.[0-9]{1,3} )?")
+_BEFORE_TEXT: Final = re.compile(rb"[0-9]{3}[ -](?:[245]\.[0-9]{1,3}\.[0-9]{1,3} )?")
 
 
 def end_of_line(octets: bytes, start: int, limit: int) -> int:
@@ -178,7 +179,7 @@ def _violation(kind: str, reply: bytes, line: bytes) -> ClientViolation:
     return ClientViolation(kind, reply, redacted(line))
 
 
-_DECLARED_SIZE = re.compile(rb"(?i) SIZE=([0-9]{1,20})[ \r]")
+_DECLARED_SIZE: Final = re.compile(rb"(?i) SIZE=([0-9]{1,20})[ \r]")
 
 
 def declared_size(line: bytes) -> int:

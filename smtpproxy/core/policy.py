@@ -3,14 +3,15 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from typing import Final
 
 from smtpproxy.core import replies, verbs
 from smtpproxy.core.capabilities import CapabilityFilter
 from smtpproxy.core.content import BareNewlines
 from smtpproxy.core.verbs import Sync, Verb
 
-NO_CHANGES = CapabilityFilter()
-XCLIENT_OFFER = b"XCLIENT NAME ADDR PORT PROTO HELO DESTADDR DESTPORT"
+NO_CHANGES: Final = CapabilityFilter()
+XCLIENT_OFFER: Final = b"XCLIENT NAME ADDR PORT PROTO HELO DESTADDR DESTPORT"
 """What the proxy offers a trusted client; LOGIN is left out, for it names who has authenticated."""
 
 

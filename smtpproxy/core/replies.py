@@ -6,15 +6,16 @@ Anything else could be read differently by the client than here, so it is a viol
 """
 
 import re
+from typing import Final
 
 from smtpproxy.core.violations import BackendViolation
 
-REPLY_LIMIT = 256 * 1024
+REPLY_LIMIT: Final = 256 * 1024
 """Octets of one whole reply, unless a session has another limit.
 
 There is none for a line of it: challenges have up to 12288 octets (RFC 4954 section 4).
 """
-MOST_AT_ONCE = 4096
+MOST_AT_ONCE: Final = 4096
 """Octets of a reply that is recognised without a reader; no limit of a session is lower."""
 
 # The proxy's own replies.  Fixed texts: nothing of the inside is ever shown to a peer.
@@ -67,10 +68,10 @@ PROXY_MISSING = b"421 4.3.5 %b Error: PROXY header is missing or malformed\r\n"
 INTERNAL_ERROR = b"421 4.3.0 %b Error: internal error\r\n"
 
 
-_MULTI_LINE = re.compile(
+_MULTI_LINE: Final = re.compile(
     rb"([2-5][0-9][0-9])-[^\r\n\0]*\r\n(?:\1-[^\r\n\0]*\r\n)*\1 [^\r\n\0]*\r\n"
 )
-_ONE_LINE = {b"%d " % code: code for code in range(200, 600)}
+_ONE_LINE: Final = {b"%d " % code: code for code in range(200, 600)}
 
 
 def whole_reply_code(octets: bytes) -> int:

@@ -4,6 +4,8 @@ RFC 5321 section 3.3: MAIL begins it, RCPT names recipients; the end of its mess
 HELO end it.
 """
 
+from typing import Final
+
 from smtpproxy.core import lines, replies, verbs
 from smtpproxy.core.exchange import Exchange
 from smtpproxy.core.negotiated_extensions import NegotiatedExtensions
@@ -144,5 +146,5 @@ def _over(kind: str, reply: bytes, exchange: Exchange, in_flight: int) -> bytes:
     return reply
 
 
-_ENDS = frozenset((verbs.EHLO, verbs.HELO, verbs.RSET))
+_ENDS: Final = frozenset((verbs.EHLO, verbs.HELO, verbs.RSET))
 """Roles whose positive reply ends the transaction there was."""

@@ -3,13 +3,15 @@
 Neither is ever shown to a peer, which gets a fixed reply.
 """
 
+from typing import Final
+
 LIMITS = {
     "too_many_recipients": "recipients",
     "message_too_big": "message_bytes",
     "too_many_errors": "consecutive_errors",
 }
 """Kinds of violation that break a limit of the settings, not a rule of the protocol -> its name."""
-OCTETS_KEPT = 256
+OCTETS_KEPT: Final = 256
 """How many of the offending octets a violation keeps for the log."""
 
 

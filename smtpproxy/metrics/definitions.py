@@ -41,7 +41,12 @@ def _quoted(value: str) -> str:
 
 
 _ROWS = (
-    Definition("build_info", GAUGE, "1, with the version of smtpproxy as its label.", ("version",)),
+    Definition(
+        "build_info",
+        GAUGE,
+        "1, with the version of smtpproxy, and whether its hot path is compiled: yes or no.",
+        ("version", "compiled"),
+    ),
     Definition("sessions", GAUGE, "Sessions that are open."),
     Definition("sessions_opened", COUNTER, "Sessions begun."),
     Definition("sessions_closed", COUNTER, "Sessions ended, by reason.", ("reason",)),

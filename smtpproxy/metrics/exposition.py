@@ -9,12 +9,13 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from smtpproxy import __version__
+from smtpproxy import __version__, is_compiled
 from smtpproxy.metrics.definitions import COUNTER, DEFINITIONS
 from smtpproxy.metrics.snapshot import MetricsSnapshot, Number
 
 PREFIX = "smtpproxy_"
 CONTENT_TYPE = CONTENT_TYPE_LATEST
+_BUILD = DEFINITIONS["build_info"].key(__version__, "yes" if is_compiled() else "no")
 _KEY = re.compile(r"(\w+)(?:\{(.*)\})?", re.DOTALL)
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"', re.DOTALL)
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
@@ -39,7 +40,7 @@ class Exposition(Collector):
     def collect(self) -> Iterable[Metric]:
         """Yield the metrics; called by the registry."""
         snapshot = self._snapshot
-        build: dict[str, Number] = {DEFINITIONS["build_info"].key(__version__): 1}
+        build: dict[str, Number] = {_BUILD: 1}
         yield from _metrics(snapshot.counts)
         yield from _metrics(build | snapshot.gauges)
 

@@ -16,6 +16,7 @@ from smtpproxy.core import content as content_module
 from smtpproxy.core.content import SHOWN, BareNewlines, Content
 from smtpproxy.core.violations import ClientViolation
 from tests.core import reference
+from tests.support.compiled import attributes_of, only_pure
 
 LENGTH = 6 if sys.gettrace() is None else 3
 """Of the strings; shorter ones are enough to see which lines of code are run."""
@@ -27,7 +28,7 @@ STARTS = [
 ]
 """Octets that lead to every state there is, besides that of nothing and that of a line."""
 
-_NAMES = [name for name in Content.__slots__ if name not in ("rewritten", "violation")]
+_NAMES = [name for name in attributes_of(Content) if name not in ("rewritten", "violation")]
 _known = attrgetter(*_NAMES)
 
 
@@ -43,7 +44,7 @@ class Taken:
         """Return the same after these octets too; this one stays as it is."""
         if self.content.ended:
             return self
-        content = Content.__new__(Content)
+        content = Content(NORMALIZE)
         for name, value in zip(_NAMES, _known(self.content), strict=True):
             setattr(content, name, value)
         content.rewritten = _copied(self.content.rewritten)
@@ -139,6 +140,7 @@ def test_every_content_of_four_octets_in_every_cut_where_it_may_be_too_big(
             _check_every_cut(start, LENGTH - 2, policy, limit)
 
 
+@only_pure
 def test_every_content_in_every_cut_where_a_line_is_too_long_to_be_kept_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

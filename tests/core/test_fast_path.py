@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 from smtpproxy.core import pipeline as steps
 from smtpproxy.core.exchange import Exchange
 from smtpproxy.core.policy import SessionPolicy
+from smtpproxy.core.transaction import Transaction
+from tests.support.compiled import attributes_of, only_pure
 from tests.support.effort import THOROUGH
 from tests.support.pipeline_stage import Introduced, Stage
 
@@ -95,12 +97,13 @@ def _play(
         [_shape(exchange) for exchange in stage.observed],
         pipeline.ended,
         pipeline.consecutive_errors,
-        [getattr(transaction, name) for name in transaction.__slots__],
+        [getattr(transaction, name) for name in attributes_of(Transaction)],
         (framer.commands, framer.pipelined),
         [str(exchange.problem) for exchange in stage.observed],
     ]
 
 
+@only_pure
 @THOROUGH
 @given(
     RULES,
