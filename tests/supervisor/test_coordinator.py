@@ -1,6 +1,6 @@
 """The coordinator: what workers are told of one another, and what is left when one is gone."""
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from msgspec.structs import replace
@@ -9,6 +9,7 @@ from smtpproxy.config.loader import from_flags
 from smtpproxy.config.schema import Settings
 from smtpproxy.net.shared_counters import SharedCounters
 from smtpproxy.supervisor.coordinator import Coordinator
+from smtpproxy.supervisor.fork_server import ForkServer
 from smtpproxy.supervisor.worker_group import WorkerGroup
 from smtpproxy.worker.control_messages import Ask, Granted, Health
 
@@ -86,11 +87,12 @@ async def test_what_a_worker_had_is_free_when_it_is_gone(coordinator: Coordinato
     assert coordinator.snapshot().gauges[f'backend_connections{{backend="{name}"}}'] == 0
 
 
-async def test_a_crew_that_is_let_go_while_it_starts_starts_nobody(
+async def test_a_worker_group_stopped_while_it_starts_starts_no_worker(
     coordinator: Coordinator,
 ) -> None:
     """The sockets may be closed by then, and their numbers somebody else's."""
-    worker_group = WorkerGroup(settings("192.0.2.1:25"), [[-1]], 2, coordinator)
+    asked_nothing = cast("ForkServer", object())  # to ask it for a worker would raise
+    worker_group = WorkerGroup(settings("192.0.2.1:25"), [[-1]], 2, coordinator, asked_nothing)
     worker_group.drain()
     assert await worker_group.start()
     assert worker_group.workers == 0
