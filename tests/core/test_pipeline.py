@@ -209,6 +209,33 @@ def test_replies_go_to_the_sink_that_was_named_last() -> None:
     assert (stage.to_client, inside) == ([], [b"250 ok\r\n"])
 
 
+def test_a_line_is_waited_for_since_its_first_octet() -> None:
+    stage = _stage("EHLO")
+    stage.client(b"NO")
+    since = stage.now
+    for octets in (b"OP", b"x" * 3000, b"y"):  # it is refused, and goes on
+        stage.client(octets)
+        if len(octets) > 1000:
+            since = stage.now  # the refusal is its answer
+        assert stage.pipeline.waiting() == ("client", since)
+    stage.client(b"\r\n")
+    assert stage.pipeline.waiting() == ("client", stage.now)
+
+
+def test_content_and_payload_are_waited_for_since_they_began() -> None:
+    stage = _stage("DATA")
+    began = stage.now
+    for _ in range(3):
+        stage.client(b"text\r\n")
+        assert stage.pipeline.waiting() == ("content", stage.now)
+        assert stage.pipeline.content_since == began
+    stage = _stage("MAIL CHUNKING")
+    stage.client(b"BDAT 10\r\n")
+    began = stage.now
+    stage.client(b"12345")
+    assert stage.pipeline.content_since == began
+
+
 @pytest.mark.parametrize("octets", [b"250-x\r\n" * 100, b"junk\r\n" * 100, b"\0" * 700])
 def test_backend_that_talks_on_after_its_refusal_takes_no_room(octets: bytes) -> None:
     stage = _stage("DATA")
