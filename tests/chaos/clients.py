@@ -5,6 +5,8 @@ import contextlib
 import random
 from dataclasses import dataclass, field
 
+from smtpproxy.core import replies
+
 
 @dataclass
 class Told:
@@ -103,8 +105,8 @@ async def _reply(reader: asyncio.StreamReader, to: bytes, told: Told) -> bytes:
         reply += line
     if reply.startswith(b"421 "):
         raise Ended
-    if reply == b"554 5.5.1 Error: no valid recipients\r\n" and to == b"DATA":
-        return b"554"
+    if to == b"DATA" and reply in (replies.NO_VALID_RECIPIENTS, replies.RECIPIENTS_PUT_OFF):
+        return reply[:3]
     if to not in reply or reply[:3] != reply[4:7]:
         told.out_of_step.append((to, reply))
         raise Ended

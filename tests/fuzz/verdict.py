@@ -58,6 +58,7 @@ class Verdict:
 
     def _begin_transaction(self) -> None:
         self._recipients = self._accepted = self._chunks = 0
+        self._put_off = True  # each recipient that was refused, for now
 
     def reach(self) -> None:
         """Read it all."""
@@ -90,8 +91,11 @@ class Verdict:
             assert not self._replies, f"behind 421: {self._replies!r}"
             self._cut = True
             return 0, b""
-        self._errors = self._errors + 1 if code >= 500 else 0
-        if self._errors > self._policy.errors:
+        if code < 500:
+            self._errors = 0
+        elif not (isinstance(what, bytes) and what[:4].upper() == b"RCPT"):
+            self._errors += 1
+        if self._errors > self._policy.errors > 0:
             assert self._trial.ended, "too many errors"
         return code, reply
 
@@ -246,7 +250,8 @@ class Verdict:
         policy = self._policy
         if verb == b"DATA" and policy.guard_data and not self._pipelining:
             if self._recipients and not self._accepted:
-                return replies.NO_VALID_RECIPIENTS, True
+                put_off = self._put_off
+                return replies.RECIPIENTS_PUT_OFF if put_off else replies.NO_VALID_RECIPIENTS, True
         elif verb == b"RCPT" and policy.recipients and self._accepted >= policy.recipients:
             return replies.TOO_MANY_RECIPIENTS, True
         elif verb in _MAIL and 0 < policy.message_octets < reading.declared_size(line):
@@ -257,6 +262,7 @@ class Verdict:
         if verb == b"RCPT":
             self._recipients += 1
             self._accepted += code < 300
+            self._put_off = self._put_off and code < 500
         elif verb in (*_MAIL, b"RSET", *HELLO) and code < 300:
             self._begin_transaction()
             self._open = verb in _MAIL
