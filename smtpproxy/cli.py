@@ -23,6 +23,7 @@ from smtpproxy.config.decoding import ConfigError
 from smtpproxy.config.loader import from_flags, load
 from smtpproxy.config.schema import Settings
 from smtpproxy.config.tls_validation import exposed_listeners, weak_backends
+from smtpproxy.config.validation import superfluous
 from smtpproxy.text.console import Terminal, say
 
 
@@ -314,6 +315,7 @@ def _warnings(settings: Settings) -> list[str]:
         for name in exposed_listeners(settings)
     ]
     found += [f"backend {name}: {how}" for name, how in weak_backends(settings)]
+    found += [f"backend {name}: {what}" for name, what in superfluous(settings)]
     found += [
         f"listener {listener}: the certificate {why}"
         for listener, _, why in doubtful_certificates(settings, time())

@@ -20,6 +20,8 @@ from smtpproxy.config.toml_lines import KeyPath
 from smtpproxy.core.capabilities import NEVER_PASSED
 
 Fault = tuple[KeyPath, str]
+_EVERY = frozenset(("0.0.0.0", "::"))  # noqa: S104
+_HOSTS = {"localhost": ("127.0.0.1", "::1")}
 
 
 def contradictions(
@@ -43,6 +45,7 @@ def contradictions(
                 yield where, 'must have at least one address, such as ["10.0.0.5:25"]'
     if need_backend and settings.backends and BAD not in (settings.listeners, settings.backends):
         yield from _wrong_backends(settings.listeners, list(settings.backends))
+    yield from _admin_at_a_listener(settings)
     if settings.limits is not BAD:
         yield from _small_queue(settings.limits)
     yield from _watching(settings, need_trace_directory)
@@ -61,6 +64,48 @@ def repeated_addresses(listeners: Mapping[str, ListenerSettings]) -> Iterator[Fa
         if other != name:
             text = f"is {show(str(listener.address))} like that of {dotted(('listeners', other))}"
             yield ("listeners", name, "address"), f"{text}; each listener needs its own"
+            continue
+        for address, other in first.items():
+            if other != name and _overlap(listener.address, address):
+                text = f"cannot be bound: {show(str(address))} of {dotted(('listeners', other))}"
+                yield ("listeners", name, "address"), f"{text} covers the same address and port"
+                break
+
+
+def _admin_at_a_listener(settings: Settings) -> Iterator[Fault]:
+    address = BAD if settings.admin is BAD else settings.admin.address
+    if settings.listeners is BAD or not isinstance(address, Address) or address == Address():
+        return
+    for name, listener in settings.listeners.items():
+        if listener is BAD or not isinstance(listener.address, Address):
+            continue
+        if _overlap(address, listener.address):
+            text = f"{show(str(listener.address))} of {dotted(('listeners', name))}"
+            yield ("admin", "address"), f"cannot be bound: {text} is at the same address and port"
+            return
+
+
+def _overlap(one: Address, other: Address) -> bool:
+    """Tell whether two addresses cannot both be listened on."""
+    if one.is_unix or other.is_unix or one.given or other.given:
+        return one == other
+    if one.port != other.port or one.port == 0:
+        return False
+    return any(
+        (":" in a) == (":" in b) and (a == b or {a, b} & _EVERY)
+        for a in _HOSTS.get(one.host, (one.host,))
+        for b in _HOSTS.get(other.host, (other.host,))
+    )
+
+
+def superfluous(settings: Settings) -> list[tuple[str, str]]:
+    """Return the backends of which something is never used, and what."""
+    used = {listener.backend for listener in settings.listeners.values()}
+    found = [(name, "no listener uses it") for name in settings.backends if name not in used]
+    for name, backend in settings.backends.items():
+        twice = {str(each) for each in backend.servers if backend.servers.count(each) > 1}
+        found += [(name, f"{each} is named twice") for each in sorted(twice)]
+    return found
 
 
 def _wrong_backends(listeners: Mapping[str, ListenerSettings], names: list[str]) -> Iterator[Fault]:

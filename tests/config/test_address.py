@@ -64,8 +64,8 @@ class TestAddresses:
                 parse_server(text)
 
     def test_only_what_others_can_reach_is_exposed(self) -> None:
-        near = ["127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "[::ffff:127.0.0.2]:1", "localhost:1"]
-        far = ["0.0.0.0:1", "[::]:1", "10.0.0.1:1", "[fe80::1%eth0]:1"]
+        near = ["127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "[::ffff:127.0.0.2]:1", "localhost:2"]
+        far = ["0.0.0.0:3", "[::]:3", "10.0.0.1:1", "[fe80::1%eth0]:1"]
         settings = from_flags(None, [*near, "unix:/x", *far], ["h:1"])
         assert [
             str(settings.listeners[name].address) for name in exposed_listeners(settings)
