@@ -57,6 +57,8 @@ class CapabilityFilter:
 
     def passes(self, word: bytes) -> bool:
         """Tell whether the client may see a capability."""
+        if word == b"BINARYMIME" and b"CHUNKING" in self.hide:
+            return False  # RFC 3030 section 3: it is of no use without
         return word not in self.hide and (word in PASSED or word in self.allow)
 
 

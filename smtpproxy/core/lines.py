@@ -179,10 +179,15 @@ def _violation(kind: str, reply: bytes, line: bytes) -> ClientViolation:
     return ClientViolation(kind, reply, redacted(line))
 
 
-_DECLARED_SIZE: Final = re.compile(rb"(?i) SIZE=([0-9]{1,20})[ \r]")
+_PATH: Final = re.compile(rb'[^:]*: *(?:<(?:"(?:[^"\\]|\\.)*"|[^">])*>|[^ ]*)')
+_DECLARED_SIZE: Final = re.compile(rb"(?i) SIZE=([0-9]+)(?=[ \r])")
 
 
 def declared_size(line: bytes) -> int:
-    """Return what a MAIL command says of the size of its message (RFC 1870); 0 if nothing."""
-    declared = _DECLARED_SIZE.search(line, line.rfind(b">") + 1)
-    return int(declared[1]) if declared else 0
+    """Return what a MAIL command says of the size of its message (RFC 1870); 0 if nothing.
+
+    It may say so several times; the largest counts.  More than 20 digits are cut to 21.
+    """
+    path = _PATH.match(line)
+    declared = _DECLARED_SIZE.findall(line, path.end() if path else 0)
+    return max((int(each.lstrip(b"0")[:21] or b"0") for each in declared), default=0)

@@ -87,6 +87,8 @@ class SessionPolicy:
     """Refuse all but a few commands before the client's TLS."""
     auth: Auth = Auth.ANY
     backend_tls: BackendTls = BackendTls.OFF
+    backend_verified: bool = False
+    """The certificate of the backend is verified, where it has one."""
     trusted: bool = False
     """The client may name other clients by XCLIENT and XFORWARD."""
     hello_first: bool = False
@@ -114,12 +116,13 @@ class SessionPolicy:
         checked = frozenset(role for role, limit in limited.items() if limit)
         checked |= {verbs.MAIL} if self.xforward else set()
         table = verbs.table_for(self.sync, keep.hide, checked, self._rows())
-        secured = replace(keep, allow=keep.allow | {b"REQUIRETLS"}) if self._active else keep
+        requirable = self._active and self.backend_verified  # RFC 8689 section 4.2.1
+        secured = replace(keep, allow=keep.allow | {b"REQUIRETLS"}) if requirable else keep
         first = verbs.hello_first(table) if self.hello_first else table
         inside = self.client_tls is ClientTls.OFFERED
         for name, value in {
             "capabilities": keep,
-            "secured_capabilities": secured,  # RFC 8689: with TLS on both sides
+            "secured_capabilities": secured,
             "table": table,
             "first_table": first,
             "helo_table": verbs.lock_step(table) if self.sync is Sync.STRICT else table,

@@ -80,6 +80,7 @@ def for_backend(backend: BackendVerification) -> ssl.SSLContext:
     What is opportunistic is not verified: whoever could forge the certificate could hide STARTTLS.
     """
     context = ssl.create_default_context(cafile=backend.ca_file or None)
+    context.hostname_checks_common_name = False  # RFC 9525 section 2
     if backend.tls == "opportunistic" or not backend.verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE

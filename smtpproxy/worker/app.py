@@ -271,6 +271,7 @@ def _policy(
         require_tls=listener.require_tls,
         auth=Auth(listener.auth),
         backend_tls=security_builder.BACKEND_TLS[backend.tls],
+        backend_verified=backend.tls in ("starttls", "implicit") and backend.verify,
         trusted=trusted,
         xforward=backend.identity == "xforward",
         # Else a client could have its mail passed on ahead of TLS, or as if it were the proxy's.

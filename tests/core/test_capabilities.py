@@ -62,6 +62,12 @@ def test_listener_allows_and_hides() -> None:
     assert not keep.passes(b"XBAR")
 
 
+def test_binarymime_is_hidden_with_chunking() -> None:
+    keep = CapabilityFilter(hide=frozenset([b"CHUNKING"]))
+    reply = b"250-mx\r\n250-CHUNKING\r\n250 BINARYMIME\r\n"
+    assert offer(reply, keep).reply == b"250-mx\r\n250 PIPELINING\r\n"
+
+
 def test_chunking_counts_only_if_the_client_sees_it() -> None:
     reply = b"250-mx\r\n250 CHUNKING\r\n"
     assert offer(reply, EVERYTHING).chunking

@@ -47,6 +47,10 @@ def test_requiretls_passes_with_tls_on_both_sides_only() -> None:
     offer = b"250-mx\r\n250 REQUIRETLS\r\n"
     for client in ClientTls:
         for backend in BackendTls:
-            extensions = NegotiatedExtensions(SessionPolicy(client_tls=client, backend_tls=backend))
-            both = client is ClientTls.ACTIVE and backend is BackendTls.IMPLICIT
-            assert (b"REQUIRETLS" in extensions.accept_ehlo(offer)) == both
+            for verified in (False, True):
+                policy = SessionPolicy(
+                    client_tls=client, backend_tls=backend, backend_verified=verified
+                )
+                both = client is ClientTls.ACTIVE and backend is BackendTls.IMPLICIT
+                offered = b"REQUIRETLS" in NegotiatedExtensions(policy).accept_ehlo(offer)
+                assert offered == (both and verified)

@@ -5,8 +5,10 @@ import ssl
 import pytest
 
 from smtpproxy.config.loader import load
+from smtpproxy.config.schema import BackendSettings
 from smtpproxy.net.backend.health_check import check
 from smtpproxy.net.backend.server_pool import Server
+from smtpproxy.tls import contexts
 from smtpproxy.worker import security_builder
 from tests.net.conftest import Logged
 from tests.net.real_sockets import IMPLICIT, STARTTLS, Stage, client, deliver
@@ -136,6 +138,23 @@ async def test_requiretls_is_offered_with_tls_on_both_sides(stage: Stage, tls: s
         assert b"REQUIRETLS" in (await one.ask(b"EHLO c"))[0]
         assert await one.ask(b"MAIL FROM:<a@a> REQUIRETLS") == [b"250 MAIL"]
     assert b"MAIL FROM:<a@a> REQUIRETLS" in stage.backend.heard
+
+
+@pytest.mark.parametrize(
+    "backend", ['tls = "opportunistic"', 'tls = "starttls"\nverify = false'], ids=str
+)
+async def test_requiretls_is_not_offered_if_the_backend_is_not_verified(
+    stage: Stage, backend: str
+) -> None:
+    async with client(await stage.start(STARTTLS, backend)) as one:
+        await one.reply()
+        await one.secure(stage)
+        assert b"REQUIRETLS" not in (await one.ask(b"EHLO c"))[0]
+
+
+def test_a_common_name_is_no_host_name() -> None:
+    """RFC 9525: a backend's certificate has its name among the alternative ones."""
+    assert not contexts.for_backend(BackendSettings(servers=[])).hostname_checks_common_name
 
 
 async def test_requiretls_is_not_offered_with_tls_on_the_clients_side_alone(stage: Stage) -> None:
