@@ -130,7 +130,9 @@ class AdminServer:
                 return found
             header = request.headers.get(hdrs.AUTHORIZATION, "").removeprefix("Bearer ")
             if not (self._is_token(header) or self._is_token(request.cookies.get(COOKIE, ""))):
-                return web.Response(status=401, text=NEEDS_TOKEN, headers=CHALLENGE)
+                refused = web.Response(status=401, text=NEEDS_TOKEN, headers=CHALLENGE)
+                refused.force_close()  # a stranger keeps no connection from others
+                return refused
         elif self._has_name and not _is_own_name(request.headers.get(hdrs.HOST, "")):
             # A page of some other site, whose name was made to mean this address.
             return _told(403, "ask by address, please\n")

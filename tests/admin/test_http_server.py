@@ -260,6 +260,7 @@ class TestTokens:
                 async with client.get(url + path) as response:
                     assert response.status == 401
                     assert response.headers["WWW-Authenticate"] == "Bearer"
+                    assert response.headers["Connection"] == "close"
             for name in ("Authorization", "Cookie"):
                 odd = {name: f"Bearer {TOKEN[:-1]}\udcff", "X": "smtpproxy=\udcff"}
                 async with client.get(f"{url}/metrics", headers=odd) as response:
