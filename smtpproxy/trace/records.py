@@ -189,7 +189,7 @@ _COMPACT = b'"\\\\='
 
 def decode(line: bytes) -> Record:
     """Return the record that a line is; raises msgspec.DecodeError for what is none."""
-    record = _decode(line)
+    record: Record = _decode(line)
     if _COMPACT in line and isinstance(record, Exchanged):
         try:
             record = _expanded(record)
