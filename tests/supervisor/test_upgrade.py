@@ -38,6 +38,7 @@ def build(directory: Path, version: str, *changes: tuple[str, str, str]) -> Path
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     shutil.copytree(ROOT / "deploy/man", source / "deploy/man")
+    shutil.copy(ROOT / "deploy/compile_hook.py", source / "deploy")
     shutil.copytree(ROOT / "smtpproxy", source / "smtpproxy")
     own = ("core/replies.py", "command not implemented", f"version {version}")
     file = source / "smtpproxy/__init__.py"
