@@ -51,7 +51,10 @@ def shortened(value: str | bytes, most: int) -> str:
 
     What is cut ends in `...`.  The cost is that of `most` bytes, however long the value is.
     """
-    text = printable(value[:most])
+    # Where each octet becomes an escape of four characters, a quarter of them is enough.
+    text = printable(value[: most // 4 + 16])
+    if len(text) < most + 16:
+        text = printable(value[:most])
     if len(value) <= most and len(text) * 4 <= most:
         return text
     octets = text.encode()
