@@ -179,15 +179,16 @@ def _violation(kind: str, reply: bytes, line: bytes) -> ClientViolation:
     return ClientViolation(kind, reply, redacted(line))
 
 
-_PATH: Final = re.compile(rb'[^:]*: *(?:<(?:"(?:[^"\\]|\\.)*"|[^">])*>|[^ ]*)')
+_PATH: Final = re.compile(rb'[^:]*: *(?:<(?:"(?:[^"\\]|\\.)*"|[^">])*>|[^ <][^ ]*)')
 _DECLARED_SIZE: Final = re.compile(rb"(?i) SIZE=([0-9]+)(?=[ \r])")
 
 
 def declared_size(line: bytes) -> int:
     """Return what a MAIL command says of the size of its message (RFC 1870); 0 if nothing.
 
-    It may say so several times; the largest counts.  More than 20 digits are cut to 21.
+    It may say so several times; the largest counts.  More than 20 digits are cut to 21.  Where no
+    path can be told from its parameters, it is the backend's to refuse.
     """
     path = _PATH.match(line)
-    declared = _DECLARED_SIZE.findall(line, path.end() if path else 0)
+    declared = _DECLARED_SIZE.findall(line, path.end()) if path else []
     return max((int(each.lstrip(b"0")[:21] or b"0") for each in declared), default=0)
