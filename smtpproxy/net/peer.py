@@ -43,10 +43,13 @@ class Peer:
         from its family; who is not known is never taken for a client of a Unix socket, which an MTA
         would take for the proxy itself.
         """
-        if _is_unix(transport):
-            return cls()
-        source = endpoint(transport.get_extra_info("peername"))
-        target = endpoint(transport.get_extra_info("sockname"))
+        try:
+            if _is_unix(transport):
+                return cls()
+            source = endpoint(transport.get_extra_info("peername"))
+            target = endpoint(transport.get_extra_info("sockname"))
+        except OSError:  # some systems report neither end of a reset connection
+            return None
         if source is None or target is None:
             return None
         return cls(name_of(source), _shared(target))
@@ -71,9 +74,12 @@ class Peer:
 
 def end_of(transport: asyncio.BaseTransport, which: str) -> str:
     """Return the name of an end of a connection; `which` is "peername" or "sockname"."""
-    if _is_unix(transport):
-        return UNIX
-    end = endpoint(transport.get_extra_info(which))
+    try:
+        if _is_unix(transport):
+            return UNIX
+        end = endpoint(transport.get_extra_info(which))
+    except OSError:
+        end = None
     return UNKNOWN if end is None else name_of(end)
 
 

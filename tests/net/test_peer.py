@@ -73,3 +73,15 @@ def test_who_has_connected_follows_from_the_sockets_family(
     assert Peer.of(opened) == peer
     assert end_of(opened, "peername") == (name or "192.0.2.1:4711")
     opened.close()
+
+
+class Mute(asyncio.BaseTransport):
+    """A transport whose socket reports nothing, as that of a reset connection on some systems."""
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:  # noqa: ARG002
+        raise OSError(22, "Invalid argument")
+
+
+def test_a_socket_that_reports_nothing_has_no_known_ends() -> None:
+    assert Peer.of(Mute()) is None
+    assert end_of(Mute(), "sockname") == "unknown"
