@@ -269,8 +269,8 @@ class TestBothSides:
         session = Watched(traced.trace)
         session.relay("a\nb")
         session.relay("ab")
-        mended, plain = (each for each in exchanges(traced.records()) if each["verb"] == ".")
-        assert (mended["content"], mended["came"]) == ("a\r\nb\r\n.\r\n", "a\nb\r\n.\r\n")
+        rewritten, plain = (each for each in exchanges(traced.records()) if each["verb"] == ".")
+        assert (rewritten["content"], rewritten["came"]) == ("a\r\nb\r\n.\r\n", "a\nb\r\n.\r\n")
         assert "came" not in plain
 
 
