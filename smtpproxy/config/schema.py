@@ -1,7 +1,13 @@
-"""Settings: the list of all that smtpproxy can be told, typed, with bounds and defaults.
+"""Settings: every one of them, with its type, bounds, default and meaning.
 
-What is not here is an error, never ignored. `smtpproxy.config.loader` reads them from a file and
-from flags; deploy/reference/settings.md explains each.
+A key that is not here is an error, never ignored. `smtpproxy.config.loader` reads the settings from
+a file and from flags.
+
+`python deploy/generate` makes deploy/reference/settings.md and smtpproxy.toml(5) from this file:
+the docstring of a class introduces its table, the docstring below an attribute explains the
+setting, and paths such as `deploy/content.md` become links.
+
+To add a setting, add an attribute with its docstring.
 """
 
 import re
@@ -109,20 +115,34 @@ def _served_name(text: str) -> str:
     raise ValueError('is not a host name; write, for example, "mx.example.org" or "*.example.org"')
 
 
-def _whole(least: int, most: int = _MOST) -> Meta:
-    return Meta(ge=least, le=most, description=f"a whole number from {least} to {most}")
+def _whole(least: int, most: int = _MOST, zero: str = "") -> Meta:
+    """Return the bounds of a number; `zero` is what 0 means, if that is something of its own."""
+    return _number("a whole number", least, most, zero)
+
+
+def _bytes(least: int, zero: str = "") -> Meta:
+    return _number("a number of bytes", least, _MOST, zero)
+
+
+def _seconds_or(zero: str, most: int = 86400) -> Meta:
+    return _number("a number of seconds", 0, most, zero)
+
+
+def _number(unit: str, least: int, most: int, zero: str) -> Meta:
+    meant = f" ({zero})" if zero else ""
+    return Meta(ge=least, le=most, description=f"{unit} from {least}{meant} to {most}")
 
 
 _UNITS = {"": 0, "KiB": 10, "MiB": 20, "GiB": 30}
 
 
 def _size(text: str) -> int:
-    """Read a number of octets: `65536`, `64KiB`, `64MiB` or `1GiB`."""
+    """Read a number of bytes: `65536`, `64KiB`, `64MiB` or `1GiB`."""
     found = re.fullmatch(r"([0-9]{1,12}) ?(|[KMG]iB)", text, re.ASCII)
-    octets = int(found[1]) << _UNITS[found[2]] if found else 0
-    if not 4096 <= octets <= 1 << 40:
+    size = int(found[1]) << _UNITS[found[2]] if found else 0
+    if not 4096 <= size <= 1 << 40:
         raise ValueError('is not a size from "4KiB" to "1024GiB"')
-    return octets
+    return size
 
 
 def _token(text: str) -> str:
@@ -160,178 +180,290 @@ WorkerCount = Annotated[int, _whole(0, 64)]
 File = Annotated[str, _whole_path("/etc/smtpproxy/cert.pem")]
 Directory = Annotated[str, _whole_path("/var/log/smtpproxy")]
 FileMode = Annotated[str, ParsedBy(_mode, 'a mode in quotes, such as "0660"')]
-Size = Annotated[int, ParsedBy(_size, 'a size in quotes, such as "64MiB"')]
+Size = Annotated[int, ParsedBy(_size, 'a size in quotes from "4KiB" to "1024GiB", such as "64MiB"')]
 Seconds = Annotated[
     float, Meta(gt=0, le=86400, description="a number of seconds above 0, at most 86400 (a day)")
 ]
 
 
 class CertificateSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A PEM file with a certificate and its chain, and one with its key if that is another."""
+    """A certificate for clients that ask for the host name HOST in the TLS handshake (SNI).
+
+    `*.example.org` stands for any host of that domain and is tried after whole names.
+    """
 
     certificate: File
+    """PEM file with the certificate and its chain."""
     key: File = ""
+    """PEM file with the key, if it is not in the file of the certificate."""
 
 
 class CapabilitySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Capabilities of the backend to hide from clients, and unknown ones to let through.
-
-    In upper case.
-    """
+    """Which EHLO capabilities of the MTA clients see; deploy/reference/capabilities.md has all."""
 
     hide: CapabilityWords = []
+    """Capabilities of the MTA that clients do not see; their commands are refused."""
     allow: CapabilityWords = []
+    """Unknown capabilities of the MTA that clients may see."""
 
 
 class ListenerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where clients connect, and how they are treated there."""
+    """An address for clients. NAME is the label `listener` in log, metrics and traces."""
 
     address: ListenAddress
-    # Who may connect to a Unix socket; left out: its owner.
+    """`"HOST:PORT"`, `"[IPV6]:PORT"`, `"unix:/PATH"`, or `"fd:NAME"` for a socket that systemd
+    passes. `"[::]:25"` takes IPv6 and IPv4; IPv6 alone if another listener, the admin address or a
+    socket of systemd has an IPv4 address at the same port. Port 0: any free one.
+    """
     mode: FileMode = ""
-    # Left out in the file when there is one backend; once loaded, always the name of a backend.
+    """The mode of a Unix socket, whatever the umask. Left out, only the service's user may connect
+    (`0600`), as with the admin socket.
+    """
+    # Once loaded, always the name of a backend.
     backend: str = ""
+    """The backend's name. May be left out when there is one."""
     sync: Sync = "safe"
+    """Which clients are rejected for sending too early. `safe`: data sent after DATA before the
+    354. `strict`: also data before the greeting, after EHLO, HELO, NOOP, VRFY, EXPN or ETRN before
+    its reply, and groups after HELO. `off`: none; commands wait. In every mode, data sent in
+    plaintext after STARTTLS is never used.
+    """
     bare_newlines: BareNewlines = "normalize"
+    """Bare CR, bare LF and NUL in content. `normalize`: replaced by CRLF, NUL removed. `reject`:
+    550. `pass`: unchanged. See deploy/content.md.
+    """
     capabilities: CapabilitySettings = CapabilitySettings()
     tls: ListenerTls = "off"
+    """`starttls`, `implicit`: the proxy does TLS 1.2 or 1.3 with clients. `passthrough`: the MTA's
+    own STARTTLS; from its 220 on the proxy only carries bytes. `off`: the MTA's STARTTLS is hidden.
+    """
     certificate: File = ""
+    """PEM file with the certificate and its chain. Read at start, at each reload, and within a
+    minute after a change.
+    """
     key: File = ""
-    # Further certificates, by the host name that the client asks for.
+    """PEM file with the key, if it is not in the file of the certificate."""
     sni: Annotated[
         dict[ServedName, CertificateSettings],
         WrittenLike('a table for each host name, written [listeners.NAME.sni."mx.example.org"]'),
     ] = {}
     require_tls: bool = False
+    """Answer 530 to mail commands until STARTTLS."""
     auth: Literal["any", "tls-only", "hidden"] = "any"
-    # Who must send a PROXY header, and who may send XCLIENT and XFORWARD.
+    """Whether clients may use the MTA's AUTH: `any`, `tls-only` (538 in plaintext) or `hidden`."""
     proxy_protocol: Networks = []
+    """Networks that must send a PROXY header (v1 or v2); limits, log and `identity` then use the
+    client it names. Without a header: 421. A header from any other network: 451 and close; it never
+    reaches the MTA. Where TLS comes first, both get a TLS alert instead.
+    """
     xclient: Networks = []
-    # Accept connections to other machines, too.
+    """Networks that may name another client by XCLIENT, whatever the MTA offers: limits, log and
+    `identity` then use that client, on a new connection to the MTA (the first session closes with
+    `reason=introduced`). The named client may not do so in turn, unless it is in these networks
+    too. LOGIN is not accepted. Their XFORWARD is passed on.
+    """
     transparent: bool = False
+    """Accept connections to other machines (TPROXY, REDIRECT). See `smtpproxy example nftables`."""
 
 
 class BackendSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A legacy MTA: its servers in order of preference, and what it needs."""
+    """An MTA. NAME is the label `backend` in log, metrics and traces."""
 
     servers: Annotated[
         list[ServerAddress], WrittenLike('a list of addresses, such as ["10.0.0.5:25"]')
     ]
+    """Addresses, tried in order until one greets. A name is resolved at each connect; if it has
+    several addresses, the next one is tried as soon as one fails or is silent for 0.25 s
+    (RFC 8305), IPv6 and IPv4 in turn. `["original"]`: where the client wanted to go
+    (`transparent`).
+    """
     pipelining: Literal["auto", "never"] = "auto"
+    """`auto`: use the MTA's own PIPELINING when it is offered. `never`: for an MTA that offers it
+    and loses commands.
+    """
     helo_fallback: bool = True
+    """Send HELO to an MTA that answers EHLO with 500 or 502."""
     guard_data: bool = True
+    """Answer DATA here when every recipient was refused: 554, or 451 if the MTA refused all of them
+    with 4xx.
+    """
     balance: Literal["first", "least"] = "first"
-    # How long a server that has failed is left alone.
+    """`first`: in the order given. `least`: the one with the fewest sessions (of that worker)
+    first, equals in turn.
+    """
     retry_after: Seconds = 10.0
-    # How often each server is greeted to see whether it is there; 0: never.
-    health_check_interval: Annotated[
-        float, Meta(ge=0, le=86400, description="a number of seconds, at most 86400 (0: never)")
-    ] = 0.0
-    # Connections of the whole service, over all workers; 0: no limit. Above it clients wait.
-    max_connections: Annotated[int, _whole(0)] = 0
+    """How long a server is left alone that cannot be reached, does not greet or greets with 4xx.
+    When all are down, all are tried. An MTA that knows the client by then (`identity` is
+    `proxy-v1`, `proxy-v2` or `transparent`) may refuse this client alone: the proxy then connects
+    once in its own name, and goes by that.
+    """
+    health_check_interval: Annotated[float, _seconds_or("never")] = 0.0
+    """Time between health checks of each server: greeting, EHLO, QUIT."""
+    max_connections: Annotated[int, _whole(0, zero="no limit")] = 0
+    """Connections of the whole service. Above it clients wait in order. Sessions that were open
+    before a reload set the limit do not count.
+    """
     max_wait: Seconds = 30.0
+    """How long a client waits for one of `max_connections`, then it gets 421 4.3.2."""
     identity: Identity = "none"
+    """How the MTA learns the client's address. `transparent`: the connection comes from it (any
+    MTA; CAP_NET_ADMIN). `proxy-v1`, `proxy-v2`: a PROXY header. `xclient`: the session fails if the
+    MTA does not offer it with ADDR, or does not accept it; a 4xx or 554 in answer to it, as a
+    greeting would have, reaches the client. `xforward`: before each message, for the MTA's log
+    only. See deploy/cut-over.md#2-who-does-the-mta-trust.
+    """
     tls: BackendTls = "off"
+    """`opportunistic`: STARTTLS if offered, not verified. `starttls`, `implicit`: required, else
+    the session fails with 421. For a client that says HELO, the proxy says EHLO with the same name.
+    """
     verify: bool = True
+    """Verify the MTA's certificate (`starttls`, `implicit`)."""
     ca_file: File = ""
+    """PEM file with the CAs to trust instead of the system's."""
     server_name: Annotated[str, ParsedBy(_host_name, "a host name")] = ""
+    """The name that must be in the certificate instead of the server's host."""
     minimum_tls: Literal["1.0", "1.1", "1.2", "1.3"] = "1.2"
+    """The oldest version of TLS to use with the MTA."""
 
 
 class LimitSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Bounds. Queue bounds are back-pressure, never an error; sizes are in bytes."""
+    """Bounds of a session and of the whole service.
+
+    A full queue is never an error: the client is not read until there is room (back-pressure).
+    """
 
     queue_commands: Annotated[int, _whole(1)] = 1000
-    queue_bytes: Annotated[int, _whole(4096)] = 262144
+    """Commands of a client that may wait."""
+    queue_bytes: Annotated[int, _bytes(4096)] = 262144
+    """Bytes of a client that may wait; at least `command_line` and `auth_line`."""
     # RFC 5321 section 4.5.3.1.4 asks for 512 at least.
-    command_line: Annotated[int, _whole(512)] = 2048
-    # RFC 4954 section 4 asks for 12288; smaller ones break large Kerberos and OAuth tokens.
-    auth_line: Annotated[int, _whole(512)] = 12288
-    # One reply of the MTA, all its lines.
-    reply_bytes: Annotated[int, _whole(4096)] = 262144
-    # 5xx replies in a row, those to RCPT aside, before a client is closed; 0: no bound.
-    consecutive_errors: Annotated[int, _whole(0)] = 20
-    # Sessions of the whole service, over all workers; 0: no bound.
-    sessions: Annotated[int, _whole(0)] = 10000
-    # Of one address; an IPv6 network of 64 bits counts as one.
-    sessions_per_address: Annotated[int, _whole(0)] = 100
-    new_sessions_per_minute: Annotated[int, _whole(0)] = 0
-    # Of one session; who is faster is read more slowly. 0: no bound.
-    commands_per_second: Annotated[int, _whole(0)] = 0
-    # Beside 64:ff9b::/96: networks from which IPv4 clients come through a NAT64, each to be
-    # counted by its IPv4 address.
+    command_line: Annotated[int, _bytes(512)] = 2048
+    """The longest command line."""
+    # RFC 4954 section 4 asks for 12288.
+    auth_line: Annotated[int, _bytes(512)] = 12288
+    """The longest line of an AUTH. Shorter ones break large Kerberos and OAuth tokens."""
+    reply_bytes: Annotated[int, _bytes(4096)] = 262144
+    """The longest reply of the MTA, all its lines. A longer one ends the session with 421."""
+    consecutive_errors: Annotated[int, _whole(0, zero="no limit")] = 20
+    """Replies of 5xx in a row, then the client gets 421. Replies to RCPT do not count."""
+    sessions: Annotated[int, _whole(0, zero="no limit")] = 10000
+    """Sessions of the whole service, then 421 4.3.2. A session counts until the MTA has done what
+    its client sent; a client that resets its connection leaves at once, and the MTA's connection is
+    closed.
+    """
+    sessions_per_address: Annotated[int, _whole(0, zero="no limit")] = 100
+    """Sessions of one client address (IPv6: per /64) over all workers, then 421 4.7.0."""
+    new_sessions_per_minute: Annotated[int, _whole(0, zero="no limit")] = 0
+    """New sessions of one client address in a minute, then 421 4.7.0."""
+    commands_per_second: Annotated[int, _whole(0, zero="no limit")] = 0
+    """Commands of one session in a second. A faster client is read more slowly."""
     nat64: Nat64Networks = []
-    # Networks that are not counted by address.
+    """IPv6 networks of a NAT64 beside `64:ff9b::/96`: clients from them count by the IPv4 address
+    that is embedded (RFC 6052).
+    """
     exempt: Networks = field(default_factory=lambda: [_network("127.0.0.0/8"), _network("::1/128")])
-    # How late the loop may be before new clients are turned away; 0: never.
-    event_loop_lag: Annotated[
-        float, Meta(ge=0, le=3600, description="a number of seconds, at most 3600 (0: never)")
-    ] = 2.0
-    # Bytes of a message, and recipients that may be accepted for one; 0: as the MTA likes.
-    message_bytes: Annotated[int, _whole(0)] = 0
-    recipients: Annotated[int, _whole(0)] = 0
+    """Networks whose clients are not counted by address, such as a load balancer's."""
+    event_loop_lag: Annotated[float, _seconds_or("no limit", 3600)] = 2.0
+    """How late a worker may be, then new clients get 421 4.3.2. They get it too when a worker is
+    short of file descriptors; with none left they wait.
+    """
+    message_bytes: Annotated[int, _bytes(0, zero="no limit")] = 0
+    """The largest message. `SIZE` is lowered to it; 552 to a MAIL that declares more, at the end of
+    data, or to the BDAT chunk that exceeds it (which ends the session).
+    """
+    recipients: Annotated[int, _whole(0, zero="no limit")] = 0
+    """Accepted recipients of a message, then 452 4.5.3."""
 
 
 class TimeoutSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Longest waits, in seconds."""
+    """The longest waits, in seconds."""
 
     connect: Seconds = 30.0
+    """To connect to a server, by all addresses of its name; then the next one is tried."""
     greeting: Seconds = 300.0
+    """For a server's greeting, then the next one is tried."""
     command: Seconds = 300.0
+    """For the MTA's reply to a command."""
     data: Seconds = 120.0
+    """For the MTA's reply to DATA."""
     content: Seconds = 180.0
-    # All the content of a message, or a chunk of it; 0: no bound.
-    message: Annotated[
-        float, Meta(ge=0, le=86400, description="a number of seconds, at most 86400 (0: no bound)")
-    ] = 7200.0
+    """Silence of the client inside message content, or of an MTA that does not take it
+    (`backend_time_limit`).
+    """
+    message: Annotated[float, _seconds_or("no limit")] = 7200.0
+    """All the content of a message, or one chunk of BDAT, however steadily it comes."""
     end_of_data: Seconds = 600.0
+    """For the MTA's reply to the end of data."""
     client: Seconds = 300.0
+    """For the client's next command, and for the whole of a command line from its first byte on;
+    also the silence of a client that does not read its replies.
+    """
     tls_handshake: Seconds = 30.0
+    """For a TLS handshake."""
     proxy_header: Seconds = 5.0
+    """For a PROXY header."""
     drain: Seconds = 60.0
-    # How long a transaction may go on in an old worker behind a reload.
+    """How long sessions may take to finish when the service stops; after a reload, how long
+    sessions stay in the old workers between transactions.
+    """
     transaction_grace: Seconds = 3600.0
-    # A worker that says nothing for so long hangs, and is replaced.
+    """How long a transaction may go on in an old worker after a reload, then it gets 421."""
     heartbeat: Seconds = 20.0
+    """Without a sign of life for so long, a worker is replaced."""
     reply_hold: Seconds = 0.2
+    """How long a reply may wait for the others of its group."""
 
 
 class LogSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is logged, and how it looks (auto: JSON unless standard error is a terminal)."""
+    """What is logged, and in which format; deploy/reference/events.md has all events."""
 
     level: LogLevel = "info"
+    """The least level that is logged; `debug` has a line for each exchange."""
     format: LogFormat = "auto"
+    """`json`, `console` (coloured lines), or `auto`: console on a terminal."""
 
 
 class TraceSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is recorded of sessions, in files of `directory`; without one, nothing is."""
+    """Which sessions are recorded; see deploy/tracing.md."""
 
     directory: Directory = ""
+    """Where sessions are recorded. Without it nothing is."""
     when: Literal["all", "errors", "off"] = "all"
-    # Of which clients; empty: of all.
+    """`all`: every session. `errors`: only sessions in which something failed. `off`: none. See
+    deploy/tracing.md#traces.
+    """
     networks: Networks = []
+    """Record only clients of these networks; left out: all."""
     content: Literal["none", "headers", "full"] = "none"
-    # With "full", bytes of each message that are kept.
+    """How much message content is recorded."""
     max_content: Size = 1024 * 1024
-    # Of each worker.
+    """With `content = "full"`, at most so much of a message."""
     max_file: Size = 64 * 1024 * 1024
+    """Each worker starts a new file at this size."""
     max_files: Annotated[int, _whole(1)] = 10
+    """Files that each worker keeps."""
 
 
 class AdminSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where metrics and the live page are served; without an address, nowhere."""
+    """Metrics and the live page."""
 
     address: AdminAddress = Address()
-    # Needed where other machines can ask.
+    """Where metrics and the live page are served, in plain HTTP; left out: nowhere. `[::]` as for
+    listeners. It may move at a reload.
+    """
     token: Annotated[str, ParsedBy(_token, "a text in quotes")] = ""
+    """Needed unless the address is loopback or a Unix socket: `Authorization: Bearer TOKEN`, or
+    once `/?token=TOKEN` in a browser. At least 16 letters and digits.
+    """
 
 
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Everything one smtpproxy runs on."""
+    """Settings of the whole service."""
 
     hostname: HostName = field(default_factory=socket.gethostname)
-    # Processes that serve clients; 0: one for each CPU.
+    """The name in the proxy's own 421 replies and in health checks."""
     workers: WorkerCount = 1
+    """Processes that serve clients. 0: one for each CPU."""
     listeners: Annotated[
         dict[TableName, ListenerSettings],
         WrittenLike("a table for each listener, written [listeners.NAME]"),

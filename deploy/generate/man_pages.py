@@ -1,28 +1,13 @@
-#!/usr/bin/env python3
-"""Write the manual pages smtpproxy(8) and smtpproxy.toml(5).
+"""The manual pages: smtpproxy(8) from the commands, smtpproxy.toml(5) from the settings."""
 
-    python deploy/man/build.py [DIRECTORY]
-
-The first page comes from the commands and their options, the second from the settings: their types,
-defaults and docstrings.  DIRECTORY is where this file is, unless it is given.
-"""
-
-import ast
 import inspect
 import re
-import sys
-import textwrap
 from collections.abc import Iterator
-from itertools import pairwise
-from pathlib import Path
-from typing import Annotated, Literal, get_args, get_origin
 
 import click
-import msgspec
-from msgspec.structs import FieldInfo, fields
+from settings_text import Setting, tables
 
 from smtpproxy import cli
-from smtpproxy.config.schema import Settings
 
 _EXIT = [
     ("0", "Success; for run: drained and stopped by a signal."),
@@ -68,7 +53,7 @@ def commands_page() -> str:
     return "\n".join(page) + "\n"
 
 
-def settings_page() -> str:
+def settings_manual() -> str:
     """Return smtpproxy.toml(5)."""
     page = [
         _title("SMTPPROXY.TOML", 5),
@@ -80,11 +65,26 @@ def settings_page() -> str:
             "key, a wrong type and an impossible value are errors; smtpproxy check -c FILE reports "
             "all of them, each with its line.  smtpproxy example config prints a first file."
         ),
-        *_tables(Settings, ""),
+        *_settings(),
         _section("SEE ALSO"),
         r"\fBsmtpproxy\fR(8)",
     ]
     return "\n".join(page) + "\n"
+
+
+def _settings() -> Iterator[str]:
+    for table in tables():
+        yield _section(table.header or "TOP LEVEL")
+        yield f".PP\n{_set(table.meaning)}"
+        for each in table.settings:
+            yield f".TP\n{_bold(each.key)}\n{_set(_written(each))}\n.br\n{_set(each.meaning)}"
+
+
+def _written(setting: Setting) -> str:
+    """Return how a setting is written, and its default."""
+    if setting.is_required:
+        return f"{setting.value}; required"
+    return f"{setting.value}; default {setting.default}" if setting.default else setting.value
 
 
 def _commands(group: click.Group, prefix: str) -> Iterator[tuple[str, click.Command, str]]:
@@ -116,99 +116,6 @@ def _variables(group: click.Group) -> list[tuple[str, str]]:
             if option.envvar:
                 found.setdefault(str(option.envvar), []).append(f"{name} {option.opts[-1]}")
     return [(variable, ", ".join(options)) for variable, options in found.items()]
-
-
-def _tables(kind: type[msgspec.Struct], name: str) -> Iterator[str]:
-    """Yield the section of a table, then those of the tables in it."""
-    within: list[tuple[type[msgspec.Struct], str]] = []
-    meanings = _meanings(kind)
-    yield _section(f"[{name}]" if name else "TOP LEVEL")
-    yield _text((kind.__doc__ or "").replace("`", ""))
-    for field in fields(kind):
-        inner, step = _table_in(field.type)
-        if inner:
-            path = f"{name}.{field.encode_name}{step}".removeprefix(".")
-            within.append((inner, path))
-        else:
-            yield _item(field.encode_name, _written(field))
-            yield ".br\n" + _line(meanings[field.encode_name])
-    for inner, path in within:
-        yield from _tables(inner, path)
-
-
-def _table_in(wanted: object) -> tuple[type[msgspec.Struct] | None, str]:
-    """Return the table that a setting is, and how its name goes on: one for each NAME, or none."""
-    kind = get_args(wanted)[0] if get_origin(wanted) is Annotated else wanted
-    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-        # An address, for example, is written as text.
-        return (None, "") if _marks(wanted) else (kind, "")
-    if get_origin(kind) in {dict, list}:
-        inner = _table_in(get_args(kind)[-1])[0]
-        return inner, ".NAME" if get_origin(kind) is dict else ""
-    return None, ""
-
-
-def _written(field: FieldInfo) -> str:
-    """Return how a setting is written, and its default."""
-    expected = _expected(field.type)
-    if field.default is msgspec.NODEFAULT and field.default_factory is msgspec.NODEFAULT:
-        return f"{expected}; required"
-    default = _toml(field.default)
-    return f"{expected}; default {default}" if default else expected
-
-
-def _toml(value: object) -> str:
-    """Return a default as it is written in the file; nothing for one that has no spelling."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, int | float):
-        return f"{value:g}" if isinstance(value, float) else str(value)
-    return f'"{value}"' if isinstance(value, str) and value else ""
-
-
-def _marks(wanted: object) -> list[str]:
-    """Return how the annotations of a type say that it is written."""
-    named = ("expected", "example", "description")
-    marks = get_args(wanted)[1:] if get_origin(wanted) is Annotated else ()
-    found = [getattr(mark, name, None) for mark in marks for name in named]
-    return [text for text in found if text]
-
-
-def _expected(wanted: object) -> str:
-    if found := _marks(wanted):
-        return found[0]
-    kind = get_args(wanted)[0] if get_origin(wanted) is Annotated else wanted
-    if get_origin(kind) is Literal:
-        return " | ".join(f'"{choice}"' for choice in get_args(kind))
-    return "true | false" if kind is bool else "a text in quotes"
-
-
-def _meanings(kind: type[msgspec.Struct]) -> dict[str, str]:
-    """Return what the source says of each attribute: the docstring after it or a comment before."""
-    source = textwrap.dedent(inspect.getsource(kind))
-    lines = source.splitlines()
-    (table,) = ast.parse(source).body
-    assert isinstance(table, ast.ClassDef)
-    found: dict[str, str] = {}
-    for previous, node in pairwise([*table.body, ast.Pass()]):
-        if isinstance(previous, ast.AnnAssign) and isinstance(previous.target, ast.Name):
-            told = _docstring(node) or _comment(lines[: previous.lineno - 1])
-            found[previous.target.id] = told
-    return found
-
-
-def _docstring(node: ast.stmt) -> str:
-    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-        return inspect.cleandoc(str(node.value.value))
-    return ""
-
-
-def _comment(lines: list[str]) -> str:
-    """Return the text of the comment that these lines end with."""
-    found: list[str] = []
-    while lines and lines[-1].lstrip().startswith("#"):
-        found.insert(0, lines.pop().strip().removeprefix("#").strip())
-    return " ".join(found)
 
 
 def _title(name: str, section: int) -> str:
@@ -245,6 +152,13 @@ def _line(text: str) -> str:
     return rf"\&{escaped}" if escaped.startswith((".", "'")) else escaped
 
 
+def _set(markdown: str) -> str:
+    """Set a line of Markdown: what is code there is bold here."""
+    parts = re.split("`([^`]*)`", markdown)
+    text = "".join(_bold(part) if at % 2 else _escaped(part) for at, part in enumerate(parts))
+    return rf"\&{text}" if text.startswith((".", "'")) else text
+
+
 def _escaped(text: str) -> str:
     return text.translate(_ROFF)
 
@@ -260,14 +174,3 @@ _ROFF = str.maketrans(
         "^": r"\(ha",
     }
 )
-
-
-def main() -> None:
-    """Write both pages."""
-    directory = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent
-    (directory / "smtpproxy.8").write_text(commands_page())
-    (directory / "smtpproxy.toml.5").write_text(settings_page())
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,41 @@
+"""Write the pages that are made from the program: the reference and the manual pages.
+
+python deploy/generate [--check]
+
+With --check nothing is written: the command lists the pages that are out of date, and exits 1 if
+there is one.
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from man_pages import commands_page, settings_manual
+from settings_page import settings_page
+
+_DEPLOY = Path(__file__).parent.parent
+PAGES: dict[Path, Callable[[], str]] = {
+    _DEPLOY / "reference" / "settings.md": settings_page,
+    _DEPLOY / "man" / "smtpproxy.8": commands_page,
+    _DEPLOY / "man" / "smtpproxy.toml.5": settings_manual,
+}
+
+
+def main() -> int:
+    """Write the pages, or check them; return the exit status."""
+    check = sys.argv[1:] == ["--check"]
+    if sys.argv[1:] and not check:
+        print(__doc__, file=sys.stderr)  # noqa: T201
+        return 2
+    stale = [
+        path for path, make in PAGES.items() if not path.exists() or path.read_text() != make()
+    ]
+    for path in stale:
+        print(path.relative_to(_DEPLOY.parent), "is out of date" if check else "written")  # noqa: T201
+        if not check:
+            path.write_text(PAGES[path]())
+    return int(check and bool(stale))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
