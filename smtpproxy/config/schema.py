@@ -354,7 +354,10 @@ class LimitSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     sessions_per_address: Annotated[int, _whole(0, zero="no limit")] = 100
     """Sessions of one client address (IPv6: per /64) over all workers, then 421 4.7.0."""
     new_sessions_per_minute: Annotated[int, _whole(0, zero="no limit")] = 0
-    """New sessions of one client address in a minute, then 421 4.7.0."""
+    """New sessions of one client address in a minute over all workers, then 421 4.7.0.
+
+    A token bucket: so many at once, and then one after each such part of a minute.
+    """
     commands_per_second: Annotated[int, _whole(0, zero="no limit")] = 0
     """Commands of one session in a second. A faster client is read more slowly."""
     nat64: Nat64Networks = []

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_address
-from time import monotonic, time
+from time import monotonic
 from typing import Protocol
 
 from smtpproxy.config.address import behind_nat64
@@ -28,6 +28,7 @@ TOLD_EVERY_S = 1.0
 """Of clients turned away for the same reason one line is logged in this time, with their number."""
 ADDRESSES_KNOWN = 4096
 """Of so many addresses it is kept in mind where they are counted: finding it costs a log line."""
+ROUNDING_S = 1e-6
 
 _REPLIES = {
     "sessions": replies.TOO_MANY_SESSIONS,
@@ -45,6 +46,7 @@ class AdmissionLimits:
     """What is admitted; 0 is no bound.
 
     sessions, sessions_per_address, new_sessions_per_minute (and address): of the whole service.
+    So many new sessions may come at once, and then one each time that part of a minute is over.
     event_loop_lag: how late this worker's loop may be, in seconds.
     nat64: networks from which IPv4 clients come through a NAT64, beside the well-known one.
     exempt: networks whose clients are not counted by address.
@@ -138,7 +140,7 @@ class Admission:
         if self.lacks_descriptors(descriptor, host):
             return None
         bounds, shared_counters = self._bounds, self._shared_counters
-        minute = int(time()) // 60
+        full_again = 0.0
         slots = self._slots_of(host)
         reason = ""
         if bounds.sessions and shared_counters.sessions() >= bounds.sessions:
@@ -152,15 +154,19 @@ class Admission:
             and shared_counters.open(slots) >= bounds.sessions_per_address
         ):
             reason = "sessions_per_address"
-        elif (
-            bounds.new_sessions_per_minute
-            and shared_counters.recent(slots, minute) >= bounds.new_sessions_per_minute
-        ):
-            reason = "new_sessions_per_minute"
+        elif bounds.new_sessions_per_minute:
+            # A token bucket: so many at once, and one more each time this part of a minute is over.
+            now = monotonic()
+            full_again = max(shared_counters.full_again(slots), now)
+            full_again += 60 / bounds.new_sessions_per_minute
+            if full_again > now + 60 + ROUNDING_S:
+                reason = "new_sessions_per_minute"
         if reason:
             self._refuse(reason, host)
             return None
-        shared_counters.add(slots, minute)
+        shared_counters.add(slots)
+        if full_again:
+            shared_counters.drain(slots, full_again)
         return slots
 
     def leave(self, slots: CounterSlots) -> None:

@@ -7,6 +7,10 @@ Two workers that look at the same moment may both let the last one in; that is a
 An address has two places in a row, by a hash whose key no client knows, and counts at both; the
 smaller sum is its count.  It is never too low, and too high only if other addresses with many
 sessions have met both places: with 10000 sessions of 10000 addresses none counts for a dozen.
+
+How fast an address begins sessions is limited by a token bucket at each of its places, which all
+workers write (GCRA, the generic cell rate algorithm: all that is kept of a bucket is the time at
+which it is full again).  A worker that is gone takes nothing of it along.
 """
 
 import fcntl
@@ -21,9 +25,11 @@ ROWS = 256
 
 # In words of 32 bits.  A head: how many rows were ever used; the key of the hash.
 _KEY, _HEAD = 4, 8
-# A row: its sessions; a minute; the sessions at each place; those begun in that minute.
-_SESSIONS, _MINUTE, _OPEN, _RECENT, _ROW = 0, 1, 2, 2 + SLOTS, 2 + 2 * SLOTS
-OCTETS = 4 * (_HEAD + ROWS * _ROW)
+# A row: its sessions; the sessions at each place.
+_SESSIONS, _OPEN, _ROW = 0, 1, 1 + SLOTS
+_BUCKETS = 4 * (_HEAD + ROWS * _ROW)
+"""Where the buckets begin, after the rows: for each place a time in seconds, 64 bits."""
+OCTETS = _BUCKETS + 8 * SLOTS
 """How much is mapped; of it only what was written takes room."""
 _EMPTY = memoryview(bytes(4 * _ROW)).cast("I")
 
@@ -37,7 +43,9 @@ class SharedCounters:
     """
 
     def __init__(self, descriptor: int = -1, row: int = 0) -> None:
-        words = self._words = memoryview(mmap.mmap(descriptor, OCTETS)).cast("I")
+        memory = memoryview(mmap.mmap(descriptor, OCTETS))
+        words = self._words = memory[:_BUCKETS].cast("I")
+        self._full_again = memory[_BUCKETS:].cast("d")
         if descriptor < 0:
             words[_KEY:_HEAD] = memoryview(_new_key()).cast("I")
         self._key = bytes(words[_KEY:_HEAD])
@@ -47,7 +55,7 @@ class SharedCounters:
 
     def sessions(self) -> int:
         """Return how many sessions there are."""
-        return self._sum(_SESSIONS, None)
+        return self._sum(_SESSIONS)
 
     @property
     def own_sessions(self) -> int:
@@ -59,16 +67,12 @@ class SharedCounters:
         found = int.from_bytes(blake2b(address, digest_size=8, key=self._key).digest(), "big")
         return found % SLOTS, (found >> 32) % SLOTS
 
-    def add(self, slots: CounterSlots, minute: int) -> None:
-        """Count a session that begins in this minute."""
+    def add(self, slots: CounterSlots) -> None:
+        """Count a session of this worker."""
         words, base = self._words, self._base
         words[base + _SESSIONS] += 1
-        if words[base + _MINUTE] != minute:
-            words[base + _RECENT : base + _ROW] = _EMPTY[_RECENT:]
-            words[base + _MINUTE] = minute
         for slot in set(slots):
             words[base + _OPEN + slot] += 1
-            words[base + _RECENT + slot] += 1
 
     def remove(self, slots: CounterSlots) -> None:
         """Count a session of this worker no more."""
@@ -79,19 +83,20 @@ class SharedCounters:
 
     def open(self, slots: CounterSlots) -> int:
         """Return how many sessions an address has."""
-        return min(self._sum(slot + _OPEN, None) for slot in slots)
+        return min(self._sum(slot + _OPEN) for slot in slots)
 
-    def recent(self, slots: CounterSlots, minute: int) -> int:
-        """Return how many sessions of an address have begun in this minute."""
-        return min(self._sum(slot + _RECENT, minute) for slot in slots)
+    def full_again(self, slots: CounterSlots) -> float:
+        """Return when the bucket of an address is full again, on the clock of `drain`."""
+        return min(self._full_again[slot] for slot in slots)
 
-    def _sum(self, offset: int, minute: int | None) -> int:
+    def drain(self, slots: CounterSlots, full_again: float) -> None:
+        """Take from the bucket of an address, so that it is full again at this time only."""
+        for slot in slots:
+            self._full_again[slot] = max(self._full_again[slot], full_again)
+
+    def _sum(self, offset: int) -> int:
         words = self._words
-        total = 0
-        for base in range(_HEAD, _HEAD + words[0] * _ROW, _ROW):
-            if minute is None or words[base + _MINUTE] == minute:
-                total += words[base + offset]
-        return total
+        return sum(words[base + offset] for base in range(_HEAD, _HEAD + words[0] * _ROW, _ROW))
 
     def clear(self) -> None:
         """Forget what the row says: whoever wrote it is gone."""

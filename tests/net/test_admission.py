@@ -4,7 +4,6 @@ import asyncio
 import os
 from collections.abc import Iterator
 from ipaddress import ip_network
-from time import time
 
 import pytest
 
@@ -96,18 +95,55 @@ def test_exempt_goes_by_either_address_of_a_client_behind_a_nat64() -> None:
         assert door.enter("64:ff9b::192.0.2.1") is not None
 
 
-def test_new_sessions_are_counted_by_the_minute(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [time()]
-    monkeypatch.setattr("smtpproxy.net.admission.time", lambda: now[0])
-    door = admission(new_sessions_per_minute=2)
-    for _ in range(2):
-        counter_slots = door.enter("192.0.2.1")
-        assert counter_slots is not None
-        door.leave(counter_slots)
-    assert door.enter("192.0.2.1") is None
-    assert door.refused["new_sessions_per_minute"] == 1
-    now[0] += 60
-    assert door.enter("192.0.2.1") is not None
+def entered(door: Admission, times: int, host: str = "192.0.2.1") -> int:
+    """Return how many of so many sessions, each over at once, are let in."""
+    slots = [door.enter(host) for _ in range(times)]
+    for each in slots:
+        if each is not None:
+            door.leave(each)
+    return len(slots) - slots.count(None)
+
+
+@pytest.mark.parametrize("begin", [60_000.0, 60_059.9, 60_031.7])
+def test_new_sessions_of_an_address_have_no_edge_of_a_minute(
+    begin: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A count by the minute would let in 20 of 10 within a moment, whenever a minute ends."""
+    now = [begin]
+    monkeypatch.setattr("smtpproxy.net.admission.monotonic", lambda: now[0])
+    door = admission(new_sessions_per_minute=10)
+    assert entered(door, 30) == 10
+    now[0] = begin + 0.2
+    assert entered(door, 30) == 0
+    assert entered(door, 30, "192.0.2.2") == 10, "another address"
+    for seconds in range(6, 60, 6):
+        now[0] = begin + seconds
+        assert entered(door, 30) == 1, f"after {seconds} s"
+    now[0] += 30
+    assert entered(door, 30) == 5
+    now[0] += 3600
+    assert entered(door, 30) == 10, "it is never more than full"
+    assert door.refused["new_sessions_per_minute"] == 20 + 30 + 20 + 9 * 29 + 25 + 20
+
+
+@pytest.mark.parametrize("limit", [1, 3, 7, 59, 61, 1000])
+def test_so_many_new_sessions_may_come_at_once(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("smtpproxy.net.admission.monotonic", lambda: 1e6 / 3)
+    door = admission(new_sessions_per_minute=limit)
+    assert entered(door, limit + 5) == limit
+
+
+def test_new_sessions_are_counted_over_all_workers(
+    memory: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("smtpproxy.net.admission.monotonic", lambda: now[0])
+    rows = [SharedCounters(memory, row) for row in range(3)]
+    doors = [admission(row=row, new_sessions_per_minute=10) for row in rows]
+    assert [entered(door, 4) for door in doors] == [4, 4, 2]
+    rows[0].clear()  # a worker is gone: what it let in has come all the same
+    now[0] += 6
+    assert [entered(door, 4) for door in doors] == [1, 0, 0]
 
 
 def test_exempt_networks_and_unix_sockets_are_not_counted_by_address() -> None:
@@ -133,7 +169,7 @@ def test_addresses_do_not_get_into_each_others_counts() -> None:
     """10000 addresses with a session each: none is taken for one that has a dozen."""
     row = SharedCounters()
     for number in range(10000):
-        row.add(row.slots(number.to_bytes(4, "big")), 0)
+        row.add(row.slots(number.to_bytes(4, "big")))
     counts = [row.open(row.slots(number.to_bytes(4, "big"))) for number in range(10000)]
     assert row.sessions() == 10000
     assert 1 <= min(counts) <= max(counts) < 12

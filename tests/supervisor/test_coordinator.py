@@ -64,7 +64,7 @@ def test_all_rows_are_read_whichever_worker_comes_first(coordinator: Coordinator
     rows = [coordinator.take_row() for _ in range(3)]
     first = SharedCounters(coordinator.memory, rows[0])
     last = SharedCounters(coordinator.memory, rows[2])
-    last.add(last.slots(b"a"), 1)
+    last.add(last.slots(b"a"))
     SharedCounters(coordinator.memory, rows[1])
     assert first.sessions() == coordinator.sessions() == 1
 
@@ -79,7 +79,7 @@ async def test_what_a_worker_had_is_free_when_it_is_gone(coordinator: Coordinato
     coordinator.take_message(two, Ask(name, 1))
     assert (one.told, two.told) == ([Granted(1, granted=True)], [])
     row = SharedCounters(coordinator.memory, one.row)
-    row.add(row.slots(b"a"), 1)
+    row.add(row.slots(b"a"))
     coordinator.ended(one)
     assert two.told == [Granted(1, granted=True)]
     assert coordinator.sessions() == 0
