@@ -23,6 +23,9 @@ from smtpproxy.config.schema import (
     TimeoutSettings,
     TraceSettings,
 )
+from smtpproxy.core.capabilities import NEVER_PASSED, PASSED
+from smtpproxy.log.events import EVENTS, FIELDS
+from smtpproxy.metrics.definitions import DEFINITIONS
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
 SETTINGS = (DEPLOY / "reference" / "settings.md").read_text()
@@ -76,3 +79,17 @@ def test_the_defaults_of_the_page_are_written_as_in_the_file(tmp_path: Path) -> 
     (tmp_path / "long").write_text("".join(texts.values()))
     assert load(tmp_path / "long") == load(tmp_path / "short")
     assert written > 50
+
+
+def test_each_metric_event_and_capability_is_on_its_page() -> None:
+    pages = {
+        "events.md": EVENTS.keys() | FIELDS.keys(),
+        "metrics.md": {
+            f"smtpproxy_{each.name}{'_total' if each.kind == 'counter' else ''}"
+            for each in DEFINITIONS.values()
+        },
+        "capabilities.md": {word.decode() for word in PASSED.keys() | NEVER_PASSED.keys()},
+    }
+    for page, names in pages.items():
+        text = (DEPLOY / "reference" / page).read_text()
+        assert {name for name in names if f"`{name}`" not in text} == set()

@@ -10,12 +10,18 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from capabilities_page import capabilities_page
+from events_page import events_page
 from man_pages import commands_page, settings_manual
+from metrics_page import metrics_page
 from settings_page import settings_page
 
 _DEPLOY = Path(__file__).parent.parent
 PAGES: dict[Path, Callable[[], str]] = {
     _DEPLOY / "reference" / "settings.md": settings_page,
+    _DEPLOY / "reference" / "events.md": events_page,
+    _DEPLOY / "reference" / "metrics.md": metrics_page,
+    _DEPLOY / "reference" / "capabilities.md": capabilities_page,
     _DEPLOY / "man" / "smtpproxy.8": commands_page,
     _DEPLOY / "man" / "smtpproxy.toml.5": settings_manual,
 }

@@ -9,12 +9,19 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
-PASSED: Final = frozenset(
-    b"""8BITMIME SIZE DSN ENHANCEDSTATUSCODES SMTPUTF8 DELIVERBY MT-PRIORITY RRVS FUTURERELEASE
-    MTRK CONPERM CONNEG SUBMITTER NO-SOLICITING LIMITS HELP VRFY EXPN ETRN SEND SOML SAML ONEX
-    VERP XVERP AUTH CHUNKING BINARYMIME""".split()
-)
-"""Words that pass unless a listener hides them."""
+PASSED: Final = {
+    word: why
+    for why, words in {
+        "it adds parameters to MAIL or RCPT": b"""8BITMIME SIZE DSN SMTPUTF8 DELIVERBY MT-PRIORITY
+        RRVS FUTURERELEASE MTRK CONPERM CONNEG SUBMITTER NO-SOLICITING VERP XVERP""",
+        "it changes only the text of replies": b"ENHANCEDSTATUSCODES",
+        "it only informs": b"LIMITS",
+        "it adds a command with one reply": b"HELP VRFY EXPN ETRN SEND SOML SAML ONEX",
+        "the proxy frames what it adds": b"AUTH CHUNKING BINARYMIME",
+    }.items()
+    for word in words.split()
+}
+"""Words that pass unless a listener hides them, and what they change."""
 
 NEVER_PASSED: Final = {
     word: why
