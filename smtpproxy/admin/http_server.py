@@ -1,9 +1,13 @@
-"""The admin address: /metrics, /healthz, /readyz and the live page.
+"""The admin address: /metrics, health, readiness and the live page.
 
 Whoever reaches it reads who writes to whom, so it belongs on loopback or a Unix socket; elsewhere a
 token is asked for, as `Authorization: Bearer` or once as `/?token=`, which a cookie then keeps.
-Nothing is loaded from elsewhere, nothing is taken in, and no other site's page may read it or make
-a browser ask for it.
+Health and readiness are for everybody.  Nothing is loaded from elsewhere, nothing is taken in, and
+no other site's page may read it or make a browser ask for it.
+
+A connection waits until a request of it has been let in; then it has a seat.  Strangers can only
+take the places of those that wait, where the oldest goes for a new one: a request that comes at
+once is read in time, and an answer about health needs no seat.
 """
 
 import asyncio
@@ -15,18 +19,23 @@ from ipaddress import ip_address
 
 from aiohttp import hdrs, web
 
-from smtpproxy.admin import bad_requests
+from smtpproxy.admin import bad_requests, health
 from smtpproxy.admin.live_feed import LiveFeed, StatusSource
 from smtpproxy.metrics.exposition import CONTENT_TYPE, Exposition
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-CONNECTIONS = 200
-"""So many may be open at once, and a few more that come in the same moment; else whoever opens ever
-more could take all file descriptors, without which no worker can be replaced."""
+WAITING = 200
+"""Connections that may wait: have sent no request that was let in; for one more the oldest goes.
+
+More than come in the few turns of the loop in which a request is read, `BACKLOG` in each.
+"""
+SEATS = 200
+"""Connections that may stay open after a request that was let in.  Without bounds, whoever opens
+ever more could take all file descriptors, without which no worker can be replaced."""
 BACKLOG = 20
-SILENT_S = 30.0
-"""Who has connected and not asked for anything by then, is closed."""
+WAITING_S = 5.0
+"""How long a connection may wait."""
 UNREAD_S = 20.0
 """Who does not read what the page is told for so long, is told no more."""
 COOKIE = "smtpproxy"
@@ -70,11 +79,12 @@ class AdminServer:
         self._exposition = Exposition()
         self._servers: list[asyncio.Server] = []
         self._has_name = False
-        self._silent: set[web.RequestHandler] = set()
+        self._waiting: dict[web.RequestHandler, asyncio.TimerHandle] = {}  # the oldest first
+        self._seated: set[web.RequestHandler] = set()
         app = web.Application(middlewares=[self._guard])
         app.router.add_get("/metrics", self._metrics)
-        app.router.add_get("/healthz", self._health)
-        app.router.add_get("/readyz", self._readiness)
+        for path in health.PATHS:
+            app.router.add_get(path, self._health)
         app.router.add_get("/events", self._events, allow_head=False)
         app.router.add_get("/{name:[a-z.]*}", self._static)
         self._runner = web.AppRunner(
@@ -104,22 +114,36 @@ class AdminServer:
     def _accept(self) -> asyncio.Protocol:
         server = self._runner.server
         assert server is not None
-        if len(server.connections) >= CONNECTIONS:
-            return _Refusal()
         handler = server()
-        self._silent.add(handler)
-        asyncio.get_running_loop().call_later(SILENT_S, self._close_silent, handler)
+        if len(self._waiting) >= WAITING:
+            self._close_waiting(next(iter(self._waiting)))
+        timer = asyncio.get_running_loop().call_later(WAITING_S, self._close_waiting, handler)
+        self._waiting[handler] = timer
         return handler
 
-    def _close_silent(self, handler: web.RequestHandler) -> None:
-        if handler in self._silent and handler.transport is not None:
+    def _close_waiting(self, handler: web.RequestHandler) -> None:
+        self._waiting.pop(handler).cancel()
+        if handler.transport is not None:
             handler.transport.abort()
-        self._silent.discard(handler)
+
+    def _seat(self, handler: web.RequestHandler) -> bool:
+        """Let a connection stay open; tell whether there is room for it."""
+        if handler in self._seated:
+            return True
+        if len(self._seated) >= SEATS:
+            self._seated = {each for each in self._seated if each.transport is not None}
+        if len(self._seated) >= SEATS:
+            return False
+        if handler in self._waiting:
+            self._waiting.pop(handler).cancel()
+        self._seated.add(handler)
+        return True
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Let nobody in who is not to see this."""
-        self._silent.discard(request.protocol)
+        if health.is_asked_for(request.path):
+            return _last(await handler(request))
         if _is_from_elsewhere(request):
             return _told(403, "other sites may not ask\n")
         if self._token:
@@ -130,12 +154,12 @@ class AdminServer:
                 return found
             header = request.headers.get(hdrs.AUTHORIZATION, "").removeprefix("Bearer ")
             if not (self._is_token(header) or self._is_token(request.cookies.get(COOKIE, ""))):
-                refused = web.Response(status=401, text=NEEDS_TOKEN, headers=CHALLENGE)
-                refused.force_close()  # a stranger keeps no connection from others
-                return refused
+                return _last(web.Response(status=401, text=NEEDS_TOKEN, headers=CHALLENGE))
         elif self._has_name and not _is_own_name(request.headers.get(hdrs.HOST, "")):
             # A page of some other site, whose name was made to mean this address.
             return _told(403, "ask by address, please\n")
+        if not self._seat(request.protocol):
+            return _last(_told(503, "too many connections\n"))
         return await handler(request)
 
     def _is_token(self, given: str) -> bool:
@@ -145,12 +169,8 @@ class AdminServer:
         body = self._exposition.render(self._source.snapshot())
         return web.Response(body=body, headers={**HEADERS, "Content-Type": CONTENT_TYPE})
 
-    async def _health(self, _: web.Request) -> web.Response:
-        return _told(200, "ok\n")
-
-    async def _readiness(self, _: web.Request) -> web.Response:
-        why_not = self._source.why_not_ready()
-        return _told(503, f"not ready: {why_not}\n") if why_not else _told(200, "ready\n")
+    async def _health(self, request: web.Request) -> web.Response:
+        return _told(*await health.answer(request.path, self._source))
 
     async def _static(self, request: web.Request) -> web.Response:
         found = STATIC.get(request.match_info["name"])
@@ -178,15 +198,14 @@ class AdminServer:
         return response
 
 
-class _Refusal(asyncio.Protocol):
-    """Closes a connection at once."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        transport.close()
-
-
 def _told(status: int, text: str) -> web.Response:
     return web.Response(status=status, text=text, headers=HEADERS)
+
+
+def _last(response: web.StreamResponse) -> web.StreamResponse:
+    """Have the connection closed after this response."""
+    response.force_close()
+    return response
 
 
 def _is_from_elsewhere(request: web.Request) -> bool:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol, cast
 
 import msgspec
 
+from smtpproxy.admin.health import HealthSource
 from smtpproxy.metrics.snapshot import MetricsSnapshot
 
 KEPT_SESSIONS = 200
@@ -21,7 +22,7 @@ WAITING = 4
 INTERVAL_S = 1.0
 
 
-class StatusSource(Protocol):
+class StatusSource(HealthSource, Protocol):
     """Where figures come from."""
 
     def snapshot(self) -> MetricsSnapshot:
@@ -35,9 +36,6 @@ class StatusSource(Protocol):
 
     def listeners(self) -> list[str]:
         """Return the addresses that clients connect to."""
-
-    def why_not_ready(self) -> str:
-        """Return why a client could not be served just now; empty if it could."""
 
 
 class KeptSession(NamedTuple):

@@ -55,11 +55,13 @@ class ConfigError(Exception):
 class ParsedBy(Struct, frozen=True):
     """Marks a setting (in Annotated) written as text, whose value `parse` makes of that text.
 
-    `parse` raises ValueError with what is wrong, worded to follow the text itself.
+    `parse` raises ValueError with what is wrong, worded to follow the text itself, which is not
+    shown if it is `secret`.
     """
 
     parse: Callable[[str], object]
     expected: str
+    secret: bool = False
 
 
 class WrittenLike(Struct, frozen=True):
@@ -136,11 +138,14 @@ class SettingsDecoder:
 
     def _read_parsed(self, value: object, mark: ParsedBy, path: KeyPath) -> object:
         if not isinstance(value, str):
+            if mark.secret:
+                self.add(path, f"must be {mark.expected}")
+                return BAD
             return self._reject(value, mark.expected, path)
         try:
             return mark.parse(value)
         except ValueError as error:
-            self.add(path, f"{show(value)} {error}")
+            self.add(path, str(error) if mark.secret else f"{show(value)} {error}")
             return BAD
 
     def _read_leaf(self, value: object, wanted: object, path: KeyPath) -> object:

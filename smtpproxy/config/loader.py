@@ -19,9 +19,10 @@ from smtpproxy.config import (
     loop_validation,
     path_validation,
     tls_validation,
+    token_file,
 )
 from smtpproxy.config.address import Address
-from smtpproxy.config.decoding import ConfigError, Problem, SettingsDecoder, dotted, shown
+from smtpproxy.config.decoding import BAD, ConfigError, Problem, SettingsDecoder, dotted, shown
 from smtpproxy.config.schema import (
     AdminAddress,
     BackendSettings,
@@ -64,6 +65,7 @@ def load(
     loops = loop_validation.faults(settings, look_up)
     for fault, what in chain(tls_validation.faults(settings), loops, files):
         reader.add(fault, what)
+    settings = _with_token_read(settings, reader)
     if reader.found:
         lines_of_keys = find_lines(text)
         raise ConfigError(
@@ -157,6 +159,22 @@ def _missing_for_flags(
             yield ("-l",), what
     for _, what in loop_validation.faults(settings, loop_validation.no_look_up):
         yield ("-b" if backend else "-l",), what
+
+
+def _with_token_read(settings: Settings, reader: SettingsDecoder) -> Settings:
+    """Fill in the token that is in a file of its own."""
+    admin, place = settings.admin, ("admin", "token_file")
+    if admin is BAD or admin.token_file in ("", BAD):
+        return settings
+    if admin.token:
+        reader.add(place, "is not used: there is admin.token, too; leave one of them out")
+        return settings
+    try:
+        token = token_file.read(admin.token_file)
+    except ValueError as error:
+        reader.add(place, str(error))
+        return settings
+    return replace(settings, admin=replace(admin, token=token))
 
 
 def _with_backends_named(settings: Settings) -> Settings:

@@ -145,7 +145,8 @@ def _size(text: str) -> int:
     return size
 
 
-def _token(text: str) -> str:
+def read_token(text: str) -> str:
+    """Read the token of the admin address."""
     if len(text) >= 16 and text.isascii() and text.isprintable() and " " not in text:
         return text
     raise ValueError("is too short or has odd characters; 16 letters and digits at least")
@@ -454,9 +455,19 @@ class AdminSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Where metrics and the live page are served, in plain HTTP; left out: nowhere. `[::]` as for
     listeners. It may move at a reload.
     """
-    token: Annotated[str, ParsedBy(_token, "a text in quotes")] = ""
+    token: Annotated[str, ParsedBy(read_token, "a text in quotes", secret=True)] = ""
     """Needed unless the address is loopback or a Unix socket: `Authorization: Bearer TOKEN`, or
-    once `/?token=TOKEN` in a browser. At least 16 letters and digits.
+    once `/?token=TOKEN` in a browser. At least 16 letters and digits. `/healthz` and `/readyz`
+    need none.
+    """
+    token_file: Annotated[str, _whole_path("/etc/smtpproxy/admin-token")] = ""
+    """A file that holds the token instead of `token`, read at the start and at a reload. Other
+    accounts may not read it, nor the group change it: mode 0640 at most.
+    """
+    # Once loaded, `token` has what is in it.
+    ready: Literal["all", "any"] = "all"
+    """When the service is ready: `all` backends that listeners name have a server that is up, or
+    `any` of them.
     """
 
 

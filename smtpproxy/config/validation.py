@@ -153,7 +153,7 @@ def open_admin(admin: AdminSettings) -> Iterator[Fault]:
     """Whoever reaches the admin address reads who writes to whom."""
     if BAD in astuple(admin) or admin.address == Address():
         return
-    if not admin.address.is_loopback and not admin.token:
+    if not admin.address.is_loopback and not (admin.token or admin.token_file):
         what = "is missing: other machines can reach the address, and nobody else may read it"
         yield ("admin", "token"), what
 

@@ -79,10 +79,6 @@ class Coordinator:
         """Tell whether a server is believed to be down."""
         return (backend, server) in self._down
 
-    def is_any_up(self) -> bool:
-        """Tell whether some server is believed to be up."""
-        return bool(self._named - self._down)
-
     def take_row(self) -> int:
         """Return a row of the shared counters that no worker has.
 

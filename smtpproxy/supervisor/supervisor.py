@@ -76,6 +76,7 @@ class Supervisor:
         self._admin_endpoint = AdminEndpoint(self)
         self._worker_group: WorkerGroup | None = None
         self._leaving: set[WorkerGroup] = set()
+        self._started = False
         self._reload_wanted = asyncio.Event()
         self._end_wanted, self._insisted = asyncio.Event(), asyncio.Event()
 
@@ -96,13 +97,23 @@ class Supervisor:
         """Have the workers tell of sessions for a while, as somebody looks at the live page."""
         self._tell_all(Look(anew), None)
 
-    def why_not_ready(self) -> str:
-        """Return why a client could not be served just now; empty if it could."""
+    def why_not_ready(self, backend: str = "") -> str:
+        """Return why clients could not be served just now, or by one backend; empty if they could.
+
+        Raises KeyError if there is no such backend.
+        """
         if self._end_wanted.is_set():
             return "draining"
+        if not self._started:
+            return "starting"
         if self._worker_group is None or not self._worker_group.serves:
             return "no worker is there"
-        return "" if self._coordinator.is_any_up() else "no server is up"
+        return self._health_monitor.why_not_ready(backend)
+
+    async def wait_for_checks(self) -> None:
+        """Wait until each server has been checked once, but no longer than a moment."""
+        if self._started:
+            await self._health_monitor.wait()
 
     @property
     def _worker_groups(self) -> set[WorkerGroup]:
@@ -162,6 +173,7 @@ class Supervisor:
         self._warn(settings)
         if self._predecessor is not None:
             await self._take_over(self._predecessor)
+        self._started = True
         self._notifier.ready(self._status())
         return ""
 

@@ -1,6 +1,7 @@
 """The admin address: who gets in, and what it says."""
 
 import asyncio
+import contextlib
 import io
 import re
 import socket
@@ -31,7 +32,7 @@ class Source:
         self.metrics = MetricCounters()
         self.recent = RecentSessions()
         self.why_not = ""
-        self.looks = 0
+        self.looks = self.waits = 0
 
     def snapshot(self) -> MetricsSnapshot:
         snapshot = MetricsSnapshot(lists={"sessions": self.recent.changed()})
@@ -47,8 +48,11 @@ class Source:
     def listeners(self) -> list[str]:
         return ["127.0.0.1:2525"]
 
-    def why_not_ready(self) -> str:
-        return self.why_not
+    def why_not_ready(self, backend: str = "") -> str:
+        return {"": self.why_not, "old": "", "older": "no server of older is up"}[backend]
+
+    async def wait_for_checks(self) -> None:
+        self.waits += 1
 
 
 async def start(admin: AdminServer) -> str:
@@ -111,15 +115,19 @@ class TestPaths:
     async def test_health_and_readiness(
         self, url: str, source: Source, client: ClientSession
     ) -> None:
-        for why, status, text in (
-            ("", 200, "ready\n"),
-            ("no server is up", 503, "not ready: no server is up\n"),
+        for why, path, status, text in (
+            ("", "/readyz", 200, "ready\n"),
+            ("no server of old is up", "/readyz", 503, "not ready: no server of old is up\n"),
+            ("no server of old is up", "/healthz", 200, "ok\n"),
+            ("", "/readyz/old", 200, "ready\n"),
+            ("", "/readyz/older", 503, "not ready: no server of older is up\n"),
+            ("", "/readyz/oldest", 404, "there is no such backend\n"),
         ):
             source.why_not = why
-            async with client.get(f"{url}/readyz") as response:
+            async with client.get(url + path) as response:
                 assert (response.status, await response.text()) == (status, text)
-            async with client.get(f"{url}/healthz") as response:
-                assert response.status == 200
+                assert response.headers["Connection"] == "close"
+        assert source.waits == 2, "one who is told to be patient waits for the first checks"
 
     async def test_nothing_foreign_is_loaded(self, url: str, client: ClientSession) -> None:
         for name in STATIC:
@@ -200,20 +208,26 @@ class TestPaths:
         for _, writer in stuck:
             writer.close()
 
-    async def test_more_connections_than_there_may_be_are_closed_at_once(
-        self, url: str, monkeypatch: pytest.MonkeyPatch
+    async def test_who_has_no_seat_gets_503_and_health_needs_none(
+        self, url: str, client: ClientSession, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(server_module, "CONNECTIONS", 2)
+        monkeypatch.setattr(server_module, "SEATS", 2)
         address = url.removeprefix("http://").split(":")
-        idle = [await asyncio.open_connection(*address) for _ in range(2)]
-        for _, writer in idle:
-            writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        for reader, _ in idle:
-            assert await asyncio.wait_for(reader.readuntil(b"ok\n"), 5)
-        reader, writer = await asyncio.open_connection(*address)
-        assert await asyncio.wait_for(reader.read(), 5) == b""
-        for each in (writer, *(other for _, other in idle)):
-            each.close()
+        seated = [await asyncio.open_connection(*address) for _ in range(2)]
+        for reader, writer in seated:
+            writer.write(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
+        for path, status in (("/metrics", 503), ("/events", 503), ("/healthz", 200)):
+            async with client.get(url + path) as response:
+                assert response.status == status
+                assert response.headers["Connection"] == "close"
+        seated[0][1].close()
+        async with asyncio.timeout(5):  # seen from outside only, so asked for again and again
+            while True:
+                async with client.get(f"{url}/metrics") as response:
+                    if response.status == 200:
+                        break
+        seated[1][1].close()
 
     async def test_events_tell_of_sessions(
         self, url: str, source: Source, client: ClientSession, monkeypatch: pytest.MonkeyPatch
@@ -235,16 +249,22 @@ class TestPaths:
             *("greeting", "MAIL", "RCPT", "DATA", ".")
         ]
 
-    async def test_who_connects_and_says_nothing_is_closed(
-        self, url: str, monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize(
+        "said",
+        [b"", b"GET / HTTP/1.1\r\nHost: ", b"POST /readyz HTTP/1.1\r\nContent-Length: 9\r\n\r\n"],
+    )
+    async def test_who_does_not_ask_in_time_is_closed(
+        self, url: str, said: bytes, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(server_module, "SILENT_S", 0.05)
+        monkeypatch.setattr(server_module, "WAITING_S", 0.05)
         address = url.removeprefix("http://").split(":")
         asks, asks_writer = await asyncio.open_connection(*address)
         asks_writer.write(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert (await asks.readline()).startswith(b"HTTP/1.1 200")
         silent, silent_writer = await asyncio.open_connection(*address)
-        assert await asyncio.wait_for(silent.read(), 5) == b""
+        silent_writer.write(said)
+        with contextlib.suppress(ConnectionResetError):
+            await asyncio.wait_for(silent.read(), 5)
         await asyncio.wait_for(asks.readuntil(b"data: "), 5)
         assert not asks.at_eof()
         for each in (asks_writer, silent_writer):
@@ -256,7 +276,7 @@ class TestTokens:
         admin = AdminServer(TOKEN, source)
         url = await start(admin)
         try:
-            for path in ("/", "/metrics", "/events", "/healthz", "/?token=wrong", "/?token=%C3%A9"):
+            for path in ("/", "/metrics", "/events", "/readyzz", "/?token=wrong", "/?token=%C3%A9"):
                 async with client.get(url + path) as response:
                     assert response.status == 401
                     assert response.headers["WWW-Authenticate"] == "Bearer"
@@ -277,6 +297,41 @@ class TestTokens:
                 assert response.status == 200
         finally:
             await admin.stop()
+
+    async def test_health_and_readiness_need_none(
+        self, source: Source, client: ClientSession
+    ) -> None:
+        """Nor the address's own name, which a kubelet or a load balancer may not know."""
+        source.why_not = "no server of old is up"
+        admin = AdminServer(TOKEN, source)
+        url = await start(admin)
+        for path, status in (("/healthz", 200), ("/readyz", 503), ("/readyz/old", 200)):
+            async with client.get(url + path, headers={"Host": "mx.example"}) as response:
+                assert response.status == status
+                assert "10.0.0.5" not in await response.text()
+        await admin.stop()
+
+    @pytest.mark.parametrize(
+        "said", [b"", b"GET /metrics HTTP/1.1\r\nHost: x\r\n", b"GET /?token=x HTTP/1.1\r\n\r\n"]
+    )
+    async def test_strangers_keep_nobody_out(self, source: Source, said: bytes) -> None:
+        """However many: health is answered, and who has the token is served."""
+        admin = AdminServer(TOKEN, source)
+        address = (await start(admin)).removeprefix("http://").split(":")
+        strangers = []
+        for _ in range(2 * server_module.WAITING):
+            strangers.append(await asyncio.open_connection(*address))
+            strangers[-1][1].write(said)
+        bearer = f"Authorization: Bearer {TOKEN}\r\n".encode()
+        for path, header in ((b"/healthz", b""), (b"/metrics", bearer), (b"/events", bearer)):
+            async with asyncio.timeout(5):
+                reader, writer = await asyncio.open_connection(*address)
+                writer.write(b"GET %b HTTP/1.1\r\nHost: x\r\n%b\r\n" % (path, header))
+                assert (await reader.readline()).startswith(b"HTTP/1.1 200 "), path
+            writer.close()
+        for _, writer in strangers:
+            writer.close()
+        await admin.stop()
 
 
 @pytest.mark.parametrize(

@@ -29,8 +29,11 @@ class Source:
     def listeners(self) -> list[str]:
         return []
 
-    def why_not_ready(self) -> str:
+    def why_not_ready(self, backend: str = "") -> str:  # noqa: ARG002
         return ""
+
+    async def wait_for_checks(self) -> None:
+        """Return at once."""
 
 
 async def test_lookers_are_bounded_and_a_slow_one_misses_events() -> None:

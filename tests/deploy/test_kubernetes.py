@@ -176,8 +176,10 @@ def test_a_pod_has_time_to_drain(manifests: list[Manifest]) -> None:
 
 
 def test_the_settings_have_no_problem(manifests: list[Manifest], tmp_path: Path) -> None:
-    # Until there is admin.token_file, a token takes its place.
-    text = re.sub("token_file = .*", 'token = "0123456789abcdef"', _settings(manifests))
+    secret = tmp_path / "token"
+    secret.touch(0o440)
+    secret.write_text("0123456789abcdef")
+    text = _settings(manifests).replace("/run/secrets/smtpproxy/token", str(secret))
     (tmp_path / "settings").write_text(text)
     result = CliRunner().invoke(cli.main, ["check", "-c", str(tmp_path / "settings")])
     assert result.exit_code == 0, result.output

@@ -88,6 +88,25 @@ class TestReload:
         assert ask(address, "/metrics", TOKEN)[0] == 401
         assert ask(address, "/metrics", OTHER_TOKEN)[0] == 200
 
+    def test_a_token_file_is_read_again_and_a_bad_one_changes_nothing(
+        self, run: Run, file: File, tmp_path: Path
+    ) -> None:
+        secret = tmp_path / "token"
+        secret.touch(0o600)
+        secret.write_text(f"{TOKEN}\n")
+        program = run("-c", file.write(f'address = "127.0.0.1:0"\ntoken_file = "{secret}"'))
+        address = program.event("admin_listening")["address"]
+        assert ask(address, "/metrics", TOKEN)[0] == 200
+        secret.write_text(f"{OTHER_TOKEN}\n")
+        program.signal(signal.SIGHUP)
+        program.event("reloaded")
+        assert ask(address, "/metrics", TOKEN)[0] == 401
+        secret.chmod(0o604)
+        program.signal(signal.SIGHUP)
+        (problem,) = program.event("reload_failed")["problems"]
+        assert "admin.token_file: has the mode 0604" in problem
+        assert ask(address, "/metrics", OTHER_TOKEN)[0] == 200
+
     def test_an_address_that_cannot_be_had_changes_nothing(self, run: Run, file: File) -> None:
         program = run("-c", file.write('address = "127.0.0.1:0"'))
         address = program.event("admin_listening")["address"]
@@ -217,7 +236,7 @@ class TestReadiness:
             program = run("-c", file.write('address = "127.0.0.1:0"', "retry_after = 0.1"))
             address = program.event("admin_listening")["address"]
             assert program.event("server_down")["server"] == file.server
-            assert ask(address, "/readyz") == (503, "not ready: no server is up\n")
+            assert ask(address, "/readyz") == (503, "not ready: no server of old is up\n")
             assert ask(address, "/healthz") == (200, "ok\n")
             server.listen()
             for reply in (b"220 mx\r\n", b"250 mx\r\n", b"221 mx\r\n"):
@@ -229,6 +248,32 @@ class TestReadiness:
             assert program.event("server_up")["server"] == file.server
             assert ask(address, "/readyz") == (200, "ready\n")
             connection.close()
+
+    @pytest.mark.parametrize(("ready", "status"), [("all", 503), ("any", 200)])
+    def test_a_setting_says_whether_each_backend_is_needed(
+        self, run: Run, file: File, ready: str, status: int
+    ) -> None:
+        """One that no listener names is not."""
+        with socket.socket() as nobody:
+            nobody.bind(("127.0.0.1", 0))
+            more = "".join(
+                f'[backends.{name}]\nservers = ["127.0.0.1:{nobody.getsockname()[1]}"]\n'
+                for name in ("gone", "spare")
+            )
+            more += '[listeners.other]\naddress = "127.0.0.1:0"\nbackend = "gone"\n'
+            file.write(f'address = "127.0.0.1:0"\nready = "{ready}"', more)
+            text = file.path.read_text().replace(
+                "[backends.old]", 'backend = "old"\n[backends.old]'
+            )
+            file.path.write_text(text)
+            program = run("-c", file.path)
+            address = program.event("admin_listening")["address"]
+            eventually(lambda: ask(address, "/readyz")[0] == status or None, "the checks")
+            if status == 503:
+                assert ask(address, "/readyz")[1] == "not ready: no server of gone is up\n"
+            assert ask(address, "/readyz/old") == (200, "ready\n")
+            assert ask(address, "/readyz/spare")[0] == 503
+            assert ask(address, "/readyz/none")[0] == 404
 
     def test_one_client_that_the_mta_does_not_want_changes_nothing(
         self, run: Run, file: File, choosy: str

@@ -1,0 +1,49 @@
+"""The token file: it holds the token of the admin address, so that the settings file need not.
+
+No message quotes what is in it.
+"""
+
+import os
+import stat
+
+from smtpproxy.config.schema import read_token
+
+_MOST_BYTES = 4096
+_FOR_OTHERS = stat.S_IWGRP | stat.S_IRWXO
+
+
+def read(path: str) -> str:
+    """Return the token that a file holds, without white space around it.
+
+    Raises:
+        ValueError: The file cannot be read, or is not fit for a secret; worded to follow the name
+            of the setting.
+    """
+    try:
+        text = _read_text(path)
+    except OSError as error:
+        raise ValueError(f"cannot be read: {(error.strerror or 'unreadable').lower()}") from None
+    except UnicodeDecodeError:
+        raise ValueError("is not text") from None
+    if not text:
+        raise ValueError("is empty; write the token into it")
+    try:
+        return read_token(text)
+    except ValueError as error:
+        raise ValueError(f"holds a token that {error}") from None
+
+
+def _read_text(path: str) -> str:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
+            raise ValueError("is not a file")
+        if mode & _FOR_OTHERS:
+            raise ValueError(
+                f"has the mode {stat.S_IMODE(mode):04o}: other accounts can read or change it;"
+                f" chmod 0640 or 0600"
+            )
+        return os.read(descriptor, _MOST_BYTES).decode().strip()
+    finally:
+        os.close(descriptor)

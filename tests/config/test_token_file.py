@@ -1,0 +1,102 @@
+"""The token of the admin address in a file of its own."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from smtpproxy.config.decoding import ConfigError
+from smtpproxy.config.loader import load
+
+TOKEN = "0123456789abcdef"
+MANY = "0.0.0.0:8025"
+
+
+def settings(directory: Path, admin: str, address: str = MANY) -> Path:
+    """Write a settings file with an admin address."""
+    file = directory / "smtpproxy.toml"
+    file.write_text(
+        '[listeners.smtp]\naddress = "127.0.0.1:0"\n[backends.old]\nservers = ["10.0.0.5:25"]\n'
+        f'[admin]\naddress = "{address}"\n{admin}\n'
+    )
+    return file
+
+
+def secret(path: Path, text: str | bytes = f"{TOKEN}\n", mode: int = 0o600) -> Path:
+    """Write a token file."""
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    path.chmod(mode)
+    return path
+
+
+@pytest.mark.parametrize("mode", [0o400, 0o440, 0o600, 0o640])
+@pytest.mark.parametrize("text", [TOKEN, f"{TOKEN}\n", f" {TOKEN}\r\n\n"])
+def test_it_takes_the_place_of_the_setting(tmp_path: Path, text: str, mode: int) -> None:
+    file = secret(tmp_path / "token", text, mode)
+    assert load(settings(tmp_path, f'token_file = "{file}"')).admin.token == TOKEN
+
+
+def test_it_may_be_a_link_as_in_a_mounted_secret(tmp_path: Path) -> None:
+    secret(tmp_path / "data", mode=0o440)
+    (tmp_path / "token").symlink_to("data")
+    assert load(settings(tmp_path, f'token_file = "{tmp_path}/token"')).admin.token == TOKEN
+
+
+@pytest.mark.parametrize(
+    ("text", "mode", "why"),
+    [
+        (TOKEN, 0o644, "has the mode 0644: other accounts can read or change it"),
+        (TOKEN, 0o660, "has the mode 0660: other accounts can read or change it"),
+        (TOKEN, 0o601, "has the mode 0601: other accounts can read or change it"),
+        ("", 0o600, "is empty; write the token into it"),
+        ("\n\n", 0o600, "is empty; write the token into it"),
+        ("sesame", 0o600, "holds a token that is too short or has odd characters"),
+        (f"{TOKEN}\n{TOKEN}", 0o600, "holds a token that is too short or has odd characters"),
+        (b"\xff" * 16, 0o600, "is not text"),
+    ],
+)
+def test_one_that_is_not_fit_for_a_secret_is_a_mistake(
+    tmp_path: Path, text: str | bytes, mode: int, why: str
+) -> None:
+    file = secret(tmp_path / "token", text, mode)
+    (told,) = problems(settings(tmp_path, f'token_file = "{file}"'))
+    assert told.startswith(f"{tmp_path}/smtpproxy.toml:7: admin.token_file: {why}")
+    assert "sesame" not in told
+    assert TOKEN not in told
+
+
+@pytest.mark.parametrize("kind", ["nothing", "directory", "fifo", "socket"])
+def test_what_is_no_file_is_a_mistake(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "token"
+    with socket.socket(socket.AF_UNIX) as unix:
+        if kind == "directory":
+            path.mkdir()
+        elif kind == "fifo":
+            os.mkfifo(path)
+        elif kind == "socket":
+            unix.bind(str(path))
+        (told,) = problems(settings(tmp_path, f'token_file = "{path}"'))
+    assert "admin.token_file: cannot be read: " in told or "admin.token_file: is not a file" in told
+
+
+def test_there_is_one_token(tmp_path: Path) -> None:
+    both = f'token = "{TOKEN}"\ntoken_file = "{secret(tmp_path / "token")}"'
+    (told,) = problems(settings(tmp_path, both))
+    assert told.endswith(
+        "admin.token_file: is not used: there is admin.token, too; leave one of them out"
+    )
+
+
+@pytest.mark.parametrize("written", ['"sesame open"', "12345678"])
+def test_a_token_that_is_no_good_is_not_shown(tmp_path: Path, written: str) -> None:
+    (told,) = problems(settings(tmp_path, f"token = {written}"))
+    assert "admin.token: " in told
+    assert written.strip('"') not in told
+
+
+def problems(file: Path) -> list[str]:
+    """Return what is wrong with a settings file."""
+    with pytest.raises(ConfigError) as caught:
+        load(file)
+    return [str(each) for each in caught.value.problems]
