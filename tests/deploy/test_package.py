@@ -39,6 +39,17 @@ import smtplib, sys
 with smtplib.SMTP("127.0.0.1", 25, timeout=30) as client:
     client.sendmail("a@sender.example", "b@rcpt.example", f"Subject: {sys.argv[1]}\\n\\nhello\\n")
 """
+HOLD = """\
+import os, smtplib
+os.mkfifo("/root/go")
+with smtplib.SMTP("127.0.0.1", 25, timeout=200) as client:
+    client.ehlo()
+    client.mail("a@sender.example")
+    client.rcpt("b@rcpt.example")
+    os.mkdir("/root/held")
+    open("/root/go").read()
+    assert client.data("Subject: held\\n\\nhello\\n")[0] == 250
+"""
 
 
 @pytest.fixture(scope="module")
@@ -137,11 +148,12 @@ def test_the_service_runs_is_upgraded_and_removed(installed: System) -> None:
     """From the first start to the purge, with systemd and every restriction of the unit."""
     (installed.root / "root/mta.py").write_text(MTA)
     (installed.root / "root/send.py").write_text(SEND)
+    (installed.root / "root/hold.py").write_text(HOLD)
     with installed.boot() as booted:
         _nothing_runs_at_first(booted)
         _succeed(booted, "systemd-run", "--quiet", "/usr/bin/python3", "/root/mta.py")
         _it_serves_and_reloads(booted)
-        _an_upgrade_restarts_it_and_keeps_the_settings(booted)
+        _an_upgrade_hands_over_and_cuts_no_session(booted)
         _what_is_removed_stops_and_leaves_the_settings(booted)
         _succeed(booted, "dpkg", "--purge", "smtpproxy")
         assert _succeed(booted, "find", "/", "-xdev", "-name", "*smtpproxy*") == ""
@@ -172,15 +184,32 @@ def _it_serves_and_reloads(booted: Booted) -> None:
     assert _succeed(booted, "stat", "-c", "%u", f"/proc/{_main_pid(booted)}") != "0\n"
 
 
-def _an_upgrade_restarts_it_and_keeps_the_settings(booted: Booted) -> None:
+def _an_upgrade_hands_over_and_cuts_no_session(booted: Booted) -> None:
     before = _main_pid(booted)
+    _succeed(booted, "systemd-run", "--quiet", "--unit=hold", "/usr/bin/python3", "/root/hold.py")
+    eventually(lambda: _exists(booted, "/root/held") or None, "an open transaction")
     _succeed(booted, *INSTALL, "/root/newer.deb")
-    version = f"smtpproxy {smtpproxy.__version__}, "
-    assert _succeed(booted, "smtpproxy", "--version").startswith(version)
-    assert _main_pid(booted) not in {before, "0"}
+    version = f"smtpproxy {smtpproxy.__version__}"
+    assert _succeed(booted, "smtpproxy", "--version").startswith(f"{version}, ")
+    eventually(lambda: '"event":"handed_over"' in _log(booted) or None, "the hand-over")
+    after = eventually(lambda: _show(booted, "MainPID") != before and _main_pid(booted), "its id")
+    assert _exists(booted, f"/proc/{before}")
     assert 'hostname = "kept.example"' in _succeed(booted, "cat", SETTINGS)
     assert _succeed(booted, "find", "/opt/smtpproxy", "-name", "gone*") == ""
     _succeed(booted, "python3", "/root/send.py", "third")
+
+    # The open transaction ends under the old version, which then ends; systemd follows the new one.
+    _succeed(booted, "sh", "-c", "echo > /root/go")
+    eventually(lambda: not _exists(booted, f"/proc/{before}") or None, "the end of the old version")
+    assert booted.run("systemctl", "is-failed", "hold.service").stdout != "failed\n"
+    eventually(lambda: _show(booted, "StatusText").startswith(f"{version}:") or None, "its status")
+    state = [_show(booted, name) for name in ("ActiveState", "MainPID", "NRestarts")]
+    assert state == ["active", after, "0"]
+    reloads = _log(booted).count('"event":"reloaded"')
+    _succeed(booted, "systemctl", "reload", "smtpproxy.service")
+    eventually(lambda: _log(booted).count('"event":"reloaded"') > reloads or None, "a reload")
+    assert _main_pid(booted) == after
+    _succeed(booted, "python3", "/root/send.py", "fourth")
 
 
 def _what_is_removed_stops_and_leaves_the_settings(booted: Booted) -> None:
@@ -196,7 +225,15 @@ def _what_is_removed_stops_and_leaves_the_settings(booted: Booted) -> None:
 
 
 def _main_pid(booted: Booted) -> str:
-    return _succeed(booted, "systemctl", "show", "-P", "MainPID", "smtpproxy.service").strip()
+    return _show(booted, "MainPID")
+
+
+def _show(booted: Booted, name: str) -> str:
+    return _succeed(booted, "systemctl", "show", "-P", name, "smtpproxy.service").strip()
+
+
+def _exists(booted: Booted, path: str) -> bool:
+    return booted.run("test", "-e", path).returncode == 0
 
 
 def _log(booted: Booted, *matching: str) -> str:
