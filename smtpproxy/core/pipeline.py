@@ -368,6 +368,8 @@ class Pipeline:
         reader = self.matcher.receive(octets)
         while not self.ended and (reply := reader.next_reply()) is not None:
             self._take_reply(*reply, now)
+        if reader.unread and not self.ended:
+            self.matcher.check_begun_reply()
 
     def _take_reply(self, code: int, reply: bytes, now: float) -> None:
         """Give a reply to the exchange that waits for it.

@@ -106,6 +106,25 @@ class ReplyMatcher:
             raise BackendViolation("reply_behind_starttls", self.reader.unread)
         return ANSWER
 
+    def check_begun_reply(self) -> None:
+        """Check what has come of the next reply while content or a payload is still to come.
+
+        Only a refusal may begin then, or with `pass` the reply to what the backend takes for the
+        end.  The backend must not get the true end: it would keep a message for which the client
+        gets no 250, and sends again.
+
+        Raises:
+            BackendViolation: It can't be one of these.
+        """
+        framer = self._framer
+        if framer.mode == CONTENT:
+            kind, expected = "reply_before_end_of_data", framer.may_be_over
+        else:
+            kind = "impossible_reply"
+            expected = framer.mode != PAYLOAD or len(self.in_flight) > 1
+        if not expected and self.reader.unread[0] not in b"45":
+            raise BackendViolation(kind, self.reader.unread)
+
     def _defer(self, content: Exchange, code: int, reply: bytes) -> None:
         """Keep a reply that began before the end of data was sent: it can only be a refusal."""
         if code < 400:
