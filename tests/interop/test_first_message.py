@@ -8,8 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.interop.peers import opensmtpd
 from tests.support.processes import Process, Workplace, eventually, free_port
 from tests.support.programs import command
@@ -25,7 +23,6 @@ def message_in(log: str) -> dict[str, Any] | None:
     return next((each for each in lines if each["event"] == "message_relayed"), None)
 
 
-@pytest.mark.xfail(reason="the log gets these names next")
 def test_the_commands_give_the_log_line() -> None:
     port = free_port()
     with opensmtpd() as mta, Workplace("first") as work:
