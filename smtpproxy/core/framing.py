@@ -370,9 +370,11 @@ class Framer:
             words = begin.split(None, 1)
             shown = words[0] if words and not self.gate.verb.secret else b""
             kind, reply = "not_synchronized", replies.NOT_SYNCHRONIZED
-            first = self.gate.verb.role == verbs.GREETING
-            if first and begin.startswith(lines.PROXY_HEADERS):
-                kind, reply = "proxy_header_unexpected", replies.PROXY_UNEXPECTED
+            if self.gate.verb.role == verbs.GREETING:
+                if lines.may_begin_proxy_header(begin):
+                    return  # the rest of it has to come first
+                if begin.startswith(lines.PROXY_HEADERS):
+                    kind, reply = "proxy_header_unexpected", replies.PROXY_UNEXPECTED
             self.gate.refuse(ClientViolation(kind, reply, shown, closes=True))
             self.close()
 

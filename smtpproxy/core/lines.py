@@ -119,6 +119,11 @@ def check_proxy_v2(octets: bytes, start: int) -> bool:
     return PROXY_V2.startswith(begin)
 
 
+def may_begin_proxy_header(octets: bytes) -> bool:
+    """Tell whether these are not yet known to be the beginning of a PROXY header, but may be."""
+    return any(each.startswith(octets) and each != octets for each in PROXY_HEADERS)
+
+
 def first_word(octets: bytes, start: int) -> bytes:
     """Return the word that begins at `start`, in capitals; empty if white space does."""
     begin = octets[start : start + 64]

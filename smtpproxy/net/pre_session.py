@@ -10,7 +10,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, cast
 
 from smtpproxy.core import replies
-from smtpproxy.core.lines import PROXY_HEADERS
+from smtpproxy.core.lines import PROXY_HEADERS, may_begin_proxy_header
 from smtpproxy.core.observer import SessionSummary
 from smtpproxy.net import tproxy
 from smtpproxy.net.client_connection import ClientConnection, recognized, turn_away
@@ -147,6 +147,8 @@ class PreSession(asyncio.Protocol):
         if self._octets.startswith(PROXY_HEADERS):
             self._turn_away("proxy_header_unexpected", "")
             return
+        if may_begin_proxy_header(self._octets):
+            return  # as a ClientHello does not begin
         context = self._security.client
         assert context is not None
         early, self._octets = self._octets, b""

@@ -129,6 +129,21 @@ async def test_a_header_from_who_is_not_believed_never_reaches_the_backend(
     assert [line["reason"] for line in logged("session_closed")] == ["proxy_header_unexpected"]
 
 
+@pytest.mark.parametrize("header", [HEADER, V2_HEADER], ids=["v1", "v2"])
+@pytest.mark.parametrize("mode", MODES)
+async def test_nor_does_one_that_comes_octet_by_octet(
+    stage: Stage, logged: Logged, mode: str, header: bytes
+) -> None:
+    async with client(await stage.start(f'{MODES[mode]}\nsync = "strict"')) as one:
+        for octet in header:
+            one.writer.write(bytes([octet]))
+            await asyncio.sleep(0)
+        await one.rest()
+    assert stage.backend.heard == []
+    (told,) = logged("client_turned_away") + logged("client_violation")
+    assert told["kind"] == "proxy_header_unexpected"
+
+
 @pytest.mark.parametrize("mode", ["starttls", "implicit"])
 async def test_nor_does_one_inside_tls(stage: Stage, logged: Logged, mode: str) -> None:
     inside = {"ssl": stage.client_context, "server_hostname": "mx.example"}
