@@ -9,7 +9,7 @@ import errno
 import os
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from smtpproxy.config.address import Address
@@ -40,14 +40,20 @@ class UnixSocket(socket.socket):
 
 
 def listen(
-    address: Address, *, transparent: bool = False, with_ipv4: bool = True, mode: int = MODE
+    address: Address,
+    *,
+    transparent: bool = False,
+    with_ipv4: bool = True,
+    mode: int = MODE,
+    beside: Collection[socket.socket] = (),
 ) -> list[socket.socket]:
     """Open the sockets of an address: one, or one for each meaning of `localhost` and of `[::]`.
 
     A transparent one also accepts connections to other machines' addresses.  `with_ipv4` tells
     whether `[::]` is all of IPv4, too; see `ports_on_ipv4`.  `mode` is that of a Unix
-    socket's file, whatever the process's mask.  Raises OSError, with none left open, if one can't
-    be had.
+    socket's file, whatever the process's mask.  `beside` are listening sockets of ours
+    whose addresses may overlap with this one.  Raises OSError, with none left open, if one can't be
+    had.
     """
     if address.is_unix:
         return [_listen_unix(address.path, mode)]
@@ -57,27 +63,43 @@ def listen(
     while True:
         tries -= 1
         try:
-            return _listen_at(addresses, transparent)
+            return _listen_at(addresses, transparent, beside)
         except OSError as error:
             if error.errno != errno.EADDRINUSE or not tries:
                 raise
 
 
-def _listen_at(addresses: list[Address], transparent: bool) -> list[socket.socket]:
+def _listen_at(
+    addresses: list[Address], transparent: bool, beside: Collection[socket.socket]
+) -> list[socket.socket]:
     """Open sockets at one port; if it is 0, at one that is free for the first of them."""
     opened: list[socket.socket] = []
+    _share_port(beside, 1)
     try:
         for address in addresses:
             for family, _, _, _, name in socket.getaddrinfo(
                 address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
             ):
                 port = opened[0].getsockname()[1] if opened else address.port
-                opened.append(_listen_tcp(family, (name[0], port, *name[2:]), transparent))
+                at = (name[0], port, *name[2:])
+                opened.append(_listen_tcp(family, at, transparent, shares=bool(beside)))
     except OSError:
         for each in opened:
             each.close()
         raise
+    finally:
+        _share_port(beside, 0)
+    _share_port(opened, 0)
     return opened
+
+
+def _share_port(opened: Iterable[socket.socket], value: int) -> None:
+    """Let other sockets of this user be bound to the port, or let none.
+
+    Never for longer than it takes: a second instance, begun by mistake, must fail.
+    """
+    for each in opened:
+        each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, value)
 
 
 def keep_alive(opened: socket.socket) -> None:
@@ -138,9 +160,12 @@ def _file_at(path: str) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def _listen_tcp(family: int, name: tuple[str | int, ...], transparent: bool) -> socket.socket:
+def _listen_tcp(
+    family: int, name: tuple[str | int, ...], transparent: bool, *, shares: bool
+) -> socket.socket:
     with _to_listen(family) as opened:
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        _share_port([opened], int(shares))
         keep_alive(opened)
         if family == socket.AF_INET6:
             opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)

@@ -2,7 +2,8 @@
 
 Clients come in by those of the listeners; that of the admin address stays open while they drain.
 A listener at `[::]` has a second one, for IPv4, unless another listener wants IPv4 at its port; so
-at a reload that socket can become the other listener's, and none has to be closed for it.
+at a reload that socket can become the other listener's, and none has to be closed for it.  One
+at a single address stays open, too, when a listener at all addresses takes its place.
 """
 
 import contextlib
@@ -92,7 +93,11 @@ class ListenSockets:
         if not address.given:
             # The IPv4 half of a known port has a key of its own.
             return sockets.listen(
-                address, transparent=transparent, with_ipv4=not address.port, mode=mode
+                address,
+                transparent=transparent,
+                with_ipv4=not address.port,
+                mode=mode,
+                beside=self._open_at(address.port),
             )
         if address.given not in self._given:
             raise OSError("systemd has passed no socket of this name")
@@ -100,6 +105,23 @@ class ListenSockets:
         if transparent:
             _let_pass(found)
         return found
+
+    def _open_at(self, port: int) -> list[socket.socket]:
+        """Return what is open at a port: a reload may open what overlaps, and then closes it."""
+        return [
+            each
+            for key, found in self._known().items()
+            if key[0].port == port > 0
+            for each in found
+        ]
+
+    def _known(self) -> dict[Key, list[socket.socket]]:
+        """Return all that is open, or was inherited and is not taken yet."""
+        inherited = {
+            (Address.parse(text), position): found
+            for (text, position), found in self._inherited.items()
+        }
+        return inherited | self._open
 
     def descriptors(self, settings: Settings) -> list[list[int]]:
         """Return the open descriptors for each listener of the settings."""
@@ -147,6 +169,13 @@ class ListenSockets:
         for listener in settings.listeners.values():
             found.append(_keys(listener.address, seen[listener.address], on_ipv4))
             seen[listener.address] += 1
+        # What is open at one address stays with the listener at all of them that takes its clients
+        # now: were it closed, those that have connected and are not accepted would be refused.
+        wanted = {key for keys in found for key in keys}.union(self._admin(settings))
+        for key in self._known():
+            if key not in wanted and key[1] != _ADMIN:
+                taking = (keys for keys in found if any(_covers(each[0], key[0]) for each in keys))
+                next(taking, []).append(key)
         return found
 
     def _admin(self, settings: Settings) -> list[Key]:
@@ -220,6 +249,16 @@ def _let_pass(found: list[socket.socket]) -> None:
     """Take connections to other machines, too; raises OSError if we may not."""
     for each in found:
         set_transparent(each)
+
+
+def _covers(every: Address, address: Address) -> bool:
+    """Tell whether one is every IPv4 or IPv6 address, and the other is one of these."""
+    return (
+        every.host in ("::", "0.0.0.0")  # noqa: S104
+        and every.port == address.port > 0
+        and not address.is_name
+        and (":" in every.host) == (":" in address.host)
+    )
 
 
 def _keys(address: Address, position: int, on_ipv4: Container[int]) -> list[Key]:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.request import Request, urlopen
 
+import pytest
+
 from smtpproxy.demo.legacy import LegacyMTA
 from tests.support.processes import free_port
 from tests.support.program import SMTPPROXY, Program, send
@@ -59,15 +61,16 @@ def test_so_does_the_admin_address(mta: LegacyMTA, run: Run, tmp_path: Path) -> 
             assert answer.status == 200
 
 
+@pytest.mark.parametrize("host", ["0.0.0.0", "127.0.0.1"])
 def test_ipv4_changes_hands_at_a_reload_and_no_client_is_refused(
-    mta: LegacyMTA, run: Run, tmp_path: Path
+    mta: LegacyMTA, run: Run, tmp_path: Path, host: str
 ) -> None:
-    """From the one listener to another and back, without the socket being closed."""
+    """From the one listener to another and back; all of it by the same socket."""
     port = free_port()
     file = tmp_path / "p"
     everything = f'"[::]:{port}"'
     without = everything + '\ncapabilities = {hide = ["PIPELINING"]}'
-    of_its_own = f'"0.0.0.0:{port}"'
+    of_its_own = f'"{host}:{port}"'
     program = run("-c", write(file, mta, without))
     program.port()
     over = threading.Event()
@@ -87,6 +90,7 @@ def test_ipv4_changes_hands_at_a_reload_and_no_client_is_refused(
             ((without,), (False, False)),
             ((without, of_its_own), (True, False)),
             ((everything,), (True, True)),
+            ((f'"[::1]:{port}"', of_its_own), (True, True)),
         ):
             write(file, mta, *listeners)
             program.signal(signal.SIGHUP)
