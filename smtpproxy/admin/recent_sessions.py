@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Struct
 
 from smtpproxy.core.exchange import Exchange
-from smtpproxy.core.observer import ConnectionEnds, SessionSummary
+from smtpproxy.core.observer import ConnectionEnds, Endpoint, SessionSummary
 from smtpproxy.text.escaping import text_of
 from smtpproxy.trace import records
 
@@ -180,7 +180,12 @@ class RecentSession:
         """Whether it is over."""
         return self._summary is not None
 
-    def connected(self, server: str, ends: Callable[[], ConnectionEnds]) -> None:
+    def connected(
+        self,
+        server: str,
+        source: Endpoint | None,  # noqa: ARG002
+        ends: Callable[[], ConnectionEnds],
+    ) -> None:
         """Keep who is connected with whom."""
         at, end = monotonic() + self._offset, ends()
         self._connected = records.Connected(

@@ -45,7 +45,7 @@ class Framer:
     may_be_over: with `pass`, the backend may have taken the content for over that is not.
     mistaken_end: what `normalize` rewrote of the content, once, where the client may think that it
         has ended it; the caller takes it.
-    watch: is called with content and payload, as they went to the backend and as they came.
+    watch: is called with content and payload: its exchange, as it went to the backend, as it came.
     commands, pipelined: how many were framed; how many before the reply before them was flushed.
     """
 
@@ -77,7 +77,7 @@ class Framer:
         self.table = policy.first_table
         self.send_backend = send_backend
         self.unframed: bytes | bytearray = b""
-        self.watch: Callable[[bytes, bytes], None] | None = None
+        self.watch: Callable[[Exchange, bytes, bytes], None] | None = None
         self.mode = CLOSED
         self.gate = self.last = greeting
         self.queue: list[Exchange] = []
@@ -293,7 +293,7 @@ class Framer:
         if out:
             self.send_backend(out)
         if self.watch is not None:
-            self.watch(out, received[:taken])
+            self.watch(exchange, out, received[:taken])
         if content.violation is not None and not exchange.refusal:
             exchange.refuse(content.violation)
         exchange.octets = content.octets
@@ -318,7 +318,7 @@ class Framer:
         payload = octets[position : position + self.payload]
         self.send_backend(payload)
         if self.watch is not None:
-            self.watch(payload, payload)
+            self.watch(self.last, payload, payload)
         self.payload -= len(payload)
         if not self.payload:
             self.mode = COMMANDS

@@ -6,6 +6,9 @@ from typing import Protocol
 
 from smtpproxy.core.exchange import Exchange
 
+Endpoint = tuple[str, int]
+"""An IP address, in its usual spelling, and a port."""
+
 
 @dataclass(frozen=True, slots=True)
 class SessionSummary:
@@ -48,14 +51,19 @@ class SessionObserver(Protocol):
     """Watches one session.  No method may raise or block."""
 
     @property
-    def content(self) -> Callable[[bytes, bytes], None] | None:
+    def content(self) -> Callable[[Exchange, bytes, bytes], None] | None:
         """Return what is called with message content and BDAT payload, end of data included.
 
-        First as they went to the backend, then as they came.  None costs nothing.
+        The exchange that it is of, the octets as they went to the backend, and as they came.
+        None costs nothing.
         """
 
-    def connected(self, server: str, ends: Callable[[], ConnectionEnds]) -> None:
+    def connected(
+        self, server: str, source: Endpoint | None, ends: Callable[[], ConnectionEnds]
+    ) -> None:
         """The session got its backend connection, to the server of this address.
+
+        `source` is the address and port that the server sees; None on a Unix socket.
 
         `ends` looks up both ends of both connections; only now, since they may close any time.
         """

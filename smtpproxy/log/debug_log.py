@@ -6,7 +6,7 @@ from typing import Any
 from structlog.typing import FilteringBoundLogger
 
 from smtpproxy.core.exchange import Exchange
-from smtpproxy.core.observer import ConnectionEnds, SessionSummary
+from smtpproxy.core.observer import ConnectionEnds, Endpoint, SessionSummary
 from smtpproxy.log import events, log
 from smtpproxy.log.session_log import session_fields
 from smtpproxy.log.verb_name import verb_of
@@ -52,7 +52,12 @@ class SessionDebugLog:
                 held_s=_between(exchange.replied, exchange.flushed),
             )
 
-    def connected(self, server: str, ends: Callable[[], ConnectionEnds]) -> None:  # noqa: ARG002
+    def connected(
+        self,
+        server: str,
+        source: Endpoint | None,  # noqa: ARG002
+        ends: Callable[[], ConnectionEnds],  # noqa: ARG002
+    ) -> None:
         """Learn which server it is."""
         self._fields["server"] = server
 

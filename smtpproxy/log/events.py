@@ -55,6 +55,11 @@ SESSION: Final = ("session", "client_ip", "client_port", "listener", "backend", 
 """The fields that each event of a session begins with."""
 _MESSAGE: Final = (
     *SESSION,
+    "helo",
+    "tls",
+    "auth",
+    "source_ip",
+    "source_port",
     "sender",
     "recipients",
     "refused",
@@ -64,12 +69,21 @@ _MESSAGE: Final = (
     "groups",
     "more_recipients",
     "more_refused",
+    "message_id",
+    "queue_id",
 )
 _VIOLATION: Final = (*SESSION, "kind", "bytes", "command", "rewritten", "reason")
 OPTIONAL: Final = frozenset(
     (
         "more_recipients",
         "more_refused",
+        "message_id",
+        "queue_id",
+        "helo",
+        "tls",
+        "auth",
+        "source_ip",
+        "source_port",
         "exception",
         "exceptions",
         "cipher",
@@ -105,8 +119,22 @@ FIELDS: Final = {
     "more_recipients": Field(
         ("whole number",), "Accepted recipients that the line has no room for."
     ),
-    "refused": Field(("list of texts",), "The refused addresses of RCPT, each with its code."),
+    "refused": Field(("list of texts",), "The refused addresses of RCPT, each with its reply."),
     "more_refused": Field(("whole number",), "Refused recipients that the line has no room for."),
+    "message_id": Field(("text",), "The message's own Message-ID, of its header."),
+    "queue_id": Field(
+        ("text",),
+        "The message's id in the MTA's log, if its reply names one, as those of Postfix, Exim,"
+        " Sendmail, OpenSMTPD, Exchange and qmail do.",
+    ),
+    "helo": Field(("text",), "The client's name, as its EHLO or HELO gives it."),
+    "tls": Field(("text",), "Version and cipher suite of the client's TLS."),
+    "auth": Field(("text",), "The mechanism by which the client has authenticated itself."),
+    "source_ip": Field(("text",), "The address that the server sees the connection come from."),
+    "source_port": Field(("whole number",), "The port that the server sees it come from."),
+    "recipient": Field(("text",), "The address of RCPT."),
+    "mechanism": Field(("text",), "The mechanism of AUTH; never what was sent with it."),
+    "attempt": Field(("whole number",), "Which refusal of this kind it is in the session."),
     "size_bytes": Field(("whole number",), "Bytes of message content, dots unstuffed."),
     "reply": Field(("text",), "The reply, as the client got it."),
     "duration_s": Field(("number",), "Seconds from begin to end."),
@@ -202,6 +230,39 @@ MESSAGE_REFUSED = Event(
 )
 MESSAGE_ABANDONED = Event(
     "message_abandoned", "info", "A transaction ended without a decision.", _MESSAGE
+)
+GREETING_REFUSED = Event(
+    "greeting_refused", "info", "The backend does not want this client.", (*SESSION, "reply")
+)
+HELLO_REFUSED = Event(
+    "hello_refused",
+    "info",
+    "The backend refused EHLO or HELO; not logged where it does not know EHLO.",
+    (*SESSION, "command", "reply"),
+)
+RECIPIENT_REFUSED = Event(
+    "recipient_refused",
+    "info",
+    "A recipient was refused; the first 20 of a session are logged.",
+    (*SESSION, "recipient", "reply", "attempt"),
+)
+AUTH_REFUSED = Event(
+    "auth_refused",
+    "info",
+    "An AUTH exchange failed; the first 20 of a session are logged.",
+    (*SESSION, "mechanism", "reply", "attempt"),
+)
+XCLIENT_REFUSED = Event(
+    "xclient_refused",
+    "info",
+    "The proxy refused a client's XCLIENT or XFORWARD; the first 20 of a session are logged.",
+    (*SESSION, "command", "reply", "attempt"),
+)
+BACKEND_XCLIENT_REFUSED = Event(
+    "backend_xclient_refused",
+    "warning",
+    "The backend refused the proxy's XCLIENT, which names the client: the session ends.",
+    (*SESSION, "command", "reply"),
 )
 CLIENT_VIOLATION = Event(
     "client_violation",

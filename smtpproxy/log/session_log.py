@@ -7,13 +7,22 @@ from structlog.typing import FilteringBoundLogger
 
 from smtpproxy.core import verbs
 from smtpproxy.core.exchange import Exchange
-from smtpproxy.core.observer import ConnectionEnds, SessionSummary
+from smtpproxy.core.observer import ConnectionEnds, Endpoint, SessionSummary
 from smtpproxy.core.violations import LIMITS, BackendViolation
 from smtpproxy.log import events, log
-from smtpproxy.log.transaction_summary import TransactionSummary
+from smtpproxy.log.message_identifiers import MessageIdScanner
+from smtpproxy.log.transaction_summary import TransactionSummary, paths
+from smtpproxy.text.escaping import shortened
 
 _CONTINUES = frozenset((verbs.DATA, verbs.END_OF_DATA, verbs.BDAT))
 _BEGINS_ANEW = frozenset((verbs.RSET, verbs.EHLO, verbs.HELO))
+_NOT_KNOWN = frozenset((500, 502, 504))
+"""Codes of a backend that does not know EHLO; the client goes on with HELO."""
+_FORWARDING = frozenset((b"XCLIENT", b"XFORWARD"))
+"""Verbs by which one proxy names the client to the next."""
+REFUSALS_LOGGED = 20
+"""So many refusals of a kind are logged in a session."""
+HELO_BYTES = 255
 _REASONS = {"proxy_header_unexpected": "its network is not in proxy_protocol"}
 """What an operator has to look at, by the kind of the violation."""
 
@@ -70,18 +79,25 @@ class SessionLog:
     """
 
     __slots__ = (
+        "_auth",
         "_backend",
         "_client",
+        "_hello",
         "_id",
         "_limits_told",
         "_listener",
         "_log",
+        "_mechanism",
+        "_refusals",
+        "_scanned",
+        "_scanners",
         "_server",
+        "_shown",
+        "_source",
+        "_tls",
         "_transaction",
         "on_transaction",
     )
-
-    content = None
 
     def __init__(
         self,
@@ -99,11 +115,25 @@ class SessionLog:
         self._limits_told: tuple[str, ...] = ()  # each is told once, however often it is reached
         self._log = logger
         self._transaction: TransactionSummary | None = None
+        self._source: Endpoint | None = None
+        self._tls = ""
+        self._hello = b""  # the client's last EHLO or HELO line
+        self._mechanism = self._auth = b""  # of the last AUTH, and of the one that was accepted
+        self._shown: dict[str, object] = {}  # what each message's event has of the session
+        self._refusals: dict[events.Event, int] = {}
+        self._scanned: Exchange | None = None
+        self._scanners: dict[Exchange, MessageIdScanner] = {}
         self.on_transaction: Sequence[Callable[[str, Callable[[], dict[str, Any]]], None]] = ()
 
-    def connected(self, server: str, ends: Callable[[], ConnectionEnds]) -> None:  # noqa: ARG002
+    def connected(
+        self,
+        server: str,
+        source: Endpoint | None,
+        ends: Callable[[], ConnectionEnds],  # noqa: ARG002
+    ) -> None:
         """Log that the session is open."""
         self._server = server
+        self._source = source
         self._emit(events.SESSION_OPENED)
 
     def _emit(self, event: events.Event, **values: object) -> None:
@@ -113,6 +143,13 @@ class SessionLog:
     def gave_up(self, server: str, reason: str) -> None:
         """Log that this session goes on to another server, or to none."""
         self._emit(events.SERVER_GIVEN_UP, server=server, reason=reason)
+
+    def content(self, exchange: Exchange, sent: bytes, came: bytes) -> None:  # noqa: ARG002
+        """Look for the Message-ID; called with each chunk."""
+        if exchange is not self._scanned:
+            self._scanned = exchange
+            self._scanners[exchange] = MessageIdScanner()
+        self._scanners[exchange].add(sent)
 
     def settled(self, exchanges: list[Exchange]) -> None:
         """Follow transactions, and log the one that is over; log what broke the protocol."""
@@ -125,13 +162,19 @@ class SessionLog:
                 self._begin(exchange)
             elif role in _CONTINUES:
                 self._continue(exchange)
-            elif role in _BEGINS_ANEW and exchange.code < 300:
-                self._finish()
+            elif role in _BEGINS_ANEW:
+                self._begin_anew(exchange)
+            elif role == verbs.AUTH:
+                self._note_auth(exchange)
+            if exchange.code >= 400:
+                self._log_refusal(exchange)
             if exchange.problem is not None:
                 self._log_violation(exchange)
 
     def noted(self, event: str, **values: str) -> None:
         """Log what happened besides the dialogue."""
+        if event == events.TLS_STARTED.name and values["side"] == "client":
+            self._tls = f"{values['version']} {values['cipher']}"
         self._emit(events.EVENTS[event], **values)
 
     def broken(self, error: Exception) -> None:
@@ -144,10 +187,21 @@ class SessionLog:
         self._finish()
         self._transaction = TransactionSummary(mail)
 
+    def _begin_anew(self, exchange: Exchange) -> None:
+        if exchange.code < 300:
+            self._finish()
+            if exchange.verb.role != verbs.RSET:
+                self._hello = exchange.line
+                self._shown = {}
+
     def _continue(self, exchange: Exchange) -> None:
         transaction = self._transaction
+        scanner = self._scanners.pop(exchange, None)
         if transaction is None:
             return
+        if scanner is not None and not transaction.header_ended:
+            transaction.message_id = scanner.message_id
+            transaction.header_ended = scanner.ended
         if exchange.ends_message:
             transaction.end(exchange)
             self._finish()
@@ -162,9 +216,68 @@ class SessionLog:
             return
         self._transaction = None
         outcome, fields = transaction.outcome, transaction.fields
-        self._emit(events.EVENTS[outcome], details=fields)
+        self._emit(events.EVENTS[outcome], **self._client_fields(), details=fields)
         for tell in self.on_transaction:
             tell(outcome, fields)
+
+    def _client_fields(self) -> dict[str, object]:
+        """Return the fields that each message's event has of its client and its connection."""
+        shown = self._shown
+        if not shown:
+            if self._hello:
+                shown["helo"] = shortened(self._hello[5:].strip(), HELO_BYTES)
+            if self._tls:
+                shown["tls"] = self._tls
+            if self._auth:
+                shown["auth"] = self._auth
+            if self._source is not None:
+                shown["source_ip"], shown["source_port"] = self._source
+        return shown
+
+    def _note_auth(self, exchange: Exchange) -> None:
+        if exchange.verb.name:  # else it is a line after a 334
+            words = exchange.line.split(None, 2)
+            self._mechanism = words[1].upper() if len(words) > 1 else b""
+        if exchange.code == 235:
+            self._auth = self._mechanism
+            self._shown = {}
+
+    def _log_refusal(self, exchange: Exchange) -> None:
+        role, reply = exchange.verb.role, exchange.reply.rstrip()
+        if role == verbs.RCPT:
+            if self._counts(events.RECIPIENT_REFUSED):
+                (recipient,) = paths([exchange.line])
+                self._emit_refusal(events.RECIPIENT_REFUSED, recipient=recipient, reply=reply)
+        elif role == verbs.AUTH:
+            if self._counts(events.AUTH_REFUSED):
+                self._emit_refusal(events.AUTH_REFUSED, mechanism=self._mechanism, reply=reply)
+        elif role == verbs.GREETING:
+            if not exchange.refusal:
+                self._emit(events.GREETING_REFUSED, reply=reply)
+        elif role in (verbs.EHLO, verbs.HELO):
+            self._log_hello_refused(exchange, reply)
+        elif exchange.verb.name in _FORWARDING and self._counts(events.XCLIENT_REFUSED):
+            command = exchange.line.rstrip()
+            self._emit_refusal(events.XCLIENT_REFUSED, command=command, reply=reply)
+
+    def _log_hello_refused(self, exchange: Exchange, reply: bytes) -> None:
+        step = exchange.steps[-1] if exchange.steps else None
+        if step is not None and step.line.startswith(b"XCLIENT "):
+            self._emit(
+                events.BACKEND_XCLIENT_REFUSED,
+                command=step.line.rstrip(),
+                reply=step.reply.rstrip(),
+            )
+        elif exchange.verb.role == verbs.HELO or exchange.code not in _NOT_KNOWN:
+            self._emit(events.HELLO_REFUSED, command=exchange.line.rstrip(), reply=reply)
+
+    def _counts(self, event: events.Event) -> bool:
+        """Count a refusal; return whether it is among those that are logged."""
+        self._refusals[event] = attempt = self._refusals.get(event, 0) + 1
+        return attempt <= REFUSALS_LOGGED
+
+    def _emit_refusal(self, event: events.Event, **values: object) -> None:
+        self._emit(event, **values, attempt=self._refusals[event])
 
     def _log_violation(self, exchange: Exchange) -> None:
         problem = exchange.problem

@@ -6,7 +6,8 @@ from typing import Any
 from smtpproxy.core import verbs
 from smtpproxy.core.exchange import Exchange
 from smtpproxy.log.log import ADDRESS_BYTES
-from smtpproxy.text.escaping import shortened
+from smtpproxy.log.message_identifiers import queue_id_of
+from smtpproxy.text.escaping import printable, shortened
 
 _PATH = re.compile(rb"[^:\n]*:?[ \t]*<?([^>\r\n]*)[^\n]*\n")
 """A command line, and in it the path; all lines at once, since there can be hundreds."""
@@ -17,6 +18,8 @@ LINE_BYTES = 8
 KEPT_LINE = ADDRESS_BYTES + 32
 """How much of one line: the verb and an address."""
 KEPT_REPLY = 512
+REFUSAL_BYTES = 200
+"""How much of the reply to a refused recipient."""
 KEPT_COMMANDS = 1000
 """Of so many commands it is kept which ones came in one group."""
 
@@ -27,21 +30,25 @@ class TransactionSummary:
     Nothing is kept but what the log shows, so that an open transaction takes little memory.
 
     reply: the one that decides: of the end of data, or the last refusal; empty if there is none.
+    message_id: that of its header; empty if it has none.
+    header_ended: no more is looked for in it.
     """
 
     __slots__ = (
         "_accepted",
         "_began",
-        "_codes",
         "_fields",
         "_mail",
         "_more_accepted",
         "_more_refused",
         "_octets",
         "_pipelined",
+        "_refusals",
         "_refused",
         "_replied",
         "_room",
+        "header_ended",
+        "message_id",
         "reply",
     )
 
@@ -51,7 +58,9 @@ class TransactionSummary:
         self._replied = mail.replied
         self._accepted: list[bytes] = []
         self._refused: list[bytes] = []
-        self._codes: list[int] = []  # of the refused ones
+        self._refusals: list[bytes] = []  # the replies to them
+        self.message_id = b""
+        self.header_ended = False
         self._pipelined = bytearray()
         self._room = KEPT_BYTES
         self._more_accepted = self._more_refused = self._octets = 0
@@ -77,9 +86,12 @@ class TransactionSummary:
                 self._accepted.append(line)
             else:
                 self._more_accepted += 1
-        elif self._room >= 0:
+            return
+        reply = exchange.reply[:REFUSAL_BYTES]
+        self._room -= len(reply)
+        if self._room >= 0:
             self._refused.append(line)
-            self._codes.append(exchange.code)
+            self._refusals.append(reply)
         else:
             self._more_refused += 1
 
@@ -99,13 +111,14 @@ class TransactionSummary:
         """Return what the log says of it, when it is over; sizes in bytes."""
         if not self._fields:
             self._fields = self._make_fields()
-            self._accepted = self._refused = []
+            self._accepted = self._refused = self._refusals = []
         return self._fields
 
     def _make_fields(self) -> dict[str, object]:
         sender, *recipients = paths([self._mail, *self._accepted])
         refused = [
-            f"{path} {code}" for path, code in zip(paths(self._refused), self._codes, strict=True)
+            f"{path} {text_of_reply(reply)}"
+            for path, reply in zip(paths(self._refused), self._refusals, strict=True)
         ]
         room = KEPT_BYTES
         shown, room = _fitting(recipients, room)
@@ -121,11 +134,21 @@ class TransactionSummary:
             "duration_s": round(self._replied - self._began, 4),
             "groups": [len(pipelined) + 1 for pipelined in begun],
         }
+        if self.message_id:
+            fields["message_id"] = self.message_id
+        if self.outcome == "message_relayed" and (queue_id := queue_id_of(self.reply)):
+            fields["queue_id"] = queue_id
         if more := self._more_accepted + len(recipients) - len(shown):
             fields["more_recipients"] = more
         if more := self._more_refused + len(refused) - len(shown_refused):
             fields["more_refused"] = more
         return fields
+
+
+def text_of_reply(reply: bytes) -> str:
+    """Return a reply as one line of text: its code once, then the text of each of its lines."""
+    texts = [line[4:].strip() for line in reply.splitlines()]
+    return printable(b" ".join([reply[:3], *filter(None, texts)]))
 
 
 def _kept(line: bytes) -> bytes:

@@ -9,7 +9,7 @@ from typing import Any
 
 from smtpproxy.core import verbs
 from smtpproxy.core.exchange import Exchange
-from smtpproxy.core.observer import ConnectionEnds, SessionSummary
+from smtpproxy.core.observer import ConnectionEnds, Endpoint, SessionSummary
 from smtpproxy.core.violations import LIMITS, BackendViolation
 from smtpproxy.metrics.definitions import with_labels
 from smtpproxy.metrics.snapshot import MetricsSnapshot, Number
@@ -129,7 +129,9 @@ class SessionCounters:
         self._metrics = metrics
         self._group = 0
 
-    def connected(self, server: str, ends: Callable[[], ConnectionEnds]) -> None:
+    def connected(
+        self, server: str, source: Endpoint | None, ends: Callable[[], ConnectionEnds]
+    ) -> None:
         """Count nothing."""
 
     def gave_up(self, server: str, reason: str) -> None:

@@ -16,8 +16,9 @@ from hashlib import blake2b
 from time import monotonic
 from typing import Any
 
+from smtpproxy.core.observer import Endpoint
 from smtpproxy.net import shared_counters
-from smtpproxy.net.peer import Endpoint, endpoint
+from smtpproxy.net.peer import endpoint
 from smtpproxy.net.tproxy import redirected_from
 
 PLACES = 4096

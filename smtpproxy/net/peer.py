@@ -10,10 +10,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from smtpproxy.config.address import canonical
-from smtpproxy.core.observer import ConnectionEnds
+from smtpproxy.core.observer import ConnectionEnds, Endpoint
 
-Endpoint = tuple[str, int]
-"""An IP address, in its usual spelling, and a port."""
 UNIX = "unix"
 """The name of an end that is a Unix socket."""
 UNKNOWN = "unknown"
@@ -112,6 +110,15 @@ def name_of(end: Endpoint | None) -> str:
 
 _shared = lru_cache(maxsize=256)(lambda each: each)
 """Returns the one object that stands for all equal ones: few addresses are met again and again."""
+
+
+def source_of(backend: asyncio.Transport) -> Endpoint | None:
+    """Return the end that the server sees of a connection to it; None on a Unix socket."""
+    try:
+        name = backend.get_extra_info("sockname")
+    except OSError:  # it is closed already
+        return None
+    return (name[0].partition("%")[0], name[1]) if isinstance(name, tuple) else None
 
 
 def ends_of(

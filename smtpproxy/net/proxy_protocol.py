@@ -10,7 +10,8 @@ import struct
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from smtpproxy.core.lines import PROXY_HEADERS
-from smtpproxy.net.peer import Endpoint, Peer, end_at, name_of
+from smtpproxy.core.observer import Endpoint
+from smtpproxy.net.peer import Peer, end_at, name_of
 
 V1_LIMIT = 107
 """Octets of a version 1 line at most, its CRLF counted (section 2.1)."""

@@ -16,7 +16,7 @@ from smtpproxy.core import replies
 from smtpproxy.core.observer import SessionSummary
 from smtpproxy.core.pipeline import Pipeline
 from smtpproxy.net.backend.server_selection import ServerSelection
-from smtpproxy.net.peer import ends_of
+from smtpproxy.net.peer import ends_of, source_of
 from smtpproxy.net.rate_limit import SessionRateLimit
 from smtpproxy.net.session_upgrades import SessionUpgrades
 from smtpproxy.net.write_batching import BatchedWriter
@@ -133,7 +133,7 @@ class Session:
         server = self.server_selection.server
         assert server is not None
         ends = partial(ends_of, self.peer.name, self.client, backend)
-        self.observer.connected(server.name_for(self.peer), ends)
+        self.observer.connected(server.name_for(self.peer), source_of(backend), ends)
         if self._upgrades is not None:
             self._upgrades.note_tls("backend", backend)
 

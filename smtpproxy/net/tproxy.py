@@ -10,7 +10,8 @@ import struct
 
 from smtpproxy.config.address import Address
 from smtpproxy.config.own_addresses import is_own
-from smtpproxy.net.peer import Endpoint, Peer, end_at
+from smtpproxy.core.observer import Endpoint
+from smtpproxy.net.peer import Peer, end_at
 
 # linux/in.h, linux/in6.h; Python has no names for them.
 _IP_TRANSPARENT = 19

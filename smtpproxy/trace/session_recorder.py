@@ -9,7 +9,7 @@ from typing import Any
 
 from smtpproxy.core import verbs
 from smtpproxy.core.exchange import Exchange
-from smtpproxy.core.observer import ConnectionEnds, SessionSummary
+from smtpproxy.core.observer import ConnectionEnds, Endpoint, SessionSummary
 from smtpproxy.log.events import INTERNAL_ERROR
 from smtpproxy.text.escaping import shortened
 from smtpproxy.trace import records
@@ -69,7 +69,6 @@ class SessionRecorder:
         "_server",
         "_violations",
         "_writer",
-        "content",
         "id",
     )
 
@@ -91,7 +90,6 @@ class SessionRecorder:
         self._server = ""
         self._opened = monotonic() + writer.offset
         self._captured = captured
-        self.content = captured.add if flight is None else partial(flight.add_content, captured)
         self._head: list[records.Record] = []  # one for each server, and KEPT_NOTED, at most
         self._noted = 0
         self._codes: set[int] = set()
@@ -102,6 +100,13 @@ class SessionRecorder:
         self._flight = flight
         self._add(records.Opened(session, self._opened, listener, client, backend))
 
+    def content(self, _exchange: Exchange, sent: bytes, came: bytes) -> None:
+        """Keep content as far as it is to be recorded."""
+        if self._flight is None:
+            self._captured.add(sent, came)
+        else:
+            self._flight.add_content(self._captured, sent, came)
+
     def _add(self, record: records.Record) -> None:
         if self._flight is None:
             self._writer.add(records.encode(record) + b"\n")
@@ -109,7 +114,12 @@ class SessionRecorder:
             self._head.append(record)
             self._flight.charge(RECORD_OCTETS)
 
-    def connected(self, server: str, ends: Callable[[], ConnectionEnds]) -> None:
+    def connected(
+        self,
+        server: str,
+        source: Endpoint | None,  # noqa: ARG002
+        ends: Callable[[], ConnectionEnds],
+    ) -> None:
         """Record the connection to the server."""
         self._server = server
         at = monotonic() + self._writer.offset

@@ -10,7 +10,7 @@ from os import urandom
 from typing import Any, Protocol
 
 from smtpproxy.core.exchange import Exchange
-from smtpproxy.core.observer import ConnectionEnds, SessionObserver, SessionSummary
+from smtpproxy.core.observer import ConnectionEnds, Endpoint, SessionObserver, SessionSummary
 from smtpproxy.log.session_log import ServiceLog
 
 
@@ -69,18 +69,26 @@ class ObserverFanout:
 class SessionObserverFanout:
     """Observes one session for several."""
 
-    __slots__ = ("_observers", "content")
+    __slots__ = ("_content", "_observers", "content")
 
     def __init__(self, observers: Sequence[SessionObserver]) -> None:
         self._observers = observers
         wanted = [each.content for each in observers if each.content is not None]
-        self.content: Callable[[bytes, bytes], None] | None = wanted[0] if wanted else None
-        assert len(wanted) < 2, "one at most records content"
+        self._content = wanted
+        self.content: Callable[[Exchange, bytes, bytes], None] | None = (
+            None if not wanted else wanted[0] if len(wanted) == 1 else self._share_content
+        )
 
-    def connected(self, server: str, ends: Callable[[], ConnectionEnds]) -> None:
+    def _share_content(self, exchange: Exchange, sent: bytes, came: bytes) -> None:
+        for add in self._content:
+            add(exchange, sent, came)
+
+    def connected(
+        self, server: str, source: Endpoint | None, ends: Callable[[], ConnectionEnds]
+    ) -> None:
         """The session got its backend connection."""
         for each in self._observers:
-            each.connected(server, ends)
+            each.connected(server, source, ends)
 
     def gave_up(self, server: str, reason: str) -> None:
         """A server could not be had."""

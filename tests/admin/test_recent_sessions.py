@@ -89,7 +89,7 @@ def test_many_recipients_take_no_room_and_are_counted() -> None:
     (transaction,) = told(recent)["transactions"]  # type: ignore[misc, attr-defined]  # a list
     assert (transaction["accepted"], transaction["refused"]) == (60, 40)
     assert len(transaction["to"]) == 2 * KEPT_RECIPIENTS
-    assert transaction["to"][-1] == "79@y 550"
+    assert transaction["to"][-1] == "79@y 550 no"
 
 
 def test_all_is_counted_though_not_all_is_kept() -> None:

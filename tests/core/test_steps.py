@@ -195,7 +195,7 @@ def test_a_bare_lf_is_told() -> None:
 def test_content_is_watched_as_it_goes_and_as_it_came() -> None:
     talk = Talk()
     watched: list[tuple[bytes, bytes]] = []
-    talk.pipeline.framer.watch = lambda *octets: watched.append(octets)
+    talk.pipeline.framer.watch = lambda _, *octets: watched.append(octets)
     talk.sends(b"EHLO x")
     talk.says(b"250-mx\r\n250 CHUNKING")
     talk.sends(b"MAIL FROM:<a@x>", b"DATA")
@@ -208,7 +208,7 @@ def test_content_is_watched_as_it_goes_and_as_it_came() -> None:
 def test_content_that_is_refused_is_watched_as_it_came() -> None:
     talk = Talk(SessionPolicy(hostname=b"px", message_octets=5))
     watched: list[tuple[bytes, bytes]] = []
-    talk.pipeline.framer.watch = lambda *octets: watched.append(octets)
+    talk.pipeline.framer.watch = lambda _, *octets: watched.append(octets)
     talk.sends(b"MAIL FROM:<a@x>", b"DATA")
     talk.says(b"250 a", b"354 go")
     talk.sends(b"more than that", b".")

@@ -12,7 +12,7 @@ from smtpproxy.core.pipeline import Pipeline
 from smtpproxy.core.policy import SessionPolicy
 from smtpproxy.log import log
 from smtpproxy.log.debug_log import DebugLog
-from smtpproxy.log.session_log import ServiceLog
+from smtpproxy.log.session_log import REFUSALS_LOGGED, ServiceLog
 from smtpproxy.log.transaction_summary import paths
 from tests.support.observed_session import Watched
 
@@ -24,16 +24,17 @@ def ends() -> ConnectionEnds:
 class Logged:
     """A pipeline whose exchanges are logged, and the lines that come of it."""
 
-    def __init__(self, level: str = "info") -> None:
+    def __init__(self, level: str = "info", greeting: str = "220 mx") -> None:
         self._stream = io.BytesIO()
         log.configure(level, "json", self._stream)
         self.session = ServiceLog().session("1-1", "smtp", "old", "192.0.2.1:4711")
-        self.session.connected("10.0.0.5:25", ends)
+        self.session.connected("10.0.0.5:25", ("192.0.2.9", 40000), ends)
         self.pipeline = Pipeline(
             SessionPolicy(recipients=10_000), lambda _: None, self.session, 10.0
         )
         self.pipeline.connect_backend(lambda _: None)
-        self.says("220 mx")
+        self.pipeline.framer.watch = self.session.content
+        self.says(greeting)
 
     def sends(self, *lines: str) -> None:
         self.pipeline.client_received("".join(line + "\r\n" for line in lines).encode(), 11.0)
@@ -65,13 +66,20 @@ def test_a_message_is_one_line_with_what_an_operator_asks_for() -> None:
     logged.sends("MAIL FROM:<a@x> SIZE=9", "RCPT TO:<b@y>", "RCPT TO:<c@z> NOTIFY=NEVER", "DATA")
     logged.says("250 a", "250 b", "550 5.1.1 no c", "354 go")
     logged.sends("text", ".")
-    logged.says("250 2.0.0 queued as 17")
-    (line,) = logged.lines
+    logged.says("250 2.0.0 Ok: queued as 4XqZ3k")
+    refusal, line = logged.lines
+    assert (refusal["event"], refusal["recipient"]) == ("recipient_refused", "c@z")
     assert line["event"] == "message_relayed"
     assert (line["client_ip"], line["client_port"]) == ("192.0.2.1", 4711)
     assert (line["listener"], line["backend"], line["server"]) == ("smtp", "old", "10.0.0.5:25")
-    assert (line["sender"], line["recipients"], line["refused"]) == ("a@x", ["b@y"], ["c@z 550"])
-    assert (line["size_bytes"], line["reply"]) == (6, "250 2.0.0 queued as 17")
+    assert (line["sender"], line["recipients"]) == ("a@x", ["b@y"])
+    assert line["refused"] == ["c@z 550 5.1.1 no c"]
+    assert (line["size_bytes"], line["reply"]) == (6, "250 2.0.0 Ok: queued as 4XqZ3k")
+    assert (line["queue_id"], line["source_ip"], line["source_port"]) == (
+        "4XqZ3k",
+        "192.0.2.9",
+        40000,
+    )
     assert (line["duration_s"], line["groups"]) == (1.5, [4, 1])
 
 
@@ -121,6 +129,84 @@ def test_bdat_chunks_make_one_message() -> None:
     )
 
 
+def test_a_message_is_found_by_its_message_id_in_whatever_chunk_it_is() -> None:
+    logged = Logged()
+    logged.sends("EHLO x")
+    logged.says("250-mx\r\n250-PIPELINING\r\n250 CHUNKING")
+    one = "From: a@x\r\nMessage-ID: <1@x>\r\n\r\n"
+    two = "Message-ID: <2@x>\r\n\r\n"
+    envelope = "MAIL FROM:<a@x>\r\nRCPT TO:<b@y>\r\n"
+    group = f"{envelope}BDAT 11\r\n{one[:11]}BDAT {len(one) - 11} LAST\r\n{one[11:]}"
+    group += f"{envelope}BDAT {len(two)} LAST\r\n{two}"
+    logged.pipeline.client_received(group.encode(), 11.0)
+    logged.says("250 a", "250 b", "250 c", "250 d", "250 a", "250 b", "250 c")
+    logged.sends("MAIL FROM:<a@x>", "RCPT TO:<b@y>", "DATA")
+    logged.says("250 a", "250 b", "354 go")
+    logged.sends("Subject: none", "", "text", ".")
+    logged.says("250 d")
+    assert [line.get("message_id") for line in logged.lines] == ["<1@x>", "<2@x>", None]
+
+
+def test_a_message_shows_the_client_as_it_has_named_and_authenticated_itself() -> None:
+    logged = Logged()
+    logged.session.noted("tls_started", side="backend", version="TLSv1", cipher="OLD")
+    logged.session.noted("tls_started", side="client", version="TLSv1.3", cipher="AES")
+    logged.sends("EHLO first", "EHLO pc.example")
+    logged.says("250-mx\r\n250 AUTH LOGIN PLAIN", "250-mx\r\n250 AUTH LOGIN PLAIN")
+    logged.sends("AUTH LOGIN")
+    logged.says("334 VXNlcm5hbWU6")
+    logged.sends("am9l")
+    logged.says("535 5.7.8 no")
+    logged.sends("auth plain AGpvZQBzZWNyZXQ=")
+    logged.says("235 2.7.0 yes")
+    logged.sends("MAIL FROM:<a@x>", "RCPT TO:<b@y>", "DATA")
+    logged.says("250 a", "250 b", "354 go")
+    logged.sends("text", ".")
+    logged.says("250 ok")
+    refusal, line = logged.lines
+    assert (refusal["event"], refusal["mechanism"], refusal["attempt"]) == (
+        "auth_refused",
+        "LOGIN",
+        1,
+    )
+    assert refusal["reply"] == "535 5.7.8 no"
+    assert (line["helo"], line["tls"], line["auth"]) == ("pc.example", "TLSv1.3 AES", "PLAIN")
+    assert b"am9l" not in b"".join(logged.raw)
+    assert b"AGpv" not in b"".join(logged.raw)
+
+
+def test_each_kind_of_refusal_is_an_event() -> None:
+    logged = Logged(greeting="554 5.7.1 not you")
+    assert [(line["event"], line["reply"]) for line in logged.lines] == [
+        ("greeting_refused", "554 5.7.1 not you")
+    ]
+    logged = Logged()
+    logged.sends("EHLO old")
+    logged.says("502 5.5.1 what", "250 mx")
+    logged.sends("HELO bad name")
+    logged.says("501 5.5.2 no name")
+    logged.sends("EHLO spam.example")
+    logged.says("550 5.7.1 no spam")
+    logged.sends("XCLIENT ADDR=192.0.2.7")
+    assert [(line["event"], line["command"], line["reply"]) for line in logged.lines] == [
+        ("hello_refused", "HELO bad name", "501 5.5.2 no name"),
+        ("hello_refused", "EHLO spam.example", "550 5.7.1 no spam"),
+        ("xclient_refused", "XCLIENT *", "550 5.7.0 Error: insufficient authorization"),
+    ]
+
+
+def test_refusals_are_bounded_in_a_session() -> None:
+    logged = Logged()
+    logged.sends("MAIL FROM:<a@x>")
+    logged.says("250 a")
+    for number in range(100):
+        logged.sends(f"RCPT TO:<r{number}@y>")
+        logged.says("550 5.1.1 unknown")
+    refusals = [line for line in logged.lines if line["event"] == "recipient_refused"]
+    assert [line["attempt"] for line in refusals] == list(range(1, REFUSALS_LOGGED + 1))
+    assert (refusals[0]["recipient"], refusals[0]["reply"]) == ("r0@y", "550 5.1.1 unknown")
+
+
 def test_a_session_is_one_line() -> None:
     logged = Logged()
     logged.close()
@@ -166,7 +252,7 @@ def test_recipients_that_a_line_has_no_room_for_are_counted() -> None:
         logged.says("250 ok" if number < 600 else "450 later")
     logged.sends("RSET")
     logged.says("250 ok")
-    (line,) = logged.lines
+    line = logged.lines[-1]
     shown, refused = line["recipients"], line["refused"]
     assert isinstance(shown, list)
     assert isinstance(refused, list)

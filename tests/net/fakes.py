@@ -10,7 +10,7 @@ from math import inf
 from typing import Any
 
 from smtpproxy.core.exchange import Exchange
-from smtpproxy.core.observer import ConnectionEnds, SessionSummary
+from smtpproxy.core.observer import ConnectionEnds, Endpoint, SessionSummary
 from smtpproxy.core.policy import SessionPolicy
 from smtpproxy.net.admission import Admission
 from smtpproxy.net.backend.server_pool import ServerPool
@@ -170,10 +170,15 @@ class Watcher:
         assert (listener, backend, client) == ("listener", "backend", "192.0.2.1:4711")
         return self
 
-    content: Callable[[bytes, bytes], None] | None = None
+    content: Callable[[Exchange, bytes, bytes], None] | None = None
     stalls: int = 0
 
-    def connected(self, server: str, ends: Callable[[], ConnectionEnds]) -> None:
+    def connected(
+        self,
+        server: str,
+        source: Endpoint | None,  # noqa: ARG002
+        ends: Callable[[], ConnectionEnds],
+    ) -> None:
         self.servers.append(server)
         self.ends = ends
 
@@ -217,7 +222,7 @@ class Stage:
         servers: list[Server],
         policy: SessionPolicy,
         clock: Clock,
-        content: Callable[[bytes, bytes], None] | None = None,
+        content: Callable[[Exchange, bytes, bytes], None] | None = None,
         rate_limit: RateLimit | None = None,
         admission: Admission | None = None,
     ) -> None:

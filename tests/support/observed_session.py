@@ -56,7 +56,7 @@ class Watched:
         self.backend: list[bytes] = []
         self.pipeline.connect_backend(self.backend.append)
         self.pipeline.framer.watch = self.observer.content
-        self.observer.connected("10.0.0.5:25", lambda: ENDS)
+        self.observer.connected("10.0.0.5:25", ("192.0.2.9", 40000), lambda: ENDS)
         self.says("220 mx")
 
     def sends(self, *lines: str) -> None:

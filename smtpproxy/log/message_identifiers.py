@@ -1,0 +1,76 @@
+"""What a message is called elsewhere: its Message-ID, and its queue id in the MTA's log."""
+
+import re
+
+MESSAGE_ID_BYTES = 500
+"""A longer Message-ID is not recognized; RFC 5322 section 2.1.1 allows lines of 998."""
+HEADER_BYTES = 64 * 1024
+"""Message-ID is searched for in so much of a header."""
+_TAIL_BYTES = 1024
+"""How much of a chunk is kept, since the field may go on in the next: name, folding and value."""
+
+_NAME = b"".join(b"[%c%c]" % (each, each ^ 0x20) for each in b"message") + b"-[iI][dD]"
+# Both are as fast as a search for their first octets, which is why case is written out.
+_FIELD = re.compile(
+    rb"\r\n%s:(?:[ \t]|\r\n[ \t]){0,80}(<[^<>\s]{1,%d}>|[^<>\s]{1,%d}(?=\s))"
+    % (_NAME, MESSAGE_ID_BYTES, MESSAGE_ID_BYTES)
+)
+_QUEUE_IDS = (
+    (b"queued as ", re.compile(rb"queued as ([0-9A-Za-z]{4,32})\b")),  # Postfix
+    (
+        b" Message accepted",  # Sendmail and OpenSMTPD
+        re.compile(rb"(?m)^250 (?:2\.0\.0 )?([0-9A-Za-z]{6,32}) Message accepted for delivery\b"),
+    ),
+    (b" id=", re.compile(rb" id=([0-9A-Za-z]{6,12}-[0-9A-Za-z]{6,12}-[0-9A-Za-z]{2,4})\b")),  # Exim
+    (b"InternalId=", re.compile(rb"\bInternalId=([0-9]{1,20})\b")),  # Exchange
+    (b" qp ", re.compile(rb" qp ([0-9]{1,20})\b")),  # qmail
+)
+
+
+def queue_id_of(reply: bytes) -> str:
+    """Return the queue id in an MTA's reply to the end of data; empty if there is none.
+
+    Args:
+        reply: Lines, as they came, of Postfix, Exim, Sendmail, OpenSMTPD, Exchange or qmail.
+    """
+    for words, pattern in _QUEUE_IDS:
+        if words in reply and (found := pattern.search(reply)):
+            return found[1].decode("ascii")
+    return ""
+
+
+class MessageIdScanner:
+    """Finds the Message-ID in a message that comes in chunks, and keeps no more than it needs."""
+
+    __slots__ = ("_scanned", "_tail", "ended", "message_id")
+
+    ended: bool
+    """The header is over, or the Message-ID is known: no more octets are looked at."""
+    message_id: bytes
+    """With its angle brackets, if it has them (RFC 5322 section 3.6.4); empty if there is none."""
+
+    def __init__(self) -> None:
+        self._tail = b"\r\n"  # the field may be the first one
+        self._scanned = 0
+        self.ended = False
+        self.message_id = b""
+
+    def add(self, octets: bytes) -> None:
+        """Take in the next chunk of the message."""
+        if self.ended:
+            return
+        end = octets.find(b"\r\n\r\n", 0, HEADER_BYTES)
+        text = self._tail + octets[: end + 2 if end >= 0 else HEADER_BYTES]
+        # The empty line may begin in the chunk before, and the first line be the empty one.
+        begin = text.find(b"\r\n\r\n", 0, len(self._tail) + 3)
+        if begin >= 0:
+            end, text = 0, text[: begin + 2]
+        self._scanned += len(octets)
+        found = _FIELD.search(text)
+        if found is not None:
+            self.message_id = found[1]
+        if found is not None or end >= 0 or self._scanned > HEADER_BYTES:
+            self.ended = True
+            self._tail = b""
+        else:
+            self._tail = text[-_TAIL_BYTES:]
