@@ -18,7 +18,7 @@ from typing import BinaryIO
 import pytest
 import structlog
 
-from smtpproxy.log import log
+from smtpproxy.log import line_writer, log
 
 EVIL = b'a\r\n{"event":"forged"}\x1b[31m\x00\x7f\xff'
 
@@ -248,7 +248,10 @@ class TestItNeverStopsTheMail:
 
 
 class TestGathering:
-    def test_lines_wait_for_one_write_and_keep_their_order(self) -> None:
+    def test_lines_wait_for_one_write_and_keep_their_order(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(line_writer, "TURN_S", 60.0)  # on a busy machine a line takes long
         stream = io.BytesIO()
         log.configure("info", "json", stream)
         later: list[Callable[[], None]] = []
