@@ -35,7 +35,7 @@ from smtpproxy.config.schema import (
     WorkerCount,
 )
 from smtpproxy.config.toml_lines import find_lines, line_of
-from smtpproxy.config.validation import Fault, contradictions, open_admin, repeated_addresses
+from smtpproxy.config.validation import Fault, contradictions
 
 _FLAG_BACKEND = "backend-1"
 
@@ -117,7 +117,8 @@ def from_flags(
             for number, address in enumerate(addresses, 1)
         }
         settings = replace(settings, listeners=listeners)
-    for what in _missing_for_flags(settings, listen, backend):
+    missing = _missing_for_flags(settings, listen)
+    for what in chain(missing, _contradictions_with_flags(settings, listen, backend, admin)):
         reader.add(*what)
     if reader.found:
         raise ConfigError(Problem("", None, dotted(path), what) for path, what in reader.found)
@@ -138,27 +139,34 @@ def _watched(
     if admin is not None:
         address = cast("Address", reader.read(admin, AdminAddress, ("--admin",)))
         settings = replace(settings, admin=replace(settings.admin, address=address))
-        for _, fault in open_admin(settings.admin):
-            reader.add(("--admin",), f"admin.token {fault}")
     return settings
 
 
-def _missing_for_flags(
-    settings: Settings, listen: Sequence[str], backend: Sequence[str]
-) -> Iterator[Fault]:
+def _missing_for_flags(settings: Settings, listen: Sequence[str]) -> Iterator[Fault]:
     if not settings.listeners:
         yield ("-l",), "is missing: an address for clients, such as -l 127.0.0.1:2525"
     if not settings.backends:
         yield ("-b",), "is missing: the address of the MTA, such as -b 127.0.0.1:25"
-    if listen:
-        for _, what in repeated_addresses(settings.listeners):
-            yield ("-l",), what
-        if len(settings.backends) > 1:
-            names = shown(settings.backends)
-            what = f"cannot choose between the backends {names}; give -b too, or [listeners.NAME]"
-            yield ("-l",), what
-    for _, what in loop_validation.faults(settings, loop_validation.no_look_up):
-        yield ("-b" if backend else "-l",), what
+    if listen and len(settings.backends) > 1:
+        names = shown(settings.backends)
+        what = f"cannot choose between the backends {names}; give -b too, or [listeners.NAME]"
+        yield ("-l",), what
+
+
+def _contradictions_with_flags(
+    settings: Settings, listen: Sequence[str], backend: Sequence[str], admin: str | None
+) -> Iterator[Fault]:
+    """Find what flags and file contradict each other in; what the file says alone is right."""
+    loops = loop_validation.faults(settings, loop_validation.no_look_up)
+    alone = contradictions(settings, need_listener=False, need_backend=False)
+    given = {("listeners", "-l"): listen, ("backends", "-b"): backend, ("admin", "--admin"): admin}
+    flags = {table: flag for (table, flag), words in given.items() if words}
+    for path, what in chain(alone, tls_validation.faults(settings), loops):
+        flag = flags.get(str(path[0]), "")
+        if flag == "--admin" and path[1:] != ("address",):
+            yield (flag,), f"{dotted(path)} {what}"
+        else:
+            yield (flag,) if flag else path, what
 
 
 def _with_token_read(settings: Settings, reader: SettingsDecoder) -> Settings:

@@ -3,6 +3,7 @@
 Any value may be BAD here: that it is wrong has been reported already.
 """
 
+import os
 from collections.abc import Iterator, Mapping
 
 from msgspec.structs import astuple
@@ -34,7 +35,7 @@ def contradictions(
     if settings.listeners is not BAD:
         if need_listener and not settings.listeners:
             yield (), 'has no listener; add [listeners.NAME] with address = "127.0.0.1:2525"'
-        yield from repeated_addresses(settings.listeners)
+        yield from _repeated_addresses(settings.listeners)
         yield from _hidden_and_allowed(settings.listeners)
     if settings.backends is not BAD:
         if need_backend and not settings.backends:
@@ -51,14 +52,13 @@ def contradictions(
     yield from _watching(settings, need_trace_directory)
 
 
-def repeated_addresses(listeners: Mapping[str, ListenerSettings]) -> Iterator[Fault]:
+def _repeated_addresses(listeners: Mapping[str, ListenerSettings]) -> Iterator[Fault]:
     """Yield each listener whose address another one ahead of it has."""
     first: dict[Address, str] = {}
     for name, listener in listeners.items():
         if listener is BAD or not isinstance(listener.address, Address):
             continue
-        # Port 0 is another port each time.
-        if not listener.address.is_unix and listener.address.port == 0:
+        if listener.address.host and listener.address.port == 0:  # another port each time
             continue
         other = first.setdefault(listener.address, name)
         if other != name:
@@ -67,8 +67,7 @@ def repeated_addresses(listeners: Mapping[str, ListenerSettings]) -> Iterator[Fa
             continue
         for address, other in first.items():
             if other != name and _overlap(listener.address, address):
-                text = f"cannot be bound: {show(str(address))} of {dotted(('listeners', other))}"
-                yield ("listeners", name, "address"), f"{text} covers the same address and port"
+                yield ("listeners", name, "address"), _taken(address, other)
                 break
 
 
@@ -80,14 +79,21 @@ def _admin_at_a_listener(settings: Settings) -> Iterator[Fault]:
         if listener is BAD or not isinstance(listener.address, Address):
             continue
         if _overlap(address, listener.address):
-            text = f"{show(str(listener.address))} of {dotted(('listeners', name))}"
-            yield ("admin", "address"), f"cannot be bound: {text} is at the same address and port"
+            yield ("admin", "address"), _taken(listener.address, name)
             return
+
+
+def _taken(address: Address, listener: str) -> str:
+    where = "at the same address and port" if address.host else "the same socket"
+    place = dotted(("listeners", listener))
+    return f"cannot be bound: {show(str(address))} of {place} is {where}"
 
 
 def _overlap(one: Address, other: Address) -> bool:
     """Tell whether two addresses cannot both be listened on."""
-    if one.is_unix or other.is_unix or one.given or other.given:
+    if one.is_unix and other.is_unix:
+        return os.path.realpath(one.path) == os.path.realpath(other.path)
+    if not (one.host and other.host):
         return one == other
     if one.port != other.port or one.port == 0:
         return False
@@ -139,7 +145,7 @@ def _watching(settings: Settings, need_trace_directory: bool) -> Iterator[Fault]
     if settings.trace is not BAD and need_trace_directory:
         yield from _trace_nowhere(settings.trace)
     if settings.admin is not BAD:
-        yield from open_admin(settings.admin)
+        yield from _open_admin(settings.admin)
 
 
 def _trace_nowhere(trace: TraceSettings) -> Iterator[Fault]:
@@ -149,7 +155,7 @@ def _trace_nowhere(trace: TraceSettings) -> Iterator[Fault]:
         yield ("trace", "directory"), 'is missing; write, for example, "/var/log/smtpproxy"'
 
 
-def open_admin(admin: AdminSettings) -> Iterator[Fault]:
+def _open_admin(admin: AdminSettings) -> Iterator[Fault]:
     """Whoever reaches the admin address reads who writes to whom."""
     if BAD in astuple(admin) or admin.address == Address():
         return

@@ -18,6 +18,10 @@ def flag_problems(settings: Settings | None, listen: list[str], backend: list[st
     return [str(problem) for problem in raised.value.problems]
 
 
+def text_of(listen: str) -> str:
+    return f'[listeners.a]\naddress = "{listen}"\n[backends.b]\nservers = ["h:1"]\n'
+
+
 class TestFlags:
     def test_they_are_enough(self) -> None:
         settings = from_flags(None, ["127.0.0.1:0", "[::1]:25"], ["a.example:25", "10.0.0.5:25"])
@@ -70,6 +74,16 @@ class TestFlags:
         (told,) = flag_problems(file, ["[::1]:1"], [])
         assert 'cannot choose between the backends "a", "b"; give -b too' in told
 
+    def test_what_contradicts_only_with_them_is_found(self, tmp_path: Path) -> None:
+        text = '[backends.a]\nservers = ["h:1"]\nidentity = "proxy-v2"\n'
+        file = load(write(tmp_path, text), need_listener=False)
+        (told,) = flag_problems(file, ["unix:/run/s"], [])
+        assert told.startswith("-l: is a Unix socket, whose clients have no addresses")
+        (told,) = flag_problems(load(write(tmp_path, GOOD)), [], ["original"])
+        assert told.startswith("listeners.smtp.transparent: must be true")
+        told, _ = flag_problems(None, ["[::1]:1"], ["h:1", "original"])
+        assert told == '-b: "original" must stand alone'
+
 
 class TestAdminAndTraceFlags:
     def test_they_lay_over_the_file(self, tmp_path: Path) -> None:
@@ -83,6 +97,20 @@ class TestAdminAndTraceFlags:
         assert settings.trace.directory == str(tmp_path)
         assert (settings.trace.when, settings.trace.content) == ("all", "headers")
         assert settings.admin.address == Address("127.0.0.1", 8025)
+
+    @pytest.mark.parametrize("listen", ["127.0.0.1:2526", "0.0.0.0:2526", "localhost:2526"])
+    def test_the_admin_address_cannot_be_that_of_a_listener(
+        self, tmp_path: Path, listen: str
+    ) -> None:
+        told = rf'cannot be bound: "{listen}" of listeners.* is at the same address and port'
+        with pytest.raises(ConfigError, match=rf"^--admin: {told}$"):
+            from_flags(None, [listen], ["h:1"], admin="127.0.0.1:2526")
+        file = load(write(tmp_path, GOOD + '[admin]\naddress = "127.0.0.1:2526"\n'))
+        with pytest.raises(ConfigError, match=rf"^admin.address: {told}$"):
+            from_flags(file, [listen], [])
+        file = load(write(tmp_path, text_of(listen)))
+        with pytest.raises(ConfigError, match=rf"^--admin: {told}$"):
+            from_flags(file, [], [], admin="127.0.0.1:2526")
 
     def test_an_address_for_all_needs_a_token(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"--admin: admin.token is missing"):

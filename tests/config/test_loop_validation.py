@@ -153,7 +153,7 @@ def test_flags_are_looked_at_too(tmp_path: Path) -> None:
     file = tmp_path / "p.toml"
     file.write_text('[backends.mta]\nservers = ["127.0.0.1:25"]\n')
     settings = load(file, need_listener=False)
-    with pytest.raises(ConfigError, match=r"^-l: .* leads back"):
+    with pytest.raises(ConfigError, match=r"^backends.mta.servers.* leads back to .*listener-1"):
         from_flags(settings, ["0.0.0.0:25"], [])
 
 

@@ -30,7 +30,8 @@ def text(*listeners: str, more: str = "") -> str:
 )
 def test_addresses_that_overlap_are_a_mistake(tmp_path: Path, one: str, other: str) -> None:
     with pytest.raises(
-        ConfigError, match=r"listeners.l1.address: cannot be bound: .* of listeners\.l0 covers"
+        ConfigError,
+        match=r"listeners.l1.address: cannot be bound: .* of listeners\.l0 is at the same",
     ):
         load(write(tmp_path, text(one, other)))
     with pytest.raises(ConfigError, match=r"admin.address: cannot be bound: "):
@@ -48,6 +49,21 @@ def test_addresses_that_overlap_are_a_mistake(tmp_path: Path, one: str, other: s
 )
 def test_addresses_that_do_not_overlap_are_fine(tmp_path: Path, one: str, other: str) -> None:
     load(write(tmp_path, text(one, other)))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("fd:smtp", "fd:smtp"), ("unix:/run/a", "unix:/run/x/../a"), ("unix:/run/a", "unix:/run//a")],
+)
+def test_a_socket_belongs_to_one_listener(tmp_path: Path, one: str, other: str) -> None:
+    with pytest.raises(ConfigError, match=r"listeners.l1.address: .* of listeners\.l0"):
+        load(write(tmp_path, text(one, other)))
+    with pytest.raises(ConfigError, match=r"admin.address: cannot be bound: "):
+        load(write(tmp_path, text(one, more=f'[admin]\naddress = "{other}"\ntoken = "{"t" * 16}"')))
+
+
+def test_sockets_of_systemd_differ_by_their_names(tmp_path: Path) -> None:
+    load(write(tmp_path, text("fd:smtp", "fd:submission", "unix:/run/a", "unix:/run/b")))
 
 
 def test_what_is_never_used_is_found(tmp_path: Path) -> None:
