@@ -20,22 +20,27 @@ from smtpproxy import __version__, data, is_compiled
 from smtpproxy.config import loop_validation
 from smtpproxy.config.certificate_validation import doubtful_certificates
 from smtpproxy.config.decoding import ConfigError
-from smtpproxy.config.loader import from_flags, load
+from smtpproxy.config.loader import control_from_flag, from_flags, load
 from smtpproxy.config.schema import Settings
 from smtpproxy.config.tls_validation import exposed_listeners, weak_backends
 from smtpproxy.config.validation import superfluous
+from smtpproxy.control_socket import locations
 from smtpproxy.text.console import Terminal, say
 
 
 class Commands(click.Group):
-    """Those below, and `probe` and `trace`, which are loaded only when they are asked for."""
+    """Those below, and others that are loaded only when they are asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of all commands."""
-        return sorted([*super().list_commands(ctx), "probe", "trace"])
+        return sorted([*super().list_commands(ctx), "health", "probe", "trace"])
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Return a command by its name."""
+        if cmd_name == "health":
+            from smtpproxy.control_socket.health_command import health
+
+            return health
         if cmd_name == "probe":
             from smtpproxy.probe.probe_command import probe
 
@@ -135,6 +140,15 @@ def main() -> None:
     help="Record every session in files of this directory; `smtpproxy trace` reads them.",
 )
 @click.option(
+    "--control",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    envvar=locations.VARIABLE,
+    show_envvar=True,
+    help="Make the control socket here, at which `smtpproxy health` asks; left out: in "
+    "$RUNTIME_DIRECTORY, /run/smtpproxy or $XDG_RUNTIME_DIR.",
+)
+@click.option(
     "--log-format",
     type=click.Choice(["auto", "console", "json"]),
     envvar="SMTPPROXY_LOG_FORMAT",
@@ -155,6 +169,7 @@ def run(
     workers: int | None,
     admin: str | None,
     trace: Path | None,
+    control: Path | None,
     log_format: str | None,
     log_level: str | None,
 ) -> None:
@@ -177,12 +192,13 @@ def run(
         return from_flags(settings, listen, backend, log_format, log_level, workers, trace, admin)
 
     try:
+        control_address = None if control is None else control_from_flag(control)
         settings = read()
     except ConfigError as error:
         _fail(error)
     from smtpproxy.supervisor import supervisor  # `check` and `--help` need no event loop
 
-    sys.exit(supervisor.main(settings, read))
+    sys.exit(supervisor.main(settings, read, control_address))
 
 
 @main.command(

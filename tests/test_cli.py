@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from smtpproxy import cli, is_compiled
+from smtpproxy.config.address import Address
 from smtpproxy.config.schema import Settings
 from smtpproxy.demo import demo_run
 from smtpproxy.demo.legacy import DEFAULT_FAILING, FAILINGS
@@ -46,7 +47,8 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
     """What `run` would have run."""
     ran: list[Settings] = []
 
-    def main(settings: Settings, read: Callable[[], Settings]) -> int:
+    def main(settings: Settings, read: Callable[[], Settings], control: Address | None) -> int:
+        assert control is None
         ran.append(settings)
         assert read() == settings
         return 0

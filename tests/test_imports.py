@@ -28,11 +28,14 @@ ALLOWED = {
     "trace": {"core", "log", "text", "timeline", *ADDRESS},
     "admin": {"core", "log", "metrics", "text", "trace"},
     "worker": {"core", "tls", "config", "net", "metrics", "log", "trace", "admin"},
-    "supervisor": {"config", "net", "metrics", "log", "admin", "worker"},
+    "control_socket": {"admin"},
+    "supervisor": {"config", "net", "metrics", "log", "admin", "worker", "control_socket"},
     "probe": {"core", "tls", "config", "text", "timeline"},
     "demo": {"config", "log", "text", "timeline", "worker"},
-    "cli": {"config", "data", "demo", "log", "probe", "supervisor", "text", "trace"},
-    "__main__": {"cli"},
+    "cli": {
+        *("config", "control_socket", "data", "demo", "log", "probe", "supervisor", "text", "trace")
+    },
+    "__main__": {"cli", "control_socket"},
     "": set(),
 }
 """Package -> what it may import beside itself and the version."""

@@ -125,6 +125,18 @@ def from_flags(
     return _with_backends_named(settings)
 
 
+def control_from_flag(path: FilePath) -> Address:
+    """Return the address of a control socket at this path.
+
+    Raises ConfigError if none can be there.
+    """
+    reader = SettingsDecoder()
+    address = reader.read(f"unix:{path.absolute()}", ListenAddress, ("--control",))
+    if reader.found:
+        raise ConfigError(Problem("", None, dotted(place), what) for place, what in reader.found)
+    return cast("Address", address)
+
+
 def _watched(
     settings: Settings, trace: FilePath | None, admin: str | None, reader: SettingsDecoder
 ) -> Settings:

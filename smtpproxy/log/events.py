@@ -363,6 +363,12 @@ ADMIN_ERROR = Event(
 CANNOT_LISTEN = Event(
     "cannot_listen", "error", "An address cannot be listened on.", ("address", "reason")
 )
+NO_CONTROL_SOCKET = Event(
+    "no_control_socket",
+    "warning",
+    "There is no control socket, so `smtpproxy health` finds no service; the mail goes on.",
+    ("address", "reason"),
+)
 OPEN_RELAY_RISK = Event(
     "open_relay_risk",
     "warning",

@@ -6,11 +6,13 @@ IPv4 half of such a listener can become a listener of its own at a reload.
 
 import contextlib
 import errno
+import fcntl
 import os
 import socket
 import stat
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
+from time import sleep
 
 from smtpproxy.config.address import Address
 from smtpproxy.net.tproxy import set_transparent
@@ -22,6 +24,7 @@ KEEPALIVE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 60, 30, 6
 A NAT or firewall forgets a silent connection after some minutes, the shortest after four; an MTA
 may think for ten (RFC 5321 section 4.5.3.2.6).
 """
+_LOCK_TRIES, _LOCK_INTERVAL_S = 50, 0.01
 _FREE_PORTS_TRIED = 10
 """A port that is free in one family may be taken in the other."""
 
@@ -134,12 +137,18 @@ def close(sockets: list[socket.socket], address: Address) -> None:
 
 
 def adopt(descriptor: int) -> socket.socket:
-    """Return the listening socket that another process has made, with the file at its path."""
+    """Return the listening socket that another process has made, with the file at its path.
+
+    Others accept from it, too.  So it is never set to block, not even for the moment in which a
+    copy that `dup` makes takes over what this object believes: an `accept` of theirs would wait.
+    """
     found = socket.socket(fileno=descriptor)
+    found.setblocking(False)
     if found.family != socket.AF_UNIX:
         return found
     path = os.fsdecode(found.getsockname())
     unix = UnixSocket(fileno=found.detach())
+    unix.setblocking(False)
     unix.made = _file_at(path)
     return unix
 
@@ -177,7 +186,7 @@ def _listen_tcp(
 
 def _listen_unix(path: str, mode: int) -> socket.socket:
     """Bind a socket, in place of one that a proxy which was killed has left behind."""
-    with _to_listen(socket.AF_UNIX) as opened:
+    with _alone_in(os.path.dirname(path)), _to_listen(socket.AF_UNIX) as opened:  # noqa: PTH120
         assert isinstance(opened, UnixSocket)
         if _is_dead(path):
             Path(path).unlink(missing_ok=True)
@@ -200,6 +209,30 @@ def _to_listen(family: int) -> Iterator[socket.socket]:
         opened.close()
         raise
     opened.setblocking(False)
+
+
+@contextlib.contextmanager
+def _alone_in(directory: str) -> Iterator[None]:
+    """Keep other instances from a directory, but not for long: a stranger may hold the lock.
+
+    Otherwise two that start at once could both find a socket dead, and the second would remove
+    what the first has made of it.
+    """
+    try:
+        descriptor = os.open(directory or ".", os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:  # it may not be read; if it is not there, `bind` says so
+        yield
+        return
+    try:
+        for _ in range(_LOCK_TRIES):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                sleep(_LOCK_INTERVAL_S)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _is_dead(path: str) -> bool:

@@ -1,6 +1,7 @@
 """The listening sockets of the service, open as long as its settings name them.
 
-Clients come in by those of the listeners; that of the admin address stays open while they drain.
+Clients come in by those of the listeners; that of the admin address, and the control socket, stay
+open while they drain.
 A listener at `[::]` has a second one, for IPv4, unless another listener wants IPv4 at its port; so
 at a reload that socket can become the other listener's, and none has to be closed for it.  One
 at a single address stays open, too, when a listener at all addresses takes its place.
@@ -22,8 +23,8 @@ from smtpproxy.supervisor.upgrade import Inherited
 
 Key = tuple[Address, int]
 """An address, and its position among equal ones (port 0 is another port each time)."""
-_ADMIN = -1
-"""The position of the admin address."""
+_ADMIN, _CONTROL = -1, -2
+"""The positions of the admin address and of the control socket."""
 
 
 class ListenSockets:
@@ -48,8 +49,14 @@ class ListenSockets:
     @property
     def addresses(self) -> list[str]:
         """The addresses of the listeners, with their real ports."""
-        found = (each for key, each in self._open.items() if key[1] != _ADMIN)
+        found = (each for key, each in self._open.items() if key[1] >= 0)
         return [sockets.name_of(each) for listening in found for each in listening]
+
+    def open_control(self, address: Address) -> list[socket.socket]:
+        """Open the control socket, which stays open to the end; raises OSError."""
+        key = (address, _CONTROL)
+        self._open[key] = self._open_one(key, False, sockets.MODE)
+        return self._open[key]
 
     def open(self, settings: Settings) -> list[tuple[str, str]]:
         """Open what the settings name and is not open yet; return name and address of what is new.
@@ -140,7 +147,7 @@ class ListenSockets:
         Unix sockets get the modes of the settings.
         """
         keys = self._wanted(settings)
-        for key in [key for key in self._open if key not in keys]:
+        for key in [key for key in self._open if key not in keys and key[1] != _CONTROL]:
             self._close(key[0], self._open.pop(key))
         for key in [key for key in self._passing if not keys.get(key)]:
             self._passing.remove(key)
@@ -200,7 +207,7 @@ class ListenSockets:
 
     def close_listeners(self) -> None:
         """Let no client in any more."""
-        for key in [key for key in self._open if key[1] != _ADMIN]:
+        for key in [key for key in self._open if key[1] >= 0]:
             self._close(key[0], self._open.pop(key))
 
     def close(self) -> None:

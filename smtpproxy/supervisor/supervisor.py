@@ -12,10 +12,12 @@ import asyncio
 import os
 import resource
 import signal
+import socket
 from collections.abc import Callable
 from time import monotonic, time
 
 from smtpproxy import __version__
+from smtpproxy.config.address import Address
 from smtpproxy.config.certificate_validation import (
     certificate_problems,
     doubtful_certificates,
@@ -24,6 +26,8 @@ from smtpproxy.config.certificate_validation import (
 from smtpproxy.config.decoding import ConfigError
 from smtpproxy.config.schema import Settings
 from smtpproxy.config.tls_validation import exposed_listeners, weak_backends
+from smtpproxy.control_socket import locations
+from smtpproxy.control_socket.control_server import ControlServer
 from smtpproxy.log import events, log
 from smtpproxy.metrics.snapshot import MetricsSnapshot
 from smtpproxy.supervisor import upgrade
@@ -57,8 +61,11 @@ class Supervisor:
         read: Read,
         fork_server: ForkServer,
         inherited: Inherited | None = None,
+        control: Address | None = None,
     ) -> None:
         self._settings = settings
+        self._control = control
+        self._control_server = ControlServer(self)
         self._read = read
         self._fork_server = fork_server
         self._log = log.get()
@@ -148,6 +155,7 @@ class Supervisor:
                 worker_group.stop()
             await _wait_for(worker_groups)
             await self._admin_endpoint.close()
+            self._control_server.stop()
             self._listen_sockets.close()
             self._fork_server.close()
         events.STOPPED.log(self._log, version=__version__)
@@ -157,6 +165,9 @@ class Supervisor:
         """Open the listening sockets and start the first worker group; return why not, if so."""
         settings = self._settings
         try:
+            control = self._open_control()
+            if self._predecessor is None:  # else that one answers yet
+                await self._control_server.start(control)
             opened = self._listen_sockets.open(settings)
         except OSError:
             return _NO_ADDRESS
@@ -167,15 +178,40 @@ class Supervisor:
         if self._installed_code.changed():
             return "the code on the disk has changed while it was loaded"
         self._health_monitor.settle(settings)
+        self._started = True
+        if self._predecessor is not None:
+            await self._control_server.start(control)
         await self._admin_endpoint.settle(settings.admin, self._listen_sockets.admin(settings))
         for name, address in opened:
             self._log_listening(name, address)
         self._warn(settings)
         if self._predecessor is not None:
             await self._take_over(self._predecessor)
-        self._started = True
         self._notifier.ready(self._status())
         return ""
+
+    def _open_control(self) -> list[socket.socket]:
+        """Open the control socket; without one that was asked for, the service goes on.
+
+        Raises OSError, logged, if one was asked for.
+        """
+        address, reason = self._control, "no directory for it"
+        try:
+            if address is None and (path := locations.of_service(os.environ)):
+                address = Address(path=str(path))
+            if address is not None:
+                return self._listen_sockets.open_control(address)
+        except OSError as error:
+            reason = os.strerror(error.errno) if error.errno else str(error)
+            if self._control is not None:
+                events.CANNOT_LISTEN.log(self._log, address=str(address), reason=reason)
+                raise
+        events.NO_CONTROL_SOCKET.log(
+            self._log,
+            address="" if address is None else str(address),
+            reason=f"{reason}; --control names another place",
+        )
+        return []
 
     def _log_listening(self, name: str, address: str) -> None:
         events.LISTENING.log(self._log, listener=name, address=address, version=__version__)
@@ -271,6 +307,7 @@ class Supervisor:
         self._notifier.hand_over(successor.pid)
         self._health_monitor.stop()
         await self._admin_endpoint.close()
+        self._control_server.stop()
         assert self._worker_group is not None
         await self._leave(self._worker_group)
         self._listen_sockets.close()
@@ -435,8 +472,14 @@ async def _wait_for(worker_groups: set[WorkerGroup]) -> None:
         await worker_group.empty.wait()
 
 
-def main(settings: Settings, read: Read) -> int:
-    """Run the service in this process; return its exit code."""
+def main(settings: Settings, read: Read, control: Address | None = None) -> int:
+    """Run the service in this process; return its exit code.
+
+    Args:
+        settings: What it begins with.
+        read: Reads them again at a reload.
+        control: Where the control socket is to be; None: in the usual place.
+    """
     inherited = upgrade.take()
     log.configure(settings.log.level, settings.log.format)
     log.adopt_uncaught()
@@ -446,6 +489,6 @@ def main(settings: Settings, read: Read) -> int:
     with asyncio.Runner() as runner:
         log.gather(runner.get_loop().call_later)
         try:
-            return runner.run(Supervisor(settings, read, fork_server, inherited).run())
+            return runner.run(Supervisor(settings, read, fork_server, inherited, control).run())
         finally:
             log.gather(None)

@@ -18,6 +18,7 @@ import uvloop
 from smtpproxy.log import log
 from smtpproxy.net import own_connections
 from smtpproxy.net.shared_counters import SharedCounters
+from smtpproxy.net.sockets import adopt
 from smtpproxy.tls import certificate_names  # noqa: F401
 from smtpproxy.worker.app import App
 from smtpproxy.worker.certificate_snapshot import FileCopies
@@ -51,7 +52,7 @@ async def serve(
     link.learn = lambda health: app.learn(health.backend, health.server, up=health.up)
     link.look = app.look
     await asyncio.get_running_loop().create_unix_connection(lambda: link, sock=channel)
-    given = (socket.socket(fileno=each) for each in inherited)
+    given = map(adopt, inherited)
     sockets = [list(islice(given, count)) for count in start.sockets]
     await app.start(sockets)
     link.tell(Ready())

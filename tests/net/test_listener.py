@@ -3,7 +3,9 @@
 import asyncio
 import os
 import socket
+import threading
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -239,6 +241,38 @@ def test_a_unix_socket_is_never_more_open_than_it_is_to_be(
         os.umask(before)
     sockets.close(opened, address)
     assert seen == [0o600]
+
+
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+def test_a_socket_of_another_process_never_blocks_those_who_share_it(
+    kind: str, tmp_path: Path
+) -> None:
+    """A copy takes over what its original believes; the kernel keeps one flag for all of them."""
+    path = str(tmp_path / "s")
+    address = Address(path=path) if kind == "unix" else Address(host="127.0.0.1")
+    (listening,) = sockets.listen(address)
+    with listening, sockets.adopt(os.dup(listening.fileno())) as adopted, adopted.dup():
+        assert not os.get_blocking(listening.fileno())
+
+
+def test_two_that_start_at_once_never_take_a_socket_from_each_other(tmp_path: Path) -> None:
+    """Without a lock the second removes what the first has bound, and not listened at yet."""
+    address = Address(path=str(tmp_path / "proxy.sock"))
+
+    def start(begin: threading.Barrier) -> list[socket.socket]:
+        begin.wait()
+        try:
+            return sockets.listen(address)
+        except OSError:
+            return []
+
+    with ThreadPoolExecutor(2) as threads:
+        for _ in range(50):
+            with socket.socket(socket.AF_UNIX) as dead:
+                dead.bind(address.path)
+            opened = [*threads.map(start, [threading.Barrier(2)] * 2)]
+            assert sorted(map(len, opened)) == [0, 1]
+            sockets.close(opened[0] + opened[1], address)
 
 
 def test_a_socket_that_is_anothers_by_now_is_left_alone(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 
+from smtpproxy.control_socket import control_client
 from smtpproxy.demo.legacy import LegacyMTA
 from tests.support.processes import eventually
 from tests.support.program import Program, children, is_alive, is_worker
@@ -325,6 +326,34 @@ def test_the_path_of_a_unix_socket_stays_when_the_old_supervisor_ends(
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(str(path))
         assert client.recv(100).startswith(b"220 ")
+    os.kill(new, signal.SIGTERM)
+    eventually(lambda: not path.exists() or None, "the end")
+
+
+def test_the_control_socket_answers_all_the_while(
+    mta: LegacyMTA, run: Run, copy: Path, tmp_path: Path
+) -> None:
+    """Asked without a pause, no one is refused, and no one is told that the service starts."""
+    path = tmp_path / "control"
+    flags = ("-l", "127.0.0.1:0", "-b", mta.address, "--control", str(path))
+    program = run_copy(run, copy, *flags)
+    session = Session(program.port())
+    answers: set[tuple[int, str]] = set()
+    over = threading.Event()
+
+    def keep_asking() -> None:
+        while not over.is_set():
+            answers.add(control_client.ask("/readyz", [path]))
+
+    asking = threading.Thread(target=keep_asking)
+    asking.start()
+    new = hand_over(program, copy)
+    session.quit()
+    assert program.wait() == 0
+    over.set()
+    asking.join()
+    assert answers == {(200, "ready")}
+    assert control_client.ask("/readyz", [path]) == (200, "ready")
     os.kill(new, signal.SIGTERM)
     eventually(lambda: not path.exists() or None, "the end")
 

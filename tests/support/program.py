@@ -25,6 +25,8 @@ class Program:
         env: Mapping[str, str] | None = None,
         argv: Sequence[str] = SMTPPROXY,
     ) -> None:
+        # Each has its control socket in its own directory.
+        env = {"RUNTIME_DIRECTORY": str(directory), **(env or {})}
         self._process = Process([*argv, "run", *arguments], directory / "log", env)
         self._read = 0
 

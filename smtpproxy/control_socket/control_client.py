@@ -1,0 +1,77 @@
+"""The client of the control socket: one question to the running service.
+
+The standard library only, and little of it: what asks every few seconds must be quick.
+"""
+
+import os
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from time import monotonic
+
+DEADLINE_S = 5.0
+"""How long the service may take, from the connection to the last octet."""
+_MOST_BYTES = 65536
+
+
+class NoAnswer(Exception):
+    """Nobody has answered; the text says why, and where."""
+
+
+def ask(path: str, places: Sequence[Path], deadline_s: float = DEADLINE_S) -> tuple[int, str]:
+    """Ask the service for a path of its control socket.
+
+    Args:
+        path: What is asked for, such as `/readyz`.
+        places: Where the socket may be; the first that is served is asked.
+        deadline_s: Seconds until there must be an answer.
+
+    Returns:
+        The HTTP status, and the text without the end of its last line.
+
+    Raises:
+        NoAnswer: There is no service, or it does not answer in time.
+    """
+    deadline = monotonic() + deadline_s
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(deadline_s)
+        place = _connect(connection, places)
+        try:
+            connection.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
+            answer = _read(connection, deadline)
+        except TimeoutError:
+            raise NoAnswer(f"no answer at {place} within {deadline_s:g} s") from None
+        except OSError as error:
+            raise NoAnswer(f"no answer at {place}: {os.strerror(error.errno or 0)}") from None
+    head, _, text = answer.partition("\r\n\r\n")
+    words = head.split(" ", 2)
+    if len(words) < 3 or not words[1].isdecimal():
+        raise NoAnswer(f"what answers at {place} is not smtpproxy")
+    return int(words[1]), text.rstrip("\n")
+
+
+def _connect(connection: socket.socket, places: Sequence[Path]) -> Path:
+    denied = None
+    for place in places:
+        try:
+            connection.connect(str(place))
+        except PermissionError:
+            denied = denied or place
+        except OSError:
+            continue
+        else:
+            return place
+    if denied is not None:
+        raise NoAnswer(f"no permission to ask at {denied}: be root, or the service's user")
+    raise NoAnswer(f"no service answers at {' or '.join(map(str, places))}")
+
+
+def _read(connection: socket.socket, deadline: float) -> str:
+    found = b""
+    while len(found) < _MOST_BYTES:
+        connection.settimeout(max(deadline - monotonic(), 0.001))
+        octets = connection.recv(4096)
+        if not octets:
+            break
+        found += octets
+    return found.decode(errors="replace")

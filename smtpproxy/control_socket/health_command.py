@@ -1,0 +1,47 @@
+"""`smtpproxy health`: asks the running service how it is.
+
+Load balancers and containers run it every few seconds, so it loads next to nothing
+(`smtpproxy.__main__`).
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from smtpproxy.control_socket import control_client, locations
+
+
+@click.command(
+    short_help="Ask the running service whether it is healthy, or ready for clients.",
+    epilog="""
+    \b
+    Examples:
+      smtpproxy health
+      smtpproxy health --ready || echo "no mail through this host"
+    """,
+)
+@click.option("--ready", is_flag=True, help="Ask whether clients can be served just now.")
+@click.option(
+    "--control",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    envvar=locations.VARIABLE,
+    show_envvar=True,
+    help="Where the service has its control socket, if it was told so.",
+)
+def health(*, ready: bool, control: Path | None) -> None:
+    """Ask the service that runs on this machine how it is.
+
+    Prints one line; exit 0 if all is well, else 1, also if there is no service or no answer within
+    5 seconds.
+    """
+    places = [control] if control else locations.of_commands(os.environ)
+    try:
+        status, text = control_client.ask("/readyz" if ready else "/healthz", places)
+    except control_client.NoAnswer as error:
+        click.echo(f"smtpproxy: {error}", err=True)
+        sys.exit(1)
+    click.echo(text)
+    sys.exit(0 if status == 200 else 1)

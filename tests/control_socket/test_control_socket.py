@@ -1,0 +1,188 @@
+"""The control socket: its server, its client, and what each thinks of a bad peer."""
+
+import asyncio
+import os
+import socket
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from smtpproxy.control_socket import control_client, control_server
+from smtpproxy.control_socket.control_client import NoAnswer
+from smtpproxy.control_socket.control_server import ControlServer
+from tests.support.programs import require_root
+
+
+class Source:
+    """Stands for the service."""
+
+    why_not = ""
+
+    def why_not_ready(self, backend: str = "") -> str:
+        return {"": self.why_not, "old": "no server of old is up"}[backend]
+
+    async def wait_for_checks(self) -> None:
+        """Return at once."""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "control.sock"
+
+
+@pytest.fixture
+def source() -> Source:
+    return Source()
+
+
+@pytest.fixture
+async def served(path: Path, source: Source) -> AsyncIterator[ControlServer]:
+    server = ControlServer(source)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        listening.listen()
+        listening.setblocking(False)
+        await server.start([listening])
+    yield server
+    server.stop()
+
+
+async def ask(path: Path, what: str, deadline_s: float = 5.0) -> tuple[int, str]:
+    return await asyncio.to_thread(control_client.ask, what, [path], deadline_s)
+
+
+async def exchange(path: Path, request: bytes) -> bytes:
+    """Send octets, and return all that comes back."""
+    async with asyncio.timeout(5):
+        reader, writer = await asyncio.open_unix_connection(path)
+        writer.write(request)
+        try:
+            return await reader.read()
+        except ConnectionResetError:
+            return b""
+        finally:
+            writer.close()
+
+
+@pytest.mark.usefixtures("served")
+class TestServer:
+    async def test_it_says_how_the_service_is(self, path: Path, source: Source) -> None:
+        assert await ask(path, "/healthz") == (200, "ok")
+        assert await ask(path, "/readyz") == (200, "ready")
+        source.why_not = "draining"
+        assert await ask(path, "/readyz") == (503, "not ready: draining")
+        assert await ask(path, "/readyz/old") == (503, "not ready: no server of old is up")
+        assert await ask(path, "/readyz/older") == (404, "there is no such backend")
+
+    async def test_a_client_of_http_1_1_is_answered_too(self, path: Path) -> None:
+        answer = await exchange(path, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.0 200 OK\r\n")
+        assert b"\r\nContent-Length: 3\r\nConnection: close\r\n\r\nok\n" in answer
+
+    @pytest.mark.parametrize(
+        ("request_", "status"),
+        [
+            (b"GET /metrics HTTP/1.0\r\n\r\n", b"404"),
+            (b"POST /healthz HTTP/1.0\r\n\r\n", b"400"),
+            (b"GET /healthz\r\n\r\n", b"400"),
+            (b"\xff\r\n\r\n", b"400"),
+            (b"\r\n\r\n", b"400"),
+        ],
+    )
+    async def test_what_it_does_not_know_gets_an_error(
+        self, path: Path, request_: bytes, status: bytes
+    ) -> None:
+        assert (await exchange(path, request_)).split()[1] == status
+
+    async def test_a_request_without_end_is_cut(self, path: Path) -> None:
+        assert await exchange(path, b"GET /" + b"x" * 100_000) == b""
+
+    async def test_who_asks_nothing_is_closed(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(control_server, "DEADLINE_S", 0.05)
+        assert await exchange(path, b"") == b""
+
+    async def test_one_too_many_is_closed(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(control_server, "CONNECTIONS", 1)
+        _, waits = await asyncio.open_unix_connection(path)
+        assert await exchange(path, b"") == b""
+        waits.close()
+        await waits.wait_closed()
+        assert await ask(path, "/healthz") == (200, "ok")
+
+
+@contextmanager
+def peer(path: Path, answer: bytes | None) -> Iterator[None]:
+    """Answer one connection with these octets and the end, or not at all."""
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        listening.listen()
+
+        def serve() -> None:
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(1000)
+                if answer is None:
+                    connection.recv(1000)
+                else:
+                    connection.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield
+        thread.join()
+
+
+class TestClient:
+    def test_the_first_place_that_is_served_is_asked(self, path: Path, tmp_path: Path) -> None:
+        with socket.socket(socket.AF_UNIX) as dead:
+            dead.bind(str(tmp_path / "dead"))
+        places = [tmp_path / "nothing", tmp_path / "dead", path, tmp_path / "other"]
+        with peer(path, b"HTTP/1.0 200 OK\r\n\r\nok\n"):
+            assert control_client.ask("/healthz", places) == (200, "ok")
+
+    def test_no_service_is_said_with_the_places(self, tmp_path: Path) -> None:
+        with pytest.raises(NoAnswer, match=f"^no service answers at {tmp_path}/a or {tmp_path}/b$"):
+            control_client.ask("/healthz", [tmp_path / "a", tmp_path / "b"])
+
+    def test_a_path_that_no_socket_can_have_is_no_service(self, tmp_path: Path) -> None:
+        with pytest.raises(NoAnswer, match=r"^no service answers at "):
+            control_client.ask("/healthz", [tmp_path / ("x" * 200)])
+
+    @pytest.mark.parametrize(
+        "answer", [b"", b"220 mx\r\n", b"HTTP/1.0 ok\r\n\r\n", b"\xff" * 70_000]
+    )
+    def test_another_program_is_no_service(self, path: Path, answer: bytes) -> None:
+        with peer(path, answer), pytest.raises(NoAnswer, match=r"is not smtpproxy$|^no answer at"):
+            control_client.ask("/healthz", [path])
+
+    def test_it_does_not_wait_for_ever(self, path: Path) -> None:
+        with peer(path, None), pytest.raises(NoAnswer, match=r"no answer at .* within 0.05 s"):
+            control_client.ask("/healthz", [path], deadline_s=0.05)
+
+    def test_who_may_not_ask_is_told_so(self, path: Path) -> None:
+        require_root("another account")
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(str(path))
+            listening.listen()
+            path.chmod(0o600)
+            for directory in path.parents:
+                if not directory.stat().st_mode & 0o001:
+                    directory.chmod(directory.stat().st_mode | 0o011)
+            pid = os.fork()
+            if pid == 0:
+                code = 1
+                try:
+                    os.setuid(65534)
+                    control_client.ask("/healthz", [path])
+                except NoAnswer as error:
+                    code = 0 if f"no permission to ask at {path}" in str(error) else 2
+                finally:
+                    os._exit(code)
+            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
