@@ -2,7 +2,7 @@
 
 from markdown import code, page, table
 
-from smtpproxy.metrics.definitions import COUNTER, DEFINITIONS, Definition
+from smtpproxy.metrics.definitions import COUNTER, DEFINITIONS, LABELS, Definition
 from smtpproxy.metrics.exposition import PREFIX
 
 _INTRODUCTION = """\
@@ -10,9 +10,12 @@ _INTRODUCTION = """\
 those that have ended included. The `process_` and `python_gc_` metrics are those of the supervisor.
 What to watch: deploy/operations.md.
 """
-_HISTOGRAMS = """\
-A histogram has `_bucket` (with the label `le`, the upper bound), `_sum` and `_count` after its
-name.
+_LABELS = """\
+## Labels
+
+A histogram `NAME` is scraped as `NAME_bucket` with the further label `le`, the upper bound,
+`NAME_sum` and `NAME_count`. The values of all labels are bounded: they come from the settings or
+from the program, never from a client or a server.
 """
 
 
@@ -23,7 +26,8 @@ def metrics_page() -> str:
         for each in DEFINITIONS.values()
     ]
     listed = table(("metric", "type", "labels", "meaning"), rows)
-    return page("Metrics", [_INTRODUCTION, listed, _HISTOGRAMS])
+    labels = table(("label", "meaning"), [(code(name), text) for name, text in LABELS.items()])
+    return page("Metrics", [_INTRODUCTION, listed, _LABELS, labels])
 
 
 def _name(row: Definition) -> str:

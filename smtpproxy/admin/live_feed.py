@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol, cast
 import msgspec
 
 from smtpproxy.admin.health import HealthSource
+from smtpproxy.admin.page_metrics import page_metrics
 from smtpproxy.metrics.snapshot import MetricsSnapshot
 
 KEPT_SESSIONS = 200
@@ -143,8 +144,7 @@ class LiveFeed:
     def _event(self, sessions: list[KeptSession], snapshot: MetricsSnapshot) -> bytes:
         told = {
             "at": time(),
-            "counts": snapshot.counts,
-            "gauges": snapshot.gauges,
+            "metrics": page_metrics(snapshot),
             "listeners": self._source.listeners(),
             "why_not_ready": self._source.why_not_ready(),
             "sessions": [msgspec.Raw(each.told) for each in sessions],

@@ -1,23 +1,20 @@
-"""Metrics: what a worker counts.  Plain integers here, names and labels when they are asked for.
+"""What a worker counts of its sessions: plain integers, which get names and labels in a snapshot.
 
-hot path: measure before changing (python -m tests.bench.trace).
+Hot path: measure before changing (python -m tests.bench.trace).
 """
 
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from smtpproxy.core import verbs
 from smtpproxy.core.exchange import Exchange
 from smtpproxy.core.observer import ConnectionEnds, Endpoint, SessionSummary
 from smtpproxy.core.violations import LIMITS, BackendViolation
-from smtpproxy.metrics.definitions import with_labels
+from smtpproxy.metrics import definitions
+from smtpproxy.metrics.definitions import Definition
 from smtpproxy.metrics.snapshot import MetricsSnapshot, Number
 
-SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-"""Upper bounds of the histogram of reply times."""
-GROUPS = (1, 2, 3, 5, 10, 20, 50, 100, 500)
-"""Upper bounds of the histogram of group sizes."""
 _NAMELESS = {
     verbs.GREETING: b"greeting",
     verbs.AUTH: b"auth_line",
@@ -27,83 +24,110 @@ _NO_COMMANDS = (b"greeting", b"unasked")
 
 
 class Histogram:
-    """Counts by upper bound; the last count is of what is above all of them."""
+    """Counts values by upper bound."""
 
-    __slots__ = ("bounds", "counts", "total")
+    __slots__ = ("_metric", "counts", "total")
 
-    def __init__(self, bounds: tuple[Number, ...]) -> None:
-        self.bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
-        self.total: Number = 0
+    counts: list[int]
+    """How many values lie between two bounds; the last: above all bounds."""
+    total: Number
+    """The sum of all values."""
+
+    def __init__(self, metric: Definition) -> None:
+        self._metric = metric
+        self.counts = [0] * (len(metric.bounds) + 1)
+        self.total = 0
 
     def add(self, value: Number) -> None:
         """Count a value."""
-        self.counts[bisect_left(self.bounds, value)] += 1
+        self.counts[bisect_left(self._metric.bounds, value)] += 1
         self.total += value
 
-    def put_into(self, snapshot: MetricsSnapshot, name: str, labels: dict[str, str]) -> None:
-        """Put it into a snapshot, cumulative as Prometheus has it."""
-        count = 0
-        for bound, number in zip((*self.bounds, "+Inf"), self.counts, strict=True):
-            count += number
-            buckets = with_labels({**labels, "le": str(bound)})
-            snapshot.counts[f"{name}_bucket{buckets}"] = count
-        snapshot.counts[f"{name}_sum{with_labels(labels)}"] = self.total
-        snapshot.counts[f"{name}_count{with_labels(labels)}"] = count
+    def put_into(self, snapshot: MetricsSnapshot, *labels: str) -> None:
+        """Put the numbers into a snapshot."""
+        snapshot.put_histogram(self._metric, self.counts, self.total, *labels)
 
 
 class MetricCounters:
-    """Counts for all sessions of a worker."""
+    """Counts for all sessions of a worker.
 
-    def __init__(self) -> None:
-        self.commands: dict[bytes, list[int]] = {}
-        self.seconds: dict[bytes, Histogram] = {}
-        self.groups = Histogram(GROUPS)
-        self.messages = {"relayed": 0, "refused": 0, "abandoned": 0}
-        self.limits = dict.fromkeys(LIMITS.values(), 0)
-        self.violations: dict[tuple[str, str], int] = {}
-        self.ended: dict[str, int] = {}
-        self.sessions = self.held = self.stalls = self.pipelined = 0
-        self.from_client = self.from_backend = self.content = 0
-        self.to_client = self.to_backend = 0
+    Args:
+        listeners: The name of each listener and of its backend, so that their metrics are there
+            from the start.
+    """
+
+    def __init__(self, listeners: Iterable[tuple[str, str]] = ()) -> None:
+        self._counters: dict[tuple[str, str], ListenerCounters] = {}
+        for listener, backend in listeners:
+            self._of(listener, backend)
+
+    def _of(self, listener: str, backend: str) -> "ListenerCounters":
+        key = listener, backend
+        found = self._counters.get(key)
+        if found is None:
+            found = self._counters[key] = ListenerCounters(listener, backend)
+        return found
 
     def session(
         self,
         session: str,  # noqa: ARG002
-        listener: str,  # noqa: ARG002
-        backend: str,  # noqa: ARG002
+        listener: str,
+        backend: str,
         client: str,  # noqa: ARG002
     ) -> "SessionCounters":
         """Begin to count for a session."""
-        self.sessions += 1
-        return SessionCounters(self)
+        return SessionCounters(self._of(listener, backend))
 
     def server_changed(self, backend: str, server: str, up: bool, reason: str) -> None:
         """Count nothing: the supervisor knows which servers are up."""
 
     def put_into(self, snapshot: MetricsSnapshot) -> None:
         """Put all numbers into a snapshot."""
-        put = snapshot.put
-        put("sessions_opened", self.sessions)
-        put("pipelined_commands", self.pipelined)
-        put("round_trips_saved", self.pipelined)
-        put("held_replies", self.held)
-        put("client_stalls", self.stalls)
-        put("content_bytes", self.content)
-        put("bytes", self.from_client, "client", "in")
-        put("bytes", self.to_client, "client", "out")
-        put("bytes", self.from_backend, "backend", "in")
-        put("bytes", self.to_backend, "backend", "out")
+        for each in self._counters.values():
+            each.put_into(snapshot)
+
+
+class ListenerCounters:
+    """Counts for the sessions of one listener, whose names are labels of all these metrics."""
+
+    def __init__(self, listener: str, backend: str) -> None:
+        self._labels = listener, backend
+        self.commands: dict[bytes, list[int]] = {}
+        self.seconds: dict[bytes, Histogram] = {}
+        self.groups = Histogram(definitions.PIPELINE_GROUP_SIZE)
+        self.messages = {"relayed": 0, "refused": 0, "abandoned": 0}
+        self.limits = dict.fromkeys(LIMITS.values(), 0)
+        self.violations: dict[tuple[str, str], int] = {}
+        self.closed: dict[str, int] = {}
+        self.opened = self.open = self.slowed = self.stalls = self.held = self.pipelined = 0
+        self.from_client = self.from_backend = self.content = 0
+        self.to_client = self.to_backend = 0
+
+    def put_into(self, snapshot: MetricsSnapshot) -> None:
+        """Put all numbers into a snapshot."""
+        put, labels = snapshot.put, self._labels
+        put(definitions.SESSIONS, self.open, *labels)
+        put(definitions.SESSIONS_OPENED, self.opened, *labels)
+        put(definitions.CLIENTS_SLOWED, self.slowed, *labels)
+        put(definitions.PIPELINED_COMMANDS, self.pipelined, *labels)
+        put(definitions.ROUND_TRIPS_SAVED, self.pipelined, *labels)
+        put(definitions.HELD_REPLIES, self.held, *labels)
+        put(definitions.CLIENT_STALLS, self.stalls, *labels)
+        put(definitions.CONTENT_BYTES, self.content, *labels)
+        put(definitions.BYTES, self.from_client, *labels, "client", "in")
+        put(definitions.BYTES, self.to_client, *labels, "client", "out")
+        put(definitions.BYTES, self.from_backend, *labels, "backend", "in")
+        put(definitions.BYTES, self.to_backend, *labels, "backend", "out")
         self._put_commands(snapshot)
         for outcome, number in self.messages.items():
-            put("messages", number, outcome)
-        for reason, number in self.ended.items():
-            put("sessions_closed", number, reason)
+            put(definitions.MESSAGES, number, *labels, outcome)
+        for reason, number in self.closed.items():
+            put(definitions.SESSIONS_CLOSED, number, *labels, reason)
         for limit, number in self.limits.items():
-            put("limits_reached", number, limit)
-        for (peer, kind), number in self.violations.items():
-            put("violations", number, peer, kind)
-        self.groups.put_into(snapshot, "pipeline_group_size", {})
+            put(definitions.LIMITS_REACHED, number, *labels, limit)
+        for (side, kind), number in self.violations.items():
+            put(definitions.VIOLATIONS, number, *labels, side, kind)
+        self.groups.put_into(snapshot, *labels)
 
     def _put_commands(self, snapshot: MetricsSnapshot) -> None:
         for verb, row in self.commands.items():
@@ -112,22 +136,25 @@ class MetricCounters:
             for reply, number in enumerate(row):
                 if number:
                     code_class = f"{reply}xx" if reply else "none"
-                    snapshot.put("commands", number, _name(verb), code_class)
+                    labels = *self._labels, _name(verb), code_class
+                    snapshot.put(definitions.COMMANDS, number, *labels)
         for verb, histogram in self.seconds.items():
             if any(histogram.counts):
-                histogram.put_into(snapshot, "backend_reply_seconds", {"verb": _name(verb)})
+                histogram.put_into(snapshot, *self._labels, _name(verb))
 
 
 class SessionCounters:
     """Counts for one session."""
 
-    __slots__ = ("_group", "_metrics")
+    __slots__ = ("_counters", "_group")
 
     content = None
 
-    def __init__(self, metrics: MetricCounters) -> None:
-        self._metrics = metrics
+    def __init__(self, counters: ListenerCounters) -> None:
+        self._counters = counters
         self._group = 0
+        counters.opened += 1
+        counters.open += 1
 
     def connected(
         self, server: str, source: Endpoint | None, ends: Callable[[], ConnectionEnds]
@@ -139,53 +166,53 @@ class SessionCounters:
 
     def settled(self, exchanges: list[Exchange]) -> None:
         """Count exchanges."""
-        metrics = self._metrics
-        rows, seconds = metrics.commands, metrics.seconds
-        metrics.held += len(exchanges) - 1
+        counters = self._counters
+        rows, seconds = counters.commands, counters.seconds
+        counters.held += len(exchanges) - 1
         for exchange in exchanges:
             name = exchange.verb.name or _NAMELESS.get(exchange.verb.role, b"other")
             row = rows.get(name)
             if row is None:
                 row = rows[name] = [0] * 6
-                seconds[name] = Histogram(SECONDS)
+                seconds[name] = Histogram(definitions.BACKEND_REPLY_SECONDS)
             row[exchange.code // 100] += 1
-            metrics.to_client += len(exchange.reply)
+            counters.to_client += len(exchange.reply)
             if exchange.sent:
-                metrics.to_backend += len(exchange.line)
+                counters.to_backend += len(exchange.line)
                 if exchange.replied:
                     seconds[name].add(exchange.replied - exchange.sent)
             if exchange.pipelined:
-                metrics.pipelined += 1
+                counters.pipelined += 1
                 self._group += 1
             elif exchange.verb.role == verbs.GREETING:
                 if exchange.replied:
                     seconds[name].add(exchange.replied - exchange.framed)
             else:
                 if self._group:
-                    metrics.groups.add(self._group)
+                    counters.groups.add(self._group)
                 self._group = 1
             if exchange.problem is not None or exchange.octets:
                 self._count_uncommon(exchange)
 
     def _count_uncommon(self, exchange: Exchange) -> None:
-        metrics = self._metrics
-        metrics.content += exchange.octets
+        counters = self._counters
+        counters.content += exchange.octets
         if exchange.sent:
             end = len(b".\r\n") if exchange.verb.role == verbs.END_OF_DATA else 0
-            metrics.to_backend += exchange.octets + end
+            counters.to_backend += exchange.octets + end
         if exchange.problem is None:
             return
         limit = LIMITS.get(exchange.problem.kind)
         if limit is not None:
-            self._metrics.limits[limit] += 1
+            self._counters.limits[limit] += 1
         else:
-            peer = "backend" if isinstance(exchange.problem, BackendViolation) else "client"
-            key = (peer, exchange.problem.kind)
-            metrics.violations[key] = metrics.violations.get(key, 0) + 1
+            side = "backend" if isinstance(exchange.problem, BackendViolation) else "client"
+            key = (side, exchange.problem.kind)
+            counters.violations[key] = counters.violations.get(key, 0) + 1
 
     def transaction(self, outcome: str, fields: Callable[[], dict[str, Any]]) -> None:  # noqa: ARG002
         """Count a message."""
-        self._metrics.messages[outcome.removeprefix("message_")] += 1
+        self._counters.messages[outcome.removeprefix("message_")] += 1
 
     def noted(self, event: str, **values: str) -> None:
         """Count nothing."""
@@ -194,20 +221,22 @@ class SessionCounters:
         """Count nothing: the end of the session does."""
 
     def slowed(self) -> None:
-        """Count nothing: pacing itself counts."""
+        """Count that the client is read more slowly."""
+        self._counters.slowed += 1
 
     def stalled(self) -> None:
         """Count that the client is not read for now."""
-        self._metrics.stalls += 1
+        self._counters.stalls += 1
 
     def closed(self, summary: SessionSummary) -> None:
         """Count the end of the session."""
-        metrics = self._metrics
+        counters = self._counters
         if self._group:
-            metrics.groups.add(self._group)
-        metrics.ended[summary.reason] = metrics.ended.get(summary.reason, 0) + 1
-        metrics.from_client += summary.client_octets
-        metrics.from_backend += summary.backend_octets
+            counters.groups.add(self._group)
+        counters.open -= 1
+        counters.closed[summary.reason] = counters.closed.get(summary.reason, 0) + 1
+        counters.from_client += summary.client_octets
+        counters.from_backend += summary.backend_octets
 
 
 def _name(verb: bytes) -> str:

@@ -1,7 +1,8 @@
-"""Every metric: its name, type, help and labels.
+"""Every metric: its name, type, help, labels and bounds.
 
-To add one, add a row here, and put its number where it is known: what a session does is counted in
-`smtpproxy.metrics.counters`; `MetricsSnapshot.put` takes all else.
+To add a metric, add a row here, and put its number into a snapshot where the number is known. What
+a session does is counted in `smtpproxy.metrics.counters`; everything else goes to
+`MetricsSnapshot.put`. `python deploy/generate` makes deploy/reference/metrics.md from this file.
 """
 
 from dataclasses import dataclass
@@ -9,10 +10,11 @@ from typing import Final, Literal
 
 Kind = Literal["counter", "gauge", "histogram"]
 COUNTER: Final = "counter"
-"""What only grows: the numbers of a worker that has ended stay in the sum."""
+"""It only grows; the numbers of a worker that has ended stay in the sum."""
 GAUGE: Final = "gauge"
-"""What holds for now: the numbers of a worker go with it."""
+"""It rises and falls; the numbers of a worker that has ended are dropped."""
 HISTOGRAM: Final = "histogram"
+"""Counters by upper bound."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,142 +26,176 @@ class Definition:
     kind: Kind
     help: str
     labels: tuple[str, ...] = ()
-
-    def key(self, *values: str) -> str:
-        """Return the key of a number in a snapshot, `name{label="value"}`; a value per label."""
-        return self.name + with_labels(dict(zip(self.labels, values, strict=True)))
-
-
-def with_labels(labels: dict[str, str]) -> str:
-    """Return labels as Prometheus writes them; nothing if there are none."""
-    inside = ",".join(f"{name}={_quoted(value)}" for name, value in labels.items())
-    return f"{{{inside}}}" if inside else ""
+    """Each of them is a key of LABELS."""
+    bounds: tuple[float, ...] = ()
+    """The upper bounds of a histogram, without the last one, which is infinite."""
 
 
-def _quoted(value: str) -> str:
-    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+_SESSION: Final = ("listener", "backend")
+"""The labels of what sessions count."""
 
+LABELS: Final = {
+    "listener": "The listener's name in the settings.",
+    "backend": "The backend's name in the settings.",
+    "server": "The address of a server, as it is written in the settings.",
+    "reason": "Of a closed session: the `reason` of its `session_closed` event. Of a refused"
+    " client: the name of the limit in `[limits]`, `file_descriptors` or `client_lost`.",
+    "verb": "The verb in capitals; `end_of_data`; `auth_line`, what follows AUTH; `greeting`;"
+    " `unasked`, a reply that nothing asked for; `other`, no known verb.",
+    "reply": "The class of the reply: `2xx` to `5xx`; `none` without a reply.",
+    "outcome": "`relayed`: the backend accepted the message. `refused`: it or the proxy refused."
+    " `abandoned`: the transaction ended without a decision.",
+    "side": "`client` or `backend`.",
+    "direction": "`in`: from that side to the proxy. `out`: to that side.",
+    "limit": "The name of the setting in `[limits]`.",
+    "kind": "The kind of violation, as in the log.",
+    "name": "A host name of `sni`, or `default`: the listener's own certificate.",
+    "worker": "The worker's number; a later worker may have the same.",
+    "version": "The version of smtpproxy.",
+    "compiled": "Whether the protocol core is compiled: `yes` or `no`.",
+}
+"""What each label means, in all metrics that have it."""
 
-_ROWS = (
-    Definition(
-        "build_info",
-        GAUGE,
-        "1, with the version of smtpproxy, and whether its hot path is compiled: yes or no.",
-        ("version", "compiled"),
-    ),
-    Definition("sessions", GAUGE, "Sessions that are open."),
-    Definition("sessions_opened", COUNTER, "Sessions begun."),
-    Definition("sessions_closed", COUNTER, "Sessions ended, by reason.", ("reason",)),
-    Definition(
-        "clients_refused",
-        COUNTER,
-        "Clients that got 421 at once, by the limit that they met; client_lost: gone before their"
-        " address could be read.",
-        ("reason",),
-    ),
-    Definition(
-        "clients_slowed",
-        COUNTER,
-        "Sessions that sent commands faster than they may, and were slowed down.",
-    ),
-    Definition(
-        "commands",
-        COUNTER,
-        "Commands from clients and ends of message content, by verb and class of the reply; "
-        "auth_line is what follows AUTH, other is no known verb, none got no reply.",
-        ("verb", "reply"),
-    ),
-    Definition(
-        "messages",
-        COUNTER,
-        "Transactions ended, by outcome; relayed are those that the backend took over.",
-        ("outcome",),
-    ),
-    Definition(
-        "pipelined_commands",
-        COUNTER,
-        "Commands that came before the reply to the one before was flushed.",
-    ),
-    Definition("round_trips_saved", COUNTER, "Round trips that clients did not have to wait for."),
-    Definition("held_replies", COUNTER, "Replies that waited for others of their group."),
-    Definition(
-        "client_stalls",
-        COUNTER,
-        "Times that a client was no longer read for a while (back-pressure).",
-    ),
-    Definition("content_bytes", COUNTER, "Bytes of message content."),
-    Definition(
-        "bytes",
-        COUNTER,
-        "Bytes inside TLS, by leg and direction: in, counted when a session ends; out, when "
-        "replies are flushed, without the secrets of AUTH and what STARTTLS only passes "
-        "through.",
-        ("leg", "direction"),
-    ),
-    Definition(
-        "limits_reached", COUNTER, "Commands and messages over a limit of the settings.", ("limit",)
-    ),
-    Definition(
-        "violations", COUNTER, "Violations of the protocol, by peer and kind.", ("by", "kind")
-    ),
-    Definition(
-        "backend_reply_seconds",
-        HISTOGRAM,
-        "Seconds that the backend took for a reply, by verb; for the greeting, from the "
-        "client's connection on.",
-        ("verb",),
-    ),
-    Definition("pipeline_group_size", HISTOGRAM, "Commands in each group that came from a client."),
-    Definition("server_up", GAUGE, "Whether a server is believed to be up.", ("backend", "server")),
-    Definition(
-        "backend_connections",
-        GAUGE,
-        "Connections to a backend that has max_connections.",
-        ("backend",),
-    ),
-    Definition(
-        "backend_waiting_clients",
-        GAUGE,
-        "Clients that wait for a connection to a backend with max_connections.",
-        ("backend",),
-    ),
-    Definition("trace_records_lost", COUNTER, "Records that could not be written to a trace file."),
-    Definition(
-        "log_lines_lost",
-        COUNTER,
-        "Log lines that could not be written: nobody reads them, or the disk is full.",
-    ),
-    Definition(
-        "certificate_expiry_timestamp_seconds",
-        GAUGE,
-        "When a certificate shown to clients expires; name is a host name of sni, or default.",
-        ("listener", "name"),
-    ),
-    Definition(
-        "config_last_reload_successful",
-        GAUGE,
-        "Whether the settings in force are the last that were read.",
-    ),
-    Definition(
-        "config_last_reload_success_timestamp_seconds",
-        GAUGE,
-        "When the settings in force were read.",
-    ),
-    Definition(
-        "workers",
-        GAUGE,
-        "Processes that serve clients, those that let their last sessions end included.",
-    ),
-    Definition("workers_lost", COUNTER, "Workers that died or hung, and were replaced."),
-    Definition("worker_cpu_seconds", COUNTER, "User and system CPU time of workers.", ("worker",)),
-    Definition("worker_resident_memory_bytes", GAUGE, "Resident memory of a worker.", ("worker",)),
-    Definition("worker_open_fds", GAUGE, "File descriptors that a worker has open.", ("worker",)),
-    Definition(
-        "worker_loop_lag_seconds",
-        GAUGE,
-        "How late a worker's event loop is; from limits.event_loop_lag on new clients are refused.",
-        ("worker",),
-    ),
+BUILD_INFO: Final = Definition("build_info", GAUGE, "Always 1.", ("version", "compiled"))
+
+# Sessions.
+SESSIONS: Final = Definition("sessions", GAUGE, "Open sessions.", _SESSION)
+SESSIONS_OPENED: Final = Definition("sessions_opened", COUNTER, "Sessions opened.", _SESSION)
+SESSIONS_CLOSED: Final = Definition(
+    "sessions_closed", COUNTER, "Sessions closed, by reason.", (*_SESSION, "reason")
 )
-DEFINITIONS = {row.name: row for row in _ROWS}
-"""By name, in the order in which a reference lists them."""
+CLIENTS_SLOWED: Final = Definition(
+    "clients_slowed",
+    COUNTER,
+    "Sessions that sent more than limits.commands_per_second and were read more slowly.",
+    _SESSION,
+)
+COMMANDS: Final = Definition(
+    "commands",
+    COUNTER,
+    "Commands from clients and ends of data, by verb and class of the reply.",
+    (*_SESSION, "verb", "reply"),
+)
+MESSAGES: Final = Definition(
+    "messages", COUNTER, "Ended mail transactions, by outcome.", (*_SESSION, "outcome")
+)
+PIPELINED_COMMANDS: Final = Definition(
+    "pipelined_commands",
+    COUNTER,
+    "Commands that arrived before the reply to the one before was flushed.",
+    _SESSION,
+)
+ROUND_TRIPS_SAVED: Final = Definition(
+    "round_trips_saved", COUNTER, "Round trips that clients did not have to wait for.", _SESSION
+)
+HELD_REPLIES: Final = Definition(
+    "held_replies", COUNTER, "Replies that waited for others of their group.", _SESSION
+)
+CLIENT_STALLS: Final = Definition(
+    "client_stalls",
+    COUNTER,
+    "Times that a client was not read for a while (back-pressure).",
+    _SESSION,
+)
+CONTENT_BYTES: Final = Definition("content_bytes", COUNTER, "Bytes of message content.", _SESSION)
+BYTES: Final = Definition(
+    "bytes",
+    COUNTER,
+    "Bytes inside TLS, by side and direction: in, counted when a session closes; out, counted when "
+    "replies are flushed, without secrets of AUTH and without what a passed STARTTLS carries.",
+    (*_SESSION, "side", "direction"),
+)
+LIMITS_REACHED: Final = Definition(
+    "limits_reached", COUNTER, "Commands and messages over a limit.", (*_SESSION, "limit")
+)
+VIOLATIONS: Final = Definition(
+    "violations", COUNTER, "Protocol violations, by side and kind.", (*_SESSION, "side", "kind")
+)
+BACKEND_REPLY_SECONDS: Final = Definition(
+    "backend_reply_seconds",
+    HISTOGRAM,
+    "Seconds until the backend's reply, by verb; for the greeting, since the client connected.",
+    (*_SESSION, "verb"),
+    (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0),
+)
+PIPELINE_GROUP_SIZE: Final = Definition(
+    "pipeline_group_size",
+    HISTOGRAM,
+    "Commands in each group that a client sent.",
+    _SESSION,
+    (1, 2, 3, 5, 10, 20, 50, 100, 500),
+)
+
+# The service.
+CLIENTS_REFUSED: Final = Definition(
+    "clients_refused",
+    COUNTER,
+    "New clients that got 421 at once, by the limit that was reached; client_lost: those that left "
+    "before their address could be read.",
+    ("reason",),
+)
+SERVER_UP: Final = Definition(
+    "server_up", GAUGE, "Whether a server is up: 1 or 0.", ("backend", "server")
+)
+BACKEND_CONNECTIONS: Final = Definition(
+    "backend_connections",
+    GAUGE,
+    "Connections to a backend that has max_connections.",
+    ("backend",),
+)
+BACKEND_WAITING_CLIENTS: Final = Definition(
+    "backend_waiting_clients",
+    GAUGE,
+    "Clients that wait for a connection to a backend that has max_connections.",
+    ("backend",),
+)
+TRACE_RECORDS_LOST: Final = Definition(
+    "trace_records_lost", COUNTER, "Trace records that could not be written."
+)
+LOG_LINES_LOST: Final = Definition(
+    "log_lines_lost",
+    COUNTER,
+    "Log lines that could not be written: standard error is not read, or the disk is full.",
+)
+CERTIFICATE_EXPIRY_TIMESTAMP_SECONDS: Final = Definition(
+    "certificate_expiry_timestamp_seconds",
+    GAUGE,
+    "When a certificate shown to clients expires.",
+    ("listener", "name"),
+)
+CONFIG_LAST_RELOAD_SUCCESSFUL: Final = Definition(
+    "config_last_reload_successful",
+    GAUGE,
+    "Whether the last reload of the settings succeeded: 1 or 0.",
+)
+CONFIG_LAST_RELOAD_SUCCESS_TIMESTAMP_SECONDS: Final = Definition(
+    "config_last_reload_success_timestamp_seconds",
+    GAUGE,
+    "When the settings in use were read.",
+)
+WORKERS: Final = Definition(
+    "workers", GAUGE, "Worker processes, including those that only finish their last sessions."
+)
+WORKERS_LOST: Final = Definition(
+    "workers_lost", COUNTER, "Workers that died or hung, and were replaced."
+)
+WORKER_CPU_SECONDS: Final = Definition(
+    "worker_cpu_seconds", COUNTER, "User and system CPU time of a worker.", ("worker",)
+)
+WORKER_RESIDENT_MEMORY_BYTES: Final = Definition(
+    "worker_resident_memory_bytes", GAUGE, "Resident memory of a worker.", ("worker",)
+)
+WORKER_OPEN_FDS: Final = Definition(
+    "worker_open_fds", GAUGE, "Open file descriptors of a worker.", ("worker",)
+)
+WORKER_LOOP_LAG_SECONDS: Final = Definition(
+    "worker_loop_lag_seconds",
+    GAUGE,
+    "How late a worker's event loop is; from limits.event_loop_lag on, new clients are refused.",
+    ("worker",),
+)
+
+DEFINITIONS: Final = {
+    each.name: each for each in vars().copy().values() if isinstance(each, Definition)
+}
+"""By name, in the order in which the reference lists them."""

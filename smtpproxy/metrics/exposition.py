@@ -1,29 +1,29 @@
-"""Figures as Prometheus reads them; rendered when scraped, never before."""
+"""The text for Prometheus, made when it is asked for and never before."""
 
-import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
-from prometheus_client.metrics_core import Metric
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
 
 from smtpproxy import __version__, is_compiled
-from smtpproxy.metrics.definitions import COUNTER, DEFINITIONS
-from smtpproxy.metrics.snapshot import MetricsSnapshot, Number
+from smtpproxy.metrics.definitions import BUILD_INFO, COUNTER, DEFINITIONS, Definition
+from smtpproxy.metrics.snapshot import HistogramSample, MetricsSnapshot, Sample
 
 PREFIX = "smtpproxy_"
 CONTENT_TYPE = CONTENT_TYPE_LATEST
-_BUILD = DEFINITIONS["build_info"].key(__version__, "yes" if is_compiled() else "no")
-_KEY = re.compile(r"(\w+)(?:\{(.*)\})?", re.DOTALL)
-_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"', re.DOTALL)
-_ESCAPED = re.compile(r"\\(.)", re.DOTALL)
-_HISTOGRAM = re.compile(r"(\w+)_(bucket|sum|count)")
 
 
 class Exposition(Collector):
-    """Renders figures."""
+    """Makes the text."""
 
     def __init__(self) -> None:
         self._snapshot = MetricsSnapshot()
@@ -33,16 +33,21 @@ class Exposition(Collector):
         GCCollector(registry=self._registry)
 
     def render(self, snapshot: MetricsSnapshot) -> bytes:
-        """Return the text for a scrape."""
+        """Return the text of a snapshot."""
         self._snapshot = snapshot
         return generate_latest(self._registry)
 
     def collect(self) -> Iterable[Metric]:
         """Yield the metrics; called by the registry."""
-        snapshot = self._snapshot
-        build: dict[str, Number] = {_BUILD: 1}
-        yield from _metrics(snapshot.counts)
-        yield from _metrics(build | snapshot.gauges)
+        yield _family(
+            BUILD_INFO,
+            [Sample(BUILD_INFO.name, (__version__, "yes" if is_compiled() else "no"), 1)],
+        )
+        for metric in DEFINITIONS.values():
+            if histograms := self._snapshot.histograms_of(metric):
+                yield _histogram(metric, histograms)
+            elif samples := self._snapshot.samples_of(metric):
+                yield _family(metric, samples)
 
 
 class _Process(ProcessCollector):
@@ -53,22 +58,19 @@ class _Process(ProcessCollector):
         return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-def _metrics(numbers: dict[str, Number]) -> Iterator[Metric]:
-    found: dict[str, Metric] = {}
-    for key, number in numbers.items():
-        matched = _KEY.fullmatch(key)
-        assert matched is not None, f"no name of a figure: {key}"
-        sample = matched[1]
-        labels = {name: _plain(value) for name, value in _LABEL.findall(matched[2] or "")}
-        histogram = _HISTOGRAM.fullmatch(sample)
-        row = DEFINITIONS[histogram[1] if histogram else sample]
-        metric = found.get(row.name)
-        if metric is None:
-            metric = found[row.name] = Metric(PREFIX + row.name, row.help, row.kind)
-        ending = "_total" if row.kind == COUNTER else ""
-        metric.add_sample(PREFIX + sample + ending, labels, float(number))
-    yield from found.values()
+def _family(metric: Definition, samples: Iterable[Sample]) -> Metric:
+    kind = CounterMetricFamily if metric.kind == COUNTER else GaugeMetricFamily
+    family = kind(PREFIX + metric.name, metric.help, labels=metric.labels)
+    for sample in samples:
+        family.add_metric(sample.labels, float(sample.value))
+    return family
 
 
-def _plain(escaped: str) -> str:
-    return _ESCAPED.sub(r"\1", escaped)
+def _histogram(metric: Definition, samples: Iterable[HistogramSample]) -> Metric:
+    family = HistogramMetricFamily(PREFIX + metric.name, metric.help, labels=metric.labels)
+    bounds = [*map(str, metric.bounds), "+Inf"]
+    for sample in samples:
+        # Prometheus counts in each bucket all that is below its bound.
+        buckets = zip(bounds, accumulate(sample.counts), strict=True)
+        family.add_metric(sample.labels, list(buckets), float(sample.total))
+    return family

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 from time import process_time
 
+from smtpproxy.metrics import definitions
 from smtpproxy.metrics.snapshot import MetricsSnapshot
 
 _PAGE_OCTETS = os.sysconf("SC_PAGE_SIZE")
@@ -19,12 +20,12 @@ _DESCRIPTORS = Path("/proc/self/fd")
 def add_process_usage(snapshot: MetricsSnapshot, worker: int, loop_lag_s: float) -> None:
     """Add this process's usage to a worker's figures; of what the system does not tell, nothing."""
     label = str(worker)
-    snapshot.put("worker_cpu_seconds", process_time(), label)
-    snapshot.put("worker_loop_lag_seconds", loop_lag_s, label)
+    snapshot.put(definitions.WORKER_CPU_SECONDS, process_time(), label)
+    snapshot.put(definitions.WORKER_LOOP_LAG_SECONDS, loop_lag_s, label)
     with contextlib.suppress(OSError):
         memory = int(_MEMORY.read_text().split()[1]) * _PAGE_OCTETS
-        snapshot.put("worker_resident_memory_bytes", memory, label)
-        snapshot.put("worker_open_fds", _open_descriptors(), label)
+        snapshot.put(definitions.WORKER_RESIDENT_MEMORY_BYTES, memory, label)
+        snapshot.put(definitions.WORKER_OPEN_FDS, _open_descriptors(), label)
 
 
 def _open_descriptors() -> int:

@@ -8,7 +8,6 @@ from smtpproxy.net.admission import Admission
 from smtpproxy.net.backend.connection_slots import ConnectionSlots
 from smtpproxy.net.backend.server_pool import ServerPool
 from smtpproxy.net.listener_security import ListenerSecurity
-from smtpproxy.net.rate_limit import RateLimit
 from smtpproxy.net.timeouts import SessionTimeouts
 from smtpproxy.net.write_batching import WriteBatcher
 
@@ -21,7 +20,7 @@ class ListenerContext:
     servers: those of its backend.  connection_slots: at the backend; None if there are as many as
     wanted.
     admission: who decides whether a client is served; None lets everybody in.
-    rate_limit: how fast commands may come; None if as fast as they do.
+    commands_per_second: how fast the commands of a session may come; 0 if as fast as they do.
     security: None where there is no TLS, and nobody is introduced or believed.
     """
 
@@ -34,5 +33,5 @@ class ListenerContext:
     observer: ServiceObserver
     connection_slots: ConnectionSlots | None = None
     admission: Admission | None = None
-    rate_limit: RateLimit | None = None
+    commands_per_second: float = 0
     security: ListenerSecurity | None = None

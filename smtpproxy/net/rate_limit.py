@@ -7,21 +7,12 @@ LONGEST_PAUSE_S = 1.0
 
 
 class RateLimit:
-    """For all sessions of a worker; `slowed` is how many of them were slowed down."""
-
-    def __init__(self, per_second: float) -> None:
-        self.per_second = per_second
-        self.slowed = 0
-
-
-class SessionRateLimit:
     """Of one session."""
 
-    __slots__ = ("_commands", "_interval", "_rate_limit", "_until", "paused", "was_slowed")
+    __slots__ = ("_commands", "_interval", "_until", "paused", "was_slowed")
 
-    def __init__(self, rate_limit: RateLimit, now: float) -> None:
-        self._rate_limit = rate_limit
-        self._interval = 1 / rate_limit.per_second
+    def __init__(self, per_second: float, now: float) -> None:
+        self._interval = 1 / per_second
         self._commands = 0
         self._until = now  # what has come is spread out to here
         self.paused = self.was_slowed = False
@@ -33,7 +24,5 @@ class SessionRateLimit:
         early = self._until - now - BURST_S
         if early <= 0:
             return 0.0
-        if not self.was_slowed:
-            self.was_slowed = True
-            self._rate_limit.slowed += 1
+        self.was_slowed = True
         return min(early, LONGEST_PAUSE_S)

@@ -17,7 +17,7 @@ from smtpproxy.core.observer import SessionSummary
 from smtpproxy.core.pipeline import Pipeline
 from smtpproxy.net.backend.server_selection import ServerSelection
 from smtpproxy.net.peer import ends_of, source_of
-from smtpproxy.net.rate_limit import SessionRateLimit
+from smtpproxy.net.rate_limit import RateLimit
 from smtpproxy.net.session_upgrades import SessionUpgrades
 from smtpproxy.net.write_batching import BatchedWriter
 
@@ -95,9 +95,9 @@ class Session:
         )
         self.backend: asyncio.Transport | None = None
         self._rate_limit = (
-            None
-            if listener_context.rate_limit is None
-            else SessionRateLimit(listener_context.rate_limit, now)
+            RateLimit(listener_context.commands_per_second, now)
+            if listener_context.commands_per_second
+            else None
         )
         self.server_selection = ServerSelection(self, listener_context, peer)
         listener_context.timeouts.add(self)

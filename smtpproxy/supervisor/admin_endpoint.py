@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from smtpproxy.config.address import Address
 from smtpproxy.config.schema import AdminSettings
 from smtpproxy.log import events, log
+from smtpproxy.metrics import definitions
 from smtpproxy.metrics.snapshot import MetricsSnapshot
 from smtpproxy.net.sockets import name_of
 
@@ -51,8 +52,8 @@ class AdminEndpoint:
 
     def add_metrics(self, snapshot: MetricsSnapshot) -> None:
         """Add which settings are in force: the last that there were?"""
-        snapshot.put("config_last_reload_successful", int(not self._reload_failed))
-        snapshot.put("config_last_reload_success_timestamp_seconds", self._loaded)
+        snapshot.put(definitions.CONFIG_LAST_RELOAD_SUCCESSFUL, int(not self._reload_failed))
+        snapshot.put(definitions.CONFIG_LAST_RELOAD_SUCCESS_TIMESTAMP_SECONDS, self._loaded)
 
     async def close(self) -> None:
         """Show nothing any more."""

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from smtpproxy.config.schema import Settings
 from smtpproxy.log.session_log import ServiceLog
+from smtpproxy.metrics import definitions
 from smtpproxy.metrics.snapshot import MetricsSnapshot, SnapshotTotals
 from smtpproxy.net import shared_counters
 from smtpproxy.net.backend.connection_slots import SlotQueue
@@ -66,13 +67,13 @@ class Coordinator:
     def snapshot(self) -> MetricsSnapshot:
         """Return the figures of all workers, and what is known here alone."""
         snapshot = self._totals.sum()
-        snapshot.put("workers_lost", self.lost)
+        snapshot.put(definitions.WORKERS_LOST, self.lost)
         for backend, server in sorted(self._named):
             up = (backend, server) not in self._down
-            snapshot.put("server_up", int(up), backend, server)
+            snapshot.put(definitions.SERVER_UP, int(up), backend, server)
         for name, queue in self._connection_slots.items():
-            snapshot.put("backend_connections", queue.taken, name)
-            snapshot.put("backend_waiting_clients", queue.waiting, name)
+            snapshot.put(definitions.BACKEND_CONNECTIONS, queue.taken, name)
+            snapshot.put(definitions.BACKEND_WAITING_CLIENTS, queue.waiting, name)
         return snapshot
 
     def is_down(self, backend: str, server: str) -> bool:

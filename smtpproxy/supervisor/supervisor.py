@@ -29,6 +29,7 @@ from smtpproxy.config.tls_validation import exposed_listeners, weak_backends
 from smtpproxy.control_socket import locations
 from smtpproxy.control_socket.control_server import ControlServer
 from smtpproxy.log import events, log
+from smtpproxy.metrics import definitions
 from smtpproxy.metrics.snapshot import MetricsSnapshot
 from smtpproxy.supervisor import upgrade
 from smtpproxy.supervisor.admin_endpoint import AdminEndpoint
@@ -90,9 +91,11 @@ class Supervisor:
     def snapshot(self) -> MetricsSnapshot:
         """Return the figures of all workers, and of the service itself."""
         snapshot = self._coordinator.snapshot()
-        snapshot.put("workers", sum(worker_group.workers for worker_group in self._worker_groups))
+        snapshot.put(
+            definitions.WORKERS, sum(worker_group.workers for worker_group in self._worker_groups)
+        )
         for listener, name, end in self._expiries:
-            snapshot.put("certificate_expiry_timestamp_seconds", end, listener, name)
+            snapshot.put(definitions.CERTIFICATE_EXPIRY_TIMESTAMP_SECONDS, end, listener, name)
         self._admin_endpoint.add_metrics(snapshot)
         return snapshot
 

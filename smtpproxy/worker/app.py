@@ -18,6 +18,7 @@ from smtpproxy.core.verbs import Sync
 from smtpproxy.log import log
 from smtpproxy.log.debug_log import DebugLog
 from smtpproxy.log.session_log import ServiceLog
+from smtpproxy.metrics import definitions
 from smtpproxy.metrics.counters import MetricCounters
 from smtpproxy.metrics.process_usage import add_process_usage
 from smtpproxy.metrics.snapshot import MetricsSnapshot
@@ -27,7 +28,6 @@ from smtpproxy.net.backend.health_check import check
 from smtpproxy.net.backend.server_pool import Server, ServerPool
 from smtpproxy.net.listener import Listener
 from smtpproxy.net.listener_context import ListenerContext
-from smtpproxy.net.rate_limit import RateLimit
 from smtpproxy.net.shared_counters import SharedCounters
 from smtpproxy.net.timeouts import SessionTimeouts
 from smtpproxy.net.write_batching import WriteBatcher
@@ -69,7 +69,8 @@ class App:
         self._worker = worker
         self._trace = _trace(settings, worker)
         watched = settings.admin.address != Address()
-        self._metrics = MetricCounters() if watched else None
+        names = [(name, listener.backend) for name, listener in settings.listeners.items()]
+        self._metrics = MetricCounters(names) if watched else None
         self._recent = RecentSessions() if watched else None
         observer = ObserverFanout(ServiceLog(), self._watchers(settings))
         self._admission = Admission(
@@ -78,8 +79,6 @@ class App:
         self._timeouts = SessionTimeouts(_limits(settings), settings.timeouts.reply_hold)
         self._write_batcher = WriteBatcher()
         self._observer = observer
-        rate = settings.limits.commands_per_second
-        self._rate_limit = RateLimit(rate) if rate else None
         self._servers = {
             name: _servers(settings, name, changed or observer.server_changed, worker)
             for name, backend in settings.backends.items()
@@ -116,7 +115,7 @@ class App:
             observer=self._observer,
             connection_slots=self._connection_slots[listener.backend],
             admission=self._admission,
-            rate_limit=self._rate_limit,
+            commands_per_second=settings.limits.commands_per_second,
             security=security_builder.listener_security(
                 settings,
                 listener,
@@ -159,18 +158,16 @@ class App:
     def snapshot(self) -> MetricsSnapshot:
         """Return what this worker tells of itself; see `smtpproxy.metrics.snapshot`."""
         snapshot = MetricsSnapshot()
-        snapshot.put("sessions", len(self._timeouts.sessions))
         for reason, count in self._admission.refused.items():
-            snapshot.put("clients_refused", count, reason)
-        snapshot.put("clients_slowed", self._rate_limit.slowed if self._rate_limit else 0)
+            snapshot.put(definitions.CLIENTS_REFUSED, count, reason)
         if self._metrics is not None and self._recent is not None:
             self._metrics.put_into(snapshot)
             snapshot.lists["sessions"] = self._recent.changed()
             snapshot.lists["open_sessions"] = self._recent.open()
             add_process_usage(snapshot, self._worker, self._admission.lag)
-            snapshot.put("log_lines_lost", log.lost())
+            snapshot.put(definitions.LOG_LINES_LOST, log.lost())
         if self._trace is not None:
-            snapshot.put("trace_records_lost", self._trace.lost)
+            snapshot.put(definitions.TRACE_RECORDS_LOST, self._trace.lost)
         return snapshot
 
     def look(self, anew: bool) -> None:

@@ -18,6 +18,7 @@ from smtpproxy.admin.http_server import STATIC, AdminServer
 from smtpproxy.admin.live_feed import MAX_VIEWERS
 from smtpproxy.admin.recent_sessions import RecentSessions
 from smtpproxy.log import log
+from smtpproxy.metrics import definitions
 from smtpproxy.metrics.counters import MetricCounters
 from smtpproxy.metrics.snapshot import MetricsSnapshot
 from tests.support.observed_session import Watched
@@ -37,8 +38,7 @@ class Source:
     def snapshot(self) -> MetricsSnapshot:
         snapshot = MetricsSnapshot(lists={"sessions": self.recent.changed()})
         self.metrics.put_into(snapshot)
-        snapshot.put("sessions", 1)
-        snapshot.put("server_up", 1, "old", "10.0.0.5:25")
+        snapshot.put(definitions.SERVER_UP, 1, "old", "10.0.0.5:25")
         return snapshot
 
     def look(self, *, anew: bool = False) -> None:
@@ -91,24 +91,29 @@ class TestPaths:
         async with client.get(f"{url}/metrics") as response:
             text = await response.text()
         lines = set(text.splitlines())
+        names = 'backend="old",listener="smtp"'
+        side, verb = 'listener="smtp",side="client"', 'listener="smtp",verb="MAIL"'
         assert {
             "# TYPE smtpproxy_commands_total counter",
-            'smtpproxy_commands_total{reply="2xx",verb="RCPT"} 2.0',
-            'smtpproxy_commands_total{reply="5xx",verb="end_of_data"} 1.0',
-            'smtpproxy_messages_total{outcome="relayed"} 1.0',
-            'smtpproxy_messages_total{outcome="refused"} 1.0',
-            "smtpproxy_round_trips_saved_total 4.0",
-            "smtpproxy_held_replies_total 4.0",
-            "smtpproxy_client_stalls_total 1.0",
-            'smtpproxy_violations_total{by="client",kind="bare_lf"} 1.0',
+            f'smtpproxy_commands_total{{{names},reply="2xx",verb="RCPT"}} 2.0',
+            f'smtpproxy_commands_total{{{names},reply="5xx",verb="end_of_data"}} 1.0',
+            f'smtpproxy_messages_total{{{names},outcome="relayed"}} 1.0',
+            f'smtpproxy_messages_total{{{names},outcome="refused"}} 1.0',
+            f"smtpproxy_round_trips_saved_total{{{names}}} 4.0",
+            f"smtpproxy_held_replies_total{{{names}}} 4.0",
+            f"smtpproxy_client_stalls_total{{{names}}} 1.0",
+            f'smtpproxy_violations_total{{backend="old",kind="bare_lf",{side}}} 1.0',
             "# TYPE smtpproxy_backend_reply_seconds histogram",
-            'smtpproxy_backend_reply_seconds_bucket{le="0.25",verb="MAIL"} 2.0',
-            'smtpproxy_backend_reply_seconds_sum{verb="MAIL"} 0.5',
-            'smtpproxy_pipeline_group_size_bucket{le="3"} 4.0',
-            'smtpproxy_pipeline_group_size_bucket{le="+Inf"} 4.0',
+            f'smtpproxy_backend_reply_seconds_bucket{{backend="old",le="0.25",{verb}}} 2.0',
+            f'smtpproxy_backend_reply_seconds_bucket{{backend="old",le="+Inf",{verb}}} 2.0',
+            f'smtpproxy_backend_reply_seconds_sum{{backend="old",{verb}}} 0.5',
+            f'smtpproxy_backend_reply_seconds_count{{backend="old",{verb}}} 2.0',
+            'smtpproxy_pipeline_group_size_bucket{backend="old",le="3",listener="smtp"} 4.0',
+            'smtpproxy_pipeline_group_size_bucket{backend="old",le="+Inf",listener="smtp"} 4.0',
             'smtpproxy_server_up{backend="old",server="10.0.0.5:25"} 1.0',
-            'smtpproxy_sessions_closed_total{reason="quit"} 1.0',
-            'smtpproxy_bytes_total{direction="in",leg="client"} 80.0',
+            f"smtpproxy_sessions{{{names}}} 0.0",
+            f'smtpproxy_sessions_closed_total{{{names},reason="quit"}} 1.0',
+            f'smtpproxy_bytes_total{{backend="old",direction="in",{side}}} 80.0',
         } <= lines
         assert "process_resident_memory_bytes" in text
 

@@ -6,8 +6,6 @@ About $SMTPPROXY_CHAOS_S seconds; another course of it: $SMTPPROXY_CHAOS_SEED.
 import asyncio
 import os
 import random
-import re
-import urllib.request
 from pathlib import Path
 
 from smtpproxy.net.proxy_protocol import read_header
@@ -15,6 +13,7 @@ from tests.chaos.hostile import Attack, HostileMta, Ports, deliver
 from tests.net.raw import Client, Mta, authority, on_uvloop
 from tests.support.processes import eventually
 from tests.support.program import Program
+from tests.support.scrape import scrape, total
 
 SECONDS = float(os.environ.get("SMTPPROXY_CHAOS_S", "6"))
 SEED = int(os.environ.get("SMTPPROXY_CHAOS_SEED", "1"))
@@ -69,9 +68,7 @@ def descriptors(program: Program) -> dict[int, int]:
 
 def no_session(admin: str) -> bool | None:
     """Return True if the metrics know of no session that is open."""
-    with urllib.request.urlopen(f"http://{admin}/metrics", timeout=10) as page:
-        found = re.search(r"^smtpproxy_sessions (\S+)$", page.read().decode(), re.MULTILINE)
-    return True if found and float(found[1]) == 0 else None
+    return total(scrape(admin), "sessions") == 0 or None
 
 
 @on_uvloop

@@ -11,7 +11,6 @@ import pytest
 from smtpproxy.core.policy import SessionPolicy
 from smtpproxy.log import log
 from smtpproxy.net.admission import Admission
-from smtpproxy.net.rate_limit import RateLimit
 from tests.net import real_sockets
 from tests.net.fakes import Clock, Opener, Server, Stage
 
@@ -30,11 +29,13 @@ async def opened(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Opener]:
         *servers: Server,
         policy: SessionPolicy | None = None,
         content: Callable[[bytes], None] | None = None,
-        rate_limit: RateLimit | None = None,
+        commands_per_second: float = 0,
         admission: Admission | None = None,
     ) -> Stage:
         chosen = list(servers) or [Server("first")]
-        stage = Stage(chosen, policy or SessionPolicy(), clock, content, rate_limit, admission)
+        stage = Stage(
+            chosen, policy or SessionPolicy(), clock, content, commands_per_second, admission
+        )
         stages.append(stage)
         await stage.settle()
         return stage

@@ -17,7 +17,6 @@ from smtpproxy.net.backend.server_pool import ServerPool
 from smtpproxy.net.client_connection import ClientConnection
 from smtpproxy.net.listener_context import ListenerContext
 from smtpproxy.net.peer import Peer
-from smtpproxy.net.rate_limit import RateLimit
 from smtpproxy.net.timeouts import SessionTimeouts
 from smtpproxy.net.write_batching import WriteBatcher
 from smtpproxy.tls.error_text import NotForThisClient
@@ -223,7 +222,7 @@ class Stage:
         policy: SessionPolicy,
         clock: Clock,
         content: Callable[[Exchange, bytes, bytes], None] | None = None,
-        rate_limit: RateLimit | None = None,
+        commands_per_second: float = 0,
         admission: Admission | None = None,
     ) -> None:
         self.clock = clock
@@ -247,7 +246,7 @@ class Stage:
             self.timeouts,
             self.write_batcher,
             self.watcher,
-            rate_limit=rate_limit,
+            commands_per_second=commands_per_second,
             admission=admission,
         )
         self.connection = ClientConnection(listener_context)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from smtpproxy.config.address import Address
+from smtpproxy.metrics import definitions
 from smtpproxy.net.proxy_protocol import read_header
 from smtpproxy.net.sockets import listen
 from tests.net.raw import (
@@ -261,8 +262,12 @@ async def test_who_can_not_be_known_is_closed_before_anything_else(
         for _ in range(3):
             (await in_the_first_burst(here, way)).reset()
         assert here.app is not None
-        counted = 'clients_refused{reason="client_lost"}'
-        await within_a_second(lambda: here.app.snapshot().counts[counted] == 3)
+
+        def lost() -> list[float]:
+            refused = here.app.snapshot().samples_of(definitions.CLIENTS_REFUSED)
+            return [each.value for each in refused if each.label("reason") == "client_lost"]
+
+        await within_a_second(lambda: lost() == [3])
         await here.lets_go()
         assert here.mta.connections == []
         assert here.reasons() == []

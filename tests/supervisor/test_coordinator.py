@@ -7,6 +7,7 @@ from msgspec.structs import replace
 
 from smtpproxy.config.loader import from_flags
 from smtpproxy.config.schema import Settings
+from smtpproxy.metrics import definitions
 from smtpproxy.net.shared_counters import SharedCounters
 from smtpproxy.supervisor.coordinator import Coordinator
 from smtpproxy.supervisor.fork_server import ForkServer
@@ -55,8 +56,8 @@ def test_a_server_that_is_named_no_more_is_not_counted_as_down(coordinator: Coor
     (backend,) = settings("192.0.2.1:25").backends
     coordinator.settle(settings("192.0.2.2:25"))
     coordinator.change(Health(backend, "192.0.2.1:25", up=False, reason="refused"))
-    up = {key: each for key, each in coordinator.snapshot().gauges.items() if "server_up" in key}
-    assert up == {f'server_up{{backend="{backend}",server="192.0.2.2:25"}}': 1}
+    (up,) = coordinator.snapshot().samples_of(definitions.SERVER_UP)
+    assert (up.labels, up.value) == ((backend, "192.0.2.2:25"), 1)
 
 
 def test_all_rows_are_read_whichever_worker_comes_first(coordinator: Coordinator) -> None:
@@ -84,7 +85,8 @@ async def test_what_a_worker_had_is_free_when_it_is_gone(coordinator: Coordinato
     assert two.told == [Granted(1, granted=True)]
     assert coordinator.sessions() == 0
     coordinator.ended(two)
-    assert coordinator.snapshot().gauges[f'backend_connections{{backend="{name}"}}'] == 0
+    (connections,) = coordinator.snapshot().samples_of(definitions.BACKEND_CONNECTIONS)
+    assert (connections.labels, connections.value) == ((name,), 0)
 
 
 async def test_a_worker_group_stopped_while_it_starts_starts_no_worker(

@@ -1,13 +1,11 @@
 """Each limit has its reply, its log event and its metric, as a client and an operator see them."""
 
 import os
-import re
 import resource
 import signal
 import socket
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,6 +15,7 @@ import pytest
 from smtpproxy.demo.legacy import LegacyMTA
 from tests.support.processes import eventually
 from tests.support.program import SMTPPROXY, Program
+from tests.support.scrape import scrape, total
 
 Run = Callable[..., Program]
 TOO_BUSY = b"421 4.3.2 mx.example Error: too busy, try again later\r\n"
@@ -31,21 +30,18 @@ class Proxy:
         self._admin = program.event("admin_listening")["address"]
         self.port = program.port()
 
-    def counts(self, sample: str, number: int) -> None:
+    def counts(self, sample: str, number: int, **labels: str) -> None:
         """Wait until a metric has come to a number."""
 
         def look() -> bool | None:
-            with urllib.request.urlopen(f"http://{self._admin}/metrics", timeout=10) as page:
-                text = page.read().decode()
-            found = re.search(rf"^smtpproxy_{re.escape(sample)} (\S+)$", text, re.MULTILINE)
-            return True if found and float(found[1]) == number else None
+            return total(scrape(self._admin), sample, **labels) == number or None
 
         eventually(look, f"{sample} is {number}", 15)
 
     def refused(self, reason: str, clients: int) -> None:
         """Check that clients were turned away for a reason."""
         assert self.program.event("clients_refused")["reason"] == reason
-        self.counts(f'clients_refused_total{{reason="{reason}"}}', clients)
+        self.counts("clients_refused_total", clients, reason=reason)
 
 
 class Client:
@@ -200,7 +196,7 @@ def test_errors(start: Start, connect: Connect) -> None:
     told = proxy.program.event("limit_reached")
     assert told["limit"] == "consecutive_errors"
     assert proxy.program.event("session_closed")["reason"] == "too_many_errors"
-    proxy.counts('limits_reached_total{limit="consecutive_errors"}', 1)
+    proxy.counts("limits_reached_total", 1, limit="consecutive_errors")
 
 
 def test_recipients(start: Start, connect: Connect) -> None:
@@ -215,7 +211,7 @@ def test_recipients(start: Start, connect: Connect) -> None:
     assert client.reply().startswith(b"250")
     told = proxy.program.event("limit_reached")
     assert (told["limit"], told["command"]) == ("recipients", "RCPT TO:<2@example.org>")
-    proxy.counts('limits_reached_total{limit="recipients"}', 2)
+    proxy.counts("limits_reached_total", 2, limit="recipients")
     events = [line["event"] for line in proxy.program.log()]
     assert events.count("limit_reached") == 1  # for each limit of a session
 
@@ -229,7 +225,7 @@ def test_size_is_lowered_and_a_mail_that_declares_more_is_refused(
     refused, taken = client.say(b"MAIL FROM:<a@b.c> SIZE=101", b"MAIL FROM:<a@b.c> SIZE=100")
     assert (refused, taken[:3]) == (b"552 5.3.4 Error: message too big\r\n", b"250")
     assert proxy.program.event("limit_reached")["limit"] == "message_bytes"
-    proxy.counts('limits_reached_total{limit="message_bytes"}', 1)
+    proxy.counts("limits_reached_total", 1, limit="message_bytes")
 
 
 def test_a_message_that_is_too_big_is_refused_at_its_end(
@@ -247,7 +243,7 @@ def test_a_message_that_is_too_big_is_refused_at_its_end(
     assert mta.messages == []
     told = proxy.program.event("limit_reached")
     assert told["limit"] == "message_bytes"
-    proxy.counts('limits_reached_total{limit="message_bytes"}', 1)
+    proxy.counts("limits_reached_total", 1, limit="message_bytes")
 
 
 def test_a_client_that_only_arrives_takes_descriptors_too(start: Start, connect: Connect) -> None:

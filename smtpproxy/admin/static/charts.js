@@ -5,75 +5,53 @@ const POINTS = 120;
 const series = {relayed: [], refused: [], saved: [], mean: [], high: [], open: []};
 let before = null, lately = null; // the last event, and the last in which the MTA replied
 
-function sum(counts, name, label) {
-  let total = 0;
-  for (const [key, value] of Object.entries(counts)) if ((key === name || key.startsWith(name + "{")) && (!label || key.includes(label))) total += value;
-  return total;
-}
-
 function push(values, value) { values.push(value); if (values.length > POINTS) values.shift(); }
 
 // Adds one event to the series; counters that a new supervisor has begun anew make no rates.
 function takeFigures(event) {
-  const counts = event.counts;
-  const now = {at: event.at, relayed: sum(counts, "messages", '"relayed"'), refused: sum(counts, "messages", '"refused"'), saved: sum(counts, "round_trips_saved"), opened: sum(counts, "sessions_opened"),
-    verbs: verbTimes(counts), buckets: buckets(counts)};
+  const now = {...event.metrics, at: event.at};
   const passed = before ? now.at - before.at : 0;
   if (passed > 0 && now.opened >= before.opened) {
     const rate = (name) => Math.max(0, now[name] - before[name]) / passed;
     for (const name of ["relayed", "refused", "saved"]) push(series[name], rate(name));
     now.rate = rate("opened");
-    now.taken = since(before.verbs, now.verbs);
+    now.taken = since(before.replies, now.replies);
     const total = [...now.taken.values()].reduce((one, other) => [one[0] + other[0], one[1] + other[1]], [0, 0]);
     push(series.mean, total[1] ? total[0] / total[1] : 0);
     if (total[1]) lately = {at: now.at, mean: total[0] / total[1], verbs: now.taken};
-    push(series.high, quantile(before.buckets, now.buckets, 0.95));
+    push(series.high, quantile(now.bounds, buckets(before.replies), buckets(now.replies), 0.95));
   }
-  push(series.open, event.gauges.sessions || 0);
+  push(series.open, now.open);
   before = now;
 }
 
-// Seconds and replies of each verb; the greeting's time is that of the connection, too.
-function verbTimes(counts) {
-  const found = new Map();
-  for (const [key, value] of Object.entries(counts)) {
-    const matched = /^backend_reply_seconds_(sum|count)\{verb="([^"]*)"\}$/.exec(key);
-    if (!matched || matched[2] === "greeting") continue;
-    const pair = found.get(matched[2]) || [0, 0];
-    pair[matched[1] === "sum" ? 0 : 1] = value;
-    found.set(matched[2], pair);
-  }
-  return found;
-}
+const count = (times) => times.counts.reduce((one, other) => one + other, 0);
 
+// Returns seconds and replies of each verb that got replies since.
 function since(old, now) {
   const found = new Map();
-  for (const [verb, [seconds, replies]] of now) {
-    const [oldSeconds, oldReplies] = old.get(verb) || [0, 0];
-    if (replies > oldReplies) found.set(verb, [seconds - oldSeconds, replies - oldReplies]);
+  for (const [verb, times] of Object.entries(now)) {
+    const before = old[verb] || {seconds: 0, counts: []};
+    if (count(times) > count(before)) found.set(verb, [times.seconds - before.seconds, count(times) - count(before)]);
   }
   return found;
 }
 
-function buckets(counts) {
-  const found = new Map();
-  for (const [key, value] of Object.entries(counts)) {
-    const matched = /^backend_reply_seconds_bucket\{verb="([^"]*)",le="([^"]*)"\}$/.exec(key);
-    if (!matched || matched[1] === "greeting") continue;
-    const bound = matched[2] === "+Inf" ? Infinity : Number(matched[2]);
-    found.set(bound, (found.get(bound) || 0) + value);
-  }
-  return found;
+// Returns how many replies took no longer than each bound, of all verbs.
+function buckets(replies) {
+  const found = [];
+  for (const {counts} of Object.values(replies)) counts.forEach((value, at) => { found[at] = (found[at] || 0) + value; });
+  let total = 0;
+  return found.map((value) => total += value);
 }
 
 // Returns below which time so large a part of the replies came, as Prometheus' histogram_quantile does.
-function quantile(old, now, part) {
-  const bounds = [...now.keys()].sort((one, other) => one - other);
-  const counts = bounds.map((bound) => now.get(bound) - (old.get(bound) || 0));
+function quantile(bounds, old, now, part) {
+  const counts = now.map((value, at) => value - (old[at] || 0));
   const all = counts.at(-1) || 0;
   if (all <= 0) return 0;
-  const at = counts.findIndex((count) => count >= all * part);
-  if (!Number.isFinite(bounds[at])) return bounds.at(-2);
+  const at = counts.findIndex((value) => value >= all * part);
+  if (at >= bounds.length) return bounds.at(-1);
   const low = at ? bounds[at - 1] : 0, under = at ? counts[at - 1] : 0;
   return low + (bounds[at] - low) * (all * part - under) / (counts[at] - under);
 }
@@ -104,9 +82,9 @@ function card(title, value, unit, picture, note) {
   return made;
 }
 
-function drawFigures(event) {
+function drawFigures() {
   const now = (name) => series[name].at(-1) || 0;
-  const share = before.saved && sum(event.counts, "commands") ? Math.round(100 * before.saved / (before.saved + sum(event.counts, "pipeline_group_size_count"))) : 0;
+  const share = before.saved ? Math.round(100 * before.saved / (before.saved + before.groups)) : 0;
   const told = lately && before.at - lately.at < 10 ? lately : null;
   const slow = [...(told ? told.verbs : [])].map(([verb, [seconds, replies]]) => [verb, seconds / replies]).sort((one, other) => other[1] - one[1]).slice(0, 3);
   document.getElementById("figures").replaceChildren(
@@ -116,18 +94,12 @@ function drawFigures(event) {
     card("sessions open", now("open").toLocaleString(), "", plot("open sessions", String, [series.open, "plot"]), `${number(before.rate || 0)} new a second`));
 }
 
-function labelsOf(key) {
-  const found = {};
-  for (const [, name, value] of key.matchAll(/(\w+)="((?:[^"\\]|\\.)*)"/g)) found[name] = value.replace(/\\(.)/g, "$1");
-  return found;
-}
-
 function drawServers(event) {
-  const servers = Object.entries(event.gauges).filter(([key]) => key.startsWith("server_up{")).map(([key, up]) => ({...labelsOf(key), up}));
-  const several = new Set(servers.map((each) => each.backend)).size > 1;
-  const chips = servers.map((each) => element("span", each.up ? "server" : "server down", (several ? each.backend + " " : "") + each.server + (each.up ? "" : " is down")));
-  for (const [key, waiting] of Object.entries(event.gauges)) {
-    if (key.startsWith("backend_waiting_clients{") && waiting) chips.push(element("span", "server wait", `${waiting} wait for ${labelsOf(key).backend}`));
+  const servers = event.metrics.servers;
+  const several = new Set(servers.map(([backend]) => backend)).size > 1;
+  const chips = servers.map(([backend, server, up]) => element("span", up ? "server" : "server down", (several ? backend + " " : "") + server + (up ? "" : " is down")));
+  for (const [backend, waiting] of Object.entries(event.metrics.waiting)) {
+    if (waiting) chips.push(element("span", "server wait", `${waiting} wait for ${backend}`));
   }
   document.getElementById("servers").replaceChildren(...chips);
 }

@@ -33,7 +33,7 @@ function draw(picture) {
   pending = true;
   requestAnimationFrame(() => {
     pending = false;
-    drawFigures(latest);
+    drawFigures();
     drawServers(latest);
     drawSessions();
   });

@@ -1,0 +1,53 @@
+"""What sessions count, and under which labels."""
+
+from smtpproxy.metrics import definitions
+from smtpproxy.metrics.counters import MetricCounters
+from smtpproxy.metrics.definitions import DEFINITIONS, LABELS, Definition
+from smtpproxy.metrics.snapshot import MetricsSnapshot, Number
+from tests.support.observed_session import Watched
+
+NAMES = ("smtp", "old")
+"""The listener and the backend of a watched session."""
+
+
+def numbers(counters: MetricCounters, metric: Definition) -> dict[tuple[str, ...], Number]:
+    """Return the numbers of a metric by the values of its labels."""
+    snapshot = MetricsSnapshot()
+    counters.put_into(snapshot)
+    return {each.labels: each.value for each in snapshot.samples_of(metric)}
+
+
+def test_a_session_counts_for_its_listener_and_backend() -> None:
+    counters = MetricCounters()
+    session = Watched(counters)
+    session.relay("text")
+    assert numbers(counters, definitions.SESSIONS) == {NAMES: 1}
+    session.close("quit")
+    assert numbers(counters, definitions.SESSIONS) == {NAMES: 0}
+    assert numbers(counters, definitions.SESSIONS_CLOSED) == {(*NAMES, "quit"): 1}
+    assert numbers(counters, definitions.MESSAGES)[*NAMES, "relayed"] == 1
+    assert numbers(counters, definitions.COMMANDS)[*NAMES, "end_of_data", "2xx"] == 1
+    other = counters.session("id", "submission", "new", "")
+    other.slowed()
+    assert numbers(counters, definitions.SESSIONS) == {NAMES: 0, ("submission", "new"): 1}
+    assert numbers(counters, definitions.CLIENTS_SLOWED) == {NAMES: 0, ("submission", "new"): 1}
+
+
+def test_a_listener_without_sessions_has_zeros() -> None:
+    """Else the first session would be no increase for Prometheus."""
+    counters = MetricCounters([("smtp", "old")])
+    assert numbers(counters, definitions.SESSIONS_OPENED) == {NAMES: 0}
+    assert numbers(counters, definitions.MESSAGES)[*NAMES, "relayed"] == 0
+
+
+def test_each_label_has_a_meaning() -> None:
+    used = {label for each in DEFINITIONS.values() for label in each.labels}
+    assert used == LABELS.keys()
+
+
+def test_what_sessions_count_has_their_names_as_labels() -> None:
+    snapshot = MetricsSnapshot()
+    MetricCounters([NAMES]).put_into(snapshot)
+    for each in (*snapshot.samples, *snapshot.histograms):
+        assert DEFINITIONS[each.name].labels[:2] == ("listener", "backend")
+        assert each.labels[:2] == NAMES
