@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from smtpproxy.core.exchange import Exchange
 from smtpproxy.core.policy import SessionPolicy
 from smtpproxy.log import log
 from smtpproxy.net.admission import Admission
@@ -28,7 +29,7 @@ async def opened(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Opener]:
     async def open_stage(
         *servers: Server,
         policy: SessionPolicy | None = None,
-        content: Callable[[bytes], None] | None = None,
+        content: Callable[[Exchange, bytes, bytes], None] | None = None,
         commands_per_second: float = 0,
         admission: Admission | None = None,
     ) -> Stage:

@@ -31,7 +31,7 @@ async def test_octets_that_come_before_the_greeting_wait(opened: Opener) -> None
 
 async def test_content_is_shown_as_it_goes_to_the_backend_and_as_it_came(opened: Opener) -> None:
     shown: list[tuple[bytes, bytes]] = []
-    stage = await greeted(opened, content=lambda sent, came: shown.append((sent, came)))
+    stage = await greeted(opened, content=lambda _, sent, came: shown.append((sent, came)))
     stage.sends(GROUP)
     for reply in (b"250 a\r\n", b"250 b\r\n", b"354 go\r\n"):
         stage.servers[0].says(reply)
