@@ -1,13 +1,14 @@
 """The files of a trace: whole lines appended by a thread, rotated by size, the oldest removed.
 
-Each worker writes files of its own, a new one at its start and whenever one is full; they are
-named `trace-TIME-WORKER-PROCESS-COUNT.jsonl`.  So no two writers share one, and names are in order
-of time.  What cannot be written, as the disk is full or too slow, is dropped and counted; the mail
-goes on.
+Each worker writes its own files: a new one at its start and whenever one is full.  They are named
+`trace-TIME-WORKER-PROCESS-COUNT.jsonl`, so no two writers share one, and names are in order of
+time.  Lines that cannot be written because the disk is full or too slow are dropped and counted;
+the mail goes on.
 """
 
 import contextlib
 import os
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,11 +16,11 @@ from queue import SimpleQueue
 from threading import Thread
 
 Lines = bytes | Callable[[], bytes]
-"""Whole lines, or what makes them in the thread, where they take long to make."""
+"""Whole lines, or a function that makes them in the thread, where they take long to make."""
 WAITING_OCTETS = 16 * 1024 * 1024
-"""So much may wait for a slow disk; more is dropped."""
+"""How much may wait for a slow disk; more is dropped."""
 STOP_LIMIT_S = 5.0
-"""How long the end waits for what is to be written."""
+"""How long `close` waits for the lines that are still to be written."""
 SUFFIX = ".jsonl"
 DIRECTORY_MODE = 0o750
 
@@ -27,8 +28,17 @@ DIRECTORY_MODE = 0o750
 class RotatingFiles:
     """Takes lines for one worker's files, and never blocks or raises.
 
-    lost: how many lines were dropped.  why: what the system said about it last.
+    Args:
+        directory: Where the files are; it is made when the first line is written.
+        worker: The worker's number, part of the files' names.
+        max_octets: A new file is begun at this size.
+        max_files: How many files of this worker's number are kept.
     """
+
+    lost: int
+    """How many lines were dropped."""
+    why: str
+    """The last reason for it, as the system has it."""
 
     def __init__(self, directory: Path, worker: int, max_octets: int, max_files: int) -> None:
         self._directory = directory
@@ -41,13 +51,20 @@ class RotatingFiles:
         self._size = 0
         self._torn = False
         self._serial = 0
+        self._time = datetime.min.replace(tzinfo=UTC)  # of the last file
         self.lost = 0
         self.why = ""
         self._thread = Thread(target=self._run, name="trace", daemon=True)
         self._thread.start()
 
     def write(self, parts: list[Lines], lines: int, size: int) -> None:
-        """Have so many whole lines appended soon, which take about so many octets."""
+        """Append whole lines soon.
+
+        Args:
+            parts: The lines.
+            lines: How many they are, to be counted if they are lost.
+            size: About how many octets they are.
+        """
         if self._put - self._written > WAITING_OCTETS:
             self.lost += lines
             self.why = "the disk is too slow"
@@ -56,7 +73,7 @@ class RotatingFiles:
         self._queue.put((parts, lines, size))
 
     def close(self) -> None:
-        """Write what waits, and end the thread."""
+        """Write the lines that wait, and end the thread."""
         self._queue.put(None)
         self._thread.join(STOP_LIMIT_S)
 
@@ -96,17 +113,34 @@ class RotatingFiles:
         self._close_file()
         _make_directory(self._directory)
         self._serial += 1
-        time = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}"
-        name = f"trace-{time}-w{self._worker}-{os.getpid()}-{self._serial}{SUFFIX}"
+        self._time = max(self._time, datetime.now(UTC))  # the clock may have been set back
+        time = f"{self._time:%Y%m%dT%H%M%S.%f}"
+        name = f"trace-{time}-w{self._worker}-{os.getpid()}-{self._serial:06}{SUFFIX}"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
         # What people write to each other: not for every account of the machine.
         self._descriptor = os.open(self._directory / name, flags, 0o640)
         self._size = 0
         self._torn = False
-        old = sorted(self._directory.glob(f"trace-*-w{self._worker}-*{SUFFIX}"))
-        for path in old[: -self._max_files]:
+        with contextlib.suppress(OSError):  # writing goes on
+            self._remove_oldest(name)
+
+    def _remove_oldest(self, current: str) -> None:
+        """Remove the oldest files of this worker's number; those of a later date come first.
+
+        A file dated later than `current` is from before it: the clock was wrong then.  Were it the
+        newest instead, the current file would be removed, and everything written to it lost.
+        """
+        is_ours = re.compile(rf"trace-\d{{8}}T\d{{6}}\.\d{{6}}-w{self._worker}-\d+-\d+\.jsonl")
+        with os.scandir(self._directory) as entries:
+            found = [
+                each.name
+                for each in entries
+                if is_ours.fullmatch(each.name) and not each.is_dir(follow_symlinks=False)
+            ]
+        found.sort(key=lambda name: (name <= current, name))
+        for name in found[: -self._max_files]:
             with contextlib.suppress(OSError):
-                path.unlink()
+                (self._directory / name).unlink()
 
     def _close_file(self) -> None:
         if self._descriptor >= 0:
@@ -115,7 +149,7 @@ class RotatingFiles:
 
 
 def _make_directory(directory: Path) -> None:
-    """Make a directory, and those above it, for the owner and the group only, whatever the mask."""
+    """Make a directory, and those above it, for owner and group only, whatever the umask is."""
     if directory.is_dir():
         return
     _make_directory(directory.parent)

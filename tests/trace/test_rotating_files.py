@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+from datetime import datetime, tzinfo
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,56 @@ class TestFiles:
         assert [json.loads(path.read_text())["number"] for path in paths] == [7, 8, 9]
         assert paths[0].stat().st_mode & 0o777 == 0o640
         assert others.exists()
+
+    def test_files_of_a_later_date_are_the_oldest(self, tmp_path: Path) -> None:
+        """The clock was wrong when they were written, so that they are from before all others."""
+        later = [tmp_path / f"trace-2999010{day}T000000.000000-w1-1-1.jsonl" for day in (1, 2, 3)]
+        before = tmp_path / "trace-20200101T000000.000000-w1-1-1.jsonl"
+        for path in (*later, before):
+            path.touch()
+            os.utime(path, (32e9, 32e9))
+        files = RotatingFiles(tmp_path, 1, 100, 3)
+        for number in range(3):
+            write(files, b'{"number":%d%s}\n' % (number, b" " * 60))
+        files.close()
+        written = [json.loads(path.read_text())["number"] for path in sorted(tmp_path.iterdir())]
+        assert (written, files.lost) == ([0, 1, 2], 0)
+
+    def test_a_clock_that_goes_back_does_not_remove_what_was_just_written(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Clock(datetime):
+            hours = 24
+
+            @classmethod
+            def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
+                cls.hours -= 1
+                return datetime(2026, 1, 1, cls.hours, tzinfo=tz)
+
+        monkeypatch.setattr(files_module, "datetime", Clock)
+        files = RotatingFiles(tmp_path, 1, 100, 3)
+        for number in range(10):
+            write(files, b'{"number":%d%s}\n' % (number, b" " * 60))
+        files.close()
+        written = [json.loads(path.read_text())["number"] for path in sorted(tmp_path.iterdir())]
+        assert (written, files.lost) == ([7, 8, 9], 0)
+
+    def test_only_trace_files_are_removed(self, tmp_path: Path) -> None:
+        kept = [
+            tmp_path / "trace-20200101T000000.000000-w1-1-1-of-the-customer.jsonl",
+            tmp_path / "trace-for-me-w1-x.jsonl",
+            tmp_path / "trace-20200101T000000.000000-w11-1-1.jsonl",
+        ]
+        for path in kept:
+            path.touch()
+        directory = tmp_path / "trace-20200101T000000.000000-w1-1-1.jsonl"
+        directory.mkdir()
+        files = RotatingFiles(tmp_path, 1, 100, 1)
+        for _ in range(3):
+            write(files, b"%s\n" % (b" " * 90))
+        files.close()
+        assert len(list(tmp_path.iterdir())) == len(kept) + 2
+        assert all(path.exists() for path in (*kept, directory))
 
     @pytest.mark.parametrize("umask", [0, 0o077])
     def test_a_new_directory_is_not_for_everybody(self, umask: int, tmp_path: Path) -> None:
