@@ -16,7 +16,7 @@ from smtpproxy.metrics.exposition import Exposition
 from smtpproxy.metrics.snapshot import MetricsSnapshot
 from smtpproxy.trace import html_page, pcapng
 from smtpproxy.trace.content_capture import CaptureMode
-from smtpproxy.trace.reader import closed_sessions, files_of, session_of
+from smtpproxy.trace.reader import TraceReader, files_of
 from smtpproxy.trace.recorder import TraceRecorder
 from smtpproxy.trace.rotating_files import RotatingFiles
 from tests.support.observed_session import Later, Watched
@@ -153,9 +153,12 @@ def all_that_leaves(
     trace.close()
     recent.look()
     paths = files_of(directory)
-    (closed,) = closed_sessions(paths, lambda _: None)
-    found = session_of(paths, closed.session)
-    assert found is not None
+    reader = TraceReader(directory)
+    found_all = list(reader.closed_sessions())
+    assert not reader.problems.count, reader.problems
+    ((closed, _),) = found_all
+    found = TraceReader(directory).session(closed.session)
+    assert not reader.problems.count
     snapshot = MetricsSnapshot()
     metrics.put_into(snapshot)
     return {

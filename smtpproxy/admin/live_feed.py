@@ -111,8 +111,8 @@ class LiveFeed:
         for item in snapshot.lists.get("sessions", []):
             session = cast("dict[str, Any]", item)
             kept = KeptSession(msgspec.json.encode(session), not session["reason"])
-            if self._sessions.get(session["id"]) != kept:
-                self._keep(session["id"], kept)
+            if self._sessions.get(session["session"]) != kept:
+                self._keep(session["session"], kept)
                 changed.append(kept)
         changed += self._leave_lost(set(snapshot.lists.get("open_sessions", [])))
         while len(self._sessions) > KEPT_SESSIONS or self._bytes > KEPT_BYTES:

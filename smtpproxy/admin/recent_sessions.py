@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from smtpproxy.core.exchange import Exchange
 from smtpproxy.core.observer import ConnectionEnds, Endpoint, SessionSummary
+from smtpproxy.log.session_log import ip_and_port
 from smtpproxy.text.escaping import text_of
 from smtpproxy.trace import records
 
@@ -45,7 +46,7 @@ class RecentTransaction(Struct):
     to: list[str]
     accepted: int
     refused: int
-    size: int
+    size_bytes: int
     reply: str
 
 
@@ -67,7 +68,7 @@ class RecentSessions:
         self,
         session: str,
         listener: str,
-        backend: str,  # noqa: ARG002
+        backend: str,
         client: str,
     ) -> "RecentSession | None":
         """Begin to keep a session, if not enough of this second are kept already."""
@@ -77,7 +78,7 @@ class RecentSessions:
         if self._taken >= PER_SECOND:
             return None
         self._taken += 1
-        kept = RecentSession(session, listener, client, now + self.offset, self)
+        kept = RecentSession(session, listener, backend, client, now + self.offset, self)
         self._sessions[session] = kept
         if len(self._sessions) > KEPT_SESSIONS:
             self._drop()
@@ -134,6 +135,7 @@ class RecentSession:
     """Keeps one session."""
 
     __slots__ = (
+        "_backend",
         "_client",
         "_commands",
         "_connected",
@@ -157,10 +159,17 @@ class RecentSession:
     content = None
 
     def __init__(
-        self, session: str, listener: str, client: str, opened: float, sample: RecentSessions
+        self,
+        session: str,
+        listener: str,
+        backend: str,
+        client: str,
+        opened: float,
+        sample: RecentSessions,
     ) -> None:
         self._id = session
         self._listener = listener
+        self._backend = backend
         self._client = client
         self._opened = opened
         self._offset = sample.offset
@@ -262,19 +271,22 @@ class RecentSession:
         """Return it as the page needs it, in plain values."""
         self.changed = False
         summary, connected = self._summary, self._connected
+        client_ip, client_port = ip_and_port(self._client)
         missing = self._commands - len(self._first) - len(self._last)
         gap = [records.Gap(self._id, missing)] if missing else []
         told: dict[str, object] = {
-            "id": self._id,
+            "session": self._id,
             "opened": self._opened,
             "listener": self._listener,
-            "client": self._client,
+            "backend": self._backend,
+            "client_ip": client_ip,
+            "client_port": client_port,
             "server": connected.server if connected else "",
             "tls": {each.side: each.version for each in self._noted if each.version},
             "reason": summary.reason if summary else "",
-            "seconds": summary.seconds if summary else 0.0,
-            "saved": self._saved,
-            "octets": self._octets,
+            "duration_s": summary.seconds if summary else 0.0,
+            "round_trips_saved": self._saved,
+            "content_bytes": self._octets,
             "messages": self._messages,
             "transactions": list(self._transactions),
             "records": [

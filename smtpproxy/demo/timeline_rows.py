@@ -96,8 +96,8 @@ class GroupLabeller:
         self._in_content = False
         self._awaited.append("end of data")
         if len(content) == 3:
-            return Label(".", ". (an empty message)", COMMAND)
-        return Label("content .", f"content, {len(content) - 3} octets, and .", COMMAND)
+            return Label("end of data", "end of data, of an empty message", COMMAND)
+        return Label("end of data", f"content, {len(content) - 3} bytes, end of data", COMMAND)
 
     def _command(self, line: bytes) -> Label:
         label = command_label(line)

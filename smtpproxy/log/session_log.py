@@ -60,15 +60,21 @@ def session_fields(
 
     `client` is `192.0.2.1:4711`, `[2001:db8::1]:4711`, or `unix`.
     """
-    host, colon, port = client.rpartition(":")
+    client_ip, client_port = ip_and_port(client)
     return {
         "session": session,
-        "client_ip": host.strip("[]") if colon else None,
-        "client_port": int(port) if colon else None,
+        "client_ip": client_ip,
+        "client_port": client_port,
         "listener": listener,
         "backend": backend,
         "server": server,
     }
+
+
+def ip_and_port(client: str) -> tuple[str | None, int | None]:
+    """Return the two parts of a client's address; None for each if it is `unix`."""
+    host, colon, port = client.rpartition(":")
+    return (host.strip("[]"), int(port)) if colon else (None, None)
 
 
 class SessionLog:

@@ -55,7 +55,7 @@ class TransactionSummary:
     def __init__(self, mail: Exchange) -> None:
         self._mail = _kept(mail.line)
         self._began = mail.framed
-        self._replied = mail.replied
+        self._replied = mail.replied or mail.framed
         self._accepted: list[bytes] = []
         self._refused: list[bytes] = []
         self._refusals: list[bytes] = []  # the replies to them
@@ -70,7 +70,7 @@ class TransactionSummary:
     def add(self, exchange: Exchange) -> None:
         """Take in the next exchange of the transaction."""
         self._octets += exchange.octets
-        self._replied = exchange.replied
+        self._replied = exchange.replied or self._replied
         if len(self._pipelined) < KEPT_COMMANDS:
             self._pipelined.append(exchange.pipelined)
         if exchange.verb.role == verbs.RCPT:

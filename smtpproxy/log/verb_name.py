@@ -4,11 +4,14 @@ from smtpproxy.core import verbs
 from smtpproxy.core.exchange import Exchange
 from smtpproxy.text.escaping import text_of
 
-VERB_NAMES = {verb.name: verb.name.decode() for verb in (*verbs.ROWS, verbs.END_OF_DATA_ROW)}
+END_OF_DATA = "end_of_data"
+"""The name of message content with its end of data."""
+VERB_NAMES = {verb.name: verb.name.decode() for verb in verbs.ROWS}
+VERB_NAMES[verbs.END_OF_DATA_ROW.name] = END_OF_DATA
 """Verb -> its name as text; most exchanges need no more."""
 _ROLES = {
     verbs.GREETING: "greeting",
-    verbs.AUTH: "auth-line",
+    verbs.AUTH: "auth_line",
     verbs.UNSOLICITED: "unasked",
 }
 

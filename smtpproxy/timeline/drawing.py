@@ -107,9 +107,9 @@ def _with_waits(rows: list[Row]) -> list[Row]:
 def _elided(rows: list[Row], period: int) -> list[Row]:
     """Leave out the middle of each long run of alike rows, or of alike pairs of rows."""
     shown: list[Row] = []
-    at = 0
+    at = end = 0
     while at < len(rows):
-        end = at
+        end = max(at, end)  # the run may have begun before
         while end + period < len(rows) and rows[end].alike == rows[end + period].alike:
             end += 1
         times = (end - at) // period + 1
@@ -141,7 +141,7 @@ class _Lanes:
     def of(cls, width: int, *, proxied: bool) -> "_Lanes":
         if not proxied:
             return cls(width - 2, 0)
-        mta = 20 + max(0, width - 69) // 3
+        mta = 20 + max(0, width - 69) * 7 // 13
         return cls(width - 3 - mta, mta)
 
     def header(self) -> Text:

@@ -1,12 +1,18 @@
-"""A session as a page of its own: the picture of the live page, and nothing from outside."""
+"""A session as a page of its own: the picture of the live page, and nothing from outside.
+
+Content of messages is not in it: the picture does not show it.
+"""
 
 import re
+from copy import copy
 from html import escape
 from importlib.resources import files
 
 import msgspec
+from msgspec.structs import replace
 
 from smtpproxy.trace.reader import RecordedSession, for_people
+from smtpproxy.trace.records import Gap
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
@@ -22,9 +28,13 @@ drawSession(document.getElementById("picture"), records);
 """
 
 
+FIRST_EXCHANGES, LAST_EXCHANGES = 4000, 1000
+"""How many exchanges the page has; a browser takes long to draw more."""
+
+
 def page(session: RecordedSession) -> str:
-    """Return the page; whatever peers sent stands in it as data, never as markup."""
-    session = for_people(session)
+    """Return the page; what peers sent is data in it, never markup."""
+    session = for_people(_drawn(session))
     static = files("smtpproxy.admin") / "static"
     records = msgspec.json.encode(session.records).decode()
     return _fill(
@@ -33,6 +43,19 @@ def page(session: RecordedSession) -> str:
         script=(static / "timeline.js").read_text(encoding="utf-8"),
         records=records.replace("<", "\\u003c").replace("\u2028", "\\u2028"),
     )
+
+
+def _drawn(session: RecordedSession) -> RecordedSession:
+    """Return what is drawn of a session."""
+    exchanges = [replace(each, content="", content_received="") for each in session.exchanges]
+    missing = len(exchanges) - FIRST_EXCHANGES - LAST_EXCHANGES
+    drawn = copy(session)
+    drawn.exchanges = exchanges
+    if missing > 0:
+        not_kept = session.gap.exchanges if session.gap else 0
+        drawn.exchanges = exchanges[:FIRST_EXCHANGES] + exchanges[-LAST_EXCHANGES:]
+        drawn.gap, drawn.before_gap = Gap(session.id, not_kept + missing), FIRST_EXCHANGES
+    return drawn
 
 
 def _fill(**parts: str) -> str:

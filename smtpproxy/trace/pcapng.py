@@ -1,7 +1,7 @@
-"""A session as a capture file: both connections as TCP streams, for Wireshark and its kin.
+"""A session as a capture file: both connections as TCP streams, for Wireshark.
 
-The octets are those inside TLS, if there was any.  There were other packets on the wire: these are
-made of what was recorded, one for each group.  Format: draft-ietf-opsawg-pcapng.
+The bytes are those inside TLS, if there was any.  The packets are not those of the wire: one is
+made for each group that was recorded.  Format: draft-ietf-opsawg-pcapng.
 """
 
 import struct
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from itertools import groupby
 
+from smtpproxy.log.verb_name import END_OF_DATA
 from smtpproxy.text.escaping import octets_of
 from smtpproxy.trace.reader import RecordedSession
 from smtpproxy.trace.records import Exchanged
@@ -17,7 +18,9 @@ from smtpproxy.trace.records import Exchanged
 RAW_IP = 101
 SEGMENT_OCTETS = 16384
 SMTP_PORTS = (25, 587)
-CONTENT = (".", "BDAT")
+FILLER_OCTETS = 64 * 1024 * 1024
+"""How much of a capture stands for BDAT payload that was not recorded, all chunks together."""
+CONTENT = (END_OF_DATA, "BDAT")
 """Exchanges that have content or a payload."""
 COMMENT = (
     "Made from a trace of smtpproxy. Server ports that are not those of SMTP are shown as 25; "
@@ -29,11 +32,14 @@ Address = IPv4Address | IPv6Address
 
 @dataclass(slots=True)
 class StreamEnd:
-    """One end of a connection, and what it has sent so far."""
+    """One end of a connection."""
 
     address: Address
+    """Its IP address."""
     port: int
+    """Its TCP port."""
     sequence: int = 1000
+    """The sequence number of the next octet that it sends."""
 
 
 @dataclass(slots=True)
@@ -52,16 +58,23 @@ class Stream:
             *(source.port, target.port, source.sequence, acknowledged, 5 << 4, flags, 65535, 0, 0),
         )
         source.sequence += len(octets) + bool(flags & (SYN | FIN))
+        source.sequence &= 0xFFFFFFFF
         return _ip(source.address, target.address, header + octets)
 
 
 def capture(session: RecordedSession) -> bytes:
-    """Return the capture file of a session; raises ValueError if it never got to a server."""
+    """Return the capture file of a session.
+
+    Raises:
+        ValueError: The session has no connection to a server.
+    """
     ends = session.connected
     if ends is None:
-        raise ValueError("the session never had a connection to a server")
-    outer = Stream(_end(ends.client_end), _end(ends.listener_end, server=True))
-    inner = Stream(_end(ends.proxy_end), _end(ends.server_end, server=True))
+        raise ValueError(
+            "the session has no connection to a server, so there is nothing to capture"
+        )
+    outer = Stream(_end(ends.client_address), _end(ends.listener_address, server=True))
+    inner = Stream(_end(ends.proxy_address), _end(ends.server_address, server=True))
     packets: list[tuple[float, bytes]] = []
     packets += _opening(outer, session.began)
     packets += _opening(inner, ends.at)
@@ -88,19 +101,22 @@ def _opening(stream: Stream, at: float) -> Iterator[tuple[float, bytes]]:
 
 def _said(session: RecordedSession) -> Iterator[tuple[float, bool, bool, bytes]]:
     """Yield time, on the inner connection, from the client of that connection, octets."""
+    chunks = sum(each.verb == "BDAT" for each in session.exchanges)
+    room = FILLER_OCTETS // max(1, chunks)
     asked = [each for each in session.exchanges if each.verb not in {"greeting", "unasked"}]
     for framed, group in groupby(asked, lambda each: each.framed):
-        yield framed, False, True, b"".join(client_octets(each) for each in group)
+        yield framed, False, True, b"".join(client_octets(each, room) for each in group)
     for each in session.exchanges:
         for step in each.steps:
-            line = octets_of(step.line) + b"\r\n"
-            yield step.sent, True, True, command_octets(each) if each.verb in CONTENT else line
+            line = octets_of(step.command) + b"\r\n"
+            sent = command_octets(each, room) if each.verb in CONTENT else line
+            yield step.sent, True, True, sent
             if step.replied:
                 yield step.replied, True, False, octets_of(step.reply) + b"\r\n"
         if each.steps:
             continue
         if each.sent:
-            yield each.sent, True, True, command_octets(each)
+            yield each.sent, True, True, command_octets(each, room)
         if each.replied and (each.sent or each.verb in {"greeting", "unasked"}):
             yield each.replied, True, False, octets_of(each.reply) + b"\r\n"
     answered = [each for each in session.exchanges if each.flushed]
@@ -108,31 +124,40 @@ def _said(session: RecordedSession) -> Iterator[tuple[float, bool, bool, bytes]]
         yield flushed, False, False, b"".join(octets_of(e.reply) + b"\r\n" for e in replies)
 
 
-def client_octets(exchange: Exchanged) -> bytes:
-    """Return what the client sent for an exchange, where that is known."""
-    if exchange.came:
-        return octets_of(exchange.came)
-    octets = command_octets(exchange)
+def client_octets(exchange: Exchanged, room: int = FILLER_OCTETS) -> bytes:
+    """Return what the client sent for an exchange, where that is known; see `command_octets`."""
+    if exchange.content_received:
+        return octets_of(exchange.content_received)
+    octets = command_octets(exchange, room)
     if exchange.bare_lf:
-        line = octets_of(exchange.line)
+        line = octets_of(exchange.command)
         return line + b"\n" + octets[len(line) + 2 :]
-    if not octets and exchange.violation is not None and exchange.violation.by == "client":
-        return octets_of(exchange.violation.octets)
+    if not octets and exchange.violation is not None and exchange.violation.side == "client":
+        return octets_of(exchange.violation.bytes)
     return octets
 
 
-def command_octets(exchange: Exchanged) -> bytes:
-    """Return what went to the backend; content that was not recorded is told, not shown."""
-    line = octets_of(exchange.line) + b"\r\n" if exchange.line else b""
+def command_octets(exchange: Exchanged, room: int = FILLER_OCTETS) -> bytes:
+    """Return what was sent to the backend.
+
+    For content that was not recorded, a line gives its size.  Payload of BDAT is filled up, so that
+    Wireshark finds the next command after it.
+
+    Args:
+        exchange: The exchange.
+        room: How many octets payload is filled up to at most.
+    """
+    line = octets_of(exchange.command) + b"\r\n" if exchange.command else b""
     if exchange.verb not in CONTENT:
         return line
     content = octets_of(exchange.content)
     if exchange.verb == "BDAT":
-        return line + content.ljust(exchange.octets, b"-")[: exchange.octets]
-    if content and not exchange.cut:
+        size = min(exchange.content_bytes, max(len(content), room))
+        return line + content.ljust(size, b"-")[:size]
+    if content and not exchange.content_cut:
         return content
     end = content.rfind(b"\n") + 1
-    told = b"[%d octets of content, of which %d were recorded]\r\n" % (exchange.octets, end)
+    told = b"[%d bytes of content, of which %d were recorded]\r\n" % (exchange.content_bytes, end)
     return content[:end] + told + b".\r\n"
 
 
@@ -142,6 +167,8 @@ def _end(name: str, *, server: bool = False) -> StreamEnd:
         address, number = ip_address(host.strip("[]").partition("%")[0]), int(port)
     except ValueError:  # a Unix socket
         address, number = ip_address("127.0.0.1"), 40000
+    if not 0 <= number <= 65535:
+        number = 40000
     if server and number not in SMTP_PORTS:
         number = 25
     return StreamEnd(address, number)

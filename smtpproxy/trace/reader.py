@@ -1,13 +1,19 @@
 """Reading trace files: which sessions there are, and all of one.
 
-Only the lines that are asked for are decoded; the others are passed over at the speed of memory, so
-that a list of a gigabyte takes seconds.  A line that is torn or strange is passed over too.
+A trace file may come from anybody.  It is read in blocks, so that it may be of any size, grow, be
+cut short or be removed meanwhile; only regular files are read, each record is checked, and a
+session takes bounded memory.  What cannot be read is counted and named, and reading goes on.
+
+Lines that are not asked for are only checked to be whole, at the speed of memory, so that a list of
+a gigabyte takes seconds.
 """
 
-import contextlib
-import mmap
+import os
+import stat
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,47 +21,87 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from smtpproxy.text.escaping import printable
+from smtpproxy.text.escaping import printable, shortened
 from smtpproxy.trace.records import (
+    VERSION,
     Closed,
     Connected,
     Exchanged,
+    FileHeader,
     Gap,
-    GaveUp,
     Noted,
     Opened,
     Record,
+    ServerGivenUp,
     decode,
 )
 
-CLOSED = b'{"what":"closed"'
-OF_LINES = frozenset(("reply", "content", "came"))
+BLOCK_BYTES = 1024 * 1024
+LINE_BYTES = 32 * 1024 * 1024
+"""A longer line ends the reading of its file."""
+SHORT_LINE_BYTES = 1024 * 1024
+"""The longest line of a record that is no exchange."""
+SESSION_BYTES, SESSION_RECORDS = 64 * 1024 * 1024, 100_000
+"""How much is read of one session, as it is in the files."""
+PROBLEMS_NAMED = 5
+"""How many problems are described; the others are counted."""
+OTHERS_NAMED = 5
+OF_LINES = frozenset(("reply", "content", "content_received"))
 """The fields of records that have lines, with CRLF between them; every other one is one line."""
+COMPRESSED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ", b"BZh")
+"""How files of gzip, zstd, xz and bzip2 begin."""
 Progress = Callable[[int], object]
-"""Is told how many octets more have been read."""
+"""Is called with the number of bytes that have been read since the last call."""
 AnyRecord = TypeVar("AnyRecord", bound=Struct)
 
 
 @dataclass(slots=True)
-class RecordedSession:
-    """One session as it was recorded; what is not there, is None.
+class Problems:
+    """What could not be read."""
 
-    before_gap: how many of the exchanges come ahead of the gap, if there is one.
-    """
+    count: int = 0
+    """How many records or files."""
+    first: list[str] = field(default_factory=list)
+    """The first of them, each with its file, its line, and what is wrong."""
+
+    def add(self, path: Path, line: int, what: object) -> None:
+        """Count a problem; line 0 is that of the whole file."""
+        self.count += 1
+        if len(self.first) < PROBLEMS_NAMED:
+            where = f", line {line}" if line else ""
+            self.first.append(f"{path}{where}: {shortened(str(what), 200)}")
+
+
+@dataclass(slots=True)
+class RecordedSession:
+    """One session as it was recorded; what is not there is None."""
 
     id: str
+    """The session's id."""
     opened: Opened | None = None
+    """Its first record."""
     connected: Connected | None = None
-    gave_up: list[GaveUp] = field(default_factory=list)
+    """Its connection to a server."""
+    gave_up: list[ServerGivenUp] = field(default_factory=list)
+    """Servers that were not reached."""
     noted: list[Noted] = field(default_factory=list)
+    """Events besides the dialogue."""
     exchanges: list[Exchanged] = field(default_factory=list)
+    """The dialogue."""
     closed: Closed | None = None
+    """Its last record."""
     gap: Gap | None = None
+    """How many exchanges are missing, if some are."""
     before_gap: int = 0
+    """How many of the exchanges come before the gap."""
+    read_bytes: int = 0
+    """How many bytes its records take in the files."""
+    left_out: int = 0
+    """How many records were left out because there are too many."""
 
     @property
     def records(self) -> list[Record]:
-        """All records of it, in order."""
+        """All its records, in order."""
         found: list[Record] = [
             each for each in (self.opened, *self.gave_up, self.connected) if each
         ]
@@ -73,46 +119,257 @@ class RecordedSession:
         return self.exchanges[0].framed if self.exchanges else 0.0
 
 
-def files_of(directory: Path) -> list[Path]:
-    """Return the trace files of a directory, in order of time; a file stands for itself."""
-    if directory.is_file():
-        return [directory]
-    return sorted(directory.glob("trace-*.jsonl"))
+class TraceReader:
+    """Reads the trace files of a directory, or one file.
 
+    Args:
+        path: The directory, or the file.
+        progress: Is called as reading goes on.
 
-def octets_of_all(paths: list[Path]) -> int:
-    """Return the size of all files."""
-    return sum(path.stat().st_size for path in paths)
+    Raises:
+        OSError: The directory cannot be read.
+    """
 
+    problems: Problems
+    """What could not be read so far."""
+    size: int
+    """The size of all files in bytes."""
 
-def closed_sessions(paths: list[Path], progress: Progress) -> Iterator[Closed]:
-    """Yield the last record of each session that is over, in order of its end."""
-    for path in paths:
-        for record in _matching(path, CLOSED, progress):
+    def __init__(self, path: Path, progress: Progress = lambda _: None) -> None:
+        self.problems = Problems()
+        self._files = [TraceFile(each, self.problems) for each in files_of(path)]
+        self.size = sum(each.size for each in self._files)
+        self.progress = progress
+
+    @property
+    def failed(self) -> bool:
+        """Whether there are files, and none of them could be read."""
+        return bool(self._files) and all(each.refused for each in self._files)
+
+    def closed_sessions(self) -> Iterator[tuple[Closed, int]]:
+        """Yield the last record of each session that is over, and how many bytes it takes."""
+        for record, size in self._records(b'{"what":"closed"'):
             if isinstance(record, Closed):
-                yield record
+                yield record, size
+
+    def session(self, name: str) -> RecordedSession:
+        """Return a session by its id, or by the begin of it.
+
+        Raises:
+            ValueError: There is no such session, or there are several.
+        """
+        found: RecordedSession | None = None
+        others: set[str] = set()
+        for record, size in self._records(b'"session":"' + name.encode(errors="replace")):
+            if not record.session.startswith(name):
+                continue
+            if found is None or record.session == name != found.id:
+                found = RecordedSession(record.session)
+            if record.session == found.id:
+                _add_bounded(found, record, size)
+            elif len(others) < OTHERS_NAMED:
+                others.add(record.session)
+        if found is None:
+            raise ValueError(f"no session {name}")
+        if found.id != name and others:
+            several = ", ".join(sorted({found.id, *others}))
+            raise ValueError(f"several sessions begin with {name}: {several}")
+        return found
+
+    def _records(self, wanted: bytes) -> Iterator[tuple[Record, int]]:
+        for file in self._files:
+            yield from file.records(wanted, self.progress, to_the_end=True)
 
 
-def session_of(paths: list[Path], name: str) -> RecordedSession | None:
-    """Return a session by its id, or by the begin of it; None if there is none such."""
-    session: RecordedSession | None = None
-    for path in paths:
-        for record in _matching(path, b'"session":"' + name.encode(), lambda _: None):
-            if session is None:
-                session = RecordedSession(record.session)
-            if record.session == session.id:
-                add(session, record)
-    return session
+def files_of(path: Path) -> list[Path]:
+    """Return the trace files of a directory, in order of time; a file stands for itself.
+
+    Raises:
+        OSError: The directory cannot be read.
+    """
+    if not path.is_dir():
+        return [path]
+    names = (each.name for each in os.scandir(path))
+    return [path / each for each in sorted(names) if each.startswith("trace-") and ".jsonl" in each]
+
+
+class _RefusedError(Exception):
+    """A file is not read any further."""
+
+
+class TraceFile:
+    """One trace file; each call of `records` goes on where the one before ended.
+
+    Args:
+        path: The file.
+        problems: Takes what cannot be read.
+    """
+
+    refused: bool
+    """The file could not be read, or not to its end."""
+
+    def __init__(self, path: Path, problems: Problems) -> None:
+        self._path = path
+        self._problems = problems
+        self._position = self._lines = 0  # bytes and lines that were read
+        self.refused = False
+
+    @property
+    def size(self) -> int:
+        """How many bytes it has, 0 if it cannot be read."""
+        try:
+            return self._path.stat().st_size
+        except OSError:
+            return 0
+
+    def records(
+        self, wanted: bytes, progress: Progress = lambda _: None, *, to_the_end: bool = False
+    ) -> Iterator[tuple[Record, int]]:
+        """Yield the records whose line has some bytes, and how many bytes each takes.
+
+        Args:
+            wanted: The bytes.
+            progress: Is called as reading goes on.
+            to_the_end: Read a last line without an end, too; else it is left for the next call.
+        """
+        if self.refused:
+            return
+        try:
+            with closing(_opened(self._path)) as file:
+                size = os.fstat(file.fileno()).st_size  # what is appended meanwhile is not read
+                if size < self._position:  # it was cut short, or is another one
+                    self._position = self._lines = 0
+                if not self._position and size:
+                    self._check_header(os.pread(file.fileno(), 4096, 0))
+                file.seek(self._position)
+                for block in self._blocks(file, size - self._position, to_the_end):
+                    yield from self._records_in(block, wanted)
+                    self._position += len(block)
+                    self._lines += block.count(b"\n")
+                    progress(len(block))
+        except FileNotFoundError as error:
+            if self._path.is_symlink():
+                self._refuse(error.strerror)  # else it was the oldest, and has been removed
+        except OSError as error:
+            self._refuse(error.strerror)
+        except _RefusedError as error:
+            self._refuse(error)
+
+    def _refuse(self, what: object) -> None:
+        self.refused = True
+        self._problems.add(self._path, 0, what)
+
+    def _check_header(self, head: bytes) -> None:
+        if head.startswith(COMPRESSED):
+            raise _RefusedError("it is compressed: decompress it first")
+        try:
+            header = decode(head[: head.find(b"\n") + 1])
+        except msgspec.DecodeError:
+            header = None
+        if not isinstance(header, FileHeader):
+            raise _RefusedError("it is no trace file: its first line has no version")
+        _check_version(header)
+
+    def _blocks(self, file: FileIO, size: int, to_the_end: bool) -> Iterator[bytes]:
+        """Yield whole lines, about a block at a time, of the next so many bytes."""
+        rest = bytearray()
+        while size > 0:
+            read = file.read(min(size, BLOCK_BYTES))
+            if not read:
+                raise _RefusedError("it was cut short while it was read")
+            size -= len(read)
+            end = read.rfind(b"\n") + 1
+            if end:
+                yield bytes(rest) + read[:end]
+                rest.clear()
+            rest += read[end:]
+            if len(rest) > LINE_BYTES:
+                raise _RefusedError(
+                    f"line {self._lines + 1} is longer than {LINE_BYTES >> 20} MiB; "
+                    "the file was read up to it"
+                )
+        if rest and to_the_end:
+            yield bytes(rest)
+
+    def _records_in(self, block: bytes, wanted: bytes) -> Iterator[tuple[Record, int]]:
+        number, counted = self._lines + 1, 0
+        for begin, end in _lines_with(wanted if _is_whole(block) else b"", block):
+            number, counted = number + block.count(b"\n", counted, begin), begin
+            line = block[begin:end]
+            try:
+                record = decode(line)
+                _check_length(record, len(line))
+            except (msgspec.DecodeError, ValueError) as error:
+                self._problems.add(self._path, number, error)
+                continue
+            if isinstance(record, FileHeader):
+                _check_version(record)
+            elif wanted in line:
+                yield record, len(line)
+
+
+def _opened(path: Path) -> FileIO:
+    # Without O_NONBLOCK, to open a FIFO waits for its writer.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return FileIO(descriptor, "rb")
+    os.close(descriptor)
+    raise _RefusedError("it is no regular file")
+
+
+def _check_version(header: FileHeader) -> None:
+    if header.version != VERSION:
+        raise _RefusedError(
+            f"its records have version {header.version}, and this smtpproxy reads version {VERSION}"
+        )
+
+
+def _check_length(record: Record | FileHeader, size: int) -> None:
+    if size > SHORT_LINE_BYTES and not isinstance(record, Exchanged):
+        raise ValueError(f"the record is longer than {SHORT_LINE_BYTES >> 20} MiB")
+
+
+def _is_whole(block: bytes) -> bool:
+    """Tell whether all lines begin and end as records do, and none is a header."""
+    between = block.count(b'}\n{"what":"')
+    return (
+        block.startswith(b'{"what":"')
+        and block.endswith(b"}\n")
+        and between == block.count(b"\n") - 1
+        and b'{"what":"trace_file"' not in block
+    )
+
+
+def _lines_with(wanted: bytes, block: bytes) -> Iterator[tuple[int, int]]:
+    """Yield begin and end of each line that has these bytes."""
+    at = block.find(wanted)
+    while 0 <= at < len(block):
+        begin = block.rfind(b"\n", 0, at) + 1
+        end = block.find(b"\n", at)
+        if end < 0:
+            end = len(block)
+        yield begin, end
+        at = block.find(wanted, end + 1)
+
+
+def _add_bounded(session: RecordedSession, record: Record, size: int) -> None:
+    count = len(session.exchanges) + len(session.noted) + len(session.gave_up)
+    is_full = session.read_bytes + size > SESSION_BYTES or count >= SESSION_RECORDS
+    if is_full and not isinstance(record, Closed):
+        session.left_out += 1
+    else:
+        session.read_bytes += size
+        add(session, record)
 
 
 def add(session: RecordedSession, record: Record) -> None:
-    """Put a record where it belongs."""
+    """Put a record of a session where it belongs."""
     match record:
         case Opened():
             session.opened = record
         case Connected():
             session.connected = record
-        case GaveUp():
+        case ServerGivenUp():
             session.gave_up.append(record)
         case Noted():
             session.noted.append(record)
@@ -126,14 +383,14 @@ def add(session: RecordedSession, record: Record) -> None:
 
 def for_people(session: RecordedSession) -> RecordedSession:
     """Return a session with all of its records as people may see them."""
-    shown = RecordedSession(printable(session.id))
+    shown = RecordedSession(printable(session.id), left_out=session.left_out)
     for record in session.records:
         add(shown, printable_record(record))
     return shown
 
 
 def printable_record(record: AnyRecord) -> AnyRecord:
-    """Return a record with each of its texts printable: whoever wrote the file, or is in it."""
+    """Return a record with each of its texts printable, whatever is in the file."""
     values = {
         name: _printable(getattr(record, name), of_lines=name in OF_LINES)
         for name in record.__struct_fields__
@@ -150,23 +407,3 @@ def _printable(value: object, *, of_lines: bool) -> object:
     if isinstance(value, list | tuple):
         return [_printable(each, of_lines=of_lines) for each in value]
     return value
-
-
-def _matching(path: Path, octets: bytes, progress: Progress) -> Iterator[Record]:
-    """Yield the records whose line has these octets."""
-    with path.open("rb") as file:
-        if not path.stat().st_size:
-            return
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
-            told = 0
-            at = text.find(octets)
-            while at >= 0:
-                begin = text.rfind(b"\n", 0, at) + 1
-                end = text.find(b"\n", at)
-                end = end if end >= 0 else len(text)
-                with contextlib.suppress(msgspec.DecodeError):
-                    yield decode(text[begin:end])
-                progress(end - told)
-                told = end
-                at = text.find(octets, end)
-            progress(len(text) - told)

@@ -8,6 +8,7 @@ are gathered and written by a thread, so that no disk ever holds up the mail.
 from collections.abc import Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_address
 
+from smtpproxy.log.session_log import ip_and_port
 from smtpproxy.trace.content_capture import CaptureMode, ContentCapture
 from smtpproxy.trace.record_writer import Later, Writer
 from smtpproxy.trace.rotating_files import RotatingFiles
@@ -73,11 +74,10 @@ class TraceRecorder:
         return SessionRecorder(self.writer, captured, flight, session, listener, backend, client)
 
     def _is_wanted(self, client: str) -> bool:
-        host = client.rpartition(":")[0].strip("[]")
-        try:
-            address = ip_address(host.partition("%")[0])
-        except ValueError:
+        client_ip, _ = ip_and_port(client)
+        if client_ip is None:
             return False
+        address = ip_address(client_ip.partition("%")[0])
         return any(address in network for network in self._networks)
 
     def server_changed(self, backend: str, server: str, up: bool, reason: str) -> None:

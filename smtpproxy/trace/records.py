@@ -1,19 +1,23 @@
-"""Records: what trace files hold and what the page is sent, one JSON object for each.
+"""Records: what trace files hold and what the live page gets, one JSON object for each.
 
-A session is `opened`, `connected`, any number of `exchange` and `closed`, all with its id; what is
-`noted` stands where it happened.  Times are seconds since 1970, of one clock that never goes back
-within a worker; 0 or left out is what has not happened.  Text of peers is that of
+A session is `opened`, `connected`, any number of `exchange`, and `closed`, all with its id; `noted`
+records come where it happened.  Moments (`at`, `opened`, `framed`, `sent`, `replied`, `flushed`)
+are seconds since 1970, of one clock that never goes back within a worker; 0 or left out: it has not
+happened.  A field with its default is left out.  Text of peers is that of
 `smtpproxy.text.escaping`, without the CRLF at its end; in a file, long text that would grow is
 `\\=` and base64, which `decode` turns back.
 
-hot path: measure before changing (bench trace: python -m tests.bench.trace).
+The first line of each file is a `trace_file` record with the version of this schema.  The bounds in
+the types are those of what is read: no record that this file makes is beyond them.
+
+hot path: measure before changing (python -m tests.bench trace).
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, Final
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 from msgspec.structs import replace
 
 from smtpproxy.core.exchange import Exchange
@@ -22,174 +26,283 @@ from smtpproxy.log.verb_name import VERB_NAMES, verb_of
 from smtpproxy.text.escaping import compact_text_of, expanded, text_of
 from smtpproxy.trace.content_capture import CapturedContent
 
+VERSION: Final = 1
+"""The version of the schema: another one is another meaning of a field, or another name."""
+
+Moment = Annotated[float, Meta(ge=0, le=32_503_680_000)]
+"""Seconds since 1970, before the year 3000."""
+Seconds = Annotated[float, Meta(ge=0, le=1e9)]
+"""A duration."""
+Count = Annotated[int, Meta(ge=0, le=1 << 53)]
+"""A number of things, or of bytes."""
+Code = Annotated[int, Meta(ge=0, le=999)]
+"""A reply code."""
+Port = Annotated[int, Meta(ge=0, le=65535)]
+"""A TCP port."""
+Name = Annotated[str, Meta(max_length=4096)]
+"""A short text: a name, an id, an address."""
+LINES: Final = 1000
+"""How many entries a list in a session's last record has at most."""
+
+
+class FileHeader(Struct, tag_field="what", tag="trace_file"):
+    """The first record of each file."""
+
+    version: int
+    """The version of the schema of all records after it."""
+
 
 class Opened(Struct, tag_field="what", tag="opened", omit_defaults=True, gc=False):
     """A client has connected."""
 
-    session: str
-    at: float
-    listener: str
-    client: str
-    backend: str = ""
+    session: Name
+    """The session's id, as in the log."""
+    at: Moment
+    """When it connected."""
+    listener: Name
+    """The listener's name in the settings."""
+    client_ip: Name | None = None
+    """The client's IP address; left out on a Unix socket."""
+    client_port: Port | None = None
+    """The client's port; left out on a Unix socket."""
+    backend: Name = ""
+    """The backend's name in the settings."""
 
 
-class GaveUp(Struct, tag_field="what", tag="gave_up", omit_defaults=True, gc=False):
-    """A server could not be had; the next one is tried, if there is one."""
+class ServerGivenUp(Struct, tag_field="what", tag="server_given_up", omit_defaults=True, gc=False):
+    """A server was not reached; the next one is tried, if there is one."""
 
-    session: str
-    at: float
-    server: str
-    reason: str
+    session: Name
+    """The session's id."""
+    at: Moment
+    """When it was given up."""
+    server: Name
+    """The address of the server."""
+    reason: Annotated[str, Meta(max_length=8192)]
+    """Why."""
 
 
 class Connected(Struct, tag_field="what", tag="connected", omit_defaults=True, gc=False):
-    """The session got its connection to a server; both ends of both connections by address."""
+    """The session has its connection to a server."""
 
-    session: str
-    at: float
-    server: str
-    client_end: str
-    listener_end: str
-    proxy_end: str
-    server_end: str
+    session: Name
+    """The session's id."""
+    at: Moment
+    """When the connection was there."""
+    server: Name
+    """The address of the server, as the settings have it."""
+    client_address: Name
+    """The client's end of its connection to the proxy, with its port; `unix` for a socket file."""
+    listener_address: Name
+    """The proxy's end of it."""
+    proxy_address: Name
+    """The proxy's end of its connection to the server."""
+    server_address: Name
+    """The server's end of it."""
 
 
 class Noted(Struct, tag_field="what", tag="noted", omit_defaults=True, gc=False):
-    """What happened besides the dialogue, by the name of the log's event.
+    """An event besides the dialogue."""
 
-    tls_started: the `side`, client or backend, went inside TLS of this version, with this cipher.
-    tls_failed: that side did not, for `reason`.  client_turned_away: there was no dialogue at
-    all, by `kind` and `reason`.  loop_detected: the client is the service's own connection to a
-    server, `reason`.  internal_error: the proxy itself failed.
-    """
-
-    session: str
-    at: float
-    event: str
-    side: str = ""
-    version: str = ""
-    cipher: str = ""
-    kind: str = ""
-    reason: str = ""
+    session: Name
+    """The session's id."""
+    at: Moment
+    """When it happened."""
+    event: Name
+    """The name of the log's event: tls_started, tls_failed, client_turned_away, loop_detected, or
+    internal_error."""
+    side: Name = ""
+    """Whose TLS it is: client or backend."""
+    version: Name = ""
+    """The version of TLS."""
+    cipher: Name = ""
+    """The cipher suite of TLS."""
+    kind: Name = ""
+    """Why a client was turned away, as one of a few names."""
+    reason: Annotated[str, Meta(max_length=65536)] = ""
+    """The cause, in words."""
 
 
 KEPT_NOTED = 10
-"""So much is noted of a session: TLS of each side once, or of each server that was given up."""
+"""How many such events of a session are recorded: TLS of each side, or of each server tried."""
 
 
 class Violation(Struct, omit_defaults=True, gc=False):
-    """What broke the protocol: by whom, how, with which octets; rewritten instead of refused?"""
+    """What broke the protocol."""
 
-    by: str
-    kind: str
-    octets: str
+    side: Name
+    """The peer that did: client or backend."""
+    kind: Name
+    """The kind of the violation, as in the log."""
+    bytes: Annotated[str, Meta(max_length=65536)]
+    """What the peer sent, cut and escaped."""
     rewritten: bool = False
+    """The proxy rewrote it and went on; else it was refused."""
 
 
-class Said(Struct, omit_defaults=True, gc=False):
-    """One thing that was said to the backend, and its reply; `replied` is 0 if there was none."""
+class Step(Struct, omit_defaults=True, gc=False):
+    """A command of the proxy to the backend, and its reply."""
 
-    line: str
+    command: str
+    """The command line, without secrets."""
     reply: str
-    sent: float
-    replied: float = 0.0
+    """The reply; empty if there was none."""
+    sent: Moment
+    """When the command was sent to the backend."""
+    replied: Moment = 0.0
+    """When the reply came."""
 
 
 class Exchanged(Struct, tag_field="what", tag="exchange", omit_defaults=True, gc=False):
     """A command with its reply.
 
-    verb: in capitals; `.` for message content, and greeting, auth-line, unasked or misframed for
-    what is no command.
-    line: of the command, secrets cut.
-    pipelined: one round trip saved.
-    octets: of content or payload.  sha256: of its first octets, as many as `digested`.
-    content: as it went to the backend, as far as it was asked for; `cut` if there was more.
-    came: the content as the client sent it, where that was not the same.
-    steps: what was said to the backend for it, where that is not just the line and the reply.
-    bare_lf: the client ended the line with a bare LF.
+    The log's `queued_s` is `sent - framed`, its `backend_s` is `replied - sent`, its `held_s` is
+    `flushed - replied`.
     """
 
-    session: str
-    verb: str
-    line: str = ""
-    code: int = 0
+    session: Name
+    """The session's id."""
+    verb: Name
+    """The verb in capitals; end_of_data for message content, and greeting, auth_line, unasked or
+    misframed for what is no command."""
+    command: str = ""
+    """The command line, without secrets; empty for content."""
+    code: Code = 0
+    """The code of the reply; 0: there was none."""
     reply: str = ""
-    framed: float = 0.0
-    sent: float = 0.0
-    replied: float = 0.0
-    flushed: float = 0.0
+    """The reply as the client got it; lines end in CRLF, but for the last one."""
+    framed: Moment = 0.0
+    """When the command was received whole."""
+    sent: Moment = 0.0
+    """When it was sent to the backend; of content, when its end of data was."""
+    replied: Moment = 0.0
+    """When the backend's reply came, or the proxy gave its own."""
+    flushed: Moment = 0.0
+    """When the reply was sent to the client."""
     pipelined: bool = False
-    octets: int = 0
-    sha256: str = ""
-    digested: int = 0
+    """The command came before the reply to the one before: a round trip was saved."""
+    content_bytes: Count = 0
+    """Bytes of message content or BDAT payload."""
+    sha256: Name = ""
+    """The SHA-256 of the first bytes of the content, in hexadecimal."""
+    digested_bytes: Count = 0
+    """Of how many bytes of content `sha256` is."""
     content: str = ""
-    cut: bool = False
+    """The content as it was sent to the backend, as far as the settings ask for it."""
+    content_cut: bool = False
+    """There was more content than is recorded."""
     violation: Violation | None = None
-    came: str = ""
-    steps: Sequence[Said] = ()
+    """How it broke the protocol, if it did."""
+    content_received: str = ""
+    """The content as the client sent it, where that is not what was sent to the backend."""
+    steps: Sequence[Step] = ()
+    """What was sent to the backend for it, where that is not just the command."""
     bare_lf: bool = False
+    """The client ended the line in a bare LF."""
 
 
 class Gap(Struct, tag_field="what", tag="gap", omit_defaults=True):
-    """Here so many exchanges are missing: more than a session may keep."""
+    """Exchanges are missing here: there were more than is kept of a session."""
 
-    session: str
-    exchanges: int
+    session: Name
+    """The session's id."""
+    exchanges: Count
+    """How many."""
 
 
-class Message(Struct, omit_defaults=True, gc=False):
-    """What a transaction came to; outcome as the log's event names it, without `message_`.
+class Transaction(Struct, omit_defaults=True, gc=False):
+    """What became of a message."""
 
-    more_recipients, more_refused: how many are not in the lists.
-    """
-
-    outcome: str
-    sender: str
-    recipients: list[str]
-    refused: list[str]
-    size: int
+    outcome: Name
+    """relayed, refused or abandoned."""
+    sender: Name
+    """The address of MAIL."""
+    recipients: Annotated[list[Name], Meta(max_length=LINES)]
+    """The addresses of RCPT that the backend accepted."""
+    refused: Annotated[list[Name], Meta(max_length=LINES)]
+    """The refused addresses of RCPT, each with its reply."""
+    size_bytes: Count
+    """Bytes of message content, dots unstuffed."""
     reply: str
-    seconds: float
-    groups: list[int]
-    more_recipients: int = 0
-    more_refused: int = 0
+    """The reply that decided, as the client got it."""
+    duration_s: Seconds
+    """Seconds from MAIL to that reply."""
+    groups: Annotated[list[Count], Meta(max_length=100 * LINES)]
+    """Commands in each pipelined group of it."""
+    more_recipients: Count = 0
+    """Accepted recipients that are not in the list."""
+    more_refused: Count = 0
+    """Refused recipients that are not in the list."""
+    message_id: Name = ""
+    """The Message-ID of its header."""
+    queue_id: Name = ""
+    """The id that the MTA's reply gives it."""
 
 
 class Closed(Struct, tag_field="what", tag="closed", omit_defaults=True, gc=False):
-    """The session is over: all that a list of sessions tells, in one record."""
+    """The session is over; this record alone is enough to list it."""
 
-    session: str
-    at: float
-    opened: float
-    listener: str
-    client: str
-    server: str
-    reason: str
-    seconds: float
-    commands: int
-    saved: int
-    messages: int
-    octets_from_client: int
-    octets_from_backend: int
-    codes: list[int]
-    violations: list[str]
-    transactions: list[Message]
-    more_transactions: int = 0
-    backend: str = ""
+    session: Name
+    """The session's id."""
+    at: Moment
+    """When it was over."""
+    opened: Moment
+    """When the client connected."""
+    listener: Name
+    """The listener's name in the settings."""
+    client_ip: Name | None
+    """The client's IP address; null on a Unix socket."""
+    client_port: Port | None
+    """The client's port; null on a Unix socket."""
+    server: Name
+    """The address of the backend's server; empty if none was reached."""
+    reason: Name
+    """Why it ended, as in the log's session_closed."""
+    duration_s: Seconds
+    """Seconds from its begin to its end."""
+    commands: Count
+    """Commands from the client."""
+    round_trips_saved: Count
+    """Round trips that the client did not wait for."""
+    messages: Count
+    """Messages that the backend accepted."""
+    bytes_from_client: Count
+    """Bytes from the client, inside TLS."""
+    bytes_from_backend: Count
+    """Bytes from the backend, inside TLS."""
+    codes: Annotated[list[Code], Meta(max_length=LINES)]
+    """The different reply codes of 400 and above."""
+    violations: Annotated[list[Name], Meta(max_length=LINES)]
+    """The kind of each violation."""
+    transactions: Annotated[list[Transaction], Meta(max_length=LINES)]
+    """What became of each message."""
+    more_transactions: Count = 0
+    """Transactions that are not in the list."""
+    backend: Name = ""
+    """The backend's name in the settings."""
 
 
-Record = Opened | GaveUp | Connected | Noted | Exchanged | Gap | Closed
+Record = Opened | ServerGivenUp | Connected | Noted | Exchanged | Gap | Closed
 
 _encoder = msgspec.json.Encoder()
 encode_lines = _encoder.encode_lines
 encode = _encoder.encode
-_decode = msgspec.json.Decoder(Record).decode
+_decode = msgspec.json.Decoder(Record | FileHeader).decode
 _COMPACT = b'"\\\\='
+HEADER: Final = encode(FileHeader(VERSION)) + b"\n"
+"""The first line of a file."""
 
 
-def decode(line: bytes) -> Record:
-    """Return the record that a line is; raises msgspec.DecodeError for what is none."""
-    record: Record = _decode(line)
+def decode(line: bytes) -> Record | FileHeader:
+    """Return the record that a line is.
+
+    Raises:
+        msgspec.DecodeError: It is none, or has a value beyond its bounds.
+    """
+    try:
+        record: Record | FileHeader = _decode(line)
+    except RecursionError:
+        raise msgspec.DecodeError("it is nested too deeply") from None
     if _COMPACT in line and isinstance(record, Exchanged):
         try:
             record = _expanded(record)
@@ -201,12 +314,12 @@ def decode(line: bytes) -> Record:
 def _expanded(record: Exchanged) -> Exchanged:
     return replace(
         record,
-        line=expanded(record.line),
+        command=expanded(record.command),
         reply=expanded(record.reply),
         content=expanded(record.content),
-        came=expanded(record.came),
+        content_received=expanded(record.content_received),
         steps=[
-            replace(each, line=expanded(each.line), reply=expanded(each.reply))
+            replace(each, command=expanded(each.command), reply=expanded(each.reply))
             for each in record.steps
         ],
     )
@@ -220,8 +333,14 @@ def encoded(
 ) -> bytes:
     """Return the lines of exchanges of a session.
 
-    At once, and the short way where nothing is odd: a group must not wait in memory for others, as
-    what is made of it is still in the processor's cache now.
+    They are made at once, while the exchanges are in the processor's cache, and the short way where
+    nothing is unusual.
+
+    Args:
+        session: The session's id.
+        exchanges: The exchanges, in order.
+        contents: What is to be recorded of the content of each that has some.
+        offset: Seconds to add to their times to get those since 1970.
     """
     found = []
     try:
@@ -246,8 +365,8 @@ def encoded(
                 content = contents[exchange]
                 if content.text:
                     break
-                record.sha256, record.digested = content.sha256, content.digested
-                record.cut = content.cut
+                record.sha256, record.digested_bytes = content.sha256, content.digested
+                record.content_cut = content.cut
             found.append(record)
         else:
             lines = encode_lines(found)
@@ -259,7 +378,13 @@ def encoded(
 
 
 def exchanged(session: str, exchanges: Sequence[Exchange], offset: float) -> list[Exchanged]:
-    """Return the records of exchanges; `offset` makes their times those of the wall clock."""
+    """Return the records of exchanges.
+
+    Args:
+        session: The session's id.
+        exchanges: The exchanges, in order.
+        offset: Seconds to add to their times to get those since 1970.
+    """
     return [_exchanged(session, each, {}, offset) for each in exchanges]
 
 
@@ -269,7 +394,7 @@ def _exchanged(
     record = Exchanged(
         session=session,
         verb=verb_of(exchange),
-        line=_line_of(exchange.line),
+        command=_line_of(exchange.line),
         code=exchange.code,
         reply=_line_of(exchange.reply),
         framed=exchange.framed + offset,
@@ -277,7 +402,7 @@ def _exchanged(
         replied=exchange.replied and exchange.replied + offset,
         flushed=exchange.flushed and exchange.flushed + offset,
         pipelined=exchange.pipelined,
-        octets=exchange.octets,
+        content_bytes=exchange.octets,
         steps=_steps_of(exchange, offset),
         bare_lf=exchange.bare_lf,
     )
@@ -285,18 +410,18 @@ def _exchanged(
         record.violation = violation_of(exchange)
     if exchange in contents:
         content = contents[exchange]
-        record.sha256, record.digested = content.sha256, content.digested
-        record.content, record.cut = compact_text_of(content.text), content.cut
-        record.came = compact_text_of(content.came)
+        record.sha256, record.digested_bytes = content.sha256, content.digested
+        record.content, record.content_cut = compact_text_of(content.text), content.cut
+        record.content_received = compact_text_of(content.came)
     return record
 
 
-def _steps_of(exchange: Exchange, offset: float) -> Sequence[Said]:
+def _steps_of(exchange: Exchange, offset: float) -> Sequence[Step]:
     steps = exchange.all_steps
     if not steps or (len(steps) == 1 and steps[0][:2] == (exchange.line, exchange.reply)):
-        return ()  # nothing, or a hello that went through as it was
+        return ()  # nothing, or an EHLO that went through as it was
     return [
-        Said(
+        Step(
             _line_of(step.line),
             _line_of(step.reply),
             step.sent + offset,
@@ -311,22 +436,34 @@ def _line_of(octets: bytes) -> str:
 
 
 def violation_of(exchange: Exchange) -> Violation:
-    """Return what an exchange with a problem met."""
+    """Return the record of the violation of an exchange that has one."""
     problem = exchange.problem
     assert problem is not None
-    by = "backend" if isinstance(problem, BackendViolation) else "client"
-    return Violation(by, problem.kind, text_of(problem.octets), exchange.rewritten)
+    side = "backend" if isinstance(problem, BackendViolation) else "client"
+    return Violation(side, problem.kind, text_of(problem.octets), exchange.rewritten)
 
 
-def octets_of_message(message: Message) -> int:
+def octets_of_transaction(transaction: Transaction) -> int:
     """Return about how many octets a transaction takes beside the record itself."""
-    texts = (message.sender, message.reply, *message.recipients, *message.refused)
-    return sum(map(len, texts)) + 60 * len(texts) + 8 * len(message.groups)
+    texts = (
+        transaction.sender,
+        transaction.reply,
+        transaction.message_id,
+        transaction.queue_id,
+        *transaction.recipients,
+        *transaction.refused,
+    )
+    return sum(map(len, texts)) + 60 * len(texts) + 8 * len(transaction.groups)
 
 
-def message_of(outcome: str, fields: dict[str, Any]) -> Message:
-    """Return the record of a transaction from the fields that the log gives it."""
-    return Message(
+def transaction_of(outcome: str, fields: dict[str, Any]) -> Transaction:
+    """Return the record of a transaction.
+
+    Args:
+        outcome: The name of the log's event.
+        fields: The fields of that event.
+    """
+    return Transaction(
         outcome.removeprefix("message_"),
         fields["sender"],
         fields["recipients"],
@@ -337,4 +474,14 @@ def message_of(outcome: str, fields: dict[str, Any]) -> Message:
         fields["groups"],
         fields.get("more_recipients", 0),
         fields.get("more_refused", 0),
+        text_of(fields.get("message_id", b"")),
+        fields.get("queue_id", ""),
     )
+
+
+def client_of(record: Opened | Closed) -> str:
+    """Return a client's address and port as one text; `unix` for a client of a Unix socket."""
+    if record.client_ip is None:
+        return "unix"
+    host = f"[{record.client_ip}]" if ":" in record.client_ip else record.client_ip
+    return f"{host}:{record.client_port or 0}"

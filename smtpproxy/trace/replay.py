@@ -1,33 +1,44 @@
-"""A session played again: the client's side against any server, and how the replies differ."""
+"""A session played again: the client's side against any server, and how the replies differ.
+
+The session may come from anybody: what is sent for it is made in pieces and has a bound, and so has
+each pause.
+"""
 
 import asyncio
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
 from smtpproxy.config.address import Address
 from smtpproxy.core.replies import ReplyReader
 from smtpproxy.core.violations import BackendViolation
+from smtpproxy.log.verb_name import END_OF_DATA
 from smtpproxy.text.escaping import octets_of, text_of
 from smtpproxy.trace.reader import RecordedSession
 from smtpproxy.trace.records import Exchanged
 
 REPLY_LIMIT_S = 300.0
-"""How long one reply is waited for, or the connection."""
+"""How long one reply is waited for, or the connection; also the longest pause."""
+CONTENT_BYTES = 1024 * 1024 * 1024
+"""The longest content of a message that is played."""
 NOT_PLAYED = frozenset(
-    ("AUTH", "auth-line", "XCLIENT", "X-EXPS", "STARTTLS", "greeting", "unasked", "misframed")
+    ("AUTH", "auth_line", "XCLIENT", "X-EXPS", "STARTTLS", "greeting", "unasked", "misframed")
 )
-"""What was secret in these was not recorded; what was said inside TLS is played in plaintext."""
+"""Secrets in these were not recorded; what was sent inside TLS is played in plaintext."""
 HELLOS = frozenset(("EHLO", "HELO"))
 READ_OCTETS = 4096
-FILLER = b"x" * 76 + b"\r\n"
+FILLER = (b"x" * 76 + b"\r\n") * 512
 
 
 @dataclass(frozen=True, slots=True)
 class ReplayedExchange:
-    """A command with the reply of then and of now; `now` is empty where none came."""
+    """A command with its recorded reply and the one that it gets now."""
 
     exchange: Exchanged
+    """The command with its recorded reply."""
     now: str
+    """The reply that it gets now."""
 
     @property
     def differs(self) -> bool:
@@ -37,42 +48,54 @@ class ReplayedExchange:
 
 @dataclass(slots=True)
 class ReplayResult:
-    """What came of it; stopped: why not all was played, if so."""
+    """What was played."""
 
     played: list[ReplayedExchange]
+    """The commands that got a reply, in order."""
     stopped: str = ""
+    """Why not all was played; empty if all was."""
 
 
 async def replay(
     session: RecordedSession, address: Address, *, lock_step: bool = False, as_fast: bool = False
 ) -> ReplayResult:
-    """Play the client's side; raises OSError if the server can't be reached."""
+    """Play the client's side of a session.
+
+    Args:
+        session: The session.
+        address: The server.
+        lock_step: Send one command at a time instead of the recorded groups.
+        as_fast: Leave out the recorded pauses.
+
+    Raises:
+        OSError: The server can't be reached.
+    """
     async with asyncio.timeout(REPLY_LIMIT_S):
         if address.is_unix:
             reader, writer = await asyncio.open_unix_connection(address.path)
         else:
             reader, writer = await asyncio.open_connection(address.host, address.port)
-    performance = ReplayResult([])
+    result = ReplayResult([])
     try:
-        await _Player(reader, writer, performance).play(session, lock_step, as_fast)
+        await _Player(reader, writer, result).play(session, lock_step, as_fast)
     except TimeoutError:
-        performance.stopped = "the server did not reply in time"
+        result.stopped = "the server did not reply in time"
     except (OSError, EOFError):
-        performance.stopped = "the server closed the connection"
+        result.stopped = "the server closed the connection"
     except BackendViolation as violation:
-        performance.stopped = f"the server sent what is no reply: {text_of(violation.octets)}"
+        result.stopped = f"the server sent what is no reply: {text_of(violation.octets)}"
     finally:
         writer.close()
-    return performance
+    return result
 
 
 def _asked(exchanges: list[Exchanged]) -> list[Exchanged]:
     """Return what is to be played.
 
-    The hello that is said again inside TLS is not: in plaintext, some servers take no second one.
+    The EHLO that is repeated inside TLS is not: in plaintext, some servers accept no second one.
     """
     found: list[Exchanged] = []
-    again = False  # the next hello says one again that is played
+    again = False  # the next EHLO repeats one that is played
     for each in exchanges:
         if each.verb == "STARTTLS" and each.code == 220:
             again = any(other.verb in HELLOS for other in found)
@@ -87,12 +110,13 @@ def _asked(exchanges: list[Exchanged]) -> list[Exchanged]:
 
 class _Player:
     def __init__(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, performance: ReplayResult
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, result: ReplayResult
     ) -> None:
         self._reader = reader
         self._writer = writer
-        self._performance = performance
+        self._result = result
         self._replies = ReplyReader()
+        self._moved = 0.0  # when something was sent or received last
 
     async def play(self, session: RecordedSession, lock_step: bool, as_fast: bool) -> None:
         for each in session.exchanges:
@@ -102,8 +126,12 @@ class _Player:
         loop = asyncio.get_running_loop()
         began, first = loop.time(), session.began
         for framed, exchanges in groupby(asked, lambda each: each.framed):
+            pause = framed - first - (loop.time() - began)
+            if pause > REPLY_LIMIT_S:
+                first += pause - REPLY_LIMIT_S
+                pause = REPLY_LIMIT_S
             if not as_fast:
-                await asyncio.sleep(max(0.0, framed - first - (loop.time() - began)))
+                await asyncio.sleep(max(0.0, pause))
             group = list(exchanges)
             for part in [[each] for each in group] if lock_step else [group]:
                 if not await self._play_group(part):
@@ -111,38 +139,71 @@ class _Player:
 
     async def _play_group(self, group: list[Exchanged]) -> bool:
         """Send a group and take its replies; False when it can't go on from there."""
-        self._writer.write(b"".join(map(played_octets, group)))
         for each in group:
-            reply = await self._take(each)
-            if each.verb == "DATA" and reply[:3] != each.reply[:3]:
-                self._performance.stopped = "DATA was answered otherwise, so no content can follow"
+            if each.content_bytes > CONTENT_BYTES:
+                self._result.stopped = f"content of {each.content_bytes} bytes is too long"
                 return False
+        sending = asyncio.create_task(self._send(group))
+        try:
+            for each in group:
+                reply = await self._take(each)
+                if each.verb == "DATA" and reply[:3] != each.reply[:3]:
+                    self._result.stopped = "the reply to DATA differs, so no content can follow"
+                    return False
+        finally:
+            sending.cancel()
+            with contextlib.suppress(asyncio.CancelledError, OSError):
+                await sending
         return True
 
+    async def _send(self, group: list[Exchanged]) -> None:
+        """Send a group while its replies are read: a server may wait until they are."""
+        for each in group:
+            for piece in played_pieces(each):
+                self._writer.write(piece)
+                await self._writer.drain()
+                self._moved = asyncio.get_running_loop().time()
+
     async def _take(self, exchange: Exchanged) -> str:
-        async with asyncio.timeout(REPLY_LIMIT_S):
-            while (found := self._replies.next_reply()) is None:
-                octets = await self._reader.read(READ_OCTETS)
-                if not octets:
-                    raise EOFError
-                self._replies.receive(octets)
+        loop = asyncio.get_running_loop()
+        self._moved = loop.time()
+        while (found := self._replies.next_reply()) is None:
+            try:
+                async with asyncio.timeout_at(self._moved + REPLY_LIMIT_S):
+                    octets = await self._reader.read(READ_OCTETS)
+            except TimeoutError:
+                if loop.time() < self._moved + REPLY_LIMIT_S:
+                    continue  # long content is still being sent
+                raise
+            if not octets:
+                raise EOFError
+            self._replies.receive(octets)
         reply = text_of(found[1].removesuffix(b"\r\n"))
-        self._performance.played.append(ReplayedExchange(exchange, reply))
+        self._result.played.append(ReplayedExchange(exchange, reply))
         return reply
 
 
-def played_octets(exchange: Exchanged) -> bytes:
-    """Return what is sent; content that was not recorded is replaced by as much of nothing."""
+def played_pieces(exchange: Exchanged) -> Iterator[bytes]:
+    """Yield what is sent, in pieces, with as much filler as there was content not recorded."""
     end = b"\n" if exchange.bare_lf else b"\r\n"
-    line = octets_of(exchange.line) + end if exchange.line else b""
-    content = octets_of(exchange.came or exchange.content)
+    line = octets_of(exchange.command) + end if exchange.command else b""
+    content = octets_of(exchange.content_received or exchange.content)
     if exchange.verb == "BDAT":
-        return line + content.ljust(exchange.octets, b"-")[: exchange.octets]
-    if exchange.verb != ".":
-        return line
-    if content and not exchange.cut:
-        return content
-    whole = content[: content.rfind(b"\n") + 1]
-    missing = max(0, exchange.octets - len(whole))
-    filler = (FILLER * (missing // len(FILLER) + 1))[: max(0, missing - 2)]
-    return whole + filler + (b"\r\n" if missing else b"") + b".\r\n"
+        yield line + content[: exchange.content_bytes]
+        yield from _filler(exchange.content_bytes - len(content))
+    elif exchange.verb != END_OF_DATA:
+        yield line
+    elif content and not exchange.content_cut:
+        yield content
+    else:
+        whole = content[: content.rfind(b"\n") + 1]
+        missing = exchange.content_bytes - len(whole)
+        yield whole
+        yield from _filler(missing - 2)
+        yield (b"\r\n" if missing > 0 else b"") + b".\r\n"
+
+
+def _filler(size: int) -> Iterator[bytes]:
+    while size > 0:
+        yield FILLER[:size]
+        size -= len(FILLER)

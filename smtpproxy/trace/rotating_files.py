@@ -7,6 +7,7 @@ the mail goes on.
 """
 
 import contextlib
+import errno
 import os
 import re
 from collections.abc import Callable
@@ -14,6 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
+
+from smtpproxy.trace.records import HEADER
 
 Lines = bytes | Callable[[], bytes]
 """Whole lines, or a function that makes them in the thread, where they take long to make."""
@@ -99,6 +102,7 @@ class RotatingFiles:
         if self._descriptor >= 0 and not os.fstat(self._descriptor).st_nlink:
             self._close_file()  # somebody has removed it
         if self._descriptor < 0 or self._size + len(octets) > self._max_octets:
+            self._close_file()
             self._open_next()
         if self._torn:  # the rest of a line cut off by a full disk must not swallow this one
             octets = b"\n" + octets
@@ -110,7 +114,6 @@ class RotatingFiles:
         self._torn = False
 
     def _open_next(self) -> None:
-        self._close_file()
         _make_directory(self._directory)
         self._serial += 1
         self._time = max(self._time, datetime.now(UTC))  # the clock may have been set back
@@ -118,11 +121,18 @@ class RotatingFiles:
         name = f"trace-{time}-w{self._worker}-{os.getpid()}-{self._serial:06}{SUFFIX}"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
         # What people write to each other: not for every account of the machine.
-        self._descriptor = os.open(self._directory / name, flags, 0o640)
-        self._size = 0
-        self._torn = False
+        path = self._directory / name
+        descriptor = os.open(path, flags, 0o640)
         with contextlib.suppress(OSError):  # writing goes on
             self._remove_oldest(name)
+        try:
+            if os.write(descriptor, HEADER) < len(HEADER):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            os.close(descriptor)
+            path.unlink(missing_ok=True)  # nobody can read a file without its header
+            raise
+        self._descriptor, self._size, self._torn = descriptor, len(HEADER), False
 
     def _remove_oldest(self, current: str) -> None:
         """Remove the oldest files of this worker's number; those of a later date come first.

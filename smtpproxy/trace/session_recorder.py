@@ -11,6 +11,7 @@ from smtpproxy.core import verbs
 from smtpproxy.core.exchange import Exchange
 from smtpproxy.core.observer import ConnectionEnds, Endpoint, SessionSummary
 from smtpproxy.log.events import INTERNAL_ERROR
+from smtpproxy.log.session_log import ip_and_port
 from smtpproxy.text.escaping import shortened
 from smtpproxy.trace import records
 from smtpproxy.trace.content_capture import CapturedContent, ContentCapture
@@ -56,7 +57,8 @@ class SessionRecorder:
     __slots__ = (
         "_backend",
         "_captured",
-        "_client",
+        "_client_ip",
+        "_client_port",
         "_codes",
         "_flight",
         "_head",
@@ -86,7 +88,7 @@ class SessionRecorder:
         self._writer = writer
         self._listener = listener
         self._backend = backend
-        self._client = client
+        self._client_ip, self._client_port = ip_and_port(client)
         self._server = ""
         self._opened = monotonic() + writer.offset
         self._captured = captured
@@ -94,11 +96,15 @@ class SessionRecorder:
         self._noted = 0
         self._codes: set[int] = set()
         self._violations: list[str] = []
-        self._messages: list[records.Message] = []
+        self._messages: list[records.Transaction] = []
         self._more_messages = 0
         self._messages_room = KEPT_MESSAGES_OCTETS if flight is None else KEPT_OCTETS // 4
         self._flight = flight
-        self._add(records.Opened(session, self._opened, listener, client, backend))
+        self._add(
+            records.Opened(
+                session, self._opened, listener, self._client_ip, self._client_port, backend
+            )
+        )
 
     def content(self, _exchange: Exchange, sent: bytes, came: bytes) -> None:
         """Keep content as far as it is to be recorded."""
@@ -131,7 +137,7 @@ class SessionRecorder:
     def gave_up(self, server: str, reason: str) -> None:
         """Record that a server could not be had."""
         at = monotonic() + self._writer.offset
-        self._add(records.GaveUp(self.id, at, server, shortened(reason, WHY_BYTES)))
+        self._add(records.ServerGivenUp(self.id, at, server, shortened(reason, WHY_BYTES)))
         if self._flight is not None:
             self._flight.failed = True
 
@@ -172,14 +178,14 @@ class SessionRecorder:
     def transaction(self, outcome: str, fields: Callable[[], dict[str, Any]]) -> None:
         """Keep what a transaction came to for the session's last record."""
         if len(self._messages) < KEPT_MESSAGES and self._messages_room > 0:
-            message = records.message_of(outcome, fields())
+            message = records.transaction_of(outcome, fields())
             if self._has_room_for(message):
                 self._messages.append(message)
                 return
         self._more_messages += 1
 
-    def _has_room_for(self, message: records.Message) -> bool:
-        size = RECORD_OCTETS + records.octets_of_message(message)
+    def _has_room_for(self, message: records.Transaction) -> bool:
+        size = RECORD_OCTETS + records.octets_of_transaction(message)
         self._messages_room -= size
         if self._messages_room < 0:
             return False
@@ -225,7 +231,8 @@ class SessionRecorder:
             self._opened + summary.seconds,
             self._opened,
             self._listener,
-            self._client,
+            self._client_ip,
+            self._client_port,
             self._server,
             summary.reason,
             summary.seconds,

@@ -11,10 +11,11 @@ from rich.console import Console, Group, JustifyMethod, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from smtpproxy.log.verb_name import END_OF_DATA
 from smtpproxy.timeline.drawing import Row, Timeline, seconds_told
 from smtpproxy.timeline.labels import BAD, COMMAND, GOOD, QUIET, Label
 from smtpproxy.trace.reader import RecordedSession
-from smtpproxy.trace.records import Closed, Exchanged, Message, Noted, Said
+from smtpproxy.trace.records import Closed, Exchanged, Noted, Step, Transaction, client_of
 
 MOST = 10_000
 """More columns than any console has."""
@@ -31,8 +32,8 @@ def list_table(sessions: Sequence[Closed], console: Console) -> Table:
         whole = name in {"session", "saved"}  # the id is what the other commands take
         table.add_column(name, justify=justify, overflow="fold", no_wrap=whole)
     for session in sessions:
-        first = (clock(session.opened), session.session, session.client)
-        saved = str(session.saved)
+        first = (clock(session.opened), session.session, client_of(session))
+        saved = str(session.round_trips_saved)
         if not session.transactions:
             table.add_row(*first, "", "", _reason(session), saved)
         for message in session.transactions:
@@ -52,7 +53,7 @@ def clock(at: float, form: str = "%Y-%m-%d %H:%M:%S") -> str:
     return datetime.fromtimestamp(at, UTC).strftime(form)
 
 
-def _recipients(message: Message) -> Group:
+def _recipients(message: Transaction) -> Group:
     shown = [Text(each) for each in message.recipients[:3]]
     shown += [Text(each, BAD) for each in message.refused[:3]]
     more = len(message.recipients) + len(message.refused) - len(shown)
@@ -61,7 +62,7 @@ def _recipients(message: Message) -> Group:
     return Group(*shown)
 
 
-def _outcome(message: Message) -> Text:
+def _outcome(message: Transaction) -> Text:
     style = GOOD if message.outcome == "relayed" else BAD
     return Text(f"{message.outcome} {message.reply[:3]}".rstrip(), style)
 
@@ -79,7 +80,8 @@ def show(console: Console, session: RecordedSession) -> None:
         ends = session.connected
         console.print(
             Text(
-                f"{ends.client_end} -> {ends.listener_end}   {ends.proxy_end} -> {ends.server_end}",
+                f"{ends.client_address} -> {ends.listener_address}   "
+                f"{ends.proxy_address} -> {ends.server_address}",
                 QUIET,
             )
         )
@@ -122,15 +124,16 @@ def _is_asked(exchange: Exchanged) -> bool:
 
 
 def _command(exchange: Exchanged) -> Label:
-    if exchange.verb == ".":
-        return Label(".", f"content, {exchange.octets} octets, and .", COMMAND)
-    told = exchange.line or exchange.verb
+    if exchange.verb == END_OF_DATA:
+        told = f"content, {counted(exchange.content_bytes, 'byte')}, end of data"
+        return Label("end of data", told, COMMAND)
+    told = exchange.command or exchange.verb
     return Label(exchange.verb, told, COMMAND)
 
 
-def _step(exchange: Exchanged, step: Said) -> Label:
-    verb = step.line.split(" ")[0].upper() or exchange.verb
-    return Label(verb, step.line or exchange.verb, COMMAND)
+def _step(exchange: Exchanged, step: Step) -> Label:
+    verb = step.command.split(" ")[0].upper() or exchange.verb
+    return Label(verb, step.command or exchange.verb, COMMAND)
 
 
 def _reply(exchange: Exchanged) -> Label:
@@ -165,15 +168,17 @@ def _what_went_on(session: RecordedSession) -> Iterator[RenderableType]:
     for each in session.exchanges:
         if each.violation is not None:
             how = "rewritten" if each.violation.rewritten else "refused"
-            yield Text(f"violation by the {each.violation.by}: {each.violation.kind}, {how}", BAD)
-            yield Text(f"    {each.violation.octets}", QUIET)
+            yield Text(f"violation by the {each.violation.side}: {each.violation.kind}, {how}", BAD)
+            yield Text(f"    {each.violation.bytes}", QUIET)
         yield from _what_differed(each)
         if each.content:
-            yield Text("content as it went to the MTA" + (" (cut)" if each.cut else ""), "bold")
+            yield Text(
+                "content as it went to the MTA" + (" (cut)" if each.content_cut else ""), "bold"
+            )
             yield from _lines(each.content)
-        if each.came:
+        if each.content_received:
             yield Text("content as the client sent it", "bold")
-            yield from _lines(each.came)
+            yield from _lines(each.content_received)
     slow = sorted((e for e in session.exchanges if e.sent), key=lambda e: e.sent - e.replied)[:3]
     if slow:
         told = ", ".join(f"{e.verb} {seconds_told(max(0, e.replied - e.sent))}" for e in slow)
@@ -183,17 +188,19 @@ def _what_went_on(session: RecordedSession) -> Iterator[RenderableType]:
         yield Text("the session is not over, or its end was not recorded", BAD)
         return
     facts = counted(closed.messages, "message"), counted(closed.commands, "command"), saved(closed)
-    yield Text(f"{closed.reason} after {seconds_told(closed.seconds)}: {', '.join(facts)}", "bold")
+    yield Text(
+        f"{closed.reason} after {seconds_told(closed.duration_s)}: {', '.join(facts)}", "bold"
+    )
 
 
-def counted(number: int, noun: str) -> str:
+def counted(number: int, noun: str, nouns: str = "") -> str:
     """Return `1 message` or `2 messages`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    return f"{number} {noun}" if number == 1 else f"{number} {nouns or noun + 's'}"
 
 
 def saved(closed: Closed) -> str:
     """Tell how many round trips a session has saved."""
-    return counted(closed.saved, "round trip") + " saved"
+    return counted(closed.round_trips_saved, "round trip") + " saved"
 
 
 def _what_differed(exchange: Exchanged) -> Iterator[Text]:
@@ -204,7 +211,7 @@ def _what_differed(exchange: Exchanged) -> Iterator[Text]:
         return
     yield Text(f"{exchange.verb}, as it was between smtpproxy and the MTA", "bold")
     for step in exchange.steps:
-        yield Text("    > " + step.line, QUIET)
+        yield Text("    > " + step.command, QUIET)
         for line in step.reply.split("\r\n") if step.reply else ["(no reply)"]:
             yield Text("    < " + line, QUIET)
 

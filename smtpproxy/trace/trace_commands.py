@@ -1,7 +1,12 @@
-"""The commands that read trace files: `smtpproxy trace list|show|follow|export|replay`."""
+"""The commands that read trace files: `smtpproxy trace list|show|follow|export|replay`.
+
+Exit codes: 0 done; 1 failed, or a reply code differs (replay); 2 wrong usage; 3 done, but some
+records or files could not be read.
+"""
 
 import asyncio
 import contextlib
+import heapq
 import os
 import sys
 import time
@@ -25,23 +30,31 @@ from smtpproxy.timeline.drawing import seconds_told
 from smtpproxy.timeline.labels import BAD, COMMAND, GOOD
 from smtpproxy.trace import html_page, pcapng, terminal
 from smtpproxy.trace.reader import (
+    Problems,
     RecordedSession,
-    closed_sessions,
+    TraceFile,
+    TraceReader,
     files_of,
     for_people,
-    octets_of_all,
     printable_record,
-    session_of,
 )
-from smtpproxy.trace.records import Closed, Exchanged, Noted, Record, decode
+from smtpproxy.trace.records import Closed, Exchanged, Noted, Record, client_of
 from smtpproxy.trace.replay import ReplayResult
 from smtpproxy.trace.replay import replay as play_again
 
 POLL_S = 0.2
 PIPED_WIDTH = 1000
-"""Whoever reads from a pipe, as grep does, gets lines that are whole."""
-PROGRESS_OCTETS = 64 * 1024 * 1024
+"""In a pipe, lines are whole: `grep` reads them."""
+PROGRESS_BYTES = 64 * 1024 * 1024
 """From this size on a bar shows how far reading has come."""
+LISTED_BYTES = 64 * 1024 * 1024
+"""What `list` keeps of sessions, as it is in the files; the latest ones stay."""
+NEVER = b"\0"
+"""No line has it."""
+Found = tuple[Closed, int]
+"""A session's last record, and how many bytes it takes."""
+INCOMPLETE = 3
+"""The exit code where some records or files could not be read."""
 
 _in_directory = partial(
     click.option,
@@ -96,36 +109,69 @@ def list_sessions(
     """List the sessions that are over: when, who, to whom, with what outcome."""
     begin = since.replace(tzinfo=UTC).timestamp() if since else 0.0
     end = until.replace(tzinfo=UTC).timestamp() if until else float("inf")
-    found = [
-        each
-        for each in _read_all(files_of(directory))
-        if begin <= each.opened < end
-        and (not address or _has_address(each, address))
-        and (not code or _has_code(each, str(code)))
-        and (not text or text.lower() in msgspec.json.encode(each).decode().lower())
-    ]
-    found.sort(key=lambda each: each.opened)
-    shown = found[-last:] if last else found
+    reader = _reader(directory)
+    found = _Latest(last)
+    for each, size in _with_progress(reader, reader.closed_sessions()):
+        if (
+            begin <= each.opened < end
+            and (not address or _has_address(each, address))
+            and (not code or _has_code(each, str(code)))
+            and (not text or text.lower() in msgspec.json.encode(each).decode().lower())
+        ):
+            found.add(each, size)
     console = _console()
-    console.print(terminal.list_table(list(map(printable_record, shown)), console))
-    click.echo(terminal.counted(len(found), "session"), err=True)
+    console.print(terminal.list_table(list(map(printable_record, found.sessions())), console))
+    click.echo(terminal.counted(found.count, "session"), err=True)
+    if found.too_many:
+        more = terminal.counted(found.too_many, "earlier session")
+        say(f"{more} left out: choose with --since and --until", err=True)
+    _finish(reader)
 
 
-def _read_all(paths: list[Path]) -> Iterator[Closed]:
-    size = octets_of_all(paths)
+class _Latest:
+    """The latest sessions, in bounded memory."""
+
+    def __init__(self, last: int | None) -> None:
+        self._last = last
+        self._kept: list[tuple[float, int, int, Closed]] = []  # a heap, the earliest one first
+        self._bytes = 0
+        self.count = self.too_many = 0
+
+    def add(self, session: Closed, size: int) -> None:
+        """Take in a session."""
+        self.count += 1
+        heapq.heappush(self._kept, (session.opened, self.count, size, session))
+        self._bytes += size
+        if self._last is not None and len(self._kept) > self._last:
+            self._drop()
+        while self._bytes > LISTED_BYTES:
+            self._drop()
+            self.too_many += 1
+
+    def _drop(self) -> None:
+        _, _, size, _ = heapq.heappop(self._kept)
+        self._bytes -= size
+
+    def sessions(self) -> list[Closed]:
+        """Return them in the order in which they began."""
+        return [session for *_, session in sorted(self._kept, key=lambda each: each[:2])]
+
+
+def _with_progress(reader: TraceReader, found: Iterator[Found]) -> Iterator[Found]:
     console = Terminal(stderr=True)
-    hidden = size < PROGRESS_OCTETS or not console.is_terminal
+    hidden = reader.size < PROGRESS_BYTES or not console.is_terminal
     columns = ("reading", BarColumn(), DownloadColumn())
     with Progress(*columns, console=console, disable=hidden, transient=True) as progress:
-        task = progress.add_task("", total=size)
-        yield from closed_sessions(paths, lambda octets: progress.advance(task, octets))
+        task = progress.add_task("", total=reader.size)
+        reader.progress = lambda size: progress.advance(task, size)
+        yield from found
 
 
 def _has_address(session: Closed, address: str) -> bool:
     wanted = address.lower()
     with contextlib.suppress(ValueError):  # it is no IP address, but a part of one, or of another
         wanted = canonical(wanted.strip("[]"))
-    names = [session.client]
+    names = [client_of(session)]
     for message in session.transactions:
         names += [message.sender, *message.recipients, *message.refused]
     return any(wanted in name.lower() for name in names)
@@ -143,10 +189,13 @@ def _has_code(session: Closed, code: str) -> bool:
 def show(directory: Path, session: str) -> None:
     """Show the dialogue of SESSION, both sides on one time line.
 
-    In it: what the client sent in one group, when each command went to the MTA, how long that took
-    for it, and when the replies were flushed.
+    It shows what the client sent in one group, when each command was sent to the MTA, how long the
+    MTA took, and when the replies were flushed.
     """
-    terminal.show(_console(), for_people(_find(directory, session)))
+    reader = _reader(directory)
+    found = _find(reader, session)
+    terminal.show(_console(), for_people(found))
+    _finish(reader, found)
 
 
 @trace.command()
@@ -156,36 +205,48 @@ def follow(directory: Path, text: str | None) -> None:
     """Print each exchange as it is recorded, until interrupted."""
     console = _console()
     if not directory.exists():  # it is made when the first session is recorded
-        click.echo(f"waiting for {directory}, which does not exist yet", err=True)
-    positions = {path: path.stat().st_size for path in files_of(directory)}
+        say(f"waiting for {directory}, which does not exist yet", err=True)
+    follower = _Follower(directory)
     try:
         while True:
-            for line in _new_lines(directory, positions):
-                if text and text.encode() not in line:
-                    continue
-                try:
-                    record = printable_record(decode(line))
-                except msgspec.DecodeError:
-                    continue
-                if told := _told(record):
+            for record in follower.new_records((text or "").encode(errors="replace")):
+                if told := _told(printable_record(record)):
                     console.print(told)
-            time.sleep(POLL_S)  # to be told of new lines takes another API on each system
+            time.sleep(POLL_S)  # each system has another API to be notified of new lines
     except KeyboardInterrupt:
-        return
+        sys.exit(INCOMPLETE if follower.problems.count else 0)
 
 
-def _new_lines(directory: Path, positions: dict[Path, int]) -> Iterator[bytes]:
-    """Yield the whole lines that have come since the last time, and note how far that was."""
-    for path in files_of(directory):
+class _Follower:
+    """Reads what is appended to the files of a directory from now on, and reports problems."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._files: dict[Path, TraceFile] = {}
+        self._reported = 0
+        self.problems = Problems()
+        for _ in self.new_records(NEVER):
+            pass  # it only goes to the end
+
+    def new_records(self, wanted: bytes) -> Iterator[Record]:
+        """Yield the records that have been appended since the last time."""
+        found = self._find_files()
+        self._files = {path: self._files.get(path) or self._new(path) for path in found}
+        for file in self._files.values():
+            for record, _ in file.records(wanted):
+                yield record
+        for each in self.problems.first[self._reported :]:
+            say(f"smtpproxy: {each}", err=True)
+        self._reported = len(self.problems.first)
+
+    def _find_files(self) -> list[Path]:
         try:
-            with path.open("rb") as file:
-                file.seek(positions.get(path, 0))
-                octets = file.read()
-        except FileNotFoundError:  # it was the oldest, and has been removed
-            continue
-        whole = octets[: octets.rfind(b"\n") + 1]
-        positions[path] = positions.get(path, 0) + len(whole)
-        yield from whole.splitlines()
+            return files_of(self._directory) if self._directory.exists() else []
+        except OSError as error:
+            _fail(f"cannot read {self._directory}: {error.strerror}")
+
+    def _new(self, path: Path) -> TraceFile:
+        return TraceFile(path, self.problems)
 
 
 def _told(record: Record) -> Text | None:
@@ -200,7 +261,7 @@ def _told(record: Record) -> Text | None:
         return None
     took = seconds_told(record.replied - record.sent) if record.sent else ""
     asked = "  +" if record.pipelined else "   "
-    command = record.line or f"{record.verb} {record.octets or ''}".strip()
+    command = record.command or f"{record.verb} {record.content_bytes or ''}".strip()
     reply = record.reply.split("\r\n")[-1]
     return Text.assemble(
         (f"{terminal.clock(record.flushed or record.framed, '%H:%M:%S')} ", "dim"),
@@ -233,14 +294,20 @@ def export(directory: Path, session: str, capture: Path | None, page: Path | Non
     """Write SESSION to a file: for Wireshark, or as a page that needs nothing else."""
     if capture is None and page is None:
         raise click.UsageError("give --pcapng FILE, --html FILE, or both")
-    found = _find(directory, session)
+    reader = _reader(directory)
+    found = _find(reader, session)
     try:
         if capture is not None:
             capture.write_bytes(pcapng.capture(found))
+            say(f"wrote {capture}", err=True)
         if page is not None:
             page.write_text(html_page.page(found), encoding="utf-8")
-    except (OSError, ValueError) as error:
+            say(f"wrote {page}", err=True)
+    except OSError as error:
+        _fail(f"cannot write {error.filename}: {error.strerror}")
+    except ValueError as error:
         _fail(str(error))
+    _finish(reader, found)
 
 
 @trace.command(
@@ -266,18 +333,19 @@ def replay(directory: Path, session: str, target: str, lock_step: bool, full_spe
         address: Address = parse_server(target)
     except ValueError as error:
         raise click.BadParameter(f"{target!r} {error}", param_hint="--to") from None
-    found = _find(directory, session)
+    reader = _reader(directory)
+    found = _find(reader, session)
     try:
-        performance = asyncio.run(
-            play_again(found, address, lock_step=lock_step, as_fast=full_speed)
-        )
+        result = asyncio.run(play_again(found, address, lock_step=lock_step, as_fast=full_speed))
     except OSError as error:
-        _fail(f"cannot connect to {target}: {error.strerror or error}")
-    _console().print(_difference(performance))
-    if performance.stopped:
-        say(f"stopped: {performance.stopped}", err=True)
-    if performance.stopped or any(each.differs for each in performance.played):
-        sys.exit(1)
+        _fail(f"cannot connect to {target}: {error.strerror or error or 'timed out'}")
+    _console().print(_difference(result))
+    if result.stopped:
+        say(f"stopped: {result.stopped}", err=True)
+    differing = sum(each.differs for each in result.played)
+    codes = f"{differing} of {terminal.counted(len(result.played), 'reply code')}"
+    say(f"{codes} {'differs' if differing == 1 else 'differ'}", err=True)
+    _finish(reader, found, failed=bool(result.stopped or differing))
 
 
 def _difference(performance: ReplayResult) -> Table:
@@ -286,7 +354,7 @@ def _difference(performance: ReplayResult) -> Table:
         table.add_column(name, overflow="fold")
     for each in performance.played:
         mark = Text("≠", BAD) if each.differs else Text("=", GOOD)
-        command = printable(each.exchange.line or each.exchange.verb)
+        command = printable(each.exchange.command or each.exchange.verb)
         same = each.exchange.reply == each.now
         now = Text("same", "dim") if same else _lines(each.now)
         table.add_row(mark, command, _lines(each.exchange.reply), now)
@@ -297,11 +365,42 @@ def _lines(reply: str) -> Group:
     return Group(*map(printable, reply.split("\r\n")))
 
 
-def _find(directory: Path, name: str) -> RecordedSession:
-    session = session_of(files_of(directory), name)
-    if session is None:
-        _fail(f"no session {name} in {directory}")
-    return session
+def _reader(directory: Path) -> TraceReader:
+    try:
+        return TraceReader(directory)
+    except OSError as error:
+        _fail(f"cannot read {directory}: {error.strerror}")
+
+
+def _find(reader: TraceReader, name: str) -> RecordedSession:
+    try:
+        return reader.session(name)
+    except ValueError as error:
+        _report(reader)
+        _fail(str(error))
+
+
+def _finish(
+    reader: TraceReader, session: RecordedSession | None = None, *, failed: bool = False
+) -> NoReturn:
+    """Report what could not be read, and end the command with its exit code."""
+    _report(reader)
+    left_out = session.left_out if session else 0
+    if left_out:
+        records = terminal.counted(left_out, "record")
+        say(f"smtpproxy: {records} of the session left out: it is too long", err=True)
+    if failed or reader.failed:
+        sys.exit(1)
+    sys.exit(INCOMPLETE if left_out or reader.problems.count else 0)
+
+
+def _report(reader: TraceReader) -> None:
+    problems = reader.problems
+    for each in problems.first:
+        say(f"smtpproxy: {each}", err=True)
+    if problems.count:
+        read = terminal.counted(problems.count, "record or file", "records or files")
+        say(f"smtpproxy: {read} could not be read", err=True)
 
 
 def _fail(text: str) -> NoReturn:

@@ -191,7 +191,9 @@ class TestPaths:
         monkeypatch.setattr(board_module, "INTERVAL_S", 0.001)
         monkeypatch.setattr(server_module, "UNREAD_S", 0.05)
         snapshot = source.snapshot()
-        snapshot.lists["sessions"] = [{"id": "s", "reason": "x", "text": "x" * 100_000, "at": 0}]
+        snapshot.lists["sessions"] = [
+            {"session": "s", "reason": "x", "text": "x" * 100_000, "at": 0}
+        ]
         monkeypatch.setattr(source, "snapshot", lambda: _newer(snapshot))
         stuck = [
             await asyncio.open_connection(*url.removeprefix("http://").split(":"), limit=1)
@@ -248,10 +250,11 @@ class TestPaths:
                 if event.get("sessions"):
                     break
         (told,) = event["sessions"]
-        assert (told["client"], told["saved"], told["reason"]) == ("192.0.2.1:4711", 2, "")
+        names = ("client_ip", "client_port", "listener", "backend", "round_trips_saved", "reason")
+        assert [told[name] for name in names] == ["192.0.2.1", 4711, "smtp", "old", 2, ""]
         assert told["transactions"][0]["sender"] == "a@x"
         assert [each.get("verb") for each in told["records"]][1:] == [
-            *("greeting", "MAIL", "RCPT", "DATA", ".")
+            *("greeting", "MAIL", "RCPT", "DATA", "end_of_data")
         ]
 
     @pytest.mark.parametrize(

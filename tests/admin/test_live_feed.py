@@ -20,7 +20,7 @@ class Source:
         self._count += self._sessions
         names = range(self._count - self._sessions, self._count)
         return MetricsSnapshot(
-            lists={"sessions": [{"id": f"s-{name}", "reason": "quit"} for name in names]}
+            lists={"sessions": [{"session": f"s-{name}", "reason": "quit"} for name in names]}
         )
 
     def look(self, *, anew: bool = False) -> None:
@@ -54,7 +54,7 @@ async def test_so_many_sessions_are_kept_for_who_comes_later() -> None:
     for _ in range(3):
         feed.tell()
     late = feed.join().get_nowait()
-    assert late.count(b'"id"') == KEPT_SESSIONS
+    assert late.count(b'"session"') == KEPT_SESSIONS
     feed.leave(first)
 
 
@@ -92,7 +92,7 @@ async def test_an_open_session_of_which_no_worker_tells_any_more_is_not_open_for
     source = Source(0)
     feed = LiveFeed(source)
     viewer = feed.join()
-    told = {"sessions": [{"id": "s", "reason": ""}], "open_sessions": ["s"]}
+    told = {"sessions": [{"session": "s", "reason": ""}], "open_sessions": ["s"]}
     reasons = []
     for lists in (told, {"open_sessions": ["s"]}, {}, {}, {"open_sessions": ["s"]}, *[{}] * 4):
         source.snapshot = lambda now=lists: MetricsSnapshot(lists=now)  # type: ignore[method-assign, misc]

@@ -98,7 +98,11 @@ def test_all_is_counted_though_not_all_is_kept() -> None:
     for _ in range(KEPT_RECIPIENTS * 3):
         session.relay("text")
     found = told(recent)
-    assert (found["messages"], found["saved"], found["octets"]) == (60, 2 * 60, 6 * 60)
+    assert (found["messages"], found["round_trips_saved"], found["content_bytes"]) == (
+        60,
+        2 * 60,
+        6 * 60,
+    )
     assert len(found["transactions"]) == KEPT_RECIPIENTS  # type: ignore[arg-type]  # a list
 
 
@@ -128,11 +132,11 @@ def test_while_nobody_looks_only_what_the_list_shows_is_kept() -> None:
     ]
     assert [each["code"] for each in found["records"][-KEPT_WRONG:]] == [550, 550]  # type: ignore[index]
     assert len(found["transactions"]) == 1  # type: ignore[arg-type]  # a list
-    assert (found["messages"], found["octets"]) == (3, 18)
+    assert (found["messages"], found["content_bytes"]) == (3, 18)
     session.relay("text")
     found = told(recent)
     last = [each.get("verb", "") for each in found["records"][-4:]]  # type: ignore[index]  # a list
-    assert last == ["MAIL", "RCPT", "DATA", "."]
+    assert last == ["MAIL", "RCPT", "DATA", "end_of_data"]
 
 
 def test_what_was_kept_for_somebody_is_forgotten_when_he_is_gone(

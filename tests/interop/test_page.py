@@ -111,7 +111,7 @@ def test_a_session_is_seen_while_it_runs_and_drawn(
         for part in (
             "MAIL · RCPT \u00d72 · DATA",
             "250 \u00d73 · 354",
-            "content . · QUIT",
+            "end of data · QUIT",
             "connect",
         ):
             assert part in picture

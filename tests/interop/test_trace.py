@@ -9,7 +9,7 @@ import trustme
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 
-from smtpproxy.trace.reader import closed_sessions, files_of
+from smtpproxy.trace.reader import TraceReader
 from tests.interop.peers import opensmtpd, smtp_sink
 from tests.interop.stage import configured
 from tests.interop.test_page import shown
@@ -187,7 +187,7 @@ def test_the_page_of_a_session_is_drawn_by_itself(
 
 def test_who_is_inside_tls_is_drawn(tmp_path: Path, browser: webdriver.Chrome) -> None:
     directory, page = record_secured(tmp_path / "trace"), tmp_path / "session.html"
-    names = [each.session for each in closed_sessions(files_of(directory), lambda _: None)]
+    names = [each.session for each, _ in TraceReader(directory).closed_sessions()]
     drawn = []
     for name in names[:2]:
         assert trace("export", "-d", directory, name, "--html", page).returncode == 0

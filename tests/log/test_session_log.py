@@ -115,6 +115,19 @@ def test_an_open_transaction_is_logged_when_the_session_ends() -> None:
     assert logged.events == ["message_abandoned", "session_closed"]
 
 
+@pytest.mark.parametrize("replies", [(), ("250 a",), ("250 a", "250 b")])
+def test_a_transaction_without_a_last_reply_lasts_to_the_one_before(
+    replies: tuple[str, ...],
+) -> None:
+    logged = Logged()
+    logged.sends("MAIL FROM:<a@x>", "RCPT TO:<b@y>", "DATA")
+    logged.says(*replies)
+    logged.pipeline.client_lost(99.0)
+    logged.close()
+    (duration,) = [each["duration_s"] for each in logged.lines if "duration_s" in each][:1]
+    assert duration == (1.5 if replies else 0.0)
+
+
 def test_bdat_chunks_make_one_message() -> None:
     logged = Logged()
     logged.sends("EHLO x")

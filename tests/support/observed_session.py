@@ -104,7 +104,7 @@ class Traced:
         self.trace = TraceRecorder(self.files, self.later, **kinds)
 
     def records(self) -> list[dict[str, Any]]:
-        """Write all that is left, and return it."""
+        """Write all that is left, and return it, without the files' headers."""
         self.trace.close()
         paths = sorted(self.directory.glob("*.jsonl"))
-        return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+        return [json.loads(line) for path in paths for line in path.read_text().splitlines()[1:]]

@@ -51,13 +51,13 @@ CHOSEN = {
     records.Noted: [{"event": event} for event in ("tls_started", "tls_failed", TEXT)],
     records.Exchanged: [
         {},
-        {"line": ""},
-        {"verb": ".", "line": ""},
+        {"command": ""},
+        {"verb": "end_of_data", "command": ""},
         {"verb": "greeting"},
         {"steps": [], "sent": 1.0},
         {"steps": [], "flushed": 0.0, "reply": "", "code": 0},
     ],
-    records.Message: [{}],
+    records.Transaction: [{}],
 }
 
 
@@ -71,7 +71,9 @@ def every_record(session: str) -> Iterator[Any]:
 @pytest.fixture
 def trace(tmp_path: Path) -> Path:
     """A directory with a session of which nothing is harmless but how its id begins."""
-    written = b"".join(records.encode(each) + b"\n" for each in every_record("s1" + TEXT))
+    written = records.HEADER + b"".join(
+        records.encode(each) + b"\n" for each in every_record("s1" + TEXT)
+    )
     (tmp_path / "trace-1.jsonl").write_bytes(written)
     return tmp_path
 

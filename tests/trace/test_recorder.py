@@ -38,15 +38,15 @@ class TestAll:
         assert kinds == ["opened", "connected", *["exchange"] * 7, "closed"]
         assert len({record["session"] for record in records}) == 1
         assert [record["verb"] for record in exchanges(records)] == [
-            *("greeting", "EHLO", "MAIL", "RCPT", "DATA", ".", "QUIT")
+            *("greeting", "EHLO", "MAIL", "RCPT", "DATA", "end_of_data", "QUIT")
         ]
         opened, connected, closed = records[0], records[1], records[-1]
-        assert opened["client"] == "192.0.2.1:4711"
-        assert (connected["proxy_end"], connected["server_end"]) == (
+        assert (opened["client_ip"], opened["client_port"]) == ("192.0.2.1", 4711)
+        assert (connected["proxy_address"], connected["server_address"]) == (
             "10.0.0.1:33333",
             "10.0.0.5:25",
         )
-        assert (closed["reason"], closed["saved"], closed["messages"]) == ("quit", 2, 1)
+        assert (closed["reason"], closed["round_trips_saved"], closed["messages"]) == ("quit", 2, 1)
         (message,) = closed["transactions"]
         assert (message["outcome"], message["sender"]) == ("relayed", "a@x")
         assert message["groups"] == [3, 1]
@@ -77,9 +77,9 @@ class TestAll:
         session.close()
         *_, broken, closed = traced.records()
         assert broken["violation"] == {
-            "by": "client",
+            "side": "client",
             "kind": "bare_cr_or_nul_in_command",
-            "octets": "MAIL\0\\xff FROM\r\n",
+            "bytes": "MAIL\0\\xff FROM\r\n",
         }
         assert (closed["violations"], closed["codes"]) == (["bare_cr_or_nul_in_command"], [500])
 
@@ -127,8 +127,10 @@ class TestAll:
         clients = ["192.0.2.1:1", "192.0.2.77:1", "[::1]:1", "unix"]
         for client in clients:
             Watched(traced.trace, client=client).close()
-        recorded_clients = [each["client"] for each in traced.records() if each["what"] == "closed"]
-        assert recorded_clients == [clients[0], clients[2]]
+        recorded_clients = [
+            each["client_ip"] for each in traced.records() if each["what"] == "closed"
+        ]
+        assert recorded_clients == ["192.0.2.1", "::1"]
 
 
 class TestContent:
@@ -142,17 +144,17 @@ class TestContent:
     def test_none_is_its_size_and_digest(self, tmp_path: Path) -> None:
         record = self.record(tmp_path, self.TEXT)
         octets = f"{self.TEXT}\r\n.\r\n".encode()
-        assert record["octets"] == len(octets) - 3
+        assert record["content_bytes"] == len(octets) - 3
         assert record["sha256"] == sha256(octets).hexdigest()
-        assert record["digested"] == len(octets)
+        assert record["digested_bytes"] == len(octets)
         assert "content" not in record
 
     def test_a_digest_is_of_the_first_octets(self, tmp_path: Path) -> None:
         text = "x" * 60000
         record = self.record(tmp_path, text)
         assert record["sha256"] == sha256(text[:DIGESTED_OCTETS].encode()).hexdigest()
-        assert record["digested"] == DIGESTED_OCTETS
-        assert record["octets"] == 60002
+        assert record["digested_bytes"] == DIGESTED_OCTETS
+        assert record["content_bytes"] == 60002
 
     @pytest.mark.parametrize(
         ("text", "header"),
@@ -171,9 +173,9 @@ class TestContent:
     def test_full_has_a_bound(self, tmp_path: Path) -> None:
         record = self.record(tmp_path / "a", self.TEXT, kept=CaptureMode.FULL, most=4096)
         assert record["content"] == self.TEXT + "\r\n.\r\n"
-        assert "cut" not in record
+        assert "content_cut" not in record
         record = self.record(tmp_path / "b", "x" * 60000, kept=CaptureMode.FULL, most=4096)
-        assert (record["content"], record["cut"]) == ("x" * 4096, True)
+        assert (record["content"], record["content_cut"]) == ("x" * 4096, True)
 
     def test_what_would_grow_is_in_base64_and_read_as_it_was(self, tmp_path: Path) -> None:
         traced = Traced(tmp_path, kept=CaptureMode.FULL, most=1 << 20)
@@ -188,12 +190,12 @@ class TestContent:
         assert path.stat().st_size < 1.5 * len(octets)
         records = [decode(line) for line in path.read_bytes().splitlines()]
         found = [each for each in records if isinstance(each, Exchanged)]
-        assert octets_of(found[1].line) == b"MAIL FROM:<" + b"\x7f" * 1000 + b">"
-        assert found[1].line.startswith("MAIL FROM:<\\x7f\\x7f")
+        assert octets_of(found[1].command) == b"MAIL FROM:<" + b"\x7f" * 1000 + b">"
+        assert found[1].command.startswith("MAIL FROM:<\\x7f\\x7f")
         assert octets_of(found[-1].content) == octets + b"\r\n.\r\n"
 
     def test_a_record_with_bad_base64_is_none(self) -> None:
-        line = b'{"what":"exchange","session":"s","verb":"NOOP","line":"\\\\=x"}'
+        line = b'{"what":"exchange","session":"s","verb":"NOOP","command":"\\\\=x"}'
         with pytest.raises(msgspec.DecodeError):
             decode(line)
 
@@ -215,7 +217,7 @@ class TestContent:
         session.sends("half of it")
         session.pipeline.client_eof(30.0)
         session.close()
-        (last,) = [each for each in exchanges(traced.records()) if each["verb"] == "."]
+        (last,) = [each for each in exchanges(traced.records()) if each["verb"] == "end_of_data"]
         assert (last["content"], last.get("code", 0)) == ("half of it\r\n", 0)
 
 
@@ -230,7 +232,7 @@ class TestBothSides:
         session.sends("HELO y")
         session.says("250 mx")
         _, ehlo, helo = exchanges(traced.records())
-        assert [(step["line"], step["reply"]) for step in ehlo["steps"]] == [
+        assert [(step["command"], step["reply"]) for step in ehlo["steps"]] == [
             ("EHLO x", "500 what"),
             ("HELO x", "250 mx"),
         ]
@@ -243,7 +245,7 @@ class TestBothSides:
         session.sends("MAIL FROM:<a@x>", "RCPT TO:<b@y>")
         session.says("250 known", "250 a", "250 b")
         *_, mail, rcpt = exchanges(traced.records())
-        assert [(step["line"], step["reply"]) for step in mail["steps"]] == [
+        assert [(step["command"], step["reply"]) for step in mail["steps"]] == [
             ("XFORWARD ADDR=192.0.2.1", "250 known"),
             ("MAIL FROM:<a@x>", "250 a"),
         ]
@@ -255,7 +257,7 @@ class TestBothSides:
         session.sends("NOOP")
         session.pipeline.backend_lost(99.0)
         (step,) = exchanges(traced.records())[-1]["steps"]
-        assert (step["line"], step["reply"], step.get("replied", 0.0)) == ("NOOP", "", 0.0)
+        assert (step["command"], step["reply"], step.get("replied", 0.0)) == ("NOOP", "", 0.0)
 
     def test_a_bare_lf_behind_a_command(self, tmp_path: Path) -> None:
         traced = Traced(tmp_path)
@@ -269,9 +271,14 @@ class TestBothSides:
         session = Watched(traced.trace)
         session.relay("a\nb")
         session.relay("ab")
-        rewritten, plain = (each for each in exchanges(traced.records()) if each["verb"] == ".")
-        assert (rewritten["content"], rewritten["came"]) == ("a\r\nb\r\n.\r\n", "a\nb\r\n.\r\n")
-        assert "came" not in plain
+        rewritten, plain = (
+            each for each in exchanges(traced.records()) if each["verb"] == "end_of_data"
+        )
+        assert (rewritten["content"], rewritten["content_received"]) == (
+            "a\r\nb\r\n.\r\n",
+            "a\nb\r\n.\r\n",
+        )
+        assert "content_received" not in plain
 
 
 class TestErrors:
@@ -334,7 +341,7 @@ class TestErrors:
         session.says("550 no")
         session.close()
         records = traced.records()
-        lines = [each["line"] for each in exchanges(records) if "line" in each]
+        lines = [each["command"] for each in exchanges(records) if "command" in each]
         (gap,) = [each for each in records if each["what"] == "gap"]
         assert 100 < len(exchanges(records)) < 200
         assert gap["exchanges"] == 2002 - len(exchanges(records))
@@ -407,7 +414,7 @@ class TestErrors:
             session.says("550 no")
             session.close()
         assert traced.trace.memory.octets == 0
-        last = [each for each in exchanges(traced.records()) if each.get("line") == "VRFY x"]
+        last = [each for each in exchanges(traced.records()) if each.get("command") == "VRFY x"]
         assert len(last) > 50  # the most recent of each goes last
 
     def test_what_was_kept_of_a_session_without_errors_is_given_back(self, tmp_path: Path) -> None:

@@ -11,8 +11,18 @@ from typing import Any
 import pytest
 
 from smtpproxy.trace import rotating_files as files_module
+from smtpproxy.trace.records import HEADER
 from smtpproxy.trace.rotating_files import RotatingFiles
 from tests.support.observed_session import Traced, Watched
+
+LINE = b'{"number":%d' + b" " * 60 + b"}\n"
+
+
+def number_in(path: Path) -> int:
+    """Return the number in the one line of a file."""
+    header, line = path.read_bytes().splitlines()
+    assert header + b"\n" == HEADER
+    return int(json.loads(line)["number"])
 
 
 def write(files: RotatingFiles, line: bytes) -> None:
@@ -25,10 +35,10 @@ class TestFiles:
         others = tmp_path / "trace-20200101T000000.000000-w0-1-1.jsonl"
         others.touch()
         for number in range(10):
-            write(files, b'{"number":%d%s}\n' % (number, b" " * 60))
+            write(files, LINE % number)
         files.close()
         paths = sorted(tmp_path.glob("*-w1-*"))
-        assert [json.loads(path.read_text())["number"] for path in paths] == [7, 8, 9]
+        assert [number_in(path) for path in paths] == [7, 8, 9]
         assert paths[0].stat().st_mode & 0o777 == 0o640
         assert others.exists()
 
@@ -41,9 +51,9 @@ class TestFiles:
             os.utime(path, (32e9, 32e9))
         files = RotatingFiles(tmp_path, 1, 100, 3)
         for number in range(3):
-            write(files, b'{"number":%d%s}\n' % (number, b" " * 60))
+            write(files, LINE % number)
         files.close()
-        written = [json.loads(path.read_text())["number"] for path in sorted(tmp_path.iterdir())]
+        written = [number_in(path) for path in sorted(tmp_path.iterdir())]
         assert (written, files.lost) == ([0, 1, 2], 0)
 
     def test_a_clock_that_goes_back_does_not_remove_what_was_just_written(
@@ -60,9 +70,9 @@ class TestFiles:
         monkeypatch.setattr(files_module, "datetime", Clock)
         files = RotatingFiles(tmp_path, 1, 100, 3)
         for number in range(10):
-            write(files, b'{"number":%d%s}\n' % (number, b" " * 60))
+            write(files, LINE % number)
         files.close()
-        written = [json.loads(path.read_text())["number"] for path in sorted(tmp_path.iterdir())]
+        written = [number_in(path) for path in sorted(tmp_path.iterdir())]
         assert (written, files.lost) == ([7, 8, 9], 0)
 
     def test_only_trace_files_are_removed(self, tmp_path: Path) -> None:
@@ -130,13 +140,13 @@ class TestFiles:
         write(files, b'{"b":2}\n')
         files.close()
         (path,) = directory.iterdir()
-        assert (path.read_bytes(), files.lost) == (b'{"b":2}\n', 0)
+        assert (path.read_bytes(), files.lost) == (HEADER + b'{"b":2}\n', 0)
 
     def test_a_torn_line_does_not_swallow_the_next(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         real = os.write
-        answers = iter([3, OSError(errno.ENOSPC, "full")])
+        answers = iter([99, 3, OSError(errno.ENOSPC, "full")])
 
         def write_part(descriptor: int, octets: bytes) -> int:
             answer = next(answers, None)
@@ -150,8 +160,24 @@ class TestFiles:
         write(files, b'{"b":2}\n')
         files.close()
         (path,) = tmp_path.iterdir()
-        assert path.read_bytes() == b'{"a\n{"b":2}\n'
+        assert path.read_bytes() == HEADER + b'{"a\n{"b":2}\n'
         assert files.lost == 1
+
+    @pytest.mark.parametrize("written", [0, 5])
+    def test_a_file_without_its_header_is_not_kept(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int
+    ) -> None:
+        real = os.write
+        answers = iter([written])
+        monkeypatch.setattr(
+            files_module.os, "write", lambda fd, octets: real(fd, octets[: next(answers, None)])
+        )
+        files = RotatingFiles(tmp_path, 0, 1000, 3)
+        write(files, LINE % 1)
+        write(files, LINE % 2)
+        files.close()
+        (path,) = tmp_path.iterdir()
+        assert (number_in(path), files.lost, files.why) == (2, 1, "No space left on device")
 
     def test_a_slow_disk_loses_records_not_memory(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

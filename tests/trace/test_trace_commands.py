@@ -12,10 +12,10 @@ from click.testing import CliRunner, Result
 from smtpproxy.cli import main
 from smtpproxy.config.address import parse_server
 from smtpproxy.demo.legacy import LegacyMTA
-from smtpproxy.trace import pcapng, trace_commands
-from smtpproxy.trace.reader import RecordedSession, add, closed_sessions, files_of, session_of
+from smtpproxy.trace import pcapng, records, trace_commands
+from smtpproxy.trace.reader import RecordedSession, TraceReader, add, files_of
 from smtpproxy.trace.records import Exchanged, Gap, decode
-from smtpproxy.trace.replay import played_octets, replay
+from smtpproxy.trace.replay import played_pieces, replay
 from tests.support.programs import command
 
 
@@ -27,7 +27,7 @@ def run(*arguments: str | Path, columns: int = 120) -> Result:
 
 
 def ids(directory: Path) -> list[str]:
-    return [each.session for each in closed_sessions(files_of(directory), lambda _: None)]
+    return [each.session for each, _ in TraceReader(directory).closed_sessions()]
 
 
 class TestList:
@@ -89,7 +89,7 @@ class TestList:
 
     def test_how_far_it_has_come_is_told(self, recorded: Path) -> None:
         told: list[int] = []
-        assert list(closed_sessions(files_of(recorded), told.append))
+        assert list(TraceReader(recorded, told.append).closed_sessions())
         assert sum(told) == sum(path.stat().st_size for path in files_of(recorded))
 
 
@@ -100,7 +100,7 @@ class TestShow:
         assert re.search(r"│─ MAIL \| RCPT \| DATA ─+▶│", result.stdout)
         assert re.search(r"│─ RCPT ─+▶ 250 250 ms │", result.stdout)
         assert re.search(r"◀─+ 250 \| 250 \| 354 ─│", result.stdout)
-        assert re.search(r"│─ \. ─+▶ 550 250 ms │", result.stdout)
+        assert re.search(r"│─ end of data ─*▶ 550 250 ms │", result.stdout)
         assert "2 round trips saved" in result.stdout
 
     def test_both_sides_in_a_narrow_terminal(self, recorded: Path) -> None:
@@ -114,8 +114,7 @@ class TestShow:
         assert re.search(r"│─ XFORWARD ─*▶ 250 250 ms │\n.*│─ MAIL ─+▶ 250 250 ms │", result.stdout)
         assert "    > XFORWARD ADDR=192.0.2.1\n    < 250 known\n    > MAIL" in result.stdout
         (name,) = ids(forwarded)
-        session = session_of(files_of(forwarded), name)
-        assert session is not None
+        session = TraceReader(forwarded).session(name)
         inner = [said for _, inside, _, said in pcapng._said(session) if inside]
         assert inner[1:5] == [
             b"XFORWARD ADDR=192.0.2.1\r\n",
@@ -144,22 +143,21 @@ class TestShow:
         assert (result.exit_code, result.stderr[:26]) == (1, "smtpproxy: no session nobo")
 
 
-def test_follow_yields_whole_lines_once(recorded: Path) -> None:
-    positions: dict[Path, int] = {}
-    before = list(trace_commands._new_lines(recorded, positions))
-    assert len(before) == 30
+def test_follow_yields_whole_records_once(recorded: Path) -> None:
+    follower = trace_commands._Follower(recorded)
+    assert not list(follower.new_records(b""))
+    line = records.encode(Gap("s", 7)) + b"\n"
     with (recorded / "trace-9.jsonl").open("ab") as file:
-        file.write(b"one\ntw")
-        file.flush()
-        assert list(trace_commands._new_lines(recorded, positions)) == [b"one"]
-        file.write(b"o\n")
-        file.flush()
-        assert list(trace_commands._new_lines(recorded, positions)) == [b"two"]
+        for written, found in ((records.HEADER + line + line[:9], 1), (line[9:], 1), (b"", 0)):
+            file.write(written)
+            file.flush()
+            assert list(follower.new_records(b"")) == [Gap("s", 7)] * found
+    assert not follower.problems.count
 
 
 def test_follow_tells_who_is_inside_tls(secured: Path) -> None:
     (file,) = files_of(secured)
-    told = [trace_commands._told(decode(line)) for line in file.read_bytes().splitlines()]
+    told = [trace_commands._told(decode(line)) for line in file.read_bytes().splitlines()[1:]]
     noted = [
         each.plain.split("   ")[-1].strip() for each in told if each is not None and "TLS" in each
     ]
@@ -170,8 +168,7 @@ def test_follow_tells_who_is_inside_tls(secured: Path) -> None:
 
 
 def test_follow_tells_each_exchange(recorded: Path) -> None:
-    session = session_of(files_of(recorded), ids(recorded)[0])
-    assert session is not None
+    session = TraceReader(recorded).session(ids(recorded)[0])
     told = [str(text) for record in session.records if (text := trace_commands._told(record))]
     assert any(re.search(r"\+RCPT TO:<b@y>  250 b  250 ms$", line) for line in told)
     assert told[-1].endswith("closed, quit, 2 round trips saved")
@@ -207,9 +204,11 @@ class TestCapture:
         assert str(pcapng._end("unix").address) == "127.0.0.1"
 
     def test_content_that_was_not_recorded_is_told(self) -> None:
-        record = Exchanged("s", ".", octets=90, content="Subject: x\r\ncut he", cut=True)
+        record = Exchanged(
+            "s", "end_of_data", content_bytes=90, content="Subject: x\r\ncut he", content_cut=True
+        )
         assert pcapng.command_octets(record) == (
-            b"Subject: x\r\n[90 octets of content, of which 12 were recorded]\r\n.\r\n"
+            b"Subject: x\r\n[90 bytes of content, of which 12 were recorded]\r\n.\r\n"
         )
 
     def test_a_page_says_what_was_not_kept_where_it_was(self) -> None:
@@ -220,7 +219,7 @@ class TestCapture:
         assert session.records == [one, Gap("s-1", 7), other]
 
     def test_without_a_server_there_is_nothing(self) -> None:
-        with pytest.raises(ValueError, match="never had a connection"):
+        with pytest.raises(ValueError, match="no connection to a server"):
             pcapng.capture(RecordedSession("s"))
 
 
@@ -234,18 +233,16 @@ class TestReplay:
     async def test_the_replies_are_compared(
         self, recorded: Path, mta: LegacyMTA, lock_step: bool
     ) -> None:
-        session = session_of(files_of(recorded), ids(recorded)[0])
-        assert session is not None
+        session = TraceReader(recorded).session(ids(recorded)[0])
         performance = await replay(
             session, parse_server(mta.address), lock_step=lock_step, as_fast=True
         )
         differing = [each.exchange.verb for each in performance.played if each.differs]
         assert differing[:2] == ["RCPT", "DATA"]
-        assert performance.stopped == "DATA was answered otherwise, so no content can follow"
+        assert performance.stopped == "the reply to DATA differs, so no content can follow"
 
     async def test_a_message_arrives_again(self, recorded: Path) -> None:
-        session = session_of(files_of(recorded), ids(recorded)[0])
-        assert session is not None
+        session = TraceReader(recorded).session(ids(recorded)[0])
         async with LegacyMTA() as mta:
             performance = await replay(session, parse_server(mta.address), as_fast=True)
         assert not performance.stopped
@@ -254,8 +251,7 @@ class TestReplay:
         assert (message.sender, message.content) == (b"a@x", b"text\r\n")
 
     async def test_what_was_said_inside_tls_is_played_in_plaintext(self, recorded: Path) -> None:
-        session = session_of(files_of(recorded), ids(recorded)[0])
-        assert session is not None
+        session = TraceReader(recorded).session(ids(recorded)[0])
         starttls = Exchanged(session.id, "STARTTLS", "STARTTLS", 220, "220 go", framed=1.0)
         again = Exchanged(session.id, "EHLO", "EHLO x", 250, "250 mx", framed=2.0)
         session.exchanges[2:2] = [starttls, again]
@@ -263,15 +259,14 @@ class TestReplay:
             performance = await replay(session, parse_server(mta.address), as_fast=True)
         assert not performance.stopped
         verbs = [each.exchange.verb for each in performance.played]
-        assert verbs == ["greeting", "EHLO", "MAIL", "RCPT", "DATA", ".", "QUIT"]
+        assert verbs == ["greeting", "EHLO", "MAIL", "RCPT", "DATA", "end_of_data", "QUIT"]
         assert len(mta.messages) == 1
 
     async def test_a_session_may_last_longer_than_a_reply(
         self, recorded: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("smtpproxy.trace.replay.REPLY_LIMIT_S", 0.3)
-        session = session_of(files_of(recorded), ids(recorded)[0])
-        assert session is not None
+        session = TraceReader(recorded).session(ids(recorded)[0])
         session.exchanges[-1].framed = session.began + 0.6
         async with LegacyMTA() as mta:
             performance = await replay(session, parse_server(mta.address))
@@ -283,8 +278,7 @@ class TestReplay:
             writer.write(said)
             writer.close()
 
-        session = session_of(files_of(recorded), ids(recorded)[0])
-        assert session is not None
+        session = TraceReader(recorded).session(ids(recorded)[0])
         async with await asyncio.start_server(odd, "127.0.0.1", 0) as server:
             port = server.sockets[0].getsockname()[1]
             performance = await replay(session, parse_server(f"127.0.0.1:{port}"))
@@ -297,7 +291,7 @@ class TestReplay:
 
     @pytest.mark.parametrize("octets", [0, 1, 2, 77, 78, 79, 5000])
     def test_as_much_content_as_there_was(self, octets: int) -> None:
-        record = Exchanged("s", ".", octets=octets)
-        played = played_octets(record)
+        record = Exchanged("s", "end_of_data", content_bytes=octets)
+        played = b"".join(played_pieces(record))
         assert played.endswith(b".\r\n")
         assert abs(len(played) - 3 - octets) <= 1

@@ -94,12 +94,12 @@ async def test_a_trace_has_what_was_said_to_both_sides(mta: LegacyMTA, tmp_path:
     await app.stop()
     (file,) = tmp_path.iterdir()
     records = [json.loads(line) for line in file.read_text().splitlines()]
-    connected = records[1]
-    assert connected["listener_end"] == app.addresses[0]
-    assert connected["server_end"] == mta.address
-    assert connected["proxy_end"].startswith("127.0.0.1:")
-    content = next(each for each in records if each.get("verb") == ".")
-    assert content["octets"] == len(b"Subject: x\r\n\r\n..text\r\n")
+    connected = next(each for each in records if each["what"] == "connected")
+    assert connected["listener_address"] == app.addresses[0]
+    assert connected["server_address"] == mta.address
+    assert connected["proxy_address"].startswith("127.0.0.1:")
+    content = next(each for each in records if each.get("verb") == "end_of_data")
+    assert content["content_bytes"] == len(b"Subject: x\r\n\r\n..text\r\n")
     assert content["framed"] <= content["sent"] < content["replied"] <= content["flushed"]
 
 

@@ -25,10 +25,10 @@ function isWrong(session) {
 function whoWrites(session) {
   const last = session.transactions.at(-1);
   if (!last) {
-    const found = ["MAIL", "EHLO", "HELO"].map((verb) => session.records.find((each) => each.verb === verb && each.line));
-    const wrong = session.records.find((each) => each.violation && (each.line || each.violation.octets));
+    const found = ["MAIL", "EHLO", "HELO"].map((verb) => session.records.find((each) => each.verb === verb && each.command));
+    const wrong = session.records.find((each) => each.violation && (each.command || each.violation.bytes));
     const telling = wrong || found.find(Boolean);
-    return telling ? visible(telling.line || telling.violation.octets) : "nothing said";
+    return telling ? visible(telling.command || telling.violation.bytes) : "nothing said";
   }
   const all = last.accepted + last.refused;
   const more = all > 1 ? ` +${all - 1}` : "";
@@ -36,9 +36,9 @@ function whoWrites(session) {
 }
 
 function details(session) {
-  const found = [session.client.replace(/:\d+$/, "") + " → " + (session.server || "no server")];
+  const found = [(session.client_ip || "unix") + " → " + (session.server || "no server")];
   if (session.tls.client) found.push(session.tls.client.replace("TLSv", "TLS "));
-  if (session.octets) found.push(size(session.octets));
+  if (session.content_bytes) found.push(size(session.content_bytes));
   if (session.messages > 1) found.push(`${session.messages} messages`);
   return visible(found.join(" · "));
 }
@@ -46,15 +46,15 @@ function details(session) {
 function matches(session, wanted) {
   if (!wanted) return true;
   const said = session.transactions.flatMap((each) => [each.sender, each.outcome, each.reply, ...each.to]);
-  const seen = session.records.flatMap((each) => [each.line || "", String(each.code || ""), each.violation ? each.violation.kind : ""]);
-  return [session.id, session.reason, details(session), outcomeOf(session)[2], ...said, ...seen].join(" ").toLowerCase().includes(wanted);
+  const seen = session.records.flatMap((each) => [each.command || "", String(each.code || ""), each.violation ? each.violation.kind : ""]);
+  return [session.session, session.reason, details(session), outcomeOf(session)[2], ...said, ...seen].join(" ").toLowerCase().includes(wanted);
 }
 
 // Draws those that match; rows stay where they are, so that neither a click nor the focus is lost.
 function drawList(sessions, wanted, onlyWrong, chosen) {
   const found = [...sessions.values()].filter((each) => (!onlyWrong || isWrong(each)) && matches(each, wanted))
     .sort((one, other) => other.opened - one.opened).slice(0, SHOWN);
-  const kept = new Set(found.map((each) => each.id)), body = document.getElementById("sessions");
+  const kept = new Set(found.map((each) => each.session)), body = document.getElementById("sessions");
   for (const [id, row] of rows) if (!kept.has(id)) { row.remove(); rows.delete(id); }
   let at = body.firstElementChild;
   for (const session of found) {
@@ -66,11 +66,11 @@ function drawList(sessions, wanted, onlyWrong, chosen) {
 }
 
 function rowOf(session) {
-  let row = rows.get(session.id);
+  let row = rows.get(session.session);
   if (!row) {
     row = element("tr");
-    row.dataset.id = session.id;
-    rows.set(session.id, row);
+    row.dataset.id = session.session;
+    rows.set(session.session, row);
   }
   if (row.session !== session) {
     row.session = session;
@@ -79,7 +79,7 @@ function rowOf(session) {
     told.append(element("div", "who", whoWrites(session)), element("div", "details", details(session)));
     const outcome = element("td", style);
     outcome.append(element("span", "sign", sign), text);
-    row.replaceChildren(element("td", "when", new Date(session.opened * 1000).toTimeString().slice(0, 8)), told, element("td", "number", session.saved || "–"), outcome);
+    row.replaceChildren(element("td", "when", new Date(session.opened * 1000).toTimeString().slice(0, 8)), told, element("td", "number", session.round_trips_saved || "–"), outcome);
   }
   return row;
 }

@@ -11,18 +11,18 @@ let source = null, heard = 0, lostSince = 0, anew = true, shutOut = false;
 
 function take(event) {
   if (anew) { // told all: what is not in it was of a proxy that is gone
-    const open = new Set(event.sessions.map((each) => each.id));
+    const open = new Set(event.sessions.map((each) => each.session));
     for (const [id, session] of sessions) if (!session.reason && !open.has(id)) sessions.delete(id);
     anew = false;
   }
-  for (const session of event.sessions) sessions.set(session.id, session);
+  for (const session of event.sessions) sessions.set(session.session, session);
   for (const id of sessions.keys()) {
     if (sessions.size <= KEPT) break;
     if (id !== chosen) sessions.delete(id);
   }
   latest = event;
   takeFigures(event);
-  const changed = event.sessions.some((each) => each.id === chosen);
+  const changed = event.sessions.some((each) => each.session === chosen);
   if (!paused) draw(changed);
 }
 
@@ -99,10 +99,10 @@ function drawPicture() {
   const top = place.scrollTop;
   const end = session.reason ? [{what: "closed", reason: session.reason}] : [];
   const more = [];
-  if (session.octets) more.push(size(session.octets));
+  if (session.content_bytes) more.push(size(session.content_bytes));
   for (const [side, version] of Object.entries(session.tls)) more.push(`${version.replace("TLSv", "TLS ")} to ${side === "client" ? "the client" : "the MTA"}`);
-  if (session.seconds) more.push(duration(session.seconds));
-  drawSession(place, session.records.concat(end), {saved: session.saved, more});
+  if (session.duration_s) more.push(duration(session.duration_s));
+  drawSession(place, session.records.concat(end), {roundTripsSaved: session.round_trips_saved, more});
   place.append(dialogue(session));
   place.scrollTop = top;
 }
@@ -116,7 +116,7 @@ function dialogue(session) {
     if (each.what !== "exchange") continue;
     if (each.verb !== "greeting" && each.verb !== "unasked") lines.push("C: " + commandOf(each));
     for (const step of each.steps || []) {
-      lines.push(`   to the MTA: ${visible(step.line) || nameOf(each)}`);
+      lines.push(`   to the MTA: ${visible(step.command) || nameOf(each)}`);
       for (const line of step.reply ? step.reply.split(/\r?\n/) : ["no reply"]) lines.push(`   MTA: ${visible(line)}`);
     }
     for (const line of (each.reply || "").split(/\r?\n/)) if (line) lines.push("S: " + visible(line));

@@ -27,9 +27,9 @@ function duration(seconds) {
   return seconds < 100 ? seconds.toFixed(1) + " s" : Math.round(seconds / 60) + " min";
 }
 
-function size(octets) {
-  if (octets < 1024) return octets + " B";
-  return octets < 1048576 ? (octets / 1024).toFixed(octets < 10240 ? 1 : 0) + " KiB" : (octets / 1048576).toFixed(1) + " MiB";
+function size(bytes) {
+  if (bytes < 1024) return bytes + " B";
+  return bytes < 1048576 ? (bytes / 1024).toFixed(bytes < 10240 ? 1 : 0) + " KiB" : (bytes / 1048576).toFixed(1) + " MiB";
 }
 
 // What peers sent may hold control characters, and marks that reorder text: they are shown, not obeyed.
@@ -60,11 +60,11 @@ function counted(words) {
   return grouped(words, (one, other) => one === other).map((run) => run.length > 1 ? run[0] + " ×" + run.length : run[0]).join(" · ");
 }
 
-function nameOf(exchange) { return exchange.verb === "." ? "content ." : exchange.verb === "misframed" ? "bad line" : exchange.verb; }
+function nameOf(exchange) { return exchange.verb === "end_of_data" ? "end of data" : exchange.verb === "misframed" ? "bad line" : exchange.verb; }
 
 function commandOf(exchange) {
-  if (exchange.verb === ".") return `content, ${size(exchange.octets || 0)} .`;
-  return visible(exchange.line || nameOf(exchange));
+  if (exchange.verb === "end_of_data") return `content, ${size(exchange.content_bytes || 0)}, end of data`;
+  return visible(exchange.command || nameOf(exchange));
 }
 
 // --- what is drawn, row by row -----------------------------------------------------------------
@@ -83,7 +83,7 @@ function rowsOf(records) {
     rows.push({at: group[0].flushed, order: 2, kind: "out", text, count: group.length, bad: group.some((each) => each.code >= 400), full: group.map((each) => visible(each.reply || "").replaceAll("\\x0d\\x0a", "\n")).join("\n")});
     for (const each of group) {
       if (!each.sent && each.verb !== "greeting" && each.verb !== "unasked") rows.push({at: each.flushed, order: 1, kind: "here", text: `${nameOf(each)}: ${each.code} by smtpproxy`});
-      if (each.violation && each.violation.by === "backend") rows.push(broken(each, each.flushed));
+      if (each.violation && each.violation.side === "backend") rows.push(broken(each, each.flushed));
     }
   }
   rows.push(...records.filter((each) => each.what === "noted").map(noted));
@@ -96,8 +96,8 @@ function rowsOf(records) {
 // What was said to the MTA for an exchange: mostly its line, but the proxy has words of its own, too.
 function saidToMta(exchange) {
   if (exchange.steps && exchange.steps.length) {
-    return exchange.steps.map((step) => ({...step, code: Number(step.reply.slice(0, 3)) || 0, octets: exchange.octets,
-      verb: step.line.split(" ")[0].toUpperCase() || exchange.verb, own: step.line !== (exchange.line || "")}));
+    return exchange.steps.map((step) => ({...step, code: Number(step.reply.slice(0, 3)) || 0, content_bytes: exchange.content_bytes,
+      verb: step.command.split(" ")[0].toUpperCase() || exchange.verb, own: step.command !== (exchange.command || "")}));
   }
   const sent = exchange.sent || (exchange.verb === "greeting" ? exchange.framed : 0);
   return sent ? [{...exchange, sent}] : [];
@@ -111,7 +111,7 @@ function folded(run) {
 
 function broken(exchange, at) {
   const found = exchange.violation;
-  return {at, order: 0.5, kind: "broken", text: `${found.by}: ${found.kind.replaceAll("_", " ")}${found.rewritten ? ", rewritten" : ""}${found.octets ? " · " + visible(found.octets) : ""}`};
+  return {at, order: 0.5, kind: "broken", text: `${found.side}: ${found.kind.replaceAll("_", " ")}${found.rewritten ? ", rewritten" : ""}${found.bytes ? " · " + visible(found.bytes) : ""}`};
 }
 
 // What happened besides the dialogue: a side went inside TLS, or did not.
@@ -152,7 +152,7 @@ function place(rows) {
 
 // --- drawing -----------------------------------------------------------------------------------
 
-// told: what else is known of it; `saved`, if not all of its exchanges are among the records, and `more` facts.
+// told: what else is known of it; `roundTripsSaved`, if not all of its exchanges are among the records, and `more` facts.
 function drawSession(where, records, told = {}) {
   const narrow = where.clientWidth < 520;
   where.replaceChildren(...heading(records, told));
@@ -164,11 +164,11 @@ function heading(records, told) {
   const exchanges = records.filter((each) => each.what === "exchange");
   const connected = records.find((each) => each.what === "connected");
   const closed = records.find((each) => each.what === "closed");
-  const saved = told.saved ?? exchanges.filter((each) => each.pipelined).length;
+  const saved = told.roundTripsSaved ?? exchanges.filter((each) => each.pipelined).length;
   const gap = records.find((each) => each.what === "gap");
   const facts = [`session ${(exchanges[0] || connected || closed || {}).session || ""}`, `${exchanges.length + (gap ? gap.exchanges : 0)} exchanges`, `${saved} round trips saved`, ...(told.more || [])];
   if (closed) facts.push(closed.reason.replaceAll("_", " "));
-  const title = element("h2", "", connected ? `${connected.client_end} → ${connected.server}` : "no server");
+  const title = element("h2", "", connected ? `${connected.client_address} → ${connected.server}` : "no server");
   return [title, element("p", "facts", facts.join(" · "))];
 }
 
@@ -182,7 +182,7 @@ function legend(own) {
 function drawRows(rows, narrow) {
   const began = rows[0].at, yOf = place(rows);
   const width = narrow ? 420 : 640, clock = narrow ? 48 : 58;
-  const client = clock + 10, proxy = Math.round(client + (width - client) * (narrow ? 0.54 : 0.57)), mta = width - 8;
+  const client = clock + 10, proxy = Math.round(client + (width - client) * (narrow ? 0.52 : 0.57)), mta = width - 8;
   const height = rows.at(-1).y + 34;
   const picture = document.createElementNS(SVG, "svg");
   for (const [key, value] of Object.entries({viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": "sequence of the session"})) picture.setAttribute(key, value);
