@@ -15,6 +15,7 @@ from events_page import events_page
 from man_pages import commands_page, settings_manual
 from metrics_page import metrics_page
 from settings_page import settings_page
+from trace_page import trace_page
 
 _DEPLOY = Path(__file__).parent.parent
 PAGES: dict[Path, Callable[[], str]] = {
@@ -22,6 +23,7 @@ PAGES: dict[Path, Callable[[], str]] = {
     _DEPLOY / "reference" / "events.md": events_page,
     _DEPLOY / "reference" / "metrics.md": metrics_page,
     _DEPLOY / "reference" / "capabilities.md": capabilities_page,
+    _DEPLOY / "reference" / "trace.md": trace_page,
     _DEPLOY / "man" / "smtpproxy.8": commands_page,
     _DEPLOY / "man" / "smtpproxy.toml.5": settings_manual,
 }

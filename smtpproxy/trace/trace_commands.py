@@ -73,7 +73,11 @@ _time = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%
 
 @click.group()
 def trace() -> None:
-    """Read what `smtpproxy run --trace DIR` has recorded."""
+    """Read what `smtpproxy run --trace DIR` has recorded.
+
+    Exits 0 if done; 1 if it failed, or if a reply differs (replay); 2 for wrong usage; 3 if it is
+    done but some records or files could not be read.
+    """
 
 
 @trace.command(
@@ -325,9 +329,9 @@ def export(directory: Path, session: str, capture: Path | None, page: Path | Non
 def replay(directory: Path, session: str, target: str, lock_step: bool, full_speed: bool) -> None:
     """Play the client's side of SESSION to any server, and compare the replies.
 
-    A message may be delivered: mind the server.  AUTH, STARTTLS and the EHLO behind it are left
-    out, so it goes in plaintext, and content that was not recorded is replaced by as many octets.
-    Exits 1 if a reply code differs.
+    A message may be delivered: choose the server with care.  AUTH, STARTTLS and the EHLO after it
+    are left out, so all is sent in plaintext.  Content that was not recorded is replaced by as many
+    bytes.  Exits 1 if a reply code differs.
     """
     try:
         address: Address = parse_server(target)
