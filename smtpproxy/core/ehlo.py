@@ -68,7 +68,7 @@ class Ehlo:
     line: bytes
     """What the backend gets next, or got last."""
     reason: str
-    """Why the session fails."""
+    """Why the session fails, or how the backend has refused the client."""
     sent_at: float
     """When the line was sent that is not answered yet."""
 
@@ -200,6 +200,7 @@ class Ehlo:
     def _take_introduction(self, code: int) -> int:
         """Take the reply to XCLIENT: it is the greeting that this client would have got."""
         if 400 <= code < 500 or code == 554:  # RFC 5321 section 3.1
+            self.reason = f"refused XCLIENT with {code}"
             return REFUSED
         if code >= 300:
             return self._fail("xclient_refused")

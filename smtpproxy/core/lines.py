@@ -24,7 +24,7 @@ _MECHANISM: Final = re.compile(
     rb"|GSSAPI|GSS-SPNEGO|NTLM|ANONYMOUS"
 )
 """Words that observers see after AUTH; any other may be a misplaced password."""
-_XFORWARD_IPV6 = re.compile(rb"(?i)(?<=[ \t]ADDR=)IPV6:([0-9a-f:.]{2,45})(?=[ \t\r])")
+_XFORWARD_IPV6 = re.compile(rb"(?i)(?<=[ \t]ADDR=)(?:IPV6:)?([0-9a-f:.]{2,45})(?=[ \t\r])")
 _BEFORE_TEXT: Final = re.compile(rb"[0-9]{3}[ -](?:[245]\.[0-9]{1,3}\.[0-9]{1,3} )?")
 
 

@@ -180,6 +180,12 @@ class Session:
         """Report a server that did not take the client."""
         self.observer.gave_up(server, why)
 
+    def _note_refused_introduction(self) -> None:
+        """Report it if the server refused the client in its reply to XCLIENT."""
+        server, reason = self.server_selection.server, self.pipeline.ehlo.reason
+        if server is not None and reason and self.pipeline.ended == "backend_closed":
+            self.note_given_up(server.name_for(self.peer), reason)
+
     def backend_lost(self, backend: asyncio.Transport) -> None:
         """Take the end of a backend connection."""
         if backend is not self.backend or self.pipeline.ended:
@@ -399,6 +405,7 @@ class Session:
             self.backend.close()
         elif self.backend is not None:
             self.backend.abort()  # nothing that matters is unsent: least of all an end of data
+        self._note_refused_introduction()
         self.server_selection.end()
         self._report(now)
         if is_replaced and not (self._client_lost or pipeline.client_ended):

@@ -17,6 +17,7 @@ UNWANTED, WANTED = "127.0.0.9", "127.0.0.10"
 NOT_YOU = b"450 4.7.1 try again later, 127.0.0.9\r\n"
 READY = b"220 mx ready\r\n"
 BUSY = b"421 4.3.2 busy\r\n"
+XCLIENT_OFFERED = b"250-mx\r\n250 XCLIENT ADDR\r\n"
 
 ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs CAP_NET_ADMIN")
 TOLD = [
@@ -53,7 +54,10 @@ class Mta:
         self.greeted.append(host)
         writer.write(self.greeting(host))
         while line := await reader.readline():
-            writer.write(b"221 bye\r\n" if line.startswith(b"QUIT") else b"250 ok\r\n")
+            if line.startswith(b"XCLIENT"):
+                writer.write(NOT_YOU)
+            else:
+                writer.write(b"221 bye\r\n" if line.startswith(b"QUIT") else XCLIENT_OFFERED)
         writer.close()
         with suppress(ConnectionError):
             await writer.wait_closed()
@@ -124,6 +128,20 @@ async def test_it_gets_the_mtas_own_words_and_the_server_stays_up(
     assert {fields["client_ip"] for fields in given_up} == {UNWANTED}
     assert {fields["level"] for fields in given_up} == {"info"}
     assert mta.greeted.count("127.0.0.1") == 1, "looked at once, as the proxy itself"
+
+
+async def test_so_it_is_when_the_mta_learns_of_it_by_xclient(begin: Begin, logged: Logged) -> None:
+    _, port = await begin("xclient")
+    async with asyncio.timeout(20):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=(UNWANTED, 0))
+        writer.write(b"EHLO c.example\r\n")
+        assert await reader.read() == READY + NOT_YOU
+        writer.close()
+        await writer.wait_closed()
+    assert logged("server_down") == []
+    (given_up,) = logged("server_given_up")
+    assert (given_up["client_ip"], given_up["reason"]) == (UNWANTED, "refused XCLIENT with 450")
+    assert given_up["server"]
 
 
 @pytest.mark.parametrize("identity", TOLD)
