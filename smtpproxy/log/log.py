@@ -45,6 +45,7 @@ _LEVELS = {
     "warning": logging.WARNING,
     "error": logging.ERROR,
 }
+_PRIORITIES = {"debug": b"<7>", "info": b"<6>", "warning": b"<4>", "error": b"<3>"}
 _EVENT_WIDTH = 18
 _AS_THEY_ARE = frozenset({int, float, bool, str, type(None), datetime})
 
@@ -54,7 +55,8 @@ Render = Callable[[Line], bytes]
 def configure(level: str, format: str, stream: BinaryIO | None = None) -> None:  # noqa: A002  # the setting's name
     """Send the log to `stream` (default: standard error), from `level` (debug to error) upwards.
 
-    `format` is json, console, or auto: console if `stream` is a terminal. What libraries say
+    `format` is json, console, or auto: console if `stream` is a terminal.  In the journal of
+    systemd each line has its priority, so that `journalctl -p warning` finds it. What libraries say
     through the standard library's logging comes out as event `library_message`.
     """
     if stream is None and sys.stderr is not None:  # None: started with descriptor 2 closed
@@ -62,6 +64,8 @@ def configure(level: str, format: str, stream: BinaryIO | None = None) -> None: 
     terminal = stream is not None and stream.isatty()
     console = format == "console" or (format == "auto" and terminal)
     render = _console(colors=terminal and "NO_COLOR" not in os.environ) if console else _json
+    if stream is not None and _is_journal(stream):
+        render = _with_priority(render)
     writer = _writer()
     if writer is not None and writer.stream is stream:
         writer.render = render  # loggers that were obtained before go on to write to it
@@ -74,6 +78,25 @@ def configure(level: str, format: str, stream: BinaryIO | None = None) -> None: 
         cache_logger_on_first_use=True,
     )
     _adopt_library_messages()
+
+
+def _is_journal(stream: BinaryIO) -> bool:
+    """Tell whether what is written to a stream reaches the journal of systemd (systemd.exec(5))."""
+    try:
+        found = os.fstat(stream.fileno())
+    except OSError:  # not a file
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
+
+
+def _with_priority(render: Render) -> Render:
+    """Return what renders a line with its priority before each of its lines (sd-daemon(3))."""
+
+    def prefixed(line: Line) -> bytes:
+        prefix = _PRIORITIES[str(line["level"])]
+        return prefix + render(line)[:-1].replace(b"\n", b"\n" + prefix) + b"\n"
+
+    return prefixed
 
 
 def get() -> FilteringBoundLogger:

@@ -307,3 +307,31 @@ def test_a_line_is_cheap() -> None:
 
 def open_raw(path: str) -> BinaryIO:
     return Path(path).open("wb", buffering=0)
+
+
+def test_the_journal_gets_each_line_with_its_priority(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (tmp_path / "journal").open("wb", buffering=0) as stream:
+        found = os.fstat(stream.fileno())
+        monkeypatch.setenv("JOURNAL_STREAM", f"{found.st_dev}:{found.st_ino}")
+        for format_ in ("json", "console"):
+            log.configure("debug", format_, stream)
+            for level in ("debug", "info", "warning", "error"):
+                getattr(log.get(), level)("x")
+            log.get().error("x", exc_info=ValueError("a\nb"))
+    lines = (tmp_path / "journal").read_bytes().splitlines()
+    assert [line[:3] for line in lines[:5]] == [b"<7>", b"<6>", b"<4>", b"<3>", b"<3>"]
+    assert [line[:3] for line in lines[5:9]] == [b"<7>", b"<6>", b"<4>", b"<3>"]
+    assert len(lines) > 10  # the traceback, on the console
+    assert {line[:3] for line in lines[9:]} == {b"<3>"}
+
+
+def test_a_stream_beside_the_journal_gets_no_priority(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JOURNAL_STREAM", "1:2")
+    with (tmp_path / "log").open("wb", buffering=0) as stream:
+        log.configure("info", "json", stream)
+        log.get().info("x")
+    assert (tmp_path / "log").read_bytes().startswith(b"{")
