@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from smtpproxy.core.exchange import Exchange
 
@@ -47,6 +47,12 @@ class ConnectionEnds:
     """The server's end of it."""
 
 
+NotedEvent = Literal[
+    "client_turned_away", "content_not_ended", "loop_detected", "tls_failed", "tls_started"
+]
+"""What a session reports besides the dialogue; each is a log event of this name."""
+
+
 class SessionObserver(Protocol):
     """Watches one session.  No method may raise or block."""
 
@@ -80,7 +86,7 @@ class SessionObserver(Protocol):
     def slowed(self) -> None:
         """The client sends commands faster than it may, and is read more slowly; called once."""
 
-    def noted(self, event: str, **values: str) -> None:
+    def noted(self, event: NotedEvent, **values: str) -> None:
         """Something besides the dialogue: TLS began or failed, or the client was turned away."""
 
     def broken(self, error: Exception) -> None:

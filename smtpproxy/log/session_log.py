@@ -7,7 +7,7 @@ from structlog.typing import FilteringBoundLogger
 
 from smtpproxy.core import verbs
 from smtpproxy.core.exchange import Exchange
-from smtpproxy.core.observer import ConnectionEnds, Endpoint, SessionSummary
+from smtpproxy.core.observer import ConnectionEnds, Endpoint, NotedEvent, SessionSummary
 from smtpproxy.core.violations import LIMITS, BackendViolation
 from smtpproxy.log import events, log
 from smtpproxy.log.message_identifiers import MessageIdScanner
@@ -177,7 +177,7 @@ class SessionLog:
             if exchange.problem is not None:
                 self._log_violation(exchange)
 
-    def noted(self, event: str, **values: str) -> None:
+    def noted(self, event: NotedEvent, **values: str) -> None:
         """Log what happened besides the dialogue."""
         if event == events.TLS_STARTED.name and values["side"] == "client":
             self._tls = f"{values['version']} {values['cipher']}"

@@ -1,7 +1,7 @@
 """The mail transaction: what a session's exchanges come to (RFC 5321 section 3.3)."""
 
 import re
-from typing import Any
+from typing import Any, Literal
 
 from smtpproxy.core import verbs
 from smtpproxy.core.exchange import Exchange
@@ -22,6 +22,10 @@ REFUSAL_BYTES = 200
 """How much of the reply to a refused recipient."""
 KEPT_COMMANDS = 1000
 """Of so many commands it is kept which ones came in one group."""
+
+
+Outcome = Literal["message_relayed", "message_refused", "message_abandoned"]
+"""What became of a transaction: the name of its log event."""
 
 
 class TransactionSummary:
@@ -101,7 +105,7 @@ class TransactionSummary:
         self.reply = exchange.reply[:KEPT_REPLY]
 
     @property
-    def outcome(self) -> str:
+    def outcome(self) -> Outcome:
         """Return what became of it, as the log's event."""
         if self.reply[:1] == b"2":
             return "message_relayed"

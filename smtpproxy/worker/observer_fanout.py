@@ -10,7 +10,13 @@ from os import urandom
 from typing import Any, Protocol
 
 from smtpproxy.core.exchange import Exchange
-from smtpproxy.core.observer import ConnectionEnds, Endpoint, SessionObserver, SessionSummary
+from smtpproxy.core.observer import (
+    ConnectionEnds,
+    Endpoint,
+    NotedEvent,
+    SessionObserver,
+    SessionSummary,
+)
 from smtpproxy.log.session_log import ServiceLog
 
 
@@ -100,7 +106,7 @@ class SessionObserverFanout:
         for each in self._observers:
             each.settled(exchanges)
 
-    def noted(self, event: str, **values: str) -> None:
+    def noted(self, event: NotedEvent, **values: str) -> None:
         """Something happened besides the dialogue."""
         for each in self._observers:
             each.noted(event, **values)

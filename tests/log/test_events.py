@@ -4,10 +4,13 @@ import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import smtpproxy
+from smtpproxy.core.observer import NotedEvent
 from smtpproxy.log import events
 from smtpproxy.log.events import EVENTS, FIELDS, Event
+from smtpproxy.log.transaction_summary import Outcome
 
 PACKAGE = Path(smtpproxy.__file__).parent
 LOG_METHODS = {"debug", "info", "warning", "warn", "error", "exception", "critical", "fatal", "log"}
@@ -68,6 +71,19 @@ def test_the_fields_that_are_written_out_are_those_of_the_event() -> None:
     for event, call in pairs:
         given = {each.arg for each in call.keywords if each.arg} - {"exc_info", "details"}
         assert given <= set(event.fields), event.name
+
+
+def test_names_that_become_events_are_in_the_catalogue() -> None:
+    """mypy lets sessions use no others, so that looking one up cannot fail."""
+    noted = [
+        call.args[0].value
+        for _, call in calls()
+        if isinstance(call.func, ast.Attribute) and call.func.attr == "noted"
+        if isinstance(call.args[0], ast.Constant)
+    ]
+    assert set(noted) == set(get_args(NotedEvent))
+    for name in (*get_args(NotedEvent), *get_args(Outcome)):
+        assert EVENTS[name].fields[: len(events.SESSION)] == events.SESSION
 
 
 def test_each_event_is_logged_somewhere() -> None:
