@@ -23,7 +23,7 @@ from smtpproxy.config.decoding import ConfigError
 from smtpproxy.config.loader import control_from_flag, from_flags, load
 from smtpproxy.config.schema import Settings
 from smtpproxy.config.tls_validation import exposed_listeners, weak_backends
-from smtpproxy.config.validation import superfluous
+from smtpproxy.config.validation import crowded, superfluous
 from smtpproxy.control_socket import locations
 from smtpproxy.text.console import Terminal, say
 
@@ -332,6 +332,7 @@ def _warnings(settings: Settings) -> list[str]:
     ]
     found += [f"backend {name}: {how}" for name, how in weak_backends(settings)]
     found += [f"backend {name}: {what}" for name, what in superfluous(settings)]
+    found += [f"backend {name}: {what}" for name, what in crowded(settings)]
     found += [
         f"listener {listener}: the certificate {why}"
         for listener, _, why in doubtful_certificates(settings, time())

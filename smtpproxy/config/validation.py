@@ -114,6 +114,19 @@ def superfluous(settings: Settings) -> list[tuple[str, str]]:
     return found
 
 
+def crowded(settings: Settings) -> list[tuple[str, str]]:
+    """Return the backends of which one address can take all connections, and what to do."""
+    most = settings.limits.sessions_per_address
+    found = []
+    for name, backend in settings.backends.items():
+        connections = backend.max_connections
+        if connections and not 0 < most <= connections:
+            what = f"clients of one address can take all {connections} of max_connections, and wait"
+            how = f"for more; set sessions_per_address to {connections} or less"
+            found.append((name, f"limits.sessions_per_address is {most}: {what} {how}"))
+    return found
+
+
 def _wrong_backends(listeners: Mapping[str, ListenerSettings], names: list[str]) -> Iterator[Fault]:
     for name, listener in listeners.items():
         if listener is BAD or listener.backend is BAD:

@@ -25,7 +25,15 @@ from typing import Final, NoReturn
 from smtpproxy.core import replies, verbs
 from smtpproxy.core.ehlo import DONE, FAILED, REFUSED, START_TLS, Ehlo
 from smtpproxy.core.exchange import Exchange, ExchangeObserver, ProxyStep
-from smtpproxy.core.framing import CLOSED, COMMANDS, CONTENT, ENDED, PAYLOAD, Framer
+from smtpproxy.core.framing import (
+    AUTH_DATA,
+    CLOSED,
+    COMMANDS,
+    CONTENT,
+    ENDED,
+    PAYLOAD,
+    Framer,
+)
 from smtpproxy.core.negotiated_extensions import NegotiatedExtensions
 from smtpproxy.core.policy import SessionPolicy
 from smtpproxy.core.replies import whole_reply_code
@@ -94,8 +102,8 @@ class Pipeline:
     """When the client sent octets last; those that go on with an unfinished line do not count."""
     consecutive_errors: int
     """How many replies in a row were 5xx; those to RCPT do not count."""
-    draining: bool
-    """The session ends as soon as no transaction is open."""
+    draining: str
+    """Why the session ends as soon as no transaction is open; empty if it does not."""
     in_flight: list[Exchange]
     """Sent to the backend and not yet answered; the list of the reply matcher."""
     send_backend: Callable[[bytes], None]
@@ -121,8 +129,8 @@ class Pipeline:
         self.introduce = _not_connected
         self.transaction = Transaction()
         self.consecutive_errors = 0
-        self.client_ended = self.draining = False
-        self.ended = ""
+        self.client_ended = False
+        self.draining = self.ended = ""
         self.client_active_at = now
 
     def connect_backend(self, send_backend: Callable[[bytes], None]) -> None:
@@ -275,7 +283,7 @@ class Pipeline:
         A trusted client's XCLIENT is never forwarded.
         """
         if self.draining:
-            self.fail("draining", replies.DRAINING, now)
+            self.fail(self.draining, replies.DRAINED[self.draining], now)
         elif self.transaction.open:
             xclient.refusal = replies.XCLIENT_IN_TRANSACTION
         else:
@@ -549,10 +557,24 @@ class Pipeline:
         """End, since a time limit is over: the one that `waiting` names, or one of the caller's."""
         self.fail(f"{limit}_time_limit", replies.TIME_LIMIT, now)
 
-    def drain(self, now: float) -> None:
-        """End with 421 as soon as no transaction is open and the client waits for nothing."""
-        self.draining = True
+    def drain(self, now: float, reason: str = "draining") -> None:
+        """End with 421 as soon as no transaction is open and the client waits for nothing.
+
+        Args:
+            now: The time.
+            reason: Why, one of `replies.DRAINED`.
+        """
+        self.draining = reason
         self._end_if_done(now)
+
+    @property
+    def interruptible(self) -> bool:
+        """Whether a 421 now would cut nothing short that the backend is at work on.
+
+        Neither content nor a command whose reply decides anything is on its way.
+        """
+        may_end = self.framer.mode in (COMMANDS, AUTH_DATA)
+        return may_end and not any(exchange.verb.role for exchange in self.in_flight)
 
     def _end_if_done(self, now: float) -> None:
         busy = self.framer.queue or self.in_flight
@@ -561,7 +583,7 @@ class Pipeline:
         elif self.client_ended and not busy:
             self.end("client_closed", now)
         elif self.draining and not (busy or self.transaction.open) and self.framer.mode == COMMANDS:
-            self.fail("draining", replies.DRAINING, now)
+            self.fail(self.draining, replies.DRAINED[self.draining], now)
 
     def _end_with(self, reply: bytes, reason: str, now: float, problem: Violation | None) -> None:
         """Answer the oldest exchange that waits with a reply that ends the session."""

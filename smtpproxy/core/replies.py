@@ -60,12 +60,15 @@ BACKEND_UNFIT = b"421 4.3.5 %b Error: mail server is not set up for this\r\n"
 BACKEND_TLS_FAILED = b"421 4.7.5 %b Error: TLS with mail server failed\r\n"
 CLIENT_TLS_FAILED = b"421 4.7.0 %b Error: TLS handshake failed\r\n"
 DRAINING = b"421 4.3.2 %b Error: service shutting down\r\n"
+SLOT_RECLAIMED = b"421 4.3.2 %b Error: connection needed for others, try again later\r\n"
 LOOP_DETECTED = b"421 4.4.6 %b Error: mail server leads back here\r\n"
 TOO_MANY_ERRORS = b"421 4.7.0 %b Error: too many errors\r\n"
 TOO_MANY_SESSIONS = b"421 4.3.2 %b Error: too busy, try again later\r\n"
 TOO_MANY_FROM_ADDRESS = b"421 4.7.0 %b Error: too many connections from your address\r\n"
 PROXY_MISSING = b"421 4.3.5 %b Error: PROXY header is missing or malformed\r\n"
 INTERNAL_ERROR = b"421 4.3.0 %b Error: internal error\r\n"
+DRAINED: Final = {"draining": DRAINING, "connection_slot_reclaimed": SLOT_RECLAIMED}
+"""What a session ends with that is to end between transactions, by the reason of its end."""
 
 
 _MULTI_LINE: Final = re.compile(

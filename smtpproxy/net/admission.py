@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from ipaddress import IPv4Network, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from time import monotonic
 from typing import Protocol
 
@@ -21,6 +21,7 @@ from smtpproxy.net.fd_limits import FdLimits
 from smtpproxy.net.shared_counters import CounterSlots, SharedCounters
 
 Network = IPv4Network | IPv6Network
+IPAddress = IPv4Address | IPv6Address
 
 TICK_S = 0.25
 """How often the loop's lag is looked at."""
@@ -173,6 +174,10 @@ class Admission:
         """Count a client out."""
         self._shared_counters.remove(slots)
 
+    def address_of(self, host: str) -> bytes:
+        """Return what a client counts as one of: its address, an IPv6 network; empty if none."""
+        return self._addresses(host)[1].packed[:8] if host else b""
+
     def lost(self) -> None:
         """Note a client that is gone before it is known who it was: nobody is there to be told."""
         self._count(LOST, "")
@@ -181,11 +186,15 @@ class Admission:
         bounds = self._bounds
         if not host or not (bounds.sessions_per_address or bounds.new_sessions_per_minute):
             return self._nobody
-        address = ip_address(host.partition("%")[0])
-        counted = behind_nat64(address, bounds.nat64)
+        address, counted = self._addresses(host)
         if any(address in network or counted in network for network in bounds.exempt):
             return self._nobody
         return self._shared_counters.slots(counted.packed[:8])
+
+    def _addresses(self, host: str) -> tuple[IPAddress, IPAddress]:
+        """Return a client's address, and the one that it counts as."""
+        address = ip_address(host.partition("%")[0])
+        return address, behind_nat64(address, self._bounds.nat64)
 
     def _refuse(self, reason: str, host: str) -> None:
         self.refusal = _REPLIES[reason] % self._hostname

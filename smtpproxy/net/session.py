@@ -42,6 +42,7 @@ class Session:
         "_client_lost",
         "_rate_limit",
         "_since",
+        "_slot_reclaimed_at",
         "_started",
         "_upgrades",
         "backend",
@@ -71,6 +72,7 @@ class Session:
         self._client_blocked = self._backend_blocked = False  # it does not take what is written
         self.octets_client = self.octets_backend = 0
         self._started = self._since = now  # _since: begin of connecting, blocking or lingering
+        self._slot_reclaimed_at = 0.0
         self.peer = peer
         self.observer = listener_context.observer.session(
             listener_context.name, listener_context.backend, peer.name
@@ -113,6 +115,15 @@ class Session:
         else:
             self.pipeline.fail("backend_full", replies.BACKEND_FULL, now)
             self._end(now)
+
+    def reclaim_slot(self) -> None:
+        """Make room for a client of another address that waits for a connection slot.
+
+        At once between transactions, else when the transaction is over; after a while also in one
+        that stands still, or with a client that never stops to send what does nothing.
+        """
+        self._slot_reclaimed_at = monotonic()
+        self.finish(partial(self.pipeline.drain, reason="connection_slot_reclaimed"))
 
     def _connect(self, now: float) -> None:
         """Try the next server; when there is none left, the client is told so."""
@@ -341,6 +352,8 @@ class Session:
             return "place" if self.server_selection.waits else "connect", self._since
         if self._upgrades is not None and self._upgrades.tunnel is not None:
             return "client", self._upgrades.tunnel.active
+        if self._slot_reclaimed_at and self.pipeline.interruptible:
+            return "connection_slot", self._slot_reclaimed_at
         if self._client_blocked:
             return "client", self._since
         if self.pipeline.greeting_owed:
@@ -364,7 +377,10 @@ class Session:
             if limit == "connect" or self.server_selection.more:
                 self.give_up_server(f"{limit} time limit", now)
                 return
-        self.pipeline.expire(limit, now)
+        if limit == "connection_slot":
+            self.pipeline.fail("connection_slot_reclaimed", replies.SLOT_RECLAIMED, now)
+        else:
+            self.pipeline.expire(limit, now)
         self._end(now)
 
     def release(self, now: float) -> bool:

@@ -1,6 +1,7 @@
 """The coordinator: what the workers share beyond the sockets, and what they tell."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from smtpproxy.config.schema import Settings
 from smtpproxy.log.session_log import ServiceLog
@@ -16,6 +17,7 @@ from smtpproxy.worker.control_messages import (
     Granted,
     Health,
     Leave,
+    Reclaim,
     ToWorker,
 )
 
@@ -107,26 +109,25 @@ class Coordinator:
             case Beat():
                 self._totals.take(worker.pid, message.snapshot)
             case Ask():
-                self._ask(worker, message.backend, message.ticket)
+                self._ask(_RemoteHolder(worker, message.ticket), message)
             case Leave():
                 self._leave(worker, message.backend, message.ticket)
             case Health():
                 self.change(message, worker)
 
-    def _ask(self, worker: WorkerProcess, backend: str, ticket: int) -> None:
+    def _ask(self, holder: "_RemoteHolder", message: Ask) -> None:
         # A reload has brought a limit, and another has taken it away.
-        if backend not in self._connection_slots:
-            worker.tell(Granted(ticket, granted=True))
+        if message.backend not in self._connection_slots:
+            holder.slot_answered(granted=True)
             return
-        self._tickets.setdefault(worker, set()).add((backend, ticket))
-        self._connection_slots[backend].ask(
-            (worker, ticket), lambda granted: worker.tell(Granted(ticket, granted))
-        )
+        tickets = self._tickets.setdefault(holder.worker, set())
+        tickets.add((message.backend, message.ticket))
+        self._connection_slots[message.backend].ask(holder, message.address)
 
     def _leave(self, worker: WorkerProcess, backend: str, ticket: int) -> None:
         self._tickets.get(worker, set()).discard((backend, ticket))
         if backend in self._connection_slots:
-            self._connection_slots[backend].leave((worker, ticket))
+            self._connection_slots[backend].leave(_RemoteHolder(worker, ticket))
 
     def change(self, health: Health, worker: WorkerProcess | None = None) -> None:
         """Follow a server that has gone down or come up, and tell the other workers."""
@@ -142,4 +143,18 @@ class Coordinator:
         self._totals.forget(worker.pid)
         self.free_row(worker.row)
         for backend, ticket in self._tickets.pop(worker, set()):
-            self._connection_slots[backend].leave((worker, ticket))
+            self._connection_slots[backend].leave(_RemoteHolder(worker, ticket))
+
+
+@dataclass(frozen=True, slots=True)
+class _RemoteHolder:
+    """A session of a worker that waits for a connection slot, or has one."""
+
+    worker: WorkerProcess
+    ticket: int
+
+    def slot_answered(self, *, granted: bool) -> None:
+        self.worker.tell(Granted(self.ticket, granted))
+
+    def reclaim_slot(self) -> None:
+        self.worker.tell(Reclaim(self.ticket))

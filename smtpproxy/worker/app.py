@@ -39,6 +39,8 @@ from smtpproxy.worker.observer_fanout import ObserverFanout, SessionObserverFact
 
 CLOSE_LIMIT_S = 30.0
 """How long a client that was told good-bye may take to close its side."""
+SLOT_GRACE_S = 10.0
+"""How long a transaction that stands still may keep a connection slot that others wait for."""
 TRACE_DELAY_S = 0.1
 """How long a trace's records may wait for others, to be made lines together."""
 
@@ -297,6 +299,7 @@ def _limits(settings: Settings) -> dict[str, float]:
     times = settings.timeouts
     return {
         "place": inf,  # who gives out the places keeps the time
+        "connection_slot": SLOT_GRACE_S,
         "connect": times.connect,
         "greeting": times.greeting,
         "command": times.command,

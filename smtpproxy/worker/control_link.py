@@ -1,12 +1,12 @@
 """The control link: a worker's end of the control channel."""
 
 import asyncio
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from itertools import count
 from typing import cast
 
 from smtpproxy.metrics.snapshot import MetricsSnapshot
-from smtpproxy.net.backend.connection_slots import SlotAnswer
+from smtpproxy.net.backend.connection_slots import SlotHolder
 from smtpproxy.worker.control_messages import (
     Ask,
     Beat,
@@ -17,6 +17,7 @@ from smtpproxy.worker.control_messages import (
     Leave,
     Look,
     MessageReader,
+    Reclaim,
     Retire,
     Stop,
     ToWorker,
@@ -47,7 +48,8 @@ class ControlLink(asyncio.Protocol):
         self._lines = lines
         self._transport: asyncio.Transport | None = None
         self._tickets = count()
-        self._asked: dict[int, SlotAnswer] = {}
+        self._asked: dict[int, SlotHolder] = {}
+        self._granted: dict[int, SlotHolder] = {}
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the channel."""
@@ -68,13 +70,21 @@ class ControlLink(asyncio.Protocol):
             self.retire.set()
             self.stop.set()
         elif isinstance(message, Granted):
-            answer = self._asked.pop(message.ticket, None)
-            if answer is not None:
-                answer(message.granted)
+            self._take_answer(message)
+        elif isinstance(message, Reclaim):
+            if message.ticket in self._granted:
+                self._granted[message.ticket].reclaim_slot()
         elif isinstance(message, Health):
             self.learn(message)
         elif isinstance(message, Look):
             self.look(message.anew)
+
+    def _take_answer(self, message: Granted) -> None:
+        holder = self._asked.pop(message.ticket, None)
+        if holder is not None:
+            if message.granted:
+                self._granted[message.ticket] = holder
+            holder.slot_answered(granted=message.granted)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         """Follow the end of the supervisor: nobody can reload or stop this worker any more."""
@@ -83,8 +93,8 @@ class ControlLink(asyncio.Protocol):
         self.drain.set()
         self.closed.set()
         asked, self._asked = self._asked, {}
-        for answer in asked.values():
-            answer(False)
+        for holder in asked.values():
+            holder.slot_answered(granted=False)
 
     def tell(self, message: FromWorker) -> None:
         """Tell the supervisor something."""
@@ -95,16 +105,17 @@ class ControlLink(asyncio.Protocol):
         """Tell that a server has gone down or come up."""
         self.tell(Health(backend, server, up, reason))
 
-    def ask(self, backend: str, answer: SlotAnswer) -> int:
+    def ask(self, backend: str, holder: SlotHolder, address: bytes) -> int:
         """Ask for a place at a backend; return the ticket to leave with."""
         ticket = next(self._tickets)
-        self._asked[ticket] = answer
-        self.tell(Ask(backend, ticket))
+        self._asked[ticket] = holder
+        self.tell(Ask(backend, ticket, address))
         return ticket
 
     def leave(self, backend: str, ticket: int) -> None:
         """Give back a place, or wait for one no more."""
         self._asked.pop(ticket, None)
+        self._granted.pop(ticket, None)
         self.tell(Leave(backend, ticket))
 
     def beat(self, snapshot: Callable[[], MetricsSnapshot]) -> None:
@@ -128,15 +139,15 @@ class SharedConnectionSlots:
     def __init__(self, link: ControlLink, backend: str) -> None:
         self._link = link
         self._backend = backend
-        self._tickets: dict[Hashable, int] = {}
+        self._tickets: dict[SlotHolder, int] = {}
 
-    def ask(self, ticket: Hashable, answer: SlotAnswer) -> None:
-        """Ask for a place."""
-        self._tickets[ticket] = self._link.ask(self._backend, answer)
+    def ask(self, holder: SlotHolder, address: bytes) -> None:
+        """Ask for a place, for a client of this address."""
+        self._tickets[holder] = self._link.ask(self._backend, holder, address)
 
-    def leave(self, ticket: Hashable) -> None:
+    def leave(self, holder: SlotHolder) -> None:
         """Give the place back, or wait for one no more."""
-        self._link.leave(self._backend, self._tickets.pop(ticket))
+        self._link.leave(self._backend, self._tickets.pop(holder))
 
 
 def _look_at_nothing(anew: bool) -> None:

@@ -56,6 +56,12 @@ class Granted(Struct, tag=True):
     granted: bool
 
 
+class Reclaim(Struct, tag=True):
+    """To a worker: a session that has a place at a backend is to make room for another one."""
+
+    ticket: int
+
+
 class Health(Struct, tag=True):
     """Both ways: a server is down, or up again; `reason` is for the log."""
 
@@ -89,10 +95,11 @@ class Beat(Struct, tag=True):
 
 
 class Ask(Struct, tag=True):
-    """From a worker: a session wants a place at a backend."""
+    """From a worker: a session wants a place at a backend, for a client of this address."""
 
     backend: str
     ticket: int
+    address: bytes
 
 
 class Leave(Struct, tag=True):
@@ -102,7 +109,7 @@ class Leave(Struct, tag=True):
     ticket: int
 
 
-ToWorker = Start | Retire | Drain | Stop | Granted | Health | Look
+ToWorker = Start | Retire | Drain | Stop | Granted | Reclaim | Health | Look
 FromWorker = Ready | Retired | Beat | Ask | Leave | Health
 
 encode_line: Callable[[object], bytes] = msgspec.json.Encoder().encode

@@ -6,7 +6,7 @@ import pytest
 
 from smtpproxy.config.decoding import ConfigError
 from smtpproxy.config.loader import load
-from smtpproxy.config.validation import superfluous
+from smtpproxy.config.validation import crowded, superfluous
 from tests.support.settings_file import write
 
 
@@ -73,3 +73,29 @@ def test_what_is_never_used_is_found(tmp_path: Path) -> None:
         ("spare", "no listener uses it"),
         ("spare", "192.0.2.2:25 is named twice"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("limits", "found"),
+    [
+        ("", ["limits.sessions_per_address is 100: clients of one address can take all 10 "]),
+        ("sessions_per_address = 11", ["limits.sessions_per_address is 11: "]),
+        ("sessions_per_address = 0", ["limits.sessions_per_address is 0: "]),
+        ("sessions_per_address = 10", []),
+        ("sessions_per_address = 1", []),
+    ],
+)
+def test_one_address_that_may_take_all_connections_is_found(
+    tmp_path: Path, limits: str, found: list[str]
+) -> None:
+    more = f"max_connections = 10\n[limits]\n{limits}\n"
+    settings = load(write(tmp_path, text("127.0.0.1:2525", more=more)))
+    warnings = [what for name, what in crowded(settings) if name == "old"]
+    assert len(warnings) == len(found)
+    for warning, begin in zip(warnings, found, strict=True):
+        assert warning.startswith(begin)
+        assert warning.endswith("set sessions_per_address to 10 or less")
+
+
+def test_without_max_connections_nobody_waits(tmp_path: Path) -> None:
+    assert crowded(load(write(tmp_path, text("127.0.0.1:2525")))) == []

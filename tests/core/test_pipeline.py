@@ -340,3 +340,35 @@ def test_nothing_of_an_auth_is_seen_by_observers() -> None:
     assert stage.pipeline.ended
     assert b"".join(stage.to_backend).count(b"c2VjcmV0") == 3
     assert not [secret for secret in secrets if secret in seen_by_observers(stage.observed)]
+
+
+def test_interruptible_is_what_the_backend_is_not_at_work_on() -> None:
+    stage = Stage()
+    assert not stage.pipeline.interruptible, "the greeting is owed"
+    stage.come_to("EHLO")
+    assert stage.pipeline.interruptible
+    stage.client(b"NOOP\r\n")
+    assert stage.pipeline.interruptible, "nothing depends on its reply"
+    stage.backend(b"250 ok\r\n")
+    steps = [(b"MAIL FROM:<a>\r\n", b"250 a\r\n"), (b"RCPT TO:<b>\r\n", b"250 b\r\n")]
+    for command, reply in steps:
+        stage.client(command)
+        assert not stage.pipeline.interruptible, command
+        stage.backend(reply)
+        assert stage.pipeline.interruptible, "a transaction that stands still"
+    stage.client(b"DATA\r\n")
+    assert not stage.pipeline.interruptible
+    stage.backend(b"354 go\r\n")
+    assert not stage.pipeline.interruptible
+    stage.client(b"x\r\n.\r\n")
+    assert not stage.pipeline.interruptible, "the backend may have taken it"
+    stage.backend(b"250 queued\r\n")
+    assert stage.pipeline.interruptible
+
+
+def test_an_auth_dialogue_that_waits_for_the_client_is_interruptible() -> None:
+    stage = _stage("EHLO AUTH")
+    stage.client(b"AUTH LOGIN\r\n")
+    assert not stage.pipeline.interruptible
+    stage.backend(b"334 VXNlcg==\r\n")
+    assert stage.pipeline.interruptible

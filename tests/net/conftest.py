@@ -12,6 +12,7 @@ from smtpproxy.core.exchange import Exchange
 from smtpproxy.core.policy import SessionPolicy
 from smtpproxy.log import log
 from smtpproxy.net.admission import Admission
+from smtpproxy.net.backend.connection_slots import ConnectionSlots
 from tests.net import real_sockets
 from tests.net.fakes import Clock, Opener, Server, Stage
 
@@ -32,10 +33,17 @@ async def opened(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Opener]:
         content: Callable[[Exchange, bytes, bytes], None] | None = None,
         commands_per_second: float = 0,
         admission: Admission | None = None,
+        connection_slots: ConnectionSlots | None = None,
     ) -> Stage:
         chosen = list(servers) or [Server("first")]
         stage = Stage(
-            chosen, policy or SessionPolicy(), clock, content, commands_per_second, admission
+            chosen,
+            policy or SessionPolicy(),
+            clock,
+            content,
+            commands_per_second,
+            admission,
+            connection_slots,
         )
         stages.append(stage)
         await stage.settle()

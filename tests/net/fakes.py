@@ -13,6 +13,7 @@ from smtpproxy.core.exchange import Exchange
 from smtpproxy.core.observer import ConnectionEnds, Endpoint, SessionSummary
 from smtpproxy.core.policy import SessionPolicy
 from smtpproxy.net.admission import Admission
+from smtpproxy.net.backend.connection_slots import ConnectionSlots
 from smtpproxy.net.backend.server_pool import ServerPool
 from smtpproxy.net.client_connection import ClientConnection
 from smtpproxy.net.listener_context import ListenerContext
@@ -23,6 +24,7 @@ from smtpproxy.tls.error_text import NotForThisClient
 
 LIMITS = {
     "place": inf,
+    "connection_slot": 10.0,
     "connect": 30.0,
     "greeting": 300.0,
     "command": 300.0,
@@ -224,6 +226,7 @@ class Stage:
         content: Callable[[Exchange, bytes, bytes], None] | None = None,
         commands_per_second: float = 0,
         admission: Admission | None = None,
+        connection_slots: ConnectionSlots | None = None,
     ) -> None:
         self.clock = clock
         self.servers = servers
@@ -248,6 +251,7 @@ class Stage:
             self.watcher,
             commands_per_second=commands_per_second,
             admission=admission,
+            connection_slots=connection_slots,
         )
         self.connection = ClientConnection(listener_context)
         self.connection.connection_made(self.client)

@@ -261,3 +261,22 @@ async def test_who_lingers_counts_until_it_has_hung_up(opened: Opener) -> None:
     assert row.sessions() == 1
     stage.connection.connection_lost(None)
     assert row.sessions() == 0
+
+
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [
+        ("192.0.2.1", b"\xc0\x00\x02\x01"),
+        ("127.0.0.1", b"\x7f\x00\x00\x01"),
+        ("2001:db8::1:2", b"\x20\x01\x0d\xb8\0\0\0\0"),
+        ("64:ff9b::192.0.2.1", b"\xc0\x00\x02\x01"),
+        ("2001:db8:64::192.0.2.1", b"\xc0\x00\x02\x01"),
+        ("", b""),
+    ],
+)
+def test_connections_to_the_mta_are_shared_by_what_counts_as_an_address(
+    host: str, address: bytes
+) -> None:
+    """By the same rule as the limits, whoever is exempt from these."""
+    nat64, exempt = (ip_network("2001:db8:64::/96"),), (ip_network("127.0.0.0/8"),)
+    assert admission(nat64=nat64, exempt=exempt).address_of(host) == address

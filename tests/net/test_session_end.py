@@ -6,6 +6,7 @@ import pytest
 
 from smtpproxy.core.policy import SessionPolicy
 from smtpproxy.core.verbs import Sync
+from smtpproxy.net.backend.connection_slots import SlotQueue
 from smtpproxy.net.client_connection import ClientConnection
 from tests.net.fakes import GROUP, Opener, Server, Transport, greeted, in_content
 
@@ -270,6 +271,72 @@ class TestTime:
         stage.clock.now += 0.1
         stage.timeouts.release()
         assert stage.gets() == b"250 ok\r\n"
+
+
+RECLAIMED = b"421 4.3.2 localhost Error: connection needed for others, try again later\r\n"
+
+
+class TestReclaimedSlot:
+    """The session's connection slot is needed for a client of another address."""
+
+    async def test_an_idle_session_ends_at_once_and_gives_it_back(self, opened: Opener) -> None:
+        slots = SlotQueue(1, 30)
+        stage = await greeted(opened, connection_slots=slots)
+        assert slots.taken == 1
+        stage.session.server_selection.reclaim_slot()
+        assert stage.gets() == RECLAIMED
+        assert stage.ended == "connection_slot_reclaimed"
+        assert slots.taken == 0
+
+    async def test_a_message_is_finished_however_long_it_takes(self, opened: Opener) -> None:
+        stage = await in_content(opened)
+        stage.session.reclaim_slot()
+        for _ in range(20):
+            stage.sends(b"text\r\n")
+            stage.wait(100)
+        stage.sends(b".\r\n")
+        stage.wait(100)
+        stage.servers[0].says(b"250 taken\r\n")
+        assert stage.gets() == b"250 taken\r\n" + RECLAIMED
+
+    @pytest.mark.parametrize("begun", [b"", b"MAIL FROM:<a@x>\r\n"], ids=["idle", "MAIL"])
+    async def test_who_says_noop_again_and_again_is_not_at_work(
+        self, opened: Opener, begun: bytes
+    ) -> None:
+        """With a NOOP in flight at each moment there is none that is between transactions."""
+        stage = await greeted(opened)
+        if begun:
+            stage.sends(begun)
+            stage.servers[0].says(b"250 a\r\n")
+        stage.sends(b"NOOP\r\n" * 2)
+        stage.session.reclaim_slot()
+        for _ in range(9):
+            stage.sends(b"NOOP\r\n")
+            stage.servers[0].says(b"250 ok\r\n")
+            stage.wait(1)
+        assert not stage.ended
+        stage.wait(1)
+        assert stage.gets().endswith(b"250 ok\r\n" + RECLAIMED)
+        assert stage.ended == "connection_slot_reclaimed"
+
+    async def test_a_recipient_that_the_mta_looks_up_is_waited_for(self, opened: Opener) -> None:
+        stage = await greeted(opened)
+        stage.sends(b"MAIL FROM:<a@x>\r\nRCPT TO:<b@y>\r\n")
+        stage.servers[0].says(b"250 a\r\n")
+        stage.session.reclaim_slot()
+        stage.wait(60)
+        assert not stage.ended
+        stage.servers[0].says(b"250 b\r\n")
+        stage.wait(0.1)
+        assert stage.ended == "connection_slot_reclaimed"
+
+    async def test_who_does_not_read_its_replies_keeps_no_slot_either(self, opened: Opener) -> None:
+        stage = await greeted(opened)
+        stage.sends(b"NOOP\r\n")
+        stage.connection.pause_writing()
+        stage.session.reclaim_slot()
+        stage.wait(10)
+        assert stage.ended == "connection_slot_reclaimed"
 
 
 class TestDrain:

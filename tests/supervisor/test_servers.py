@@ -1,5 +1,6 @@
 """Servers, as all workers see them: one event for each change, one queue for the places."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -29,10 +30,10 @@ def _greeted(clients: list["Client"]) -> "Client | None":
 
 
 class Client:
-    """A client that only waits for its greeting."""
+    """A client that waits for its greeting, and at most says NOOP."""
 
-    def __init__(self, port: int) -> None:
-        self._socket = socket.create_connection(("127.0.0.1", port))
+    def __init__(self, port: int, source: str = "127.0.0.1") -> None:
+        self._socket = socket.create_connection(("127.0.0.1", port), source_address=(source, 0))
         self._socket.setblocking(False)
         self.got = b""
 
@@ -43,6 +44,13 @@ class Client:
         except BlockingIOError:
             return None
         return self.got if self.got.endswith(b"\n") else None
+
+    def noop(self) -> bytes | None:
+        """Say NOOP; return the last reply, if it is not positive."""
+        with contextlib.suppress(OSError):  # the proxy has closed
+            self._socket.send(b"NOOP\r\n")
+        last = (self.greeting() or b"").split(b"\r\n")[-2:-1]
+        return next((line for line in last if line[:1] != b"2"), None)
 
     def __enter__(self) -> Self:
         return self
@@ -125,6 +133,34 @@ def test_who_has_waited_too_long_for_a_place_is_told_so(
         with Client(port) as two:
             assert eventually(two.greeting, "a refusal").startswith(b"421 4.3.2 ")
         assert program.event("session_closed")["reason"] == "backend_full"
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_one_address_does_not_keep_every_place(
+    mta: LegacyMTA, run: Run, tmp_path: Path, workers: str
+) -> None:
+    """It holds all of them, says NOOP now and then, and waits for more of them."""
+    more = "max_connections = 10\nmax_wait = 4"
+    program = run("-c", write(tmp_path / "p", [mta.address], more), "-w", workers)
+    port = program.port()
+    with contextlib.ExitStack() as clients:
+        hogs = [clients.enter_context(Client(port, "127.0.0.2")) for _ in range(10)]
+        for hog in hogs:
+            assert eventually(hog.greeting, "a greeting").startswith(b"220 ")
+        for _ in range(20):
+            clients.enter_context(Client(port, "127.0.0.2"))
+        other = clients.enter_context(Client(port, "127.0.0.3"))
+
+        def greeted() -> bytes | None:
+            for hog in hogs:
+                hog.noop()
+            return other.greeting()
+
+        assert eventually(greeted, "a place for another address").startswith(b"220 ")
+        ended = [hog.noop() for hog in hogs]
+    assert any(reply and reply.startswith(b"421 4.3.2 ") for reply in ended)
+    closed = program.event("session_closed")
+    assert (closed["reason"], closed["client_ip"]) == ("connection_slot_reclaimed", "127.0.0.2")
 
 
 def test_a_worker_that_dies_gives_its_places_back(mta: LegacyMTA, run: Run, tmp_path: Path) -> None:

@@ -100,6 +100,7 @@ class Stage:
             "hold": pipeline.flush,
             "expire": partial(pipeline.expire, pipeline.waiting()[0]),
             "drain": pipeline.drain,
+            "reclaim": partial(pipeline.drain, reason="connection_slot_reclaimed"),
             "stop": partial(pipeline.fail, "stopped", replies.DRAINING),
             "break down": partial(pipeline.fail, "internal_error", replies.INTERNAL_ERROR),
             "no place": partial(pipeline.fail, "backend_full", replies.BACKEND_FULL),

@@ -14,9 +14,9 @@ stand for raw octets, `{x*2048}` for repetition.  `#` at the start of a line is 
 
 What the proxy writes stands below what made it write; anything more or less fails the dialogue.
 Other happenings: `hold` (the oldest held reply is old enough), `expire` (a time limit is over),
-`drain`, `stop`, `break down`, `unavailable` (no server; a greeting that refused may follow), `no
-place` (the backend has as many connections as it may), `client secured`, `backend secured`, `not
-secured` (a TLS handshake is over).
+`drain`, `reclaim` (of the connection slot), `stop`, `break down`, `unavailable` (no server; a
+greeting that refused may follow), `no place` (the backend has as many connections as it may),
+`client secured`, `backend secured`, `not secured` (a TLS handshake is over).
 
 Settings, before the first line: `policy: sync=strict errors=2 hide=AUTH,SIZE`; `secret: word` (no
 observer may ever see it); `refuse XCLIENT: reply` (to that of a client); `introduce: XCLIENT` (or
@@ -53,6 +53,7 @@ _HAPPENINGS = (
     "hold",
     "expire",
     "drain",
+    "reclaim",
     "stop",
     "break down",
     "unavailable",

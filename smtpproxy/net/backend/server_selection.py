@@ -34,6 +34,9 @@ class SelectingSession(BackendEvents, Protocol):
     def connection_slot_answered(self, *, granted: bool) -> None:
         """Take the answer to the request for a connection slot at the backend."""
 
+    def reclaim_slot(self) -> None:
+        """Make room for a client of another address, between transactions."""
+
     def give_up_server(self, why: str, now: float) -> None:
         """Go on to the next server: this one could not be reached."""
 
@@ -88,9 +91,16 @@ class ServerSelection:
             self._session.connection_slot_answered(granted=True)
             return
         self.waits = True
-        self._connection_slots.ask(self, self._slot_answered)
+        admission, host = self._listener_context.admission, self._peer.host
+        address = host.encode() if admission is None else admission.address_of(host)
+        self._connection_slots.ask(self, address)
 
-    def _slot_answered(self, granted: bool) -> None:
+    def reclaim_slot(self) -> None:
+        """Have the session make room for another one."""
+        self._session.reclaim_slot()
+
+    def slot_answered(self, *, granted: bool) -> None:
+        """Take the answer to the request for a connection slot."""
         self.waits = False
         self._session.connection_slot_answered(granted=granted)
 

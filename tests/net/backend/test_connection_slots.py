@@ -1,72 +1,276 @@
-"""Places at a backend: never more than there are, and each in its turn."""
+"""Connection slots: never more than there are, in turns by address, and reclaimed from a hog.
+
+The dialogues: `A1 asks` is a session of address A; `-> A1` it gets its slot, `A1 no` it is refused,
+`A1!` it is asked to give its slot back.
+"""
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 
 from smtpproxy.net.backend.connection_slots import SlotQueue
 
 
-class Waiter:
-    """Remembers what it was answered."""
+class Line:
+    """A queue, the sessions that use it by name, and what happens to them."""
 
-    def __init__(self, connection_slots: SlotQueue) -> None:
-        self.connection_slots = connection_slots
+    def __init__(self, limit: int, max_wait: float, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        monkeypatch.setattr("smtpproxy.net.backend.connection_slots.monotonic", lambda: self.now)
+        self.queue = SlotQueue(limit, max_wait)
+        self.sessions: dict[str, Session] = {}
+        self.happened: list[str] = []
+
+    def ask(self, *names: str) -> str:
+        """Let sessions ask for a slot; the address is the name without its number."""
+        for name in names:
+            self.sessions[name] = Session(name, self)
+            self.queue.ask(self.sessions[name], name.rstrip("0123456789").encode())
+        return self.says()
+
+    def leave(self, *names: str) -> str:
+        """Let sessions go."""
+        for name in names:
+            self.queue.leave(self.sessions[name])
+        return self.says()
+
+    def passes(self, seconds: float) -> str:
+        """Let time pass, and have the queue looked at."""
+        self.now += seconds
+        self.queue.look()
+        return self.says()
+
+    def says(self) -> str:
+        """Return what has happened since the last call."""
+        said, self.happened = " ".join(self.happened), []
+        return said
+
+    @property
+    def count(self) -> tuple[int, int]:
+        """How many have a slot, and how many wait."""
+        return self.queue.taken, self.queue.waiting
+
+
+class Session:
+    """Stands for a session."""
+
+    def __init__(self, name: str, line: Line) -> None:
+        self.name = name
+        self.line = line
         self.answer: bool | None = None
-        connection_slots.ask(self, self.take)
 
-    def take(self, granted: bool) -> None:
+    def slot_answered(self, *, granted: bool) -> None:
         assert self.answer is None, "answered twice"
         self.answer = granted
+        self.line.happened.append(f"-> {self.name}" if granted else f"{self.name} no")
 
-    def leave(self) -> None:
-        self.connection_slots.leave(self)
-
-
-async def test_there_are_never_more_taken_than_there_are() -> None:
-    connection_slots = SlotQueue(2, 30)
-    waiters = [Waiter(connection_slots) for _ in range(5)]
-    assert [waiter.answer for waiter in waiters] == [True, True, None, None, None]
-    assert (connection_slots.taken, connection_slots.waiting) == (2, 3)
+    def reclaim_slot(self) -> None:
+        assert self.answer
+        self.line.happened.append(f"{self.name}!")
 
 
-async def test_they_are_given_in_the_order_in_which_they_were_asked_for() -> None:
-    connection_slots = SlotQueue(1, 30)
-    first, second, third = (Waiter(connection_slots) for _ in range(3))
-    first.leave()
-    assert (second.answer, third.answer) == (True, None)
-    fourth = Waiter(connection_slots)
-    second.leave()
-    assert (third.answer, fourth.answer) == (True, None)
+MakeLine = Callable[..., Line]
 
 
-async def test_who_leaves_while_waiting_takes_no_place() -> None:
-    connection_slots = SlotQueue(1, 30)
-    first, second, third = (Waiter(connection_slots) for _ in range(3))
-    second.leave()
-    first.leave()
-    assert (second.answer, third.answer) == (None, True)
+@pytest.fixture
+def line(monkeypatch: pytest.MonkeyPatch) -> MakeLine:
+    return lambda limit, max_wait=30: Line(limit, max_wait, monkeypatch)
 
 
-async def test_who_has_waited_too_long_is_refused_and_the_rest_wait_on() -> None:
-    connection_slots = SlotQueue(1, 0.02)
-    holder, waiter = Waiter(connection_slots), Waiter(connection_slots)
-    connection_slots.max_wait = 30
-    later = Waiter(connection_slots)
+async def test_there_are_never_more_taken_than_there_are(line: MakeLine) -> None:
+    two = line(2)
+    assert two.ask("A1", "B1", "C1", "D1", "E1") == "-> A1 -> B1"
+    assert two.count == (2, 3)
+
+
+async def test_the_sessions_of_an_address_are_served_in_their_order(line: MakeLine) -> None:
+    one = line(1)
+    assert one.ask("A1", "A2", "A3") == "-> A1"
+    assert one.leave("A1") == "-> A2"
+    one.ask("A4")
+    assert one.leave("A2") == "-> A3"
+    assert one.leave("A3") == "-> A4"
+
+
+async def test_addresses_are_served_in_turns(line: MakeLine) -> None:
+    """One that has asked a hundred times waits as long for its second as the others do."""
+    one = line(1)
+    one.ask("X1", "A1", "A2", "A3", "B1", "C1", "C2")
+    served, last = [], "X1"
+    while one.queue.waiting:
+        last = one.leave(last).removeprefix("-> ")
+        served.append(last)
+    assert served == ["A1", "B1", "C1", "A2", "C2", "A3"]
+
+
+async def test_an_address_gets_no_more_than_its_share_while_others_wait(line: MakeLine) -> None:
+    four = line(4)
+    assert four.ask("A1", "A2", "A3", "A4") == "-> A1 -> A2 -> A3 -> A4"
+    four.ask("A5", "A6", "B1", "B2", "B3")
+    assert four.leave("A1") == "-> B1", "three are more than its share of two"
+    assert four.leave("A2") == "-> B2", "so are two and one more"
+    assert four.leave("A3") == "-> A5", "one of four, and it has waited for longer than B3"
+    assert four.leave("A4") == "-> A6", "B has its share"
+    assert four.leave("B1") == "-> B3"
+
+
+async def test_who_is_alone_may_have_all_slots(line: MakeLine) -> None:
+    three = line(3)
+    assert three.ask("A1", "A2", "A3", "A4") == "-> A1 -> A2 -> A3"
+    assert three.leave("A1") == "-> A4"
+
+
+async def test_no_slot_is_left_unused_where_all_who_wait_have_their_share(line: MakeLine) -> None:
+    three = line(3)  # a share is one
+    assert three.ask("A1", "B1", "C1", "A2", "B2") == "-> A1 -> B1 -> C1"
+    assert three.leave("C1") == "-> A2"
+    assert three.leave("A1") == "-> B2", "A still has one, as B does"
+
+
+async def test_who_leaves_while_waiting_takes_no_slot(line: MakeLine) -> None:
+    one = line(1)
+    one.ask("A1", "B1", "C1")
+    one.leave("B1")
+    assert one.leave("A1") == "-> C1"
+    assert one.leave("C1", "C1", "B1") == "", "to leave twice is to leave"
+    assert one.count == (0, 0)
+    assert not one.queue._held
+    assert not one.queue._turns
+
+
+async def test_who_has_waited_too_long_is_refused_and_the_rest_wait_on(line: MakeLine) -> None:
+    one = line(1)
+    one.ask("A1", "A2")
+    assert one.passes(20) == ""
+    one.ask("A3")
+    assert one.passes(10) == "A2 no"
+    one.leave("A2")  # as each session does at its end
+    assert one.count == (1, 1)
+    assert one.leave("A1") == "-> A3"
+
+
+async def test_the_queue_looks_by_itself_while_somebody_waits() -> None:
+    said: list[str] = []
+
+    class Waiter(Session):
+        def __init__(self) -> None:
+            self.answer: bool | None = None
+
+        def slot_answered(self, *, granted: bool) -> None:
+            said.append("granted" if granted else "refused")
+            self.answer = granted
+            if not granted:
+                done.set()
+
+        def reclaim_slot(self) -> None:
+            said.append("reclaimed")
+
+    done = asyncio.Event()
+    queue = SlotQueue(1, 0.1)
+    queue.ask(Waiter(), b"A")
+    queue.ask(Waiter(), b"B")
     async with asyncio.timeout(5):
-        while waiter.answer is None:
-            await asyncio.sleep(0.005)
-    assert (waiter.answer, later.answer) == (False, None)
-    waiter.leave()  # as each session does at its end
-    assert (connection_slots.taken, connection_slots.waiting) == (1, 1)
-    holder.leave()
-    assert later.answer is True
+        await done.wait()
+    assert said == ["granted", "reclaimed", "refused"]
 
 
 @pytest.mark.parametrize("more", [1, 5])
-async def test_a_higher_limit_lets_in_who_waits(more: int) -> None:
-    connection_slots = SlotQueue(1, 30)
-    waiters = [Waiter(connection_slots) for _ in range(4)]
-    connection_slots.limit += more
-    connection_slots.serve()
-    assert [waiter.answer for waiter in waiters].count(True) == min(4, 1 + more)
+async def test_a_higher_limit_lets_in_who_waits(more: int, line: MakeLine) -> None:
+    one = line(1)
+    one.ask("A1", "A2", "A3", "A4")
+    one.queue.limit += more
+    one.queue.serve()
+    assert one.count[0] == min(4, 1 + more)
+
+
+async def test_a_slot_is_reclaimed_from_the_address_that_holds_most(line: MakeLine) -> None:
+    """After a quarter of max_wait; of its sessions the one that has had its slot longest."""
+    four = line(4)
+    four.ask("B1", "A1", "A2", "A3")
+    four.passes(100)
+    four.ask("C1")
+    assert four.passes(7.4) == ""
+    assert four.passes(0.1) == "A1!"
+    assert four.leave("A1") == "-> C1"
+    four.ask("A4")
+    assert four.passes(20) == "", "A has more than the others, not fewer"
+
+
+async def test_another_session_is_asked_if_the_first_does_not_end(line: MakeLine) -> None:
+    """It may be in the middle of a large message."""
+    three = line(3)
+    three.ask("A1", "A2", "A3")
+    three.passes(100)
+    three.ask("B1")
+    assert [three.passes(7.5) for _ in range(3)] == ["A1!", "A2!", "A3!"]
+    assert three.leave("A2") == "-> B1"
+    three.ask("C1")
+    assert three.passes(7.4) == "", "B has not had its slot for long enough"
+    assert three.passes(0.1) == "B1!"
+
+
+async def test_who_has_just_got_a_slot_may_use_it(line: MakeLine) -> None:
+    one = line(1)
+    one.ask("A1", "B1", "C1")
+    one.passes(20)
+    assert one.says() == ""
+    one.leave("A1")
+    one.says()
+    assert one.passes(7.4) == ""
+    assert one.passes(0.1) == "B1!"
+
+
+async def test_nothing_is_reclaimed_for_who_holds_as_many(line: MakeLine) -> None:
+    four = line(4)
+    four.ask("A1", "A2", "B1", "B2")
+    four.passes(100)
+    four.ask("A3", "B3")
+    assert four.passes(29) == ""
+
+
+async def test_a_single_slot_is_shared_in_time(line: MakeLine) -> None:
+    """Else who has the only slot has it for ever."""
+    one = line(1)
+    one.ask("A1")
+    one.passes(1000)
+    one.ask("B1")
+    assert one.passes(7.5) == "A1!"
+    assert one.leave("A1") == "-> B1"
+
+
+async def test_a_hog_that_comes_again_and_again_does_not_shut_out_others(line: MakeLine) -> None:
+    """Ten connections that never end by themselves, each replaced at once when it does."""
+    ten = line(10)
+    hogs = [f"A{number}" for number in range(10)]
+    ten.ask(*hogs)
+    for round_ in range(5):
+        ten.ask(*(f"A{100 * (round_ + 1) + number}" for number in range(20)))
+        ten.says()
+        ten.ask("B1")
+        said = ""
+        for _ in range(8):
+            said += ten.passes(30 / 8)
+            for name in [name for name, each in ten.sessions.items() if f"{name}!" in said.split()]:
+                said += " " + ten.leave(name)
+            if "-> B1" in said:
+                break
+        assert "-> B1" in said, f"round {round_}"
+        ten.leave("B1")
+
+
+async def test_many_addresses_that_wait_are_not_looked_through(line: MakeLine) -> None:
+    """Who is next costs the same however many wait."""
+    two = line(2)
+    two.ask("A1", "A2", *(f"B{number}".replace("B", "B" * (number + 1)) for number in range(500)))
+    looked = 0
+
+    class Counting(dict[bytes, int]):
+        def get(self, *arguments: object) -> int:  # type: ignore[override]
+            nonlocal looked
+            looked += 1
+            return super().get(*arguments)  # type: ignore[call-overload,no-any-return]
+
+    two.queue._held = Counting(two.queue._held)
+    two.leave("A1")
+    assert looked < 5
