@@ -171,14 +171,14 @@ def _contradictions_with_flags(
     """Find what flags and file contradict each other in; what the file says alone is right."""
     loops = loop_validation.faults(settings, loop_validation.no_look_up)
     alone = contradictions(settings, need_listener=False, need_backend=False)
-    given = {("listeners", "-l"): listen, ("backends", "-b"): backend, ("admin", "--admin"): admin}
-    flags = {table: flag for (table, flag), words in given.items() if words}
+    flags = {"listeners": ("-l", listen), "backends": ("-b", backend), "admin": ("--admin", admin)}
     for path, what in chain(alone, tls_validation.faults(settings), loops):
-        flag = flags.get(str(path[0]), "")
-        if flag == "--admin" and path[1:] != ("address",):
-            yield (flag,), f"{dotted(path)} {what}"
-        else:
-            yield (flag,) if flag else path, what
+        flag, given = flags.get(str(path[0]), ("", None))
+        if not given:
+            yield path, what
+        else:  # it is the value of the flag, or of a setting that goes with it
+            named = "address" in path or "servers" in path
+            yield (flag,), what if named else f"{dotted(path)} {what}"
 
 
 def _with_token_read(settings: Settings, reader: SettingsDecoder) -> Settings:

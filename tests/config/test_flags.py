@@ -81,8 +81,9 @@ class TestFlags:
         assert told.startswith("-l: is a Unix socket, whose clients have no addresses")
         (told,) = flag_problems(load(write(tmp_path, GOOD)), [], ["original"])
         assert told.startswith("listeners.smtp.transparent: must be true")
-        told, _ = flag_problems(None, ["[::1]:1"], ["h:1", "original"])
-        assert told == '-b: "original" must stand alone'
+        alone, transparent = flag_problems(None, ["[::1]:1"], ["h:1", "original"])
+        assert alone == '-b: "original" must stand alone'
+        assert transparent.startswith("-l: listeners.listener-1.transparent must be true")
 
 
 class TestAdminAndTraceFlags:
