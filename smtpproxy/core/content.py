@@ -82,7 +82,8 @@ _BEGUN: Final = (b"\r\n.\r", b"\r\n.", b"\r\n", b"\r")
 _SCRATCH: Final = bytearray(256 * 1024)
 _IS_ODD: Final = bytes(octet != ord("\n") for octet in range(256))
 _BARE: Final = re.compile(rb"(?<!\r)\n|\r(?=[^\n])|\0", re.DOTALL)
-_DOT_ALONE: Final = re.compile(rb"\.(?<=[\r\n\0]\.)[\r\n\0]")  # a dot first: it is found by memchr
+# A dot first, which memchr finds, and what follows before what it follows: few end a line.
+_DOT_ALONE: Final = re.compile(rb"\.[\r\n\0](?<=[\r\n\0]..)", re.DOTALL)
 _DOT_LAST: Final = re.compile(rb"[\r\n\0]\.(?:\r|\r?\n)\Z")
 _BARE_KIND: Final = {b"\n": "bare_lf", b"\r": "bare_cr", b"\0": "bare_nul"}
 
