@@ -109,8 +109,8 @@ class Noted(Struct, tag_field="what", tag="noted", omit_defaults=True, gc=False)
     at: Moment
     """When it happened."""
     event: Name
-    """The name of the log's event: tls_started, tls_failed, client_turned_away, loop_detected, or
-    internal_error."""
+    """The name of the log's event: tls_started, tls_failed, client_turned_away, loop_detected,
+    content_not_ended, or internal_error."""
     side: Name = ""
     """Whose TLS it is: client or backend."""
     version: Name = ""
@@ -118,7 +118,7 @@ class Noted(Struct, tag_field="what", tag="noted", omit_defaults=True, gc=False)
     cipher: Name = ""
     """The cipher suite of TLS."""
     kind: Name = ""
-    """Why a client was turned away, as one of a few names."""
+    """Why a client was turned away, or what was rewritten first, as one of a few names."""
     reason: Annotated[str, Meta(max_length=65536)] = ""
     """The cause, in words."""
 

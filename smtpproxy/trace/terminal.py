@@ -158,8 +158,12 @@ def note(noted: Noted) -> Label:
             return Label(inside, f"{side} is {inside}, {noted.cipher}", QUIET)
         case "tls_failed":
             return Label("TLS failed", f"TLS with {side} failed: {noted.reason}", BAD)
+        case "content_not_ended":
+            kind = noted.kind.replace("_", " ")
+            return Label("no end of data", f"the client's lone dot is no end of data: {kind}", BAD)
         case _:
-            return Label("turned away", f"{noted.event.replace('_', ' ')}: {noted.reason}", BAD)
+            words = noted.event.replace("_", " ")
+            return Label(words.removeprefix("client "), f"{words}: {noted.reason}", BAD)
 
 
 def _what_went_on(session: RecordedSession) -> Iterator[RenderableType]:

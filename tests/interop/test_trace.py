@@ -196,6 +196,7 @@ def test_who_is_inside_tls_is_drawn(tmp_path: Path, browser: webdriver.Chrome) -
         drawn.append([each.text for each in browser.find_elements(By.CSS_SELECTOR, "svg > text")])
     assert {"the client is inside TLS 1.3", "the MTA is inside TLS 1.2"} < set(drawn[0])
     assert "TLS with the client failed: <b>unknown ca\\x1b" in drawn[1]
+    assert "the client's lone dot is no end of data: bare lf" in drawn[1]
 
 
 def test_what_smtpproxy_said_itself_is_drawn(tmp_path: Path, browser: webdriver.Chrome) -> None:

@@ -54,6 +54,7 @@ def record_secured(directory: Path) -> Path:
         if event == "tls_started":
             note(event, side="client", version="TLSv1.3", cipher="TLS_AES_256_GCM_SHA384")
         else:
+            note("content_not_ended", kind="bare_lf")
             note(event, side="client", reason="<b>unknown ca\x1b")
         session.close()
     turned_away = ObserverFanout(ServiceLog(), [trace]).session("smtp", "old", "192.0.2.1:4711")

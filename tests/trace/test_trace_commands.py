@@ -131,6 +131,9 @@ class TestShow:
         assert "the MTA is inside TLS 1.2, ECDHE-RSA\n" in began
         assert re.search(r"│  TLS failed +│", failed)
         assert "TLS with the client failed: <b>unknown ca\\x1b\n" in failed
+        assert re.search(r"│  no end of data +│", failed)
+        assert "the client's lone dot is no end of data: bare lf\n" in failed
+        assert re.search(r"│  turned away +│", away)
         assert "client turned away: cut short\n" in away
 
     def test_violations_and_content(self, recorded: Path) -> None:

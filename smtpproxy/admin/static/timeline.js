@@ -114,11 +114,12 @@ function broken(exchange, at) {
   return {at, order: 0.5, kind: "broken", text: `${found.side}: ${found.kind.replaceAll("_", " ")}${found.rewritten ? ", rewritten" : ""}${found.bytes ? " · " + visible(found.bytes) : ""}`};
 }
 
-// What happened besides the dialogue: a side went inside TLS, or did not.
+// What happened besides the dialogue: a side went inside TLS, or did not, or the client waits in vain.
 function noted(each) {
   const side = each.side === "backend" ? "the MTA" : "the client", version = (each.version || "").replace("TLSv", "TLS ");
   const text = each.event === "tls_started" ? `${side} is inside ${version}`
     : each.event === "tls_failed" ? `TLS with ${side} failed: ${visible(each.reason || "")}`
+    : each.event === "content_not_ended" ? `the client's lone dot is no end of data: ${visible(each.kind || "").replaceAll("_", " ")}`
     : `${each.event.replaceAll("_", " ")}: ${visible(each.reason || "")}`;
   return {at: each.at, order: 3, kind: "note", side: each.side, bad: each.event !== "tls_started", text, full: each.cipher ? `${version}, ${each.cipher}` : text};
 }
