@@ -218,6 +218,7 @@ def _what_is_removed_stops_and_leaves_the_settings(booted: Booted) -> None:
     assert units.stdout == ""
     assert booted.run("python3", "/root/send.py", "refused").returncode != 0
     assert _succeed(booted, "find", "/etc", "-name", "*smtpproxy*").splitlines() == [
+        "/etc/fail2ban/filter.d/smtpproxy.conf",
         "/etc/smtpproxy",
         SETTINGS,
         f"{SETTINGS}.dpkg-dist",
