@@ -1,1 +1,1 @@
-"""The probe: what a server offers, lacks and gets wrong, and the settings that follow from it."""
+"""The command `smtpproxy probe`: tests a mail server and prints settings for it."""

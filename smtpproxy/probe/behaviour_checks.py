@@ -1,6 +1,6 @@
-"""Checks: DATA without recipients, bare newlines, and whether it would relay for this machine.
+"""Checks for DATA without recipients, bare newlines, and relaying for this machine.
 
-Each has a connection of its own, so that no answer, however broken, spoils another.
+Each check opens its own connection, so a broken reply cannot affect the next check.
 """
 
 from dataclasses import dataclass
@@ -10,22 +10,21 @@ from smtpproxy.probe.connector import Connector
 from smtpproxy.probe.smtp_connection import NoReply, ProbeReply, Refused, SendMode, SmtpConnection
 
 _REFUSED = (b"RCPT TO:<smtpproxy-probe@refused.invalid>", b"RCPT TO:<>")
-"""Most servers refuse the first, as nobody's (RFC 2606), and the others the second, as no path."""
+"""Recipients that a server should refuse: a reserved domain (RFC 2606), then the null path."""
 
 
 @dataclass(frozen=True, slots=True)
 class DataWithoutRecipients:
-    """The reply to DATA where no recipient was accepted.
-
-    refused: the reply to the recipient that was not; None: there was no RCPT at all.
-    """
+    """The reply to DATA in a transaction without an accepted recipient."""
 
     refused: ProbeReply | None
+    """The reply to the refused RCPT; None if DATA was sent without any RCPT."""
     reply: ProbeReply
+    """The reply to DATA."""
 
 
 class NewlineResult(Enum):
-    """What a bare LF or CR does behind a command."""
+    """How the server reacts to a bare LF or CR after a command."""
 
     ENDS = "ends a command"
     REFUSED = "is refused"
@@ -35,23 +34,26 @@ class NewlineResult(Enum):
 
 @dataclass(frozen=True, slots=True)
 class RelayResult:
-    """Whether a recipient is accepted from this machine: the reply to `verb`, which settled it."""
+    """Whether the server accepts a recipient in another domain from this machine."""
 
     sender: str
     recipient: str
     verb: str
+    """The command that decided it: RCPT, or MAIL if that was already refused."""
     reply: ProbeReply
+    """The reply to `verb`."""
 
     @property
     def would(self) -> bool:
-        """Whether it would relay."""
+        """Whether the server would relay."""
         return self.verb == "RCPT" and self.reply.is_accepting
 
 
 def data_without_recipients(connector: Connector) -> DataWithoutRecipients:
-    """Say DATA behind a recipient that is refused; without any, if the server refuses none.
+    """Send DATA after a refused recipient, or without RCPT if the server refuses none.
 
-    Never on a connection on which it has accepted one: a server may well forget RSET.
+    DATA is never sent on a connection that has had a recipient accepted: the server may
+    have kept it despite RSET.
     """
     for recipient in _REFUSED:
         with connector.greeted() as connection:
@@ -66,17 +68,17 @@ def data_without_recipients(connector: Connector) -> DataWithoutRecipients:
 
 
 def bare_lf(connector: Connector) -> NewlineResult:
-    """Find out whether LF alone ends a command."""
+    """Test whether LF alone ends a command."""
     return _newline(connector, b"\n", b"\r\n")
 
 
 def bare_cr(connector: Connector) -> NewlineResult:
-    """Find out whether CR alone ends a command."""
+    """Test whether CR alone ends a command."""
     return _newline(connector, b"\r", b"\n")
 
 
 def _newline(connector: Connector, bare: bytes, rest: bytes) -> NewlineResult:
-    """Send NOOP and the bare newline; if there is no reply, the `rest` of a whole line end."""
+    """Send NOOP with a bare newline; if no reply comes, send `rest` to complete the CRLF."""
     with connector.greeted() as connection:
         usual = connection.ask(b"NOOP").code
         connection.say(b"NOOP" + bare)
@@ -88,12 +90,12 @@ def _newline(connector: Connector, bare: bytes, rest: bytes) -> NewlineResult:
         else:
             return NewlineResult.ENDS if reply.code == usual else NewlineResult.REFUSED
         connection.say(rest)
-        connection.reply()  # it was listening
+        connection.reply()  # proves that the server was waiting for the rest of the line
         return NewlineResult.NOTHING
 
 
 def relay(connector: Connector, sender: str, recipient: str) -> RelayResult:
-    """Ask by MAIL and RCPT whether a recipient elsewhere would be accepted; never more."""
+    """Test with MAIL and RCPT whether the server accepts a recipient in another domain."""
     with connector.greeted() as connection:
         reply = connection.ask(connector.mail)
         if not reply.is_accepting:

@@ -1,6 +1,6 @@
-"""The connector: every way to open a connection to the server that is examined.
+"""Opens connections to the server under test.
 
-All connections go to one and the same IP address, which is looked up once.
+The host name is looked up once, and all connections go to the same IP address.
 """
 
 import re
@@ -15,10 +15,11 @@ from smtpproxy.probe.smtp_connection import CheckFailed, ProbeReply, Refused, Sm
 from smtpproxy.tls.contexts import VERSIONS
 
 IMPLICIT_TLS_PORT = 465
-"""Where TLS comes first (RFC 8314)."""
+"""The submission port with implicit TLS (RFC 8314 section 3.3)."""
 LEAST_PATIENCE_S = 1.0
-"""Silence that is shorter tells nothing."""
+"""The shortest time without a reply that counts as no reply."""
 _WHOLE = 20
+"""The time limit of a whole run, in multiples of the timeout of one reply."""
 
 _Name = str | tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes]
 _Place = tuple[socket.AddressFamily, _Name]
@@ -26,75 +27,90 @@ _Place = tuple[socket.AddressFamily, _Name]
 
 @dataclass(frozen=True, slots=True)
 class ProbeOptions:
-    """What the user wants to have examined, and how.
-
-    timeout_s: for each reply; the whole takes no more than twenty times as long.
-    name: in EHLO and HELO; empty: this machine's, or the address literal of the connection.
-    sender: in every MAIL; empty: the null sender.  relay_to: of the relay test; empty: none.
-    implicit_tls: begin with TLS.
-    """
+    """The server to test, and the options of the command line."""
 
     address: Address
     timeout_s: float = 30.0
+    """The time limit of each reply; the whole run may take 20 times as long."""
     name: str = ""
+    """The name in EHLO and HELO; empty for this machine's name or its address literal."""
     sender: str = ""
+    """The sender in every MAIL; empty for the null sender."""
     relay_to: str = ""
+    """The recipient of the relay test; empty for no test."""
     implicit_tls: bool = False
+    """Whether to start with a TLS handshake."""
 
 
 class Connector:
-    """Opens connections, and keeps in mind what they taught of the server.
+    """Opens connections to one server and remembers what it needs for the next one.
 
-    hello: the verb that it knows.  name: in it.
-    is_implicit: it expects TLS first.  through_tls: it does nothing without STARTTLS.
-    seconds: verb -> of each reply to a command that travelled alone.  connections: so many so far.
-    Raises OSError where the server can't be reached any more, and Untold.
+    The methods that open a connection raise `OSError` if the server cannot be reached any
+    more, and `CheckFailed` if it does not reply as the check requires.
     """
 
     def __init__(self, options: ProbeOptions) -> None:
         self.address = options.address
         self.timeout_s = options.timeout_s
         self.until = monotonic() + _WHOLE * options.timeout_s
+        """When the whole run must end, on the monotonic clock."""
         self.hello = b"EHLO"
+        """The greeting verb that the server knows: EHLO, or HELO."""
         self.name = options.name
+        """The name in EHLO and HELO."""
         self.mail = b"MAIL FROM:<" + options.sender.encode() + b">"
         self.is_implicit = options.implicit_tls or options.address.port == IMPLICIT_TLS_PORT
+        """Whether the server expects implicit TLS."""
         self.through_tls = False
+        """Whether the server takes no mail before STARTTLS."""
         self.seconds: dict[str, list[float]] = {}
+        """The reply times by verb, of commands that were sent alone."""
         self.connections = 0
+        """How many connections have been opened."""
         self._places: list[_Place] = []
 
     @property
     def ip(self) -> str:
-        """The IP address that the server is reached at; empty for a Unix socket."""
+        """The IP address of the server; empty for a Unix socket."""
         return str(self._places[0][1][0]) if self._places and not self.address.is_unix else ""
 
     @property
     def patience_s(self) -> float:
-        """How long silence must last to be one."""
+        """How long to wait before concluding that no reply comes, in seconds."""
         slowest = max((each for verb in self.seconds.values() for each in verb), default=0.0)
         return min(self.timeout_s, max(LEAST_PATIENCE_S, 5 * slowest))
 
     def find(self) -> None:
-        """Look the server up.  Raises OSError."""
+        """Look up the server's addresses.
+
+        Raises:
+            OSError: The name cannot be resolved.
+        """
         self._places = _places(self.address)
 
     def connect(self) -> SmtpConnection:
-        """Return a connection that has said nothing yet, inside TLS if that comes first."""
+        """Return a new connection, with nothing sent yet, inside TLS if that is implicit."""
         if self.is_implicit:
             return self.secured(unverified(), None)
         return self._open()
 
     def greeted(self) -> SmtpConnection:
-        """Return a connection on which EHLO, or HELO, has been accepted just now."""
+        """Return a new connection on which EHLO or HELO has been accepted."""
         if self.through_tls:
             return self.introduced(self.secured(unverified(), None))
         return self.introduced(self.connect(), greeting=True)
 
     def secured(self, context: ssl.SSLContext, server_name: str | None) -> SmtpConnection:
-        """Return a connection that is inside TLS since just now; greeted before by STARTTLS only.
+        """Return a new connection after its TLS handshake; EHLO inside TLS is still to be sent.
 
-        Raises HandshakeFailed.
+        Args:
+            context: The TLS context of the handshake.
+            server_name: The name for SNI and verification; None for neither.
+
+        Raises:
+            HandshakeFailed: The TLS handshake failed.
+            Refused: The server refused a command up to STARTTLS.
+            CheckFailed: The server sent more after its reply to STARTTLS, or did not reply.
         """
         connection = self._open()
         try:
@@ -104,7 +120,7 @@ class Connector:
                 if reply.code != 220:
                     raise Refused("STARTTLS", reply)
                 if connection.unread:
-                    raise CheckFailed("octets came in plaintext behind the 220")
+                    raise CheckFailed("it sent plaintext after its 220 reply to STARTTLS")
             connection.secure(context, server_name)
         except CheckFailed:
             connection.abort()
@@ -112,7 +128,15 @@ class Connector:
         return connection
 
     def introduced(self, connection: SmtpConnection, *, greeting: bool = False) -> SmtpConnection:
-        """Say EHLO, after the greeting if that is still to come; return the same connection."""
+        """Send EHLO on a connection and return it.
+
+        Args:
+            connection: An open connection, which is aborted if the server refuses.
+            greeting: Whether to wait for the server's greeting first.
+
+        Raises:
+            CheckFailed: The greeting or the reply to EHLO is not a 2xx, or does not come.
+        """
         try:
             if greeting:
                 _expect("the connection", self.greeting(connection))
@@ -129,7 +153,7 @@ class Connector:
         return reply
 
     def say_hello(self, connection: SmtpConnection) -> ProbeReply:
-        """Say EHLO, or HELO where it knows nothing else."""
+        """Send EHLO, or HELO if the server does not know EHLO."""
         return connection.ask(self.hello + b" " + self.name.encode())
 
     def _open(self) -> SmtpConnection:
@@ -142,7 +166,7 @@ class Connector:
         self.seconds.setdefault(verb, []).append(reply.seconds)
 
     def _reach_any(self) -> socket.socket:
-        """Connect; of several places the first that could be reached is the only one then."""
+        """Connect to the first address that can be reached, and keep to it from then on."""
         failure = OSError("it has no address")
         for place in self._places:
             try:
@@ -156,9 +180,13 @@ class Connector:
 
 
 def unverified(version: str = "") -> ssl.SSLContext:
-    """Return a context that takes any certificate, old ciphers, and any version or just this one.
+    """Return a TLS context that accepts any certificate and old ciphers.
 
-    Raises ValueError if this machine's OpenSSL does not have that version.
+    Args:
+        version: The only version to offer, such as "1.2"; empty for all versions.
+
+    Raises:
+        ValueError: This machine's OpenSSL does not have that version.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
@@ -192,9 +220,9 @@ def _reach(family: socket.AddressFamily, name: _Name, timeout_s: float) -> socke
 
 
 def _own_name(ip: str) -> str:
-    """Return this machine's name if it is a whole one, else an address literal (RFC 5321, 4.1.3).
+    """Return this machine's name if fully qualified, else an address literal.
 
-    No name is looked up: that may take long, and tell little.
+    RFC 5321 section 4.1.3.  The name is not looked up in DNS, which may be slow.
     """
     name = socket.gethostname()
     if re.fullmatch(r"[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+", name, re.ASCII):

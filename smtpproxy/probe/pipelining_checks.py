@@ -1,8 +1,8 @@
-"""Whether the server answers commands that are sent together, or loses some of them.
+"""Tests whether the server answers commands that are sent in groups, or loses some.
 
-Each of the groups may be sent to any server with PIPELINING (RFC 2920 section 3.1), and changes
-nothing.  First all are asked one command at a time, which tells how each is answered there; then
-each travels as one, on a connection of its own.
+A client may send each of these groups to a server with PIPELINING (RFC 2920 section 3.1), and none
+changes anything on the server.  First all commands are sent one at a time, to learn the usual
+replies; then each group is sent as one, on its own connection.
 """
 
 from dataclasses import dataclass
@@ -15,37 +15,39 @@ Commands = tuple[bytes, ...]
 
 
 class GroupEnd(Enum):
-    """How a group ended."""
+    """How the server answered a group."""
 
     ANSWERED = "answered"
-    DIFFERENT = "otherwise than one at a time"
+    DIFFERENT = "not the replies to single commands"
     SURPLUS = "more replies than commands"
-    LOST = "the rest never seen"
-    SILENT = "then nothing more"
-    CLOSED = "then it closed"
-    BROKEN = "then what is no reply"
+    LOST = "the rest was discarded"
+    SILENT = "then no reply to anything"
+    CLOSED = "then it closed the connection"
+    BROKEN = "then an invalid reply"
 
 
 @dataclass(frozen=True, slots=True)
 class GroupResult:
-    """Commands that were sent together, the replies that came, and the usual ones.
-
-    usual: the code of each when they went one at a time.
-    """
+    """The result of one group of commands."""
 
     commands: Commands
     replies: tuple[ProbeReply, ...]
     usual: tuple[int, ...]
+    """The reply code of each command when sent alone."""
     end: GroupEnd
 
     @property
     def verbs(self) -> list[str]:
-        """The verbs as they travelled."""
+        """The verbs in the order sent, each cut to four letters."""
         return [command[:4].decode() for command in self.commands]
 
 
 def examine(connector: Connector) -> list[GroupResult]:
-    """Send every group, one command at a time and then as one."""
+    """Send every group, first one command at a time and then as one.
+
+    Raises:
+        CheckFailed: The server does not answer the single commands.
+    """
     groups = _groups(connector.mail)
     with connector.greeted() as connection:
         usual = [tuple(connection.ask(command).code for command in group) for group in groups]
@@ -53,13 +55,13 @@ def examine(connector: Connector) -> list[GroupResult]:
 
 
 def _groups(mail: bytes) -> list[Commands]:
-    """Return the groups, each of which tells servers apart that have different failings."""
+    """Return the groups; each reveals a different fault of servers."""
     rcpt = b"RCPT TO:<postmaster>"
     return [
         (b"RSET", b"RSET", b"NOOP"),
-        (mail, rcpt, b"RSET", b"NOOP"),  # it may hand the connection over at MAIL
-        (b"RSET", rcpt, b"RSET", b"NOOP"),  # it may forget its input when it refuses RCPT
-        (b"RSET", b"RSET", b"QUIT"),  # it may look for QUIT ahead of all else
+        (mail, rcpt, b"RSET", b"NOOP"),  # MAIL may pass the connection to another process
+        (b"RSET", rcpt, b"RSET", b"NOOP"),  # a refused RCPT may discard the input buffer
+        (b"RSET", b"RSET", b"QUIT"),  # the server may look for QUIT before it answers the others
     ]
 
 
@@ -81,7 +83,7 @@ def _together(connector: Connector, commands: Commands, usual: tuple[int, ...]) 
 def _end_of_answered(
     connector: Connector, connection: SmtpConnection, commands: Commands
 ) -> GroupEnd:
-    """Tell whether what comes next is the reply to what is asked next."""
+    """Check that the next reply belongs to the next command, and is not a surplus one."""
     try:
         if commands[-1] != b"QUIT":
             return GroupEnd.ANSWERED if connection.ask(b"QUIT").code == 221 else GroupEnd.SURPLUS
@@ -98,7 +100,7 @@ def _end_of_unanswered(
     expected: int,
     replies: list[ProbeReply],
 ) -> GroupEnd:
-    """Tell a server that has lost commands from one that is slow: ask for one reply more."""
+    """Distinguish lost commands from a slow server, by one more command."""
     if how is not SendMode.SILENT:
         return GroupEnd.CLOSED if how is SendMode.CLOSED else GroupEnd.BROKEN
     late: list[ProbeReply] = []

@@ -1,4 +1,4 @@
-"""The command `smtpproxy probe`: what the user said, checked; then the report, and the settings."""
+"""The command line of `smtpproxy probe`: checks its arguments, prints report and settings."""
 
 import io
 import re
@@ -18,7 +18,7 @@ _NAME = re.compile(r"[A-Za-z0-9_.-]{1,255}|\[[A-Za-z0-9:.]{1,80}\]", re.ASCII)
 
 
 @click.command(
-    short_help="Tell what a server offers, lacks and gets wrong; print the settings for it.",
+    short_help="Test a mail server; print a report and settings for it.",
     epilog="""
     \b
     Examples:
@@ -28,11 +28,11 @@ _NAME = re.compile(r"[A-Za-z0-9_.-]{1,255}|\[[A-Za-z0-9:.]{1,80}\]", re.ASCII)
       smtpproxy probe --helo proxy.example.org --timeout 5 [2001:db8::5]:25
       smtpproxy probe --implicit-tls mta.example.org:2465
 
-    It delivers nothing: no message is ever ended, and DATA is said only where no recipient was
-    accepted.  But it opens up to thirty connections, and breaks the protocol in some: probe your
-    own servers, from the machine that the proxy is to run on.
+    The probe delivers nothing: it never sends the end of data, and sends DATA only if no recipient
+    was accepted.  It opens up to 30 connections and violates the protocol in some, so probe only
+    your own servers, from the machine where the proxy will run.
 
-    Exit codes: 0 (examined, whatever was found), 1 (not reached, or turned away), 2 (usage).
+    Exit codes: 0 (tested, whatever was found), 1 (not reached, or refused), 2 (usage).
     """,
 )
 @click.argument("addr")
@@ -42,7 +42,7 @@ _NAME = re.compile(r"[A-Za-z0-9_.-]{1,255}|\[[A-Za-z0-9:.]{1,80}\]", re.ASCII)
     default=30,
     show_default=True,
     metavar="SECONDS",
-    help="How long to wait for a reply; for all of it twenty times as long.",
+    help="How long to wait for each reply; the whole run may take 20 times as long.",
 )
 @click.option(
     "--helo",
@@ -62,10 +62,10 @@ _NAME = re.compile(r"[A-Za-z0-9_.-]{1,255}|\[[A-Za-z0-9:.]{1,80}\]", re.ASCII)
     "--relay-test",
     default="",
     metavar="RCPT",
-    help="Ask whether it takes mail for RCPT, an address elsewhere, from this machine.",
+    help="Test whether the server relays from this machine to RCPT, an address in another domain.",
 )
-@click.option("--implicit-tls", is_flag=True, help="Begin with TLS; port 465 does so anyway.")
-@click.option("--settings-only", is_flag=True, help="Print the settings only, for a file.")
+@click.option("--implicit-tls", is_flag=True, help="Use implicit TLS; the default on port 465.")
+@click.option("--settings-only", is_flag=True, help="Print only the settings, for a file.")
 def probe(
     addr: str,
     timeout: float,
@@ -75,11 +75,12 @@ def probe(
     implicit_tls: bool,
     settings_only: bool,
 ) -> None:
-    """Tell what a server offers, lacks and gets wrong, and print the settings for it.
+    """Test a mail server; print a report and the settings to start with.
 
+    The report shows what the server offers, what it lacks, and where it violates SMTP.
     ADDR is HOST:PORT, [IPV6]:PORT or unix:/PATH.
     """
-    if timeout != timeout:  # NaN is in every range
+    if timeout != timeout:  # FloatRange lets NaN through
         raise click.BadParameter("nan is not a number of seconds", param_hint="--timeout")
     for given, flag in ((sender, "--from"), (relay_test, "--relay-test")):
         if given and not _MAILBOX.fullmatch(given):
@@ -90,7 +91,7 @@ def probe(
         raise click.BadParameter(what, param_hint="--helo")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # an old terminal must not end it
+            stream.reconfigure(errors="replace")  # the terminal may not be UTF-8
     options = ProbeOptions(_address(addr), timeout, helo, sender, relay_test, implicit_tls)
     _examine(options, settings_only=settings_only)
 
@@ -108,14 +109,14 @@ def _examine(options: ProbeOptions, *, settings_only: bool) -> None:
         say(f"smtpproxy: {options.address}: {found.refusal}", err=True)
         sys.exit(1)
     if not settings_only:
-        for line in ("", "Settings for it, to begin with:", ""):
+        for line in ("", "Settings to start with:", ""):
             say(line)
     for line in suggested_config.settings(found):
         say(line)
 
 
 def _step(options: ProbeOptions, step: str) -> Text:
-    return Text(f"{options.address}: {step}")  # no text: rich would look for markup in that
+    return Text(f"{options.address}: {step}")  # rich looks for markup in a str
 
 
 def _address(text: str) -> Address:

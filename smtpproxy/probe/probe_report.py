@@ -1,6 +1,6 @@
-"""The report: findings in words, one below the other, and what they mean for a proxy.
+"""The report of a probe run: the findings as a table, and what they mean for the proxy.
 
-What the server sent has been escaped before it comes into any text.
+Text from the server is escaped before it is shown.
 """
 
 import re
@@ -27,12 +27,12 @@ _GROUP_CELLS = 28
 _MATTER_CELLS = 11
 _NEAR_DAYS = 21
 _MASK = re.compile(rb"X{4,}|\*{3,}", re.IGNORECASE)
-"""What firewalls that edit SMTP leave of words they do not know."""
+"""What firewalls put in place of capabilities that they do not know."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """Stands in front of a row: how things are."""
+    """The mark at the start of a row: whether the finding is good or bad."""
 
     sign: str
     ascii_sign: str
@@ -50,10 +50,10 @@ Row = tuple[Mark, str, Text | str]
 
 
 def show(console: Console, found: Findings) -> None:
-    """Print everything that was found."""
+    """Print all findings and the conclusion."""
     reached = f" ({found.ip})" if found.ip not in ("", found.address.host) else ""
     count = "1 connection" if found.connections == 1 else f"{found.connections} connections"
-    told = f"as {found.name}, {count}, {_told(found.took_s)}"
+    told = f"EHLO {found.name}, {count}, {_told(found.took_s)}"
     console.print(Text.assemble((f"{found.address}{reached}", "bold"), "  ", (told, QUIET)))
     console.print()
     table = Table.grid(padding=(0, 2, 0, 0))
@@ -70,19 +70,19 @@ def show(console: Console, found: Findings) -> None:
 
 
 def verdict(found: Findings) -> Text:
-    """Return what it means, in a sentence."""
+    """Return the conclusion about PIPELINING, as one sentence."""
     if not found.groups:
-        return Text("Whether it answers groups of commands could not be told.", ODD.style)
+        return Text("Whether it answers groups of commands is not known.", ODD.style)
     if found.offers_pipelining:
         if found.loses_groups:
-            told = "It offers PIPELINING and does not keep to it: the proxy does so in its place."
+            told = "It offers PIPELINING but loses commands: let the proxy send one at a time."
             return Text(told, "bold")
-        return Text("It has PIPELINING of its own, and keeps to it: the proxy uses it.", GOOD)
+        return Text("Its PIPELINING works: the proxy uses it.", GOOD)
     if found.loses_groups:
-        told = "It lacks PIPELINING and loses what clients send in groups: the proxy mends both."
+        told = "It lacks PIPELINING and loses commands sent in groups: the proxy fixes both."
         return Text(told, "bold")
     return Text(
-        "It lacks PIPELINING, but keeps what clients send in groups: the proxy may promise it.",
+        "It lacks PIPELINING, but loses no commands sent in groups: the proxy adds PIPELINING.",
         "bold",
     )
 
@@ -91,22 +91,22 @@ def _rows(found: Findings) -> Iterator[Row]:
     greets = RIGHT if found.greeting.is_accepting else WRONG
     yield greets, "greeting", found.greeting.line
     if _MASK.search(found.greeting.octets):
-        yield ODD, "", "a firewall on the way edits what it says"
+        yield ODD, "", "edited by a firewall between here and the server"
     if found.is_implicit:
-        yield PLAIN, "", "inside TLS, which comes first here"
+        yield PLAIN, "", "inside implicit TLS"
     if found.hello is not None:
         yield from _hello_rows(found, found.hello)
     yield from _group_rows(found)
     if found.data is not None:
         takes = found.data.reply.code < 400
-        behind = "a refused recipient" if found.data.refused else "no recipient at all"
-        text = f"behind {behind}: {found.data.reply.line}"
+        context = "after a refused recipient" if found.data.refused else "without any recipient"
+        text = f"{context}: {found.data.reply.line}"
         yield WRONG if takes else RIGHT, "DATA", text
     for name, newline in (("bare LF", found.lf), ("bare CR", found.cr)):
         if newline is not None:
             ends = newline is NewlineResult.ENDS
             mark = (ODD if name == "bare LF" else WRONG) if ends else RIGHT
-            yield mark, name, newline.value + (": perhaps in content too" if ends else "")
+            yield mark, name, newline.value + (", and may end a content line too" if ends else "")
     if not found.refusal and found.hello is not None:
         yield from _tls_rows(found)
     if found.relay is not None:
@@ -138,15 +138,15 @@ def _hello_rows(found: Findings, hello: ProbeReply) -> Iterator[Row]:
 
 
 def _why_hidden(word: bytes) -> str | None:
-    """Return why the proxy hides a capability; None: it does not, or it is no matter of these."""
+    """Return why the proxy hides a capability; None if it passes it on or handles it itself."""
     if word in PASSED or word in (b"PIPELINING", b""):
         return None
     if word == b"STARTTLS":
-        return "unless the listener has a tls"
+        return "unless the listener sets tls"
     if word == b"REQUIRETLS":
         return "unless both sides are inside TLS"
     if word in NEVER_PASSED:
-        return "always: framing or trust would break"
+        return "always: would break framing or trust"
     if _MASK.fullmatch(word):
         return "masked by a firewall"
     return "unless the listener's capabilities.allow names them"
@@ -157,16 +157,16 @@ def _group_rows(found: Findings) -> Iterator[Row]:
         if not found.offers_pipelining:
             yield WRONG, "PIPELINING", "not offered"
         elif found.loses_groups:
-            yield WRONG, "PIPELINING", "offered, and not kept to"
+            yield WRONG, "PIPELINING", "offered, but loses commands"
         else:
-            yield RIGHT, "PIPELINING", "offered, and kept to"
+            yield RIGHT, "PIPELINING", "offered, and works"
     for number, group in enumerate(found.groups):
         mark = RIGHT if group.end is GroupEnd.ANSWERED else WRONG
         yield mark, "" if number else "groups", _group(group)
 
 
 def _group(group: GroupResult) -> Text:
-    """Draw a group: its verbs, and under which replies it ended; unusual ones stand out."""
+    """Return a group's verbs and reply codes, unusual codes in red, and how it ended."""
     verbs = Text(" | ".join(group.verbs), COMMAND)
     verbs.pad_right(_GROUP_CELLS - verbs.cell_len)
     codes = [
@@ -187,17 +187,17 @@ def _tls_rows(found: Findings) -> Iterator[Row]:
             yield PLAIN, "TLS", "STARTTLS is not offered"
         return
     tls, working = found.tls, found.tls.working
-    how = "comes first" if found.is_implicit else "by STARTTLS"
+    how = "implicit" if found.is_implicit else "by STARTTLS"
     if found.insists_on_tls:
-        how += ", without which it takes no mail"
+        how += ", required for mail"
     yield PLAIN, "TLS", how
     yield from _version_rows(tls)
     if tls.certificate is not None:
         yield from _certificate_rows(tls, tls.certificate)
     elif working:
-        yield ODD, "", "no certificate that can be read"
+        yield ODD, "", "no readable certificate"
     if tls.is_injectable:
-        yield WRONG, "", "obeys what was sent in plaintext behind STARTTLS (CVE-2011-0411)"
+        yield WRONG, "", "executes plaintext sent after STARTTLS inside TLS (CVE-2011-0411)"
     if tls.undetermined:
         yield UNKNOWN, "", tls.undetermined
 
@@ -209,7 +209,7 @@ def _version_rows(tls: TlsFindings) -> Iterator[Row]:
         yield RIGHT, "", f"{' and '.join(new)} {_works(new)}"
     if old:
         mark = ODD if new else WRONG
-        yield mark, "", f"{' and '.join(old)} {_works(old)}, out of date (RFC 8996)"
+        yield mark, "", f"{' and '.join(old)} {_works(old)}, obsolete (RFC 8996)"
     for version, why in tls.versions.items():
         if why:
             mark = WRONG if not tls.working else PLAIN
@@ -221,7 +221,7 @@ def _works(versions: list[str]) -> str:
 
 
 def _certificate_rows(tls: TlsFindings, certificate: CertificateFindings) -> Iterator[Row]:
-    names = ", ".join(certificate.names[:_MOST_NAMES]) or "nobody"
+    names = ", ".join(certificate.names[:_MOST_NAMES]) or "no name"
     more = len(certificate.names) - _MOST_NAMES
     issuer = "itself" if certificate.is_self_signed else certificate.issuer
     more_names = f" and {more} more" if more > 0 else ""
@@ -229,16 +229,16 @@ def _certificate_rows(tls: TlsFindings, certificate: CertificateFindings) -> Ite
     yield PLAIN, "certificate", told
     yield _validity(certificate)
     if tls.is_verified and not tls.unverified:
-        yield RIGHT, "", "verifies, by this machine's authorities"
+        yield RIGHT, "", "verified by this machine's certificate authorities"
     elif tls.is_verified and tls.backend is not None:
-        yield ODD, "", f"verifies, but for {tls.backend.server_name} only: {tls.unverified}"
+        yield ODD, "", f"verified, but only for {tls.backend.server_name}: {tls.unverified}"
     elif tls.unverified:
         yield WRONG, "", f"does not verify: {tls.unverified}"
     else:
         yield (
             ODD,
             "",
-            "could not be verified: the handshake needs what is out of date, or fails",
+            "could not be verified: the handshake fails, or needs obsolete TLS or ciphers",
         )
 
 
@@ -249,7 +249,7 @@ def _validity(certificate: CertificateFindings) -> Row:
         return WRONG, "", f"expired on {certificate.ends:%Y-%m-%d}"
     if certificate.begins > datetime.now(UTC):
         return WRONG, "", f"not valid before {certificate.begins:%Y-%m-%d}"
-    return ODD if days < _NEAR_DAYS else RIGHT, "", f"valid {until}, {days} days more"
+    return ODD if days < _NEAR_DAYS else RIGHT, "", f"valid {until}, for {days} more days"
 
 
 def _relay_row(relay: RelayResult) -> Row:
@@ -257,7 +257,7 @@ def _relay_row(relay: RelayResult) -> Row:
     if relay.would:
         return WRONG, "relay", Text(f"{ask}: would be relayed for this machine: {relay.reply.line}")
     if relay.reply.code < 500:
-        return UNKNOWN, "relay", f"{ask}: {relay.verb} is refused for now only: {relay.reply.line}"
+        return UNKNOWN, "relay", f"{ask}: {relay.verb} is refused temporarily: {relay.reply.line}"
     return RIGHT, "relay", f"{ask}: {relay.verb} is refused: {relay.reply.line}"
 
 
@@ -265,11 +265,11 @@ def _time_rows(seconds: dict[str, list[float]]) -> Iterator[Row]:
     told = [f"{verb} {_told(median(times))}" for verb, times in seconds.items()]
     yield PLAIN, "reply times", Text.assemble(", ".join(told), ("  (medians)", QUIET))
     verb, slowest = max(((verb, max(times)) for verb, times in seconds.items()), key=lambda x: x[1])
-    yield NONE, "", f"the slowest: {verb}, {_told(slowest)}"
+    yield NONE, "", f"slowest: {verb}, {_told(slowest)}"
 
 
 def _told(seconds: float) -> str:
-    """Return a duration, of which three figures tell at least one."""
+    """Return a duration as text, in s or ms with at most three significant digits."""
     ms = seconds * 1000
     if ms >= 1000:
         return f"{seconds:.1f} s"

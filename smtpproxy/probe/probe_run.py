@@ -1,6 +1,6 @@
-"""A run of the probe: first who the server is, then each test, on connections of its own.
+"""One probe run: the greeting and EHLO first, then each check on its own connections.
 
-What it must never do is to have a message delivered; `connection.py` sees to that.
+The probe must never have a message delivered; `smtp_connection.py` ensures that.
 """
 
 from collections.abc import Callable
@@ -24,11 +24,19 @@ Test = Callable[[], object]
 
 
 class Unreachable(Exception):
-    """There is nothing to examine; the text, safe to show, says why."""
+    """The server cannot be tested at all; the text gives the reason, escaped for a terminal."""
 
 
 def examine(options: ProbeOptions, on_step: Step) -> Findings:
-    """Examine a server; on_step is told what is being tested.  Raises Unreachable."""
+    """Run all checks against a server.
+
+    Args:
+        options: The server, and how to test it.
+        on_step: Called with the name of each check before it starts.
+
+    Raises:
+        Unreachable: The server cannot be reached, or sends no greeting.
+    """
     begun = monotonic()
     connector = Connector(options)
     found = _introduction(connector, on_step)
@@ -47,9 +55,9 @@ def _introduction(connector: Connector, on_step: Step) -> Findings:
     except OSError as error:
         raise Unreachable(f"it can't be reached: {_why(error)}") from None
     except HandshakeFailed as failure:
-        raise Unreachable(f"it does not begin with TLS: {failure}") from None
+        raise Unreachable(f"the TLS handshake failed: {failure}") from None
     except CheckFailed as failure:
-        raise Unreachable(f"it does not greet: {failure}") from None
+        raise Unreachable(f"it sends no greeting: {failure}") from None
     found = Findings(connector.address, greeting, connector.ip, connector.name)
     found.is_implicit = connector.is_implicit
     try:
@@ -57,12 +65,12 @@ def _introduction(connector: Connector, on_step: Step) -> Findings:
             _introduce(connector, connection, found)
     except (NoReply, OutOfTime) as failure:
         verb = connector.hello.decode() if found.hello is None else "MAIL"
-        found.refusal = f"{verb} has no reply: {failure}"
+        found.refusal = f"no reply to {verb}: {failure}"
     return found
 
 
 def _greeting(connector: Connector, on_step: Step) -> tuple[SmtpConnection, ProbeReply]:
-    """Wait for the greeting; a server that says nothing may wait for TLS to begin."""
+    """Wait for the greeting; if none comes, try implicit TLS, as the server may wait for that."""
     try:
         connection = connector.connect()
         try:
@@ -78,14 +86,14 @@ def _greeting(connector: Connector, on_step: Step) -> tuple[SmtpConnection, Prob
     try:
         connection = connector.connect()
     except CheckFailed as failure:
-        raise CheckFailed(f"neither in plaintext, nor inside TLS ({failure})") from None
+        raise CheckFailed(f"neither in plaintext nor inside TLS ({failure})") from None
     return connection, connector.greeting(connection)
 
 
 def _introduce(connector: Connector, connection: SmtpConnection, found: Findings) -> None:
-    """Say EHLO, and HELO to a server that does not know EHLO (RFC 5321 section 3.2)."""
+    """Send EHLO, then HELO to a server that does not know EHLO (RFC 5321 section 3.2)."""
     if not found.greeting.is_accepting:
-        found.refusal = f"it does not serve this machine{_later(found.greeting)}"
+        found.refusal = f"it refuses connections from this machine{_later(found.greeting)}"
         return
     hello = connector.say_hello(connection)
     if hello.code in (500, 502):
@@ -93,8 +101,8 @@ def _introduce(connector: Connector, connection: SmtpConnection, found: Findings
         hello = connector.say_hello(connection)
     found.hello = hello
     if not hello.is_accepting:
-        verb = "HELO is refused like EHLO" if found.ehlo_refused else "EHLO is refused"
-        advice = f"; if it dislikes the name {connector.name}, --helo gives another"
+        verb = "EHLO and HELO are refused" if found.ehlo_refused else "EHLO is refused"
+        advice = f"; try another name than {connector.name} with --helo"
         found.refusal = f"{verb}{_later(hello) or advice}"
         return
     mail = connection.ask(connector.mail)
@@ -105,12 +113,15 @@ def _introduce(connector: Connector, connection: SmtpConnection, found: Findings
 
 
 def _refusal_or_last(connection: SmtpConnection, mail: ProbeReply) -> ProbeReply:
-    """Go on to RCPT, unless MAIL was refused."""
+    """Return the reply to RCPT, or to MAIL if that was refused."""
     return connection.ask(b"RCPT TO:<postmaster>") if mail.is_accepting else mail
 
 
 def _takes_more_inside(connector: Connector, outside: ProbeReply) -> bool:
-    """Tell whether it refuses outside of TLS what it takes inside; 530 tells so, if no TLS does."""
+    """Test whether the server accepts inside TLS what it refused in plaintext.
+
+    If the TLS handshake fails, a 530 in plaintext decides.
+    """
     try:
         with connector.introduced(connector.secured(unverified(), None)) as connection:
             inside = _refusal_or_last(connection, connection.ask(connector.mail))
@@ -149,7 +160,7 @@ def _tests(connector: Connector, options: ProbeOptions, found: Findings) -> list
 
 
 def _later(reply: ProbeReply) -> str:
-    return " now: try again later" if reply.code < 500 else ""
+    return " at present: try again later" if reply.code < 500 else ""
 
 
 def _why(error: OSError) -> str:

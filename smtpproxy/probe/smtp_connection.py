@@ -1,11 +1,10 @@
-"""One connection to the server that is examined: octets go out, replies come back.
+"""A blocking SMTP connection to the server under test.
 
-It blocks, but every wait has a deadline, and no more is kept of what the server sends than one
-reply may have.
+Every wait has a deadline, and input is bounded by the greatest length of one reply.
 
-It can deliver nothing.  The line that ends a message never leaves it; DATA is said only where no
-recipient has been accepted; and where it is answered as if content were to follow, the connection
-is reset, with no octet of content sent.
+The connection can deliver nothing: it never sends the end of data, it sends DATA only if no
+recipient has been accepted, and if the server replies 354 it resets the connection without any
+content.
 """
 
 import contextlib
@@ -30,39 +29,46 @@ _DELIVERS = re.compile(rb"(?im)^(\.|DATA|BDAT|BURL|SEND|SOML|SAML)")
 
 
 class SendMode(Enum):
-    """In which way a reply did not come."""
+    """Why a reply did not arrive."""
 
     SILENT = "no reply came in time"
     CLOSED = "it closed the connection"
-    BROKEN = "it sent what is no reply"
+    BROKEN = "it sent an invalid reply"
 
 
 @dataclass(frozen=True, slots=True)
 class ProbeReply:
-    """A reply as the server sent it, and how many seconds after it was asked for."""
+    """A complete reply."""
 
     code: int
     octets: bytes
+    """The reply as sent, all lines with their CRLF."""
     seconds: float = 0.0
+    """The time from sending the command to the end of the reply."""
 
     @property
     def is_accepting(self) -> bool:
-        """Whether the command was done."""
+        """Whether the reply is a 2xx."""
         return 200 <= self.code < 300
 
     @property
     def line(self) -> str:
-        """The first line, safe to show."""
+        """The first line, escaped for a terminal."""
         first = self.octets.split(b"\r\n", 1)[0]
         return short(b" ".join((first[:3], first[4:])))
 
 
 class CheckFailed(Exception):
-    """A test told nothing; the text, safe to show, says why."""
+    """A check has no result; the text gives the reason, escaped for a terminal."""
 
 
 class NoReply(CheckFailed):
-    """The reply that was waited for did not come; `octets` are what came in its place."""
+    """The expected reply did not arrive.
+
+    Args:
+        how: Why not.
+        octets: What the server sent instead of a reply.
+    """
 
     def __init__(self, how: SendMode, octets: bytes = b"") -> None:
         super().__init__(f"{how.value}: {short(octets)}" if octets else how.value)
@@ -70,22 +76,27 @@ class NoReply(CheckFailed):
 
 
 class OutOfTime(CheckFailed):
-    """The examination as a whole has taken too long, which says nothing of the reply waited for."""
+    """The whole run has reached its time limit; the server may still have replied in time."""
 
     def __init__(self) -> None:
-        super().__init__("all of it took too long: a longer --timeout gives more time")
+        super().__init__("the whole run took too long: set a longer --timeout")
 
 
 class Refused(CheckFailed):
-    """The server refused what had to come before the test."""
+    """The server refused a command that the check depends on."""
 
     def __init__(self, what: str, reply: ProbeReply) -> None:
-        super().__init__(f"{what} was answered {reply.line}")
+        super().__init__(f"{what} was refused: {reply.line}")
         self.reply = reply
 
 
 class HandshakeFailed(CheckFailed):
-    """There was no TLS; `code` is OpenSSL's for a certificate that does not verify, or 0."""
+    """The TLS handshake failed.
+
+    Args:
+        why: The reason, in words.
+        code: OpenSSL's code if the certificate does not verify, else 0.
+    """
 
     def __init__(self, why: str, code: int = 0) -> None:
         super().__init__(why)
@@ -93,16 +104,21 @@ class HandshakeFailed(CheckFailed):
 
 
 def short(octets: bytes) -> str:
-    """Return octets as text that does nothing to a terminal, the beginning of it."""
+    """Return bytes as text, escaped for a terminal and cut to a maximum length."""
     text = shown(octets[:_SHOWN])
     return text if len(octets) <= _SHOWN else f"{text}..."
 
 
 class SmtpConnection:
-    """A connection, from reply to reply; as a context manager it says QUIT at its end.
+    """A connection to the server; as a context manager it ends with QUIT, or a reset on errors.
 
-    No wait is longer than `timeout_s`, nor does any go beyond `until`.  on_reply is told verb and
-    reply of each command that travelled alone.  Whatever waits raises NoReply or OutOfTime.
+    Every method that waits raises `NoReply` or `OutOfTime`.
+
+    Args:
+        connection: The connected socket, which this object closes.
+        timeout_s: The longest wait for one reply.
+        until: When the whole run must end, on the monotonic clock.
+        on_reply: Called with verb and reply of each command that was sent alone.
     """
 
     def __init__(
@@ -135,29 +151,29 @@ class SmtpConnection:
 
     @property
     def unread(self) -> bytes:
-        """What has come behind the last reply."""
+        """The bytes received after the last complete reply."""
         return bytes(self._reader.unread)
 
     @property
     def certificate(self) -> bytes:
-        """The server's certificate, DER, inside TLS; else, and if it has none, empty."""
+        """The server's certificate in DER; empty without TLS or without a certificate."""
         if isinstance(self._socket, ssl.SSLSocket):
             return self._socket.getpeercert(binary_form=True) or b""
         return b""
 
     @property
     def own_ip(self) -> str:
-        """The address of this end; empty on a Unix socket."""
+        """The local IP address of the connection; empty on a Unix socket."""
         name = self._socket.getsockname()
         return str(name[0]).partition("%")[0] if isinstance(name, tuple) else ""
 
     def say(self, octets: bytes) -> None:
-        """Send octets in one segment, as far as the network lets them travel together."""
+        """Send commands with their CRLF in one write, so that they can share a segment."""
         _never(_DELIVERS.search(octets) is not None)
         self._send(octets)
 
     def ask(self, command: bytes) -> ProbeReply:
-        """Send one command, without its CRLF, and return the reply."""
+        """Send one command, given without its CRLF, and return the reply."""
         self.say(command + b"\r\n")
         reply = self.reply()
         verb = command[:4].upper()
@@ -166,9 +182,9 @@ class SmtpConnection:
         return reply
 
     def ask_for_content(self) -> ProbeReply:
-        """Say DATA where no recipient has been accepted, and return the reply.
+        """Send DATA, on a connection without an accepted recipient, and return the reply.
 
-        Unless it is a refusal the connection is gone then: whatever came next would be content.
+        Unless the reply is a refusal the connection is reset, since content would have to follow.
         """
         _never(self._has_recipient)
         self._send(b"DATA\r\n")
@@ -183,7 +199,11 @@ class SmtpConnection:
         return reply
 
     def reply(self, limit_s: float | None = None) -> ProbeReply:
-        """Wait for a reply, however slowly it drips; no longer than `limit_s` or the time limit."""
+        """Wait for a complete reply.
+
+        Args:
+            limit_s: The longest wait for all of it; None for the timeout of the connection.
+        """
         limit_s = self._timeout_s if limit_s is None else limit_s
         deadline = min(monotonic() + limit_s, self._until)
         while (found := self._next()) is None:
@@ -191,21 +211,30 @@ class SmtpConnection:
         return ProbeReply(*found, seconds=monotonic() - self._said_at)
 
     def secure(self, context: ssl.SSLContext, server_name: str | None) -> None:
-        """Begin TLS.  Raises HandshakeFailed; the connection is gone then."""
+        """Make the TLS handshake.
+
+        Args:
+            context: The TLS context.
+            server_name: The name for SNI and verification; None for neither.
+
+        Raises:
+            HandshakeFailed: The handshake failed, and the connection is closed.
+            OutOfTime: The run has reached its time limit.
+        """
         self._said_at = monotonic()
-        # Python's time limit is for the handshake as a whole.
+        # The socket's timeout covers the whole handshake.
         self._socket.settimeout(self._left(self._timeout_s))
         try:
-            self._socket.getpeername()  # wrap_socket leaks one that has been reset meanwhile
+            self._socket.getpeername()  # wrap_socket leaks a socket that has been reset
             self._socket = context.wrap_socket(self._socket, server_hostname=server_name)
-        except (OSError, ValueError) as error:  # ValueError: a name that can be nobody's
+        except (OSError, ValueError) as error:  # ValueError: not a valid host name
             self._is_over = True
             if isinstance(error, TimeoutError) and monotonic() >= self._until:
                 raise OutOfTime from None
             raise _handshake_failed(error) from None
 
     def abort(self) -> None:
-        """Drop the connection: the server sees a reset, which it can't take for an end of data."""
+        """Reset the connection, which the server cannot mistake for an end of data."""
         with contextlib.suppress(OSError):
             linger = struct.pack("ii", 1, 0)
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
@@ -260,16 +289,16 @@ class SmtpConnection:
 
 
 def _never(would_deliver: bool) -> None:
-    """Stop at a mistake of the probe itself; no assert, which `python -O` leaves out."""
+    """Stop at a bug of the probe itself; not an assert, which `python -O` removes."""
     if would_deliver:
-        raise AssertionError("a probe delivers nothing")
+        raise AssertionError("the probe must not deliver anything")
 
 
 def _handshake_failed(error: OSError | ValueError) -> HandshakeFailed:
     if isinstance(error, ssl.SSLCertVerificationError):
         return HandshakeFailed(error.verify_message.rstrip("."), error.verify_code)
     if isinstance(error, TimeoutError):
-        return HandshakeFailed("the handshake came to no end")
+        return HandshakeFailed("the handshake timed out")
     if isinstance(error, ssl.SSLError) and error.reason:
         return HandshakeFailed(error.reason.lower().replace("_", " "))
     return HandshakeFailed("it closed the connection")

@@ -1,7 +1,6 @@
-"""TLS checks: which versions of TLS work, what the certificate is, and the settings that fit.
+"""Tests which TLS versions work, reads the certificate, and finds TLS settings for the backend.
 
-The settings are found by trying: the handshakes are made as the proxy would make them, the
-strictest first.
+The settings are found by making handshakes as the proxy would, the strictest settings first.
 """
 
 import warnings
@@ -30,59 +29,62 @@ from smtpproxy.tls.contexts import VERSIONS
 
 @dataclass(frozen=True, slots=True)
 class CertificateFindings:
-    """What a certificate says of itself; the texts are safe to show.
-
-    names: host names and IP addresses that it is for.
-    """
+    """The fields of a certificate; the texts are escaped for a terminal."""
 
     names: tuple[str, ...]
+    """The host names and IP addresses that it is valid for."""
     issuer: str
     is_self_signed: bool
     begins: datetime
+    """The start of its validity (notBefore)."""
     ends: datetime
+    """The end of its validity (notAfter)."""
     key: str
+    """The type and size in bits of its key, such as "RSA 2048"."""
 
     @property
     def has_expired(self) -> bool:
-        """Whether its time is over."""
+        """Whether the end of its validity is past."""
         return self.ends < datetime.now(UTC)
 
 
 @dataclass(slots=True)
 class TlsFindings:
-    """What was found.
-
-    versions: version -> why it did not work, empty if it did.
-    certificate: None if there is none, or none that can be read.
-    unverified: why the certificate does not verify; empty: it does.
-    backend: settings that work; None: none do.
-    inside: the reply to EHLO inside TLS.
-    is_injectable: it obeys what was sent in plaintext behind STARTTLS (CVE-2011-0411).
-    undetermined: why some of this could not be found out.
-    """
+    """The findings of the TLS checks."""
 
     versions: dict[str, str]
+    """The reason why a version does not work, empty if it does, by version ("1.2")."""
     certificate: CertificateFindings | None = None
+    """The server's certificate; None if there is none, or it cannot be read."""
     unverified: str = ""
+    """Why the certificate does not verify; empty if it does."""
     backend: BackendSettings | None = None
+    """Backend settings with which the handshake works; None if none do."""
     inside: ProbeReply | None = None
+    """The reply to EHLO inside TLS."""
     is_injectable: bool = False
+    """Whether it executes inside TLS what was sent in plaintext after STARTTLS (CVE-2011-0411)."""
     undetermined: str = ""
+    """Why some of these could not be determined; empty if all were."""
 
     @property
     def is_verified(self) -> bool:
-        """Whether the settings have the certificate verified."""
+        """Whether the suggested settings verify the certificate."""
         backend = self.backend
         return backend is not None and backend.verify and backend.tls != "opportunistic"
 
     @property
     def working(self) -> list[str]:
-        """The versions that work, the newest first."""
+        """The versions that work, newest first."""
         return [version for version, why in self.versions.items() if not why]
 
 
 def examine(connector: Connector) -> TlsFindings:
-    """Try each version, read the certificate, and find settings for it."""
+    """Try each TLS version, read the certificate, and find settings that work.
+
+    Raises:
+        OutOfTime: The run has reached its time limit.
+    """
     found = TlsFindings({version: _attempt(connector, version) for version in reversed(VERSIONS)})
     try:
         if found.working:
@@ -93,10 +95,10 @@ def examine(connector: Connector) -> TlsFindings:
 
 
 def read_certificate(octets: bytes) -> CertificateFindings | None:
-    """Read a DER certificate; None for what is none, or is none that can be read."""
+    """Return the fields of a DER certificate; None if it cannot be parsed."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of oddities, of which old certificates have many
+            warnings.simplefilter("ignore")  # cryptography warns about oddities of old ones
             return _read(octets)
     except (ValueError, TypeError, x509.InvalidVersion, UnsupportedAlgorithm):
         return None
@@ -127,7 +129,7 @@ def _attempt(connector: Connector, version: str) -> str:
     try:
         context = unverified(version)
     except ValueError:
-        return "this machine can't"
+        return "not supported by this machine's OpenSSL"
     try:
         with connector.secured(context, None) as connection:
             _speak(connector, connection)
@@ -139,14 +141,14 @@ def _attempt(connector: Connector, version: str) -> str:
 
 
 def _speak(connector: Connector, connection: SmtpConnection) -> ProbeReply:
-    """Make sure that the server goes on inside TLS."""
+    """Check that the server still answers inside TLS."""
     if connector.is_implicit:
         connector.greeting(connection)
     return connector.say_hello(connection)
 
 
 def _fit(connector: Connector, found: TlsFindings) -> None:
-    """Find the strictest settings with which the proxy's own handshake succeeds."""
+    """Find the strictest settings with which the proxy's handshake succeeds."""
     name = _name_to_ask_for(found.certificate)
     newest = max(found.working)
     for minimum in [each for each in ("1.2", "1.1", "1.0") if each <= newest]:
@@ -173,13 +175,13 @@ def _candidates(connector: Connector, minimum: str, name: str) -> list[BackendSe
 
 
 def _try(connector: Connector, backend: BackendSettings) -> None:
-    name = backend.server_name or connector.address.host or "localhost"  # as the proxy has it
+    name = backend.server_name or connector.address.host or "localhost"  # as the proxy does
     with connector.secured(contexts.for_backend(backend), name) as connection:
         _speak(connector, connection)
 
 
 def _name_to_ask_for(certificate: CertificateFindings | None) -> str:
-    """Return a host name that the certificate is for, if there is one."""
+    """Return the first host name in the certificate; empty if there is none."""
     names = certificate.names if certificate else ()
     return next((name for name in names if _is_host_name(name)), "")
 
@@ -190,7 +192,7 @@ def _is_host_name(name: str) -> bool:
 
 
 def _obeys_what_was_injected(connector: Connector) -> bool:
-    """Send NOOP in the segment of STARTTLS, and see whether it is answered inside TLS."""
+    """Send STARTTLS and NOOP in one write, and check whether NOOP is answered inside TLS."""
     try:
         with connector.introduced(connector.connect(), greeting=True) as connection:
             connection.say(b"STARTTLS\r\nNOOP\r\n")

@@ -61,7 +61,7 @@ def test_a_large_message_arrives_at_those_of_30_recipients_who_exist(
 def test_a_client_that_gives_up_behind_its_data_command_leaves_no_message(
     stage: Stage, front: Tap, door: Door
 ) -> None:
-    """msmtp sends DATA before it knows, and closes without content when a recipient is refused."""
+    """A client that sends DATA in a group closes without content if a recipient is refused."""
     mail = Mail(brief(), recipients(5, 1))
     [result] = clients.msmtp(door, [mail])
     front.settled()

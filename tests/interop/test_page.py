@@ -1,5 +1,7 @@
-"""The live page in a real browser: sessions while they run, their pictures, the keyboard, a phone,
-what hostile clients send, many sessions, and a proxy that goes and comes back.
+"""The live page in a real browser.
+
+Covers running sessions, drawings, the keyboard, a phone's screen, hostile clients, many sessions,
+and a proxy that restarts.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Tests wait for servers on this machine only."""
+"""The servers of these tests are local, so short waits are enough."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A scripted server, for all that a real one would never do; each connection has its thread."""
+"""A scripted SMTP server for behaviour that real servers do not show, one thread per connection."""
 
 import contextlib
 import socket
@@ -14,7 +14,7 @@ from smtpproxy.probe.connector import ProbeOptions
 from smtpproxy.probe.findings import Findings
 
 CLOSE = b"CLOSE"
-"""In place of a reply: the connection is closed."""
+"""In place of a reply: close the connection."""
 TIMEOUT_S = 5.0
 _GIVE_UP_S = 20.0
 
@@ -22,7 +22,7 @@ Script = Callable[["Session"], None]
 
 
 class Session:
-    """One connection: what it heard, line by line, and the means to answer."""
+    """One connection of the server, and the lines that it received."""
 
     def __init__(self, connection: socket.socket) -> None:
         self.heard: list[bytes] = []
@@ -32,11 +32,11 @@ class Session:
         self._unread = b""
 
     def read(self) -> bytes:
-        """Return what has come; nothing at the end."""
+        """Return the next bytes; empty at the end of the connection."""
         return self.connection.recv(65536)
 
     def line(self) -> bytes:
-        """Return the next line; nothing at the end."""
+        """Return the next line; empty at the end of the connection."""
         while b"\n" not in self._unread:
             octets = self.read()
             if not octets:
@@ -52,17 +52,24 @@ class Session:
         self.connection.sendall(octets)
 
     def secure(self, context: ssl.SSLContext, *, leaky: bool = False) -> None:
-        """Begin TLS; what came in plaintext before it is kept if `leaky`."""
+        """Make the TLS handshake; if `leaky`, keep plaintext that was received before it."""
         self._unread = self._unread if leaky else b""
         self.connection = context.wrap_socket(self.connection, server_side=True)
 
 
 class Server:
-    """Greets, and answers each verb by `replies`, else with 250; a `script` does all by itself.
+    """Greets and answers each verb from `replies`, else with 250, or runs a `script`.
 
-    capabilities: of the reply to EHLO.  context: STARTTLS is done with it; if `implicit`, TLS comes
-    first.  injects: octets in plaintext behind the 220 to STARTTLS.  leaky: what came in plaintext
-    behind STARTTLS is obeyed inside TLS.
+    Args:
+        replies: The whole reply, or `CLOSE`, by the first four letters of the verb.
+        greeting: The greeting.
+        capabilities: The capabilities in the EHLO reply.
+        context: The TLS context for STARTTLS, or for implicit TLS.
+        implicit: Whether TLS is implicit.
+        injects: Plaintext to send after the 220 reply to STARTTLS.
+        leaky: Whether to execute inside TLS what was sent in plaintext after STARTTLS.
+        script: Handles each connection in place of all that.
+        path: The path of a Unix socket; empty for TCP.
     """
 
     def __init__(
@@ -102,7 +109,7 @@ class Server:
 
     @property
     def heard(self) -> list[bytes]:
-        """Every line that any connection brought."""
+        """The lines of all connections."""
         return [line for session in self.sessions for line in session.heard]
 
     def __enter__(self) -> Self:
@@ -143,7 +150,7 @@ class Server:
         except ConnectionResetError:
             session.was_reset = True
         except OSError:
-            pass  # the probe went away, or would not have this TLS
+            pass  # the probe closed the connection, or refused this TLS
         finally:
             session.connection.close()
 
@@ -153,7 +160,7 @@ class Server:
             if line == b"STARTTLS\r\n" and self._context and session.verb not in self._replies:
                 session.say(b"220 go\r\n" + self._injects)
                 if self._injects:
-                    session.read()  # nobody may begin TLS behind that
+                    session.read()  # a client must not start TLS after that
                     return
                 session.secure(self._context, leaky=self._leaky)
                 continue
@@ -174,7 +181,7 @@ def examined(
     relay_to: str = "",
     implicit_tls: bool = False,
 ) -> Findings:
-    """Examine a server; whatever it is, no message may have been ended."""
+    """Probe a server, and check that the end of data was never sent."""
     options = ProbeOptions(server.address, timeout_s, name, sender, relay_to, implicit_tls)
     found = probe_run.examine(options, lambda _: None)
     assert b".\r\n" not in server.heard

@@ -1,4 +1,4 @@
-"""The command `smtpproxy probe`: what it says, where it says it, and its exit code."""
+"""The command `smtpproxy probe`: its output, its errors, and its exit code."""
 
 import subprocess
 import sys
@@ -21,11 +21,11 @@ def test_the_report_and_the_settings() -> None:
     with Server() as server:
         result = probe(str(server.address))
     assert (result.exit_code, result.stderr) == (0, "")
-    assert "It lacks PIPELINING, but keeps" in result.stdout
+    assert "It lacks PIPELINING, but loses no commands" in result.stdout
     assert f'servers = ["{server.address}"]' in result.stdout
 
 
-def test_the_settings_only_pass_the_check(tmp_path: Path) -> None:
+def test_settings_only_prints_a_valid_file(tmp_path: Path) -> None:
     with Server() as server:
         result = probe("--settings-only", str(server.address))
     file = tmp_path / "p.toml"
@@ -35,7 +35,7 @@ def test_the_settings_only_pass_the_check(tmp_path: Path) -> None:
     assert "no problems found" in checked.stdout
 
 
-def test_its_options_are_what_is_said_to_the_server() -> None:
+def test_its_options_are_sent_to_the_server() -> None:
     with Server() as server:
         options = ("--helo", "[192.0.2.1]", "--from", "me@here.example", "--relay-test", "a@b.c")
         result = probe(*options, str(server.address))
@@ -46,21 +46,21 @@ def test_its_options_are_what_is_said_to_the_server() -> None:
     assert "would be relayed for this machine" in result.stdout
 
 
-def test_nobody_there_is_one_clear_sentence() -> None:
+def test_an_unreachable_server_is_one_line_of_error() -> None:
     result = probe("127.0.0.1:1")
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr == "smtpproxy: 127.0.0.1:1: it can't be reached: connection refused\n"
 
 
-def test_no_tls_where_it_was_to_come_first_is_said_to_be_so() -> None:
+def test_a_failed_implicit_tls_handshake_is_reported() -> None:
     with Server() as server:
         result = probe("--implicit-tls", str(server.address))
     assert (result.exit_code, result.stdout) == (1, "")
-    assert ": it does not begin with TLS: " in result.stderr
+    assert ": the TLS handshake failed: " in result.stderr
 
 
 @pytest.mark.parametrize("settings_only", [False, True])
-def test_a_refusal_shows_what_was_learned_and_no_settings(settings_only: bool) -> None:
+def test_a_refusal_shows_the_findings_and_no_settings(settings_only: bool) -> None:
     with Server({b"EHLO": b"550 go away\r\n"}) as server:
         options = ("--settings-only",) if settings_only else ()
         result = probe(*options, "--helo", "me.example", str(server.address))
@@ -68,12 +68,12 @@ def test_a_refusal_shows_what_was_learned_and_no_settings(settings_only: bool) -
     assert ("550 go away" in result.stdout) is not settings_only
     assert "[backends" not in result.stdout
     assert result.stderr == (
-        f"smtpproxy: {server.address}: EHLO is refused; if it dislikes the name me.example, "
-        "--helo gives another\n"
+        f"smtpproxy: {server.address}: EHLO is refused; try another name than me.example "
+        "with --helo\n"
     )
 
 
-def test_hostile_octets_drive_no_terminal() -> None:
+def test_hostile_bytes_are_escaped_for_the_terminal() -> None:
     def nasty(session: Session) -> None:
         session.say(b"\x1b]0;owned\x07\r\n")
         session.read()

@@ -1,4 +1,4 @@
-"""The report and the settings: what is said of each finding, and that the file passes the check."""
+"""The report's text for each finding, and the suggested settings, which pass the check."""
 
 import io
 from datetime import UTC, datetime, timedelta
@@ -64,7 +64,7 @@ def shown(found: Findings, encoding: str = "utf-8", width: int = 200) -> str:
 
 
 def settings(found: Findings, tmp_path: Path) -> tuple[str, BackendSettings]:
-    """Return the text of the settings, which the check takes, and what they are."""
+    """Return the suggested settings as text and as loaded."""
     file = tmp_path / "p.toml"
     text = "\n".join(suggested_config.settings(found))
     file.write_text(text)
@@ -77,30 +77,42 @@ class TestReport:
         [
             ({}, "✓  EHLO         250 mx"),
             ({"ehlo_refused": reply("500 what?")}, "!  EHLO         is not known: 500 what?"),
-            ({"greeting": reply("220 ********")}, "a firewall on the way edits what it says"),
-            ({"is_implicit": True}, "inside TLS, which comes first here"),
+            (
+                {"greeting": reply("220 ********")},
+                "edited by a firewall between here and the server",
+            ),
+            ({"is_implicit": True}, "inside implicit TLS"),
             ({"hello": hello("SIZE 5", "DSN")}, "passed on    SIZE 5, DSN"),
-            ({"hello": hello("XCLIENT ADDR")}, "XCLIENT ADDR  always: framing or trust"),
+            (
+                {"hello": hello("XCLIENT ADDR")},
+                "XCLIENT ADDR  always: would break framing or trust",
+            ),
             ({"hello": hello("XXXXXXXA", "XXXXXXXX")}, "XXXXXXXX  masked by a firewall"),
-            ({"hello": hello("STARTTLS")}, "STARTTLS  unless the listener has a tls"),
+            ({"hello": hello("STARTTLS")}, "STARTTLS  unless the listener sets tls"),
             ({"hello": hello("REQUIRETLS")}, "REQUIRETLS  unless both sides are inside TLS"),
             ({"hello": hello("X-NEW 1")}, "X-NEW 1  unless the listener's capabilities.allow"),
             ({"hello": hello(*map(str, range(60)))}, "38, 39 and 20 more"),
             ({}, "✗  PIPELINING   not offered"),
-            ({"hello": hello("PIPELINING")}, "✓  PIPELINING   offered, and kept to"),
+            ({"hello": hello("PIPELINING")}, "✓  PIPELINING   offered, and works"),
             ({}, "✓  groups       RSET | RSET | NOOP          250 | 250 | 250"),
-            ({"groups": [group(GroupEnd.LOST, 1)]}, "250, the rest never seen: 2 of 3 lost"),
-            ({"groups": [group(GroupEnd.SILENT, 0)]}, "no reply, then nothing more: 3 of 3 lost"),
+            ({"groups": [group(GroupEnd.LOST, 1)]}, "250, the rest was discarded: 2 of 3 lost"),
+            (
+                {"groups": [group(GroupEnd.SILENT, 0)]},
+                "no reply, then no reply to anything: 3 of 3 lost",
+            ),
             ({"groups": [group(GroupEnd.SURPLUS)]}, "250 | 250 | 250, more replies than commands"),
             (
                 {"data": DataWithoutRecipients(reply("550 no"), reply("354 go"))},
-                "✗  DATA         behind a refused recipient: 354 go",
+                "✗  DATA         after a refused recipient: 354 go",
             ),
             (
                 {"data": DataWithoutRecipients(None, reply("503 no"))},
-                "✓  DATA         behind no recipient at all: 503 no",
+                "✓  DATA         without any recipient: 503 no",
             ),
-            ({"lf": NewlineResult.ENDS}, "!  bare LF      ends a command: perhaps in content too"),
+            (
+                {"lf": NewlineResult.ENDS},
+                "!  bare LF      ends a command, and may end a content line",
+            ),
             ({"cr": NewlineResult.ENDS}, "✗  bare CR      ends a command"),
             ({"cr": NewlineResult.NOTHING}, "✓  bare CR      does not end a command"),
             ({}, "TLS          STARTTLS is not offered"),
@@ -110,7 +122,7 @@ class TestReport:
             ),
             (
                 {"relay": RelayResult("x@y.example", "a@b.example", "RCPT", reply("450 grey"))},
-                "?  relay        from <x@y.example> to <a@b.example>: RCPT is refused for now only",
+                "?  relay        from <x@y.example> to <a@b.example>: RCPT is refused temporarily",
             ),
             (
                 {"relay": RelayResult("", "a@b.example", "MAIL", reply("550 no"))},
@@ -121,25 +133,25 @@ class TestReport:
                 {"seconds": {"greeting": [2.0], "NOOP": [0.00004, 0.0015, 0.02]}},
                 "reply times  greeting 2.0 s, NOOP 1.5 ms  (medians)",
             ),
-            ({"seconds": {"greeting": [2.0], "NOOP": [0.001]}}, "the slowest: greeting, 2.0 s"),
+            ({"seconds": {"greeting": [2.0], "NOOP": [0.001]}}, "slowest: greeting, 2.0 s"),
         ],
     )
-    def test_says(self, changed: dict[str, Any], said: str) -> None:
+    def test_shows(self, changed: dict[str, Any], said: str) -> None:
         assert said in shown(findings(**changed))
 
     @pytest.mark.parametrize(
         ("tls", "said"),
         [
             (encryption(backend(tls="starttls"), "1.2", "1.3"), "✓               1.3 and 1.2 work"),
-            (encryption(None, "1.0"), "✗               1.0 works, out of date (RFC 8996)"),
-            (encryption(None, "1.3", "1.0"), "!               1.0 works, out of date (RFC 8996)"),
+            (encryption(None, "1.0"), "✗               1.0 works, obsolete (RFC 8996)"),
+            (encryption(None, "1.3", "1.0"), "!               1.0 works, obsolete (RFC 8996)"),
             (encryption(None, "1.3"), "·               1.2 does not work: no"),
             (encryption(None), "✗               1.3 does not work: no"),
             (encryption(None, "1.3"), "certificate  for mx.example, by Some CA, RSA 2048"),
-            (encryption(None, "1.3", certificate=None), "no certificate that can be read"),
+            (encryption(None, "1.3", certificate=None), "no readable certificate"),
             (
                 encryption(backend(tls="starttls"), "1.3"),
-                "✓               verifies, by this machine's authorities",
+                "✓               verified by this machine's certificate authorities",
             ),
             (encryption(None, "1.3"), "!               could not be verified: "),
             (encryption(backend(tls="opportunistic"), "1.3"), "could not be verified: "),
@@ -149,7 +161,7 @@ class TestReport:
                     "1.3",
                     unverified="wrong name",
                 ),
-                "!               verifies, but for mx.example only: wrong name",
+                "!               verified, but only for mx.example: wrong name",
             ),
             (encryption(None, "1.3", unverified="self-signed"), "does not verify: self-sign"),
             (encryption(None, "1.3", is_injectable=True), "CVE-2011-0411"),
@@ -159,7 +171,7 @@ class TestReport:
             ),
         ],
     )
-    def test_says_of_tls(self, tls: TlsFindings, said: str) -> None:
+    def test_shows_tls(self, tls: TlsFindings, said: str) -> None:
         assert said in shown(findings(hello=hello("STARTTLS"), tls=tls))
 
     @pytest.mark.parametrize(
@@ -171,7 +183,7 @@ class TestReport:
             (2, 90, "✗               not valid before "),
         ],
     )
-    def test_says_when_a_certificate_is_valid(self, begins: int, ends: int, said: str) -> None:
+    def test_shows_when_a_certificate_is_valid(self, begins: int, ends: int, said: str) -> None:
         times = (NOW + timedelta(days=begins), NOW + timedelta(days=ends))
         certificate = CertificateFindings(tuple("abcdef"), "x", True, *times, "EC 256")
         told = shown(findings(tls=encryption(None, "1.3", certificate=certificate)))
@@ -181,38 +193,38 @@ class TestReport:
     @pytest.mark.parametrize(
         ("changed", "said"),
         [
-            ({}, "It lacks PIPELINING, but keeps what clients send in groups"),
+            ({}, "It lacks PIPELINING, but loses no commands sent in groups"),
             (
                 {"groups": [group(GroupEnd.LOST, 1)]},
-                "It lacks PIPELINING and loses what clients send",
+                "It lacks PIPELINING and loses commands sent",
             ),
-            ({"hello": hello("PIPELINING")}, "It has PIPELINING of its own, and keeps to it"),
+            ({"hello": hello("PIPELINING")}, "Its PIPELINING works"),
             (
                 {"hello": hello("PIPELINING"), "groups": [group(GroupEnd.LOST, 1)]},
-                "It offers PIPELINING and does not keep to it",
+                "It offers PIPELINING but loses commands",
             ),
-            ({"groups": []}, "Whether it answers groups of commands could not be told."),
+            ({"groups": []}, "Whether it answers groups of commands is not known."),
         ],
     )
-    def test_ends_in_a_verdict(self, changed: dict[str, Any], said: str) -> None:
+    def test_ends_with_a_conclusion(self, changed: dict[str, Any], said: str) -> None:
         assert shown(findings(**changed)).splitlines()[-1].startswith(said)
 
-    def test_a_refusal_has_no_verdict(self) -> None:
+    def test_a_refusal_has_no_conclusion(self) -> None:
         told = shown(findings(hello=reply("550 no"), groups=[], refusal="EHLO is refused"))
         assert "✗  EHLO         550 no" in told
         assert "PIPELINING" not in told
 
-    def test_an_old_terminal_gets_ascii(self) -> None:
+    def test_is_ascii_on_an_old_terminal(self) -> None:
         told = shown(findings(lf=NewlineResult.ENDS, undetermined={"x": "y"}), "ascii")
         assert "x  PIPELINING   not offered" in told
         assert "+  EHLO " in told
 
-    def test_a_narrow_terminal_gets_all_of_it(self) -> None:
+    def test_is_complete_on_a_narrow_terminal(self) -> None:
         told = shown(findings(hello=hello(*(f"WORD{n}" for n in range(30)))), width=60)
         assert all(f"WORD{n}" in told for n in range(30))
         assert max(map(len, told.splitlines())) <= 60
 
-    def test_what_the_server_says_drives_no_terminal(self) -> None:
+    def test_escapes_the_text_of_the_server(self) -> None:
         nasty = "\x1b[31m\x9b\x07\x00"
         found = findings(
             greeting=reply("220 " + nasty),
@@ -224,7 +236,7 @@ class TestReport:
 
 
 class TestSettings:
-    def test_are_the_defaults_where_nothing_is_wrong(self, tmp_path: Path) -> None:
+    def test_are_the_defaults_if_nothing_is_wrong(self, tmp_path: Path) -> None:
         text, told = settings(findings(), tmp_path)
         assert told == backend()
         assert "pipelining" not in text
@@ -257,15 +269,15 @@ class TestSettings:
                 {"relay": RelayResult("", "a@b.example", "RCPT", reply("250 ok"))},
                 "It relays for this machine",
             ),
-            ({"hello": hello("STARTTLS")}, "Without these, its clients lose STARTTLS"),
-            ({"is_implicit": True}, "Clients that begin with TLS need a certificate here"),
+            ({"hello": hello("STARTTLS")}, "Without these, clients lose STARTTLS"),
+            ({"is_implicit": True}, "Clients that use implicit TLS need a certificate here"),
         ],
     )
-    def test_say_why(self, changed: dict[str, Any], said: str, tmp_path: Path) -> None:
+    def test_give_the_reason(self, changed: dict[str, Any], said: str, tmp_path: Path) -> None:
         assert said in settings(findings(**changed), tmp_path)[0]
 
-    def test_guard_nothing_where_its_own_pipelining_is_used(self, tmp_path: Path) -> None:
-        """DATA is always forwarded then, as its clients expect of it."""
+    def test_do_not_guard_data_if_its_pipelining_is_used(self, tmp_path: Path) -> None:
+        """DATA is always forwarded then."""
         data = DataWithoutRecipients(None, reply("354 go"))
         text, _ = settings(findings(hello=hello("PIPELINING"), data=data), tmp_path)
         assert "guard_data" not in text
@@ -281,38 +293,36 @@ class TestSettings:
             ({"tls": "implicit"}, ["1.3"]),
         ],
     )
-    def test_have_the_tls_that_was_tried(
+    def test_contain_the_tls_settings_that_worked(
         self, expected: dict[str, Any], working: list[str], tmp_path: Path
     ) -> None:
         tls = encryption(backend(**expected), *working)
         found = findings(tls=tls, is_implicit=expected["tls"] == "implicit")
         assert settings(found, tmp_path)[1] == backend(**expected)
 
-    def test_say_how_to_have_a_certificate_verified(self, tmp_path: Path) -> None:
+    def test_show_how_to_verify_a_certificate(self, tmp_path: Path) -> None:
         tls = encryption(backend(tls="opportunistic"), "1.3", unverified="self-signed")
         text, _ = settings(findings(tls=tls), tmp_path)
-        assert "to have it verified (self-signed)" in text
+        assert "to verify its certificate (self-signed)" in text
         assert "ca_file" in text
 
-    def test_of_an_expired_certificate_give_no_advice_that_can_not_help(
-        self, tmp_path: Path
-    ) -> None:
+    def test_do_not_suggest_a_ca_file_for_an_expired_certificate(self, tmp_path: Path) -> None:
         expired = CertificateFindings((), "x", False, NOW, NOW - timedelta(days=1), "RSA 512")
         tls = encryption(backend(tls="opportunistic"), "1.3", certificate=expired)
         text, _ = settings(findings(tls=tls), tmp_path)
         assert "Its certificate has expired" in text
         assert "ca_file" not in text
 
-    def test_need_no_tls_on_this_machine_unless_the_server_does(self, tmp_path: Path) -> None:
+    def test_have_no_tls_on_this_machine_unless_required(self, tmp_path: Path) -> None:
         tls = encryption(backend(tls="starttls"), "1.3")
         assert settings(findings(address=LOCAL, tls=tls), tmp_path)[1].tls == "off"
         insisting = findings(address=LOCAL, tls=tls, insists_on_tls=True)
         assert settings(insisting, tmp_path)[1].tls == "starttls"
 
-    def test_have_no_tls_where_none_works(self, tmp_path: Path) -> None:
+    def test_have_no_tls_if_none_works(self, tmp_path: Path) -> None:
         text, told = settings(findings(tls=encryption(None, "1.3")), tmp_path)
         assert told.tls == "off"
-        assert "No TLS of it works" in text
+        assert "Its TLS does not work" in text
 
     @pytest.mark.parametrize(
         "address",

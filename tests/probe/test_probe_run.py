@@ -1,4 +1,4 @@
-"""The examination: what servers offer, lack and get wrong, each failing found and nothing else."""
+"""The probe finds what a server offers, lacks and does wrong, and reports nothing else."""
 
 import asyncio
 import socket
@@ -19,7 +19,7 @@ from tests.probe.server import CLOSE, Server, Session, examined
 REFUSED = {b"smtpproxy-probe@refused.invalid": b"550 no"}
 
 
-DISLIKED = "EHLO is refused; if it dislikes the name probe.example, --helo gives another"
+REFUSED_NAME = "EHLO is refused; try another name than probe.example with --helo"
 
 
 async def examined_legacy(failing: str, refused: dict[bytes, bytes] | None = None) -> Findings:
@@ -47,10 +47,12 @@ class TestGroups:
             ("opensmtpd", [GroupEnd.CLOSED] * 4),
         ],
     )
-    async def test_end_as_the_failing_has_it(self, failing: str, ends: list[GroupEnd]) -> None:
+    async def test_show_each_fault_of_a_legacy_mta(
+        self, failing: str, ends: list[GroupEnd]
+    ) -> None:
         assert [group.end for group in (await examined_legacy(failing)).groups] == ends
 
-    def test_that_end_in_quit_lose_all_else(self) -> None:
+    def test_that_end_in_quit_lose_the_commands_before_it(self) -> None:
         def frontbridge(session: Session) -> None:
             session.say(b"220 mx\r\n")
             while octets := session.read():
@@ -65,7 +67,7 @@ class TestGroups:
         assert [group.end for group in found.groups] == [*[GroupEnd.ANSWERED] * 3, GroupEnd.CLOSED]
         assert [reply.code for reply in found.groups[3].replies] == [221]
 
-    def test_with_replies_that_nobody_asked_for(self) -> None:
+    def test_with_more_replies_than_commands(self) -> None:
         def generous(session: Session) -> None:
             session.say(b"220 mx\r\n")
             while octets := session.read():
@@ -76,7 +78,7 @@ class TestGroups:
             found = examined(server, timeout_s=1.0)
         assert {group.end for group in found.groups} == {GroupEnd.SURPLUS}
 
-    def test_answered_otherwise_than_one_at_a_time(self) -> None:
+    def test_answered_differently_from_single_commands(self) -> None:
         def grudging(session: Session) -> None:
             session.say(b"220 mx\r\n")
             while octets := session.read():
@@ -92,14 +94,14 @@ class TestGroups:
         assert {group.end for group in found.groups} == {GroupEnd.DIFFERENT}
 
     def test_answered_late_are_not_lost(self) -> None:
-        """Silence means nothing as long as replies come in the end."""
+        """A reply that comes after one more command is late, not lost."""
 
         def slow(session: Session) -> None:
             session.say(b"220 mx\r\n")
             while octets := session.read():
                 for line in octets.splitlines():
                     if octets.count(b"\r\n") > 2 and line == b"NOOP":
-                        octets = session.read()  # not before it is asked again
+                        octets = session.read()  # reply only after the next command
                         session.say(b"250 late\r\n")
                     session.say(b"221 bye\r\n" if line == b"QUIT" else b"250 fine\r\n")
                     if line == b"QUIT":
@@ -135,38 +137,41 @@ class TestHello:
     @pytest.mark.parametrize(
         ("reply", "said"),
         [
-            (b"550 go away", DISLIKED),
-            (b"501 bad name", DISLIKED),
-            (b"451 not now", "EHLO is refused now: try again later"),
-            (CLOSE, "EHLO has no reply: it closed the connection"),
+            (b"550 go away", REFUSED_NAME),
+            (b"501 bad name", REFUSED_NAME),
+            (b"451 not now", "EHLO is refused at present: try again later"),
+            (CLOSE, "no reply to EHLO: it closed the connection"),
         ],
     )
-    def test_any_other_refusal_is_one(self, reply: bytes, said: str) -> None:
+    def test_any_other_refusal_of_ehlo_ends_the_run(self, reply: bytes, said: str) -> None:
         with Server({b"EHLO": reply if reply == CLOSE else reply + b"\r\n"}) as server:
             found = examined(server)
         assert found.refusal == said
         assert not any(line.startswith(b"HELO") for line in server.heard)
         assert found.ehlo_refused is None
 
-    def test_helo_refused_as_well(self) -> None:
+    def test_helo_is_refused_too(self) -> None:
         with Server({b"EHLO": b"500 what?\r\n", b"HELO": b"550 no\r\n"}) as server:
             found = examined(server)
-        assert found.refusal.startswith("HELO is refused like EHLO")
+        assert found.refusal.startswith("EHLO and HELO are refused")
 
     @pytest.mark.parametrize(
         ("greeting", "said"),
         [
-            (b"554 no\r\n", "it does not serve this machine"),
-            (b"421 busy\r\n", "it does not serve this machine now: try again later"),
+            (b"554 no\r\n", "it refuses connections from this machine"),
+            (
+                b"421 busy\r\n",
+                "it refuses connections from this machine at present: try again later",
+            ),
         ],
     )
-    def test_not_after_a_greeting_that_is_a_refusal(self, greeting: bytes, said: str) -> None:
+    def test_is_not_sent_after_a_refusing_greeting(self, greeting: bytes, said: str) -> None:
         with Server(greeting=greeting) as server:
             found = examined(server)
         assert found.refusal == said
         assert [line for line in server.heard if line != b"QUIT\r\n"] == []
 
-    def test_names_the_machine_whole_or_by_its_address(
+    def test_sends_a_qualified_host_name_or_an_address_literal(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         for host, name in (("old.example.org", b"old.example.org"), ("box", b"[127.0.0.1]")):
@@ -181,7 +186,7 @@ class TestHello:
 
 
 class TestData:
-    async def test_taken_without_recipients(self) -> None:
+    async def test_accepted_without_recipients(self) -> None:
         found = await examined_legacy("data-accepted")
         assert found.data is not None
         assert found.data.reply.code == 354
@@ -192,8 +197,8 @@ class TestData:
         assert found.data is not None
         assert found.data.reply.code == 554
 
-    def test_is_never_said_where_a_recipient_was_accepted(self) -> None:
-        """Not even behind RSET, which may do nothing."""
+    def test_is_never_sent_after_an_accepted_recipient(self) -> None:
+        """Not even after RSET, which the server may ignore."""
         with Server({b"DATA": b"354 go\r\n"}) as server:
             found = examined(server, relay_to="a@b.example")
         assert found.data is not None
@@ -206,17 +211,17 @@ class TestData:
                 ended += 1
         assert ended == 1
 
-    def test_taken_ends_in_a_reset(self) -> None:
+    def test_accepted_ends_in_a_connection_reset(self) -> None:
         with Server({b"DATA": b"354 go\r\n", b"RCPT": b"550 no\r\n"}) as server:
             examined(server)
         (session,) = (each for each in server.sessions if b"DATA\r\n" in each.heard)
         assert session.was_reset
         assert session.heard[-1] == b"DATA\r\n"
 
-    def test_is_not_asked_where_mail_is_refused(self) -> None:
+    def test_is_not_sent_if_mail_is_refused(self) -> None:
         with Server({b"MAIL": b"530 authenticate\r\n"}) as server:
             found = examined(server, relay_to="a@b.example")
-        assert found.undetermined == {"DATA": "MAIL was answered 530 authenticate"}
+        assert found.undetermined == {"DATA": "MAIL was refused: 530 authenticate"}
         assert found.relay is not None
         assert found.relay.verb == "MAIL"
         assert b"DATA\r\n" not in server.heard
@@ -235,7 +240,7 @@ class TestNewlines:
             (b"\n", CLOSE, NewlineResult.CLOSES),
         ],
     )
-    def test_are_told_apart(self, octet: bytes, answer: bytes, newline: NewlineResult) -> None:
+    def test_are_distinguished(self, octet: bytes, answer: bytes, newline: NewlineResult) -> None:
         def script(session: Session) -> None:
             session.say(b"220 mx\r\n")
             while octets := session.read():
@@ -252,7 +257,7 @@ class TestNewlines:
 
 
 class TestRelay:
-    def test_asks_by_mail_and_rcpt_only(self) -> None:
+    def test_sends_only_mail_and_rcpt(self) -> None:
         with Server() as server:
             found = examined(server, sender="me@here.example", relay_to="a@b.example")
         (session,) = (
@@ -276,7 +281,7 @@ class TestRelay:
         assert not found.relay.would
         assert found.relay.reply.code == code
 
-    async def test_is_not_made_unless_asked_for(self) -> None:
+    async def test_runs_only_on_request(self) -> None:
         assert (await examined_legacy("helo-only")).relay is not None
         with Server() as server:
             assert (examined(server)).relay is None
@@ -298,13 +303,13 @@ class TestReach:
             (Address(host="nowhere.invalid", port=25), "it can't be reached: "),
         ],
     )
-    def test_nobody_there(self, address: Address, said: str) -> None:
+    def test_an_unreachable_server(self, address: Address, said: str) -> None:
         with pytest.raises(Unreachable) as raised:
             probe_run.examine(ProbeOptions(address, 5.0), lambda _: None)
         assert str(raised.value).startswith(said)
 
-    def test_a_server_that_turns_away_later_connections(self) -> None:
-        """What could not be told is told to be so; the rest stands."""
+    def test_a_server_that_refuses_later_connections(self) -> None:
+        """The checks without a result are listed, and the other findings are kept."""
         sessions = 0
 
         def script(session: Session) -> None:
@@ -317,4 +322,4 @@ class TestReach:
         with Server(script=script) as server:
             found = examined(server)
         assert set(found.undetermined) == {"groups", "DATA", "bare LF", "bare CR"}
-        assert set(found.undetermined.values()) == {"the connection was answered 421 too many"}
+        assert set(found.undetermined.values()) == {"the connection was refused: 421 too many"}

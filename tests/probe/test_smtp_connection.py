@@ -1,4 +1,4 @@
-"""A dialogue: it can deliver nothing, and no server makes it wait or grow without bound."""
+"""The probe's connection delivers nothing, and its waits and buffers are bounded."""
 
 import socket
 import time
@@ -28,13 +28,13 @@ class TestNothingIsDelivered:
         "octets",
         [b"DATA\r\n", b"RSET\r\ndata\r\n", b".\r\n", b"x\r\n.\r\n", b"a\n.\n", b"BDAT 0 LAST\r\n"],
     )
-    def test_whatever_is_said(self, octets: bytes, pair: Pair) -> None:
+    def test_whatever_is_sent(self, octets: bytes, pair: Pair) -> None:
         with pair[0] as connection, pair[1]:
             with pytest.raises(AssertionError):
                 connection.say(octets)
             connection.abort()
 
-    def test_behind_a_recipient_that_was_accepted(self, pair: Pair) -> None:
+    def test_after_an_accepted_recipient(self, pair: Pair) -> None:
         with pair[0] as connection, pair[1] as server:
             server.sendall(b"250 fine\r\n")
             connection.ask(b"RCPT TO:<a@b.example>")
@@ -43,7 +43,7 @@ class TestNothingIsDelivered:
             connection.abort()
 
     @pytest.mark.parametrize("reply", [b"354 go\r\n", b"250 fine\r\n", b""])
-    def test_nothing_is_said_behind_data_that_may_have_been_taken(
+    def test_nothing_is_sent_after_data_that_may_have_been_accepted(
         self, reply: bytes, pair: Pair
     ) -> None:
         with pair[1] as server:
@@ -73,13 +73,13 @@ class TestReplies:
             assert connection.unread == b"550 c\r\n"
             assert connection.reply().line == "550 c"
 
-    def test_an_exception_ends_without_another_word(self, pair: Pair) -> None:
+    def test_an_exception_ends_the_connection_without_quit(self, pair: Pair) -> None:
         with pair[1] as server:
             with pytest.raises(KeyError), pair[0]:
                 raise KeyError
             assert server.recv(100) == b""
 
-    def test_drive_no_terminal(self) -> None:
+    def test_are_escaped_for_a_terminal(self) -> None:
         reply = ProbeReply(220, b"220-\x1b[2J\xff\xc2\x9b\r\n220 end\r\n")
         assert reply.line == "220 \\x1b[2J\\xff\\xc2\\x9b"
         assert len(short(b"x" * 100_000)) < 200
@@ -119,15 +119,15 @@ class TestHostileServers:
     @pytest.mark.parametrize(
         ("script", "said"),
         [
-            (silent, "it does not greet: neither in plaintext, nor inside TLS"),
-            (endless_line, "it does not greet: it sent what is no reply: 220 xxx"),
-            (endless_reply, "it does not greet: it sent what is no reply: 220-x"),
-            (dripping, "it does not greet: neither in plaintext, nor inside TLS"),
-            (garbage, "it does not greet: it sent what is no reply: \\x16\\x03\\x01\\x1b[2J"),
-            (gone, "it does not greet: it closed the connection"),
+            (silent, "it sends no greeting: neither in plaintext nor inside TLS"),
+            (endless_line, "it sends no greeting: it sent an invalid reply: 220 xxx"),
+            (endless_reply, "it sends no greeting: it sent an invalid reply: 220-x"),
+            (dripping, "it sends no greeting: neither in plaintext nor inside TLS"),
+            (garbage, "it sends no greeting: it sent an invalid reply: \\x16\\x03\\x01\\x1b[2J"),
+            (gone, "it sends no greeting: it closed the connection"),
         ],
     )
-    def test_are_left_alone_soon(self, script: Script, said: str) -> None:
+    def test_end_the_run_soon(self, script: Script, said: str) -> None:
         begun = monotonic()
         with Server(script=script) as server:
             options = ProbeOptions(server.address, 0.5)
@@ -137,7 +137,7 @@ class TestHostileServers:
         assert monotonic() - begun < 4
 
     @pytest.mark.parametrize("script", [endless_line, endless_reply])
-    def test_fill_no_memory(self, script: Script, pair: Pair) -> None:
+    def test_do_not_fill_memory(self, script: Script, pair: Pair) -> None:
         piece = b"x" * 4096 if script is endless_line else b"220-x\r\n" * 585
         sent = 0
         with pair[1] as server, pair[0] as connection:
@@ -155,8 +155,10 @@ class TestHostileServers:
         assert raised.value.how is SendMode.BROKEN
         assert sent <= REPLY_LIMIT + 2 * len(piece)
 
-    def test_who_are_slow_all_along_come_to_an_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Each reply comes in time, but all of them together do not."""
+    def test_slow_replies_reach_the_time_limit_of_the_run(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Each reply is in time, but together they take too long."""
         monkeypatch.setattr("smtpproxy.probe.connector._WHOLE", 4)
 
         def slow(session: Session) -> None:
@@ -171,10 +173,10 @@ class TestHostileServers:
         assert "groups" in found.undetermined
         assert monotonic() - begun < 4
 
-    def test_who_are_slow_all_along_have_lost_nothing(
+    def test_the_time_limit_of_the_run_is_not_a_lost_reply(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The time is over while the first group is answered: that is no silence of the server."""
+        """The run ends during the first group, which says nothing about the server."""
         monkeypatch.setattr("smtpproxy.probe.connector._WHOLE", 1)
 
         def slow(session: Session) -> None:
@@ -187,10 +189,10 @@ class TestHostileServers:
         with Server(script=slow) as server:
             found = examined(server, timeout_s=1)
         assert not found.groups
-        assert found.undetermined["groups"].startswith("all of it took too long")
+        assert found.undetermined["groups"].startswith("the whole run took too long")
 
-    def test_who_answer_anything_at_all_with_garbage(self) -> None:
+    def test_invalid_replies_leave_checks_without_a_result(self) -> None:
         with Server({b"RSET": b"\0\0\r\n", b"NOOP": b"25\r\n"}) as server:
             found = examined(server, timeout_s=0.5)
         assert set(found.undetermined) == {"groups", "DATA", "bare LF", "bare CR"}
-        assert found.undetermined["groups"] == "it sent what is no reply: \\x00\\x00"
+        assert found.undetermined["groups"] == "it sent an invalid reply: \\x00\\x00"

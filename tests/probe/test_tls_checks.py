@@ -1,4 +1,4 @@
-"""Encryption, with real handshakes: versions, certificates, and the settings that fit them."""
+"""The TLS checks with real handshakes: versions, certificates, and suggested settings."""
 
 import ssl
 import warnings
@@ -22,7 +22,7 @@ DAMAGED = ssl.PEM_cert_to_DER_cert(
 
 
 class Keys:
-    """An authority that this machine trusts, and one that it does not."""
+    """A certificate authority that this machine trusts, and one that it does not."""
 
     def __init__(self, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.trusted, self.other = trustme.CA(), trustme.CA()
@@ -75,7 +75,7 @@ class TestVersions:
         ],
     )
     @pytest.mark.parametrize("implicit", [False, True], ids=["starttls", "implicit"])
-    def test_are_told(
+    def test_that_work_are_reported(
         self, oldest: str, newest: str, working: list[str], implicit: bool, keys: Keys
     ) -> None:
         context = keys.context("127.0.0.1", oldest=oldest, newest=newest)
@@ -87,19 +87,19 @@ class TestVersions:
         assert found.tls.backend.minimum_tls == min("1.2", working[0])
         assert found.is_implicit is implicit
 
-    def test_a_refusal_of_starttls_is_told(self, keys: Keys) -> None:
+    def test_a_refusal_of_starttls_is_reported(self, keys: Keys) -> None:
         server = Server(
             {b"STAR": b"454 not now\r\n"}, capabilities=(b"STARTTLS",), context=keys.context("a.b")
         )
         tls = tls_of(server)
-        assert set(tls.versions.values()) == {"STARTTLS was answered 454 not now"}
+        assert set(tls.versions.values()) == {"STARTTLS was refused: 454 not now"}
         assert tls.backend is None
 
-    def test_octets_in_plaintext_behind_the_220_are_told(self, keys: Keys) -> None:
+    def test_plaintext_after_the_220_is_reported(self, keys: Keys) -> None:
         tls = tls_of(Server(context=keys.context("a.b"), injects=b"250 fine\r\n"))
-        assert set(tls.versions.values()) == {"octets came in plaintext behind the 220"}
+        assert set(tls.versions.values()) == {"it sent plaintext after its 220 reply to STARTTLS"}
 
-    def test_that_tls_comes_first_is_found_out(self, keys: Keys) -> None:
+    def test_implicit_tls_is_detected(self, keys: Keys) -> None:
         with Server(context=keys.context("127.0.0.1"), implicit=True) as server:
             found = examined(server, timeout_s=1.0)
         assert found.is_implicit
@@ -118,7 +118,7 @@ class TestCertificate:
         assert tls.certificate.names == ("mx.example", "127.0.0.1")
         assert not tls.certificate.has_expired
 
-    def test_good_for_another_name(self, keys: Keys) -> None:
+    def test_valid_for_another_name(self, keys: Keys) -> None:
         tls = tls_of(Server(context=keys.context("*.wild.example", "mx.example")))
         assert "not valid for '127.0.0.1'" in tls.unverified
         assert tls.backend is not None
@@ -145,12 +145,12 @@ class TestCertificate:
         assert tls.backend is not None
         assert tls.backend.tls == "opportunistic"
 
-    def test_that_is_none(self) -> None:
+    def test_that_is_not_a_certificate(self) -> None:
         assert read_certificate(b"") is None
         assert read_certificate(b"\x30\x82\xff\xff junk") is None
 
     @given(place=st.integers(0, 10_000), octet=st.integers(0, 255), length=st.integers(0, 10_000))
-    def test_that_is_damaged_is_read_or_is_none(self, place: int, octet: int, length: int) -> None:
+    def test_that_is_damaged_raises_nothing(self, place: int, octet: int, length: int) -> None:
         octets = bytearray(DAMAGED)
         octets[place % len(octets)] = octet
         read_certificate(bytes(octets))
@@ -158,16 +158,14 @@ class TestCertificate:
 
 
 class TestInside:
-    def test_capabilities_that_are_offered_there_only(self, keys: Keys) -> None:
+    def test_capabilities_offered_only_there(self, keys: Keys) -> None:
         with Server(script=partial(choosy, context=keys.context("127.0.0.1"))) as server:
             found = examined(server)
         assert found.capabilities == [b"STARTTLS"]
         assert found.inside == [b"AUTH PLAIN"]
 
     @pytest.mark.parametrize("refused", [b"", b"RCPT"])
-    def test_all_is_examined_where_it_takes_nothing_outside(
-        self, refused: bytes, keys: Keys
-    ) -> None:
+    def test_all_checks_run_if_the_server_requires_tls(self, refused: bytes, keys: Keys) -> None:
         script = partial(choosy, context=keys.context("127.0.0.1"), refused=refused)
         with Server(script=script) as server:
             found: Findings = examined(server, relay_to="a@b.example")
@@ -177,21 +175,21 @@ class TestInside:
         assert found.relay is not None
         assert found.relay.would
 
-    def test_what_is_refused_inside_as_well_needs_no_tls(self, keys: Keys) -> None:
+    def test_a_refusal_inside_tls_too_does_not_require_tls(self, keys: Keys) -> None:
         replies = {b"MAIL": b"530 authenticate\r\n"}
         with Server(replies, context=keys.context("127.0.0.1")) as server:
             assert not examined(server).insists_on_tls
 
-    def test_what_was_injected_ahead_of_tls_is_not_obeyed(self, keys: Keys) -> None:
+    def test_plaintext_injected_before_tls_is_ignored(self, keys: Keys) -> None:
         assert not (tls_of(Server(context=keys.context("127.0.0.1")))).is_injectable
 
-    def test_what_was_injected_ahead_of_tls_is_obeyed(self, keys: Keys) -> None:
-        """The failing of CVE-2011-0411: one buffer for both."""
+    def test_plaintext_injected_before_tls_is_executed(self, keys: Keys) -> None:
+        """The fault of CVE-2011-0411: one buffer for plaintext and TLS."""
         assert (tls_of(Server(context=keys.context("127.0.0.1"), leaky=True))).is_injectable
 
 
 def choosy(session: Session, context: ssl.SSLContext, refused: bytes = b"") -> None:
-    """Take no mail outside TLS: refuse all, or that verb."""
+    """Refuse mail outside TLS: all its commands, or only the verb `refused`."""
     session.say(b"220 mx\r\n")
     secure = False
     while session.line():

@@ -41,7 +41,7 @@ async def test_an_address_is_not_looked_up() -> None:
 
 
 async def test_the_scope_of_an_address_stays_with_it() -> None:
-    """uvloop connects to the text, and where that lacks a scope, to nobody."""
+    """The scope is in the text too, since uvloop connects to that."""
     (found,) = await look_up("fe80::1%lo", 25)
     assert found[4] == (f"fe80::1%{socket.if_nametoindex('lo')}", 25)
 
