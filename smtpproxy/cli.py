@@ -246,7 +246,7 @@ def check(file: Path) -> None:
     default=0.1,
     show_default=True,
     metavar="SECONDS",
-    help="The simulated round trip between client and server.",
+    help="The simulated round-trip time between client and server.",
 )
 @click.option(
     "--recipients",
@@ -254,24 +254,23 @@ def check(file: Path) -> None:
     default=3,
     show_default=True,
     metavar="N",
-    help="How many recipients the message has.",
+    help="The number of recipients in dialogue (b).",
 )
 @click.option(
     "--legacy",
-    metavar="FAILING",
-    help="Which failing of legacy MTAs to imitate; `list` names them all.",
+    metavar="FAULT",
+    help="The fault of the legacy MTA; `list` lists them.",
 )
-@click.option("--serve", is_flag=True, help="Stay up, and say how to talk to it.")
+@click.option("--serve", is_flag=True, help="Listen for your own client, and draw its sessions.")
 def demo(rtt: float, recipients: int, legacy: str | None, serve: bool) -> None:
-    """Show what the proxy does: the dialogues of RFC 2920, without it and through it.
+    """Show the dialogues of RFC 2920 with a legacy MTA, without and with the proxy.
 
-    Starts a legacy MTA and the proxy in front of it, both in this process, and exits 1 if any
-    reply is not what it must be.
+    The command runs a legacy MTA and the proxy in this process, and exits 1 if any reply is wrong.
     """
-    if rtt != rtt:  # NaN is in every range
+    if rtt != rtt:  # FloatRange lets NaN through
         raise click.BadParameter("nan is not a number of seconds", param_hint="--rtt")
     from smtpproxy.demo import demo_run
-    from smtpproxy.demo import legacy as mta  # the demonstration alone needs it
+    from smtpproxy.demo import legacy as mta  # only the demo needs it
 
     if legacy is not None and legacy not in mta.FAILINGS:
         names = "\n".join(f"  {name:18} {text}" for name, text in mta.FAILINGS.items())

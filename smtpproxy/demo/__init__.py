@@ -1,1 +1,1 @@
-"""The RFC 2920 demonstration: an embedded legacy MTA, a simulated network, and their time lines."""
+"""The command `smtpproxy demo`: RFC 2920 dialogues with an embedded legacy MTA, drawn."""

@@ -1,7 +1,4 @@
-"""The report: titles, time lines, summary and verdict, as rich renderables.
-
-It owns all words around the time lines. It judges nothing: that has been done when it is called.
-"""
+"""The output of the demo: titles, drawings, summary and conclusion, as rich renderables."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,34 +16,50 @@ from smtpproxy.timeline.labels import BAD, GOOD, QUIET, command_label, join, rep
 
 WAYS = {False: "directly", True: "through smtpproxy"}
 BAR = 26
+"""The width of the longest bar of a dialogue, in terminal cells."""
 TABLE_BAR = 13
+"""The width of the longest bar in the summary."""
 GAP = 4
+"""The cells between two drawings side by side."""
 BLOCK, ASCII_BLOCK = "■", "#"
 
 Pair = tuple[DialogueResult, DialogueResult]
-"""One dialogue, played directly and through the proxy."""
+"""The results of one dialogue, without and with the proxy."""
 
 
 def bar(waits: int, most: int, *, proxied: bool, width: int = BAR, mark: str = BLOCK) -> Text:
-    """A mark for each wait; if the most would not fit, all are drawn to one smaller scale."""
+    """Return a bar with a mark for each wait.
+
+    Args:
+        waits: The length of this bar.
+        most: The length of the longest bar beside it; all are scaled down if it exceeds `width`.
+        proxied: Whether the waits are those through the proxy, which sets the colour.
+        width: The width of the longest bar, in terminal cells.
+        mark: The character to draw with.
+    """
     scale = min(1.0, width / most)
     return Text(mark * max(waits > 0, round(waits * scale)), GOOD if proxied else BAD)
 
 
 def opening(rtt_s: float, failing: str) -> RenderableType:
-    """What is going to be seen."""
+    """Return the lines before the first drawing.
+
+    Args:
+        rtt_s: The simulated round-trip time.
+        failing: The MTA's fault, a key of `FAILINGS`.
+    """
     return Lines(
         [
             Text(f"A legacy MTA without PIPELINING, {rtt_s * 1000:g} ms away.", "bold"),
-            Text(f"Its failing: it {FAILINGS[failing]}."),
-            Text("An arrow is one group: what stands on it travelled together.", QUIET),
+            Text(f"Its fault: it {FAILINGS[failing]}."),
+            Text("Each arrow is one group of commands or replies, sent together.", QUIET),
             "",
         ]
     )
 
 
 def picture(pair: Pair, width: int) -> RenderableType:
-    """Both time lines of a dialogue under its title, side by side if there is room."""
+    """Return both drawings of a dialogue, side by side if `width`, in cells, is enough."""
     title = _title(pair[0].dialogue)
     if width < 2 * MIN_WIDTH + GAP:
         return Lines([title, *(_side(performance, pair) for performance in pair)])
@@ -66,13 +79,21 @@ def _side(performance: DialogueResult, pair: Pair) -> RenderableType:
 def closing(
     pairs: Sequence[Pair], telling: Dialogue, without: Outcome, failing: str, mark: str
 ) -> RenderableType:
-    """The summary of all dialogues, what the MTA does without a proxy, and the verdict."""
+    """Return the summary and the conclusion.
+
+    Args:
+        pairs: The results of all dialogues.
+        telling: The dialogue that shows the fault best.
+        without: How the MTA itself answered that dialogue's groups.
+        failing: The MTA's fault, a key of `FAILINGS`.
+        mark: The character of the bars.
+    """
     return Lines([_summary(pairs, mark), "", _without(telling, without, failing), _verdict(pairs)])
 
 
 @dataclass(frozen=True, slots=True)
 class Lines:
-    """Parts one below the other, each line fit for the terminal."""
+    """Renderables below each other, their lines cut to the width of the terminal."""
 
     parts: list[RenderableType]
 
@@ -82,7 +103,7 @@ class Lines:
 
 
 def _alike(pair: Pair) -> bool:
-    """Whether the client that does not pipeline was served the same by both."""
+    """Whether replies and waits were the same: the client did not pipeline."""
     straight, proxied = (performance.outcome for performance in pair)
     return straight.replies == proxied.replies and straight.waits == proxied.waits
 
@@ -94,12 +115,12 @@ def _heading(performance: DialogueResult, most: int, *, same: bool) -> Text:
         (waits_told(outcome.waits, outcome.seconds), GOOD if proxied else BAD),
         "  ",
         bar(outcome.waits, most, proxied=proxied),
-        ("  the same, reply for reply" if same else "", QUIET),
+        ("  identical replies" if same else "", QUIET),
     )
 
 
 def waits_told(waits: int, seconds: float) -> str:
-    """How many waits, and how long it all took, in words of one width."""
+    """Return the number of waits and the duration as text of fixed width."""
     return f"{waits:>2} {'wait ' if waits == 1 else 'waits'}  {seconds:.2f} s"
 
 
@@ -129,12 +150,12 @@ def _title(dialogue: Dialogue) -> Text:
 
 def _checked(performance: DialogueResult) -> Text:
     if performance.passed:
-        return Text(f"{len(performance.outcome.replies)} right", GOOD)
+        return Text(f"{len(performance.outcome.replies)} correct", GOOD)
     return Text("WRONG", "bold red reverse")
 
 
 def _without(telling: Dialogue, outcome: Outcome, failing: str) -> Text:
-    """One line: what became of the largest group when it was sent to the MTA itself."""
+    """Return one line: how the MTA itself answered the largest group."""
     group = max(telling.straight, key=len)
     before = 1 + sum(len(other) for other in telling.straight[: telling.straight.index(group)])
     replies = outcome.replies[before : before + len(group)]
@@ -148,7 +169,7 @@ def _without(telling: Dialogue, outcome: Outcome, failing: str) -> Text:
         " ─▶ ",
         answered,
         ", " if replies and outcome.ended else "",
-        (lost, BAD) if outcome.ended else (_HARM.get(failing, ", by mere luck"), QUIET),
+        (lost, BAD) if outcome.ended else (_HARM.get(failing, ", but not guaranteed"), QUIET),
     )
 
 
@@ -162,10 +183,10 @@ def _verdict(pairs: Sequence[Pair]) -> Text:
     performances = [performance for pair in pairs for performance in pair]
     wrong = sum(not performance.passed for performance in performances)
     if wrong:
-        return Text(f"{wrong} of {len(performances)} performances went wrong, see ! above.", BAD)
+        return Text(f"{wrong} of {len(performances)} dialogues failed, see ! above.", BAD)
     checked = sum(len(performance.outcome.replies) for performance in performances)
     return Text.assemble(
         ("With it:     ", "bold"),
-        (f"all {checked} replies right, in order", GOOD),
-        "; for the MTA one command at a time",
+        (f"all {checked} replies correct, in order", GOOD),
+        "; one at a time to the MTA",
     )

@@ -1,7 +1,4 @@
-"""The demonstration: every golden dialogue both ways, all at once, and the exit code.
-
-It owns what is played when, the race shown meanwhile, and what only comparing dialogues shows.
-"""
+"""Runs the demo: all dialogues at once, without and with the proxy, and sets the exit code."""
 
 import asyncio
 import io
@@ -23,17 +20,23 @@ from smtpproxy.text.console import Terminal
 
 REFRESH_S = 0.03
 _TELLING = {"flush-on-failure": "e", "last-recipient": "e", "data-accepted": "d"}
-"""The dialogue whose group shows the failing best, where that is not (b)."""
+"""The dialogue that shows a fault best, by fault, if it is not (b)."""
 
 
 def main(*, rtt: float, recipients: int, serve: bool, failing: str) -> int:
-    """Run the demonstration and return the exit code: 1 if anything was not what it must be.
+    """Run the demo.
 
-    rtt: the simulated round trip in seconds. recipients: of dialogue (b). failing: one of FAILINGS.
-    serve: stay up for the reader's own client instead, until interrupted.
+    Args:
+        rtt: The simulated round-trip time, in seconds.
+        recipients: The number of recipients in dialogue (b).
+        serve: Whether to listen for the user's own client instead, until interrupted.
+        failing: The MTA's fault, a key of `FAILINGS`.
+
+    Returns:
+        The exit code: 0 if every reply was correct, else 1.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # an old terminal must not end the demonstration
+        sys.stdout.reconfigure(errors="replace")  # the terminal may not be UTF-8
     console = Terminal()
     log.configure("error", "auto")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -61,13 +64,13 @@ async def _demonstrate(
 
 
 def _compare_readings(performances: Sequence[DialogueResult]) -> None:
-    """Through the proxy, (d) must read like (c)."""
+    """Check that the replies of (d) through the proxy are those of (c)."""
     replies = {p.dialogue.letter: p.outcome.replies for p in performances if p.proxied}
     for performance in performances:
         like = performance.dialogue.reads_like
-        # Not the greeting and the reply to EHLO: the MTAs of the two may have different failings.
+        # Not the greeting and the EHLO reply: the MTAs of the two may have different faults.
         if performance.proxied and like and performance.outcome.replies[2:] != replies[like][2:]:
-            performance.outcome.problems.append(f"does not read like ({like})")
+            performance.outcome.problems.append(f"the replies differ from those of ({like})")
 
 
 def _mark(console: Console) -> str:
@@ -75,7 +78,7 @@ def _mark(console: Console) -> str:
 
 
 class _Race:
-    """The progress shown while the dialogues are played: a block for each wait that is over."""
+    """The progress display while the dialogues run: a block for each wait that has ended."""
 
     def __init__(self, console: Console, dialogues: Sequence[Dialogue]) -> None:
         self._dialogues = dialogues
@@ -105,7 +108,7 @@ class _Race:
         return await perform(dialogue, proxied=proxied, rtt_s=rtt_s, on_wait=on_wait)
 
     def _refresh(self) -> None:
-        """Draw once for all waits that ended just now: drawing takes time from those that run."""
+        """Redraw once for several waits, since drawing delays the dialogues."""
         self._due = None
         self._live.update(self._table(), refresh=True)
 

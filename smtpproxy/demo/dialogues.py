@@ -1,7 +1,6 @@
-"""The golden dialogues of RFC 2920 section 4, as data: what is sent together, what is answered.
+"""The dialogues of RFC 2920 section 4 as data: command groups and the expected replies.
 
-It owns the commands, their groups, the refusals that the MTA needs to play its part, and what every
-reply must be, sent straight to the MTA and through the proxy. It never opens a connection.
+A dialogue has two versions, for the MTA itself and for the proxy, which may differ in the replies.
 """
 
 from dataclasses import dataclass
@@ -19,20 +18,21 @@ CONTENT = (
     b"and one of 8 bits: caf\xc3\xa9\r\n"
     b".\r\n"
 )
+"""A message as sent, with dot-stuffing and end of data."""
 DELIVERED = CONTENT.removesuffix(b".\r\n").replace(b"\r\n..", b"\r\n.")
+"""The same message as the MTA must deliver it."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScriptedExchange:
-    """A command (or the content, end of data included) and what its reply must be.
-
-    code: the reply's code. names: what the text must mention, so that a reply to another command
-    is seen: the recipient for RCPT, PIPELINING for EHLO through the proxy.
-    """
+    """A command and its expected reply."""
 
     command: bytes
+    """The command line with its CRLF, or the content including the end of data."""
     code: int
+    """The expected reply code."""
     names: bytes = b""
+    """Text that the reply must contain, such as the recipient, to detect a misplaced reply."""
 
 
 Groups = tuple[tuple[ScriptedExchange, ...], ...]
@@ -40,25 +40,32 @@ Groups = tuple[tuple[ScriptedExchange, ...], ...]
 
 @dataclass(frozen=True, slots=True)
 class Dialogue:
-    """One dialogue: title, groups for each way, the MTA's refusals, and what it must deliver.
-
-    straight: as the MTA must answer it; a client that was not offered PIPELINING sends it one
-    command at a time. proxied: as the proxy must answer it. reads_like: the letter of the dialogue
-    whose replies, through the proxy, must be octet for octet the same.
-    """
+    """One dialogue, and how the MTA of the demo must behave in it."""
 
     letter: str
+    """The dialogue's name, "a" to "f"."""
     title: str
     straight: Groups
+    """The groups with the MTA's expected replies; without PIPELINING, commands go one at a time."""
     proxied: Groups
+    """The groups with the expected replies through the proxy."""
     refused: dict[bytes, bytes]
+    """The recipients that the MTA refuses, each with the whole reply."""
     delivered: tuple[ReceivedMessage, ...]
+    """The messages that the MTA must accept, in order."""
     failing: str = "none"
+    """The MTA's fault, a key of `FAILINGS`."""
     reads_like: str = ""
+    """The letter of the dialogue whose replies through the proxy must be identical; or empty."""
 
 
 def golden(recipients: int = 3, failing: str = "none") -> tuple[Dialogue, ...]:
-    """Dialogues (a) to (f), with so many recipients in (b), for an MTA with this failing."""
+    """Return dialogues (a) to (f).
+
+    Args:
+        recipients: The number of recipients in (b).
+        failing: The MTA's fault, a key of `FAILINGS`.
+    """
     refused_title = "2 recipients, both refused"
     return (
         _lock_step(failing),
@@ -71,7 +78,7 @@ def golden(recipients: int = 3, failing: str = "none") -> tuple[Dialogue, ...]:
 
 
 def _lock_step(failing: str) -> Dialogue:
-    """(a): a client that does not pipeline, and says HELO."""
+    """Return (a): a client that sends HELO and does not pipeline."""
     addresses = _addresses(3)
     exchanges = [
         _hello(b"HELO"),
@@ -87,7 +94,7 @@ def _lock_step(failing: str) -> Dialogue:
 
 
 def _accepted(recipients: int, failing: str) -> Dialogue:
-    """(b): pipelined, every recipient accepted."""
+    """Return (b): pipelined, all recipients accepted."""
     addresses = _addresses(recipients)
     groups = ((_mail(), *(_rcpt(a) for a in addresses), _DATA), (_CONTENT, _QUIT))
     return Dialogue(
@@ -102,11 +109,11 @@ def _accepted(recipients: int, failing: str) -> Dialogue:
 
 
 def _refused(letter: str, title: str, failing: str, reads_like: str = "") -> Dialogue:
-    """(c) and (d): every recipient refused, and DATA judged so by the MTA or not."""
+    """Return (c) or (d): all recipients refused, and DATA refused or accepted by the MTA."""
     addresses = (b"nsb@thumper.bellcore.com", b"galvin@tis.com")
     envelope = (_mail(), *(_rcpt(a, 550) for a in addresses))
     judged = ((*envelope, ScriptedExchange(b"DATA\r\n", 554)), (_QUIT,))
-    # RFC 2920 section 3.1: a client answered 354 all the same must send an empty message.
+    # RFC 2920 section 3.1: after a 354 despite that, the client must send an empty message.
     misjudged = ((*envelope, _DATA), (ScriptedExchange(b".\r\n", 554), _QUIT))
     return Dialogue(
         letter,
@@ -121,17 +128,17 @@ def _refused(letter: str, title: str, failing: str, reads_like: str = "") -> Dia
 
 
 def _mixed(failing: str) -> Dialogue:
-    """(e): one recipient accepted, one refused, one put off; the last one decides for some."""
+    """Return (e): one recipient accepted, one refused, and the last one refused temporarily."""
     good, bad, later = b"ned@innosoft.com", b"nsb@thumper.bellcore.com", b"galvin@tis.com"
     envelope = (_mail(), _rcpt(good), _rcpt(bad, 550), _rcpt(later, 452))
     groups: Groups = ((*envelope, _DATA), (_CONTENT, _QUIT))
     delivered: tuple[ReceivedMessage, ...] = (ReceivedMessage(SENDER, (good,), DELIVERED),)
     if failing == "last-recipient":
-        # No proxy can make up for it: the MTA refuses the message.
+        # The proxy cannot help here: the MTA refuses the message.
         groups, delivered = ((*envelope, ScriptedExchange(b"DATA\r\n", 554)), (_QUIT,)), ()
     return Dialogue(
         "e",
-        "accepted, refused, put off",
+        "recipients get 250, 550, 452",
         _straight_ehlo(failing) + groups,
         (_PROXIED_EHLO, *groups),
         {
@@ -144,7 +151,7 @@ def _mixed(failing: str) -> Dialogue:
 
 
 def _two_transactions(failing: str) -> Dialogue:
-    """(f): two messages in one connection, a multi-line refusal, RSET behind the final dot."""
+    """Return (f): two messages in one session, a multi-line refusal, RSET after end of data."""
     ned, dan, old = b"ned@innosoft.com", b"dan@innosoft.com", b"moved@innosoft.com"
     groups = (
         (_mail(), _rcpt(old, 551), _rcpt(ned), _DATA),
@@ -164,7 +171,7 @@ def _two_transactions(failing: str) -> Dialogue:
 
 
 def lock_step(groups: Groups) -> Groups:
-    """Each exchange on its own: what a client must do that was not offered PIPELINING."""
+    """Return each exchange as its own group, for a client that is not offered PIPELINING."""
     return tuple((exchange,) for group in groups for exchange in group)
 
 

@@ -1,7 +1,7 @@
-"""An MTA, the real proxy before it or not, the network before that; one dialogue played.
+"""Runs one dialogue against the embedded MTA, without or with the real proxy in front.
 
-It owns what is started for a dialogue and stopped after it, and the judgement of how it went: every
-reply, every message the MTA took, every octet that reached the MTA out of turn.
+It starts and stops MTA, proxy and simulated network, and checks every reply, every message that the
+MTA accepted, and that the MTA received nothing while it still owed a reply.
 """
 
 import asyncio
@@ -26,22 +26,27 @@ ANY_PORT = "127.0.0.1:0"
 
 @dataclass(slots=True)
 class DialogueResult:
-    """One dialogue played one way: what came of it, and its picture."""
+    """The result of one dialogue, without or with the proxy."""
 
     dialogue: Dialogue
     proxied: bool
     outcome: Outcome
     timeline: Timeline
+    """The drawing of the session."""
 
     @property
     def passed(self) -> bool:
-        """Whether everything was what it must be."""
+        """Whether there was no problem."""
         return not self.outcome.problems
 
 
 @asynccontextmanager
 async def proxy_before(backend: str) -> AsyncIterator[str]:
-    """The real proxy in this process, in front of `backend`; gives the address it listens on."""
+    """Run the real proxy in this process, and yield its address.
+
+    Args:
+        backend: The MTA's address, HOST:PORT.
+    """
     settings = from_flags(
         None, listen=[ANY_PORT], backend=[backend], log_format=None, log_level="error"
     )
@@ -57,20 +62,29 @@ async def proxy_before(backend: str) -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def no_proxy(backend: str) -> AsyncIterator[str]:
-    """Nothing between network and MTA."""
+    """Yield the MTA's own address, in place of `proxy_before`."""
     yield backend
 
 
 async def perform(
     dialogue: Dialogue, *, proxied: bool, rtt_s: float, on_wait: Callable[[], None] | None = None
 ) -> DialogueResult:
-    """Play the dialogue one way on a stage of its own, and judge it."""
+    """Run a dialogue with its own MTA and network, and check the result.
+
+    Errors become problems of the result.
+
+    Args:
+        dialogue: The dialogue.
+        proxied: Whether to put the proxy in front of the MTA.
+        rtt_s: The simulated round-trip time.
+        on_wait: Called after each wait of the client.
+    """
     performance = DialogueResult(dialogue, proxied, Outcome(), Timeline(()))
     try:
         await _perform(performance, rtt_s, on_wait)
     except (OSError, TimeoutError) as error:
         why = str(error) or "deadline passed"
-        performance.outcome.problems.append(f"the stage could not be set or cleared: {why}")
+        performance.outcome.problems.append(f"start or stop failed: {why}")
     return performance
 
 
@@ -99,7 +113,7 @@ async def _perform(
 
 
 async def send_straight(dialogue: Dialogue, *, rtt_s: float) -> Outcome:
-    """Play the dialogue to the MTA itself in groups, as if PIPELINING had been offered."""
+    """Send the dialogue's groups to the MTA itself, although it does not offer PIPELINING."""
     async with (
         LegacyMTA(failing=dialogue.failing, refused=dialogue.refused) as mta,
         SimulatedNetwork(mta.address, rtt_s) as network,
@@ -110,14 +124,14 @@ async def send_straight(dialogue: Dialogue, *, rtt_s: float) -> Outcome:
 
 
 def _judge(dialogue: Dialogue, mta: LegacyMTA) -> list[str]:
-    """What the MTA has to say of it, once every reply was right."""
+    """Return the problems on the MTA's side: early input, missing or changed messages."""
     problems = []
     if mta.violations:
         octets = mta.violations[0].octets
-        problems.append(f"the MTA received octets while it owed a reply: {octets[:60]!r}")
+        problems.append(f"the MTA received data while it owed a reply: {octets[:60]!r}")
     accepted, expected = mta.messages, list(dialogue.delivered)
     if len(accepted) != len(expected):
-        problems.append(f"the MTA accepted {len(accepted)} messages, must be {len(expected)}")
+        problems.append(f"the MTA accepted {len(accepted)} messages, expected {len(expected)}")
     elif accepted != expected:
-        problems.append("a message did not arrive as it was sent")
+        problems.append("a message was changed on the way")
     return problems

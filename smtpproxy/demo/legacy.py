@@ -1,7 +1,6 @@
-"""The embedded legacy MTA: a conforming SMTP server without PIPELINING, and with its failings.
+"""The embedded legacy MTA: an SMTP server without PIPELINING, with a selectable fault.
 
-It owns the names of the failings (RFC 2920 section 2) and the record of all sessions, to be drawn
-and asserted. It never relays a message, nor keeps one outside of memory.
+RFC 2920 section 2 describes such faults.  The MTA keeps messages in memory only and relays none.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,26 +26,34 @@ __all__ = [
 ]
 
 FAILINGS: dict[str, str] = {
-    "none": "conforms to RFC 5321 and keeps its input, but never promises to",
-    "flush-on-failure": "throws its input away when it refuses a command",
-    "flush-always": "throws its input away after every command",
-    "hand-over": "forks at MAIL and at DATA, and loses what it had read",
-    "last-recipient": "judges DATA by the last RCPT only",
-    "data-accepted": "answers DATA with 354 although no recipient was accepted",
-    "opensmtpd": "answers 500 and closes if any octet waits behind a command line",
-    "helo-only": "has never heard of EHLO",
+    "none": "conforms to RFC 5321 and answers groups, but does not offer PIPELINING",
+    "flush-on-failure": "discards its input when it refuses a command",
+    "flush-always": "discards its input after every command",
+    "hand-over": "forks at MAIL and at DATA, and loses the input it has read",
+    "last-recipient": "accepts DATA only if the last RCPT was accepted",
+    "data-accepted": "answers DATA with 354 even if no recipient was accepted",
+    "opensmtpd": "answers 500 and closes if it receives anything after a command line",
+    "helo-only": "does not know EHLO",
 }
+"""The faults by name; each text completes the sentence "it ..."."""
 DEFAULT_FAILING = "opensmtpd"
 
 Refused = Mapping[bytes, bytes] | Callable[[bytes], bytes | None]
-"""Which recipients are refused: address (no angle brackets) -> the whole reply, CRLF optional."""
+"""The refusing reply, CRLF optional, by recipient address without angle brackets."""
 
 
 class LegacyMTA(TcpServer):
-    """A listening legacy MTA, and what it has been told.
+    """A listening legacy MTA that records its sessions.
 
-    delay_s is how long it owes each reply; 0 answers at once. on_closed is called with each
-    session after its connection is gone.
+    Args:
+        failing: Its fault, a key of `FAILINGS`.
+        refused: The recipients that it refuses, with their replies.
+        hostname: The name in its greeting.
+        delay_s: How long it waits before each reply.
+        on_closed: Called with each session after its connection is closed.
+
+    Raises:
+        ValueError: `failing` is not a known fault.
     """
 
     def __init__(
@@ -59,7 +66,7 @@ class LegacyMTA(TcpServer):
         on_closed: Callable[[LegacySession], None] | None = None,
     ) -> None:
         if failing not in FAILINGS:
-            raise ValueError(f"unknown failing {failing!r}, known are: {', '.join(FAILINGS)}")
+            raise ValueError(f"unknown fault {failing!r}, known are: {', '.join(FAILINGS)}")
         self.sessions: list[LegacySession] = []
         super().__init__(self._open_session, self.sessions)
         self._behaviour = Behaviour(failing, hostname, delay_s, self._refusal)
@@ -68,12 +75,12 @@ class LegacyMTA(TcpServer):
 
     @property
     def messages(self) -> list[ReceivedMessage]:
-        """Every message accepted, in order of sessions."""
+        """The accepted messages, in the order of the sessions."""
         return [message for session in self.sessions for message in session.messages]
 
     @property
     def violations(self) -> list[Event]:
-        """Every arrival of octets while a reply was owed."""
+        """The events of input that arrived while a reply was owed."""
         return [
             event
             for session in self.sessions

@@ -1,7 +1,7 @@
-"""One session of the legacy MTA: RFC 5321 command by command, each failing where it strikes.
+"""One session of the legacy MTA: RFC 5321, one command at a time, with the selected fault.
 
-It owns the sequence of commands, the content with its dot-stuffing, every reply text, and the
-record of what happened when. It never takes a command before the reply to the one before is out.
+It records all events with their times, and reads the next command only after it has sent the reply
+to the previous one.
 """
 
 import asyncio
@@ -15,55 +15,57 @@ MAX_MESSAGE_OCTETS = 10 * 1024 * 1024
 
 
 class Happening(Enum):
-    """What an event in the record is about."""
+    """The kind of a recorded event, and what its `octets` are."""
 
     OPENED = "opened"
     RECEIVED = "received"
+    """A command line with its CRLF."""
     CONTENT = "content"
+    """The content as received, including the end of data."""
     SENT = "sent"
+    """A reply with its CRLF."""
     VIOLATION = "violation"
+    """Input that arrived while a reply was owed."""
     LOST = "lost"
+    """Input that the MTA discarded because of its fault."""
     CLOSED = "closed"
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One thing that happened in a session, at a time of the loop's clock.
-
-    octets: the command line or reply with its CRLF; the content as received, end of data included;
-    for VIOLATION those that arrived while a reply was owed; for LOST those the failing threw away.
-    """
+    """One recorded event of a session."""
 
     at: float
+    """The time, on the event loop's clock."""
     what: Happening
     octets: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
 class ReceivedMessage:
-    """A message the MTA took responsibility for; content is without dot-stuffing."""
+    """A message that the MTA accepted."""
 
     sender: bytes
     recipients: tuple[bytes, ...]
     content: bytes
+    """The content without dot-stuffing and end of data."""
 
 
 @dataclass(frozen=True, slots=True)
 class Behaviour:
-    """How an MTA behaves in each of its sessions.
-
-    refusal: address -> the whole reply with CRLF that refuses it, or None. delay_s: how long each
-    reply is owed; 0 answers at once.
-    """
+    """How an MTA behaves in all its sessions."""
 
     failing: str
+    """Its fault, a key of `legacy.FAILINGS`."""
     hostname: bytes
     delay_s: float
+    """How long to wait before each reply."""
     refusal: Callable[[bytes], bytes | None]
+    """Returns the refusing reply with CRLF for a recipient, or None to accept it."""
 
 
 class LegacySession(asyncio.Protocol):
-    """One connection to the MTA: its state, its record, and the messages it accepted."""
+    """One connection to the MTA, with its recorded events and accepted messages."""
 
     def __init__(self, behaviour: Behaviour, on_closed: "Callable[[LegacySession], None]") -> None:
         self.events: list[Event] = []
@@ -89,6 +91,7 @@ class LegacySession(asyncio.Protocol):
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Send the greeting."""
         self._transport = cast(asyncio.Transport, transport)
         self._opened = True
         if self._aborted:
@@ -98,17 +101,20 @@ class LegacySession(asyncio.Protocol):
         self._owe(_reply(220, self._behaviour.hostname, b"SMTP service ready"))
 
     def data_received(self, octets: bytes) -> None:
+        """Read what can be read now, and record input that is too early."""
         if self._owed is not None:
             self._record(Happening.VIOLATION, octets)
         self._unread += octets
         self._read()
 
     def eof_received(self) -> bool:
+        """Answer the commands received so far, then close."""
         self._ended = True
         self._read()
         return True
 
     def connection_lost(self, _: Exception | None) -> None:
+        """Record the end of the session."""
         if self._owed is not None:
             self._owed.cancel()
         self.gone.set()
@@ -116,7 +122,7 @@ class LegacySession(asyncio.Protocol):
         self._on_closed(self)
 
     def abort(self) -> None:
-        """Drop the connection now, or as soon as it is there."""
+        """Abort the connection now, or as soon as it is made."""
         self._aborted = True
         if self._opened and not self.gone.is_set():
             self._transport.abort()
@@ -150,7 +156,7 @@ class LegacySession(asyncio.Protocol):
         return True
 
     def _read_content(self) -> bool:
-        """Take content up to CRLF . CRLF, the CRLF of the DATA line counted (RFC 5321, 4.1.1.4)."""
+        """Read content up to CRLF . CRLF, including the CRLF of DATA (RFC 5321 section 4.1.1.4)."""
         if self._unread.startswith(b".\r\n"):
             raw, size = b"", 3
         else:
@@ -202,7 +208,7 @@ class LegacySession(asyncio.Protocol):
     def _mail(self, parameter: bytes) -> None:
         path = _path(parameter, b"FROM:")
         if self._greeted is None:
-            self._owe(_reply(503, b"Polite people say HELO first"))
+            self._owe(_reply(503, b"Send HELO or EHLO first"))
         elif self._sender is not None:
             self._owe(_reply(503, b"Sender already specified"))
         elif path is None:
@@ -262,7 +268,7 @@ class LegacySession(asyncio.Protocol):
         self._reset()
         assert sender is not None
         if not recipients:
-            # RFC 2920 section 3.2, item 4: nothing is sent to anyone.
+            # RFC 2920 section 3.2, item 4: a message without recipients is not delivered.
             self._owe(_reply(554, b"No valid recipients"))
         elif len(raw) > MAX_MESSAGE_OCTETS:
             self._owe(_reply(552, b"Message exceeds the maximum of %d" % MAX_MESSAGE_OCTETS))
@@ -301,7 +307,7 @@ class LegacySession(asyncio.Protocol):
         self._asked = False
 
     def _owe(self, reply: bytes) -> None:
-        """Send the reply, at once or when its time has come."""
+        """Send the reply, after the delay if one is set."""
         if self._behaviour.delay_s:
             self._owed = self._loop.call_later(self._behaviour.delay_s, self._send_owed, reply)
         else:
@@ -329,7 +335,7 @@ class LegacySession(asyncio.Protocol):
             self._unread.clear()
 
     def _close(self) -> None:
-        """Read nothing more; close as soon as no reply is owed."""
+        """Stop reading, and close as soon as no reply is owed."""
         self._closing = True
         if self._owed is None:
             self._transport.close()
@@ -363,7 +369,7 @@ def _lines(code: int, texts: list[bytes]) -> bytes:
 
 
 def _path(parameter: bytes, keyword: bytes) -> tuple[bytes, list[bytes]] | None:
-    """Address and further parameters of `FROM:<address> ...`, or None if malformed."""
+    """Return the address and the parameters of `FROM:<address> ...`; None if malformed."""
     if not parameter.upper().startswith(keyword):
         return None
     path, *parameters = parameter[len(keyword) :].split() or [b""]

@@ -1,7 +1,7 @@
-"""The scripted client: plays a dialogue, counts its waits, and checks every reply.
+"""The client of the demo: sends a dialogue, counts its waits, and checks every reply.
 
-It pipelines only if the reply to EHLO offered PIPELINING. It stops at the first group with a reply
-that is not what it must be: what follows would only be noise. No wait is without a deadline.
+It pipelines only if the EHLO reply offers PIPELINING, stops after the first group with an
+unexpected reply, and has a deadline for every wait.
 """
 
 import asyncio
@@ -15,16 +15,18 @@ from smtpproxy.timeline.labels import shown
 
 @dataclass(slots=True)
 class Outcome:
-    """What the client saw: replies in order, the greeting first, and what was wrong with them.
-
-    ended: "" if every reply came, else "closed" or "silent".
-    """
+    """The result on the client's side."""
 
     replies: list[bytes] = field(default_factory=list)
+    """The replies in order, the greeting first."""
     waits: int = 0
+    """How often the client waited for replies."""
     seconds: float = 0.0
+    """The duration of the session."""
     problems: list[str] = field(default_factory=list)
+    """What was not as expected, each as a sentence."""
     ended: str = ""
+    """Empty if every reply came, else "closed" or "silent"."""
 
 
 async def play(
@@ -35,10 +37,14 @@ async def play(
     insist: bool = False,
     on_wait: Callable[[], None] | None = None,
 ) -> Outcome:
-    """Play the dialogue to `address` and tell how it went; never raises for what a peer does.
+    """Send a dialogue and check the replies; network errors become problems of the outcome.
 
-    deadline_s bounds each single wait. insist pipelines though PIPELINING was not offered.
-    on_wait is called after each wait.
+    Args:
+        groups: The commands with their expected replies.
+        address: Where to connect, HOST:PORT.
+        deadline_s: The limit of each single wait.
+        insist: Whether to pipeline even if PIPELINING is not offered.
+        on_wait: Called after each wait.
     """
     outcome = Outcome()
     host, _, port = address.rpartition(":")
@@ -95,7 +101,7 @@ class _Client:
         return True
 
     async def _turn(self, group: tuple[ScriptedExchange, ...]) -> bool:
-        """Send one group, wait for its replies; tell whether each was what it must be."""
+        """Send one group and wait for its replies; return whether all were as expected."""
         self._writer.write(b"".join(exchange.command for exchange in group))
         self._outcome.waits += 1
         before = len(self._outcome.problems)
@@ -112,7 +118,7 @@ class _Client:
         return len(self._outcome.problems) == before
 
     async def _read_reply(self) -> bytes | None:
-        """The next reply, whole or cut off if the connection ended, None if none came in time."""
+        """Return the next reply, incomplete if the connection ended; None if it is late."""
         reply = b""
         try:
             async with asyncio.timeout(self._deadline_s):
@@ -132,25 +138,25 @@ class _Client:
         count = len(exchanges)
         more = f" (and {count - 1} more)" if count > 1 else ""
         self._outcome.problems.append(
-            f"{told(exchanges[0])}: the reply must be {exchanges[0].code}, but {how}{more}"
+            f"{told(exchanges[0])}: expected {exchanges[0].code}, but {how}{more}"
         )
 
     async def _expect_end(self) -> None:
-        """After 221 nothing but the end of the connection."""
+        """Check that nothing but the end of the connection follows the 221."""
         try:
             async with asyncio.timeout(self._deadline_s):
                 surplus = await self._reader.read(1024)
         except TimeoutError:
-            self._outcome.problems.append("QUIT: answered, but the connection was not closed")
+            self._outcome.problems.append("QUIT: the connection was not closed after the reply")
             return
         except OSError:
             return
         if surplus:
-            self._outcome.problems.append(f"a reply too many: {shown(surplus)}")
+            self._outcome.problems.append(f"one reply too many: {shown(surplus)}")
 
 
 def told(exchange: ScriptedExchange) -> str:
-    """How the command is named to people."""
+    """Return the name of the command in messages: the escaped line, or "end of data"."""
     if not exchange.command:
         return "greeting"
     if exchange.command.endswith(b"\r\n.\r\n") or exchange.command == b".\r\n":
@@ -160,9 +166,10 @@ def told(exchange: ScriptedExchange) -> str:
 
 def _problem(exchange: ScriptedExchange, reply: bytes) -> str | None:
     if reply[:3] != b"%d" % exchange.code:
-        return f"{told(exchange)}: the reply must be {exchange.code}, but is {shown(reply)}"
+        return f"{told(exchange)}: expected {exchange.code}, but got {shown(reply)}"
     if exchange.names not in reply:
         return (
-            f"{told(exchange)}: the reply must name {shown(exchange.names)}, but is {shown(reply)}"
+            f"{told(exchange)}: expected {shown(exchange.names)} in the reply, "
+            f"but got {shown(reply)}"
         )
     return None

@@ -1,6 +1,6 @@
-"""A legacy MTA with and without the proxy, for the reader's own client.
+"""Runs `smtpproxy demo --serve`: the legacy MTA without and with the proxy, for the user's client.
 
-It owns the two addresses, the advice on how to talk to them, and the time line of each session.
+It prints both addresses with example commands, and draws each session when it ends.
 """
 
 import asyncio
@@ -18,7 +18,16 @@ from smtpproxy.timeline.labels import BAD, GOOD, QUIET
 
 
 async def stay_up(console: Console, *, rtt_s: float, failing: str) -> int:
-    """Serve until SIGINT or SIGTERM and draw each session as it ends; returns the exit code."""
+    """Serve until SIGINT or SIGTERM, and draw each session when it ends.
+
+    Args:
+        console: Where to print.
+        rtt_s: The simulated round-trip time.
+        failing: The MTA's fault, a key of `FAILINGS`.
+
+    Returns:
+        The exit code, 0.
+    """
     interrupted = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -49,7 +58,7 @@ async def stay_up(console: Console, *, rtt_s: float, failing: str) -> int:
         proxied = SimulatedNetwork(proxy, rtt_s, draw_proxied)
         async with direct, proxied:
             advice = _advice(direct.address, proxied.address, rtt_s, failing)
-            console.print(advice, soft_wrap=True)  # whole lines, to be copied
+            console.print(advice, soft_wrap=True)  # commands can be copied as whole lines
             await interrupted.wait()
             direct.on_closed = proxied.on_closed = None
     return 0
@@ -60,7 +69,7 @@ def _refused(address: bytes) -> bytes | None:
 
 
 def _session_of(link: SimulatedLink, mta: LegacyMTA) -> LegacySession | None:
-    """The proxy's connection for this link: it opens one for each client, in their order."""
+    """Return the MTA's session for this link: the proxy opens one per client, in order."""
     return next((s for s in mta.sessions if s.events[0].at >= link.opened_at), None)
 
 
@@ -70,15 +79,15 @@ def _advice(direct: str, proxied: str, rtt_s: float, failing: str) -> Group:
     send = "s.sendmail('a@b.example', ['c@d.example'], 'Subject: hello'); s.quit()"
     advice = Text.assemble(
         (f"A legacy MTA without PIPELINING, {rtt_s * 1000:g} ms away.\n", "bold"),
-        f"Its failing: it {FAILINGS[failing]}.\n\n",
+        f"Its fault: it {FAILINGS[failing]}.\n\n",
         ("  through smtpproxy  ", "bold"),
         (f"{proxied}\n", GOOD),
         ("  directly           ", "bold"),
         (f"{direct}\n\n", BAD),
-        ("Talk to it; it refuses recipients that begin with `bad`:\n\n", QUIET),
+        ("Send something; recipients that begin with `bad` are refused:\n\n", QUIET),
         f"swaks --pipeline -s {host} -p {port} -f a@b.example -t bad@d.example,c@d.example\n\n",
         f"printf '{group}' |\n  nc -N {host} {port}\n\n",
         f"python3 -c \"import smtplib; s = smtplib.SMTP('{host}', {port}); {send}\"\n\n",
-        ("Each session is drawn when it ends. Ctrl-C ends this.", QUIET),
+        ("Each session is drawn when it ends. Press Ctrl-C to stop.", QUIET),
     )
     return Group(*advice.split("\n"))

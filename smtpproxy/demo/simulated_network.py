@@ -1,8 +1,8 @@
-"""A simulated network: a TCP relay that adds latency, and only latency.
+"""A simulated network: a TCP relay that adds latency and nothing else.
 
-Every chunk is delivered half a round trip after it came, in order, however many are under way; a
-half-close travels like octets do. It must never join, split or judge what it carries: what was sent
-in one group arrives in one group, and the record of the groups is what the time lines draw.
+Every chunk, and a half-close too, is delivered in order, half a round trip after it was received.
+Chunks are never joined or split: what was sent as one group arrives as one group.  The drawings are
+made from the recorded groups.
 """
 
 import asyncio
@@ -20,18 +20,22 @@ CONNECT_DEADLINE_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class SentGroup:
-    """Octets that travelled together, with both times of the loop's clock; none: the end."""
+    """Data that was sent together; times are on the event loop's clock."""
 
     from_client: bool
     octets: bytes
+    """The data; empty for a half-close."""
     sent_at: float
     arrived_at: float
 
 
 class SimulatedNetwork(TcpServer):
-    """Listens on a loopback port and carries each connection to `target`, rtt_s away.
+    """Listens on a loopback port and relays each connection with added latency.
 
-    on_closed is called with each link after both its connections are gone.
+    Args:
+        target: Where to relay to, HOST:PORT.
+        rtt_s: The round-trip time to simulate.
+        on_closed: Called with each link after both its connections are closed.
     """
 
     def __init__(
@@ -55,7 +59,7 @@ class SimulatedNetwork(TcpServer):
 
 
 class SimulatedLink:
-    """One connection across the network: its two ends, the lane each way, and the record."""
+    """One relayed connection: two sockets, a lane for each direction, the recorded groups."""
 
     def __init__(
         self,
@@ -78,7 +82,7 @@ class SimulatedLink:
         self.far.lane = _Lane(self, self.near, delay_s)
 
     def opened(self) -> None:
-        """The client has connected: the far end does when the news has arrived there."""
+        """Start to connect to the target, after the delay, now that the client has connected."""
         self.opened_at = self._loop.time()
         self._connecting = self._loop.create_task(self._connect(), name="demo-network-connect")
 
@@ -91,14 +95,14 @@ class SimulatedLink:
             self.abort()
 
     def delivered(self, group: SentGroup) -> None:
-        """Keep the group in the record, and close when both directions have ended."""
+        """Record the group, and close when both directions have ended."""
         self.groups.append(group)
         if self.near.lane.ended and self.far.lane.ended:
             self.near.close()
             self.far.close()
 
     def lost(self) -> None:
-        """One of the two connections is gone."""
+        """Finish the link if both connections are closed."""
         if not self.gone.is_set() and self.near.gone and (self.far.gone or not self.far.connected):
             if self._connecting is not None:
                 self._connecting.cancel()
@@ -106,7 +110,7 @@ class SimulatedLink:
             self._on_closed(self)
 
     def abort(self) -> None:
-        """Drop both connections now, or as soon as they are there."""
+        """Abort both connections now, or as soon as they are made."""
         self.aborted = True
         if self._connecting is not None:
             self._connecting.cancel()
@@ -181,7 +185,7 @@ class _End(asyncio.Protocol):
             self._transport.close()
 
     def abort(self) -> None:
-        """Reset the connection, as a peer did at the other end."""
+        """Reset the connection, as the peer of the other one did."""
         if self._transport is None or self.gone:
             return
         if not self._transport.is_closing():
@@ -191,7 +195,7 @@ class _End(asyncio.Protocol):
 
 
 class _Lane:
-    """One direction of a link: groups under way, delivered in order."""
+    """One direction of a link: groups in transit, delivered in order."""
 
     def __init__(self, link: SimulatedLink, destination: _End, delay_s: float) -> None:
         self.ended = False
@@ -210,13 +214,13 @@ class _Lane:
         self._loop.call_later(self._delay_s, self._destination.abort)
 
     def deliver_late(self) -> None:
-        """Deliver what arrived before the destination was connected."""
+        """Deliver the groups that were due before the destination was connected."""
         while self._late:
             self._late -= 1
             self._deliver()
 
     def _arrive(self) -> None:
-        # One timer, one group, whichever is oldest: order does not hang on how timers are sorted.
+        # Each timer delivers the oldest group, so the order does not depend on the timers' order.
         if self._destination.connected:
             self._deliver()
         else:

@@ -1,4 +1,4 @@
-"""What listens in the demonstration: at a port of its own, ended with all that it has accepted."""
+"""A TCP server for the demo, which aborts its connections when it stops."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -6,24 +6,27 @@ from typing import Protocol, Self
 
 CLOSE_DEADLINE_S = 5.0
 TURNS_TO_OPEN = 3
-"""So many turns of the loop after a client has connected, its protocol has been told of it."""
+"""The loop iterations from a client's connect until its protocol's `connection_made`."""
 
 
 class Accepted(Protocol):
-    """What a connection has begun; `gone` is set when nothing of it is left."""
+    """An object that handles an accepted connection."""
 
     gone: asyncio.Event
+    """Set when all its connections are closed."""
 
     def abort(self) -> None:
-        """Drop it now."""
+        """Abort its connections."""
 
 
 class TcpServer:
-    """Accepts connections; also an async context manager that starts and stops it.
+    """A TCP server; as an async context manager it starts and stops.
 
-    `accept` makes the protocol of a connection and adds what it has begun to `accepted`, which
-    stays the owner's.  It is a base class, since both that listen here are used as it is: by their
-    address, and for as long as a block lasts.
+    It is a base class, since the MTA and the network of the demo are both used as servers.
+
+    Args:
+        accept: Makes the protocol of a connection, and adds its handler to `accepted`.
+        accepted: The handlers, owned by the caller.
     """
 
     def __init__(
@@ -35,21 +38,21 @@ class TcpServer:
 
     @property
     def address(self) -> str:
-        """Where it listens, as `host:port`."""
+        """The address it listens on, HOST:PORT."""
         assert self._server is not None
         host, port = self._server.sockets[0].getsockname()[:2]
         return f"{host}:{port}"
 
     async def start(self, host: str = "127.0.0.1", port: int = 0) -> None:
-        """Listen; port 0 takes any."""
+        """Start listening; port 0 takes a free port."""
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(self._accept, host, port)
 
     async def stop(self) -> None:
-        """Stop listening, and abort all that is still open."""
+        """Stop listening, and abort the connections that are still open."""
         if self._server is None:
             return
-        for _ in range(TURNS_TO_OPEN):  # to close in the midst of it would leave it half open
+        for _ in range(TURNS_TO_OPEN):  # closing during an accept would leave it half open
             await asyncio.sleep(0)
         self._server.close()
         for each in self._accepted:

@@ -1,4 +1,4 @@
-"""From what the demonstration has recorded to the rows of a time line."""
+"""Turns the recorded groups and events of a demo session into the rows of a drawing."""
 
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -21,9 +21,12 @@ from smtpproxy.timeline.labels import (
 def timeline(
     groups: Sequence[SentGroup], opened_at: float, events: Sequence[Event] | None = None
 ) -> Timeline:
-    """Return the time line of a session.
+    """Return the drawing of a session.
 
-    events: the MTA's record when a proxy stands between, None when there is none.
+    Args:
+        groups: The groups that the network recorded, in order.
+        opened_at: When the client connected, on the event loop's clock.
+        events: The events that the MTA recorded; None without a proxy.
     """
     rows = [*_client_rows(groups, opened_at), *_mta_rows(events or (), opened_at)]
     return Timeline(rows, proxied=events is not None)
@@ -61,7 +64,7 @@ def _mta_rows(events: Sequence[Event], opened_at: float) -> Iterator[Row]:
 
 
 class GroupLabeller:
-    """Follows one connection in the order of time and labels each of its groups."""
+    """Labels the groups of one connection, which it must get in order of time."""
 
     def __init__(self) -> None:
         self._awaited: deque[str] = deque(["greeting"])
@@ -69,7 +72,7 @@ class GroupLabeller:
         self._left_over = {True: b"", False: b""}
 
     def label(self, octets: bytes, *, from_client: bool) -> list[Label]:
-        """Labels of the commands or replies that this group completes; none if it ends none."""
+        """Return the labels of the commands or replies that this group completes."""
         octets = self._left_over[from_client] + octets
         self._left_over[from_client] = b""
         return self._commands(octets) if from_client else self._replies(octets)
@@ -86,7 +89,7 @@ class GroupLabeller:
         return labels
 
     def _content(self, octets: bytes) -> int:
-        """How many octets the content takes, end of data included; 0 if there is no end yet."""
+        """Return the length of the content including end of data; 0 if it has not ended."""
         if octets.startswith(b".\r\n"):
             return 3
         end = octets.find(b"\r\n.\r\n")
@@ -96,7 +99,7 @@ class GroupLabeller:
         self._in_content = False
         self._awaited.append("end of data")
         if len(content) == 3:
-            return Label("end of data", "end of data, of an empty message", COMMAND)
+            return Label("end of data", "end of data (empty message)", COMMAND)
         return Label("end of data", f"content, {len(content) - 3} bytes, end of data", COMMAND)
 
     def _command(self, line: bytes) -> Label:

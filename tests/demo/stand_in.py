@@ -1,4 +1,4 @@
-"""A plain stand-in for the proxy, to test the demonstration with one that does as it is told."""
+"""A minimal stand-in for the proxy, with selectable faults, to test the demo."""
 
 import asyncio
 import contextlib
@@ -9,11 +9,12 @@ GROUPED = (b"MAIL", b"RCPT", b"RSET")
 
 
 class StandIn:
-    """Has the interface of App; `fault` names what it gets wrong.
+    """A proxy with the interface of `App`.
 
-    swapped: two replies of a group change places. lost: the last of a group never comes.
-    not offered: PIPELINING is not. unguarded: DATA without recipients is forwarded. chatty: a NOOP
-    of its own rides behind each MAIL, RCPT and RSET. altered: the content is changed.
+    Its fault is one of: "swapped", two replies of a group are exchanged; "lost", the last reply
+    is missing; "not offered", PIPELINING is missing; "unguarded", DATA without recipients is
+    forwarded; "chatty", a NOOP is added after each MAIL, RCPT and RSET; "altered", the content is
+    changed.
     """
 
     fault = ""
@@ -69,7 +70,7 @@ class _Session:
         content = False
         verb = b""
         while verb != b"QUIT":
-            if not self._reader._buffer:  # type: ignore[attr-defined]  # what the flush rule asks
+            if not self._reader._buffer:  # type: ignore[attr-defined]  # the flush rule needs it
                 self._writer.write(b"".join(self._faulty(held)))
                 held = []
             line = await self._reader.readuntil(b"\r\n.\r\n" if content else CRLF)
@@ -79,7 +80,7 @@ class _Session:
         self._writer.write(b"".join(held))
 
     async def _exchange(self, verb: bytes, line: bytes) -> bytes:
-        """The reply to one command, by the MTA or in its place."""
+        """Return the reply to one command, from the MTA or the proxy itself."""
         if verb == b"DATA" and self._asked == self._refused > 0 and self._fault != "unguarded":
             return b"554 5.5.1 no valid recipients\r\n"
         if verb == b"." and self._fault == "altered":

@@ -1,4 +1,4 @@
-"""The demonstration as a whole: it shows 9 against 4, and fails when anything went wrong."""
+"""The demo as a whole: it shows 9 waits against 4, and fails if any reply is wrong."""
 
 import asyncio
 import os
@@ -23,7 +23,7 @@ def demonstrate(failing: str = DEFAULT_FAILING, recipients: int = 3) -> int:
 
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> type[StandIn]:
-    """The demonstration with a proxy that gets wrong what the test says."""
+    """Run the demo with a stand-in for the proxy that has the fault the test sets."""
     monkeypatch.setattr(harness, "App", StandIn)
     monkeypatch.setattr(harness, "REPLY_DEADLINE_S", 0.3)
     monkeypatch.setattr(StandIn, "fault", "")
@@ -31,7 +31,9 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> type[StandIn]:
 
 
 @pytest.mark.parametrize("failing", FAILINGS)
-def test_the_proxy_mends_every_failing(failing: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_proxy_makes_up_for_every_fault(
+    failing: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert demonstrate(failing) == 0
     shown = capsys.readouterr()
     assert "WRONG" not in shown.out
@@ -50,7 +52,7 @@ def test_nine_waits_become_four(capsys: pytest.CaptureFixture[str]) -> None:
     assert "closed: 4 of 5 replies lost" in shown
 
 
-def test_the_command_shows_it_and_exits_0() -> None:
+def test_the_command_prints_the_summary_and_exits_0() -> None:
     process = subprocess.run(
         [sys.executable, "-m", "smtpproxy", "demo", "--rtt", "0.01"],
         capture_output=True,
@@ -80,7 +82,7 @@ def test_no_line_is_wider_than_the_terminal(
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
 
 
-def test_a_terminal_that_knows_ascii_only_gets_no_more() -> None:
+def test_output_is_ascii_on_an_ascii_terminal() -> None:
     code = (
         "from smtpproxy.demo.demo_run import main; import sys;"
         "sys.exit(main(rtt=0.01, recipients=3, serve=False, failing='none'))"
@@ -105,15 +107,15 @@ def test_the_stand_in_without_a_fault_passes(capsys: pytest.CaptureFixture[str])
 @pytest.mark.parametrize(
     ("fault", "problem"),
     [
-        ("swapped", "the reply must name <"),
-        ("lost", "the reply must be 354, but none came in"),
-        ("not offered", "the reply must name PIPELINING"),
-        ("unguarded", "the reply must be 554, but is 354"),
-        ("chatty", "the MTA received octets while it owed a reply"),
-        ("altered", "a message did not arrive as it was sent"),
+        ("swapped", "in the reply, but got "),
+        ("lost", "expected 354, but none came in"),
+        ("not offered", "expected PIPELINING in the reply"),
+        ("unguarded", "expected 554, but got 354"),
+        ("chatty", "the MTA received data while it owed a reply"),
+        ("altered", "a message was changed on the way"),
     ],
 )
-def test_a_wrong_proxy_is_told_in_bounded_time(
+def test_a_faulty_proxy_is_reported_in_bounded_time(
     fault: str,
     problem: str,
     stand_in: type[StandIn],
@@ -122,7 +124,7 @@ def test_a_wrong_proxy_is_told_in_bounded_time(
 ) -> None:
     monkeypatch.setattr(stand_in, "fault", fault)
     began = time.monotonic()
-    # Under the other failings a MTA that is sent too much is lost anyway.
+    # With its other faults the MTA would fail on early data anyway.
     assert demonstrate("none") == 1
     assert time.monotonic() - began < DEADLINE_S
     shown = capsys.readouterr().out
@@ -130,7 +132,7 @@ def test_a_wrong_proxy_is_told_in_bounded_time(
     assert "WRONG" in shown
 
 
-def test_a_proxy_that_does_not_start_is_told(
+def test_a_proxy_that_does_not_start_is_reported(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Broken(StandIn):
@@ -139,10 +141,10 @@ def test_a_proxy_that_does_not_start_is_told(
 
     monkeypatch.setattr(harness, "App", Broken)
     assert demonstrate() == 1
-    assert "could not be set or cleared: no more sockets" in capsys.readouterr().out
+    assert "start or stop failed: no more sockets" in capsys.readouterr().out
 
 
-async def test_serve_stays_up_draws_sessions_and_ends_on_interrupt() -> None:
+async def test_serve_draws_sessions_until_interrupted() -> None:
     code = (
         "from smtpproxy.demo.demo_run import main; import sys;"
         "sys.exit(main(rtt=0.01, recipients=3, serve=True, failing='opensmtpd'))"

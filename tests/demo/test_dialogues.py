@@ -1,4 +1,4 @@
-"""The golden dialogues are those of RFC 2920, and the client notices whatever goes wrong."""
+"""The dialogues are those of RFC 2920, and the client detects every wrong reply."""
 
 import asyncio
 
@@ -26,7 +26,7 @@ def test_the_waits_are_those_of_the_rfc() -> None:
 
 
 @pytest.mark.parametrize("recipients", [1, 3, 100])
-def test_more_recipients_cost_waits_in_lock_step_only(recipients: int) -> None:
+def test_more_recipients_add_waits_only_in_lock_step(recipients: int) -> None:
     it = dialogue("b", recipients)
     assert 1 + len(lock_step(it.straight)) == 6 + recipients
     assert 1 + len(it.proxied) == 4
@@ -34,14 +34,14 @@ def test_more_recipients_cost_waits_in_lock_step_only(recipients: int) -> None:
 
 
 def test_groups_end_where_the_rfc_says() -> None:
-    """RFC 2920 section 3.1: EHLO, DATA and QUIT stand last in a group only."""
+    """RFC 2920 section 3.1: EHLO, DATA and QUIT may only be last in a group."""
     for each in golden():
         for group in each.proxied:
             for exchange in group[:-1]:
                 assert exchange.command[:4] not in {b"EHLO", b"HELO", b"DATA", b"QUIT"}
 
 
-def test_the_content_holds_what_is_easily_broken() -> None:
+def test_the_content_has_dots_and_8_bit_characters() -> None:
     assert b"\r\n.." in CONTENT
     assert b"\r\n.a" in DELIVERED
     assert any(octet > 127 for octet in CONTENT)
@@ -53,7 +53,7 @@ def test_d_must_read_like_c() -> None:
 
 
 @pytest.mark.parametrize("failing", FAILINGS)
-async def test_every_dialogue_is_right_in_lock_step_with_every_failing(failing: str) -> None:
+async def test_every_dialogue_passes_in_lock_step_with_every_fault(failing: str) -> None:
     performances = await asyncio.gather(
         *(perform(d, proxied=False, rtt_s=0.0) for d in golden(failing=failing))
     )
@@ -72,7 +72,7 @@ async def test_every_dialogue_is_right_in_lock_step_with_every_failing(failing: 
         ("opensmtpd", "b", "220 250 500", "closed"),
     ],
 )
-async def test_a_group_sent_straight_to_the_mta_ends_as_the_failing_says(
+async def test_a_group_sent_to_the_mta_itself_shows_its_fault(
     failing: str, letter: str, codes: str, ended: str
 ) -> None:
     outcome = await send_straight(dialogue(letter, failing=failing), rtt_s=0.0)
@@ -81,7 +81,7 @@ async def test_a_group_sent_straight_to_the_mta_ends_as_the_failing_says(
 
 
 async def played_against(replies: list[bytes]) -> Outcome:
-    """Play (b) in lock step against a server that says just this, whatever it is told."""
+    """Play (b) in lock step against a server that sends these replies to anything."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         for reply in replies:
@@ -106,30 +106,33 @@ RIGHT = [b"220 a\r\n", b"250 b\r\n", b"250 <mrose@dbc.mtview.ca.us> ok\r\n"]
 @pytest.mark.parametrize(
     ("replies", "problem"),
     [
-        ([b"554 go away\r\n"], "greeting: the reply must be 220, but is 554 go away"),
+        ([b"554 go away\r\n"], "greeting: expected 220, but got 554 go away"),
         (
             [*RIGHT, b"250 not he\r\n"],
-            "RCPT TO:<ned@innosoft.com>: the reply must name <ned@innosoft.com>, but is 250 not he",
+            (
+                "RCPT TO:<ned@innosoft.com>: expected <ned@innosoft.com> in the reply, "
+                "but got 250 not he"
+            ),
         ),
         (
             [*RIGHT, b"250 <ned@innosoft.com> ok"],
-            "RCPT TO:<ned@innosoft.com>: the reply must be 250, but none came in 0.3 s",
+            "RCPT TO:<ned@innosoft.com>: expected 250, but none came in 0.3 s",
         ),
         (
             RIGHT,
-            "RCPT TO:<ned@innosoft.com>: the reply must be 250, but the connection was closed",
+            "RCPT TO:<ned@innosoft.com>: expected 250, but the connection was closed",
         ),
-        ([b"220-a\r\n", b""], "greeting: the reply must be 220, but none came in 0.3 s"),
+        ([b"220-a\r\n", b""], "greeting: expected 220, but none came in 0.3 s"),
     ],
 )
-async def test_a_wrong_reply_is_told_and_the_dialogue_ends(
+async def test_a_wrong_reply_is_reported_and_ends_the_dialogue(
     replies: list[bytes], problem: str
 ) -> None:
     outcome = await played_against(replies)
     assert outcome.problems == [problem]
 
 
-async def test_a_server_that_is_not_there_is_a_problem_not_an_error() -> None:
+async def test_an_unreachable_server_is_a_problem_not_an_exception() -> None:
     async with LegacyMTA() as mta:
         address = mta.address
     outcome = await play(dialogue("b").straight, address, deadline_s=DEADLINE_S)

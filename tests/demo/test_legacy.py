@@ -1,4 +1,4 @@
-"""The legacy MTA conforms, and each of its failings does what its name says."""
+"""The legacy MTA conforms to RFC 5321, and each of its faults shows."""
 
 import asyncio
 import contextlib
@@ -30,9 +30,9 @@ async def end(writer: asyncio.StreamWriter) -> None:
 
 
 async def converse(address: str, transcript: str) -> None:
-    """Play a transcript: adjacent `C:` lines are sent as one group, each `S:` line must come.
+    """Play a transcript: adjacent `C:` lines are one group, each `S:` line is expected.
 
-    `S: (silent)` and `S: (closed)` tell that nothing more, or the end, is what comes.
+    `S: (silent)` expects no reply, `S: (closed)` the end of the connection.
     """
     host, _, port = address.rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
@@ -61,7 +61,7 @@ Converse = Callable[..., Awaitable[LegacyMTA]]
 
 @pytest.fixture
 def against() -> Converse:
-    """Play a transcript with a fresh MTA of this failing, and give the MTA."""
+    """Play a transcript with a new MTA that has this fault, and return the MTA."""
 
     async def play(failing: str, transcript: str, **settings: float) -> LegacyMTA:
         async with LegacyMTA(failing=failing, refused=REFUSED, **settings) as mta:
@@ -71,17 +71,17 @@ def against() -> Converse:
     return play
 
 
-def test_the_default_failing_is_one_of_the_named() -> None:
+def test_the_default_fault_exists() -> None:
     assert DEFAULT_FAILING in FAILINGS
 
 
-def test_an_unknown_failing_is_refused() -> None:
+def test_an_unknown_fault_is_an_error() -> None:
     with pytest.raises(ValueError, match="flush-always"):
         LegacyMTA(failing="pipelines-perfectly")
 
 
 @pytest.mark.parametrize("failing", sorted(FAILINGS.keys() - {"helo-only"}))
-async def test_every_failing_serves_a_lock_step_client(against: Converse, failing: str) -> None:
+async def test_every_fault_still_serves_a_lock_step_client(against: Converse, failing: str) -> None:
     mta = await against(
         failing,
         HELLO
@@ -113,7 +113,7 @@ async def test_commands_out_of_sequence_or_malformed_are_refused(against: Conver
         """
         S: 220 old.innosoft.com SMTP service ready
         C: MAIL FROM:<a@b.example>
-        S: 503 Polite people say HELO first
+        S: 503 Send HELO or EHLO first
         C: HELO
         S: 501 HELO requires a domain
         C: HELO me
@@ -173,7 +173,7 @@ async def test_commands_out_of_sequence_or_malformed_are_refused(against: Conver
     )
 
 
-async def test_without_failing_a_group_is_answered_but_noted(against: Converse) -> None:
+async def test_without_a_fault_a_group_is_answered_but_recorded(against: Converse) -> None:
     mta = await against(
         "none",
         HELLO
@@ -187,7 +187,7 @@ async def test_without_failing_a_group_is_answered_but_noted(against: Converse) 
     assert [event.octets for event in mta.violations] == [b"RCPT TO:<c@b.example>\r\n"]
 
 
-async def test_octets_are_a_violation_while_a_late_reply_is_owed(against: Converse) -> None:
+async def test_data_while_a_reply_is_owed_is_a_violation(against: Converse) -> None:
     mta = await against(
         "none",
         """
@@ -257,7 +257,7 @@ async def test_a_hand_over_loses_input_at_mail_and_at_data(against: Converse) ->
     assert lost == [b"RCPT TO:<lost@b.example>\r\n", b".\r\n"]
 
 
-async def test_data_is_judged_by_the_last_recipient(against: Converse) -> None:
+async def test_data_depends_on_the_last_recipient(against: Converse) -> None:
     await against(
         "last-recipient",
         HELLO
@@ -294,7 +294,7 @@ async def test_data_is_accepted_without_recipients_but_the_message_is_not(
     assert mta.messages == []
 
 
-async def test_any_octet_behind_a_command_line_closes(against: Converse) -> None:
+async def test_data_after_a_command_line_closes(against: Converse) -> None:
     mta = await against(
         "opensmtpd",
         HELLO
@@ -321,8 +321,8 @@ async def test_ehlo_is_unknown_but_helo_is_not(against: Converse) -> None:
     )
 
 
-async def test_content_is_kept_octet_for_octet_however_it_is_cut() -> None:
-    """Dots are unstuffed, 8-bit octets, bare CR and LF kept; only CRLF . CRLF is the end."""
+async def test_content_is_stored_unchanged_however_it_is_cut() -> None:
+    """Dots are unstuffed; 8-bit, bare CR and bare LF are kept; only CRLF . CRLF ends it."""
     content = b"..first\r\n.\n.\r\r\n\xff\0 .\r\nlast\r\n"
     async with LegacyMTA() as mta:
         host, _, port = mta.address.rpartition(":")
@@ -372,7 +372,7 @@ async def test_a_half_closed_client_gets_its_late_replies() -> None:
         await end(writer)
 
 
-async def test_a_session_that_ended_is_told() -> None:
+async def test_the_end_of_a_session_is_reported() -> None:
     closed = asyncio.Event()
     async with LegacyMTA(on_closed=lambda _: closed.set()) as mta:
         await converse(mta.address, HELLO + "C: QUIT\nS: 221 old.innosoft.com closing connection")
@@ -382,7 +382,7 @@ async def test_a_session_that_ended_is_told() -> None:
         assert mta.sessions[0].events[-1].what is Happening.CLOSED
 
 
-async def test_a_line_without_end_is_refused() -> None:
+async def test_an_endless_line_is_refused() -> None:
     async with LegacyMTA() as mta:
         host, _, port = mta.address.rpartition(":")
         reader, writer = await asyncio.open_connection(host, int(port))

@@ -18,7 +18,7 @@ SLACK_S = 0.002
 
 @dataclass
 class Peer(asyncio.Protocol):
-    """The server at the far end: keeps what it got, says what it is told to."""
+    """The server at the far end: keeps what it received, and sends what a test gives it."""
 
     chunks: list[bytes] = field(default_factory=list)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
@@ -76,7 +76,7 @@ async def test_each_direction_takes_half_the_round_trip() -> None:
             assert group.arrived_at - group.sent_at >= 0.05 - SLACK_S
 
 
-async def test_octets_sent_before_the_far_end_is_connected_arrive_in_order() -> None:
+async def test_data_sent_before_the_far_end_is_connected_arrives_in_order() -> None:
     peer = Peer()
     server = await asyncio.get_running_loop().create_server(lambda: peer, "127.0.0.1", 0)
     async with SimulatedNetwork("{}:{}".format(*server.sockets[0].getsockname()), 0.02) as network:
@@ -93,8 +93,8 @@ async def test_octets_sent_before_the_far_end_is_connected_arrive_in_order() -> 
     await server.wait_closed()
 
 
-async def test_many_groups_are_under_way_at_once_and_arrive_in_order_and_apart() -> None:
-    """Latency, not bandwidth: a hundred groups take one delay, not a hundred."""
+async def test_many_groups_in_transit_arrive_in_order_and_separately() -> None:
+    """The delay is latency: a hundred groups take one delay, not a hundred."""
     loop = asyncio.get_running_loop()
     async with connected(0.2) as (peer, network, _, writer):
         started = loop.time()
@@ -109,7 +109,7 @@ async def test_many_groups_are_under_way_at_once_and_arrive_in_order_and_apart()
         assert [group.octets for group in network.links[0].groups] == [*sent, b""]
 
 
-async def test_a_half_close_travels_and_the_other_direction_stays_open() -> None:
+async def test_a_half_close_is_relayed_and_leaves_the_other_direction_open() -> None:
     async with connected(0.02) as (peer, network, reader, writer):
         writer.write_eof()
         await asyncio.wait_for(peer.ended.wait(), DEADLINE_S)
@@ -120,7 +120,7 @@ async def test_a_half_close_travels_and_the_other_direction_stays_open() -> None
         assert network.links[0].groups[0].octets == b""
 
 
-async def test_a_reset_travels() -> None:
+async def test_a_reset_is_relayed() -> None:
     async with connected(0.02) as (peer, _, _, writer):
         sock = writer.get_extra_info("socket")
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -140,7 +140,7 @@ async def test_a_large_transfer_to_a_slow_reader_arrives_whole() -> None:
         assert sum(map(len, peer.chunks)) == size
 
 
-async def test_a_link_without_a_target_is_closed_and_told() -> None:
+async def test_a_link_without_a_target_is_closed_and_reported() -> None:
     closed: asyncio.Future[SimulatedLink] = asyncio.get_running_loop().create_future()
     server = await asyncio.get_running_loop().create_server(asyncio.Protocol, "127.0.0.1", 0)
     target = "{}:{}".format(*server.sockets[0].getsockname())
@@ -157,7 +157,7 @@ async def test_a_link_without_a_target_is_closed_and_told() -> None:
 
 
 @pytest.mark.parametrize("rtt_s", [0.0, 0.001])
-async def test_a_short_round_trip_is_no_special_case(rtt_s: float) -> None:
+async def test_a_short_round_trip_works_the_same(rtt_s: float) -> None:
     async with connected(rtt_s) as (peer, _, reader, writer):
         writer.write(b"ping")
         peer.transport.write(b"pong")

@@ -1,4 +1,4 @@
-"""What listens in the demonstration leaves nothing behind, whenever it is stopped."""
+"""The servers of the demo close all connections, whenever they are stopped."""
 
 import asyncio
 import gc
@@ -20,7 +20,7 @@ def test_stopped_while_clients_connect(
     listening: Callable[[], LegacyMTA | SimulatedNetwork],
     turns: int,
 ) -> None:
-    """What is not closed is a warning, and a warning is an error."""
+    """An unclosed socket is a ResourceWarning, which is an error."""
 
     async def connect_and_stop() -> None:
         await stage.start()
