@@ -1,1 +1,1 @@
-"""The protocol: octets in, octets out; standard library only, no loop, no sockets, no clock."""
+"""The SMTP protocol without I/O: standard library only, no event loop, sockets or clock."""

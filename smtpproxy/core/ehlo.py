@@ -1,13 +1,13 @@
-"""EHLO and HELO: what each of the client's becomes on its way to the backend.
+"""EHLO and HELO: what the proxy sends to the backend for each one from the client.
 
-Mostly the same line.  An MTA that does not know EHLO gets HELO instead.  Where the rules ask for
-it, the backend's connection is secured by STARTTLS (RFC 3207), or the client is made known by
-XCLIENT; then the backend gets the client's own EHLO once more, and the client the reply to the last
-one.  So neither side learns another name for the other.  XFORWARD is sent later, before each
-message, but which of its attributes the backend knows is found here.
+Usually it sends the same line.  An MTA that does not know EHLO gets HELO instead.  Depending on the
+policy, the proxy then secures the backend connection by STARTTLS (RFC 3207), or passes the client's
+address by XCLIENT; after either it sends the client's EHLO again, and the client gets the reply to
+the last one.  So each side only ever sees the other side's name.  XFORWARD is sent later, before
+each message, but the attributes that the backend supports are read here.
 
-For TLS, XCLIENT or XFORWARD the HELO of a client is sent as EHLO, since only the reply to that
-lists capabilities; the client gets its first line.
+For TLS, XCLIENT or XFORWARD the HELO of a client is sent as EHLO, since only an EHLO reply lists
+capabilities; the client gets the first line of that reply.
 """
 
 from collections.abc import Sequence
@@ -20,19 +20,19 @@ from smtpproxy.core.policy import BackendTls, SessionPolicy
 from smtpproxy.core.violations import BackendViolation
 from smtpproxy.core.xclient_xforward import AttributeCommands, Xforward
 
-# What comes next.
+# The next steps.
 DONE: Final = 0
-"""The client gets the `answer`."""
+"""Send `answer` to the client."""
 SEND: Final = 1
-"""The backend gets `line`."""
+"""Send `line` to the backend."""
 START_TLS: Final = 2
-"""TLS begins on the backend's connection; then `secured` is called."""
+"""Make the TLS handshake on the backend connection, then call `secured`."""
 FAILED: Final = 3
-"""The session fails for `reason`."""
+"""End the session for `reason`."""
 REFUSED: Final = 4
-"""The session ends with the backend's own reply."""
+"""End the session with the backend's reply."""
 
-# What was sent last, whose reply is awaited.
+# The command that was sent last, and whose reply is expected.
 _EHLO: Final = 0  # or HELO
 _STARTTLS: Final = 1
 _HANDSHAKE: Final = 2
@@ -41,7 +41,7 @@ _RSET: Final = 4
 
 
 class Ehlo:
-    """Follows every EHLO and HELO of a session, and what is sent to the backend because of it."""
+    """Handles every EHLO and HELO of a session, and what is sent to the backend for it."""
 
     __slots__ = (
         "_answer",
@@ -62,15 +62,15 @@ class Ehlo:
     )
 
     introduction: AttributeCommands | None
-    """How the client is made known to the backend, where that is still to be done."""
+    """The XCLIENT or XFORWARD commands that are still to be sent; else None."""
     xforward: Xforward
-    """What is sent before each message."""
+    """The XFORWARD commands to send before each message."""
     line: bytes
-    """What the backend gets next, or got last."""
+    """The line to send to the backend, or that was sent last."""
     reason: str
-    """Why the session fails, or how the backend has refused the client."""
+    """Why the session fails, a snake_case noun, or the backend's refusal of XCLIENT in words."""
     sent_at: float
-    """When the line was sent that is not answered yet."""
+    """When the line that is not answered yet was sent."""
 
     def __init__(self, policy: SessionPolicy, extensions: NegotiatedExtensions) -> None:
         self._policy = policy
@@ -79,23 +79,23 @@ class Ehlo:
         self.xforward = Xforward()
         self._client_line = b""  # its EHLO or HELO
         self._awaits = _EHLO
-        self._lines: Sequence[bytes] = ()  # of XCLIENT, not sent yet
-        self._refusal = b""  # of an EHLO, instead of which something else was sent
+        self._lines: Sequence[bytes] = ()  # XCLIENT commands that are still to be sent
+        self._refusal = b""  # the refusal of an EHLO that was followed by another command
         self._tls_refused = False
-        self._offer = _NO_OFFER  # the EHLO that was accepted last, and the reply to it
-        self._offer_before_tls = _NO_OFFER  # ... before the client's connection was secured
+        self._offer = _NO_OFFER  # the last accepted EHLO line, and the reply to it
+        self._offer_before_tls = _NO_OFFER  # the same from before TLS on the client connection
         self._answer = _NO_ANSWER
         self.line = b""
         self.reason = ""
         self.sent_at = 0.0
 
     def answer(self) -> tuple[int, bytes]:
-        """Return the code and the reply that the client gets, once."""
+        """Remove and return the code and the reply for the client."""
         answer, self._answer = self._answer, _NO_ANSWER
         return answer
 
     def begin(self, line: bytes, now: float) -> bytes:
-        """Take the client's EHLO or HELO; return what the backend gets."""
+        """Start with the client's EHLO or HELO, and return the line for the backend."""
         self._client_line = line
         self.sent_at = now
         self._awaits = _EHLO
@@ -104,20 +104,20 @@ class Ehlo:
         return self.line
 
     def restart(self, policy: SessionPolicy) -> None:
-        """Forget what was sent before the client's connection was secured (RFC 3207 section 4.2).
+        """Discard the state after TLS has started with the client (RFC 3207 section 4.2).
 
-        The backend has not forgotten it: some MTAs accept one EHLO only.
+        The last offer is kept, since the backend keeps its state: some MTAs accept only one EHLO.
         """
         self._policy = policy
         self._offer_before_tls = self._offer
 
     def stop_xforward(self) -> None:
-        """Send no XFORWARD any more: the backend refuses it, or the client sends its own."""
+        """Stop sending XFORWARD: the backend refuses it, or the client sends its own."""
         self.introduction = None
         self.xforward.lines = ()
 
     def secured(self, now: float) -> bytes:
-        """Return what the backend gets, now that its connection is inside TLS."""
+        """Return the line for the backend, after TLS has started on its connection."""
         self.sent_at = now
         self._extensions.backend_secure = True
         self._awaits = _EHLO
@@ -125,14 +125,14 @@ class Ehlo:
         return self.line
 
     def take(self, exchange: Exchange, code: int, reply: bytes, now: float) -> int:
-        """Take the reply to what was sent last for an exchange.
+        """Process the reply to the line that was sent last.
 
         Returns:
-            What comes next: DONE, SEND, START_TLS, FAILED or REFUSED.
+            The next step: DONE, SEND, START_TLS, FAILED or REFUSED.
 
         Raises:
-            BackendViolation: A reply came after the 220 to STARTTLS and before TLS.  Somebody on
-                the way could have put it there (the counterpart of CVE-2011-0411).
+            BackendViolation: A reply came between the 220 to STARTTLS and the TLS handshake, where
+                an attacker on the network could inject it (the counterpart of CVE-2011-0411).
         """
         step = ProxyStep(self.line, reply, self.sent_at, now)
         exchange.steps = (*exchange.steps, step)
@@ -154,7 +154,7 @@ class Ehlo:
 
     @property
     def _is_name_before_tls(self) -> bool:
-        """Tell whether the line has the argument of the EHLO or HELO before the client's TLS."""
+        """Whether the line has the same argument as the EHLO or HELO before the client's TLS."""
         return self._offer_before_tls[0][4:].lower() == self.line[4:].lower()
 
     @property
@@ -162,7 +162,7 @@ class Ehlo:
         wanted = self._policy.backend_tls in (BackendTls.OPPORTUNISTIC, BackendTls.REQUIRED)
         return wanted and not (self._extensions.backend_secure or self._tls_refused)
 
-    # --- what a reply leads to ----------------------------------------------------------------
+    # --- the replies --------------------------------------------------------------------------
 
     def _take_ehlo(self, code: int, reply: bytes) -> int:
         if code in (500, 502) and _is_ehlo(self.line):
@@ -198,7 +198,7 @@ class Ehlo:
         return self._go_on()
 
     def _take_introduction(self, code: int) -> int:
-        """Take the reply to XCLIENT: it is the greeting that this client would have got."""
+        """Process the reply to XCLIENT, which is the greeting for the named client."""
         if 400 <= code < 500 or code == 554:  # RFC 5321 section 3.1
             self.reason = f"refused XCLIENT with {code}"
             return REFUSED
@@ -207,16 +207,16 @@ class Ehlo:
         if self._lines:
             return self._introduce()
         self.introduction = None
-        return self._send(self._ehlo, _EHLO)  # it has taken the session back to the greeting
+        return self._send(self._ehlo, _EHLO)  # XCLIENT resets the session to the greeting
 
     def _take_rset(self, code: int) -> int:
-        """Go on without EHLO: the backend knows the name, and has no transaction any more."""
+        """Continue without EHLO: the backend has the name, and RSET has ended its transaction."""
         if code >= 300:
             return self._finish(int(self._refusal[:3]), self._refusal)
         return self._go_on()
 
     def _go_on(self) -> int:
-        """Do what is still to be done with what the backend offers."""
+        """Take the next step that the policy needs and the backend offers, or finish."""
         hello, reply = self._offer
         if not _is_ehlo(hello):
             return self._finish_helo(reply)
@@ -233,7 +233,7 @@ class Ehlo:
             lines = introduction.lines(known, self._client_line) if known is not None else ()
             if not self._must_introduce:
                 self.xforward.lines = lines
-            elif known is None or b"ADDR" not in known:  # without it the client would be the proxy
+            elif known is None or b"ADDR" not in known:  # the backend would see the proxy's address
                 return self._fail("xclient_not_offered")
             else:
                 self._lines = lines
@@ -244,7 +244,7 @@ class Ehlo:
         return self._finish_helo(b"250 " + first[4:] + b"\r\n")
 
     def _finish_helo(self, reply: bytes) -> int:
-        """Finish without extensions: the client or the backend has said HELO."""
+        """Finish without extensions, since HELO was used by the client or to the backend."""
         self._extensions.clear()
         if _is_ehlo(self._client_line):  # HELO was sent instead
             reply = self._extensions.offer_for_helo(reply)
@@ -265,7 +265,7 @@ class Ehlo:
 
     def _finish(self, code: int, reply: bytes) -> int:
         self._answer = (code, reply)
-        # An idle session is to be small: only one that may go inside TLS has to keep them.
+        # Saves memory in idle sessions: only a later STARTTLS needs them.
         self._client_line = self.line = b""
         if self._policy.inside_tls is None and not self._offer_before_tls[0]:
             self._offer = _NO_OFFER

@@ -1,7 +1,7 @@
-"""The exchange: one command with its reply, and all that an observer ever learns of a session.
+"""The exchange: one command and its reply, as observers see it.
 
-One is made per command; the greeting, message content and unsolicited replies have one too.  Times
-are those of the caller's clock, in seconds; 0.0 where something has not happened.
+The greeting, message content and unsolicited replies have an exchange, too.  Times are on the
+caller's clock, in seconds; 0.0 means that the event has not happened.
 """
 
 from collections.abc import Sequence
@@ -13,18 +13,19 @@ from smtpproxy.core.violations import BackendViolation, ClientViolation, Violati
 
 
 class ProxyStep(NamedTuple):
-    """One line that was sent to the backend for an exchange, with the reply to it."""
+    """One line that was sent to the backend for an exchange, with its reply."""
 
     line: bytes
     reply: bytes
-    """Empty if none came."""
+    """The reply; empty if none came."""
     sent: float
+    """When the line was sent."""
     replied: float
-    """0.0 if no reply came."""
+    """When the reply arrived; 0.0 if none came."""
 
 
 class Exchange:
-    """One command, what became of it, and when."""
+    """One command, its reply, and when each step happened."""
 
     # Hot path (bench S2): one object per command, no dictionary.
     __slots__ = (
@@ -50,32 +51,34 @@ class Exchange:
     line: bytes
     """The command line with its line end, secrets redacted; empty for content."""
     octets: int
-    """How much message content or BDAT payload it has, without the end of data."""
+    """The size of its content or BDAT payload, without the end of data."""
     refusal: bytes
-    """The proxy's own reply, given instead of the backend's; else empty."""
+    """The proxy's own reply in place of the backend's; else empty."""
     reply: bytes
-    """What the client gets; empty if the session ended before."""
+    """The reply to the client; empty if the session ended before."""
     code: int
     """The code of `reply`; 0 if there is none."""
     pipelined: bool
-    """It was framed before the reply to the command before it was flushed: a round trip saved."""
+    """Whether it was framed before the previous reply was flushed, which saved a round trip."""
     closes: bool
-    """The session ends when the reply has been flushed."""
+    """Whether the session ends after the reply is flushed."""
     problem: Violation | None
-    """The violation that it met; one in content may have been rewritten, not refused."""
+    """The violation in it; content may have been rewritten instead of refused."""
     bare_lf: bool
-    """Its line ended in a bare LF."""
+    """Whether its line ended in a bare LF."""
     framed: float
-    """When it was complete, and joined the queue."""
+    """When it was complete and joined the queue."""
     sent: float
-    """When it was sent to the backend; for content, when its end of data was."""
+    """When it was sent to the backend; for content, when its end of data was sent."""
     replied: float
-    """When the backend's reply came, or the proxy's own was given."""
+    """When the backend's reply arrived, or the proxy decided on its own reply."""
     flushed: float
     """When its reply was sent to the client."""
     steps: Sequence[ProxyStep]
-    """What was sent to the backend for it, where that is not just its line with the reply that the
-    client gets; for MAIL, what was sent before it.  See `all_steps`."""
+    """The lines sent to the backend for it, if more than its own line with the client's reply.
+
+    For MAIL, the lines sent before it.  See `all_steps`.
+    """
 
     def __init__(self, verb: Verb, line: bytes, framed: float) -> None:
         self.verb = verb
@@ -91,56 +94,56 @@ class Exchange:
         self.problem = None
 
     def refuse(self, violation: ClientViolation) -> None:
-        """Answer it with the violation's reply instead of the backend's."""
+        """Set the violation's reply in place of the backend's."""
         self.problem = violation
         self.refusal = violation.reply
         self.closes = violation.closes
 
     def redact_line(self) -> None:
-        """Redact what may be secret in its line, before any observer sees it."""
+        """Redact possible secrets in its line; called before any observer sees it."""
         if self.verb.secret:
             self.line = lines.redacted(self.line) if self.verb.name else b"*\r\n"
 
     def redact_reply(self) -> None:
-        """Redact a reply that may quote the line, as those of Sendmail to bad syntax do."""
+        """Redact a reply that may quote the line, as Sendmail's replies to bad syntax do."""
         if 500 <= self.code <= 504 and not self.refusal:
             self.reply = lines.redacted_reply(self.reply)
 
     def abort(self, problem: Violation | None, now: float, *, own: bool) -> None:
-        """Note that the session ends with the reply to this exchange.
+        """Record that the session ends with the reply to this exchange.
 
         Args:
-            problem: The violation that ends it, if one does.
+            problem: The violation that ends the session, if any.
             now: The time.
-            own: The reply is the proxy's own.
+            own: Whether the reply is the proxy's own.
         """
         self.redact_line()
         self.problem = self.problem or problem
         if problem is not None and self.verb.secret:
-            problem.octets = b""  # they may quote it
+            problem.octets = b""  # may quote the secret
         if own:
             by_backend = isinstance(self.problem, BackendViolation)
             self.add_step(self.problem.octets if self.problem and by_backend else b"", now)
 
     def add_step(self, reply: bytes, now: float) -> None:
-        """Record the backend's reply, empty if none came, where the client gets another one."""
+        """Record the backend's reply, empty if none came, if the client gets a different one."""
         if self.sent and (not self.steps or self.verb.role == verbs.MAIL):
             own = ProxyStep(self.line, reply, self.sent, now if reply else 0.0)
             self.steps = (*self.steps, own)
 
     @property
     def all_steps(self) -> Sequence[ProxyStep]:
-        """Return all that was sent to the backend for it: for MAIL, its own line is the last."""
+        """The lines sent to the backend for it; for MAIL, its own line is the last."""
         steps = self.steps
         if steps and self.verb.role == verbs.MAIL and self.sent and steps[-1].line != self.line:
             return (*steps, ProxyStep(self.line, self.reply, self.sent, self.replied))
         return steps
 
     def may_be_answered(self, code: int, reply: bytes) -> bool:
-        """Tell whether a reply is possible for this command.
+        """Return whether a reply is valid for this command.
 
-        Some clients take the first code of a multi-line reply, some the last.  Where one of them
-        would open content or an AUTH exchange, both must be the same.
+        Some clients read the first code of a multi-line reply, some the last.  If one of the two
+        would start content or an AUTH exchange, both must be the same.
         """
         role = self.verb.role
         if b"3" in (reply[:1], b"%d" % (code // 100)) and reply[:3] != b"%d" % code:
@@ -155,7 +158,7 @@ class Exchange:
 
     @property
     def rewritten(self) -> bool:
-        """Tell whether its content was rewritten, so that it was not refused for its problem."""
+        """Whether its content was rewritten, and so not refused for its problem."""
         problem = self.problem
         return isinstance(problem, ClientViolation) and problem.reply not in (
             self.reply,
@@ -164,14 +167,14 @@ class Exchange:
 
     @property
     def close_reason(self) -> str:
-        """Return why it closes the session."""
+        """Why it closes the session, a snake_case noun."""
         if self.problem is not None and not self.rewritten:
             return self.problem.kind
         return "content_refused" if self.verb.role == verbs.END_OF_DATA else "quit"
 
     @property
     def ends_message(self) -> bool:
-        """Tell whether its reply decides on a message: it is content, or the last BDAT chunk."""
+        """Whether its reply accepts or refuses a message: it is content, or the last BDAT chunk."""
         role = self.verb.role
         return role == verbs.END_OF_DATA or (role == verbs.BDAT and lines.is_last_chunk(self.line))
 
@@ -183,8 +186,8 @@ class ExchangeObserver(Protocol):
     """Watches a pipeline."""
 
     def settled(self, exchanges: list[Exchange]) -> None:
-        """These replies were flushed in one write, in order.
+        """Report the exchanges whose replies were flushed in one write, in order.
 
-        It is also called, once, with those that the end of the session left without a reply.  It
-        must not raise, block, or change them.
+        At the end of a session it is also called once with the exchanges that got no reply.  It
+        must not raise, block, or change the exchanges.
         """

@@ -1,12 +1,12 @@
-"""Framing: octets from the client become exchanges on the queue (steps 1 and 2 of the pipeline).
+"""Framing: turns octets from the client into exchanges on the queue (steps 1 and 2).
 
-Only LF ends a command line, and every line is sent on with CRLF, so that proxy and backend cannot
-disagree on where a command ends.  What a lenient backend could read as something else is answered
-here and never reaches it.  Nothing received is dropped, but behind STARTTLS and by a refusal that
+Only LF ends a command line, and every line is forwarded with CRLF, so that proxy and backend cannot
+disagree on where a command ends.  A line that a lenient backend could read differently is refused
+here and never forwarded.  No octets are dropped, except after STARTTLS and after a refusal that
 closes the session.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Final
 
@@ -14,9 +14,10 @@ from smtpproxy.core import lines, replies, verbs
 from smtpproxy.core.content import BareNewlines, Content
 from smtpproxy.core.exchange import Exchange
 from smtpproxy.core.policy import SessionPolicy
+from smtpproxy.core.verbs import Verb
 from smtpproxy.core.violations import ClientViolation
 
-# How the client's next octets are read.  Hot path (bench S2): plain integers.
+# The modes: how the client's next octets are read.  Hot path (bench S2): plain integers.
 CLOSED: Final = 0
 COMMANDS: Final = 1
 CONTENT: Final = 2
@@ -26,28 +27,15 @@ SKIPPED: Final = 5
 ENDED: Final = 6
 
 WINDOW: Final = 16 * 1024
-"""So many octets are looked at in one go for commands: what is behind a gate is none of them."""
+"""How many octets are split into lines at once; those after a gate may not be commands."""
 
 _ANSWERED: Final = Exchange(verbs.UNSOLICITED_ROW, b"", 0.0)
-"""Stands for an exchange that has been answered; never changed."""
+"""The placeholder for an exchange that has been answered; never changed."""
 _ANSWERED.flushed = 1.0
 
 
 class Framer:
-    """What the client has sent and the backend has not got yet.
-
-    unframed: octets that wait for more of them, or for the gate to open.
-    mode: how the next octets are read; CLOSED while the reply to `gate` is to tell it.
-    queue: exchanges that wait to be sent, in order; the pipeline takes them from its front.
-    payload: octets of a BDAT payload still to come.
-    content_over: set when message content or a BDAT payload is complete; the pipeline clears it.
-    last: the exchange that was framed last.
-    may_be_over: with `pass`, the backend may have taken the content for over that is not.
-    mistaken_end: what `normalize` rewrote of the content, once, where the client may think that it
-        has ended it; the caller takes it.
-    watch: is called with content and payload: its exchange, as it went to the backend, as it came.
-    commands, pipelined: how many were framed; how many before the reply before them was flushed.
-    """
+    """The octets and commands from the client that have not been sent to the backend yet."""
 
     __slots__ = (
         "_content",
@@ -70,31 +58,65 @@ class Framer:
         "watch",
     )
 
+    commands: int
+    """The number of commands framed."""
+    content_over: bool
+    """Whether content or a BDAT payload has become complete; the pipeline clears it."""
+    gate: Exchange
+    """The last gate; while the mode is CLOSED, its reply decides the next mode."""
+    last: Exchange
+    """The exchange that was framed last."""
+    may_be_over: bool
+    """Whether, with `pass`, the backend may have seen an end of data where the proxy did not."""
+    mistaken_end: ClientViolation | None
+    """What `normalize` rewrote where the client may think that it has sent the end of data.
+
+    It is set once per message; the caller reads and clears it.
+    """
+    mode: int
+    """How the next octets are read; CLOSED until the reply to `gate`."""
+    payload: int
+    """How many octets of a BDAT payload are still expected."""
+    pipelined: int
+    """How many commands were framed before the previous reply was flushed."""
+    queue: list[Exchange]
+    """The exchanges to be sent, in order; the pipeline takes them from the front."""
+    queue_octets: int
+    """The size of the queued command lines."""
+    send_backend: Callable[[bytes], None]
+    """The sink for content and payload."""
+    table: Mapping[bytes, Verb]
+    """The verb table."""
+    unframed: bytes | bytearray
+    """The octets of an incomplete line, or those that wait for the gate to open."""
+    watch: Callable[[Exchange, bytes, bytes], None] | None
+    """The callback for content and payload: its exchange, as sent to the backend, as received."""
+
     def __init__(
         self, policy: SessionPolicy, greeting: Exchange, send_backend: Callable[[bytes], None]
     ) -> None:
         self._policy = policy
         self.table = policy.first_table
         self.send_backend = send_backend
-        self.unframed: bytes | bytearray = b""
-        self.watch: Callable[[Exchange, bytes, bytes], None] | None = None
+        self.unframed = b""
+        self.watch = None
         self.mode = CLOSED
         self.gate = self.last = greeting
-        self.queue: list[Exchange] = []
+        self.queue = []
         self.queue_octets = 0
-        self._stalled = False  # the queue was full, so whole lines wait unframed
+        self._stalled = False  # the queue was full, so complete lines may be unframed
         self._content: Content | None = None
         self.content_over = self.may_be_over = False
-        self.mistaken_end: ClientViolation | None = None
+        self.mistaken_end = None
         self.payload = 0
         self.commands = self.pipelined = 0
 
     @property
     def full(self) -> bool:
-        """Tell whether as much waits as may wait.
+        """Whether reading from the client must pause.
 
-        The rest of a line that nothing waits ahead of is read on, however long the line may be:
-        without it nothing would ever make room.
+        An incomplete line with an empty queue is read on, however long, since only its end makes
+        progress possible.
         """
         if self.queue_octets + len(self.unframed) >= self._policy.queue_octets:
             return bool(self.queue) or self._stalled or self.mode == CLOSED
@@ -102,13 +124,13 @@ class Framer:
 
     @property
     def in_line(self) -> bool:
-        """Tell whether a line has begun that is not whole, or that is refused and goes on."""
+        """Whether a line is incomplete, or refused and not at its end yet."""
         if self.unframed:
             return self.mode in (COMMANDS, AUTH_DATA)
         return self.mode == SKIPPED
 
     def receive(self, octets: bytes, now: float) -> None:
-        """Append octets to what is not yet framed, and frame what can be."""
+        """Append octets to the unframed ones, and frame as much as possible."""
         if self.unframed or self.mode == CLOSED:
             self._keep(octets)
             self.frame_waiting(now)
@@ -116,7 +138,7 @@ class Framer:
             self._frame(octets, now)
 
     def frame_waiting(self, now: float) -> None:
-        """Frame what has waited, as far as it goes."""
+        """Frame the unframed octets, as far as possible."""
         if self.mode == CLOSED:
             self._guard_gate()
         elif self.unframed and not (self._stalled and self.queue):
@@ -125,39 +147,43 @@ class Framer:
             self._frame(octets, now)
 
     def pop(self) -> Exchange:
-        """Take the first exchange from the queue."""
+        """Remove and return the first exchange of the queue."""
         exchange = self.queue.pop(0)
         self.queue_octets -= len(exchange.line)
         return exchange
 
     def forget(self, exchange: Exchange) -> None:
-        """Let go of an exchange whose reply was flushed: an idle session is to be small."""
+        """Release an exchange whose reply was flushed, to save memory in idle sessions."""
         if exchange is self.last and not exchange.verb.secret:
             self.last = _ANSWERED
 
     # --- how the pipeline opens the gate ------------------------------------------------------
 
     def await_upgrade(self, now: float) -> None:
-        """Keep the gate closed when its reply was flushed: nothing may follow in plaintext."""
+        """Keep the gate closed after its reply is flushed: no plaintext may follow."""
         self.gate = Exchange(self.gate.verb, b"", now)
 
     def open_commands(self) -> None:
-        """Let command lines follow."""
+        """Read the next octets as command lines."""
         self.mode = COMMANDS
         self.gate = _ANSWERED
 
     def restart(self, policy: SessionPolicy) -> None:
-        """Let command lines follow, by other rules."""
+        """Read the next octets as command lines, with another policy."""
         self._policy = policy
         self.table = policy.first_table
         self.open_commands()
 
     def ehlo_accepted(self, *, helo: bool) -> None:
-        """Frame by the table that applies after EHLO, or after HELO."""
+        """Use the verb table for after EHLO, or for after HELO."""
         self.table = self._policy.helo_table if helo else self._policy.table
 
     def open_content(self, exchange: Exchange) -> None:
-        """Let message content follow; `exchange` is to be answered at its end of data."""
+        """Read the next octets as message content.
+
+        Args:
+            exchange: The exchange of the content, which is answered after its end of data.
+        """
         self.mode = CONTENT
         self.last = exchange
         self.gate = _ANSWERED
@@ -165,17 +191,17 @@ class Framer:
         self._content = Content(self._policy.bare_newlines, self._policy.message_octets)
 
     def open_payload(self, size: int) -> None:
-        """Let the `size` octets of a BDAT chunk follow, then command lines."""
+        """Read the next `size` octets as a BDAT payload, then command lines."""
         self.payload = size
         self.mode = PAYLOAD if size else COMMANDS
 
     def open_auth_data(self) -> None:
-        """Let one line follow that is data for the backend, whatever it looks like."""
+        """Read the next line as a reply to an AUTH challenge, whatever it looks like."""
         self.mode = AUTH_DATA
         self.gate = _ANSWERED
 
     def close(self) -> None:
-        """Frame nothing any more."""
+        """Discard the unframed octets, and ignore all later ones."""
         self.mode = ENDED
         self.unframed = b""
 
@@ -183,12 +209,12 @@ class Framer:
         if self.unframed:
             self.unframed += octets
         else:
-            self.unframed = bytearray(octets)  # there is none in an idle session (bench S5)
+            self.unframed = bytearray(octets)  # an idle session has none (bench S5)
 
     # --- framing ------------------------------------------------------------------------------
 
     def _frame(self, octets: bytes, now: float) -> None:
-        """Frame until a gate closes, the queue is full or a line is incomplete; keep the rest."""
+        """Frame until a gate closes, the queue is full, or a line is incomplete; keep the rest."""
         position, size, limit = 0, len(octets), self._policy.queue_commands
         while position < size and self.mode != CLOSED and len(self.queue) < limit:
             taken = _FRAME[self.mode](self, octets, position, now)
@@ -202,11 +228,11 @@ class Framer:
                 self._guard_gate()
 
     def _frame_commands(self, octets: bytes, position: int, now: float) -> int:
-        """Frame commonplace commands, as many as come in one group up to the first gate."""
+        """Frame the common commands of a group, up to the first gate; return the octets framed."""
         policy, table, queue = self._policy, self.table, self.queue
         before, pipelined, taken = len(queue), not self.last.flushed, 0
         window = octets[position : position + WINDOW]
-        # Octets are parted at CR, LF and CRLF only: a line with a bare one in it is not plain.
+        # bytes.splitlines splits at CR, LF and CRLF, so a bare CR or LF ends the loop.
         for line in window.splitlines(keepends=True) if window.find(b"\0") < 0 else ():
             verb = table.get(line[:5])
             if verb is None or not line.endswith(b"\r\n") or len(line) > policy.line:
@@ -231,7 +257,7 @@ class Framer:
         return taken
 
     def _frame_uncommon(self, octets: bytes, position: int, now: float) -> int:
-        """Frame a line that is not one of the commonplace commands, or not a well-formed one."""
+        """Frame a line that is not a well-formed common command; return the octets framed."""
         try:
             lines.check_protocol(octets, position)
             limit = self._policy.auth_line if lines.is_auth(octets, position) else self._policy.line
@@ -247,7 +273,7 @@ class Framer:
                 if not self.commands:
                     lines.check_header(line)
                 verb = verbs.FORBIDDEN.get(word) or self.table[b""]
-                # Behind AUTH it may be a password, sent ahead.
+                # After AUTH it may be a password that was sent too early.
                 if self.last.verb.secret or lines.may_be_secret(word):
                     verb = replace(verb, secret=True)
             line = verb.read(line)
@@ -259,7 +285,7 @@ class Framer:
                 exchange.octets = lines.bdat_size(line)
         except ClientViolation as violation:
             forbidden = verbs.FORBIDDEN.get(lines.first_word(octets, position))
-            if forbidden is not None:  # whatever is wrong with its line
+            if forbidden is not None:  # even if its line is malformed
                 kind, shown = forbidden.kind, violation.octets
                 violation = ClientViolation(kind, forbidden.refusal, shown, closes=True)
             violation.closes = violation.closes or lines.is_bdat(octets, position)
@@ -274,22 +300,22 @@ class Framer:
             end = lines.end_of_line(octets, position, self._policy.auth_line)
             line = lines.auth_line(octets[position:end]) if end else b""
         except ClientViolation as violation:
-            # The backend waits for this line, so no reply of ours would leave both in step.
+            # The backend waits for this line, so the session cannot continue without it.
             violation.closes = True
-            violation.octets = b""  # it is a secret
+            violation.octets = b""  # may be a secret
             return self._refuse(violation, octets, position, now)
         if end:
             self._enqueue(Exchange(verbs.AUTH_LINE_ROW, line, now))
         return end and end - position
 
     def _stream_content(self, octets: bytes, position: int, now: float) -> int:
-        """Pass message content on as it comes, up to its end of data (RFC 5321 section 4.1.1.4)."""
+        """Forward message content as it arrives, up to its end (RFC 5321 section 4.1.1.4)."""
         content, exchange = self._content, self.last
         assert content is not None
         received = octets[position:] if position else octets
         out, taken = content.receive(received)
         if exchange.refusal:
-            out = b""  # nothing more goes on; the client learns of it at its end of data
+            out = b""  # refused content is discarded; the client gets the reply after its end
         if out:
             self.send_backend(out)
         if self.watch is not None:
@@ -314,7 +340,7 @@ class Framer:
             self.last.problem = self.mistaken_end = content.rewritten
 
     def _stream_payload(self, octets: bytes, position: int, now: float) -> int:  # noqa: ARG002  one shape for all modes
-        """Pass a BDAT payload on untouched: it is counted, never looked at (RFC 3030 section 2)."""
+        """Forward a BDAT payload unchanged; only its octets are counted (RFC 3030 section 2)."""
         payload = octets[position : position + self.payload]
         self.send_backend(payload)
         if self.watch is not None:
@@ -326,7 +352,7 @@ class Framer:
         return len(payload)
 
     def _skip_line(self, octets: bytes, position: int, now: float) -> int:  # noqa: ARG002
-        """Pass over the rest of a line that is refused."""
+        """Discard the rest of a refused line."""
         end = octets.find(b"\n", position) + 1
         if end:
             self.mode = COMMANDS
@@ -350,8 +376,8 @@ class Framer:
             self.gate = exchange
 
     def _refuse(self, violation: ClientViolation, octets: bytes, position: int, now: float) -> int:
-        """Answer in its turn what is no command line; return the octets taken."""
-        # What follows a password that was sent ahead may be one too.
+        """Queue an exchange that refuses an invalid line; return the octets consumed."""
+        # After a password that was sent too early, the next line may be secret, too.
         verb = replace(verbs.MALFORMED_ROW, secret=self.last.verb.secret)
         exchange = Exchange(verb, b"", now)
         exchange.refuse(violation)
@@ -363,9 +389,9 @@ class Framer:
         return self._skip_line(octets, position, now)
 
     def _guard_gate(self) -> None:
-        """Refuse octets behind a guarded gate: what they mean depends on a reply not yet seen."""
+        """Refuse octets after a guarded gate, whose reply decides how they are read."""
         if self.unframed and self.gate.verb.guarded:
-            # The first word alone: more of it may be content, or a password.
+            # Only the first word is kept, since the rest may be content or a password.
             begin = bytes(self.unframed[:64])
             words = begin.split(None, 1)
             shown = words[0] if words and not self.gate.verb.secret else b""

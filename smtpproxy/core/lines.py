@@ -1,4 +1,4 @@
-"""Command lines: where one ends, and what may be one.  RFC 5321 section 2.3.8 and 4.1.1."""
+"""Command lines: their end, and which are valid (RFC 5321 section 2.3.8 and 4.1.1)."""
 
 import re
 from ipaddress import IPv6Address
@@ -9,30 +9,35 @@ from smtpproxy.core.violations import ClientViolation
 
 WHITE_SPACE: Final = b" \t\v\f"
 _HEADER: Final = re.compile(rb"[!-9;-~]+:")
-"""How a header field begins (RFC 5322 section 2.2)."""
+"""The start of a header field (RFC 5322 section 2.2)."""
 _BDAT: Final = re.compile(rb"BDAT[ \t]+([0-9]{1,20})([ \t]+LAST)?[ \t]*\r\n", re.IGNORECASE)
 TLS_HANDSHAKE: Final = b"\x16\x03"
-"""How the record of a ClientHello begins (RFC 8446 section 5.1)."""
+"""The start of a ClientHello record (RFC 8446 section 5.1)."""
 PROXY_V2: Final = b"\r\n\r\n\0\r\nQUIT\n"
 PROXY_HEADERS: Final = (b"PROXY ", PROXY_V2)
-"""How the two versions of a PROXY header begin (HAProxy's proxy-protocol.txt, section 2)."""
+"""The start of a PROXY header, versions 1 and 2 (HAProxy's proxy-protocol.txt, section 2)."""
 SSH_VERSION: Final = b"SSH-"
-"""How the first line of SSH begins (RFC 4253 section 4.2)."""
+"""The start of the first line of SSH (RFC 4253 section 4.2)."""
 _SECRET_VERBS: Final = (b"AUTH", b"X-EXPS", b"XCLIENT")
 _MECHANISM: Final = re.compile(
     rb"(?i)PLAIN|LOGIN|CRAM-MD5|DIGEST-MD5|SCRAM-[A-Z0-9-]{4,16}|XOAUTH2|OAUTHBEARER|EXTERNAL"
     rb"|GSSAPI|GSS-SPNEGO|NTLM|ANONYMOUS"
 )
-"""Words that observers see after AUTH; any other may be a misplaced password."""
+"""The words that observers see after AUTH; any other may be a misplaced password."""
 _XFORWARD_IPV6 = re.compile(rb"(?i)(?<=[ \t]ADDR=)(?:IPV6:)?([0-9a-f:.]{2,45})(?=[ \t\r])")
 _BEFORE_TEXT: Final = re.compile(rb"[0-9]{3}[ -](?:[245]\.[0-9]{1,3}\.[0-9]{1,3} )?")
 
 
 def end_of_line(octets: bytes, start: int, limit: int) -> int:
-    """Return the index after the line that begins at `start`, or 0 while its LF has not come.
+    """Return the index after the LF of the line at `start`, or 0 if the line is incomplete.
+
+    Args:
+        octets: Octets from the client.
+        start: The index where the line starts.
+        limit: The limit of the line, in octets including the LF.
 
     Raises:
-        ClientViolation: line_too_long; it has more than `limit` octets, the LF counted.
+        ClientViolation: line_too_long; the line exceeds the limit.
     """
     end = octets.find(b"\n", start, start + limit) + 1
     if not end and len(octets) - start >= limit:
@@ -41,17 +46,20 @@ def end_of_line(octets: bytes, start: int, limit: int) -> int:
 
 
 def is_auth(octets: bytes, start: int) -> bool:
-    """Tell whether an AUTH command begins at `start`: it may be longer (RFC 4954 section 4)."""
+    """Return whether an AUTH command, which may be longer, is at `start` (RFC 4954 section 4)."""
     return octets[start : start + 5].upper() == b"AUTH "
 
 
 def command_line(line: bytes) -> bytes:
-    """Return a line, which ends in LF, as it goes to the backend.
+    """Return a line as it is sent to the backend, with CRLF.
+
+    Args:
+        line: The line with its LF or CRLF.
 
     Raises:
-        ClientViolation: Another reader could read something else in it.  It has a CR inside or a
-            NUL (`NOOP<CR>MAIL FROM:<x>` is two commands to some MTAs), or white space before the
-            verb, which some MTAs skip and then find another verb.
+        ClientViolation: An MTA could read the line differently.  It contains a bare CR or a NUL
+            (`NOOP<CR>MAIL FROM:<x>` is two commands to some MTAs), or starts with white space,
+            which some MTAs skip and then find a different verb.
     """
     line = _checked(line)
     if line[0] in WHITE_SPACE:
@@ -60,14 +68,21 @@ def command_line(line: bytes) -> bytes:
 
 
 def auth_line(line: bytes) -> bytes:
-    """Return a client's line after a 334 as it goes to the backend; raises as `command_line`."""
+    """Return a client's line after a 334 as it is sent to the backend, with CRLF.
+
+    Raises:
+        ClientViolation: The line contains a bare CR or a NUL.
+    """
     return _checked(line)
 
 
 def xforward_line(line: bytes) -> bytes:
-    """Return a trusted client's XFORWARD line as it goes to the backend; raises as `command_line`.
+    """Return a trusted client's XFORWARD line as it is sent to the backend.
 
-    An IPv4-mapped address in it becomes the IPv4 address, as those from everywhere else do.
+    An IPv4-mapped IPv6 address in it becomes the IPv4 address, as everywhere in the proxy.
+
+    Raises:
+        ClientViolation: As `command_line`.
     """
     return _XFORWARD_IPV6.sub(_unmapped, command_line(line))
 
@@ -88,10 +103,13 @@ def _checked(line: bytes) -> bytes:
 
 
 def check_protocol(octets: bytes, start: int) -> None:
-    """Raise ClientViolation, which closes, if what begins at `start` is TLS or SSH.
+    """Check that the octets at `start` are not TLS or SSH.
 
-    That is looked at first: a ClientHello may be longer than a line, and have no LF in it.  Only
-    what it is known by is shown: how much more has come yet depends on the network.
+    This check comes first, since a ClientHello may have no LF and exceed the limit of a line.
+
+    Raises:
+        ClientViolation: tls_unexpected or not_smtp, which closes the session.  It quotes only the
+            fixed prefix, since how much more has arrived depends on the network.
     """
     if octets.startswith(TLS_HANDSHAKE, start):
         reply, shown = replies.TLS_NOT_EXPECTED, TLS_HANDSHAKE
@@ -101,16 +119,22 @@ def check_protocol(octets: bytes, start: int) -> None:
 
 
 def check_header(line: bytes) -> None:
-    """Raise ClientViolation, which closes, if the first line of a session is a header (HTTP's)."""
+    """Check that the first line of a session is not a header field, such as HTTP's.
+
+    Raises:
+        ClientViolation: not_smtp, which closes the session.
+    """
     if _HEADER.match(line):
         raise ClientViolation("not_smtp", replies.NOT_SMTP, line, closes=True)
 
 
 def check_proxy_v2(octets: bytes, start: int) -> bool:
-    """Tell whether what begins a session may yet turn out to be a PROXY header of version 2.
+    """Return whether the first octets of a session may be an incomplete PROXY header, version 2.
 
-    To anybody else its first octets are empty lines.  Raises ClientViolation, which closes, if it
-    is one.
+    Its first octets would otherwise be read as empty lines.
+
+    Raises:
+        ClientViolation: proxy_header_unexpected, which closes the session; it is such a header.
     """
     begin = octets[start : start + len(PROXY_V2)]
     if begin == PROXY_V2:
@@ -120,30 +144,30 @@ def check_proxy_v2(octets: bytes, start: int) -> bool:
 
 
 def may_begin_proxy_header(octets: bytes) -> bool:
-    """Tell whether these are not yet known to be the beginning of a PROXY header, but may be."""
+    """Return whether the octets may be the start of a PROXY header, but are still too few."""
     return any(each.startswith(octets) and each != octets for each in PROXY_HEADERS)
 
 
 def first_word(octets: bytes, start: int) -> bytes:
-    """Return the word that begins at `start`, in capitals; empty if white space does."""
+    """Return the word at `start` in upper case; empty if white space is there."""
     begin = octets[start : start + 64]
     return b"" if begin[:1].isspace() else b"".join(begin.split(None, 1)[:1]).upper()
 
 
 def is_bdat(octets: bytes, start: int) -> bool:
-    """Tell whether what begins at `start` may be taken for BDAT, whatever is wrong with it.
+    """Return whether the line at `start` may be a BDAT command, even a malformed one.
 
-    The client sends the payload after it in any case, and it must not be read as commands.
+    The client sends the payload after it in any case, and that must not be read as commands.
     """
-    # Not over an LF: what follows it is another line, and checked by itself.
+    # Does not skip an LF, since the next line is checked by itself.
     return octets[start : start + 64].lstrip(WHITE_SPACE + b"\r")[:4].upper() == b"BDAT"
 
 
 def bdat_size(line: bytes) -> int:
-    """Return how many octets of payload follow a BDAT line (RFC 3030 section 2).
+    """Return the size of the payload after a BDAT line, in octets (RFC 3030 section 2).
 
     Raises:
-        ClientViolation: bad_bdat, which closes the session: the size is not known.
+        ClientViolation: bad_bdat, which closes the session, since the size is not known.
     """
     found = _BDAT.fullmatch(line)
     if found is None:
@@ -152,18 +176,18 @@ def bdat_size(line: bytes) -> int:
 
 
 def is_last_chunk(line: bytes) -> bool:
-    """Tell whether a BDAT line announces the last chunk of its message."""
+    """Return whether a BDAT line announces the last chunk of its message."""
     return line.upper().split()[2:] == [b"LAST"]
 
 
 def may_be_secret(word: bytes) -> bool:
-    """Tell whether what follows a command's first word may be secret, as after `AUTH=`, too."""
+    """Return whether the text after a command's first word, such as `AUTH=`, may be secret."""
     word = word.upper()
     return any(verb in word for verb in _SECRET_VERBS)
 
 
 def redacted(line: bytes) -> bytes:
-    """Return a command line with all that may be secret replaced by `*`; others as they are."""
+    """Return a command line with possible secrets replaced by `*`."""
     words = line.replace(b"\0", b" ").split(None, 2)
     if not words or not may_be_secret(words[0]):
         return line
@@ -175,9 +199,9 @@ def redacted(line: bytes) -> bytes:
 
 
 def redacted_reply(reply: bytes) -> bytes:
-    """Return a reply with its text replaced by `*`: it may quote what was asked."""
+    """Return a reply with its text replaced by `*`, since it may quote the command."""
     found = _BEFORE_TEXT.match(reply)
-    return found[0] + b"*\r\n" if found else reply  # a code alone quotes nothing
+    return found[0] + b"*\r\n" if found else reply  # a reply without text
 
 
 def _violation(kind: str, reply: bytes, line: bytes) -> ClientViolation:
@@ -189,10 +213,10 @@ _DECLARED_SIZE: Final = re.compile(rb"(?i) SIZE=([0-9]+)(?=[ \r])")
 
 
 def declared_size(line: bytes) -> int:
-    """Return what a MAIL command says of the size of its message (RFC 1870); 0 if nothing.
+    """Return the message size that a MAIL command declares (RFC 1870), or 0.
 
-    It may say so several times; the largest counts.  More than 20 digits are cut to 21.  Where no
-    path can be told from its parameters, it is the backend's to refuse.
+    If SIZE is repeated, the largest counts.  Numbers are cut to 21 digits.  If path and parameters
+    cannot be separated, the result is 0, and the backend decides.
     """
     path = _PATH.match(line)
     declared = _DECLARED_SIZE.findall(line, path.end()) if path else []

@@ -1,4 +1,4 @@
-"""Observers: what the edge shows them, plain values and the exchanges of the core."""
+"""The interfaces of observers, such as log, trace and metrics, which watch sessions."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,39 +12,39 @@ Endpoint = tuple[str, int]
 
 @dataclass(frozen=True, slots=True)
 class SessionSummary:
-    """The figures of a session that is over."""
+    """The totals of a session that has ended."""
 
     reason: str
     """Why it ended, a snake_case noun."""
     seconds: float
-    """How long it lasted."""
+    """Its duration."""
     commands: int
-    """How many commands came from the client."""
+    """The number of commands from the client."""
     pipelined: int
     """How many of them saved a round trip."""
     messages: int
-    """How many messages the backend accepted."""
+    """The number of messages that the backend accepted."""
     client_octets: int
-    """How many octets came from the client."""
+    """The number of octets from the client."""
     backend_octets: int
-    """How many octets came from the backend."""
+    """The number of octets from the backend."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConnectionEnds:
-    """The two ends of each connection, as `192.0.2.1:4711`, `[2001:db8::1]:4711` or `unix`.
+    """The addresses of both connections: `192.0.2.1:4711`, `[2001:db8::1]:4711` or `unix`.
 
-    `unknown` is one whose connection was reset before it could be read.
+    An address is `unknown` if its connection was reset before the address could be read.
     """
 
     client: str
-    """The client's end of the client's connection."""
+    """The client's address."""
     listener: str
-    """The proxy's end of it."""
+    """The proxy's address on the client connection."""
     proxy: str
-    """The proxy's end of the backend's connection."""
+    """The proxy's address on the backend connection."""
     server: str
-    """The server's end of it."""
+    """The server's address."""
 
 
 NotedEvent = Literal[
@@ -58,52 +58,60 @@ class SessionObserver(Protocol):
 
     @property
     def content(self) -> Callable[[Exchange, bytes, bytes], None] | None:
-        """Return what is called with message content and BDAT payload, end of data included.
+        """The callback for message content and BDAT payload, including the end of data.
 
-        The exchange that it is of, the octets as they went to the backend, and as they came.
-        None costs nothing.
+        Its arguments are the exchange, the octets as sent to the backend, and as received.  None
+        costs nothing.
         """
 
     def connected(
         self, server: str, source: Endpoint | None, ends: Callable[[], ConnectionEnds]
     ) -> None:
-        """The session got its backend connection, to the server of this address.
+        """Report that the session has its backend connection.
 
-        `source` is the address and port that the server sees; None on a Unix socket.
-
-        `ends` looks up both ends of both connections; only now, since they may close any time.
+        Args:
+            server: The address of the server, as configured.
+            source: The address and port that the server sees; None on a Unix socket.
+            ends: Reads the addresses of both connections; to be called only during this call,
+                since either may close at any time.
         """
 
     def gave_up(self, server: str, reason: str) -> None:
-        """A server could not be connected to, or did not greet as it should."""
+        """Report that connecting to a server failed, or that its greeting was not valid."""
 
     def settled(self, exchanges: list[Exchange]) -> None:
-        """These replies were flushed in one write; or, at the end, these got none."""
+        """Report exchanges whose replies were flushed in one write, or never came at the end."""
 
     def stalled(self) -> None:
-        """The client is no longer read for now, as a peer is slow or its queue is full."""
+        """Report that reading from the client has paused: a peer is slow, or the queue is full."""
 
     def slowed(self) -> None:
-        """The client sends commands faster than it may, and is read more slowly; called once."""
+        """Report that the client has exceeded its command rate and is read more slowly; once."""
 
     def noted(self, event: NotedEvent, **values: str) -> None:
-        """Something besides the dialogue: TLS began or failed, or the client was turned away."""
+        """Report an event outside the dialogue: TLS started or failed, or a refused client."""
 
     def broken(self, error: Exception) -> None:
-        """Something in the proxy itself went wrong; the session is closed with 421."""
+        """Report an internal error of the proxy; the session is closed with 421."""
 
     def closed(self, summary: SessionSummary) -> None:
-        """The session is over."""
+        """Report the end of the session."""
 
 
 class ServiceObserver(Protocol):
-    """Watches the service.  No method may raise or block."""
+    """Watches a worker.  No method may raise or block."""
 
     def session(self, listener: str, backend: str, client: str) -> SessionObserver:
-        """A client has connected to a listener; return the observer of its session."""
+        """Return the observer of a new session, after a client has connected to a listener."""
 
     def server_changed(self, backend: str, server: str, up: bool, reason: str) -> None:
-        """A server is down, or up again; once for each change."""
+        """Report that a server went down or came up again; once per change."""
 
     def refused(self, reason: str, client: str, clients: int) -> None:
-        """So many clients more were turned away for this reason, this one last."""
+        """Report clients refused before they had a session.
+
+        Args:
+            reason: Why, a snake_case noun.
+            client: The address of the last of them.
+            clients: How many there were since the last report.
+        """

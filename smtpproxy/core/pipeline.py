@@ -1,22 +1,22 @@
-"""The pipeline of one session: the client's groups become single commands, the replies groups.
+"""The pipeline of one session: turns the client's groups into single commands for the backend.
 
-The rules, in the order of the five steps that the octets take (RFC 2920):
+The five steps, in the order of the data (RFC 2920):
 
-1. Octets from the client are appended to what is not yet framed.  Nothing received is dropped,
-   except after STARTTLS and by a refusal that closes.
+1. Octets from the client are appended to those that are not framed yet.  None are dropped, except
+   after STARTTLS and after a refusal that closes the session.
 2. Framing turns them into exchanges on the queue, until a gate closes: a command whose reply
-   decides how the octets after it are to be read.  The greeting and AUTH lines are gates, too.
-3. The first of the queue goes out when the backend owes no reply.  So exactly one is in flight;
-   more only when the backend itself offers PIPELINING and the rules let it be used.
-4. Octets from the backend become whole replies.  Each must have been asked for: a surplus one would
-   shift every later one.
-5. The reply settles its exchange: it joins the held replies, is flushed by the rule of the reply
-   buffer (RFC 2920 section 3.2), opens the gate if it was one, and the next exchange goes out.
+   decides how the octets after it are read.  The greeting and AUTH lines are gates, too.
+3. The first exchange of the queue is sent when the backend owes no reply.  So exactly one is in
+   flight; more only if the backend itself offers PIPELINING and the policy allows its use.
+4. Octets from the backend become complete replies.  Each must belong to an exchange: a surplus one
+   would shift all later ones.
+5. The reply settles its exchange: it joins the held replies, which are flushed by the rule of the
+   reply buffer (RFC 2920 section 3.2), opens the gate if it was one, and the next exchange is sent.
 
-Steps 1 and 2 are the framer's; 3 to 5 are here, with the reply matcher for step 4 and the reply
-buffer for step 5.  A message is acknowledged only by the backend's
-own reply to its end of data.  The pipeline calls nothing but its two sinks and its observer, and it
-has no clock: every call brings the time.
+The framer does steps 1 and 2.  Steps 3 to 5 are here, with the reply matcher for step 4 and the
+reply buffer for step 5.  A message is acknowledged only by the backend's own reply to its end of
+data.  The pipeline calls nothing but its sinks, its callbacks and its observer, and it has no
+clock: every call passes the time.
 """
 
 from collections.abc import Callable
@@ -49,16 +49,16 @@ class Pipeline:
     """The protocol state of one session.
 
     The caller owns both connections and has these duties.  It calls `connect_backend` before it
-    hands over the backend's first octets.  After each call it looks at `ended`: then it closes the
-    client when all that was written to it has gone out, and the backend.  While `full` it does not
-    read the client.  It calls `flush` when the reply that is `held_since` is too old, and `expire`
-    when a time limit of `waiting` is over.  It keeps the clock: `now` is in seconds and never goes
+    passes the backend's first octets.  After each call it checks `ended`; if set, it closes the
+    backend, and closes the client when all data written to it has been sent.  While `full` it does
+    not read from the client.  It calls `flush` when the time limit of `held_since` is reached, and
+    `expire` when that of `waiting` is.  It keeps the clock: `now` is in seconds and never goes
     back.
 
     Args:
-        policy: Those of the listener.
+        policy: The policy of the listener.
         send_client: The sink for octets to the client.
-        observer: Is shown each exchange whose reply was flushed.
+        observer: Gets the exchanges whose replies were flushed.
         now: The time.
     """
 
@@ -82,30 +82,30 @@ class Pipeline:
     )
 
     upgrade: Callable[[Upgrade], None]
-    """To be set where the rules have to do with TLS.
+    """The callback for TLS, which must be set if the policy uses any.
 
-    When it is called, the caller reads nothing more of that connection in plaintext, and calls
-    `client_secured`, `backend_secured` or `fail` when the handshake is over.  With Upgrade.TUNNEL,
-    both connections are the caller's alone.
+    When it is called, the caller must read no more plaintext from that connection, and must call
+    `client_secured`, `backend_secured` or `fail` after the handshake.  After `Upgrade.TUNNEL` the
+    caller relays both connections without the pipeline.
     """
     introduce: Callable[[bytes], bytes]
-    """To be set where the rules trust the client.
+    """The callback for XCLIENT, which must be set if the policy trusts the client.
 
-    It is called with an XCLIENT line and returns a refusal, or nothing: then the session ends as
-    "introduced", and the greeting of its successor is the reply.
+    It is called with an XCLIENT line and returns a refusal, or empty: then the session ends as
+    "introduced", and the greeting of the session that replaces it is the reply.
     """
     ended: str
-    """Why the session ended, a snake_case noun; empty while it goes on."""
+    """Why the session ended, a snake_case noun; empty while it is active."""
     client_ended: bool
-    """The client has sent the end of its octets."""
+    """Whether the client has closed its sending side."""
     client_active_at: float
-    """When the client sent octets last; those that go on with an unfinished line do not count."""
+    """When the client last sent octets, not counting those that continue an incomplete line."""
     consecutive_errors: int
-    """How many replies in a row were 5xx; those to RCPT do not count."""
+    """The number of consecutive 5xx replies, not counting those to RCPT."""
     draining: str
     """Why the session ends as soon as no transaction is open; empty if it does not."""
     in_flight: list[Exchange]
-    """Sent to the backend and not yet answered; the list of the reply matcher."""
+    """The exchanges that were sent to the backend and not answered; the reply matcher's list."""
     send_backend: Callable[[bytes], None]
     """The sink for octets to the backend."""
 
@@ -134,41 +134,41 @@ class Pipeline:
         self.client_active_at = now
 
     def connect_backend(self, send_backend: Callable[[bytes], None]) -> None:
-        """Name the sink for octets to the backend."""
+        """Set the sink for octets to the backend."""
         self.send_backend = self.framer.send_backend = send_backend
 
     def connect_client(self, send_client: Callable[[bytes], None]) -> None:
-        """Name another sink for octets to the client."""
+        """Replace the sink for octets to the client."""
         self.reply_buffer.send_client = send_client
 
     @property
     def full(self) -> bool:
-        """Tell whether the client may not be read for now (back-pressure, never an error)."""
+        """Whether the caller must pause reading from the client (back-pressure)."""
         return self.framer.full
 
     @property
     def greeting_owed(self) -> bool:
-        """Tell whether the backend has not greeted yet."""
+        """Whether the backend has not sent its greeting yet."""
         return self.matcher.greeting_owed
 
     @property
     def held_since(self) -> float:
-        """Return when the first of the held replies came; 0.0 if none is held."""
+        """When the first of the held replies arrived; 0.0 if none is held."""
         return self.reply_buffer.since
 
     def waiting(self) -> tuple[str, float]:
-        """Return which time limit runs and since when: a Verb.limit, "content" or "client"."""
+        """Return which time limit runs, a `Verb.limit`, "content" or "client", and since when."""
         return self.matcher.waiting(self.client_active_at)
 
     @property
     def content_since(self) -> float:
-        """Return when the content or the payload began that now comes."""
+        """When the current content or payload began."""
         return self.framer.last.framed
 
     # --- steps 1 and 2: octets from the client ------------------------------------------------
 
     def client_received(self, octets: bytes, now: float) -> None:
-        """Take octets from the client."""
+        """Process octets from the client."""
         if self.ended:
             return
         framer = self.framer
@@ -181,19 +181,19 @@ class Pipeline:
             self._end_if_done(now)
 
     def client_eof(self, now: float) -> None:
-        """Take the end of the client's octets: what it sent is served, then the session ends.
+        """Process the client's half-close: end after the commands received so far are answered.
 
-        Message content or a BDAT payload cut short ends it at once: the backend is to be closed
-        without an end of data.
+        If message content or a BDAT payload is incomplete, the session ends at once, and the
+        caller closes the backend without an end of data.
         """
         self.client_ended = True
         self._end_if_done(now)
 
     def client_lost(self, now: float) -> None:
-        """Take the loss of the client's connection: nobody is left who could get a reply.
+        """Process the loss of the client connection, on which no reply can be sent any more.
 
-        The session ends at once, and the backend is to be closed, without an end of data unless
-        that has gone out.  A client that only waits for the reply to QUIT has lost nothing by it.
+        The session ends at once, and the caller closes the backend, without an end of data unless
+        it has been sent.  If only the reply to QUIT is missing, the session ends as "quit".
         """
         quitting = self.in_flight and self.in_flight[0].verb.closes
         self.end("quit" if quitting else "client_lost", now)
@@ -201,7 +201,7 @@ class Pipeline:
     # --- step 3: one command at a time goes to the backend ------------------------------------
 
     def _send(self, now: float) -> None:
-        """Send what may be sent, and settle what is answered here when its turn comes."""
+        """Send the commands that may be sent, and settle those that the proxy answers, in order."""
         framer, in_flight = self.framer, self.in_flight
         if framer.content_over:
             self._end_content(now)
@@ -224,23 +224,23 @@ class Pipeline:
             else:
                 framer.pop().redact_line()
                 self._settle(exchange, refusal, int(refusal[:3]), now)
-                self.flush(now)  # the edge begins to time held replies when the backend answers
+                self.flush(now)  # the caller times held replies only after a backend reply
                 framer.frame_waiting(now)
 
     def _may_send(self) -> bool:
         return not self.in_flight or self.extensions.may_follow(self.in_flight)
 
     def _end_unasked(self, now: float) -> None:
-        """End: octets that nobody asked for have begun to come, and a command's turn has.
+        """End the session: a reply to no command has begun to arrive.
 
-        Were it sent, they would begin the reply to it.
+        If the next command were sent, that reply would be taken for the reply to it.
         """
         violation = BackendViolation("reply_not_asked_for", self.matcher.reader.unread)
         self.fail("backend_violation", replies.BACKEND_BROKEN, now, violation)
 
     def _forward(self, exchange: Exchange, now: float) -> None:
         self.in_flight.append(exchange)
-        exchange.sent = 0.0 if exchange.octets else now  # not before its payload is
+        exchange.sent = 0.0 if exchange.octets else now  # BDAT: set after its payload
         role = exchange.verb.role
         line = exchange.line
         self.send_backend(self.ehlo.begin(line, now) if role in _HELLO else line)
@@ -254,16 +254,16 @@ class Pipeline:
                 self._end_content(now)
 
     def _waits_for_introduction(self, exchange: Exchange, now: float) -> bool:
-        """Do what XCLIENT and XFORWARD ask for before a command is sent.
+        """Send XFORWARD before a MAIL, or process XCLIENT.
 
         Returns:
-            Whether the command may not be sent yet, or never.
+            Whether the command may not be sent yet, or is never sent.
         """
         role = exchange.verb.role
         forward = role == MAIL and self.ehlo.xforward.lines
         if exchange.refusal or not (forward or role == verbs.XCLIENT):
             return False
-        if self.in_flight:  # what may yet begin or end a transaction
+        if self.in_flight:  # its reply may begin or end a transaction
             return True
         return self._send_xforward(now) if forward else self._switch_client(exchange, now)
 
@@ -278,7 +278,7 @@ class Pipeline:
         return line != b""
 
     def _switch_client(self, xclient: Exchange, now: float) -> bool:
-        """End the session in favour of one of the client that XCLIENT names, or refuse that.
+        """Process XCLIENT: refuse it, or end the session for a new one of the named client.
 
         A trusted client's XCLIENT is never forwarded.
         """
@@ -293,22 +293,22 @@ class Pipeline:
         return not xclient.refusal
 
     def _end_content(self, now: float) -> None:
-        """Wait for the reply to content or a payload; settle it if that is already decided."""
+        """Wait for the reply to content or a payload, or settle it if it is already refused."""
         self.framer.content_over = False
         if not self.in_flight:
-            return  # BDAT was refused before its payload had come
+            return  # BDAT was refused before its payload arrived
         exchange = self.in_flight[-1]
         if exchange.refusal:
             self.in_flight.pop()
             exchange.closes = True
             self._settle(exchange, exchange.refusal, int(exchange.refusal[:3]), now)
         elif len(self.in_flight) > 1 or not self.matcher.reader.unread:
-            exchange.sent = now  # else a reply has begun before the end: it can't be for it
+            exchange.sent = now  # else a reply has begun before the end, and is not for it
 
     # --- step 4: octets from the backend become replies ---------------------------------------
 
     def backend_received(self, octets: bytes, now: float) -> None:
-        """Take octets from the backend."""
+        """Process octets from the backend."""
         if self.ended:
             return
         code = 0 if self.matcher.reader.unread else whole_reply_code(octets)
@@ -333,13 +333,13 @@ class Pipeline:
             self._end_if_done(now)
 
     def _take_fast_path(self, code: int, reply: bytes, now: float) -> bool:
-        """Settle a positive reply to MAIL or RCPT, and send the plain command that waits.
+        """Settle a positive reply to MAIL or RCPT, and send the plain command that follows.
 
-        Hot path (bench S2): nine of ten replies take it.  It does what steps 4, 5 and 3 would do,
-        without their questions; it leaves to them all that is not so plain.
+        Hot path (bench S2): nine of ten replies take it.  It does the same as steps 4, 5 and 3
+        with fewer checks, and leaves all other cases to them.
 
         Returns:
-            Whether that was done.
+            Whether the reply was settled.
         """
         framer, in_flight = self.framer, self.in_flight
         queue = framer.queue
@@ -369,9 +369,9 @@ class Pipeline:
         return True
 
     def _take_replies(self, octets: bytes, now: float) -> None:
-        """Take all that came before anything more is sent.
+        """Process all replies received, before anything more is sent.
 
-        So a surplus reply is not taken for one to a command that had not been sent when it came.
+        So a surplus reply is not taken for the reply to a command that was sent after it.
         """
         reader = self.matcher.receive(octets)
         while not self.ended and (reply := reader.next_reply()) is not None:
@@ -380,10 +380,10 @@ class Pipeline:
             self.matcher.check_begun_reply()
 
     def _take_reply(self, code: int, reply: bytes, now: float) -> None:
-        """Give a reply to the exchange that waits for it.
+        """Process one reply.
 
         Raises:
-            BackendViolation: As `ReplyMatcher.classify` does.
+            BackendViolation: As `ReplyMatcher.classify`.
         """
         self.matcher.last_reply_at = now
         in_flight = self.in_flight
@@ -408,7 +408,7 @@ class Pipeline:
         self._settle(exchange, reply, code, now)
 
     def _take_ehlo(self, code: int, reply: bytes, now: float) -> tuple[int, bytes]:
-        """Do what a reply to EHLO or HELO leads to; return the client's reply, empty if not yet."""
+        """Process a reply to EHLO or HELO; return the client's code and reply, empty if not yet."""
         ehlo = self.ehlo
         exchange = self.in_flight[0]
         step = ehlo.take(exchange, code, reply, now)
@@ -430,13 +430,13 @@ class Pipeline:
         return code, b""
 
     def _take_xforward(self, role: int, code: int, reply: bytes, now: float) -> bool:
-        """Take the reply to XFORWARD.
+        """Process the reply to XFORWARD.
 
-        The proxy sends none any more when the client has sent its own, or when the backend refuses
-        it: that is no reason not to relay mail, since XFORWARD is for a log only.
+        The proxy stops sending XFORWARD when the client has sent its own, or when the backend
+        refuses it.  The session continues, since XFORWARD is only for the backend's log.
 
         Returns:
-            Whether it was the proxy's own, so that the client gets no reply.
+            Whether it was the proxy's own XFORWARD, so that the client gets no reply.
         """
         if role == verbs.XFORWARD:
             if code < 300:
@@ -448,7 +448,7 @@ class Pipeline:
         return True
 
     def _drop_xforward(self, reply: bytes, now: float) -> None:
-        """Remove the proxy's own XFORWARD from those in flight; it is a step of the next MAIL."""
+        """Remove the proxy's own XFORWARD from those in flight, and add it to MAIL as a step."""
         in_flight = self.in_flight
         if in_flight and in_flight[0].verb is verbs.OWN_XFORWARD_ROW:
             own, mail = in_flight.pop(0), self.framer.queue[0]
@@ -458,14 +458,14 @@ class Pipeline:
     # --- step 5: a reply settles its exchange --------------------------------------------------
 
     def _settle(self, exchange: Exchange, reply: bytes, code: int, now: float) -> None:
-        """Join the reply to the held ones, flush by the rule, open the gate if it was one."""
+        """Hold the reply, flush by the rule, end the session or open the gate if it was one."""
         framer = self.framer
         more = bool(framer.queue or self.in_flight)
         must_flush = self.reply_buffer.hold(exchange, reply, code, now, more)
         verb = exchange.verb
         if code < 500:
             self.consecutive_errors = 0
-        elif verb.role != RCPT:  # dead recipients are the list's fault, not a client's gone wrong
+        elif verb.role != RCPT:  # unknown recipients are not the client's error
             self.consecutive_errors += 1
         if verb.role:
             self.transaction.update(exchange, code)
@@ -481,7 +481,7 @@ class Pipeline:
             self._open_gate(verb.role, code, now)
 
     def _open_gate(self, role: int, code: int, now: float) -> None:
-        """Let the client's next octets be read as the reply decides."""
+        """Read the client's next octets as the reply to the gate decides."""
         if code == 220 and role in UPGRADES:
             self.framer.await_upgrade(now)
             self.upgrade(UPGRADES[role])
@@ -495,7 +495,7 @@ class Pipeline:
             self.framer.open_commands()
 
     def flush(self, now: float) -> None:
-        """Send the held replies to the client in one write, and show them to the observer."""
+        """Send the held replies to the client in one write, and pass them to the observer."""
         last = self.reply_buffer.flush(now)
         if last is not None:
             self.framer.forget(last)
@@ -503,10 +503,10 @@ class Pipeline:
     # --- TLS ------------------------------------------------------------------------------------
 
     def client_secured(self, now: float) -> None:
-        """Restart: the client's connection is inside TLS (RFC 3207 section 4.2).
+        """Restart, since the client connection is now inside TLS (RFC 3207 section 4.2).
 
-        Octets that came before TLS end the session: somebody on the way could have put them there
-        (CVE-2011-0411).
+        Octets received before TLS end the session: an attacker on the network could have injected
+        them (CVE-2011-0411).
         """
         if self.framer.mode == ENDED:
             problem = self.framer.gate.problem
@@ -516,7 +516,7 @@ class Pipeline:
             self._end_if_done(now)
 
     def _restart(self, now: float) -> None:
-        """Forget all that came before the client's TLS (RFC 3207 section 4.2)."""
+        """Discard the state from before the client's TLS (RFC 3207 section 4.2)."""
         inside = self.policy.inside_tls
         assert inside is not None
         self.policy = inside
@@ -528,37 +528,44 @@ class Pipeline:
         self.framer.restart(inside)
 
     def backend_secured(self, now: float) -> None:
-        """Send the client's EHLO once more: the backend's connection is inside TLS."""
+        """Send the client's EHLO again, since the backend connection is now inside TLS."""
         self.matcher.last_reply_at = now
         self.send_backend(self.ehlo.secured(now))
 
     # --- how a session ends --------------------------------------------------------------------
 
     def fail(self, reason: str, reply: bytes, now: float, problem: Violation | None = None) -> None:
-        """End with one of the proxy's own 421 replies."""
+        """End the session with one of the proxy's own 421 replies.
+
+        Args:
+            reason: Why, a snake_case noun.
+            reply: The reply, with %b for the proxy's name.
+            now: The time.
+            problem: The violation that ends the session, if any.
+        """
         self._end_with(reply % self.policy.hostname, reason, now, problem)
 
     def backend_unavailable(self, greeting: bytes, now: float) -> None:
-        """End, since no server could be reached.
+        """End the session, since no server could be reached.
 
         Args:
-            greeting: The refusal by the last of them, which the client gets; empty if none.
+            greeting: The refusing greeting of the last server, for the client; empty if none.
             now: The time.
         """
         own = replies.BACKEND_UNAVAILABLE % self.policy.hostname
         self._end_with(greeting or own, "backend_unavailable", now, None)
 
     def backend_lost(self, now: float) -> None:
-        """Take the end of the backend's octets, or the loss of its connection."""
+        """Process the end or the loss of the backend connection."""
         if not self.matcher.discards_content:
             self.fail("backend_lost", replies.BACKEND_LOST, now)
 
     def expire(self, limit: str, now: float) -> None:
-        """End, since a time limit is over: the one that `waiting` names, or one of the caller's."""
+        """End the session at a time limit, given its name from `waiting` or the caller's own."""
         self.fail(f"{limit}_time_limit", replies.TIME_LIMIT, now)
 
     def drain(self, now: float, reason: str = "draining") -> None:
-        """End with 421 as soon as no transaction is open and the client waits for nothing.
+        """End with 421 as soon as no transaction is open and no reply is owed to the client.
 
         Args:
             now: The time.
@@ -569,10 +576,7 @@ class Pipeline:
 
     @property
     def interruptible(self) -> bool:
-        """Whether a 421 now would cut nothing short that the backend is at work on.
-
-        Neither content nor a command whose reply decides anything is on its way.
-        """
+        """Whether a 421 now would interrupt nothing: no content, and no command with a role."""
         may_end = self.framer.mode in (COMMANDS, AUTH_DATA)
         return may_end and not any(exchange.verb.role for exchange in self.in_flight)
 
@@ -586,7 +590,7 @@ class Pipeline:
             self.fail(self.draining, replies.DRAINED[self.draining], now)
 
     def _end_with(self, reply: bytes, reason: str, now: float, problem: Violation | None) -> None:
-        """Answer the oldest exchange that waits with a reply that ends the session."""
+        """Answer the oldest exchange without a reply, and end the session."""
         if self.ended:
             return
         own = reason != "backend_closed"
@@ -598,7 +602,12 @@ class Pipeline:
         self.end(reason, now)
 
     def end(self, reason: str, now: float) -> None:
-        """End without a reply: the client is gone, or has got its last one."""
+        """End the session without another reply; the held ones are flushed.
+
+        Args:
+            reason: Why, a snake_case noun.
+            now: The time.
+        """
         if self.ended:
             return
         self.ended = reason
@@ -618,4 +627,4 @@ _HELLO: Final = frozenset((verbs.EHLO, verbs.HELO))
 
 
 def _not_connected(what: object) -> NoReturn:
-    raise AssertionError(f"nothing is connected that could take {what!r}")
+    raise AssertionError(f"nothing is connected to take {what!r}")

@@ -1,4 +1,4 @@
-"""The policy of a session: the settings of its listener and backend that the pipeline follows."""
+"""The policy of a session: the settings of its listener and backend that the core needs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -12,36 +12,36 @@ from smtpproxy.core.verbs import Sync, Verb
 
 NO_CHANGES: Final = CapabilityFilter()
 XCLIENT_OFFER: Final = b"XCLIENT NAME ADDR PORT PROTO HELO DESTADDR DESTPORT"
-"""What the proxy offers a trusted client; LOGIN is left out, for it names who has authenticated."""
+"""The XCLIENT offer to a trusted client, without LOGIN, which would name an authenticated user."""
 
 
 class ClientTls(Enum):
-    """What becomes of the client's STARTTLS (RFC 3207)."""
+    """How the client's STARTTLS is handled (RFC 3207)."""
 
     HIDDEN = "hidden"
     """It is not offered, and refused."""
     OFFERED = "offered"
     """The proxy offers it."""
     PASSED = "passed"
-    """The backend offers it: after its 220 the proxy passes octets on unread."""
+    """The backend offers it; after its 220 reply the proxy relays TLS unread."""
     ACTIVE = "active"
-    """The client's connection is inside TLS."""
+    """The client connection is inside TLS already."""
 
 
 class BackendTls(Enum):
-    """When the backend's connection is secured."""
+    """When the backend connection uses TLS."""
 
     OFF = "off"
     OPPORTUNISTIC = "opportunistic"
-    """By STARTTLS, if the backend offers it."""
+    """After STARTTLS, if the backend offers it."""
     REQUIRED = "required"
-    """By STARTTLS, or the session fails."""
+    """After STARTTLS; the session fails without it."""
     IMPLICIT = "implicit"
     """From the start."""
 
 
 class Auth(Enum):
-    """When a client may authenticate itself."""
+    """When AUTH is offered to the client."""
 
     ANY = "any"
     TLS_ONLY = "tls-only"
@@ -50,66 +50,66 @@ class Auth(Enum):
 
 @dataclass(frozen=True)
 class SessionPolicy:
-    """Frozen, and shared by all sessions of a listener."""
+    """The policy of all sessions of a listener."""
 
     hostname: bytes = b"localhost"
     """The proxy's name in its own 421 replies."""
     sync: Sync = Sync.SAFE
-    """When a client is refused that sends before it has the reply."""
+    """Which clients are refused for sending before a reply."""
     bare_newlines: BareNewlines = BareNewlines.NORMALIZE
-    """What becomes of a bare CR, bare LF or NUL in content."""
+    """How a bare CR, bare LF or NUL in content is handled."""
     capabilities: CapabilityFilter = NO_CHANGES
-    """The listener's changes to what passes; once made, what passes."""
+    """The listener's changes to the capability filter; after `__post_init__`, the filter."""
     use_pipelining: bool = True
-    """Use the backend's own PIPELINING when it offers it."""
+    """Whether to use the backend's own PIPELINING if it offers it."""
     helo_fallback: bool = True
-    """Send HELO to a backend that does not know EHLO."""
+    """Whether to send HELO to a backend that does not know EHLO."""
     guard_data: bool = True
-    """Do not forward DATA when every recipient of the transaction was rejected."""
+    """Whether to answer DATA without the backend if every recipient was rejected."""
     queue_commands: int = 1000
-    """How many commands may wait before the client is no longer read."""
+    """The number of queued commands at which reading from the client pauses."""
     queue_octets: int = 256 * 1024
-    """How many octets of commands may."""
+    """The size of queued commands at which reading from the client pauses."""
     line: int = 2048
-    """Octets of a command line, line end included."""
+    """The limit of a command line, in octets including the line end."""
     auth_line: int = 12288
-    """Octets of an AUTH line, line end included (RFC 4954 section 4)."""
+    """The limit of an AUTH line, in octets including the line end (RFC 4954 section 4)."""
     errors: int = 20
-    """How many 5xx replies in a row a client may get, those to RCPT aside; 0: any number."""
+    """The limit of consecutive 5xx replies, not counting those to RCPT; 0 for none."""
     reply_octets: int = replies.REPLY_LIMIT
-    """Octets of one reply of the backend."""
+    """The limit of one reply of the backend, in octets."""
     message_octets: int = 0
-    """How large a message may be; 0: as the backend likes."""
+    """The limit of a message, in octets; 0 for none but the backend's."""
     recipients: int = 0
-    """How many recipients may be accepted for a message; 0: as the backend likes."""
+    """The limit of accepted recipients of a message; 0 for none but the backend's."""
     client_tls: ClientTls = ClientTls.HIDDEN
     require_tls: bool = False
-    """Refuse all but a few commands before the client's TLS."""
+    """Whether to refuse all but a few commands before the client uses TLS."""
     auth: Auth = Auth.ANY
     backend_tls: BackendTls = BackendTls.OFF
     backend_verified: bool = False
-    """The certificate of the backend is verified, where it has one."""
+    """Whether the backend's certificate is verified."""
     trusted: bool = False
-    """The client may name other clients by XCLIENT and XFORWARD."""
+    """Whether the client may name other clients by XCLIENT and XFORWARD."""
     hello_first: bool = False
-    """Refuse all but a few commands before EHLO or HELO."""
+    """Whether to refuse all but a few commands before EHLO or HELO."""
     xforward: bool = False
-    """The backend gets XFORWARD before each message."""
+    """Whether to send XFORWARD to the backend before each message."""
     table: Mapping[bytes, Verb] = field(init=False)
     """The verb table after EHLO."""
     first_table: Mapping[bytes, Verb] = field(init=False)
-    """The verb table until EHLO or HELO was accepted."""
+    """The verb table before EHLO or HELO is accepted."""
     helo_table: Mapping[bytes, Verb] = field(init=False)
     """The verb table after HELO."""
     greeting: Verb = field(init=False)
-    """The row of the greeting."""
+    """The verb row of the greeting."""
     secured_capabilities: CapabilityFilter = field(init=False)
-    """Which capabilities pass when the backend's connection is inside TLS."""
+    """The capability filter when the backend connection is inside TLS."""
     inside_tls: "SessionPolicy | None" = field(init=False)
-    """The rules once the client's connection is inside TLS; None if it can't come there."""
+    """The policy once the client connection is inside TLS; None if the proxy offers no TLS."""
 
     def __post_init__(self) -> None:
-        """Make the tables, once for all sessions."""
+        """Compute the tables and filters, once for all sessions."""
         asked = self.capabilities
         keep = self._filter()
         limited = {verbs.MAIL: self.message_octets, verbs.RCPT: self.recipients}
@@ -136,9 +136,9 @@ class SessionPolicy:
         return self.client_tls is ClientTls.ACTIVE
 
     def _inside_tls(self, asked: CapabilityFilter) -> "SessionPolicy":
-        """Return the rules that go for the same client once it is inside TLS.
+        """Return the policy for the same client inside TLS.
 
-        It must send EHLO again, so that the backend also forgets what came before.
+        The client must send EHLO again, so that the backend discards the state from before TLS.
         """
         return replace(self, capabilities=asked, client_tls=ClientTls.ACTIVE, hello_first=True)
 
@@ -161,7 +161,7 @@ class SessionPolicy:
         return CapabilityFilter(hide, allow, add, ends_tls=ends_tls)
 
     def _rows(self) -> dict[bytes, Verb]:
-        """Return the rows of the verb table that these rules change."""
+        """Return the rows of the verb table that this policy changes."""
         rows = {}
         if self.client_tls is ClientTls.OFFERED:
             rows[b"STARTTLS"] = verbs.STARTTLS_OFFERED

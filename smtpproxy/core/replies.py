@@ -1,8 +1,8 @@
-"""Replies: those of the backend, read; and the proxy's own, all in one place.
+"""Replies: the reader for those of the backend, and all replies of the proxy itself.
 
-RFC 5321 section 4.2 gives the grammar.  Old servers are met half way: a bare LF ends a line, a code
-may stand without text, and codes may differ inside a multi-line reply (the last one counts).
-Anything else could be read differently by the client than here, so it is a violation.
+RFC 5321 section 4.2 gives the grammar.  For old servers the reader also accepts a bare LF as line
+end, a code without text, and different codes within a multi-line reply (the last one decides).
+Anything else is a violation, since the client could read it differently.
 """
 
 import re
@@ -11,14 +11,14 @@ from typing import Final
 from smtpproxy.core.violations import BackendViolation
 
 REPLY_LIMIT: Final = 256 * 1024
-"""Octets of one whole reply, unless a session has another limit.
+"""The default limit of one reply, all its lines, in octets.
 
-There is none for a line of it: challenges have up to 12288 octets (RFC 4954 section 4).
+A single line has no limit: a challenge may have 12288 octets (RFC 4954 section 4).
 """
 MOST_AT_ONCE: Final = 4096
-"""Octets of a reply that is recognised without a reader; no limit of a session is lower."""
+"""The longest reply that is recognised without a reader; every session's limit is higher."""
 
-# The proxy's own replies.  Fixed texts: nothing of the inside is ever shown to a peer.
+# The proxy's own replies.  The texts are fixed: a peer never sees internal details.
 LINE_TOO_LONG = b"500 5.5.2 Error: line too long\r\n"
 BAD_SYNTAX = b"500 5.5.2 Error: bad syntax, a command begins with its verb\r\n"
 BARE_CR_OR_NUL = b"500 5.5.2 Error: bare <CR> or NUL in command\r\n"
@@ -50,7 +50,7 @@ BARE_NEWLINE = {
     "bare_nul": b"550 5.5.2 Error: bare <NUL> received\r\n",
 }
 
-# RFC 5321 section 4.2.2: the host's name follows the code; it is put in place of %b.
+# RFC 5321 section 4.2.2: the host name follows the code; it replaces %b.
 BACKEND_UNAVAILABLE = b"421 4.4.1 %b Error: mail server not available, try again later\r\n"
 BACKEND_FULL = b"421 4.3.2 %b Error: mail server is busy, try again later\r\n"
 BACKEND_LOST = b"421 4.4.2 %b Error: connection to mail server lost\r\n"
@@ -78,9 +78,9 @@ _ONE_LINE: Final = {b"%d " % code: code for code in range(200, 600)}
 
 
 def whole_reply_code(octets: bytes) -> int:
-    """Return the code if the octets are just one whole well-formed reply, as most are; else 0.
+    """Return the code if the octets are exactly one well-formed reply, else 0.
 
-    All its lines have this code; a reply whose codes differ is left to `ReplyReader`.
+    A reply whose lines have different codes gives 0, too; `ReplyReader` reads it.
     """
     size = len(octets)
     if size > MOST_AT_ONCE:
@@ -93,38 +93,37 @@ def whole_reply_code(octets: bytes) -> int:
 
 
 class ReplyReader:
-    """Octets of the backend become whole replies, multi-line ones too."""
+    """Splits the backend's octets into complete replies.
+
+    Args:
+        limit: The limit of one reply, all its lines, in octets.
+    """
 
     __slots__ = ("_limit", "_line_start", "_looked_at", "unread")
 
     unread: bytearray
-    """What has come and belongs to no complete reply yet."""
+    """The octets that belong to no complete reply yet."""
 
     def __init__(self, limit: int = REPLY_LIMIT) -> None:
-        """Make one for a connection.
-
-        Args:
-            limit: Octets of one whole reply.
-        """
         self._limit = limit
         self.unread = bytearray()
-        self._line_start = 0  # where the first line begins that is not known to be whole
-        self._looked_at = 0  # how far there is no LF in it: each octet is looked at once
+        self._line_start = 0  # the start of the first line that may be incomplete
+        self._looked_at = 0  # where to search for its LF, so that no octet is searched twice
 
     def receive(self, octets: bytes) -> None:
-        """Append what came from the backend; `next_reply` bounds what is kept."""
+        """Append octets from the backend; `next_reply` enforces the limit."""
         self.unread += octets
 
     def next_reply(self) -> tuple[int, bytes] | None:
-        """Take the next complete reply.
+        """Remove and return the next complete reply.
 
         Returns:
-            Its code and its octets; None until more has come.  The octets are the backend's own,
-            but a bare LF at the end of a line becomes CRLF: replies that are sent together must not
-            run into one another.
+            Its code and its octets, or None if it is incomplete.  The octets are the backend's
+            own, except that a bare LF at a line end becomes CRLF, so that the client cannot read
+            two replies as one.
 
         Raises:
-            BackendViolation: What came is no reply, or one that is too long.
+            BackendViolation: The octets are not a reply, or the reply is too long.
         """
         unread, limit = self.unread, self._limit
         while end := unread.find(b"\n", self._looked_at, limit) + 1:
@@ -144,11 +143,14 @@ class ReplyReader:
 
 
 def read_line(line: bytes) -> tuple[int, bool]:
-    """Return the code of one reply line, which ends in LF, and whether it is the reply's last line.
+    """Return the code of a reply line, and whether it is the last line of its reply.
+
+    Args:
+        line: The line with its LF or CRLF.
 
     Raises:
-        BackendViolation: malformed_reply, for anything but `ddd`, `ddd text` and `ddd-text`, a code
-            outside 200..599, a bare CR or a NUL.
+        BackendViolation: malformed_reply; the line is not `ddd`, `ddd text` or `ddd-text` with a
+            code from 200 to 599, or contains a bare CR or NUL.
     """
     text = line[:-2] if line.endswith(b"\r\n") else line[:-1]
     code, mark = text[:3], text[3:4]

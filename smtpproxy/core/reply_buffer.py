@@ -1,13 +1,13 @@
-"""The reply buffer: replies wait here for others that are to go to the client in the same write.
+"""The reply buffer: holds replies, so that several go to the client in one write.
 
-The flush rule (RFC 2920 section 3.2, items 2, 5, 6 and 7).  Held replies go out as soon as one of
+The flush rule (RFC 2920 section 3.2, items 2, 5, 6 and 7): held replies are sent as soon as one of
 these is true:
 
-- the last one answers a command that does not belong in a group: its reply may not wait;
-- nothing more is to be answered: no whole command waits, and the backend owes no reply;
-- they are HELD_OCTETS long;
-- the first of them has been held for too long.  The core has no clock, so the caller looks after
-  that: it compares `since` with its own time, and flushes.
+- the last reply answers a command that must end a group, so it may not be held;
+- no other reply will follow: no complete command waits, and the backend owes no reply;
+- the held replies have `HELD_OCTETS` together;
+- the first one has been held for the time limit.  The core has no clock, so the caller compares
+  `since` with its own clock, and flushes.
 """
 
 from collections.abc import Callable
@@ -16,24 +16,24 @@ from typing import Final
 from smtpproxy.core.exchange import Exchange, ExchangeObserver
 
 HELD_OCTETS: Final = 16 * 1024
-"""Held replies are flushed when they are this long together."""
+"""The total length at which held replies are flushed."""
 
 
 class ReplyBuffer:
-    """The exchanges whose replies the client has not got yet, in order."""
+    """The exchanges whose replies have not been sent to the client yet, in order."""
 
     __slots__ = ("exchanges", "observer", "octets", "send_client", "since")
 
     send_client: Callable[[bytes], None]
     """The sink for octets to the client."""
     observer: ExchangeObserver
-    """Is shown what was flushed."""
+    """Gets the exchanges that were flushed."""
     exchanges: list[Exchange] | tuple[()]
-    """Those whose replies are held."""
+    """The exchanges whose replies are held."""
     octets: int
-    """How long their replies are together."""
+    """The total length of the held replies."""
     since: float
-    """When the first of them came; 0.0 if none is held."""
+    """When the first held reply arrived; 0.0 if none is held."""
 
     def __init__(self, send_client: Callable[[bytes], None], observer: ExchangeObserver) -> None:
         self.send_client = send_client
@@ -42,12 +42,17 @@ class ReplyBuffer:
         self.octets = 0
         self.since = 0.0
 
-    # Hot path (bench S2): each reply passes here once.
+    # Hot path (bench S2): called once per reply.
     def hold(self, exchange: Exchange, reply: bytes, code: int, now: float, more: bool) -> bool:
         """Hold the reply to an exchange.
 
         Args:
-            more: Another reply will follow: a whole command waits, or the backend owes a reply.
+            exchange: The exchange, whose reply, code and time are set here.
+            reply: The reply for the client, all lines with their CRLF.
+            code: Its code.
+            now: The time.
+            more: Whether another reply will follow: a complete command waits, or the backend owes
+                a reply.
 
         Returns:
             Whether the held replies must be flushed now, by the flush rule.
@@ -59,16 +64,16 @@ class ReplyBuffer:
         if exchanges:
             exchanges.append(exchange)
         else:
-            self.exchanges = [exchange]  # there is no list in an idle session (bench S5)
+            self.exchanges = [exchange]  # an idle session has no list (bench S5)
             self.since = now
         self.octets += len(reply)
         return not more or not exchange.verb.groupable or self.octets >= HELD_OCTETS
 
     def flush(self, now: float) -> Exchange | None:
-        """Send the held replies to the client in one write, and show them to the observer.
+        """Send the held replies to the client in one write, and pass them to the observer.
 
         Returns:
-            The last exchange of them; None if no reply was held.
+            The exchange of the last reply; None if no reply was held.
         """
         exchanges = self.exchanges
         if not exchanges:
@@ -82,7 +87,7 @@ class ReplyBuffer:
             self.send_client(b"".join([exchange.reply for exchange in exchanges]))
         for exchange in exchanges:
             exchange.flushed = now
-        if exchange.verb.secret:  # never held, so it can only be the last
+        if exchange.verb.secret:  # may not be held, so only the last one can be secret
             exchange.redact_reply()
         self.observer.settled(exchanges)
         return exchange

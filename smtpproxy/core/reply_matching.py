@@ -1,4 +1,4 @@
-"""Reply matching: each reply of the backend goes to the exchange that waits for it (step 4)."""
+"""Matches each reply of the backend to the exchange that it answers (step 4 of the pipeline)."""
 
 from typing import Final
 
@@ -8,29 +8,29 @@ from smtpproxy.core.framing import CONTENT, PAYLOAD, Framer
 from smtpproxy.core.replies import ReplyReader
 from smtpproxy.core.violations import BackendViolation
 
-# What a reply is.
+# The meanings of a reply.
 ANSWER: Final = 0
 """The reply to the first exchange in flight."""
 DEFERRED: Final = 1
-"""A refusal while content is still coming: the client gets it at its end of data."""
+"""A refusal before the end of data: the client gets it after its end of data."""
 CLOSING: Final = 2
-"""The backend closes the session with it (RFC 5321 section 3.8)."""
+"""A reply with which the backend closes the session (RFC 5321 section 3.8)."""
 
 
 class ReplyMatcher:
-    """What was sent to the backend and has not been answered yet."""
+    """The exchanges that the backend has not answered yet, and the reader of its replies."""
 
     __slots__ = ("_framer", "_reply_limit", "in_flight", "last_reply_at", "reader")
 
     in_flight: list[Exchange]
     """The exchanges whose replies the backend owes, in order.
 
-    The pipeline appends what it sends, and removes what is settled.
+    The pipeline appends an exchange when it sends it, and removes it when it is settled.
     """
     reader: ReplyReader
-    """What has come of the next reply; made when one first comes in pieces (bench S5)."""
+    """The part of the next reply received so far; created for the first partial one (bench S5)."""
     last_reply_at: float
-    """When the backend's last reply came."""
+    """When the backend's last reply arrived."""
 
     def __init__(self, framer: Framer, reply_limit: int, now: float) -> None:
         self._framer = framer
@@ -41,12 +41,12 @@ class ReplyMatcher:
 
     @property
     def greeting_owed(self) -> bool:
-        """Tell whether the backend has not greeted yet."""
+        """Whether the backend has not sent its greeting yet."""
         return bool(self.in_flight) and self.in_flight[0].verb.role == verbs.GREETING
 
     @property
     def discards_content(self) -> bool:
-        """Tell whether content is read and discarded, since its reply is already decided."""
+        """Whether content is read and discarded, since it is already refused."""
         first = self.in_flight[0] if self.in_flight else NO_EXCHANGE
         return first.refusal != b"" and self._framer.mode == CONTENT
 
@@ -54,7 +54,7 @@ class ReplyMatcher:
         """Return which time limit runs and since when, as `Pipeline.waiting` does.
 
         Args:
-            client_active_at: When the client sent octets last that count.
+            client_active_at: As `Pipeline.client_active_at`.
         """
         if self._framer.mode in (CONTENT, PAYLOAD):
             return "content", client_active_at
@@ -64,32 +64,32 @@ class ReplyMatcher:
         return "client", max(client_active_at, self.last_reply_at)
 
     def receive(self, octets: bytes) -> ReplyReader:
-        """Append octets to what has come of the next reply; return their reader."""
+        """Append octets to the next reply, and return their reader."""
         if self.reader is _NOTHING_READ:
             self.reader = ReplyReader(self._reply_limit)
         self.reader.receive(octets)
         return self.reader
 
     def discard(self) -> None:
-        """Discard what has come of the next reply, so that it takes no room."""
+        """Discard the partial reply, to free its memory."""
         self.reader = _NOTHING_READ
 
     def classify(self, exchange: Exchange, code: int, reply: bytes) -> int:
-        """Return what a reply is: ANSWER, DEFERRED or CLOSING.
+        """Return the meaning of a reply: ANSWER, DEFERRED or CLOSING.
 
         Args:
-            exchange: The first one in flight, or NO_EXCHANGE.
-            code: The reply's code, that of its last line.
-            reply: All its lines.
+            exchange: The first exchange in flight, or NO_EXCHANGE.
+            code: The code of the reply's last line.
+            reply: All lines of the reply.
 
         Raises:
-            BackendViolation: No exchange waits for it, or it can't be the reply to this one.
+            BackendViolation: No exchange is in flight, or the reply is not valid for this one.
         """
         if self.discards_content:
             return DEFERRED
         role = exchange.verb.role
         if code == 421 or (role == verbs.GREETING and code >= 400):
-            return CLOSING  # RFC 5321 section 3.8: unasked too
+            return CLOSING  # RFC 5321 section 3.8: may also come unsolicited
         if exchange is NO_EXCHANGE:
             raise BackendViolation("reply_not_asked_for", reply)
         if role == verbs.END_OF_DATA and not (exchange.sent or self._framer.may_be_over):
@@ -98,7 +98,7 @@ class ReplyMatcher:
         if not exchange.may_be_answered(code, reply):
             raise BackendViolation("impossible_reply", reply)
         if role == verbs.END_OF_DATA and not exchange.sent:
-            # With `pass`, the backend takes for the end of data what is none here.
+            # With `pass`, the backend may see an end of data where the proxy does not.
             exchange.sent = self.last_reply_at
             exchange.closes = True
             exchange.problem = BackendViolation("reply_before_end_of_data", reply)
@@ -126,16 +126,16 @@ class ReplyMatcher:
             raise BackendViolation(kind, self.reader.unread)
 
     def _defer(self, content: Exchange, code: int, reply: bytes) -> None:
-        """Keep a reply that began before the end of data was sent: it can only be a refusal."""
+        """Keep a reply that began before the end of data was sent, which must be a refusal."""
         if code < 400:
             raise BackendViolation("reply_before_end_of_data", reply)
         content.refusal = content.refusal or reply
-        if self._framer.mode != CONTENT:  # the end of data has come meanwhile
+        if self._framer.mode != CONTENT:  # the end of data has been received since
             self._framer.content_over = True
 
 
 NO_EXCHANGE: Final = Exchange(verbs.UNSOLICITED_ROW, b"", 0.0)
-"""Stands for the exchange in flight where there is none; never changed."""
+"""The placeholder if no exchange is in flight; never changed."""
 
 _NOTHING_READ: Final = ReplyReader()
-"""Stands for the reader of a session that has not needed one; never changed."""
+"""The placeholder until a session needs a reader; never changed."""

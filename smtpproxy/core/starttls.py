@@ -1,6 +1,6 @@
-"""STARTTLS: plaintext ends on a connection (RFC 3207).
+"""STARTTLS (RFC 3207): how a connection changes from plaintext to TLS.
 
-TLS begins on it, or both connections are joined so that TLS passes between client and backend.
+The proxy makes the TLS handshake, or relays TLS between client and backend unread.
 """
 
 from enum import Enum
@@ -10,21 +10,21 @@ from smtpproxy.core import replies, verbs
 
 
 class Upgrade(Enum):
-    """What the pipeline asks its caller for; nothing more is read in plaintext then."""
+    """What the pipeline asks its caller to do; nothing more is read in plaintext after it."""
 
     CLIENT_TLS = "client"
-    """Begin TLS on the client's connection."""
+    """Make the TLS handshake on the client connection."""
     BACKEND_TLS = "backend"
-    """Begin TLS on the backend's connection."""
+    """Make the TLS handshake on the backend connection."""
     TUNNEL = "tunnel"
-    """Join both connections: what passes from now on is TLS between client and backend."""
+    """Relay both connections unread: client and backend use TLS with each other."""
 
 
 UPGRADES: Final = {
     verbs.STARTTLS: Upgrade.CLIENT_TLS,
     verbs.TUNNEL: Upgrade.TUNNEL,
 }
-"""Role of a client's STARTTLS -> what its 220 leads to."""
+"""What follows a 220 reply to the client's STARTTLS, by the verb's role."""
 
 
 def reply_to_starttls(line: bytes, *, authenticated: bool) -> bytes:
@@ -32,7 +32,8 @@ def reply_to_starttls(line: bytes, *, authenticated: bool) -> bytes:
 
     Args:
         line: The command line.
-        authenticated: The client has been; the backend could not be made to forget that.
+        authenticated: Whether the client has authenticated; the backend cannot undo that, so
+            STARTTLS is refused.
     """
     if line[8:].strip():
         return replies.STARTTLS_ARGUMENT

@@ -1,7 +1,7 @@
-"""The mail transaction of a session, and which commands it lets through.
+"""The mail transaction of a session, and which commands may not be forwarded in it.
 
-RFC 5321 section 3.3: MAIL begins it, RCPT names recipients; the end of its message, RSET, EHLO or
-HELO end it.
+RFC 5321 section 3.3: MAIL begins a transaction, RCPT adds recipients, and the end of the message,
+RSET, EHLO or HELO ends it.
 """
 
 from typing import Final
@@ -15,7 +15,7 @@ from smtpproxy.core.violations import ClientViolation
 
 
 class Transaction:
-    """The transaction that is open or was last, and what a session keeps beyond each of them."""
+    """The current transaction, and what a session keeps across transactions."""
 
     __slots__ = (
         "accepted",
@@ -28,19 +28,19 @@ class Transaction:
     )
 
     open: bool
-    """MAIL was accepted, and the transaction is not over."""
+    """Whether MAIL was accepted and the transaction has not ended."""
     accepted: int
-    """How many RCPT commands of it got a positive reply."""
+    """The number of its RCPT commands with a positive reply."""
     rejected: int
-    """How many got another reply."""
+    """The number of its RCPT commands with another reply."""
     rejected_for_good: bool
-    """One of those was 5xx."""
+    """Whether one of those replies was a 5xx."""
     chunk_octets: int
-    """How much BDAT payload of it was sent to the backend."""
+    """The size of its BDAT payload that was sent to the backend."""
     messages: int
-    """How many messages of this session the backend has accepted."""
+    """The number of messages in this session that the backend has accepted."""
     authenticated: bool
-    """The client has authenticated itself."""
+    """Whether the client has authenticated."""
 
     def __init__(self) -> None:
         self.authenticated = False
@@ -48,7 +48,7 @@ class Transaction:
         self.end()
 
     def begin(self) -> None:
-        """Begin a transaction: MAIL was accepted."""
+        """Begin a transaction, after MAIL was accepted."""
         self.end()
         self.open = True
 
@@ -58,7 +58,7 @@ class Transaction:
         self.accepted = self.rejected = self.chunk_octets = 0
 
     def update(self, exchange: Exchange, code: int) -> None:
-        """Update it by the reply to a command."""
+        """Update the state after the reply to a command."""
         role = exchange.verb.role
         if role == verbs.RCPT:
             if code < 300:
@@ -79,10 +79,10 @@ class Transaction:
             self.authenticated = self.authenticated or code == 235
 
     def add_chunk(self, octets: int) -> None:
-        """Count the BDAT payload that goes to the backend."""
+        """Count BDAT payload that is sent to the backend."""
         self.chunk_octets += octets
 
-    # --- what may not be forwarded --------------------------------------------------------------
+    # --- commands that may not be forwarded -----------------------------------------------------
 
     def refusal_for(
         self,
@@ -91,14 +91,14 @@ class Transaction:
         extensions: NegotiatedExtensions,
         in_flight: int,
     ) -> bytes:
-        """Return the proxy's own reply to a command that may not be forwarded; else nothing.
+        """Return the proxy's own reply to a command that may not be forwarded, else empty.
 
         Args:
-            exchange: A command that needs a check, whose turn has come.
-            policy: Those of the session.
-            extensions: Those of the session.
-            in_flight: How many commands wait for the backend's reply.  While there are any, a
-                refusal is not final: the command waits, and is checked again.
+            exchange: A command that needs a check, at the front of the queue.
+            policy: The session's policy.
+            extensions: The session's extensions.
+            in_flight: The number of commands in flight.  While there are any, a refusal is not
+                final: the command stays in the queue, and is checked again.
         """
         role = exchange.verb.role
         if role == verbs.RCPT:
@@ -113,7 +113,7 @@ class Transaction:
         elif role == verbs.DATA:
             guarded = policy.guard_data and not extensions.pipelining
             if guarded and self.rejected and not self.accepted:
-                # RFC 2920 section 3.2, items 3 and 4.  What the MTA put off must not bounce.
+                # RFC 2920 section 3.2, items 3 and 4.  After only 4xx the message must not bounce.
                 for_good = self.rejected_for_good
                 return replies.NO_VALID_RECIPIENTS if for_good else replies.RECIPIENTS_PUT_OFF
         elif role == verbs.STARTTLS:
@@ -125,10 +125,10 @@ class Transaction:
     def _check_chunk(
         self, chunk: Exchange, policy: SessionPolicy, extensions: NegotiatedExtensions
     ) -> None:
-        """Refuse a BDAT chunk (RFC 3030 section 2); it ends the session.
+        """Refuse a BDAT chunk that may not be forwarded, and end the session (RFC 3030 section 2).
 
-        A backend without CHUNKING would take the payload for commands; and to one that lacks a
-        chunk which made the message too big, a later chunk would complete another message.
+        A backend without CHUNKING would read the payload as commands.  If a chunk that makes the
+        message too big were left out, a later chunk would complete a different message.
         """
         if not extensions.chunking:
             why, reply, shown = "bdat_not_offered", replies.NOT_IMPLEMENTED, chunk.line
@@ -140,11 +140,11 @@ class Transaction:
 
 
 def _over(kind: str, reply: bytes, exchange: Exchange, in_flight: int) -> bytes:
-    """Return the reply to what is over a limit; a final refusal becomes the exchange's problem."""
+    """Return the reply to a command over a limit; if it is final, refuse the exchange with it."""
     if not in_flight:
         exchange.refuse(ClientViolation(kind, reply, exchange.line))
     return reply
 
 
 _ENDS: Final = frozenset((verbs.EHLO, verbs.HELO, verbs.RSET))
-"""Roles whose positive reply ends the transaction there was."""
+"""The roles whose positive reply ends the transaction."""

@@ -1,6 +1,6 @@
 """The verb table: how each command is queued, grouped and answered (RFC 2920 section 3).
 
-The pipeline has no list of verbs of its own.  A row is frozen and shared by all sessions.
+The pipeline has no other list of verbs.  Rows are frozen and shared by all sessions.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,8 +12,8 @@ from typing import Final
 from smtpproxy.core import lines, replies
 from smtpproxy.core.capabilities import NEVER_PASSED
 
-# Roles: what else the pipeline does about a command.  Hot path (bench S2): plain integers, and in
-# this order: any reply of the backend but a 3xx or 421 may answer those up to RSET.
+# Roles: the special handling of a command in the pipeline.  Hot path (bench S2): plain integers, in
+# this order: up to RSET, any reply except 3xx and 421 is valid.
 PLAIN: Final = 0
 MAIL: Final = 1
 RCPT: Final = 2
@@ -25,12 +25,12 @@ END_OF_DATA: Final = 7
 AUTH: Final = 8
 UNSOLICITED: Final = 9
 TUNNEL: Final = 10
-"""STARTTLS that is the backend's."""
+"""STARTTLS that the backend handles."""
 XCLIENT: Final = 11
 DATA: Final = 12
 BDAT: Final = 13
 STARTTLS: Final = 14
-"""STARTTLS that is the proxy's."""
+"""STARTTLS that the proxy handles."""
 XFORWARD: Final = 15
 """A trusted client's XFORWARD."""
 OWN_XFORWARD: Final = 16
@@ -38,14 +38,14 @@ OWN_XFORWARD: Final = 16
 
 
 class Sync(Enum):
-    """When a client is refused that sends before it has the reply."""
+    """Where a client is refused for sending before a reply."""
 
     SAFE = "safe"
-    """After DATA and STARTTLS, whose replies decide what the next octets mean."""
+    """After DATA and STARTTLS, whose replies decide how the next octets are read."""
     STRICT = "strict"
     """Also before the greeting, after EHLO HELO NOOP VRFY EXPN ETRN, and in groups after HELO."""
     OFF = "off"
-    """Only after STARTTLS; everything else is serialised."""
+    """Only after STARTTLS; elsewhere early octets wait for the reply."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,29 +53,29 @@ class Verb:
     """One row of the table."""
 
     name: bytes
-    """The verb in capitals; empty for the row of unknown ones and for what is no command."""
+    """The verb in upper case; empty for unknown verbs, and for rows that are not a command."""
     groupable: bool = False
-    """It may stand anywhere in a group (RFC 2920 section 3.1), so its reply may be held."""
+    """Whether it may be anywhere in a group (RFC 2920 section 3.1), so its reply may be held."""
     gate: bool = False
-    """Octets after it are not framed before its reply is known."""
+    """Whether octets after it are framed only after its reply."""
     guarded: bool = False
-    """A client that sends octets after it before its reply is refused, and the session closed."""
+    """Whether sending octets after it before its reply is refused, and ends the session."""
     secret: bool = False
-    """Its parameters are redacted before any observer sees them."""
+    """Whether its parameters are redacted before any observer sees them."""
     refusal: bytes = b""
     """The proxy's own reply if it is never forwarded; else empty."""
     kind: str = "forbidden_command"
-    """The kind of violation that it is, if it is never forwarded and closes."""
+    """The kind of violation, if it is never forwarded and ends the session."""
     closes: bool = False
-    """The session ends when its reply has been flushed."""
+    """Whether the session ends after its reply is flushed."""
     limit: str = "command"
     """The name of the time limit for its reply."""
     role: int = PLAIN
-    """What else the pipeline does about it."""
+    """Its special handling in the pipeline."""
     needs_check: bool = False
-    """Whether it may be forwarded is decided when its turn comes; see `Transaction.refusal_for`."""
+    """Whether `Transaction.refusal_for` decides if it may be forwarded, when it is next to send."""
     read: Callable[[bytes], bytes] = lines.command_line
-    """Returns what goes to the backend for a line; raises ClientViolation."""
+    """Returns the line to send to the backend; raises `ClientViolation`."""
 
 
 _NAMED_ROWS = (
@@ -97,21 +97,21 @@ _NAMED_ROWS = (
     Verb(b"EXPN"),
     Verb(b"HELP"),
     Verb(b"ETRN"),
-    # They change who is trusted, so a stranger's never reach the backend.
+    # They change the client's identity, so the backend gets none from an untrusted client.
     Verb(b"XCLIENT", gate=True, secret=True, refusal=replies.NOT_AUTHORIZED),
     Verb(b"XFORWARD", gate=True, refusal=replies.NOT_AUTHORIZED),
-    # RFC 2033: with LMTP a message has a reply for each recipient.
+    # RFC 2033: in LMTP a message has one reply for each recipient.
     Verb(b"LHLO", refusal=replies.NOT_LMTP),
     Verb(b"X-EXPS", secret=True, refusal=replies.NOT_IMPLEMENTED),
     Verb(b"X-ANONYMOUSTLS", gate=True, guarded=True, refusal=replies.NOT_IMPLEMENTED),
     Verb(b"XEXCH50", gate=True, refusal=replies.NOT_IMPLEMENTED, closes=True),
     Verb(b"X-LINK2STATE", gate=True, refusal=replies.NOT_IMPLEMENTED, closes=True),
-    # Other protocols: mostly a browser that was made to speak to a mail server.
+    # Other protocols: mostly a browser that was tricked into connecting to a mail server.
     *(
         Verb(word, gate=True, refusal=replies.NOT_SMTP, closes=True)
         for word in (b"GET", b"POST", b"PUT", b"HEAD", b"OPTIONS", b"CONNECT", b"PRI")
     ),
-    # Any other word: one line, one reply; what follows it is framed when that reply has come.
+    # Any other verb: one line, one reply; octets after it are framed only after that reply.
     Verb(b"", gate=True),
 )
 
@@ -130,16 +130,15 @@ PROXY_HEADER = Verb(
     kind="proxy_header_unexpected",
     closes=True,
 )
-"""A PROXY header of version 1 from a client that is not believed.
+"""A PROXY header of version 1 from a client that is not trusted to send one.
 
-No row of the table: there a word of five octets would be how a line of another verb begins.
+It is not in the table, where a key of five octets is the start of a line with a common verb.
 """
 
 FORBIDDEN = {verb.name: verb for verb in (*ROWS, PROXY_HEADER) if verb.refusal and verb.closes}
-"""Words that end the session, whatever stands after them: another protocol, a payload, an address.
-"""
+"""The words that end the session whatever follows them."""
 
-# Rows that replace others by the rules of a listener.
+# Rows that replace others, depending on the policy of a listener.
 STARTTLS_OFFERED = Verb(b"STARTTLS", gate=True, guarded=True, role=STARTTLS, needs_check=True)
 STARTTLS_PASSED = Verb(b"STARTTLS", gate=True, guarded=True, role=TUNNEL)
 STARTTLS_ACTIVE = Verb(b"STARTTLS", gate=True, guarded=True, refusal=replies.TLS_ACTIVE)
@@ -152,19 +151,16 @@ TRUSTED_CLIENT_ROWS = {
 }
 
 ALWAYS_ACCEPTED = frozenset((b"EHLO", b"HELO", b"STARTTLS", b"NOOP", b"RSET", b"QUIT"))
-"""Commands that are accepted before TLS and before EHLO, where either is required first.
-
-RFC 3207 section 4.
-"""
+"""The commands that are accepted even if TLS or EHLO is required first (RFC 3207 section 4)."""
 
 COMMON_VERBS = (b"MAIL", b"RCPT", b"RSET", b"EHLO", b"HELO", b"DATA", b"QUIT", b"NOOP")
-"""Verbs whose plain lines are recognised by their first five octets."""
+"""The verbs whose lines are recognised by their first five octets."""
 
 GREETING_ROW = Verb(b"", gate=True, limit="greeting", role=GREETING)
-"""Not a command: the greeting that the backend owes from the start."""
+"""The greeting, which is not a command."""
 
 END_OF_DATA_ROW = Verb(b".", limit="end_of_data", role=END_OF_DATA)
-"""Message content with its end of data; the reply hands over responsibility: never held."""
+"""Message content with its end of data; its reply acknowledges the message, so it is not held."""
 
 OWN_XFORWARD_ROW = Verb(b"XFORWARD", role=OWN_XFORWARD)
 """The proxy's own XFORWARD before a message; the client gets no reply to it."""
@@ -173,10 +169,10 @@ AUTH_LINE_ROW = Verb(b"", gate=True, secret=True, role=AUTH)
 """A client's line after a 334 (RFC 4954 section 4)."""
 
 UNSOLICITED_ROW = Verb(b"", role=UNSOLICITED)
-"""Not a command: an unsolicited reply, as 421 may be (RFC 5321 section 3.8)."""
+"""An unsolicited reply, such as 421 (RFC 5321 section 3.8), which is not a command."""
 
 MALFORMED_ROW = Verb(b"")
-"""Something that is no command line; the proxy answers it."""
+"""An invalid command line, which the proxy answers."""
 
 
 def _strict(verb: Verb) -> Verb:
@@ -190,7 +186,7 @@ def _loose(verb: Verb) -> Verb:
 
 def lock_step(table: Mapping[bytes, Verb]) -> Mapping[bytes, Verb]:
     """Return the table for a client that must wait for each reply."""
-    # QUIT and BDAT: nothing after the one is ever read, the other's payload is part of it.
+    # Octets after QUIT are never read, and those after BDAT are its payload.
     return {
         word: verb if verb.name in {b"QUIT", b"BDAT"} else replace(verb, gate=True, guarded=True)
         for word, verb in table.items()
@@ -198,11 +194,11 @@ def lock_step(table: Mapping[bytes, Verb]) -> Mapping[bytes, Verb]:
 
 
 def refused(changed: Mapping[bytes, Verb], refusal: bytes) -> dict[bytes, Verb]:
-    """Return rows that refuse all but ALWAYS_ACCEPTED.
+    """Return rows that refuse all commands except `ALWAYS_ACCEPTED`.
 
     Args:
-        changed: Rows that replace those of ROWS first.
-        refusal: The reply to what is refused.
+        changed: The rows that first replace those of `ROWS`, by verb.
+        refusal: The reply to refused commands.
     """
     rows = {verb.name: verb for verb in ROWS} | dict(changed)
     return {
@@ -214,16 +210,16 @@ def refused(changed: Mapping[bytes, Verb], refusal: bytes) -> dict[bytes, Verb]:
 def _refused(verb: Verb, refusal: bytes) -> Verb:
     if verb.refusal:
         return verb
-    # The payload of a BDAT that is refused follows all the same: it must not be read as commands.
+    # The payload follows a refused BDAT, too, and must not be read as commands.
     closes = verb.closes or verb.role == BDAT
-    # Not held: the edge begins to time held replies when the backend answers.
+    # Not held, since the caller starts to time held replies when the backend replies.
     return replace(verb, refusal=refusal, groupable=False, closes=closes)
 
 
 def hello_first(table: Mapping[bytes, Verb]) -> Mapping[bytes, Verb]:
-    """Return the table that applies until EHLO or HELO was accepted.
+    """Return the table that applies until EHLO or HELO is accepted.
 
-    What follows these two is framed when that is known.
+    Octets after these two are framed only after their reply.
     """
     return {word: _before_hello(verb) for word, verb in table.items()}
 
@@ -240,16 +236,16 @@ def table_for(
     checked: frozenset[int] = frozenset(),
     changed: Mapping[bytes, Verb] = MappingProxyType({}),
 ) -> Mapping[bytes, Verb]:
-    """Return the table: word in capitals -> row.
+    """Return the rows by verb, in upper case.
 
-    COMMON_VERBS are in it as a line begins with them, too: followed by a space or CR, in capitals
-    and in small letters.
+    `COMMON_VERBS` also have keys that are the start of a line: the verb with a space or CR, in
+    upper and in lower case.
 
     Args:
-        sync: When a client is refused that sends before it has the reply.
-        hidden: Words that are refused, not forwarded.
-        checked: Roles that need a check beside those that always do, as they may be over a limit.
-        changed: Rows that replace those of ROWS.
+        sync: Where a client is refused for sending before a reply.
+        hidden: The verbs that are refused and not forwarded.
+        checked: The roles that also need a check, because of a limit.
+        changed: The rows that replace those of `ROWS`, by verb.
     """
     shape = {Sync.SAFE: lambda verb: verb, Sync.STRICT: _strict, Sync.OFF: _loose}[sync]
     rows = {verb.name: verb for verb in ROWS} | dict(changed)
@@ -267,5 +263,5 @@ def table_for(
 
 
 def greeting_for(sync: Sync) -> Verb:
-    """Return the row of the greeting: `strict` guards it as well."""
+    """Return the row of the greeting, which `strict` also guards."""
     return replace(GREETING_ROW, guarded=sync is Sync.STRICT)

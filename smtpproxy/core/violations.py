@@ -1,6 +1,6 @@
-"""The two errors of the core, one for each peer that can break the protocol.
+"""The two exceptions of the core: a protocol violation by the client, and one by the backend.
 
-Neither is ever shown to a peer, which gets a fixed reply.
+Their texts are for the log.  A peer only ever gets a fixed reply.
 """
 
 from typing import Final
@@ -10,18 +10,18 @@ LIMITS = {
     "message_too_big": "message_bytes",
     "too_many_errors": "consecutive_errors",
 }
-"""Kinds of violation that break a limit of the settings, not a rule of the protocol -> its name."""
+"""The setting under `limits`, by the kind of violation that exceeds it."""
 OCTETS_KEPT: Final = 256
 """How many of the offending octets a violation keeps for the log."""
 
 
 class Violation(Exception):
-    """A peer broke the protocol."""
+    """A peer violated the protocol or exceeded a limit."""
 
     kind: str
-    """How, a snake_case noun."""
+    """The kind of violation, a snake_case noun."""
     octets: bytes
-    """What it sent, cut to OCTETS_KEPT."""
+    """What the peer sent, cut to `OCTETS_KEPT`."""
 
     def __init__(self, kind: str, octets: bytes | bytearray = b"") -> None:
         super().__init__(kind)
@@ -30,12 +30,12 @@ class Violation(Exception):
 
 
 class ClientViolation(Violation):
-    """The client broke the protocol."""
+    """The client violated the protocol or exceeded a limit."""
 
     reply: bytes
-    """What the client gets."""
+    """The reply to the client, with its CRLF."""
     closes: bool
-    """The session ends with it."""
+    """Whether the session ends after the reply."""
 
     def __init__(
         self, kind: str, reply: bytes, octets: bytes = b"", *, closes: bool = False
@@ -46,4 +46,4 @@ class ClientViolation(Violation):
 
 
 class BackendViolation(Violation):
-    """The backend broke the protocol; the client gets 421 4.3.0 and both sides are closed."""
+    """The backend violated the protocol: the client gets 421 4.3.0, and both sides are closed."""

@@ -1,8 +1,8 @@
-"""XCLIENT and XFORWARD: how the backend learns who the client is (Postfix's own extensions).
+"""XCLIENT and XFORWARD: Postfix's extensions that pass the client's address to the backend.
 
-XCLIENT is sent once, before the client's EHLO is answered: the backend then takes the session for
-one with that client.  XFORWARD is sent before each message, since the backend forgets it with the
-message (Postfix's XFORWARD_README); it is for the backend's log only.
+XCLIENT is sent once, before the client's EHLO is answered; the backend then treats the session as
+one with that client.  XFORWARD is sent before each message, since the backend discards its values
+after each message (Postfix's XFORWARD_README); the backend uses them only in its log.
 """
 
 from collections.abc import Sequence
@@ -10,16 +10,16 @@ from typing import Protocol
 
 
 class AttributeCommands(Protocol):
-    """How a client is made known to the backend."""
+    """Makes the commands that pass the client's address to the backend."""
 
     verb: bytes
-    """XCLIENT, without which the session fails, or XFORWARD, which is for the backend's log."""
+    """XCLIENT, without which the session fails, or XFORWARD, which is optional."""
 
     def lines(self, attributes: frozenset[bytes], ehlo: bytes) -> Sequence[bytes]:
-        """Return the commands to send.
+        """Return the commands to send, with their CRLF.
 
         Args:
-            attributes: Those that the backend's EHLO reply offers, in capitals.
+            attributes: The attributes in the backend's EHLO reply, in upper case.
             ehlo: The client's EHLO or HELO line.
         """
 
@@ -37,7 +37,7 @@ class Xforward:
         self._next = 0
 
     def next_line(self) -> bytes:
-        """Return the next command to send before a message; empty when all of them were sent."""
+        """Return the next command to send before a message; empty after the last one."""
         if self._next >= len(self.lines):
             self._next = 0
             return b""
