@@ -15,7 +15,7 @@ from smtpproxy.probe.smtp_connection import CheckFailed, ProbeReply, Refused, Sm
 from smtpproxy.tls.contexts import VERSIONS
 
 IMPLICIT_TLS_PORT = 465
-"""The submission port with implicit TLS (RFC 8314 section 3.3)."""
+"""The submission port with implicit TLS (RFC 8314)."""
 LEAST_PATIENCE_S = 1.0
 """The shortest time without a reply that counts as no reply."""
 _WHOLE = 20
