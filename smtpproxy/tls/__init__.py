@@ -1,1 +1,1 @@
-"""TLS: contexts, certificates, and the handshake on a connection that is open already."""
+"""TLS: contexts, certificates, and the handshake on an open connection."""

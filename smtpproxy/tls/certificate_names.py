@@ -1,4 +1,4 @@
-"""What a certificate says of itself; in a file of its own, for it takes 11 MiB to load."""
+"""Reads names and validity of certificates; imported only if needed, since it takes 11 MiB."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +12,10 @@ _NO_NAMES = (
 
 
 def names_in(path: str) -> Iterator[str]:
-    """Yield those of the first certificate in a PEM file, in lower case; `*.` and the rest, too.
+    """Yield the DNS names of the first certificate in a PEM file.
 
-    None for one that cannot be read: OpenSSL takes it all the same.
+    Names are in lower case and may be wildcards (`*.example.org`).  A certificate that cannot be
+    parsed yields none, since OpenSSL may accept it all the same.
     """
     try:
         leaf = x509.load_pem_x509_certificates(Path(path).read_bytes())[0]
@@ -25,9 +26,10 @@ def names_in(path: str) -> Iterator[str]:
 
 
 def validity(pem: bytes) -> tuple[float, float] | None:
-    """Return from when on and until when the first certificate of a PEM file is valid.
+    """Return the start and end of validity of the first certificate in PEM data.
 
-    Seconds since 1970; None for one that cannot be read.
+    Returns:
+        Both in seconds since 1970; None for a certificate that cannot be parsed.
     """
     try:
         leaf = x509.load_pem_x509_certificates(pem)[0]

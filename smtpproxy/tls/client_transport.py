@@ -1,8 +1,8 @@
-"""TLS towards clients: the good-bye of a client ends its own half of the connection only.
+"""TLS with clients: a client's `close_notify` is a half-close.
 
-RFC 8446 section 6.1: `close_notify` says that its sender has no more to say, and nothing of what it
-still hears.  Real Exim says it right behind QUIT, and a loop's TLS would close both halves then:
-the client would lose the reply to its message, and send it again.
+RFC 8446 section 6.1: `close_notify` closes only the sender's direction.  Exim sends it right after
+QUIT.  The event loop's TLS would then close both directions, and the client would lose the reply to
+its message and send the message again.
 """
 
 import asyncio
@@ -11,16 +11,20 @@ from typing import cast
 
 
 class ServerObject(ssl.SSLObject):
-    """What the loop has octets en- and decrypted by, if it is the context's `sslobject_class`.
+    """Hides `close_notify` from the event loop's TLS, and reports it as a half-close instead.
 
-    At the good-bye it looks to the loop as if nothing more had come yet; who watches is told.
+    It is used if it is the context's `sslobject_class`.
     """
 
     _said_good_bye = False
     _watched: tuple[asyncio.Transport, asyncio.Transport] | None = None
 
     def read(self, len: int = 1024, buffer: bytearray | None = None) -> bytes:  # type: ignore[override]  # noqa: A002  as ssl.SSLObject names it
-        """Read what is inside TLS; raises SSLWantReadError at its end, too."""
+        """Read decrypted data.
+
+        Raises:
+            ssl.SSLWantReadError: There is none yet, or the client has sent `close_notify`.
+        """
         octets = super().read(len, buffer)
         if not octets:
             if not self._said_good_bye:
@@ -30,9 +34,11 @@ class ServerObject(ssl.SSLObject):
         return octets
 
     def watch(self, outside: asyncio.Transport, inside: asyncio.Transport) -> None:
-        """Tell the protocol of `inside` of the good-bye, as of a half-close, once it has come.
+        """Call `eof_received` on the protocol of `inside` when the client sends `close_notify`.
 
-        `outside` is the transport that carries it.
+        Args:
+            outside: The transport of the encrypted data.
+            inside: The transport of the decrypted data.
         """
         self._watched = outside, inside
         if self._said_good_bye:
@@ -43,10 +49,10 @@ class ServerObject(ssl.SSLObject):
             return
         outside, inside = self._watched
         self._watched = None
-        # The end of the connection may be right behind the good-bye.
+        # The TCP half-close may follow right after close_notify.
         tls = cast("asyncio.BufferedProtocol", outside.get_protocol())
         outside.set_protocol(_OneWay(tls))
-        # What was read before is handed over first.
+        # Data that was read before is passed on first.
         asyncio.get_running_loop().call_soon(_half_close, inside)
 
 
@@ -59,7 +65,7 @@ def _half_close(inside: asyncio.Transport) -> None:
 
 
 class _OneWay(asyncio.BufferedProtocol):
-    """Stands before the loop's TLS, which would take the client's half-close for the end."""
+    """Hides the client's TCP half-close from the loop's TLS, which would close both directions."""
 
     def __init__(self, tls: asyncio.BufferedProtocol) -> None:
         self._tls = tls

@@ -1,7 +1,4 @@
-"""TLS contexts, made from certificate files.
-
-Files are read when a context is made: at the start and at each reload.
-"""
+"""TLS contexts for clients and backends, made from certificate files at start and reload."""
 
 import ssl
 import warnings
@@ -14,6 +11,7 @@ VERSIONS = {
     "1.2": ssl.TLSVersion.TLSv1_2,
     "1.3": ssl.TLSVersion.TLSv1_3,
 }
+"""The TLS versions by their name in the settings, in ascending order."""
 
 
 class CertificatePair(Protocol):
@@ -21,19 +19,19 @@ class CertificatePair(Protocol):
 
     @property
     def certificate(self) -> str:
-        """The path of a PEM file: the certificate, then those that lead to its root."""
+        """The path of a PEM file: the certificate, followed by its intermediates."""
 
     @property
     def key(self) -> str:
-        """The path of its key; empty if it is in the same file."""
+        """The path of the PEM file with its key; empty if it is in the certificate's file."""
 
 
 class ServedCertificates(CertificatePair, Protocol):
-    """What clients are shown: a pair, and others by the name that a client asks for."""
+    """The default certificate for clients, and others by the server name a client sends (SNI)."""
 
     @property
     def sni(self) -> Mapping[str, CertificatePair]:
-        """Host name, or `*.` and the rest of it -> pair."""
+        """The other certificates by host name or wildcard (`*.example.org`)."""
 
 
 class BackendVerification(Protocol):
@@ -41,24 +39,26 @@ class BackendVerification(Protocol):
 
     @property
     def tls(self) -> str:
-        """`opportunistic`: not at all."""
+        """The backend's `tls` setting; with `opportunistic` the certificate is not verified."""
 
     @property
-    def verify(self) -> bool: ...
+    def verify(self) -> bool:
+        """Whether to verify the certificate with the other values of `tls`."""
 
     @property
     def ca_file(self) -> str:
-        """The path of a PEM file with the roots; empty: those of the system."""
+        """The path of a PEM file with trusted authorities; empty for those of the system."""
 
     @property
     def minimum_tls(self) -> str:
-        """One of VERSIONS."""
+        """The oldest TLS version to accept, a key of `VERSIONS`."""
 
 
 def for_clients(listener: ServedCertificates) -> ssl.SSLContext:
-    """Return the context in which clients are served; raises OSError for a file that is no good.
+    """Return the context for clients: TLS 1.2 or newer, with Python's default ciphers.
 
-    TLS 1.2 at least, with the ciphers that Python deems safe.
+    Raises:
+        OSError: A certificate file cannot be used; see `why_unusable`.
     """
     context = load_pair(listener)
     if listener.sni:
@@ -75,9 +75,12 @@ def for_clients(listener: ServedCertificates) -> ssl.SSLContext:
 
 
 def for_backend(backend: BackendVerification) -> ssl.SSLContext:
-    """Return the context for a backend; raises OSError for a CA file that is no good.
+    """Return the context for a backend.
 
-    What is opportunistic is not verified: whoever could forge the certificate could hide STARTTLS.
+    Opportunistic TLS is not verified: an attacker on the network could as well remove STARTTLS.
+
+    Raises:
+        OSError: The CA file cannot be used; see `why_unusable`.
     """
     context = ssl.create_default_context(cafile=backend.ca_file or None)
     context.hostname_checks_common_name = False  # RFC 9525 section 2
@@ -85,41 +88,48 @@ def for_backend(backend: BackendVerification) -> ssl.SSLContext:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     with warnings.catch_warnings():
-        # Python calls them deprecated, as we do: whoever asks for one is told at the start.
+        # Python warns about TLS 1.0 and 1.1; `check` does so, too.
         warnings.simplefilter("ignore", DeprecationWarning)
         context.minimum_version = VERSIONS[backend.minimum_tls]
     if backend.minimum_tls in ("1.0", "1.1"):
-        context.set_ciphers("DEFAULT:@SECLEVEL=0")  # OpenSSL allows neither at a higher level
+        context.set_ciphers("DEFAULT:@SECLEVEL=0")  # OpenSSL allows 1.0 and 1.1 at no higher level
     return context
 
 
 def load_pair(pair: CertificatePair) -> ssl.SSLContext:
-    """Return a context that serves one certificate; raises OSError for a file that is no good."""
+    """Return a server context with one certificate.
+
+    Raises:
+        OSError: A file cannot be used; see `why_unusable`.
+    """
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    # A key with a pass phrase would have OpenSSL ask at the terminal.
+    # Without it, OpenSSL would ask for the pass phrase of a key at the terminal.
     context.load_cert_chain(pair.certificate, pair.key or None, password=_no_pass_phrase)
     return context
 
 
 def _no_pass_phrase() -> str:
-    raise OSError("the key has a pass phrase; write it without one")
+    raise OSError("the key has a pass phrase; save it without one")
 
 
 def _chosen(name: str, contexts: dict[str, ssl.SSLContext]) -> ssl.SSLContext | None:
-    """Return the context for a host name, or for `*` and the rest of it."""
+    """Return the context for a host name, or for its wildcard; None if there is neither."""
     name = name.lower().rstrip(".")
     return contexts.get(name) or contexts.get("*." + name.partition(".")[2])
 
 
 def why_unusable(error: OSError) -> str:
-    """Return what is wrong with a file, from the error of a function above."""
+    """Return what is wrong with a file, given the error of a function above.
+
+    The text completes a sentence that begins with the file, such as "is not a PEM file ...".
+    """
     if isinstance(error, ssl.SSLError):
         known = {
             "KEY_VALUES_MISMATCH": "does not belong to the key",
             "NO_START_LINE": "is not a PEM file with a certificate and its key",
             "NO_CERTIFICATE_OR_CRL_FOUND": "is not a PEM file with certificates",
         }
-        # OpenSSL has no reason but "PEM lib" for most of what is no certificate or no key.
+        # For most files without a certificate or key, OpenSSL has no reason except "PEM lib".
         reason = error.reason or "NO_START_LINE"
         return known.get(reason, f"cannot be used: {reason.lower().replace('_', ' ')}")
     return f"cannot be read: {(error.strerror or str(error)).lower()}"

@@ -1,8 +1,7 @@
-"""The reason for which a connection could not be had, or secured: as an operator reads it, and
-whom it is about.
+"""Why a connection or a TLS handshake failed, as text for the operator.
 
-A server that knows the client may refuse this client alone.  So what happens to a client says
-something of the server only if the server could not know who it is.
+Errors that do not mean that the server is down are distinguished: shortages of this machine, and
+refusals of one client by a server that knows the client's address.
 """
 
 import errno
@@ -18,15 +17,15 @@ OUR_OWN = frozenset(
         errno.EADDRNOTAVAIL,
     )
 )
-"""Errors that say nothing of the server: this machine is short of something."""
+"""The errors of this machine, such as a lack of descriptors, which say nothing about the server."""
 
 
 class NotForThisClient(OSError):
-    """A server could not be had for one client; for others it may be there."""
+    """A server could not be reached for one client, but may be reachable for others."""
 
 
 def error_text(error: Exception) -> str:
-    """Return what can be made use of; never empty."""
+    """Return the reason of an error, in words; never empty."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"certificate: {error.verify_message}"
     if isinstance(error, ssl.SSLError) and error.reason:

@@ -1,7 +1,7 @@
-"""The TLS handshake on a connection that is open already: at STARTTLS, or ahead of everything.
+"""The TLS handshake on an open connection: after STARTTLS, or for implicit TLS.
 
-What the peer has sent in plaintext is read no more from the moment this begins; octets that are
-decrypted before everybody knows of the new transport wait, and are handed over in order.
+No plaintext is read once it begins.  Data that is decrypted before the new protocol is set is
+buffered, and passed on in order.
 """
 
 import asyncio
@@ -13,9 +13,9 @@ from smtpproxy.tls.client_transport import ServerObject
 from smtpproxy.tls.error_text import error_text
 
 _CLOSED = "closed"
-"""What an operator reads of a peer that has closed or reset the connection in the handshake."""
+"""The reason in the log if the peer closed or reset the connection during the handshake."""
 Secured = Callable[[asyncio.Transport], asyncio.Protocol]
-"""Takes the transport inside TLS; returns the protocol that is to have its octets."""
+"""Called with the transport inside TLS; returns the protocol for its data."""
 
 
 def begin(
@@ -29,13 +29,21 @@ def begin(
     as_server: bool = True,
     early: bytes | None = None,
 ) -> "asyncio.Task[None]":
-    """Begin a handshake, when all that was written has gone out; then call `secured` or `failed`.
+    """Start a handshake after all data written has been sent, then call `secured` or `failed`.
 
-    `failed` gets the reason; the transport is closed by then.  To cancel the task is to give up:
-    then the caller closes the transport.
+    Args:
+        transport: The open connection.
+        context: The TLS context.
+        secured: Called after the handshake.
+        failed: Called with the reason, in words, after the transport is closed.
+        limit_s: The time limit of the handshake.
+        server_name: The name for SNI and verification, on the client side.
+        as_server: Whether this is the server side.
+        early: For implicit TLS, the data of the handshake that was read already.  None after
+            STARTTLS: then plaintext received so far must not be used and fails the handshake.
 
-    `early` are octets of the handshake that were read already, where TLS comes first on the
-    connection; None where plaintext came first, and what stands behind it must not be used.
+    Returns:
+        The task.  If the caller cancels it, the caller must close the transport.
     """
     if as_server:
         context.sslobject_class = ServerObject
@@ -60,18 +68,18 @@ def begin(
             await _drain(transport, waiting)
             shaking = loop.create_task(start(), name="TLS")
             try:
-                # By now the octets are no longer ours, and next the loop is ready.
+                # After one iteration, the loop's TLS has taken over the transport.
                 await asyncio.sleep(0)
                 octets = waiting.take()
                 if octets and early is None:
-                    raise ConnectionAbortedError("octets in plaintext behind STARTTLS")
+                    raise ConnectionAbortedError("plaintext received after STARTTLS")
                 if octets or early:
                     loop.call_soon(_feed, transport, (early or b"") + octets)
                 inside = await shaking
             finally:
                 if not shaking.cancel() and not shaking.cancelled():
-                    shaking.exception()  # nobody else asks for it
-        # A loop also returns when the connection was closed here, in the middle.
+                    shaking.exception()  # marks the exception as retrieved
+        # start_tls also returns if the connection was closed locally during the handshake.
         if inside is None or inside.get_extra_info("cipher") is None:
             raise ConnectionResetError(_CLOSED)
         return inside
@@ -82,7 +90,7 @@ def begin(
 
 
 def _check_open(transport: asyncio.Transport) -> None:
-    """Raise ConnectionResetError if a transport is closing: start_tls would never return on it."""
+    """Raise ConnectionResetError if a transport is closing, where start_tls would never return."""
     if transport.is_closing():
         raise ConnectionResetError(_CLOSED)
 
@@ -109,7 +117,7 @@ async def _run(
 
 
 async def _drain(transport: asyncio.Transport, waiting: "_Waiting") -> None:
-    """Wait until nothing is left to write in plaintext: uvloop counts on that."""
+    """Wait until all plaintext has been written, which uvloop requires."""
     _check_open(transport)
     transport.set_write_buffer_limits(high=0)
     if transport.get_write_buffer_size():
@@ -119,10 +127,10 @@ async def _drain(transport: asyncio.Transport, waiting: "_Waiting") -> None:
 
 
 def _feed(transport: asyncio.Transport, octets: bytes) -> None:
-    """Give the loop's TLS protocol octets as its transport would have."""
+    """Pass data to the loop's TLS protocol, as its transport would."""
     if transport.is_closing():
         return
-    # uvloop's has the methods of a BufferedProtocol, but is none by type.
+    # uvloop's protocol has the methods of a BufferedProtocol, but not the type.
     protocol = cast("asyncio.BufferedProtocol", transport.get_protocol())
     while octets:
         buffer = memoryview(protocol.get_buffer(len(octets)))
@@ -133,9 +141,9 @@ def _feed(transport: asyncio.Transport, octets: bytes) -> None:
 
 
 class _Waiting(asyncio.Protocol):
-    """Takes what comes while the handshake lasts, and the loss of the connection also later.
+    """Buffers data during the handshake, and passes on the loss of the connection even after it.
 
-    That may be on its way here when another protocol takes over.
+    The loss may be reported to this protocol after another one has been set.
     """
 
     def __init__(self) -> None:
@@ -145,7 +153,7 @@ class _Waiting(asyncio.Protocol):
         self._successor: asyncio.Protocol | None = None
 
     def take(self) -> bytes:
-        """Return the octets that came before TLS had begun."""
+        """Remove and return the data received before TLS started."""
         octets = b"".join(self._octets)
         self._octets.clear()
         return octets

@@ -1,1 +1,1 @@
-"""The worker's process: the composition root and its end of the control channel."""
+"""The worker process: the composition root, and its end of the control channel."""

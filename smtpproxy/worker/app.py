@@ -1,4 +1,4 @@
-"""The composition root of one worker: settings become listeners, sessions and observers."""
+"""The composition root of a worker: makes listeners, sessions and observers from the settings."""
 
 import asyncio
 import socket
@@ -38,25 +38,30 @@ from smtpproxy.worker import security_builder
 from smtpproxy.worker.observer_fanout import ObserverFanout, SessionObserverFactory
 
 CLOSE_LIMIT_S = 30.0
-"""How long a client that was told good-bye may take to close its side."""
+"""How long a client may take to close its side after its last reply."""
 SLOT_GRACE_S = 10.0
-"""How long a transaction that stands still may keep a connection slot that others wait for."""
+"""How long an inactive transaction may keep a connection slot that other clients wait for."""
 TRACE_DELAY_S = 0.1
-"""How long a trace's records may wait for others, to be made lines together."""
+"""How long trace records are collected before they are written."""
 
 
 Changed = Callable[[str, str, bool, str], None]
-"""Is told that a server of a backend has gone down or come up, and why."""
+"""Called with backend, server, whether it is up now, and the reason, when its health changes."""
 MakeConnectionSlots = Callable[[str, BackendSettings], ConnectionSlots]
-"""Makes what gives out the places of a backend that has only so many."""
+"""Makes the connection slots of a backend that has a limit of connections."""
 
 
 class App:
     """The proxy on the running event loop.
 
-    changed, connection_slots, shared_counters: where other workers have to know, to be asked or to
-    be counted; left out if it is alone.
-    worker: its number, by which its trace files and its usage are told from those of others.
+    Without the first three arguments it is the only worker.
+
+    Args:
+        settings: The settings.
+        changed: Reports changes of a server's health to the other workers.
+        connection_slots: Makes connection slots that are shared with the other workers.
+        shared_counters: The session counters shared with the other workers.
+        worker: Its number, which distinguishes its trace files and its process metrics.
     """
 
     def __init__(
@@ -127,7 +132,7 @@ class App:
         )
 
     def _watchers(self, settings: Settings) -> list[SessionObserverFactory]:
-        """Return who watches beside the log; what is off is not among them and costs nothing."""
+        """Return the observers besides the log; those that are off are left out."""
         found: list[SessionObserverFactory] = []
         if settings.log.level == "debug":
             found.append(DebugLog())
@@ -136,13 +141,18 @@ class App:
 
     @property
     def addresses(self) -> list[str]:
-        """The addresses that are listened on, with their real ports."""
+        """The addresses of the listeners, with their actual ports."""
         return [address for listener in self._listeners for address in listener.addresses]
 
     async def start(self, sockets: list[list[socket.socket]] | None = None) -> None:
-        """Begin to accept clients, from these sockets for each listener, which stay the caller's.
+        """Start accepting clients.
 
-        Without them it opens its own; raises OSError, with none left open, if one can't be had.
+        Args:
+            sockets: The listening sockets of each listener, which the caller keeps; None to open
+                new ones.
+
+        Raises:
+            OSError: A socket cannot be opened; the others are closed then.
         """
         self._admission.start(self._listeners)
         for index, listener in enumerate(self._listeners):
@@ -153,12 +163,12 @@ class App:
                 raise
 
     def learn(self, backend: str, server: str, *, up: bool) -> None:
-        """Take it from another worker that a server has gone down or come up."""
+        """Process the report of another worker that a server went down or came up."""
         if backend in self._servers:
             self._servers[backend].learn(server, up=up)
 
     def snapshot(self) -> MetricsSnapshot:
-        """Return what this worker tells of itself; see `smtpproxy.metrics.snapshot`."""
+        """Return the metrics and sessions of this worker; see `smtpproxy.metrics.snapshot`."""
         snapshot = MetricsSnapshot()
         for reason, count in self._admission.refused.items():
             snapshot.put(definitions.CLIENTS_REFUSED, count, reason)
@@ -173,26 +183,30 @@ class App:
         return snapshot
 
     def look(self, anew: bool) -> None:
-        """Somebody looks at the live page: the figures are to tell of sessions for a while."""
+        """Include sessions in the snapshots for a while, since the live page is open.
+
+        Args:
+            anew: Whether to include all sessions once, not only those that changed.
+        """
         if self._recent is not None:
             self._recent.look(anew=anew)
 
     def close(self) -> None:
-        """Take no new clients."""
+        """Stop accepting clients."""
         for listener in self._listeners:
             listener.close()
 
     def drain(self) -> None:
-        """Take no new clients, and let each session end with its transaction, with 421."""
+        """Stop accepting clients, and end each session with 421 when its transaction ends."""
         self.close()
         self._timeouts.drain()
 
     async def wait_until_empty(self, seconds: float | None = None) -> None:
-        """Wait until no session is left, but no longer than this."""
+        """Wait until no session is left, at most `seconds` if given."""
         await self._timeouts.wait_until_empty(seconds)
 
     async def stop(self) -> None:
-        """Close everything at once."""
+        """Close all listeners and sessions at once."""
         self.close()
         self._admission.stop()
         for servers in self._servers.values():
@@ -208,7 +222,7 @@ def _servers(settings: Settings, name: str, changed: Changed, worker: int) -> Se
     backend_transport = security_builder.backend_transport(settings, backend)
     servers = [Server(address, backend_transport) for address in backend.servers]
     least = backend.balance == "least"
-    if least:  # not every worker is to begin with the same one
+    if least:  # so that the workers do not all start with the same server
         begin = worker % len(servers)
         servers = servers[begin:] + servers[:begin]
     return ServerPool(
@@ -221,7 +235,7 @@ def _servers(settings: Settings, name: str, changed: Changed, worker: int) -> Se
 
 
 def _trace(settings: Settings, worker: int) -> TraceRecorder | None:
-    """Return what records sessions, if anything does."""
+    """Return the trace recorder; None if tracing is off."""
     wanted = settings.trace
     if not wanted.directory or wanted.when == "off":
         return None
@@ -273,7 +287,7 @@ def _policy(
         backend_verified=backend.tls in ("starttls", "implicit") and backend.verify,
         trusted=trusted,
         xforward=backend.identity == "xforward",
-        # Else a client could have its mail passed on ahead of TLS, or as if it were the proxy's.
+        # Else mail could be forwarded before TLS starts, or without the client's address.
         hello_first=backend.tls == "starttls" or backend.identity == "xclient",
     )
 
@@ -295,10 +309,10 @@ def _bounds(settings: Settings) -> AdmissionLimits:
 
 
 def _limits(settings: Settings) -> dict[str, float]:
-    """Return the seconds of each time limit by the name that the verb table and sessions use."""
+    """Return each time limit in seconds, by the name that the verb table and sessions use."""
     times = settings.timeouts
     return {
-        "place": inf,  # who gives out the places keeps the time
+        "place": inf,  # the connection slots enforce max_wait
         "connection_slot": SLOT_GRACE_S,
         "connect": times.connect,
         "greeting": times.greeting,
@@ -311,6 +325,6 @@ def _limits(settings: Settings) -> dict[str, float]:
         "client": times.client,
         "proxy_header": times.proxy_header,
         "client_hello": times.tls_handshake,
-        "handshake": times.tls_handshake + CLOSE_LIMIT_S,  # the loop keeps the exact one
+        "handshake": times.tls_handshake + CLOSE_LIMIT_S,  # tls.handshake enforces the exact one
         "close": CLOSE_LIMIT_S,
     }

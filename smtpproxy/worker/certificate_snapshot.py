@@ -1,8 +1,8 @@
-"""The certificate snapshot: certificates and keys, as they were when the settings were read.
+"""The certificate snapshot: certificates and keys as they were when the settings were read.
 
-A worker that takes the place of one that died may be started much later.  What has come to the disk
-meanwhile is for the next reload to judge; it may be half of a new pair, or no good at all.  So the
-supervisor reads the files, and each worker gets what was in them.
+A worker that replaces a crashed one may start much later.  By then the files on disk may be half of
+a new pair, or invalid, and must not be used before the next reload.  So the supervisor reads the
+files, and sends their contents to each worker.
 """
 
 import fcntl
@@ -15,15 +15,15 @@ from msgspec.structs import replace
 from smtpproxy.config.schema import BackendSettings, CertificateSettings, ListenerSettings, Settings
 
 SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
-"""Nobody changes a copy, whoever opens it by its path in /proc."""
+"""The seals that make a copy read-only, also if it is opened by its path in /proc."""
 Files = dict[str, bytes]
-"""Path -> what is in the file."""
+"""The contents of files by path."""
 
 
 def read_files(settings: Settings) -> Files:
     """Read all certificate files that the settings name.
 
-    One that is gone since it was found to be good is left out: the worker's start will fail.
+    A file that has been removed since it was checked is left out; then the worker's start fails.
     """
     found = {}
     for path in {*_paths(settings)} - {""}:
@@ -43,10 +43,11 @@ def _paths(settings: Settings) -> Iterator[str]:
 
 
 class FileCopies:
-    """Makes of files in memory what a TLS library can open: files without a name.
+    """Copies of files in memory, with paths that OpenSSL can open (memfd_create).
 
-    settings: with the copies' paths, which hold in this process until `close`.  Where there are no
-    such copies (Linux has them) it has the files' own.
+    Args:
+        settings: The settings, with the original paths.
+        files: The contents of the files.
     """
 
     def __init__(self, settings: Settings, files: Files) -> None:
@@ -57,9 +58,13 @@ class FileCopies:
             listeners={name: self._listener(each) for name, each in settings.listeners.items()},
             backends={name: self._backend(each) for name, each in settings.backends.items()},
         )
+        """The settings with the paths of the copies, which are valid in this process until `close`.
+
+        Without memfd_create, outside Linux, they have the original paths.
+        """
 
     def close(self) -> None:
-        """Throw the copies away."""
+        """Delete the copies."""
         for descriptor in self._copies.values():
             os.close(descriptor)
         self._copies.clear()

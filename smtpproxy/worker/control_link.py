@@ -1,4 +1,4 @@
-"""The control link: a worker's end of the control channel."""
+"""The worker's end of the control channel."""
 
 import asyncio
 from collections.abc import Callable
@@ -25,8 +25,9 @@ from smtpproxy.worker.control_messages import (
 )
 
 BEAT_S = 1.0
+"""The interval of snapshots to the supervisor."""
 UNREAD_OCTETS = 1024 * 1024
-"""A supervisor that leaves so much unread gets no more figures."""
+"""The size of unsent data to the supervisor at which snapshots are skipped."""
 
 Learn = Callable[[Health], None]
 
@@ -34,17 +35,17 @@ Learn = Callable[[Health], None]
 class ControlLink(asyncio.Protocol):
     """The worker's end of the control channel.
 
-    retire, drain, stop: set when the supervisor has told so.
-    closed: set when the channel is, and with it `retire` and `drain`: the supervisor is gone.
-    learn: is told that another worker has found a server down or up.
-    look: is called while somebody looks at the live page.
+    The events `retire`, `drain` and `stop` are set by the messages of these names.
     """
 
     def __init__(self, lines: MessageReader) -> None:
         self.learn: Learn = _learn_nothing
+        """Called when another worker reports a change of a server's health."""
         self.look: Callable[[bool], None] = _look_at_nothing
+        """Called regularly while the live page is open, with `Look.anew`."""
         self.retire, self.drain, self.stop = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self.closed = asyncio.Event()
+        """Set, with `retire` and `drain`, when the channel closes: the supervisor has ended."""
         self._lines = lines
         self._transport: asyncio.Transport | None = None
         self._tickets = count()
@@ -52,11 +53,11 @@ class ControlLink(asyncio.Protocol):
         self._granted: dict[int, SlotHolder] = {}
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Take the channel."""
+        """Keep the transport of the channel."""
         self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
-        """Take what the supervisor says."""
+        """Process messages of the supervisor."""
         for message in self._lines.to_worker(data):
             self._take(message)
 
@@ -87,7 +88,7 @@ class ControlLink(asyncio.Protocol):
             holder.slot_answered(granted=message.granted)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
-        """Follow the end of the supervisor: nobody can reload or stop this worker any more."""
+        """Retire and drain: without a supervisor this worker could not be reloaded or stopped."""
         self._transport = None
         self.retire.set()
         self.drain.set()
@@ -97,29 +98,29 @@ class ControlLink(asyncio.Protocol):
             holder.slot_answered(granted=False)
 
     def tell(self, message: FromWorker) -> None:
-        """Tell the supervisor something."""
+        """Send a message to the supervisor."""
         if self._transport is not None:
             self._transport.write(encode(message))
 
     def changed(self, backend: str, server: str, up: bool, reason: str) -> None:
-        """Tell that a server has gone down or come up."""
+        """Report that a server went down or came up."""
         self.tell(Health(backend, server, up, reason))
 
     def ask(self, backend: str, holder: SlotHolder, address: bytes) -> int:
-        """Ask for a place at a backend; return the ticket to leave with."""
+        """Request a connection slot of a backend, and return the ticket of the request."""
         ticket = next(self._tickets)
         self._asked[ticket] = holder
         self.tell(Ask(backend, ticket, address))
         return ticket
 
     def leave(self, backend: str, ticket: int) -> None:
-        """Give back a place, or wait for one no more."""
+        """Release a connection slot, or cancel the request for one."""
         self._asked.pop(ticket, None)
         self._granted.pop(ticket, None)
         self.tell(Leave(backend, ticket))
 
     def beat(self, snapshot: Callable[[], MetricsSnapshot]) -> None:
-        """Send the figures now, and then every second."""
+        """Send a snapshot now, and then every second."""
         if self._transport is None:
             return
         if self._transport.get_write_buffer_size() < UNREAD_OCTETS:
@@ -127,14 +128,14 @@ class ControlLink(asyncio.Protocol):
         asyncio.get_running_loop().call_later(BEAT_S, self.beat, snapshot)
 
     async def close(self) -> None:
-        """Close the channel when all that was told has gone out."""
+        """Close the channel after all messages have been sent."""
         if self._transport is not None:
             self._transport.close()
         await self.closed.wait()
 
 
 class SharedConnectionSlots:
-    """The places of a backend, which the supervisor gives out to all workers."""
+    """The connection slots of a backend, which the supervisor shares among the workers."""
 
     def __init__(self, link: ControlLink, backend: str) -> None:
         self._link = link
@@ -142,17 +143,17 @@ class SharedConnectionSlots:
         self._tickets: dict[SlotHolder, int] = {}
 
     def ask(self, holder: SlotHolder, address: bytes) -> None:
-        """Ask for a place, for a client of this address."""
+        """Request a slot for a client of this address; the holder gets the answer."""
         self._tickets[holder] = self._link.ask(self._backend, holder, address)
 
     def leave(self, holder: SlotHolder) -> None:
-        """Give the place back, or wait for one no more."""
+        """Release the slot, or cancel the request for one."""
         self._link.leave(self._backend, self._tickets.pop(holder))
 
 
 def _look_at_nothing(anew: bool) -> None:
-    """Nobody has asked to be called yet."""
+    """Do nothing; the default of `ControlLink.look`."""
 
 
 def _learn_nothing(health: Health) -> None:
-    """Stand for who will learn of other workers."""
+    """Do nothing; the default of `ControlLink.learn`."""

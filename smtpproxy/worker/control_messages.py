@@ -1,8 +1,7 @@
-"""The control channel: what the supervisor and a worker say to one another.
+"""The messages of the control channel between the supervisor and a worker.
 
-A socket pair for each worker; each message is one line of JSON.  First the supervisor sends the
-descriptors that the worker is to have, then `Start`; all that follows is told without waiting for
-an answer.
+Each worker has a socket pair; each message is one line of JSON.  First the supervisor sends file
+descriptors, then `Start`.  No later message is answered.
 """
 
 import contextlib
@@ -17,32 +16,32 @@ from smtpproxy.metrics.snapshot import MetricsSnapshot
 from smtpproxy.worker.certificate_snapshot import Files
 
 LINE_BYTES = 64 * 1024 * 1024
-"""No message is longer: settings with their certificates, or a second's figures with sessions."""
+"""The limit of a message: settings with certificates, or a snapshot with sessions."""
 _MOST_DESCRIPTORS = 250
-"""So many go in one piece; Linux takes 253."""
+"""The number of descriptors in one send; the limit of Linux is 253."""
 
 
 class Start(Struct, tag=True):
-    """To a worker: what it is to be.
+    """To a worker: its settings; sent once, after the descriptors.
 
-    files: the certificate files that the settings name.
-    sockets: for each listener of the settings, how many sockets it has; the descriptors sent before
-    are that of the shared counters, then those of each listener.
-    row: of the shared counters, that this worker writes.
+    The descriptors are that of the shared counters, then those of each listener.
     """
 
     settings: Settings
     files: Files
+    """The certificate files that the settings name."""
     sockets: list[int]
+    """The number of sockets of each listener, in the order of the settings."""
     row: int
+    """The row of the shared counters that this worker writes."""
 
 
 class Retire(Struct, tag=True):
-    """To a worker: accept nobody any more, and end when the sessions have."""
+    """To a worker: accept no more clients, and end when all sessions have ended."""
 
 
 class Drain(Struct, tag=True):
-    """To a worker: accept nobody any more, and let the sessions end with their transactions."""
+    """To a worker: accept no more clients, and end each session with its transaction."""
 
 
 class Stop(Struct, tag=True):
@@ -50,34 +49,33 @@ class Stop(Struct, tag=True):
 
 
 class Granted(Struct, tag=True):
-    """To a worker: whether a session that asked for a place at a backend has got it."""
+    """To a worker: whether a session gets the connection slot that it requested."""
 
     ticket: int
     granted: bool
 
 
 class Reclaim(Struct, tag=True):
-    """To a worker: a session that has a place at a backend is to make room for another one."""
+    """To a worker: a session should release its connection slot for another client."""
 
     ticket: int
 
 
 class Health(Struct, tag=True):
-    """Both ways: a server is down, or up again; `reason` is for the log."""
+    """Both ways: a server went down or came up."""
 
     backend: str
     server: str
     up: bool
     reason: str = ""
+    """Why, for the log."""
 
 
 class Look(Struct, tag=True):
-    """To a worker: somebody looks at the live page, so for a few seconds tell of sessions.
-
-    anew: of all that are known, not only of those that change.
-    """
+    """To a worker: the live page is open, so include sessions in snapshots for a few seconds."""
 
     anew: bool = False
+    """Whether to include all sessions once, not only those that changed."""
 
 
 class Ready(Struct, tag=True):
@@ -85,25 +83,26 @@ class Ready(Struct, tag=True):
 
 
 class Retired(Struct, tag=True):
-    """From a worker: it accepts nobody any more."""
+    """From a worker: it accepts no more clients."""
 
 
 class Beat(Struct, tag=True):
-    """From a worker, once a second: it lives, and these are its figures."""
+    """From a worker, once a second: it is alive, and these are its metrics."""
 
     snapshot: MetricsSnapshot
 
 
 class Ask(Struct, tag=True):
-    """From a worker: a session wants a place at a backend, for a client of this address."""
+    """From a worker: a session requests a connection slot of a backend."""
 
     backend: str
     ticket: int
     address: bytes
+    """The client's address."""
 
 
 class Leave(Struct, tag=True):
-    """From a worker: a session gives its place back, or waits for one no more."""
+    """From a worker: a session releases its connection slot, or cancels its request."""
 
     backend: str
     ticket: int
@@ -118,22 +117,25 @@ _from_worker = msgspec.json.Decoder(FromWorker)
 
 
 def encode(message: ToWorker | FromWorker) -> bytes:
-    """Return a message as it goes over the channel."""
+    """Return a message as it is sent: a line of JSON with its LF."""
     return encode_line(message) + b"\n"
 
 
 class MessageReader:
-    """Octets of the channel become messages."""
+    """Splits the channel's data into messages.
+
+    Both methods raise `msgspec.DecodeError` for an invalid or too long message.
+    """
 
     def __init__(self) -> None:
         self._unread = bytearray()
 
     def to_worker(self, octets: bytes) -> Iterator[ToWorker]:
-        """Take octets that the supervisor has sent; yield the messages that are complete."""
+        """Process data from the supervisor, and return the complete messages."""
         return map(_to_worker.decode, self._split(octets))
 
     def from_worker(self, octets: bytes) -> Iterator[FromWorker]:
-        """Take octets that a worker has sent; yield the messages that are complete."""
+        """Process data from a worker, and return the complete messages."""
         return map(_from_worker.decode, self._split(octets))
 
     def _split(self, octets: bytes) -> list[bytes]:
@@ -149,7 +151,7 @@ class MessageReader:
 
 
 def send_descriptors(channel: socket.socket, descriptors: Sequence[int]) -> None:
-    """Send these to a worker, before anything else; to one that is gone, nothing."""
+    """Send descriptors to a worker, before any message; a closed channel is ignored."""
     with contextlib.suppress(ConnectionError):
         for begin in range(0, len(descriptors), _MOST_DESCRIPTORS):
             piece = descriptors[begin : begin + _MOST_DESCRIPTORS]
@@ -158,7 +160,7 @@ def send_descriptors(channel: socket.socket, descriptors: Sequence[int]) -> None
 
 
 def take_descriptors(channel: socket.socket) -> list[int]:
-    """Return what `send_descriptors` has sent; nothing if the supervisor is gone."""
+    """Wait for the descriptors from `send_descriptors`; incomplete if the supervisor has ended."""
     found: list[int] = []
     while True:
         octets, descriptors, _, _ = socket.recv_fds(channel, 1, _MOST_DESCRIPTORS)

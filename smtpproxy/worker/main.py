@@ -1,7 +1,7 @@
-"""A worker: one event loop that serves clients, in a process that the fork server has forked.
+"""The main function of a worker: one event loop, in a process that the fork server has forked.
 
-It ends when it is told to, or when the supervisor is gone.  It imports here, before the fork, all
-that would be imported when it is first used.
+A worker ends on request, or when the supervisor has ended.  Modules that would be imported on first
+use are imported here, before the fork.
 """
 
 import asyncio
@@ -36,7 +36,17 @@ from smtpproxy.worker.control_messages import (
 async def serve(
     start: Start, descriptors: list[int], channel: socket.socket, lines: MessageReader
 ) -> int:
-    """Serve clients until told otherwise; return the exit code."""
+    """Serve clients until the supervisor stops the worker.
+
+    Args:
+        start: The first message.
+        descriptors: The descriptors that were sent before it.
+        channel: The worker's end of the control channel.
+        lines: Its reader, which may have read part of the next message.
+
+    Returns:
+        The exit code.
+    """
     shared_counters, *inherited = descriptors
     copies = FileCopies(start.settings, start.files)
     link = ControlLink(lines)
@@ -78,10 +88,10 @@ async def serve(
 
 
 async def _leave(app: App, link: ControlLink, drain_s: float, grace_s: float) -> None:
-    """Let the sessions be for a while, then let them end with their transactions.
+    """Wait until the sessions end; after a time limit, end them with their transactions.
 
-    New workers serve, so that these may take long; not for ever, or a client could keep an old
-    worker with its old settings for as long as it likes.
+    After a reload new workers serve new clients, so old sessions may continue for a while.  The
+    limit prevents that a client keeps a worker with old settings running for ever.
     """
     drain = asyncio.create_task(link.drain.wait(), name="drain")
     empty = asyncio.create_task(app.wait_until_empty(drain_s), name="empty")
@@ -99,9 +109,13 @@ async def _leave(app: App, link: ControlLink, drain_s: float, grace_s: float) ->
 
 
 def main(control: int) -> int:
-    """Run a worker with this end of its control channel; return its exit code."""
+    """Run a worker, and return its exit code.
+
+    Args:
+        control: The descriptor of its end of the control channel.
+    """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # the supervisor gets them too, and says what to do
+        signal.signal(number, signal.SIG_IGN)  # the supervisor handles them for its workers
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     channel = socket.socket(fileno=control)
     lines = MessageReader()
@@ -111,7 +125,7 @@ def main(control: int) -> int:
         return 1
     log.configure(start.settings.log.level, start.settings.log.format)
     log.adopt_uncaught()
-    # What is loaded by now stays; collecting it over and over cost a third of all CPU (bench S1).
+    # Objects loaded so far are permanent; collecting them again cost a third of all CPU (bench S1).
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 50)
@@ -124,9 +138,10 @@ def main(control: int) -> int:
 
 
 def _first(channel: socket.socket, lines: MessageReader) -> Start | None:
-    """Wait for the first message; None if the supervisor is gone.
+    """Wait for `Start`, and return it; None if the supervisor has ended.
 
-    What follows stays in the channel: a service that ends while it reloads tells to drain at once.
+    Later messages stay in the channel: a supervisor that stops during a reload sends `Drain` at
+    once.
     """
     while octets := channel.recv(65536, socket.MSG_PEEK):
         line = octets.find(b"\n") + 1

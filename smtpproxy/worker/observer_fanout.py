@@ -1,7 +1,7 @@
-"""The fanout: one observer made of several, each session with an id that no other session has.
+"""Combines several observers into one, and gives each session its id.
 
-Who does not watch a session is left out of it, and where one alone watches, nothing stands between
-it and the session: what is off costs nothing.
+Observers that do not watch a session are left out of it.  A single observer is called directly, so
+that features that are off cost nothing.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,26 +21,31 @@ from smtpproxy.log.session_log import ServiceLog
 
 
 class TransactionObserver(SessionObserver, Protocol):
-    """Watches one session, and learns what its transactions came to."""
+    """Watches one session, and gets the outcome of its transactions."""
 
     def transaction(self, outcome: str, fields: Callable[[], dict[str, Any]]) -> None:
-        """A transaction is over; event and fields are those of the log, made only if called for."""
+        """Report the end of a transaction.
+
+        Args:
+            outcome: The name of its log event.
+            fields: Returns the fields of that event; to be called only if they are needed.
+        """
 
 
 class SessionObserverFactory(Protocol):
-    """Watches the service beside the log."""
+    """Watches a worker, besides the log."""
 
     def session(
         self, session: str, listener: str, backend: str, client: str
     ) -> TransactionObserver | None:
-        """Return who is to watch this session, or None if nobody."""
+        """Return the observer of a new session; None to not watch it."""
 
     def server_changed(self, backend: str, server: str, up: bool, reason: str) -> None:
-        """A server is down, or up again."""
+        """Report that a server went down or came up again."""
 
 
 class ObserverFanout:
-    """Observes for the log and for whoever else watches."""
+    """The observer of a worker: the log, and any others."""
 
     def __init__(self, log: ServiceLog, watchers: Sequence[SessionObserverFactory] = ()) -> None:
         self._log = log
@@ -49,7 +54,7 @@ class ObserverFanout:
         self._count = count(1)
 
     def session(self, listener: str, backend: str, client: str) -> SessionObserver:
-        """Begin to observe a session."""
+        """Return the observer of a new session."""
         name = f"{self._prefix}-{next(self._count)}"
         log = self._log.session(name, listener, backend, client)
         if not self._watchers:
@@ -62,18 +67,18 @@ class ObserverFanout:
         return SessionObserverFanout([log, *watching])
 
     def server_changed(self, backend: str, server: str, up: bool, reason: str) -> None:
-        """Tell all that a server is down, or up again."""
+        """Report to all observers that a server went down or came up again."""
         self._log.server_changed(backend, server, up, reason)
         for each in self._watchers:
             each.server_changed(backend, server, up, reason)
 
     def refused(self, reason: str, client: str, clients: int) -> None:
-        """Log that clients were turned away; the figures count them."""
+        """Log refused clients, which the admission counts for the metrics."""
         self._log.refused(reason, client, clients)
 
 
 class SessionObserverFanout:
-    """Observes one session for several."""
+    """The observer of a session, which calls several others."""
 
     __slots__ = ("_content", "_observers", "content")
 
@@ -92,41 +97,41 @@ class SessionObserverFanout:
     def connected(
         self, server: str, source: Endpoint | None, ends: Callable[[], ConnectionEnds]
     ) -> None:
-        """The session got its backend connection."""
+        """Report the backend connection."""
         for each in self._observers:
             each.connected(server, source, ends)
 
     def gave_up(self, server: str, reason: str) -> None:
-        """A server could not be had."""
+        """Report that a server could not be reached."""
         for each in self._observers:
             each.gave_up(server, reason)
 
     def settled(self, exchanges: list[Exchange]) -> None:
-        """These replies were flushed in one write."""
+        """Report exchanges whose replies were flushed in one write."""
         for each in self._observers:
             each.settled(exchanges)
 
     def noted(self, event: NotedEvent, **values: str) -> None:
-        """Something happened besides the dialogue."""
+        """Report an event outside the dialogue."""
         for each in self._observers:
             each.noted(event, **values)
 
     def slowed(self) -> None:
-        """The client sends commands too fast."""
+        """Report that the client sends commands too fast."""
         for each in self._observers:
             each.slowed()
 
     def stalled(self) -> None:
-        """The client is not read for now."""
+        """Report that reading from the client has paused."""
         for each in self._observers:
             each.stalled()
 
     def broken(self, error: Exception) -> None:
-        """Something in the proxy itself went wrong."""
+        """Report an internal error of the proxy."""
         for each in self._observers:
             each.broken(error)
 
     def closed(self, summary: SessionSummary) -> None:
-        """The session is over."""
+        """Report the end of the session."""
         for each in self._observers:
             each.closed(summary)

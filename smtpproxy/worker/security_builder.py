@@ -1,4 +1,4 @@
-"""TLS and identity: what settings say of them becomes what sessions go by."""
+"""Makes the TLS contexts and the trust rules of sessions from the settings."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -29,7 +29,7 @@ _HEADERS = {"proxy-v1": make_v1, "proxy-v2": make_v2}
 
 
 def backend_transport(settings: Settings, backend: BackendSettings) -> BackendTransport | None:
-    """Return how its servers are reached; None if by a plain connection."""
+    """Return the transport of a backend; None if it uses plain connections."""
     header = _HEADERS.get(backend.identity)
     transparent = backend.identity == "transparent"
     original = any(server.is_original for server in backend.servers)
@@ -51,7 +51,14 @@ def listener_security(
     backend: BackendSettings,
     trusted_policy: Callable[[], SessionPolicy],
 ) -> ListenerSecurity | None:
-    """Return what its sessions need for TLS and trust; None if nothing."""
+    """Return what the sessions of a listener need for TLS and trust; None if nothing.
+
+    Args:
+        settings: The settings.
+        listener: The listener.
+        backend: Its backend.
+        trusted_policy: Makes the policy for clients that may send XCLIENT.
+    """
     introduces = backend.identity in ("xclient", "xforward")
     in_hello = backend.tls in ("opportunistic", "starttls")
     needed = listener.proxy_protocol or listener.xclient or listener.transparent
