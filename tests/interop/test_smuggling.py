@@ -20,7 +20,9 @@ from tests.interop.stage import configured
 from tests.interop.tap import Tap
 from tests.interop.wire import Wire
 from tests.support.processes import Process, Workplace, eventually, free_port
+from tests.support.programs import command, peers_directory, require_root, root_of, unavailable
 
+SENDMAIL = "usr/libexec/sendmail/sendmail"
 END = b"\n.\r\n"
 CUTS = [
     (b"\r\0", END),
@@ -51,6 +53,97 @@ def aiosmtpd() -> Iterator[Backend]:
             yield Backend(port, partial(_maildir_files, mail), refuses=False)
 
 
+_SENDMAIL = """\
+V10/Berkeley
+Cwmx.example
+Djmx.example
+Troot
+O DaemonPortOptions=Addr=127.0.0.1,Port={port}
+O DeliveryMode=queueonly
+O QueueDirectory={work}/queue
+O PidFile={work}/pid
+O HelpFile=/dev/null
+O AliasFile
+O HostStatusDirectory
+O Timeout.ident=0s
+O DontProbeInterfaces=True
+Scanonify=3
+R$*<$*>$*\t$@ $2
+Sparse=0
+R$*\t$#keep $@ mx $: $1
+Mlocal, P=/bin/false, F=DFMlns, A=false
+Mprog, P=/bin/false, F=DFMlns, A=false
+Mkeep, P=/bin/false, F=DFMnsu, A=false
+"""
+"""It accepts everything, and leaves it in its queue."""
+
+_WITH_A_NAME = ("unshare", "--uts", "sh", "-c", 'hostname mx.example && exec "$@"', "sh")
+"""Sendmail waits a minute for a host name with a dot in it."""
+
+
+@contextmanager
+def sendmail() -> Iterator[Backend]:
+    """Run Sendmail: what it has accepted stays in its queue."""
+    require_root("Sendmail")
+    program = root_of("sendmail-bin", SENDMAIL) / SENDMAIL
+    port = free_port()
+    with Workplace("sendmail") as work:
+        queue = work.directory("queue", mode=0o700)
+        file = work.write("sendmail.cf", _SENDMAIL.format(port=port, work=work.path))
+        argv = [*_WITH_A_NAME, program, "-bD", "-C", file]
+        with Process(argv, work.path / "printed") as process:
+            process.await_greeting(port)
+            yield Backend(port, partial(_sendmail_queue, queue), refuses=False)
+
+
+def _sendmail_queue(queue: Path) -> Iterator[Delivery]:
+    for file in queue.glob("qf*"):
+        octets = file.read_bytes()
+        recipients = frozenset(each.decode() for each in re.findall(rb"(?m)^RPFD:<(.*)>$", octets))
+        yield Delivery(recipients, octets + (queue / f"df{file.name[2:]}").read_bytes())
+
+
+_SMTP_SERVER = """\
+const {SMTPServer} = require('smtp-server');
+const [port, directory] = process.argv.slice(2);
+let number = 0;
+new SMTPServer({
+  authOptional: true, hidePIPELINING: true, hideSTARTTLS: true, disableReverseLookup: true,
+  onData(stream, session, done) {
+    const chunks = [];
+    stream.on('data', chunk => chunks.push(chunk));
+    stream.on('end', () => {
+      const recipients = session.envelope.rcptTo.map(each => each.address).join(' ');
+      const kept = Buffer.concat([Buffer.from(recipients + '\\n'), ...chunks]);
+      require('fs').writeFileSync(`${directory}/${number++}`, kept);
+      done();
+    });
+  },
+}).listen(Number(port), '127.0.0.1');
+"""
+
+
+@contextmanager
+def smtp_server() -> Iterator[Backend]:
+    """Run nodemailer's smtp-server, of which many mail catchers are made."""
+    port = free_port()
+    modules = peers_directory() / "npm/node_modules"
+    if not (modules / "smtp-server").exists():
+        unavailable("npm package smtp-server is missing (see .ci/install-peers)")
+    with Workplace("smtp-server") as work:
+        mail = work.directory("mail")
+        argv = [command("node", "nodejs"), work.write("server.js", _SMTP_SERVER), str(port), mail]
+        with Process(argv, work.path / "printed", env={"NODE_PATH": str(modules)}) as process:
+            process.await_greeting(port)
+            yield Backend(port, partial(_smtp_server_files, mail), refuses=False)
+
+
+def _smtp_server_files(directory: Path) -> Iterator[Delivery]:
+    for file in directory.iterdir():
+        recipients, _, octets = file.read_bytes().partition(b"\n")
+        yield Delivery(frozenset(recipients.decode().split()), octets)
+
+
 def _maildir_files(directory: Path) -> Iterator[Delivery]:
     for file in (directory / "new").glob("*"):
         octets = file.read_bytes()
@@ -60,6 +153,8 @@ def _maildir_files(directory: Path) -> Iterator[Delivery]:
 
 MTAS: dict[str, Callable[[], AbstractContextManager[Backend]]] = {
     "aiosmtpd": aiosmtpd,
+    "sendmail": sendmail,
+    "smtp-server": smtp_server,
     **{name: peers.BACKENDS[name] for name in ("opensmtpd", "exim", "postfix", "smtp-sink-p")},
 }
 
