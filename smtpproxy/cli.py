@@ -3,6 +3,7 @@
 Exit codes: 0, 1 (failed), 2 (usage).  A user's mistake never shows a traceback.
 """
 
+import json
 import platform
 import ssl
 import sys
@@ -13,7 +14,7 @@ from typing import NoReturn
 
 import click
 from click.core import ParameterSource
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 from rich.table import Table
 
 from smtpproxy import __version__, data, is_compiled
@@ -205,29 +206,44 @@ def run(
     short_help="Report every problem in a settings file, each with its line.",
     epilog="""
     \b
-    Example:
-      smtpproxy check -c /etc/smtpproxy/smtpproxy.toml && systemctl reload smtpproxy
+    Examples:
+      smtpproxy check /etc/smtpproxy/smtpproxy.toml && systemctl reload smtpproxy
+      smtpproxy check --json smtpproxy.toml
     """,
 )
+@click.argument("file", type=click.Path(path_type=Path), required=False)
 @click.option(
     "-c",
     "--config",
-    "file",
+    "named",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    required=True,
-    help="The file to check.",
+    help="The file, as `run` takes it.",
 )
-def check(file: Path) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print problems and warnings as JSON.")
+def check(file: Path | None, named: Path | None, as_json: bool) -> None:
     """Report every problem in a settings file, each with its line; exit 1 if there is one."""
+    path = file or named
+    if path is None or (file and named):
+        raise click.UsageError("needs one file, as in\n\n  smtpproxy check smtpproxy.toml")
+    settings, problems = None, []
     try:
-        settings = load(file, look_up=loop_validation.look_up)
+        settings = load(path, look_up=loop_validation.look_up)
     except ConfigError as error:
-        _fail(error)
+        if not as_json:
+            _fail(error)
+        problems = error.problems
+    warnings = [] if settings is None else _warnings(settings)
+    if as_json:
+        found = {"problems": list(map(asdict, problems)), "warnings": warnings}
+        for line in json.dumps(found, indent=2).splitlines():
+            say(line)
+        sys.exit(1 if problems else 0)
+    assert settings is not None
     Terminal(whole_lines=True).print(_table(settings))
-    for warning in _warnings(settings):
-        say(warning, err=True)
-    say(f"{file}: no problems found")
+    for warning in warnings:
+        say(f"smtpproxy: warning: {warning}", err=True)
+    say(f"{path}: no problems found")
 
 
 @main.command(
@@ -336,7 +352,7 @@ def _warnings(settings: Settings) -> list[str]:
         f"listener {listener}: the certificate {why}"
         for listener, _, why in doubtful_certificates(settings, time())
     ]
-    return [f"smtpproxy: warning: {each}" for each in found]
+    return found
 
 
 def _table(settings: Settings) -> Table:

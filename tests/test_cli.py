@@ -243,8 +243,26 @@ class TestCheck:
         assert result.exit_code == 1
         assert "gone.toml: cannot be read: no such file" in result.stderr
 
-    def test_needs_a_file(self) -> None:
+    def test_needs_one_file(self, file: Path) -> None:
         assert invoke("check").exit_code == 2
+        assert invoke("check", file, "-c", file).exit_code == 2
+
+    def test_the_file_needs_no_option(self, file: Path) -> None:
+        result = invoke("check", file)
+        assert (result.exit_code, f"{file}: no problems found" in result.stdout) == (0, True)
+
+    def test_problems_and_warnings_as_json(self, file: Path) -> None:
+        file.write_text(GOOD.replace("127.0.0.1:2525", "[::]:25"))
+        result = invoke("check", "--json", file)
+        found = json.loads(result.stdout)
+        assert (result.exit_code, result.stderr, found["problems"]) == (0, "", [])
+        assert "listener smtp serves clients of other machines" in found["warnings"][0]
+        file.write_text('hostnam = "x"\n' + GOOD)
+        result = invoke("check", "--json", file)
+        (problem,) = json.loads(result.stdout)["problems"]
+        assert (result.exit_code, result.stderr) == (1, "")
+        assert (problem["file"], problem["line"], problem["key"]) == (str(file), 1, "hostnam")
+        assert "did you mean" in problem["text"]
 
 
 class TestDemo:

@@ -13,6 +13,7 @@ from ipaddress import (
     IPv6Address,
     IPv6Network,
     ip_address,
+    ip_interface,
     ip_network,
 )
 
@@ -47,13 +48,27 @@ def canonical(host: str) -> str:
 def canonical_network(text: str) -> IPv4Network | IPv6Network:
     """Read a network, or an address as one of it alone; one of IPv4-mapped addresses is IPv4's.
 
-    Raises ValueError if the text is no network.
+    Raises ValueError, with a text for the user, if the text is no network.
     """
-    network = ip_network(text)
+    try:
+        network = ip_network(text)
+    except ValueError:
+        raise ValueError(_not_a_network(text)) from None
     first = _unmapped(network.network_address)
     if network.version == first.version or network.prefixlen < _MAPPED_BITS:
         return network
     return ip_network(f"{first}/{network.prefixlen - _MAPPED_BITS}")
+
+
+def _not_a_network(text: str) -> str:
+    try:
+        interface = ip_interface(text)
+    except ValueError:
+        return 'is not a network; write, for example, "10.0.0.0/8", "2001:db8::/32" or "192.0.2.1"'
+    return (
+        f'is an address inside a network; write "{interface.network}" for the network,'
+        f' "{interface.ip}" for the address'
+    )
 
 
 def behind_nat64(
@@ -210,6 +225,11 @@ def _split(text: str) -> tuple[str, str]:
         if not isinstance(ip, IPv6Address):
             raise ValueError('has no IPv6 address in its brackets; write, for example, "[::1]:25"')
         return canonical(bracketed[1]), _given_port(text, bracketed[2])
+    if re.fullmatch(r"[0-9]{1,5}", text, re.ASCII):
+        raise ValueError(
+            f'has no host; write, for example, "127.0.0.1:{text}"; a listener at "[::]:{text}"'
+            " accepts clients on every address"
+        )
     if text.count(":") > 1:
         raise ValueError(
             f'is not HOST:PORT; an IPv6 address goes in brackets: "{_in_brackets(text)}"'

@@ -66,12 +66,7 @@ class NetworkSetting(Struct, frozen=True):
 
 def _network(text: str) -> NetworkSetting:
     """Read a network or an address; returned in its usual spelling."""
-    try:
-        return NetworkSetting(str(canonical_network(text)))
-    except ValueError:
-        raise ValueError(
-            'is not a network; write, for example, "10.0.0.0/8", "2001:db8::/32" or "192.0.2.1"'
-        ) from None
+    return NetworkSetting(str(canonical_network(text)))
 
 
 def _nat64_network(text: str) -> NetworkSetting:

@@ -211,7 +211,7 @@ class TestMistakes:
             ('[trace]\ndirectory = "x"', 7, "trace.directory", "needs the whole path"),
             ('[trace]\ndirectory = "/dev/null/x"', 7, "trace.directory", "/dev/null is no dir"),
             ('[trace]\nwhen = "al"', 7, "trace.when", 'did you mean "all"?'),
-            ('[trace]\nnetworks = ["10.0.0.1/8"]', 7, "trace.networks[0]", "not a network"),
+            ('[trace]\nnetworks = ["10.0.0.1/8"]', 7, "trace.networks[0]", "inside a network"),
             ("[trace]\nnetworks = 3", 7, "trace.networks", "must be a list of networks"),
             ("[trace]\nmax_file = 65536", 7, "trace.max_file", 'such as "64MiB"'),
             ('[trace]\nmax_file = "64MB"', 7, "trace.max_file", "is not a size"),
@@ -242,7 +242,7 @@ class TestMistakes:
             ('[limits]\nnat64 = ["10.0.0.0/8"]', 7, "limits.nat64[0]", "the prefix of a NAT64"),
             ('[limits]\nnat64 = ["2001:db8::/33"]', 7, "limits.nat64[0]", "32, 40, 48, 56, 64 or"),
             ('[limits]\nnat64 = ["nat"]', 7, "limits.nat64[0]", "the prefix of a NAT64"),
-            ('[limits]\nexempt = ["10.0.0.1/8"]', 7, "limits.exempt[0]", "is not a network"),
+            ('[limits]\nexempt = ["10.0.0.1/8"]', 7, "limits.exempt[0]", 'write "10.0.0.0/8"'),
             ("[limits]\nsessions = -1", 7, "limits.sessions", "a whole number from 0"),
             (
                 "[limits]\nevent_loop_lag = -1",

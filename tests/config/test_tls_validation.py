@@ -56,7 +56,7 @@ WRONG = {
     "require_tls = true": "require_tls nobody can fulfil it",
     'auth = "tls-only"': "auth nobody can authenticate",
     'key = "@/mx.key"': "key is not used",
-    'proxy_protocol = ["10.0.0.1/8"]': "proxy_protocol.* is not a network",
+    'proxy_protocol = ["10.0.0.1/8"]': "proxy_protocol.* is an address inside a network",
     'xclient = ["everybody"]': "xclient.* is not a network",
     'tls = "starttls"\ncertificate = "@/mx.both"\nsni."a b" = { certificate = "@/mx.both" }': (
         "sni.* is not a host name"
