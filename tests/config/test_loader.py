@@ -283,13 +283,13 @@ class TestMistakes:
                 '[listeners.b]\naddress = "[::1]:1"\ncapabilities = {allow = ["prdr"]}',
                 8,
                 "listeners.b.capabilities.allow[0]",
-                '"PRDR" can never pass: it changes how many replies a message gets',
+                '"PRDR" can never pass: it changes the number of replies to a message',
             ),
             (
                 '[listeners.b]\naddress = "[::1]:1"\ncapabilities = {allow = ["XPROXYTO"]}',
                 8,
                 "listeners.b.capabilities.allow[0]",
-                "can never pass: it lets the client name another one",
+                "can never pass: it lets the client act for another client",
             ),
         ],
     )
