@@ -1,1 +1,1 @@
-"""The supervisor: it owns the listening sockets, runs workers, and obeys signals."""
+"""The supervisor: owns the listening sockets, runs the workers, and handles signals."""

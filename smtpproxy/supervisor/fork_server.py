@@ -1,12 +1,12 @@
 """The fork server: a process that forks the workers, so that each runs the supervisor's own code.
 
-It is forked from the supervisor before the event loop starts, with every module that a worker needs
-imported.  So a worker that takes the place of one that died never reads what an upgrade has put on
-the disk meanwhile.  It has one thread, no event loop and no open file but its channel.
+It is forked from the supervisor before the event loop starts, with all modules that a worker needs
+imported.  So a worker that replaces a crashed one never loads code that an upgrade has put on disk
+since.  It has one thread, no event loop, and no open file except its channel.
 
-On the channel are records of a kind and two numbers.  `fork` carries one descriptor, the worker's
-end of its control channel, and is answered by `forked` or `failed`; `kill` has no answer; `exited`
-is reported for each worker.
+The channel carries records of a kind and two numbers.  `fork` carries one descriptor, the worker's
+end of its control channel, and is answered by `forked` or `failed`.  `kill` has no answer.
+`exited` reports the end of a worker.
 """
 
 import asyncio
@@ -32,19 +32,17 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class ForkServer:
-    """The supervisor's side; to be made before there is an event loop or a second thread.
-
-    lost: whether the process is gone, so that no worker can be started any more.
-    """
+    """The supervisor's side; create it before the event loop and before any other thread."""
 
     def __init__(self) -> None:
         self.lost = False
+        """Whether the process has ended, so that no worker can be started any more."""
         self._on_lost: Callable[[], None] | None = None
         self._forks: deque[asyncio.Future[int]] = deque()
         self._exits: dict[int, asyncio.Future[int | None]] = {}
         self._unread = b""
         self._channel, its = socket.socketpair()
-        # Signals wait until it ignores them: Ctrl-C reaches all processes of a terminal.
+        # Blocks signals until it ignores them, since Ctrl-C goes to all processes of a terminal.
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         self.pid = os.fork()
         if not self.pid:
@@ -53,22 +51,30 @@ class ForkServer:
         its.close()
 
     def start(self, on_lost: Callable[[], None]) -> None:
-        """Begin to listen to it, on the running event loop; `on_lost` is called if it dies."""
+        """Read from its channel on the running event loop.
+
+        Args:
+            on_lost: Called if the fork server ends unexpectedly.
+        """
         self._on_lost = on_lost
         self._channel.setblocking(False)
         asyncio.get_running_loop().add_reader(self._channel, self._read)
 
     def close(self) -> None:
-        """Let it end, when no worker is left."""
+        """End it, after all workers have ended."""
         asyncio.get_running_loop().remove_reader(self._channel)
         self._channel.close()
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self.pid, 0)
 
     async def fork(self, control: socket.socket) -> int:
-        """Fork a worker with this end of its control channel; return its process id.
+        """Fork a worker, and return its process id.
 
-        Raises OSError if there can't be another process.
+        Args:
+            control: The worker's end of its control channel.
+
+        Raises:
+            OSError: The process cannot be created.
         """
         answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         try:
@@ -76,12 +82,16 @@ class ForkServer:
                 raise BrokenPipeError
             socket.send_fds(self._channel, [_RECORD.pack(_FORK, 0, 0)], [control.fileno()])
         except ConnectionError:
-            raise OSError("the fork server is gone") from None
+            raise OSError("the fork server has ended") from None
         self._forks.append(answer)
         return await answer
 
     async def exit_code(self, pid: int) -> int | None:
-        """Wait for the end of a worker; return its code, negative for a signal, None if unknown."""
+        """Wait for the end of a worker.
+
+        Returns:
+            Its exit code, negative for a signal; None if unknown.
+        """
         if pid not in self._exits:
             return None
         code = await self._exits[pid]
@@ -89,7 +99,7 @@ class ForkServer:
         return code
 
     def kill(self, pid: int) -> None:
-        """End a worker at once; the fork server knows whether the process id is still its own."""
+        """Kill a worker; the fork server ensures that the process id is still the worker's."""
         with contextlib.suppress(OSError):
             if self.lost:
                 os.kill(pid, signal.SIGKILL)
@@ -118,7 +128,7 @@ class ForkServer:
         if kind == _FORKED:
             self._exits[pid] = asyncio.get_running_loop().create_future()
         if answer.done():
-            return  # nobody waits any more: the worker ends, for its control channel is closed
+            return  # the caller was cancelled; the worker ends, since its channel is closed
         if kind == _FORKED:
             answer.set_result(pid)
         else:
@@ -129,7 +139,7 @@ class ForkServer:
         asyncio.get_running_loop().remove_reader(self._channel)
         for answer in self._forks:
             if not answer.done():
-                answer.set_exception(OSError("the fork server is gone"))
+                answer.set_exception(OSError("the fork server has ended"))
         for exited in self._exits.values():
             if not exited.done():
                 exited.set_result(None)
@@ -145,7 +155,7 @@ class _Server:
             signal.signal(number, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         _name_process("smtp-forks")
-        # Nothing else of the supervisor's stays open here, and so in no worker.
+        # Closes all other descriptors, so that no worker inherits them.
         self._channel = socket.socket(fileno=os.dup2(descriptor, _FIRST, inheritable=False))
         os.closerange(_FIRST + 1, os.sysconf("SC_OPEN_MAX"))
         nothing = os.open(os.devnull, os.O_RDWR)
@@ -159,7 +169,7 @@ class _Server:
         self._workers: set[int] = set()
 
     def serve(self) -> None:
-        """Fork workers until the supervisor is gone."""
+        """Fork workers until the supervisor has ended."""
         while True:
             ready, _, _ = select((_FIRST, self._ended), (), ())
             if self._ended in ready:
@@ -172,7 +182,7 @@ class _Server:
                 kind, pid, _ = _RECORD.unpack(octets)
                 if kind == _FORK:
                     self._fork(*descriptors)
-                elif pid in self._workers:  # not reaped, so the id is no other's
+                elif pid in self._workers:  # not reaped, so the id is not reused
                     os.kill(pid, signal.SIGKILL)
 
     def _fork(self, control: int) -> None:
@@ -196,7 +206,7 @@ class _Server:
             self._channel.sendall(_RECORD.pack(_EXITED, pid, os.waitstatus_to_exitcode(status)))
 
     def _work(self, control: int) -> NoReturn:
-        """Be a worker."""
+        """Run the worker's main function, in the forked process."""
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         self._channel.close()
@@ -207,27 +217,27 @@ class _Server:
 
 
 def _serve(descriptor: int) -> int:
-    with contextlib.suppress(ConnectionError):  # the supervisor is gone
+    with contextlib.suppress(ConnectionError):  # the supervisor has ended
         _Server(descriptor).serve()
     return 0
 
 
 def _end_with(run: Callable[[int], int], descriptor: int) -> NoReturn:
-    """Run this, and end the process as the interpreter does, without what the parent has begun."""
+    """Run a function and exit, without the cleanup that the parent process has registered."""
     code = 1
     try:
         code = run(descriptor)
     except BaseException:  # noqa: BLE001  the outermost frame of a process
-        sys.excepthook(*sys.exc_info())  # the log's own
+        sys.excepthook(*sys.exc_info())  # set by the log
     finally:
         os._exit(code)
 
 
 def _take_note(number: int, frame: object) -> None:
-    """Take a signal; the wake-up descriptor tells of it."""
+    """Handle a signal; the wake-up descriptor reports it."""
 
 
 def _name_process(name: str) -> None:
-    """Have `ps` and `top` show what this process is."""
+    """Set the process name that `ps` and `top` show."""
     with contextlib.suppress(OSError):
         Path("/proc/self/comm").write_text(name)

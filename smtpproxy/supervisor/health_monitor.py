@@ -1,8 +1,9 @@
-"""Active checks: one greeting at a time for each server of a backend that asks for it.
+"""Active health checks of servers: a connection that waits for the greeting, then QUIT.
 
-Where somebody asks whether the service is ready, the servers of other backends are checked too:
-at the start, and while they are down, since without clients nobody else would find them back.  With
-an admin address somebody will; at the control socket the first one who asks begins it.
+With `health_check_interval` the servers of a backend are checked all the time.  If readiness is
+queried, the servers of the other backends are checked too: once at the start, and while they are
+down, so that they are used again even without traffic.  These checks run if there is an admin
+address, and after the first query at the control socket.
 """
 
 import asyncio
@@ -17,14 +18,15 @@ from smtpproxy.worker import security_builder
 from smtpproxy.worker.control_messages import Health
 
 WAIT_S = 2.0
-"""How long who asks may wait for the first checks."""
+"""How long a readiness query may wait for the first checks."""
 
 
 class HealthMonitor:
-    """Checks the servers of the service's backends.
+    """Checks the servers of the backends.
 
-    found: is told what each check has found.
-    is_down: whether a server of a backend is believed to be down.
+    Args:
+        found: Called with the result of each check.
+        is_down: Returns whether a server, given backend and address, is considered down.
     """
 
     def __init__(
@@ -39,7 +41,7 @@ class HealthMonitor:
         self._unchecked: dict[tuple[str, str], asyncio.Event] = {}
 
     def settle(self, settings: Settings) -> None:
-        """Follow new settings."""
+        """Apply new settings."""
         self.stop()
         self._settings = settings
         self._unchecked.clear()
@@ -69,7 +71,7 @@ class HealthMonitor:
                 try:
                     why = await check(server, hostname, limit_s)
                 except OSError:
-                    due = True  # nothing was found out
+                    due = True  # an error of this machine, so without a result
                 else:
                     self._found(Health(name, server.name, not why, why))
                     self._note((name, server.name))
@@ -82,7 +84,7 @@ class HealthMonitor:
             first.set()
 
     async def wait(self) -> None:
-        """Wait until each server has been checked once, but no longer than `WAIT_S`."""
+        """Wait until each server has been checked once, at most `WAIT_S`."""
         if not self._asked:
             self._asked = True
             self.settle(self._settings)
@@ -92,10 +94,19 @@ class HealthMonitor:
                     await each.wait()
 
     def why_not_ready(self, backend: str = "") -> str:
-        """Return why no server of a backend can be used, or of those that clients need.
+        """Return why the service, or one backend, is not ready.
 
-        Empty if one can.  `admin.ready` says whether clients need each backend that a listener
-        names, or any of them.  Raises KeyError if there is no such backend.
+        The service is ready if, as `admin.ready` requires, all or any of the backends that
+        listeners use have a server that is up.
+
+        Args:
+            backend: The backend; empty for the service.
+
+        Returns:
+            The reason, or empty if it is ready.
+
+        Raises:
+            KeyError: There is no such backend.
         """
         if backend:
             return self._why_not(backend)
@@ -115,7 +126,7 @@ class HealthMonitor:
         return f"the servers of {backend} have not been checked yet"
 
     def stop(self) -> None:
-        """Check nothing any more."""
+        """Stop all checks."""
         for task in self._tasks:
             task.cancel()
         self._tasks.clear()

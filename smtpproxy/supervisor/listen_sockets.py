@@ -1,10 +1,11 @@
-"""The listening sockets of the service, open as long as its settings name them.
+"""The listening sockets of the service, which stay open as long as the settings name them.
 
-Clients come in by those of the listeners; that of the admin address, and the control socket, stay
-open while they drain.
-A listener at `[::]` has a second one, for IPv4, unless another listener wants IPv4 at its port; so
-at a reload that socket can become the other listener's, and none has to be closed for it.  One
-at a single address stays open, too, when a listener at all addresses takes its place.
+The sockets of the listeners are closed when the service drains; those of the admin address and the
+control socket stay open.
+
+A listener at `[::]` has a second socket for IPv4, unless another listener uses IPv4 at its port.
+So a reload can give that socket to another listener without closing it.  The socket of a single
+address also stays open when a listener at all addresses replaces its listener.
 """
 
 import contextlib
@@ -22,20 +23,21 @@ from smtpproxy.supervisor import socket_activation
 from smtpproxy.supervisor.upgrade import Inherited
 
 Key = tuple[Address, int]
-"""An address, and its position among equal ones (port 0 is another port each time)."""
+"""An address, and its position among equal ones (each port 0 is a different port)."""
 _ADMIN, _CONTROL = -1, -2
 """The positions of the admin address and of the control socket."""
 
 
 class ListenSockets:
-    """Opens sockets or takes them from systemd; workers accept from them, sessions outlive them.
+    """Opens listening sockets, or takes them from systemd or an older supervisor.
 
-    inherited: those that the supervisor of an older version has passed.
-    shared: whether another supervisor has them, too; then they are closed here alone.
+    Args:
+        inherited: What the supervisor of an older version has passed, if any.
     """
 
     def __init__(self, inherited: Inherited | None = None) -> None:
         self.shared = inherited is not None
+        """Whether another supervisor has them, too, so that they must not be shut down."""
         self._inherited: dict[tuple[str, int], list[socket.socket]] = {}
         if inherited is None:
             self._given = socket_activation.take()
@@ -48,21 +50,29 @@ class ListenSockets:
 
     @property
     def addresses(self) -> list[str]:
-        """The addresses of the listeners, with their real ports."""
+        """The addresses of the listeners, with their actual ports."""
         found = (each for key, each in self._open.items() if key[1] >= 0)
         return [sockets.name_of(each) for listening in found for each in listening]
 
     def open_control(self, address: Address) -> list[socket.socket]:
-        """Open the control socket, which stays open to the end; raises OSError."""
+        """Open the control socket, which stays open until the service ends.
+
+        Raises:
+            OSError: It cannot be opened.
+        """
         key = (address, _CONTROL)
         self._open[key] = self._open_one(key, False, sockets.MODE)
         return self._open[key]
 
     def open(self, settings: Settings) -> list[tuple[str, str]]:
-        """Open what the settings name and is not open yet; return name and address of what is new.
+        """Open the sockets that the settings name and that are not open yet.
 
-        Raises OSError, logged, if one can't be had; `keep_for` with the settings there were before
-        leaves nothing changed.
+        Returns:
+            The listener's name and the address of each new socket.
+
+        Raises:
+            OSError: A socket cannot be opened, which is logged.  Call `keep_for` with the previous
+                settings to undo the changes.
         """
         added: dict[Key, list[socket.socket]] = {}
         wanted, modes = self._wanted(settings), self._modes(settings)
@@ -98,7 +108,7 @@ class ListenSockets:
                 _let_pass(inherited)
             return inherited
         if not address.given:
-            # The IPv4 half of a known port has a key of its own.
+            # If the port is known, the IPv4 socket has its own key.
             return sockets.listen(
                 address,
                 transparent=transparent,
@@ -114,7 +124,7 @@ class ListenSockets:
         return found
 
     def _open_at(self, port: int) -> list[socket.socket]:
-        """Return what is open at a port: a reload may open what overlaps, and then closes it."""
+        """Return the open sockets at a port, which a reload may overlap before it closes them."""
         return [
             each
             for key, found in self._known().items()
@@ -123,7 +133,7 @@ class ListenSockets:
         ]
 
     def _known(self) -> dict[Key, list[socket.socket]]:
-        """Return all that is open, or was inherited and is not taken yet."""
+        """Return all sockets that are open, or inherited and not used yet."""
         inherited = {
             (Address.parse(text), position): found
             for (text, position), found in self._inherited.items()
@@ -138,14 +148,11 @@ class ListenSockets:
         ]
 
     def admin(self, settings: Settings) -> list[socket.socket]:
-        """Return the open sockets of the admin address, if there is one."""
+        """Return the open sockets of the admin address; none if it is off."""
         return [each for key in self._admin(settings) for each in self._open.get(key, ())]
 
     def keep_for(self, settings: Settings) -> None:
-        """Close what the settings do not name, and let none be transparent that is not to be.
-
-        Unix sockets get the modes of the settings.
-        """
+        """Close the sockets that the settings do not name, and apply transparency and modes."""
         keys = self._wanted(settings)
         for key in [key for key in self._open if key not in keys and key[1] != _CONTROL]:
             self._close(key[0], self._open.pop(key))
@@ -158,13 +165,13 @@ class ListenSockets:
             sockets.set_mode(found, key[0], modes.get(key, sockets.MODE))
 
     def _wanted(self, settings: Settings) -> dict[Key, bool]:
-        """Return the keys of all that the settings name, and which of these are transparent."""
+        """Return whether each socket that the settings name is transparent, by key."""
         of_listeners = zip(self._by_listener(settings), settings.listeners.values(), strict=True)
         keys = {key: each.transparent for its_keys, each in of_listeners for key in its_keys}
         return keys | dict.fromkeys(self._admin(settings), False)
 
     def _modes(self, settings: Settings) -> dict[Key, int]:
-        """Return the modes of the listeners that name one."""
+        """Return the modes that the settings name, by key."""
         of_listeners = zip(self._by_listener(settings), settings.listeners.values(), strict=True)
         return {key: int(each.mode, 8) for keys, each in of_listeners if each.mode for key in keys}
 
@@ -176,8 +183,8 @@ class ListenSockets:
         for listener in settings.listeners.values():
             found.append(_keys(listener.address, seen[listener.address], on_ipv4))
             seen[listener.address] += 1
-        # What is open at one address stays with the listener at all of them that takes its clients
-        # now: were it closed, those that have connected and are not accepted would be refused.
+        # A socket at one address stays open for the listener at all addresses that replaces its
+        # listener: closing it would reset the clients that are connected but not accepted yet.
         wanted = {key for keys in found for key in keys}.union(self._admin(settings))
         for key in self._known():
             if key not in wanted and key[1] != _ADMIN:
@@ -186,13 +193,13 @@ class ListenSockets:
         return found
 
     def _admin(self, settings: Settings) -> list[Key]:
-        """Return the keys of the admin address; none if there is no such."""
+        """Return the keys of the admin address; none if it is off."""
         if settings.admin.address == Address():
             return []
         return _keys(settings.admin.address, _ADMIN, self._ports_on_ipv4(settings))
 
     def _ports_on_ipv4(self, settings: Settings) -> set[int]:
-        """Return the ports at which somebody else than `[::]` wants IPv4, systemd among them."""
+        """Return the ports with another IPv4 socket than that of `[::]`, also from systemd."""
         given = {
             each.getsockname()[1]
             for found in self._given.values()
@@ -206,18 +213,18 @@ class ListenSockets:
         return ports_on_ipv4(addresses) | given
 
     def close_listeners(self) -> None:
-        """Let no client in any more."""
+        """Close the sockets of the listeners."""
         for key in [key for key in self._open if key[1] >= 0]:
             self._close(key[0], self._open.pop(key))
 
     def close(self) -> None:
-        """Close all."""
+        """Close all sockets."""
         for (address, _), found in self._open.items():
             self._close(address, found)
         self._open.clear()
 
     def pass_on(self) -> tuple[list[tuple[str, int, list[int]]], dict[str, list[int]]]:
-        """Return the descriptors for the supervisor of another version, as `Inherited` has them."""
+        """Return the descriptors for another supervisor: `Inherited.sockets` and `.given`."""
         opened = [
             (str(address), position, [each.fileno() for each in found])
             for (address, position), found in self._open.items()
@@ -227,7 +234,7 @@ class ListenSockets:
         return opened, given
 
     def keep_to_ourselves(self, settings: Settings) -> None:
-        """Be the only one that has them, and close what the settings do not name."""
+        """End sharing with the older supervisor, and close what the settings do not name."""
         self.shared = False
         for (text, _), found in self._inherited.items():
             self._close(Address.parse(text), found)
@@ -240,9 +247,9 @@ class ListenSockets:
                 each.close()
             return
         if address.given:
-            return  # systemd's stay open: they may be named again
+            return  # systemd's stay open, since a reload may name them again
         for each in found:
-            # At once, for the workers' copies too: they will hear of it a little later.
+            # Stops the workers' copies, too, before the workers get the message.
             with contextlib.suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
         sockets.close(found, address)
@@ -253,13 +260,17 @@ def _adopt(descriptors: list[int]) -> list[socket.socket]:
 
 
 def _let_pass(found: list[socket.socket]) -> None:
-    """Take connections to other machines, too; raises OSError if we may not."""
+    """Make sockets transparent, to accept connections to other addresses.
+
+    Raises:
+        OSError: A privilege is missing.
+    """
     for each in found:
         set_transparent(each)
 
 
 def _covers(every: Address, address: Address) -> bool:
-    """Tell whether one is every IPv4 or IPv6 address, and the other is one of these."""
+    """Return whether `every` is a wildcard address that includes `address`, at the same port."""
     return (
         every.host in ("::", "0.0.0.0")  # noqa: S104
         and every.port == address.port > 0
@@ -269,7 +280,7 @@ def _covers(every: Address, address: Address) -> bool:
 
 
 def _keys(address: Address, position: int, on_ipv4: Container[int]) -> list[Key]:
-    """Return the key of an address, and that of its IPv4 half if it has one to itself."""
+    """Return the key of an address, and that of its separate IPv4 socket if it has one."""
     ipv4 = address.all_of_ipv4
     if ipv4 is None or not address.port or address.port in on_ipv4:
         return [(address, position)]

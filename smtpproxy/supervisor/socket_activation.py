@@ -1,4 +1,4 @@
-"""Sockets that systemd has opened for us (sd_listen_fds(3)), by their names."""
+"""Sockets passed by systemd's socket activation, sd_listen_fds(3)."""
 
 import os
 import socket
@@ -9,9 +9,9 @@ FIRST_DESCRIPTOR = 3
 
 
 def take() -> dict[str, list[socket.socket]]:
-    """Return the listening sockets that were passed, by name; several may share one.
+    """Return the listening sockets from systemd by name; several may have the same name.
 
-    The environment variables are taken out, so that no worker thinks them its own.
+    The environment variables are removed, so that no child process uses them.
     """
     for_us = os.environ.pop("LISTEN_PID", "") == str(os.getpid())
     count = os.environ.pop("LISTEN_FDS", "")
@@ -25,7 +25,7 @@ def take() -> dict[str, list[socket.socket]]:
         name = names[index] if index < len(names) and names[index] else "unknown"
         try:
             listening = socket.socket(fileno=descriptor)
-        except OSError:  # a FIFO or the like, which the same unit may open as well
+        except OSError:  # a FIFO or the like, which the same unit may open, too
             continue
         listening.setblocking(False)
         keep_alive(listening)

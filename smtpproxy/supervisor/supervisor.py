@@ -1,11 +1,11 @@
-"""The supervisor: sockets that stay open while workers come and go, and signals obeyed.
+"""The supervisor: keeps the listening sockets open, runs worker groups, and handles signals.
 
-One way of running, also with one worker.  SIGHUP reads the settings again: new workers start, and
-when they are ready the old ones accept nobody any more and end with their sessions.  Both accept
-from the same sockets, so that no client is refused and no session is cut.  What is wrong keeps
-everything as it is.  If the code on the disk has changed meanwhile, a supervisor of that version
-takes over (see `smtpproxy.supervisor.upgrade`).  SIGTERM and SIGINT drain; a second one, or the
-time limit of the drain, ends the rest.
+It is used for any number of workers.  SIGHUP reads the settings again: new workers start, and when
+they are ready, the old ones stop accepting and end with their sessions.  Both accept from the same
+sockets, so that no client is refused and no session is interrupted.  If anything fails, nothing
+changes.  If the code on disk has changed, a supervisor of that version takes over instead (see
+`smtpproxy.supervisor.upgrade`).  SIGTERM and SIGINT drain; a second one, or the time limit of the
+drain, ends the remaining sessions.
 """
 
 import asyncio
@@ -46,15 +46,23 @@ from smtpproxy.worker.control_messages import Look, ToWorker
 
 CHECK_INTERVAL_S = 1.0
 CERTIFICATE_INTERVAL_S = 20.0
-"""How often the certificate files are read; what has changed is in force after two of these."""
-_NO_ADDRESS, _NO_WORKERS = "an address can't be listened on", "the new workers did not start"
+"""How often certificate files are read; a change is used after two intervals."""
+_NO_ADDRESS, _NO_WORKERS = "cannot listen on an address", "the new workers did not start"
 
 Read = Callable[[], Settings]
-"""Reads the settings again; raises ConfigError."""
+"""Reads the settings again; raises `ConfigError`."""
 
 
 class Supervisor:
-    """Everything that runs as one smtpproxy."""
+    """The running service.
+
+    Args:
+        settings: The initial settings.
+        read: Reads them again for a reload.
+        fork_server: Forks the workers.
+        inherited: What the supervisor of an older version has passed, if any.
+        control: The address of the control socket; None for the default one.
+    """
 
     def __init__(
         self,
@@ -74,7 +82,7 @@ class Supervisor:
         self._listen_sockets = ListenSockets(inherited)
         self._installed_code = InstalledCode()
         self._predecessor = Predecessor(inherited.channel) if inherited else None
-        self._successor: Successor | None = None  # while it starts
+        self._successor: Successor | None = None  # only while it starts
         self._handed_over = asyncio.Event()
         self._changing = asyncio.Lock()
         self._refused_files: Files | None = None
@@ -89,7 +97,7 @@ class Supervisor:
         self._end_wanted, self._insisted = asyncio.Event(), asyncio.Event()
 
     def snapshot(self) -> MetricsSnapshot:
-        """Return the figures of all workers, and of the service itself."""
+        """Return the metrics of all workers, and of the service itself."""
         snapshot = self._coordinator.snapshot()
         snapshot.put(
             definitions.WORKERS, sum(worker_group.workers for worker_group in self._worker_groups)
@@ -100,28 +108,33 @@ class Supervisor:
         return snapshot
 
     def listeners(self) -> list[str]:
-        """Return the addresses that clients connect to."""
+        """Return the addresses of the listeners."""
         return self._listen_sockets.addresses
 
     def look(self, *, anew: bool = False) -> None:
-        """Have the workers tell of sessions for a while, as somebody looks at the live page."""
+        """Make the workers report sessions for a while, since the live page is open.
+
+        Args:
+            anew: Whether to report all sessions once, not only those that changed.
+        """
         self._tell_all(Look(anew), None)
 
     def why_not_ready(self, backend: str = "") -> str:
-        """Return why clients could not be served just now, or by one backend; empty if they could.
+        """Return why the service, or one backend, is not ready; empty if it is.
 
-        Raises KeyError if there is no such backend.
+        Raises:
+            KeyError: There is no such backend.
         """
         if self._end_wanted.is_set():
             return "draining"
         if not self._started:
             return "starting"
         if self._worker_group is None or not self._worker_group.serves:
-            return "no worker is there"
+            return "no worker is ready"
         return self._health_monitor.why_not_ready(backend)
 
     async def wait_for_checks(self) -> None:
-        """Wait until each server has been checked once, but no longer than a moment."""
+        """Wait until each server has been checked once, at most `health_monitor.WAIT_S`."""
         if self._started:
             await self._health_monitor.wait()
 
@@ -130,7 +143,7 @@ class Supervisor:
         return self._leaving | ({self._worker_group} if self._worker_group else set())
 
     async def run(self) -> int:
-        """Run until a signal tells to end; return the exit code."""
+        """Run until a signal or an upgrade ends the service; return the exit code."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_end)
@@ -165,11 +178,11 @@ class Supervisor:
         return 0
 
     async def _start(self) -> str:
-        """Open the listening sockets and start the first worker group; return why not, if so."""
+        """Open the sockets and start the first workers; return the problem, empty if none."""
         settings = self._settings
         try:
             control = self._open_control()
-            if self._predecessor is None:  # else that one answers yet
+            if self._predecessor is None:  # else the predecessor still answers
                 await self._control_server.start(control)
             opened = self._listen_sockets.open(settings)
         except OSError:
@@ -179,7 +192,7 @@ class Supervisor:
         if not await worker_group.start():
             return _NO_WORKERS
         if self._installed_code.changed():
-            return "the code on the disk has changed while it was loaded"
+            return "the code on disk changed while it was loaded"
         self._health_monitor.settle(settings)
         self._started = True
         if self._predecessor is not None:
@@ -194,9 +207,10 @@ class Supervisor:
         return ""
 
     def _open_control(self) -> list[socket.socket]:
-        """Open the control socket; without one that was asked for, the service goes on.
+        """Open the control socket; if the default one cannot be opened, continue without it.
 
-        Raises OSError, logged, if one was asked for.
+        Raises:
+            OSError: The one that was asked for cannot be opened, which is logged.
         """
         address, reason = self._control, "no directory for it"
         try:
@@ -212,7 +226,7 @@ class Supervisor:
         events.NO_CONTROL_SOCKET.log(
             self._log,
             address="" if address is None else str(address),
-            reason=f"{reason}; --control names another place",
+            reason=f"{reason}; set another path with --control",
         )
         return []
 
@@ -228,7 +242,7 @@ class Supervisor:
         self._log_reloaded()
 
     def _warn(self, settings: Settings) -> None:
-        """Tell of what is as it was asked for, and weaker than it should be."""
+        """Log settings that are valid but weak, and certificates that clients may reject."""
         for name, how in weak_backends(settings):
             events.WEAK_TLS.log(self._log, backend=name, reason=how)
         for name in exposed_listeners(settings):
@@ -269,10 +283,10 @@ class Supervisor:
                         self._notifier.ready(self._status())
 
     async def _follow_certificates(self) -> None:
-        """Take over certificate files that have changed on the disk, once they are good.
+        """Use certificate files that have changed on disk, once they are valid.
 
-        A file that was changed less than an interval ago may not be whole yet, or its pair may not
-        be there.
+        A change is used after one more interval without a change, since a file may be incomplete
+        or its key not yet written.
         """
         seen: Files | None = None
         while True:
@@ -292,9 +306,9 @@ class Supervisor:
                     await self._change_to(self._settings)
 
     async def _upgrade(self) -> None:
-        """Hand over to the version on the disk, or change nothing."""
-        if os.getpid() == 1:  # its end is the container's
-            self._reload_failed("the version on the disk is another: start the container anew")
+        """Hand over to the version on disk; if that fails, change nothing."""
+        if os.getpid() == 1:  # the container would end with this process
+            self._reload_failed("the code on disk has changed: restart the container")
             return
         successor = self._successor = Successor()
         sockets, given = self._listen_sockets.pass_on()
@@ -327,7 +341,7 @@ class Supervisor:
         self._end_wanted.set()
 
     async def _reload(self) -> None:
-        """Change to what the settings say now, or change nothing."""
+        """Read and apply the settings; if that fails, change nothing."""
         try:
             settings = self._read()
         except ConfigError as error:
@@ -336,7 +350,7 @@ class Supervisor:
         await self._change_to(settings)
 
     async def _change_to(self, settings: Settings) -> None:
-        """Have new workers serve by these settings, or change nothing."""
+        """Start workers with these settings; if that fails, change nothing."""
         old = self._worker_group
         assert old is not None
         try:
@@ -346,7 +360,7 @@ class Supervisor:
             self._reload_failed(_NO_ADDRESS)
             return
         worker_group = self._make_worker_group(settings)
-        self._leaving.add(worker_group)  # until it is the one
+        self._leaving.add(worker_group)  # until it becomes the current one
         started = await worker_group.start()
         if not started:
             self._leaving.remove(worker_group)
@@ -383,11 +397,10 @@ class Supervisor:
         events.RELOAD_FAILED.log(self._log, problems=problems)
 
     async def _leave(self, worker_group: WorkerGroup) -> None:
-        """Let a worker group go, in its own time; return when all new clients are the new worker
-        group's."""
+        """Retire a worker group; return when it accepts no more clients."""
         self._leaving.add(worker_group)
         task = asyncio.get_running_loop().create_task(
-            worker_group.empty.wait(), name="leaving crew"
+            worker_group.empty.wait(), name="leaving workers"
         )
         task.add_done_callback(lambda _: self._leaving.discard(worker_group))
         await worker_group.retire()
@@ -398,10 +411,10 @@ class Supervisor:
         (self._insisted if self._end_wanted.is_set() else self._end_wanted).set()
 
     async def _until_the_end(self) -> None:
-        """Serve until told to end, or until no session is left after the hand-over."""
+        """Serve until a signal ends the service, or until no session is left after a hand-over."""
         tasks = [
             asyncio.create_task(self._end_wanted.wait(), name="end"),
-            asyncio.create_task(self._until_nobody_is_left(), name="nobody left"),
+            asyncio.create_task(self._until_nobody_is_left(), name="no session left"),
         ]
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in tasks:
@@ -414,13 +427,13 @@ class Supervisor:
         await self._wait_for_all()
 
     async def _wait_for_all(self) -> None:
-        """Wait until all workers are gone, those of an older version too."""
+        """Wait until all workers have ended, also those of an older version."""
         await _wait_for(self._worker_groups)
         if self._predecessor is not None:
             await self._predecessor.wait_until_it_is_gone()
 
     async def _drain(self) -> None:
-        """Let all sessions finish, until told again or out of time."""
+        """Drain all sessions, until a second signal or the time limit."""
         self._notifier.stopping()
         if self._successor is not None:
             self._successor.kill()
@@ -438,14 +451,14 @@ class Supervisor:
         drained.cancel()
 
     def _on_fork_server_lost(self) -> None:
-        """Follow the end of the fork server: only a new supervisor can start workers now."""
+        """Reload after the loss of the fork server: only a new supervisor can fork workers."""
         events.FORK_SERVER_LOST.log(self._log)
         self._reload_wanted.set()
 
     # --- watching -----------------------------------------------------------------------------
 
     async def _check(self) -> None:
-        """Look at the workers' hearts."""
+        """Check the workers' heartbeats regularly."""
         looked = monotonic()
         while True:
             await asyncio.sleep(CHECK_INTERVAL_S)
@@ -470,24 +483,24 @@ class Supervisor:
 
 
 async def _wait_for(worker_groups: set[WorkerGroup]) -> None:
-    """Wait until they are gone."""
+    """Wait until all workers of these groups have ended."""
     for worker_group in worker_groups:
         await worker_group.empty.wait()
 
 
 def main(settings: Settings, read: Read, control: Address | None = None) -> int:
-    """Run the service in this process; return its exit code.
+    """Run the service in this process, and return its exit code.
 
     Args:
-        settings: What it begins with.
-        read: Reads them again at a reload.
-        control: Where the control socket is to be; None: in the usual place.
+        settings: The initial settings.
+        read: Reads them again for a reload.
+        control: The address of the control socket; None for the default one.
     """
     inherited = upgrade.take()
     log.configure(settings.log.level, settings.log.format)
     log.adopt_uncaught()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # a session takes two
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # a session needs two
     fork_server = ForkServer()
     with asyncio.Runner() as runner:
         log.gather(runner.get_loop().call_later)

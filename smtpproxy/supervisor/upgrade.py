@@ -1,13 +1,13 @@
-"""The upgrade of a running service: one supervisor takes over from another, whole or not at all.
+"""The upgrade of a running service: a new supervisor takes over completely, or not at all.
 
-When the code on the disk is no longer the code that runs, a reload starts the new version as a
-process of its own, with the same arguments.  It inherits the listening sockets, reads the settings
-and starts its own workers.  Once they serve, it says `ready VERSION`; the old supervisor retires
-its workers, says `over`, and stays until their sessions have ended.  If either one drains or dies,
-the other sees the channel's end.  A new version that does not come so far has changed nothing.
+If the code on disk has changed, a reload starts it as a new process with the same arguments.  The
+process inherits the listening sockets, reads the settings, and starts its own workers.  When they
+are ready, it sends `ready VERSION`; the old supervisor retires its workers, sends `over`, and stays
+until their sessions have ended.  If either supervisor drains or crashes, the other one sees the end
+of the channel.  If the new version fails before it is ready, nothing has changed.
 
-What the new process writes to standard error before it has taken over the log is what it has to say
-if it fails.
+What the new process writes to standard error before it is ready is logged as the reason if it
+fails.
 """
 
 import asyncio
@@ -23,35 +23,35 @@ from msgspec import Struct
 from smtpproxy import __version__
 
 VARIABLE = "SMTPPROXY_UPGRADE"
-"""The environment variable that says what a process has inherited."""
+"""The environment variable with what a process inherits, as JSON."""
 START_LIMIT_S = 75.0
-"""How long the new version may take: longer than its workers may."""
+"""The time limit of the new version's start; longer than that of its workers."""
 OVER_LIMIT_S = 30.0
-"""How long the old workers may take to accept nobody any more."""
+"""The time limit for the old workers to stop accepting."""
 _MOST_WORDS = 65536
 _MOST_LINES = 50
 
 
 class Inherited(Struct):
-    """What one version passes to the next, all numbers being descriptors.
+    """The descriptors that one version passes to the next.
 
-    Both versions read it, so fields are only ever added, and with a default.
-
-    channel, stderr: the end of the channel, and the standard error to go on with.
-    sockets: address as the settings have it, position among equal ones, and its sockets.
-    given: the sockets that systemd has passed, by name.
+    Both versions must understand it, so fields may only be added, with a default.
     """
 
     channel: int
+    """The end of the channel."""
     stderr: int
+    """The standard error of the service."""
     sockets: list[tuple[str, int, list[int]]] = []
+    """The address as in the settings, its position among equal ones, and its sockets."""
     given: dict[str, list[int]] = {}
+    """The sockets from systemd, by name."""
 
 
 def take() -> Inherited | None:
-    """Return what this process has inherited from an older version; None if there is none.
+    """Return what this process inherits from an older version; None if nothing.
 
-    Standard error is the service's from here on.
+    Standard error becomes that of the service.
     """
     text = os.environ.pop(VARIABLE, "")
     if not text:
@@ -71,34 +71,33 @@ def _descriptors(inherited: Inherited) -> list[int]:
 
 
 class InstalledCode:
-    """The files that the running code was read from, as they were."""
+    """The state of the files that the running code was loaded from."""
 
     def __init__(self) -> None:
         files = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
         self._files = {file: _state(file) for file in files if file}
 
     def changed(self) -> bool:
-        """Tell whether any of them has been replaced, changed or removed since."""
+        """Return whether any file has been replaced, changed or removed since."""
         return any(_state(file) != state for file, state in self._files.items())
 
 
 def _state(file: str) -> tuple[int, int, int] | None:
     try:
-        found = os.stat(file)  # noqa: PTH116  there are hundreds
+        found = os.stat(file)  # noqa: PTH116  faster, for hundreds of files
     except OSError:
         return None
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 class Successor:
-    """The process of the new version, as the old one sees it.
-
-    pid, version: of the process, once it is ready.
-    """
+    """The process of the new version, on the side of the old one."""
 
     def __init__(self) -> None:
         self.pid = 0
+        """Its process id, once it is ready."""
         self.version = ""
+        """Its version, once it is ready."""
         self._process: subprocess.Popen[bytes] | None = None
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
@@ -109,7 +108,16 @@ class Successor:
         given: dict[str, list[int]],
         environment: Mapping[str, str],
     ) -> list[str]:
-        """Start it, and wait until it serves; return what it says if it does not, else nothing."""
+        """Start it, and wait until it is ready.
+
+        Args:
+            sockets: As `Inherited.sockets`.
+            given: As `Inherited.given`.
+            environment: Variables to add to its environment.
+
+        Returns:
+            The problems, as lines, if it failed; else empty.
+        """
         ours, its = socket.socketpair()
         words, its_words = socket.socketpair()
         with its, its_words:
@@ -151,17 +159,17 @@ class Successor:
         return [*lines[-_MOST_LINES:], rest or f"the new version ended with exit code {code}"]
 
     def over(self) -> None:
-        """Tell it that all clients are its own."""
+        """Report that the old workers have stopped accepting."""
         assert self._writer is not None
         self._writer.write(b"over\n")
 
     async def wait_until_it_drains(self) -> None:
-        """Wait until it drains, or is gone."""
+        """Wait until it drains or ends."""
         assert self._reader is not None
         await _end_of(self._reader)
 
     def kill(self) -> None:
-        """End it at once, with its workers."""
+        """Kill it; its workers then drain."""
         if self._process is not None:
             self._process.kill()
         if self._writer is not None:
@@ -169,7 +177,11 @@ class Successor:
 
 
 class Predecessor:
-    """The supervisor of the old version, as the new one sees it."""
+    """The supervisor of the old version, on the side of the new one.
+
+    Args:
+        channel: The descriptor of the channel.
+    """
 
     def __init__(self, channel: int) -> None:
         self._socket = socket.socket(fileno=channel)
@@ -177,21 +189,21 @@ class Predecessor:
         self._writer: asyncio.StreamWriter | None = None
 
     def failed(self, problem: str) -> None:
-        """Say why this version can't take over."""
+        """Report why this version cannot take over."""
         self._socket.sendall(f"failed {problem}\n".encode())
 
     async def take_over(self) -> None:
-        """Say that this version serves; return when no new client is served by the old one."""
+        """Report that this version is ready; return when the old workers have stopped accepting."""
         self._reader, self._writer = await asyncio.open_connection(sock=self._socket)
         self._writer.write(f"ready {__version__}\n".encode())
         try:
             async with asyncio.timeout(OVER_LIMIT_S):
                 await self._reader.readline()
         except (OSError, TimeoutError):
-            return  # it hangs or is gone: nobody else serves
+            return  # it hangs or has ended
 
     def drain(self) -> None:
-        """Have it end with its sessions' transactions."""
+        """Make it drain."""
         if self._writer is not None:
             self._writer.write_eof()
 
@@ -210,7 +222,7 @@ async def _end_of(reader: asyncio.StreamReader) -> None:
 
 
 async def _read_words(words: socket.socket) -> bytes:
-    """Read to the end; return the last of it."""
+    """Read to the end, and return the last `_MOST_WORDS` bytes."""
     found = b""
     reader, writer = await asyncio.open_connection(sock=words)
     try:
@@ -224,7 +236,7 @@ async def _read_words(words: socket.socket) -> bytes:
 
 
 def _say(words: bytes) -> None:
-    """Pass on what the new version has written before it took over the log: its warnings."""
+    """Write what the new version has written before it was ready, such as warnings."""
     if words and sys.stderr is not None:
         sys.stderr.write(words.decode(errors="replace"))
         sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""The worker group: the workers that run on one version of the settings."""
+"""The worker group: the workers that were started with the same settings."""
 
 import asyncio
 import contextlib
@@ -16,23 +16,26 @@ from smtpproxy.worker.certificate_snapshot import read_files
 from smtpproxy.worker.control_messages import Drain, FromWorker, Retire, Start, Stop, ToWorker
 
 LONG_LIFE_S = 60.0
-"""A worker that has lived so long is replaced at once."""
+"""The run time after which a lost worker is replaced at once."""
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.1, 10.0
-"""How long a place stays empty when its workers die young: the delay doubles each time."""
+"""The delay before a lost worker is replaced, which doubles each time up to the longest."""
 START_LIMIT_S = 60.0
-"""How long a worker may take to be ready."""
+"""The time limit for a worker to become ready."""
 RETIRE_LIMIT_S = 5.0
-"""How long a worker may take to accept nobody any more, for others to wait for it."""
+"""How long `retire` waits for a worker to stop accepting."""
 STOP_LIMIT_S = 5.0
-"""How long a worker may take to end that was told to stop, or whose drain is over."""
+"""The time limit for a worker to end after `Stop`, or after the limit of its drain."""
 
 
 class WorkerGroup:
-    """Starts the workers, replaces one that dies or hangs, and lets them go.
+    """Starts workers, replaces those that crash or hang, and ends them.
 
-    sockets: for each listener of the settings, the descriptors that workers accept from.
-    files: the certificate files that its workers have.
-    empty: set when it was let go and no worker is left.
+    Args:
+        settings: The settings of its workers.
+        sockets: The descriptors of each listener, in the order of the settings.
+        size: The number of workers.
+        coordinator: What the workers share.
+        fork_server: Forks the workers.
     """
 
     def __init__(
@@ -45,7 +48,9 @@ class WorkerGroup:
     ) -> None:
         self.settings = settings
         self.empty = asyncio.Event()
+        """Set when it was retired, drained or stopped, and no worker is left."""
         self.files = read_files(settings)
+        """The certificate files of its workers."""
         self._sockets = sockets
         self._size = size
         self._coordinator = coordinator
@@ -53,24 +58,28 @@ class WorkerGroup:
         self._workers: set[WorkerProcess] = set()
         self._delay = 0.0
         self._replacing: set[asyncio.Task[None]] = set()
-        self._deadline = 0.0  # by when all are to be gone; 0 while they are to stay
+        self._deadline = 0.0  # by when all workers must have ended; 0 while the group serves
         self._log = log.get()
 
     @property
     def workers(self) -> int:
-        """How many there are."""
+        """The number of its workers."""
         return len(self._workers)
 
     @property
     def serves(self) -> bool:
-        """Whether a worker of it accepts clients."""
+        """Whether any of its workers accepts clients."""
         return any(worker.ready.done() and worker.ready.result() for worker in self._workers)
 
     async def start(self) -> bool:
-        """Start all workers; False, with none left, if one of them did not come to be ready."""
+        """Start all workers, and wait until they are ready.
+
+        Returns:
+            Whether all are; if not, the others have been stopped.
+        """
         try:
             for _ in range(self._size):
-                if self._deadline:  # let go meanwhile: the sockets may be closed
+                if self._deadline:  # ended meanwhile, so the sockets may be closed
                     break
                 await self._start_worker()
             ready = asyncio.gather(*(worker.ready for worker in self._workers))
@@ -85,7 +94,11 @@ class WorkerGroup:
         return fine
 
     async def _start_worker(self) -> None:
-        """Start one; raises OSError if there can't be another process."""
+        """Start one worker.
+
+        Raises:
+            OSError: The process cannot be created.
+        """
         row = self._coordinator.take_row()
         worker = WorkerProcess(
             self._fork_server,
@@ -106,7 +119,7 @@ class WorkerGroup:
             raise
         self._coordinator.send_servers_down(worker)
         self._workers.add(worker)
-        if self._deadline:  # let go meanwhile
+        if self._deadline:  # ended meanwhile
             worker.tell(Stop())
 
     def _said(self, worker: WorkerProcess, message: FromWorker) -> None:
@@ -119,7 +132,7 @@ class WorkerGroup:
             self._tell_if_empty()
             return
         lived = monotonic() - worker.started
-        # Before the worker group has ever been ready its start fails as a whole.
+        # If the worker group was never ready, `start` fails as a whole.
         delay = 0.0 if lived > LONG_LIFE_S else self._delay
         self._delay = min(max(FIRST_DELAY_S, 2 * delay), LONGEST_DELAY_S)
         self._coordinator.lost += 1
@@ -145,9 +158,9 @@ class WorkerGroup:
             await self._replace(LONGEST_DELAY_S)
 
     def excuse(self, seconds: float) -> None:
-        """Do not count a time in which the supervisor stood still: it has heard nobody then.
+        """Extend all time limits, since the supervisor itself was stopped for so long.
 
-        So it is when all were stopped, with their machine or by Ctrl-Z.
+        Workers and supervisor stop together when the machine is suspended, or by Ctrl-Z.
         """
         for worker in self._workers:
             worker.heard = min(worker.heard + seconds, monotonic())
@@ -155,7 +168,7 @@ class WorkerGroup:
             self._deadline += seconds
 
     def check(self, now: float) -> None:
-        """Kill what hangs, and what has not ended in time."""
+        """Kill the workers that hang, or that have not ended in time."""
         silent = self.settings.timeouts.heartbeat
         for worker in self._workers:
             limit = silent if worker.ready.done() else START_LIMIT_S
@@ -167,14 +180,14 @@ class WorkerGroup:
                 worker.kill()
 
     def tell(self, message: ToWorker, but: WorkerProcess | None = None) -> None:
-        """Send a message to all workers, or to all but one."""
+        """Send a message to all workers except `but`."""
         for worker in self._workers - {but}:
             worker.tell(message)
 
     async def retire(self) -> None:
-        """Let the workers accept nobody any more, and end when their sessions have.
+        """Make the workers stop accepting, and end with their sessions.
 
-        Return when they do accept nobody, but do not wait for one that hangs.
+        Returns when they have stopped accepting, or after `RETIRE_LIMIT_S`.
         """
         self._let_go(Retire(), inf)
         with contextlib.suppress(TimeoutError):
@@ -183,11 +196,11 @@ class WorkerGroup:
                     await worker.retired.wait()
 
     def drain(self) -> None:
-        """Let the sessions finish their transactions, and the workers end."""
+        """Make the workers stop accepting, and end their sessions after the transactions."""
         self._let_go(Drain(), self.settings.timeouts.drain + STOP_LIMIT_S)
 
     def stop(self) -> None:
-        """Let the workers end at once."""
+        """Make the workers end at once."""
         self._let_go(Stop(), STOP_LIMIT_S)
 
     def _let_go(self, message: Retire | Drain | Stop, limit: float) -> None:

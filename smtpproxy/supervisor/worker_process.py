@@ -1,4 +1,4 @@
-"""The process of one worker, as the supervisor sees it."""
+"""The process of one worker, on the supervisor's side."""
 
 import asyncio
 import socket
@@ -21,19 +21,18 @@ from smtpproxy.worker.control_messages import (
 )
 
 EXIT_LIMIT_S = 2.0
-"""How long a worker that has closed its channel may take to be gone."""
+"""How long a worker may take to exit after it has closed its channel."""
 
 
 class WorkerProcess(asyncio.Protocol):
-    """A worker: a process of the fork server that accepts from the service's sockets.
+    """A worker process, made by the fork server.
 
-    It ends when it was told to, dies, or is killed because its heartbeat has stopped; whatever it
-    was, `ended` is called once.
-
-    descriptors: what it is to have, as `Start` tells.
-    pid: the process id, once it is started.
-    retired: set when it accepts nobody any more.
-    heard: when it said something last.  code: the exit code, negative for a signal; None before.
+    Args:
+        fork_server: Forks the process.
+        start: The first message.
+        descriptors: The descriptors to send before it, as described at `Start`.
+        said: Called with each message of the worker.
+        ended: Called once after the process has ended, for whatever reason.
     """
 
     def __init__(
@@ -46,10 +45,15 @@ class WorkerProcess(asyncio.Protocol):
     ) -> None:
         self.row = start.row
         self.ready: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        """Whether it accepts clients, or ended before that."""
         self.retired = asyncio.Event()
+        """Set when it has stopped accepting."""
         self.started = self.heard = monotonic()
+        """When it was started, and when its last message arrived."""
         self.code: int | None = None
+        """Its exit code, negative for a signal; None while it runs or if unknown."""
         self.pid = 0
+        """Its process id, once it is started."""
         self._gone = False
         self._fork_server = fork_server
         self._start = start
@@ -61,9 +65,10 @@ class WorkerProcess(asyncio.Protocol):
         self._reaping: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Start it; `ready` tells later whether it has come so far as to accept clients.
+        """Fork it and send its settings; `ready` is set later.
 
-        Raises OSError if the system has no process for us.
+        Raises:
+            OSError: The process cannot be created.
         """
         ours, its = socket.socketpair()
         try:
@@ -78,23 +83,23 @@ class WorkerProcess(asyncio.Protocol):
         self.tell(self._start)
 
     def tell(self, message: ToWorker) -> None:
-        """Send it a message."""
+        """Send a message to the worker."""
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(encode(message))
 
     def kill(self) -> None:
-        """End it at once, hung or not."""
+        """Kill the worker."""
         if self.pid and not self._gone:
             self._fork_server.kill(self.pid)
 
-    # --- what the loop calls ------------------------------------------------------------------
+    # --- callbacks of the event loop ----------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Take the control channel."""
+        """Keep the transport of the control channel."""
         self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
-        """Take what the worker says."""
+        """Process messages of the worker."""
         self.heard = monotonic()
         try:
             for message in self._lines.from_worker(data):
@@ -104,10 +109,10 @@ class WorkerProcess(asyncio.Protocol):
                     self.retired.set()
                 self._said(self, message)
         except msgspec.MsgspecError:
-            self.kill()  # it has lost its mind
+            self.kill()  # an invalid message
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
-        """Follow the end of the channel: the worker is gone, or will be at once."""
+        """Wait for the exit of the worker, which has closed its channel."""
         self._reaping = asyncio.get_running_loop().create_task(self._reap(), name="reap")
 
     async def _reap(self) -> None:

@@ -322,4 +322,4 @@ class TestReadiness:
             program.event("worker_lost")
             answers.append(ask(address, "/readyz"))
             eventually(lambda: ask(address, "/readyz")[0] == 200 or None, "a new worker")
-        assert answers[-1] == (503, "not ready: no worker is there\n")
+        assert answers[-1] == (503, "not ready: no worker is ready\n")

@@ -124,7 +124,7 @@ def test_a_second_service_leaves_the_socket_alone(
     second = run("-l", "127.0.0.1:0", "-b", "127.0.0.1:1", env=same)
     told = second.event("no_control_socket")
     assert told["address"] == f"unix:{directory}/control.sock"
-    assert told["reason"] == "Address already in use; --control names another place"
+    assert told["reason"] == "Address already in use; set another path with --control"
     second.port()
     second.signal(signal.SIGTERM)
     assert second.wait() == 0
