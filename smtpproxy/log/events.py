@@ -161,7 +161,10 @@ FIELDS: Final = {
     "version": Field(("text",), "The version: of TLS, or in an event of the service of smtpproxy."),
     "cipher": Field(("text",), "The cipher suite of TLS."),
     "new_version": Field(("text",), "The version that has taken over."),
-    "verb": Field(("text",), "The verb in capitals; end_of_data, auth_line, greeting and so on."),
+    "verb": Field(
+        ("text",),
+        "The verb in capitals, or end_of_data, auth_line, greeting, unsolicited, malformed.",
+    ),
     "content_bytes": Field(("whole number",), "Bytes of message content or BDAT payload."),
     "queued_s": Field(
         (

@@ -12,7 +12,7 @@ VERB_NAMES[verbs.END_OF_DATA_ROW.name] = END_OF_DATA
 _ROLES = {
     verbs.GREETING: "greeting",
     verbs.AUTH: "auth_line",
-    verbs.UNSOLICITED: "unasked",
+    verbs.UNSOLICITED: "unsolicited",
 }
 
 
@@ -25,4 +25,4 @@ def verb_of(exchange: Exchange) -> str:
     if role:
         return role
     words = exchange.line.split(None, 1)
-    return text_of(words[0][:32]).upper() if words else "misframed"
+    return text_of(words[0][:32]).upper() if words else "malformed"

@@ -18,9 +18,9 @@ from smtpproxy.metrics.snapshot import MetricsSnapshot, Number
 _NAMELESS = {
     verbs.GREETING: b"greeting",
     verbs.AUTH: b"auth_line",
-    verbs.UNSOLICITED: b"unasked",
+    verbs.UNSOLICITED: b"unsolicited",
 }
-_NO_COMMANDS = (b"greeting", b"unasked")
+_NO_COMMANDS = (b"greeting", b"unsolicited")
 
 
 class Histogram:

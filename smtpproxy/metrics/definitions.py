@@ -41,7 +41,7 @@ LABELS: Final = {
     "reason": "Of a closed session: the `reason` of its `session_closed` event. Of a refused"
     " client: the name of the limit in `[limits]`, `file_descriptors` or `client_lost`.",
     "verb": "The verb in capitals; `end_of_data`; `auth_line`, what follows AUTH; `greeting`;"
-    " `unasked`, a reply that nothing asked for; `other`, no known verb.",
+    " `unsolicited`, a reply to no command; `other`, no known verb.",
     "reply": "The class of the reply: `2xx` to `5xx`; `none` without a reply.",
     "outcome": "`relayed`: the backend accepted the message. `refused`: it or the proxy refused."
     " `abandoned`: the transaction ended without a decision.",

@@ -103,7 +103,7 @@ def _said(session: RecordedSession) -> Iterator[tuple[float, bool, bool, bytes]]
     """Yield time, on the inner connection, from the client of that connection, octets."""
     chunks = sum(each.verb == "BDAT" for each in session.exchanges)
     room = FILLER_OCTETS // max(1, chunks)
-    asked = [each for each in session.exchanges if each.verb not in {"greeting", "unasked"}]
+    asked = [each for each in session.exchanges if each.verb not in {"greeting", "unsolicited"}]
     for framed, group in groupby(asked, lambda each: each.framed):
         yield framed, False, True, b"".join(client_octets(each, room) for each in group)
     for each in session.exchanges:
@@ -117,7 +117,7 @@ def _said(session: RecordedSession) -> Iterator[tuple[float, bool, bool, bytes]]
             continue
         if each.sent:
             yield each.sent, True, True, command_octets(each, room)
-        if each.replied and (each.sent or each.verb in {"greeting", "unasked"}):
+        if each.replied and (each.sent or each.verb in {"greeting", "unsolicited"}):
             yield each.replied, True, False, octets_of(each.reply) + b"\r\n"
     answered = [each for each in session.exchanges if each.flushed]
     for flushed, replies in groupby(answered, lambda each: each.flushed):

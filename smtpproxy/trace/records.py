@@ -163,8 +163,8 @@ class Exchanged(Struct, tag_field="what", tag="exchange", omit_defaults=True, gc
     session: Name
     """The session's id."""
     verb: Name
-    """The verb in capitals; end_of_data for message content, and greeting, auth_line, unasked or
-    misframed for what is no command."""
+    """The verb in capitals; end_of_data for message content, and greeting, auth_line, unsolicited
+    or malformed for what is no command."""
     command: str = ""
     """The command line, without secrets; empty for content."""
     code: Code = 0

@@ -23,7 +23,7 @@ REPLY_LIMIT_S = 300.0
 CONTENT_BYTES = 1024 * 1024 * 1024
 """The longest content of a message that is played."""
 NOT_PLAYED = frozenset(
-    ("AUTH", "auth_line", "XCLIENT", "X-EXPS", "STARTTLS", "greeting", "unasked", "misframed")
+    ("AUTH", "auth_line", "XCLIENT", "X-EXPS", "STARTTLS", "greeting", "unsolicited", "malformed")
 )
 """Secrets in these were not recorded; what was sent inside TLS is played in plaintext."""
 HELLOS = frozenset(("EHLO", "HELO"))

@@ -120,7 +120,7 @@ def rows_of(session: RecordedSession) -> Iterator[Row]:
 
 
 def _is_asked(exchange: Exchanged) -> bool:
-    return exchange.verb not in {"greeting", "unasked"}
+    return exchange.verb not in {"greeting", "unsolicited"}
 
 
 def _command(exchange: Exchanged) -> Label:

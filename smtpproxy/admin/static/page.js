@@ -114,7 +114,7 @@ function dialogue(session) {
   for (const each of session.records) {
     if (each.what === "gap") lines.push(`… ${each.exchanges} exchanges not kept …`);
     if (each.what !== "exchange") continue;
-    if (each.verb !== "greeting" && each.verb !== "unasked") lines.push("C: " + commandOf(each));
+    if (each.verb !== "greeting" && each.verb !== "unsolicited") lines.push("C: " + commandOf(each));
     for (const step of each.steps || []) {
       lines.push(`   to the MTA: ${visible(step.command) || nameOf(each)}`);
       for (const line of step.reply ? step.reply.split(/\r?\n/) : ["no reply"]) lines.push(`   MTA: ${visible(line)}`);

@@ -60,7 +60,7 @@ function counted(words) {
   return grouped(words, (one, other) => one === other).map((run) => run.length > 1 ? run[0] + " ×" + run.length : run[0]).join(" · ");
 }
 
-function nameOf(exchange) { return exchange.verb === "end_of_data" ? "end of data" : exchange.verb === "misframed" ? "bad line" : exchange.verb; }
+function nameOf(exchange) { return exchange.verb === "end_of_data" ? "end of data" : exchange.verb === "malformed" ? "bad line" : exchange.verb; }
 
 function commandOf(exchange) {
   if (exchange.verb === "end_of_data") return `content, ${size(exchange.content_bytes || 0)}, end of data`;
@@ -71,7 +71,7 @@ function commandOf(exchange) {
 
 function rowsOf(records) {
   const exchanges = records.filter((each) => each.what === "exchange"), rows = [];
-  const asked = exchanges.filter((each) => each.verb !== "greeting" && each.verb !== "unasked");
+  const asked = exchanges.filter((each) => each.verb !== "greeting" && each.verb !== "unsolicited");
   for (const group of grouped(asked, (one, other) => one.framed === other.framed)) {
     const text = group.length > 1 ? counted(group.map(nameOf)) : commandOf(group[0]);
     rows.push({at: group[0].framed, order: 0, kind: "in", text, count: group.length, full: group.map(commandOf).join("\n")});
@@ -82,7 +82,7 @@ function rowsOf(records) {
     const text = group.length > 1 ? counted(group.map((each) => String(each.code))) : lastLine(group[0].reply || "");
     rows.push({at: group[0].flushed, order: 2, kind: "out", text, count: group.length, bad: group.some((each) => each.code >= 400), full: group.map((each) => visible(each.reply || "").replaceAll("\\x0d\\x0a", "\n")).join("\n")});
     for (const each of group) {
-      if (!each.sent && each.verb !== "greeting" && each.verb !== "unasked") rows.push({at: each.flushed, order: 1, kind: "here", text: `${nameOf(each)}: ${each.code} by smtpproxy`});
+      if (!each.sent && each.verb !== "greeting" && each.verb !== "unsolicited") rows.push({at: each.flushed, order: 1, kind: "here", text: `${nameOf(each)}: ${each.code} by smtpproxy`});
       if (each.violation && each.violation.side === "backend") rows.push(broken(each, each.flushed));
     }
   }
