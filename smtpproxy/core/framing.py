@@ -118,7 +118,7 @@ class Framer:
         An incomplete line with an empty queue is read on, however long, since only its end makes
         progress possible.
         """
-        if self.queue_octets + len(self.unframed) >= self._policy.queue_octets:
+        if self.queue_octets + len(self.unframed) >= self._policy.queue_bytes:
             return bool(self.queue) or self._stalled or self.mode == CLOSED
         return len(self.queue) >= self._policy.queue_commands
 
@@ -188,7 +188,7 @@ class Framer:
         self.last = exchange
         self.gate = _ANSWERED
         self.may_be_over = False
-        self._content = Content(self._policy.bare_newlines, self._policy.message_octets)
+        self._content = Content(self._policy.bare_newlines, self._policy.message_bytes)
 
     def open_payload(self, size: int) -> None:
         """Read the next `size` octets as a BDAT payload, then command lines."""
@@ -235,7 +235,7 @@ class Framer:
         # bytes.splitlines splits at CR, LF and CRLF, so a bare CR or LF ends the loop.
         for line in window.splitlines(keepends=True) if window.find(b"\0") < 0 else ():
             verb = table.get(line[:5])
-            if verb is None or not line.endswith(b"\r\n") or len(line) > policy.line:
+            if verb is None or not line.endswith(b"\r\n") or len(line) > policy.command_line:
                 break
             exchange = Exchange(verb, line, now)
             exchange.pipelined = pipelined or taken > 0
@@ -260,7 +260,11 @@ class Framer:
         """Frame a line that is not a well-formed common command; return the octets framed."""
         try:
             lines.check_protocol(octets, position)
-            limit = self._policy.auth_line if lines.is_auth(octets, position) else self._policy.line
+            limit = (
+                self._policy.auth_line
+                if lines.is_auth(octets, position)
+                else self._policy.command_line
+            )
             unclear = not self.commands and lines.check_proxy_v2(octets, position)
             end = 0 if unclear else lines.end_of_line(octets, position, limit)
             if not end:

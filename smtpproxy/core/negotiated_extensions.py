@@ -26,7 +26,7 @@ class NegotiatedExtensions:
         """Process the backend's positive reply to EHLO, and return the reply for the client."""
         policy = self._policy
         keep = policy.secured_capabilities if self.backend_secure else policy.capabilities
-        offer = capabilities.offer(reply, keep, policy.message_octets)
+        offer = capabilities.offer(reply, keep, policy.message_bytes)
         self.pipelining = offer.pipelining and policy.use_pipelining
         self.chunking = offer.chunking
         return offer.reply

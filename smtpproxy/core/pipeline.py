@@ -120,7 +120,7 @@ class Pipeline:
         self.policy = policy
         self.send_backend = _not_connected
         self.framer = Framer(policy, greeting, _not_connected)
-        self.matcher = ReplyMatcher(self.framer, policy.reply_octets, now)
+        self.matcher = ReplyMatcher(self.framer, policy.reply_bytes, now)
         self.in_flight = self.matcher.in_flight
         self.reply_buffer = ReplyBuffer(send_client, observer)
         self.extensions = NegotiatedExtensions(policy)
@@ -473,7 +473,7 @@ class Pipeline:
             self.flush(now)
         if exchange.closes:
             self.end(exchange.close_reason, now)
-        elif self.consecutive_errors > self.policy.errors > 0:
+        elif self.consecutive_errors > self.policy.consecutive_errors > 0:
             reply = replies.TOO_MANY_ERRORS
             over = ClientViolation("too_many_errors", reply % self.policy.hostname)
             self.fail("too_many_errors", reply, now, over)

@@ -68,18 +68,18 @@ class SessionPolicy:
     """Whether to answer DATA without the backend if every recipient was rejected."""
     queue_commands: int = 1000
     """The number of queued commands at which reading from the client pauses."""
-    queue_octets: int = 256 * 1024
+    queue_bytes: int = 256 * 1024
     """The size of queued commands at which reading from the client pauses."""
-    line: int = 2048
-    """The limit of a command line, in octets including the line end."""
+    command_line: int = 2048
+    """The limit of a command line, in bytes including the line end."""
     auth_line: int = 12288
-    """The limit of an AUTH line, in octets including the line end (RFC 4954 section 4)."""
-    errors: int = 20
+    """The limit of an AUTH line, in bytes including the line end (RFC 4954 section 4)."""
+    consecutive_errors: int = 20
     """The limit of consecutive 5xx replies, not counting those to RCPT; 0 for none."""
-    reply_octets: int = replies.REPLY_LIMIT
-    """The limit of one reply of the backend, in octets."""
-    message_octets: int = 0
-    """The limit of a message, in octets; 0 for none but the backend's."""
+    reply_bytes: int = replies.REPLY_LIMIT
+    """The limit of one reply of the backend, in bytes."""
+    message_bytes: int = 0
+    """The limit of a message, in bytes; 0 for none but the backend's."""
     recipients: int = 0
     """The limit of accepted recipients of a message; 0 for none but the backend's."""
     client_tls: ClientTls = ClientTls.HIDDEN
@@ -112,7 +112,7 @@ class SessionPolicy:
         """Compute the tables and filters, once for all sessions."""
         asked = self.capabilities
         keep = self._filter()
-        limited = {verbs.MAIL: self.message_octets, verbs.RCPT: self.recipients}
+        limited = {verbs.MAIL: self.message_bytes, verbs.RCPT: self.recipients}
         checked = frozenset(role for role, limit in limited.items() if limit)
         checked |= {verbs.MAIL} if self.xforward else set()
         table = verbs.table_for(self.sync, keep.hide, checked, self._rows())

@@ -107,7 +107,7 @@ class Transaction:
                 reply = replies.TOO_MANY_RECIPIENTS
                 return _over("too_many_recipients", reply, exchange, in_flight)
         elif role == verbs.MAIL:
-            if 0 < policy.message_octets < lines.declared_size(exchange.line):
+            if 0 < policy.message_bytes < lines.declared_size(exchange.line):
                 # RFC 1870 section 6.1
                 return _over("message_too_big", replies.MESSAGE_TOO_BIG, exchange, in_flight)
         elif role == verbs.DATA:
@@ -132,7 +132,7 @@ class Transaction:
         """
         if not extensions.chunking:
             why, reply, shown = "bdat_not_offered", replies.NOT_IMPLEMENTED, chunk.line
-        elif policy.message_octets and self.chunk_octets + chunk.octets > policy.message_octets:
+        elif policy.message_bytes and self.chunk_octets + chunk.octets > policy.message_bytes:
             why, reply, shown = "message_too_big", replies.MESSAGE_TOO_BIG, b""
         else:
             return

@@ -188,8 +188,8 @@ WORKER_RESIDENT_MEMORY_BYTES: Final = Definition(
 WORKER_OPEN_FDS: Final = Definition(
     "worker_open_fds", GAUGE, "Open file descriptors of a worker.", ("worker",)
 )
-WORKER_LOOP_LAG_SECONDS: Final = Definition(
-    "worker_loop_lag_seconds",
+WORKER_EVENT_LOOP_LAG_SECONDS: Final = Definition(
+    "worker_event_loop_lag_seconds",
     GAUGE,
     "How late a worker's event loop is; from limits.event_loop_lag on, new clients are refused.",
     ("worker",),

@@ -21,7 +21,7 @@ def add_process_usage(snapshot: MetricsSnapshot, worker: int, loop_lag_s: float)
     """Add this process's usage to a worker's figures; of what the system does not tell, nothing."""
     label = str(worker)
     snapshot.put(definitions.WORKER_CPU_SECONDS, process_time(), label)
-    snapshot.put(definitions.WORKER_LOOP_LAG_SECONDS, loop_lag_s, label)
+    snapshot.put(definitions.WORKER_EVENT_LOOP_LAG_SECONDS, loop_lag_s, label)
     with contextlib.suppress(OSError):
         memory = int(_MEMORY.read_text().split()[1]) * _PAGE_OCTETS
         snapshot.put(definitions.WORKER_RESIDENT_MEMORY_BYTES, memory, label)

@@ -386,7 +386,7 @@ class Session:
     def release(self, now: float) -> bool:
         """Flush what has been held for long enough; tell whether anything is still held."""
         since = self.pipeline.held_since
-        if since and now - since >= self.listener_context.timeouts.hold:
+        if since and now - since >= self.listener_context.timeouts.reply_hold:
             self.pipeline.flush(now)
         return self.pipeline.held_since > 0
 

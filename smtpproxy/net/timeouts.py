@@ -43,14 +43,14 @@ class SessionTimeouts:
     """Ends what has waited for too long, and flushes replies that were held for too long.
 
     limits: seconds by the name of the limit, as `Session.waiting` names them.
-    hold: how long a reply may be held, in seconds.
+    reply_hold: how long a reply may be held, in seconds.
     sessions: those of the worker; a half-closed connection lives by this reference alone.
     unread: the connections of these that are not read for now.
     """
 
-    def __init__(self, limits: dict[str, float], hold: float) -> None:
+    def __init__(self, limits: dict[str, float], reply_hold: float) -> None:
         self.limits = limits
-        self.hold = hold
+        self.reply_hold = reply_hold
         self._interval = min(LONGEST_INTERVAL_S, min(limits.values()) / SWEEPS_PER_LIMIT)
         self.sessions: set[TimedSession] = set()
         self.unread = UnreadConnections()
@@ -73,10 +73,10 @@ class SessionTimeouts:
             self._empty.set()
 
     def watch_held(self, session: TimedSession) -> None:
-        """See to it that what the session holds from now on is flushed after `hold` seconds."""
+        """Flush what the session holds from now on after `reply_hold` seconds."""
         self._holding.add(session)
         if self._hold_timer is None:
-            self._hold_timer = asyncio.get_running_loop().call_later(self.hold, self.release)
+            self._hold_timer = asyncio.get_running_loop().call_later(self.reply_hold, self.release)
 
     def drain(self) -> None:
         """Have each session end as soon as its transaction is over."""
@@ -121,5 +121,5 @@ class SessionTimeouts:
             self._hold_timer = None
         if self._holding:
             self._hold_timer = asyncio.get_running_loop().call_later(
-                self.hold / LOOKS_PER_HOLD, self.release
+                self.reply_hold / LOOKS_PER_HOLD, self.release
             )

@@ -81,7 +81,7 @@ def test_long_lines_and_replies_take_no_room() -> None:
 
 def test_many_recipients_take_no_room_and_are_counted() -> None:
     recent = watched()
-    session = Watched(recent, policy=SessionPolicy(errors=1000))
+    session = Watched(recent, policy=SessionPolicy(consecutive_errors=1000))
     session.sends("MAIL FROM:<a@x>", *(f"RCPT TO:<{n}@y>" for n in range(100)), "DATA")
     session.says("250 a", *["250 b"] * 60, *["550 no"] * 40, "354 go")
     session.sends("text", ".")
@@ -158,7 +158,7 @@ def test_what_was_kept_for_somebody_is_forgotten_when_he_is_gone(
 @pytest.mark.parametrize("somebody_looks", [False, True])
 def test_a_session_has_a_bound_whatever_is_in_it(octets: str, somebody_looks: bool) -> None:
     recent = watched() if somebody_looks else RecentSessions()
-    session = Watched(recent, policy=SessionPolicy(errors=10**6, recipients=10**6))
+    session = Watched(recent, policy=SessionPolicy(consecutive_errors=10**6, recipients=10**6))
     address = octets * (2000 // len(octets.encode()))
     for _ in range(30):
         session.sends(f"MAIL FROM:<{address}>", *[f"RCPT TO:<{address}>"] * 50, "RSET")

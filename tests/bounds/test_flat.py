@@ -55,7 +55,7 @@ class Service:
             self.recent,
             self.metrics,
             client=f"{host}:{number % 60000}",
-            policy=SessionPolicy(errors=0),
+            policy=SessionPolicy(consecutive_errors=0),
         )
         session.sends(f"EHLO h{number}.example")
         session.says(f"250-mx{number}\r\n250-X{number}\r\n250 SIZE {number}")

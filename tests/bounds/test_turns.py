@@ -125,7 +125,7 @@ class Driven:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        policy = SessionPolicy(errors=0, recipients=1000)
+        policy = SessionPolicy(consecutive_errors=0, recipients=1000)
         self.session = Watched(
             DebugLog(), service.trace, service.recent, service.metrics, level="debug", policy=policy
         )

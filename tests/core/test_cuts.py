@@ -18,8 +18,8 @@ from smtpproxy.core.violations import BackendViolation, Violation
 from tests.support.model_mta import MtaStage
 from tests.support.pipeline_stage import Stage
 
-RULES = SessionPolicy(sync=Sync.OFF, errors=10**6)
-SHORT_LINES = SessionPolicy(sync=Sync.OFF, errors=10**6, line=12, auth_line=20)
+RULES = SessionPolicy(sync=Sync.OFF, consecutive_errors=10**6)
+SHORT_LINES = SessionPolicy(sync=Sync.OFF, consecutive_errors=10**6, command_line=12, auth_line=20)
 IN_TRANSACTION = b"EHLO c\r\nMAIL FROM:<a>\r\nRCPT TO:<b>\r\n"
 
 
@@ -115,20 +115,29 @@ IN_TRANSACTIONS = {
 @pytest.mark.parametrize("queue_commands", [1, 2, 1000])
 @pytest.mark.parametrize("octets", DIALOGUES.values(), ids=DIALOGUES.keys())
 def test_dialogues(octets: bytes, queue_commands: int) -> None:
-    _check(octets, SessionPolicy(sync=Sync.OFF, errors=10**6, queue_commands=queue_commands))
+    _check(
+        octets,
+        SessionPolicy(sync=Sync.OFF, consecutive_errors=10**6, queue_commands=queue_commands),
+    )
 
 
 @pytest.mark.parametrize("policy", BareNewlines)
 @pytest.mark.parametrize("octets", IN_TRANSACTIONS.values(), ids=IN_TRANSACTIONS.keys())
 def test_dialogues_in_a_transaction(octets: bytes, policy: BareNewlines) -> None:
-    rules = SessionPolicy(sync=Sync.OFF, errors=10**6, bare_newlines=policy)
+    rules = SessionPolicy(sync=Sync.OFF, consecutive_errors=10**6, bare_newlines=policy)
     _check(octets, rules, IN_TRANSACTION)
 
 
 @pytest.mark.parametrize("sync", Sync)
 @pytest.mark.parametrize("octets", [*DIALOGUES.values(), *IN_TRANSACTIONS.values()])
 def test_dialogues_ahead_of_all_replies(octets: bytes, sync: Sync) -> None:
-    _check(octets, SessionPolicy(sync=sync, errors=10**6), IN_TRANSACTION, most=1, at_once=False)
+    _check(
+        octets,
+        SessionPolicy(sync=sync, consecutive_errors=10**6),
+        IN_TRANSACTION,
+        most=1,
+        at_once=False,
+    )
 
 
 @pytest.mark.parametrize(

@@ -59,8 +59,8 @@ REPLIES = st.lists(
 RULES = st.builds(
     SessionPolicy,
     guard_data=st.booleans(),
-    errors=st.sampled_from([1, 20]),
-    message_octets=st.sampled_from([0, 50]),
+    consecutive_errors=st.sampled_from([1, 20]),
+    message_bytes=st.sampled_from([0, 50]),
     recipients=st.sampled_from([0, 2]),
     queue_commands=st.sampled_from([1, 2, 3, 1000]),
     xforward=st.booleans(),

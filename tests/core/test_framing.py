@@ -162,7 +162,7 @@ def test_payload_of_nothing_lets_commands_follow() -> None:
 
 
 def test_refused_line_is_skipped_to_its_end() -> None:
-    framing = Framing(SessionPolicy(line=10))
+    framing = Framing(SessionPolicy(command_line=10))
     framing.receive(b"NOOP 12345678\r\nRSET\r\nNOOP 123456")
     assert framing.queued == [replies.LINE_TOO_LONG, b"RSET\r\n", replies.LINE_TOO_LONG]
     framing.receive(b"7890" * 1000)
@@ -206,10 +206,10 @@ def test_auth_data_waits_for_its_end() -> None:
 
 
 def test_auth_line_may_be_longer_than_others() -> None:
-    framing = Framing(SessionPolicy(line=20, auth_line=40))
+    framing = Framing(SessionPolicy(command_line=20, auth_line=40))
     framing.receive(b"auth PLAIN " + b"x" * 27 + b"\r\n")
     assert framing.framer.queue[0].verb.name == b"AUTH"
-    framing = Framing(SessionPolicy(line=20, auth_line=40))
+    framing = Framing(SessionPolicy(command_line=20, auth_line=40))
     framing.receive(b"AUTH PLAIN " + b"x" * 28 + b"\r\n")
     assert framing.queued == [replies.LINE_TOO_LONG]
 
@@ -230,7 +230,7 @@ def test_full_queue_keeps_what_is_left_until_it_is_empty() -> None:
 
 
 def test_full_counts_octets_queued_and_unframed() -> None:
-    framing = Framing(SessionPolicy(queue_octets=20))
+    framing = Framing(SessionPolicy(queue_bytes=20))
     framing.receive(b"NOOP 1\r\nNOOP 2\r\nNOO")
     assert not framing.framer.full
     framing.receive(b"P")
@@ -240,7 +240,7 @@ def test_full_counts_octets_queued_and_unframed() -> None:
 
 
 def test_whole_lines_that_wait_make_it_full_with_nothing_in_the_queue_too() -> None:
-    framing = Framing(SessionPolicy(queue_commands=1, queue_octets=20))
+    framing = Framing(SessionPolicy(queue_commands=1, queue_bytes=20))
     framing.receive(b"NOOP 1\r\nNOOP 2\r\nNOOP 3\r\nNOOP 4\r\n")
     framing.framer.pop()
     assert framing.queued == []

@@ -161,7 +161,7 @@ def test_waiting_for_content_begins_anew_with_what_the_client_sends() -> None:
 
 
 def test_held_replies_are_bounded() -> None:
-    stage = _stage(policy=SessionPolicy(errors=10**6))
+    stage = _stage(policy=SessionPolicy(consecutive_errors=10**6))
     reply = b"550 " + b"x" * 500 + b"\r\n"
     stage.client(b"RCPT TO:<a>\r\n" * 900)
     for _ in range(800):
@@ -252,7 +252,7 @@ def test_backend_that_talks_on_after_its_refusal_takes_no_room(octets: bytes) ->
     "line", [b"NOOP\r\n", b"RCPT TO:<b>\r\n", b"FROB\r\n", b"DATA\r\n", b"\r\n"]
 )
 def test_client_that_is_read_while_full_or_not_takes_bounded_room(line: bytes) -> None:
-    stage = _stage(policy=SessionPolicy(queue_commands=50, queue_octets=5000))
+    stage = _stage(policy=SessionPolicy(queue_commands=50, queue_bytes=5000))
     segment = line * 20
     for _ in range(10_000):
         if stage.pipeline.full or stage.pipeline.ended:

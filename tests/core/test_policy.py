@@ -17,8 +17,8 @@ def test_defaults_are_those_of_the_design() -> None:
     assert policy.use_pipelining
     assert policy.helo_fallback
     assert policy.guard_data
-    assert (policy.queue_commands, policy.queue_octets) == (1000, 256 * 1024)
-    assert (policy.line, policy.auth_line, policy.errors) == (2048, 12288, 20)
+    assert (policy.queue_commands, policy.queue_bytes) == (1000, 256 * 1024)
+    assert (policy.command_line, policy.auth_line, policy.consecutive_errors) == (2048, 12288, 20)
 
 
 def test_tables_follow_from_the_rest() -> None:

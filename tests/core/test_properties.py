@@ -170,7 +170,7 @@ def test_of_xforward_the_client_sees_nothing_and_each_message_has_it(
     parts: list[Part], pipelining: bool, draw: st.DataObject
 ) -> None:
     expected, mta = _in_lock_step(parts)
-    policy = SessionPolicy(xforward=True, guard_data=False, errors=10**6)
+    policy = SessionPolicy(xforward=True, guard_data=False, consecutive_errors=10**6)
     stage = MtaStage(policy, Mta(pipelining=pipelining, xforward=True))
     stage.pipeline.ehlo.introduction = Introduced("XFORWARD")
     _through_the_proxy(parts, policy, draw, stage)
@@ -191,7 +191,7 @@ def test_of_xforward_the_client_sees_nothing_and_each_message_has_it(
 def test_guarded_data_and_bare_lf_keep_the_order_of_replies(
     parts: list[Part], draw: st.DataObject
 ) -> None:
-    stage = _through_the_proxy(parts, SessionPolicy(errors=10**6), draw)
+    stage = _through_the_proxy(parts, SessionPolicy(consecutive_errors=10**6), draw)
     received = replies_in(stage.sent_to_client)
     assert b"".join(received) == stage.sent_to_client
     assert len(received) == len([exchange for exchange in stage.observed if exchange.flushed])

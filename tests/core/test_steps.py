@@ -206,7 +206,7 @@ def test_content_is_watched_as_it_goes_and_as_it_came() -> None:
 
 
 def test_content_that_is_refused_is_watched_as_it_came() -> None:
-    talk = Talk(SessionPolicy(hostname=b"px", message_octets=5))
+    talk = Talk(SessionPolicy(hostname=b"px", message_bytes=5))
     watched: list[tuple[bytes, bytes]] = []
     talk.pipeline.framer.watch = lambda _, *octets: watched.append(octets)
     talk.sends(b"MAIL FROM:<a@x>", b"DATA")

@@ -218,9 +218,9 @@ def offered(reply: bytes, policy: SessionPolicy, *, inside_tls: bool) -> bytes:
     for line in rest:
         words = line[4:].split()
         word = words[0].upper().split(b"=")[0] if words else b""
-        if word == b"SIZE" and policy.message_octets:
+        if word == b"SIZE" and policy.message_bytes:
             size = int(words[1]) if len(words) > 1 and words[1][:20].isdigit() else 0
-            kept.append(b"SIZE %d" % min(size or policy.message_octets, policy.message_octets))
+            kept.append(b"SIZE %d" % min(size or policy.message_bytes, policy.message_bytes))
         elif word in PASSED or (word == b"STARTTLS" and policy.client_tls is ClientTls.PASSED):
             kept.append(line[4:])
     return code + b"-" + first[4:] + b"\r\n" + _joined(code, kept, policy, inside_tls)

@@ -136,7 +136,7 @@ class Trial(Stage):
                 return
             single = self._octet_by_octet and len(self.epochs[-1]) < CUT_UP
             size = 1 if single else len(self._coming)
-            framer, most = self.pipeline.framer, self.schedule.policy.queue_octets
+            framer, most = self.pipeline.framer, self.schedule.policy.queue_bytes
             if framer.queue_octets + len(framer.unframed) >= most:
                 assert b"\n" not in framer.unframed, "it reads on, and whole lines wait"
             octets, self._coming = self._coming[:size], self._coming[size:]
@@ -192,7 +192,7 @@ class Trial(Stage):
             assert framer.mode == READS_CONTENT, "the server broke the protocol, and it goes on"
         assert len(framer.queue) <= policy.queue_commands
         assert framer.queue_octets == sum(len(each.line) for each in framer.queue)
-        assert len(framer.unframed) <= policy.queue_octets + max(self._longest, policy.auth_line)
+        assert len(framer.unframed) <= policy.queue_bytes + max(self._longest, policy.auth_line)
         assert len(pipeline.matcher.reader.unread) < REPLY_LIMIT
         assert pipeline.reply_buffer.octets == sum(len(each.reply) for each in held)
         assert pipeline.reply_buffer.octets < HELD_OCTETS

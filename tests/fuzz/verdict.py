@@ -95,7 +95,7 @@ class Verdict:
             self._errors = 0
         elif not (isinstance(what, bytes) and what[:4].upper() == b"RCPT"):
             self._errors += 1
-        if self._errors > self._policy.errors > 0:
+        if self._errors > self._policy.consecutive_errors > 0:
             assert self._trial.ended, "too many errors"
         return code, reply
 
@@ -140,7 +140,7 @@ class Verdict:
         if self._first:
             self._check_no_proxy_header()
         auth = self._unread[:5].upper() == b"AUTH "
-        limit = self._policy.auth_line if auth else self._policy.line
+        limit = self._policy.auth_line if auth else self._policy.command_line
         line, size, too_long = reading.line_at(self._unread, limit)
         if too_long:
             self._in_long_line = not line.endswith(b"\n")
@@ -254,7 +254,7 @@ class Verdict:
                 return replies.RECIPIENTS_PUT_OFF if put_off else replies.NO_VALID_RECIPIENTS, True
         elif verb == b"RCPT" and policy.recipients and self._accepted >= policy.recipients:
             return replies.TOO_MANY_RECIPIENTS, True
-        elif verb in _MAIL and 0 < policy.message_octets < reading.declared_size(line):
+        elif verb in _MAIL and 0 < policy.message_bytes < reading.declared_size(line):
             return replies.MESSAGE_TOO_BIG, True
         return b"", False
 
@@ -299,7 +299,7 @@ class Verdict:
         assert said.kind == "content"
         end = reading.content_end(self._unread)
         content = self._unread[: end or None]
-        policy, most = self._policy.bare_newlines, self._policy.message_octets
+        policy, most = self._policy.bare_newlines, self._policy.message_bytes
         relayed = reading.as_relayed(content, policy, whole=end > 0)
         assert relayed.startswith(said.octets), f"{said.octets!r} is not of {relayed!r}"
         assert not (said.whole and not end), "an end of data that the client did not send"
@@ -335,7 +335,7 @@ class Verdict:
         code, reply = self._reply(line)
         if not self._chunking and reply == replies.NOT_IMPLEMENTED:
             self._end_here()
-        most = self._policy.message_octets
+        most = self._policy.message_bytes
         if most and self._chunks + size > most and reply == replies.MESSAGE_TOO_BIG:
             self._end_here()
         said = self._take_said(reading.forwarded(line))

@@ -231,7 +231,7 @@ class Stage:
         self.clock = clock
         self.servers = servers
         self.watcher = Watcher(content=content)
-        self.timeouts = SessionTimeouts(LIMITS, hold=0.2)
+        self.timeouts = SessionTimeouts(LIMITS, reply_hold=0.2)
         self.client = Transport()
         self.write_batcher = WriteBatcher()
         for server in servers:

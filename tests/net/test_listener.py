@@ -73,7 +73,7 @@ async def test_a_session_goes_through(host: str, mta: Address, tmp_path: Path) -
     wanted = (
         Address(path=str(tmp_path / "proxy.sock")) if host == "unix" else Address(host=host, port=0)
     )
-    timeouts = SessionTimeouts(LIMITS, hold=0.2)
+    timeouts = SessionTimeouts(LIMITS, reply_hold=0.2)
     listener = Listener(
         wanted,
         ListenerContext(
@@ -117,7 +117,7 @@ def listener_at(address: Address, mta: Address, **options: bool) -> tuple[Listen
         "b",
         SessionPolicy(),
         only(mta),
-        SessionTimeouts(LIMITS, hold=0.2),
+        SessionTimeouts(LIMITS, reply_hold=0.2),
         WriteBatcher(),
         watcher,
     )
@@ -177,7 +177,7 @@ async def test_a_socket_left_behind_is_replaced_but_a_live_one_is_not(
     path = tmp_path / "proxy.sock"
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
-    timeouts = SessionTimeouts(LIMITS, hold=0.2)
+    timeouts = SessionTimeouts(LIMITS, reply_hold=0.2)
     listener_context = ListenerContext(
         "l", "b", SessionPolicy(), only(mta), timeouts, WriteBatcher(), AnyWatcher()
     )
@@ -194,7 +194,7 @@ async def test_a_socket_left_behind_is_replaced_but_a_live_one_is_not(
 
 
 async def test_an_address_in_use_is_an_error(mta: Address) -> None:
-    timeouts = SessionTimeouts(LIMITS, hold=0.2)
+    timeouts = SessionTimeouts(LIMITS, reply_hold=0.2)
     listener_context = ListenerContext(
         "l", "b", SessionPolicy(), only(mta), timeouts, WriteBatcher(), AnyWatcher()
     )

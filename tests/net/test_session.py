@@ -73,7 +73,7 @@ class TestBackPressure:
         assert stage.watcher.stalls == 1
 
     async def test_a_full_queue_silences_the_client_and_loses_nothing(self, opened: Opener) -> None:
-        stage = await greeted(opened, policy=SessionPolicy(queue_commands=3, queue_octets=32))
+        stage = await greeted(opened, policy=SessionPolicy(queue_commands=3, queue_bytes=32))
         stage.sends(b"NOOP\r\n" * 8)
         assert not stage.client.reading
         for _ in range(8):
@@ -96,7 +96,7 @@ class TestBackPressure:
         self, opened: Opener
     ) -> None:
         """Closed with octets unread, its connection would be reset, and the last reply lost."""
-        stage = await greeted(opened, policy=SessionPolicy(queue_commands=3, queue_octets=32))
+        stage = await greeted(opened, policy=SessionPolicy(queue_commands=3, queue_bytes=32))
         stage.sends(b"NOOP\r\n" * 8)
         assert not stage.client.reading
         stage.servers[0].says(b"421 enough\r\n")

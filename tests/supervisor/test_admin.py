@@ -215,7 +215,7 @@ class TestCounters:
             assert abs(found[f"smtpproxy_worker_open_fds{label}"] - fds) <= 3
             assert 10e6 < found[f"smtpproxy_worker_resident_memory_bytes{label}"] < 500e6
             assert 0 < found[f"smtpproxy_worker_cpu_seconds_total{label}"] < 60
-            assert 0 <= found[f"smtpproxy_worker_loop_lag_seconds{label}"] < 10
+            assert 0 <= found[f"smtpproxy_worker_event_loop_lag_seconds{label}"] < 10
 
     def test_each_is_explained(self, run: Run, file: File) -> None:
         program = run("-c", file.write('address = "127.0.0.1:0"', "max_connections = 3"))

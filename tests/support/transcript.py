@@ -18,8 +18,9 @@ Other happenings: `hold` (the oldest held reply is old enough), `expire` (a time
 greeting that refused may follow), `no place` (the backend has as many connections as it may),
 `client secured`, `backend secured`, `not secured` (a TLS handshake is over).
 
-Settings, before the first line: `policy: sync=strict errors=2 hide=AUTH,SIZE`; `secret: word` (no
-observer may ever see it); `refuse XCLIENT: reply` (to that of a client); `introduce: XCLIENT` (or
+Settings, before the first line: `policy: sync=strict consecutive_errors=2 hide=AUTH,SIZE`;
+`secret: word` (no observer may ever see it); `refuse XCLIENT: reply` (to that of a client);
+`introduce: XCLIENT` (or
 XFORWARD; the client, to the backend, as it says in INTRODUCED); `segments: as written` (what
 happens depends on how the client's or the backend's octets are cut, so the dialogue is not played
 again octet by octet); `given:` one of

@@ -363,7 +363,7 @@ class TestErrors:
     def test_all_that_is_kept_of_a_session_counts(self, tmp_path: Path, address: str) -> None:
         """Commands, replies, messages under way and what the last record tells."""
         traced = Traced(tmp_path, only_errors=True, kept=CaptureMode.FULL, most=1 << 20)
-        policy = SessionPolicy(recipients=10_000, errors=10**6)
+        policy = SessionPolicy(recipients=10_000, consecutive_errors=10**6)
         session = Watched(traced.trace, policy=policy)
         gc.collect()
         tracemalloc.start()
