@@ -423,6 +423,13 @@ class LogSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """The least level that is logged; `debug` has a line for each exchange."""
     format: LogFormat = "auto"
     """`json`, `console` (coloured lines), or `auto`: console on a terminal."""
+    session_lines_per_second: Annotated[int, _whole(0, zero="no limit")] = 100
+    """Lines of one session; those of five seconds may come at once. What is over is left out and
+    counted (`log_lines_suppressed`), but for `message_relayed` and `auth_refused`. At level `debug`
+    the lines of exchanges count on their own, so that no others are left out for them.
+    """
+    address_lines_per_second: Annotated[int, _whole(0, zero="no limit")] = 500
+    """The same of all sessions of one client address (IPv6: per /64), for each worker."""
 
 
 class TraceSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

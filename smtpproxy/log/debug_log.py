@@ -8,18 +8,27 @@ from structlog.typing import FilteringBoundLogger
 from smtpproxy.core.exchange import Exchange
 from smtpproxy.core.observer import ConnectionEnds, Endpoint, SessionSummary
 from smtpproxy.log import events, log
-from smtpproxy.log.session_log import session_fields
+from smtpproxy.log.line_limits import LineLimits, SessionLineLimit
+from smtpproxy.log.session_log import ip_and_port, session_fields
 from smtpproxy.log.verb_name import verb_of
 
 
 class DebugLog:
-    """Logs the exchanges of a worker's sessions."""
+    """Logs the exchanges of a worker's sessions.
+
+    Args:
+        limits: How many lines, beside those of the log; None for any number.
+    """
+
+    def __init__(self, limits: LineLimits | None = None) -> None:
+        self._limits = limits
 
     def session(self, session: str, listener: str, backend: str, client: str) -> "SessionDebugLog":
         """Begin to log the exchanges of a session."""
-        return SessionDebugLog(
-            session_fields(session, listener, backend, client, server=""), log.get()
-        )
+        fields = session_fields(session, listener, backend, client, server="")
+        limits = self._limits
+        limit = None if limits is None else limits.session(ip_and_port(client)[0])
+        return SessionDebugLog(fields, log.get(), limit)
 
     def server_changed(self, backend: str, server: str, up: bool, reason: str) -> None:
         """Say nothing: the log does already."""
@@ -28,17 +37,28 @@ class DebugLog:
 class SessionDebugLog:
     """Logs the exchanges of one session."""
 
-    __slots__ = ("_fields", "_log")
+    __slots__ = ("_fields", "_limit", "_log")
 
     content = None
 
-    def __init__(self, fields: dict[str, object], logger: FilteringBoundLogger) -> None:
+    def __init__(
+        self,
+        fields: dict[str, object],
+        logger: FilteringBoundLogger,
+        limit: SessionLineLimit | None,
+    ) -> None:
         self._fields = fields
         self._log = logger
+        self._limit = limit
+
+    def _allows(self, event: events.Event) -> bool:
+        return self._limit is None or self._limit.allows(event, event.level)
 
     def settled(self, exchanges: list[Exchange]) -> None:
         """Log each: seconds it waited here, the MTA took, and its reply was held."""
         for exchange in exchanges:
+            if not self._allows(events.EXCHANGE):
+                continue
             events.EXCHANGE.log(
                 self._log,
                 **self._fields,
@@ -78,7 +98,8 @@ class SessionDebugLog:
 
     def stalled(self) -> None:
         """Log that the client is not read for now."""
-        events.CLIENT_STALLED.log(self._log, **self._fields)
+        if self._allows(events.CLIENT_STALLED):
+            events.CLIENT_STALLED.log(self._log, **self._fields)
 
     def closed(self, summary: SessionSummary) -> None:
         """Say nothing: the log does already."""

@@ -7,6 +7,7 @@ of this file.
 To add an event, add a row, and the fields that no other event has.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -47,8 +48,11 @@ class Event:
 
     def log(self, logger: FilteringBoundLogger, /, **values: object) -> None:
         """Log the event; `details` among the values returns more of them when the line is made."""
-        level = self.rewritten_level if values.get("rewritten") else self.level
-        getattr(logger, level)(self.name, **values)
+        getattr(logger, self.level_of(values))(self.name, **values)
+
+    def level_of(self, values: Mapping[str, object]) -> Level:
+        """Return the level of the event with these values."""
+        return self.rewritten_level if values.get("rewritten") else self.level
 
 
 SESSION: Final = ("session", "client_ip", "client_port", "listener", "backend", "server")
@@ -199,7 +203,7 @@ FIELDS: Final = {
     "restart_delay_s": Field(("number",), "Seconds until another worker takes its place."),
     "silent_s": Field(("number",), "Seconds since the worker gave a sign of life."),
     "records": Field(("whole number",), "Trace records lost since the worker started."),
-    "lines": Field(("whole number",), "Log lines lost since the last such line."),
+    "lines": Field(("whole number",), "Log lines lost or left out since the last such line."),
     "library": Field(("text",), "The name of the library's logger."),
     "message": Field(("text",), "What the library reports."),
     "exceptions": Field(("whole number",), "Exceptions since the last such line."),
@@ -456,6 +460,13 @@ TRACE_RECORDS_LOST = Event(
     "trace_records_lost", "error", "Trace records could not be written.", ("records", "reason")
 )
 LOG_LINES_LOST = Event("log_lines_lost", "warning", "Log lines could not be written.", ("lines",))
+LOG_LINES_SUPPRESSED = Event(
+    "log_lines_suppressed",
+    "warning",
+    "Lines of a client were left out, beyond log.session_lines_per_second or"
+    " log.address_lines_per_second; once a second. Beyond 64 addresses several share a line.",
+    ("client_ip", "lines"),
+)
 LIBRARY_MESSAGE = Event(
     "library_message",
     "error",

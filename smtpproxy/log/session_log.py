@@ -10,6 +10,7 @@ from smtpproxy.core.exchange import Exchange
 from smtpproxy.core.observer import ConnectionEnds, Endpoint, NotedEvent, SessionSummary
 from smtpproxy.core.violations import LIMITS, BackendViolation
 from smtpproxy.log import events, log
+from smtpproxy.log.line_limits import LineLimits, SessionLineLimit
 from smtpproxy.log.message_identifiers import MessageIdScanner
 from smtpproxy.log.transaction_summary import TransactionSummary, paths
 from smtpproxy.text.escaping import shortened
@@ -28,14 +29,21 @@ _REASONS = {"proxy_header_unexpected": "its network is not in proxy_protocol"}
 
 
 class ServiceLog:
-    """Logs a worker's sessions."""
+    """Logs a worker's sessions.
 
-    def __init__(self) -> None:
+    Args:
+        limits: How many lines; None for any number.
+    """
+
+    def __init__(self, limits: LineLimits | None = None) -> None:
         self._log = log.get()
+        self._limits = limits
 
     def session(self, session: str, listener: str, backend: str, client: str) -> "SessionLog":
         """Begin to log a session, under an id that no other session has."""
-        return SessionLog(session, listener, backend, client, self._log)
+        limits = self._limits
+        limit = None if limits is None else limits.session(ip_and_port(client)[0])
+        return SessionLog(session, listener, backend, client, self._log, limit)
 
     def server_changed(self, backend: str, server: str, up: bool, reason: str) -> None:
         """Log that a server is down, or up again."""
@@ -90,6 +98,7 @@ class SessionLog:
         "_client",
         "_hello",
         "_id",
+        "_limit",
         "_limits_told",
         "_listener",
         "_log",
@@ -112,6 +121,7 @@ class SessionLog:
         backend: str,
         client: str,
         logger: FilteringBoundLogger,
+        limit: SessionLineLimit | None,
     ) -> None:
         self._id = session
         self._listener = listener
@@ -120,6 +130,7 @@ class SessionLog:
         self._server = ""
         self._limits_told: tuple[str, ...] = ()  # each is told once, however often it is reached
         self._log = logger
+        self._limit = limit
         self._transaction: TransactionSummary | None = None
         self._source: Endpoint | None = None
         self._tls = ""
@@ -143,6 +154,8 @@ class SessionLog:
         self._emit(events.SESSION_OPENED)
 
     def _emit(self, event: events.Event, **values: object) -> None:
+        if self._limit is not None and not self._limit.allows(event, event.level_of(values)):
+            return
         fields = session_fields(self._id, self._listener, self._backend, self._client, self._server)
         event.log(self._log, **{**fields, **values})
 

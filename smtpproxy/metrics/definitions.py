@@ -157,6 +157,12 @@ LOG_LINES_LOST: Final = Definition(
     COUNTER,
     "Log lines that could not be written: standard error is not read, or the disk is full.",
 )
+LOG_LINES_SUPPRESSED: Final = Definition(
+    "log_lines_suppressed",
+    COUNTER,
+    "Log lines of clients that made more than log.session_lines_per_second or"
+    " log.address_lines_per_second.",
+)
 CERTIFICATE_EXPIRY_TIMESTAMP_SECONDS: Final = Definition(
     "certificate_expiry_timestamp_seconds",
     GAUGE,

@@ -89,6 +89,7 @@ class Admission:
         self._observer = observer
         self._nobody = shared_counters.slots(b"")
         self._slots_of = lru_cache(ADDRESSES_KNOWN)(self._find_slots)
+        self._address_of = lru_cache(ADDRESSES_KNOWN)(self._find_address)
         self.lag = 0.0
         self._fd_limits = FdLimits()
         self._exhausted = False
@@ -176,7 +177,7 @@ class Admission:
 
     def address_of(self, host: str) -> bytes:
         """Return what a client counts as one of: its address, an IPv6 network; empty if none."""
-        return self._addresses(host)[1].packed[:8] if host else b""
+        return self._address_of(host)
 
     def lost(self) -> None:
         """Note a client that is gone before it is known who it was: nobody is there to be told."""
@@ -190,6 +191,9 @@ class Admission:
         if any(address in network or counted in network for network in bounds.exempt):
             return self._nobody
         return self._shared_counters.slots(counted.packed[:8])
+
+    def _find_address(self, host: str) -> bytes:
+        return self._addresses(host)[1].packed[:8] if host else b""
 
     def _addresses(self, host: str) -> tuple[IPAddress, IPAddress]:
         """Return a client's address, and the one that it counts as."""

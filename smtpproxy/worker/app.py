@@ -17,6 +17,7 @@ from smtpproxy.core.policy import Auth, SessionPolicy
 from smtpproxy.core.verbs import Sync
 from smtpproxy.log import log
 from smtpproxy.log.debug_log import DebugLog
+from smtpproxy.log.line_limits import LineLimits
 from smtpproxy.log.session_log import ServiceLog
 from smtpproxy.metrics import definitions
 from smtpproxy.metrics.counters import MetricCounters
@@ -79,7 +80,8 @@ class App:
         names = [(name, listener.backend) for name, listener in settings.listeners.items()]
         self._metrics = MetricCounters(names) if watched else None
         self._recent = RecentSessions() if watched else None
-        observer = ObserverFanout(ServiceLog(), self._watchers(settings))
+        self._line_limits: list[LineLimits] = []
+        observer = ObserverFanout(ServiceLog(self._limit_lines(settings)), self._watchers(settings))
         self._admission = Admission(
             _bounds(settings), shared_counters or SharedCounters(), _hostname(settings), observer
         )
@@ -135,9 +137,25 @@ class App:
         """Return the observers besides the log; those that are off are left out."""
         found: list[SessionObserverFactory] = []
         if settings.log.level == "debug":
-            found.append(DebugLog())
+            found.append(DebugLog(self._limit_lines(settings)))
         found += [each for each in (self._trace, self._metrics, self._recent) if each is not None]
         return found
+
+    def _limit_lines(self, settings: Settings) -> LineLimits | None:
+        """Return what limits the log lines of a client, if anything does."""
+        wanted = settings.log
+        if not (wanted.session_lines_per_second or wanted.address_lines_per_second):
+            return None
+        limits = LineLimits(
+            wanted.session_lines_per_second,
+            wanted.address_lines_per_second,
+            wanted.level,
+            lambda host: self._admission.address_of(host),
+            lambda seconds, call: asyncio.get_running_loop().call_later(seconds, call),
+            log.get(),
+        )
+        self._line_limits.append(limits)
+        return limits
 
     @property
     def addresses(self) -> list[str]:
@@ -178,6 +196,8 @@ class App:
             snapshot.lists["open_sessions"] = self._recent.open()
             add_process_usage(snapshot, self._worker, self._admission.lag)
             snapshot.put(definitions.LOG_LINES_LOST, log.lost())
+            suppressed = sum(limits.suppressed for limits in self._line_limits)
+            snapshot.put(definitions.LOG_LINES_SUPPRESSED, suppressed)
         if self._trace is not None:
             snapshot.put(definitions.TRACE_RECORDS_LOST, self._trace.lost)
         return snapshot
@@ -215,6 +235,8 @@ class App:
         await self._timeouts.wait_until_empty(1.0)
         if self._trace is not None:
             self._trace.close()
+        for limits in self._line_limits:
+            limits.report()
 
 
 def _servers(settings: Settings, name: str, changed: Changed, worker: int) -> ServerPool:

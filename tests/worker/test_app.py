@@ -1,6 +1,7 @@
 """The whole proxy in one process: settings in, mail through, signals obeyed."""
 
 import asyncio
+import io
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ import pytest
 
 from smtpproxy.config.loader import from_flags, load
 from smtpproxy.demo.legacy import LegacyMTA
+from smtpproxy.log import log
 from smtpproxy.worker.app import App
 from tests.support.processes import free_port
 
@@ -83,6 +85,42 @@ async def test_settings_of_the_file_reach_the_sessions(mta: LegacyMTA, tmp_path:
     writer.close()
     await writer.wait_closed()
     await app.stop()
+
+
+async def test_a_client_cannot_fill_the_log(mta: LegacyMTA, tmp_path: Path) -> None:
+    """What is left out is counted, to the last line, in the log and in the metrics."""
+    file = tmp_path / "smtpproxy.toml"
+    file.write_text(
+        f"""
+        [listeners.smtp]
+        address = "127.0.0.1:0"
+        [backends.old]
+        servers = ["{mta.address}"]
+        [log]
+        session_lines_per_second = 1
+        [admin]
+        address = "127.0.0.1:0"
+        """
+    )
+    stream = io.BytesIO()
+    log.configure("info", "json", stream)
+    app = App(load(file))
+    await app.start()
+    host, _, port = app.addresses[0].rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(b"EHLO x\r\n" + b"MAIL FROM:<a@x>\r\nRSET\r\n" * 200 + b"QUIT\r\n")
+    async with asyncio.timeout(10):
+        await reader.read()
+    writer.close()
+    await writer.wait_closed()
+    samples = {sample.name: sample.value for sample in app.snapshot().samples}
+    await app.stop()
+    log.configure("info", "json")
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    logged = [line for line in lines if line["event"] in ("message_abandoned", "session_closed")]
+    left_out = sum(line["lines"] for line in lines if line["event"] == "log_lines_suppressed")
+    assert len(logged) < 20
+    assert left_out == samples["log_lines_suppressed"] == 201 - len(logged)
 
 
 async def test_a_trace_has_what_was_said_to_both_sides(mta: LegacyMTA, tmp_path: Path) -> None:
