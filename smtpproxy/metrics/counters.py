@@ -5,6 +5,7 @@ Hot path: measure before changing (python -m tests.bench.trace).
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable
+from time import monotonic
 from typing import Any
 
 from smtpproxy.core import verbs
@@ -95,6 +96,9 @@ class ListenerCounters:
         self.commands: dict[bytes, list[int]] = {}
         self.seconds: dict[bytes, Histogram] = {}
         self.groups = Histogram(definitions.PIPELINE_GROUP_SIZE)
+        self.connect_seconds = Histogram(definitions.BACKEND_CONNECT_SECONDS)
+        self.given_up = 0
+        self.handshakes: dict[tuple[str, str, str], int] = {}
         self.messages = {"relayed": 0, "refused": 0, "abandoned": 0}
         self.limits = dict.fromkeys(LIMITS.values(), 0)
         self.violations: dict[tuple[str, str], int] = {}
@@ -119,6 +123,12 @@ class ListenerCounters:
         put(definitions.BYTES, self.from_backend, *labels, "backend", "in")
         put(definitions.BYTES, self.to_backend, *labels, "backend", "out")
         self._put_commands(snapshot)
+        put(definitions.BACKEND_CONNECTS, sum(self.connect_seconds.counts), *labels, "ok")
+        put(definitions.BACKEND_CONNECTS, self.given_up, *labels, "given_up")
+        self.connect_seconds.put_into(snapshot, *labels)
+        put(definitions.AUTH_REFUSALS, self._auth_refusals, *labels)
+        for (side, version, result), number in self.handshakes.items():
+            put(definitions.TLS_HANDSHAKES, number, *labels, side, version, result)
         for outcome, number in self.messages.items():
             put(definitions.MESSAGES, number, *labels, outcome)
         for reason, number in self.closed.items():
@@ -128,6 +138,11 @@ class ListenerCounters:
         for (side, kind), number in self.violations.items():
             put(definitions.VIOLATIONS, number, *labels, side, kind)
         self.groups.put_into(snapshot, *labels)
+
+    @property
+    def _auth_refusals(self) -> int:
+        rows = self.commands.get(b"AUTH"), self.commands.get(_NAMELESS[verbs.AUTH])
+        return sum(row[4] + row[5] for row in rows if row is not None)
 
     def _put_commands(self, snapshot: MetricsSnapshot) -> None:
         for verb, row in self.commands.items():
@@ -146,23 +161,29 @@ class ListenerCounters:
 class SessionCounters:
     """Counts for one session."""
 
-    __slots__ = ("_counters", "_group")
+    __slots__ = ("_began", "_counters", "_group")
 
     content = None
 
     def __init__(self, counters: ListenerCounters) -> None:
         self._counters = counters
         self._group = 0
+        self._began = monotonic()
         counters.opened += 1
         counters.open += 1
 
     def connected(
-        self, server: str, source: Endpoint | None, ends: Callable[[], ConnectionEnds]
+        self,
+        server: str,  # noqa: ARG002
+        source: Endpoint | None,  # noqa: ARG002
+        ends: Callable[[], ConnectionEnds],  # noqa: ARG002
     ) -> None:
-        """Count nothing."""
+        """Count the connection, and how long it took."""
+        self._counters.connect_seconds.add(monotonic() - self._began)
 
-    def gave_up(self, server: str, reason: str) -> None:
-        """Count nothing."""
+    def gave_up(self, server: str, reason: str) -> None:  # noqa: ARG002
+        """Count a server that was given up."""
+        self._counters.given_up += 1
 
     def settled(self, exchanges: list[Exchange]) -> None:
         """Count exchanges."""
@@ -215,7 +236,17 @@ class SessionCounters:
         self._counters.messages[outcome.removeprefix("message_")] += 1
 
     def noted(self, event: str, **values: str) -> None:
-        """Count nothing."""
+        """Count TLS handshakes."""
+        if event == "tls_started":
+            self._count_handshake(values["side"], values["version"], "ok")
+        elif event == "tls_failed":
+            self._count_handshake(values["side"], "none", "failed")
+        elif event == "client_turned_away" and values["kind"] == "client_tls_failed":
+            self._count_handshake("client", "none", "failed")
+
+    def _count_handshake(self, side: str, version: str, result: str) -> None:
+        handshakes, key = self._counters.handshakes, (side, version, result)
+        handshakes[key] = handshakes.get(key, 0) + 1
 
     def broken(self, error: Exception) -> None:
         """Count nothing: the end of the session does."""

@@ -33,6 +33,11 @@ class Definition:
 
 _SESSION: Final = ("listener", "backend")
 """The labels of what sessions count."""
+_SECONDS: Final = (
+    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
+    *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0),
+)
+"""From a reply on the same machine to a filter that needs minutes (RFC 5321 section 4.5.3.2)."""
 
 LABELS: Final = {
     "listener": "The listener's name in the settings.",
@@ -51,7 +56,9 @@ LABELS: Final = {
     "kind": "The kind of violation, as in the log.",
     "name": "A host name of `sni`, or `default`: the listener's own certificate.",
     "worker": "The worker's number; a later worker may have the same.",
-    "version": "The version of smtpproxy.",
+    "version": "The version of smtpproxy, or of TLS; `none` for a handshake that failed.",
+    "result": "Of a TLS handshake: `ok` or `failed`. Of a connection to a server: `ok`, or"
+    " `given_up`: it was not reached, or did not greet.",
     "compiled": "Whether the protocol core is compiled: `yes` or `no`.",
 }
 """What each label means, in all metrics that have it."""
@@ -111,12 +118,32 @@ LIMITS_REACHED: Final = Definition(
 VIOLATIONS: Final = Definition(
     "violations", COUNTER, "Protocol violations, by side and kind.", (*_SESSION, "side", "kind")
 )
+TLS_HANDSHAKES: Final = Definition(
+    "tls_handshakes",
+    COUNTER,
+    "TLS handshakes, by side, version and result.",
+    (*_SESSION, "side", "version", "result"),
+)
+AUTH_REFUSALS: Final = Definition(
+    "auth_refusals", COUNTER, "AUTH exchanges that ended with 4xx or 5xx.", _SESSION
+)
+BACKEND_CONNECTS: Final = Definition(
+    "backend_connects", COUNTER, "Connections to servers, by result.", (*_SESSION, "result")
+)
+BACKEND_CONNECT_SECONDS: Final = Definition(
+    "backend_connect_seconds",
+    HISTOGRAM,
+    "Seconds from the client's connection until the one to the server was open, the wait for a"
+    " connection slot and servers that were given up included.",
+    _SESSION,
+    _SECONDS,
+)
 BACKEND_REPLY_SECONDS: Final = Definition(
     "backend_reply_seconds",
     HISTOGRAM,
     "Seconds until the backend's reply, by verb; for the greeting, since the client connected.",
     (*_SESSION, "verb"),
-    (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0),
+    _SECONDS,
 )
 PIPELINE_GROUP_SIZE: Final = Definition(
     "pipeline_group_size",
@@ -142,6 +169,9 @@ BACKEND_CONNECTIONS: Final = Definition(
     GAUGE,
     "Connections to a backend that has max_connections.",
     ("backend",),
+)
+BACKEND_MAX_CONNECTIONS: Final = Definition(
+    "backend_max_connections", GAUGE, "The setting max_connections of a backend.", ("backend",)
 )
 BACKEND_WAITING_CLIENTS: Final = Definition(
     "backend_waiting_clients",

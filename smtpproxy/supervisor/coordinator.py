@@ -75,6 +75,7 @@ class Coordinator:
             snapshot.put(definitions.SERVER_UP, int(up), backend, server)
         for name, queue in self._connection_slots.items():
             snapshot.put(definitions.BACKEND_CONNECTIONS, queue.taken, name)
+            snapshot.put(definitions.BACKEND_MAX_CONNECTIONS, queue.limit, name)
             snapshot.put(definitions.BACKEND_WAITING_CLIENTS, queue.waiting, name)
         return snapshot
 

@@ -51,3 +51,48 @@ def test_what_sessions_count_has_their_names_as_labels() -> None:
     for each in (*snapshot.samples, *snapshot.histograms):
         assert DEFINITIONS[each.name].labels[:2] == ("listener", "backend")
         assert each.labels[:2] == NAMES
+
+
+def test_handshakes_count_by_side_version_and_result() -> None:
+    counters = MetricCounters()
+    session = Watched(counters)
+    session.observer.noted("tls_started", side="client", version="TLSv1.3", cipher="x")
+    session.observer.noted("tls_started", side="client", version="TLSv1.3", cipher="y")
+    session.observer.noted("tls_failed", side="backend", reason="x")
+    session.observer.noted("client_turned_away", kind="client_tls_failed", reason="x")
+    session.observer.noted("client_turned_away", kind="bad_proxy_header", reason="x")
+    assert numbers(counters, definitions.TLS_HANDSHAKES) == {
+        (*NAMES, "client", "TLSv1.3", "ok"): 2,
+        (*NAMES, "backend", "none", "failed"): 1,
+        (*NAMES, "client", "none", "failed"): 1,
+    }
+
+
+def test_connections_to_servers_count_by_result() -> None:
+    counters = MetricCounters()
+    session = Watched(counters)
+    session.observer.gave_up("10.0.0.6:25", "refused")
+    assert numbers(counters, definitions.BACKEND_CONNECTS) == {
+        (*NAMES, "ok"): 1,
+        (*NAMES, "given_up"): 1,
+    }
+    snapshot = MetricsSnapshot()
+    counters.put_into(snapshot)
+    (seconds,) = snapshot.histograms_of(definitions.BACKEND_CONNECT_SECONDS)
+    assert (sum(seconds.counts), seconds.labels) == (1, NAMES)
+
+
+def test_refused_authentication_counts_wherever_the_exchange_ends() -> None:
+    counters = MetricCounters()
+    session = Watched(counters)
+    session.sends("EHLO x")
+    session.says("250-mx\r\n250 AUTH PLAIN LOGIN")
+    session.sends("AUTH PLAIN AGpvZQBiYWQ=")
+    session.says("535 no")
+    session.sends("AUTH LOGIN")
+    session.says("334 VXNlcm5hbWU6")
+    session.sends("am9l")
+    session.says("454 later")
+    session.sends("AUTH PLAIN AGpvZQBnb29k")
+    session.says("235 yes")
+    assert numbers(counters, definitions.AUTH_REFUSALS) == {NAMES: 2}
