@@ -252,6 +252,13 @@ class ListenerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     client it names. Without a header: 421. A header from any other network: 451 and close; it never
     reaches the MTA. Where TLS comes first, both get a TLS alert instead.
     """
+    probes: Networks = []
+    """Networks of load balancers and monitors that only ask whether SMTP is served, and send no
+    mail. The proxy greets them in its own name and answers EHLO, HELO, NOOP, RSET and QUIT;
+    everything else gets 421. The MTA sees no connection, and they are not counted by address. One
+    that is in `proxy_protocol`, too, is a probe if it sends no header within a second, or one that
+    names no client.
+    """
     xclient: Networks = []
     """Networks that may name another client by XCLIENT, whatever the MTA offers: limits, log and
     `identity` then use that client, on a new connection to the MTA (the first session closes with

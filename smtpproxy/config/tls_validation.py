@@ -95,7 +95,7 @@ def _unix_networks(listener: ListenerSettings, place: KeyPath) -> Iterator[Fault
         if listener.mode not in ("", BAD):
             yield (*place, "mode"), "has a meaning for a Unix socket only"
         return
-    for key in ("proxy_protocol", "xclient"):
+    for key in ("proxy_protocol", "probes", "xclient"):
         if getattr(listener, key) not in ([], BAD):
             yield (*place, key), "has no meaning on a Unix socket: its clients have no addresses"
     if listener.transparent is True:

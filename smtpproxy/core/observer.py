@@ -28,6 +28,8 @@ class SessionSummary:
     """The number of octets from the client."""
     backend_octets: int
     """The number of octets from the backend."""
+    probe: bool = False
+    """Whether nobody wanted to send mail: a connection that left without a word, or a probe."""
 
 
 @dataclass(frozen=True, slots=True)

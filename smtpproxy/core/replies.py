@@ -51,6 +51,7 @@ BARE_NEWLINE = {
 }
 
 # RFC 5321 section 4.2.2: the host name follows the code; it replaces %b.
+PROBE_ONLY = b"421 4.3.2 %b Error: this address is served as a probe only\r\n"
 BACKEND_UNAVAILABLE = b"421 4.4.1 %b Error: mail server not available, try again later\r\n"
 BACKEND_FULL = b"421 4.3.2 %b Error: mail server is busy, try again later\r\n"
 BACKEND_LOST = b"421 4.4.2 %b Error: connection to mail server lost\r\n"

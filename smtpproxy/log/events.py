@@ -229,6 +229,12 @@ SESSION_CLOSED = Event(
         "bytes_from_backend",
     ),
 )
+PROBE_CLOSED = Event(
+    "probe_closed",
+    "debug",
+    "A connection that sent nothing and left, or came from listeners.NAME.probes, is over.",
+    (*SESSION, "reason", "duration_s", "commands"),
+)
 MESSAGE_RELAYED = Event(
     "message_relayed", "info", "The backend has accepted a message: reply is its own.", _MESSAGE
 )

@@ -333,6 +333,14 @@ class SessionLog:
 
     def closed(self, summary: SessionSummary) -> None:
         """Log the session, and what was left of its last transaction."""
+        if summary.probe:
+            self._emit(
+                events.PROBE_CLOSED,
+                reason=summary.reason,
+                duration_s=round(summary.seconds, 4),
+                commands=summary.commands,
+            )
+            return
         self._finish()
         if summary.reason == "backend_lost":
             self._emit(events.BACKEND_LOST)

@@ -103,7 +103,9 @@ class ListenerCounters:
         self.limits = dict.fromkeys(LIMITS.values(), 0)
         self.violations: dict[tuple[str, str], int] = {}
         self.closed: dict[str, int] = {}
-        self.opened = self.open = self.slowed = self.stalls = self.held = self.pipelined = 0
+        self.opened = self.open = self.probes = self.slowed = self.stalls = self.held = (
+            self.pipelined
+        ) = 0
         self.from_client = self.from_backend = self.content = 0
         self.to_client = self.to_backend = 0
 
@@ -112,6 +114,7 @@ class ListenerCounters:
         put, labels = snapshot.put, self._labels
         put(definitions.SESSIONS, self.open, *labels)
         put(definitions.SESSIONS_OPENED, self.opened, *labels)
+        put(definitions.PROBES, self.probes, *labels)
         put(definitions.CLIENTS_SLOWED, self.slowed, *labels)
         put(definitions.PIPELINED_COMMANDS, self.pipelined, *labels)
         put(definitions.ROUND_TRIPS_SAVED, self.pipelined, *labels)
@@ -266,6 +269,7 @@ class SessionCounters:
             counters.groups.add(self._group)
         counters.open -= 1
         counters.closed[summary.reason] = counters.closed.get(summary.reason, 0) + 1
+        counters.probes += summary.probe
         counters.from_client += summary.client_octets
         counters.from_backend += summary.backend_octets
 

@@ -71,6 +71,12 @@ SESSIONS_OPENED: Final = Definition("sessions_opened", COUNTER, "Sessions opened
 SESSIONS_CLOSED: Final = Definition(
     "sessions_closed", COUNTER, "Sessions closed, by reason.", (*_SESSION, "reason")
 )
+PROBES: Final = Definition(
+    "probes",
+    COUNTER,
+    "Of the sessions closed, those that sent nothing and left, or came from listeners.NAME.probes.",
+    _SESSION,
+)
 CLIENTS_SLOWED: Final = Definition(
     "clients_slowed",
     COUNTER,

@@ -27,6 +27,7 @@ class ListenerSecurity:
     client: of the listener's certificates; implicit: clients begin with TLS.
     backend: for STARTTLS with the backend, whose certificate is to be for `backend_name`.
     proxies: who must send a PROXY header.  trusted: who gets `trusted_policy`.
+    probes: who is answered by the proxy alone (`smtpproxy.net.probe_session`).
     introduce: makes the client known to the backend by XCLIENT or XFORWARD.  (What a trusted client
     says by XCLIENT makes it another client; see `Session`.)
     handshake_s: how long a handshake may take.
@@ -39,6 +40,7 @@ class ListenerSecurity:
     backend: ssl.SSLContext | None = None
     backend_name: str = ""
     proxies: tuple[Network, ...] = ()
+    probes: tuple[Network, ...] = ()
     trusted: tuple[Network, ...] = ()
     trusted_policy: SessionPolicy | None = None
     introduce: Callable[[Peer], AttributeCommands] | None = None
@@ -49,7 +51,7 @@ class ListenerSecurity:
     @property
     def keeps_waiting(self) -> bool:
         """Tell whether something must come, or be found out, before a session can begin."""
-        return bool(self.proxies) or self.implicit or self.transparent
+        return bool(self.proxies or self.probes) or self.implicit or self.transparent
 
     def policy_for(self, peer: Peer) -> SessionPolicy | None:
         """Return the rules of a client that is trusted, or None."""

@@ -15,6 +15,7 @@ from smtpproxy.core.observer import SessionSummary
 from smtpproxy.net import tproxy
 from smtpproxy.net.client_connection import ClientConnection, recognized, turn_away
 from smtpproxy.net.listener_security import is_in
+from smtpproxy.net.probe_session import ProbeSession
 from smtpproxy.net.proxy_protocol import BadProxyHeader, read_header
 from smtpproxy.tls import handshake
 
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from smtpproxy.net.listener_security import ListenerSecurity
     from smtpproxy.net.shared_counters import CounterSlots
 
+HEADER_WAIT_S = 1.0
+"""A probe that owes a PROXY header may send none, and waits for the greeting: after this time it is
+taken for a probe.  A proxy in front sends a header at once."""
 TLS_ALERT = b"\x15\x03\x01\x00\x02\x02\x0a"
 """The reply where TLS comes first: a fatal alert, unexpected_message (RFC 8446 section 6)."""
 
@@ -56,6 +60,17 @@ class PreSession(asyncio.Protocol):
         self._owes_header = is_in(self._peer.host, self._security.proxies)
         if not self._owes_header:
             self._go_on()
+        elif self._is_probe and not self._security.implicit:
+            asyncio.get_running_loop().call_later(HEADER_WAIT_S, self._stop_waiting_for_header)
+
+    @property
+    def _is_probe(self) -> bool:
+        return is_in(self._peer.host, self._security.probes)
+
+    def _stop_waiting_for_header(self) -> None:
+        if self._owes_header and not self._octets and not self._over:
+            self._owes_header = False
+            self._go_on()
 
     def _is_one_too_many(self) -> bool:
         """Turn the client away if descriptors are short: who only arrives takes one, too."""
@@ -80,7 +95,11 @@ class PreSession(asyncio.Protocol):
         try:
             peer, taken = read_header(self._octets)
         except BadProxyHeader as error:
-            self._turn_away("bad_proxy_header", str(error))
+            if not self._is_probe or self._octets.startswith(PROXY_HEADERS):
+                self._turn_away("bad_proxy_header", str(error))
+                return
+            self._owes_header = False
+            self._go_on()
             return
         if taken:
             self._octets = self._octets[taken:]
@@ -100,6 +119,9 @@ class PreSession(asyncio.Protocol):
             self._cut_short()
 
     def _cut_short(self) -> None:
+        if not self._octets and self._handshake is None:
+            self._turn_away("client_lost", "")  # it only looked whether somebody is here
+            return
         self._turn_away(
             "bad_proxy_header" if self._owes_header else "client_tls_failed", "cut short"
         )
@@ -166,11 +188,12 @@ class PreSession(asyncio.Protocol):
         admission = self._listener_context.admission
         if admission is None:
             return True
-        self._counter_slots = admission.enter(self._peer.host)
+        self._counter_slots = admission.enter("" if self._is_probe else self._peer.host)
         return self._counter_slots is not None
 
     def _begin_session(self, transport: asyncio.Transport) -> asyncio.Protocol:
-        connection = ClientConnection(self._listener_context, self._peer, self._counter_slots)
+        kind = ProbeSession if self._is_probe else ClientConnection
+        connection = kind(self._listener_context, self._peer, self._counter_slots)
         self._counter_slots = None
         transport.set_protocol(connection)
         connection.connection_made(transport)
@@ -206,7 +229,8 @@ class PreSession(asyncio.Protocol):
             why = "; ".join(filter(None, (why, setting)))
             observer.noted("client_turned_away", kind=reason, reason=why)
         seconds = monotonic() - self._started
-        observer.closed(SessionSummary(reason, seconds, 0, 0, 0, len(self._octets), 0))
+        silent = reason == "client_lost" and not self._octets
+        observer.closed(SessionSummary(reason, seconds, 0, 0, 0, len(self._octets), 0, silent))
 
 
 _EXPECTED = "its network is in proxy_protocol"

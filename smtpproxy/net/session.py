@@ -471,5 +471,6 @@ class Session:
                 messages=pipeline.transaction.messages,
                 client_octets=self.octets_client,
                 backend_octets=self.octets_backend,
+                probe=not self.octets_client and pipeline.ended in ("client_closed", "client_lost"),
             )
         )

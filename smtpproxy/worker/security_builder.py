@@ -61,7 +61,7 @@ def listener_security(
     """
     introduces = backend.identity in ("xclient", "xforward")
     in_hello = backend.tls in ("opportunistic", "starttls")
-    needed = listener.proxy_protocol or listener.xclient or listener.transparent
+    needed = listener.proxy_protocol or listener.xclient or listener.probes or listener.transparent
     if listener.tls == "off" and not (introduces or in_hello or needed):
         return None
     ends_here = listener.tls in ("starttls", "implicit")
@@ -71,6 +71,7 @@ def listener_security(
         backend=contexts.for_backend(backend) if in_hello else None,
         backend_name=backend.server_name,
         proxies=_networks(listener.proxy_protocol),
+        probes=_networks(listener.probes),
         trusted=_networks(listener.xclient),
         trusted_policy=trusted_policy() if listener.xclient else None,
         introduce=(

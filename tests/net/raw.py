@@ -501,8 +501,10 @@ class Proxy:
         return [line for line in lines if line["event"] == event]
 
     def reasons(self) -> list[str]:
-        """Return why the sessions were closed, in order."""
-        return [line["reason"] for line in self.logged("session_closed")]
+        """Return why the sessions were closed, in order; those that sent nothing, too."""
+        lines = map(json.loads, self._log.getvalue().splitlines())
+        closed = ("session_closed", "probe_closed")
+        return [line["reason"] for line in lines if line["event"] in closed]
 
 
 @contextlib.asynccontextmanager

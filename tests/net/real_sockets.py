@@ -20,6 +20,7 @@ class Backend:
     offers: what its EHLO reply has besides STARTTLS and AUTH.  injects: what stands behind the 220
     to STARTTLS.  owed_header: how many octets of a PROXY header come first; V1_HEADER is a line.
     heard, headers: all lines and headers that have come.  secure: how many connections had TLS.
+    connections: how many there were.
     """
 
     def __init__(self, context: ssl.SSLContext) -> None:
@@ -29,10 +30,11 @@ class Backend:
         self.owed_header = 0
         self.heard: list[bytes] = []
         self.headers: list[bytes] = []
-        self.secure = 0
+        self.secure = self.connections = 0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         plain = writer.transport
+        self.connections += 1
         try:
             await self._converse(reader, writer)
         except (OSError, ssl.SSLError):

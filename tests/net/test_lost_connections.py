@@ -361,8 +361,8 @@ STATES = {
     "before implicit TLS": State(
         connected,
         listener=IMPLICIT,
-        reset="client_tls_failed",
-        half_close="client_tls_failed",
+        reset="client_lost",
+        half_close="client_lost",
         limit="tls_handshake",
         silence="client_hello_time_limit",
         mta="",
@@ -417,7 +417,7 @@ STATES = {
     "before its PROXY header": State(
         connected,
         listener='proxy_protocol = ["127.0.0.0/8"]',
-        half_close="bad_proxy_header",
+        half_close="client_lost",
         limit="proxy_header",
         silence="proxy_header_time_limit",
         mta="",

@@ -94,7 +94,7 @@ async def test_without_a_good_header_there_is_no_session(
 @pytest.mark.parametrize("header", [HEADER, V2_HEADER], ids=["v1", "v2"])
 async def test_a_header_cut_short_is_no_header(stage: Stage, logged: Logged, header: bytes) -> None:
     port = await stage.start(BEHIND)
-    for size in (0, 1, len(header) - 1):
+    for size in (1, 2, len(header) - 1):
         async with client(port) as one:
             one.writer.write(header[:size])
             one.writer.write_eof()

@@ -104,14 +104,15 @@ def test_a_check_finds_a_server_down_and_up_without_clients(
 def test_places_at_a_backend_are_given_out_once_for_all_workers(
     mta: LegacyMTA, run: Run, tmp_path: Path
 ) -> None:
-    program = run("-c", write(tmp_path / "p", [mta.address], "max_connections = 2"), "-w", "2")
+    file = write(tmp_path / "p", [mta.address], "max_connections = 2")
+    program = run("-c", file, "-w", "2", "--log-level", "debug")
     port = program.port()
     with Client(port) as one, Client(port) as two:
         for client in (one, two):
             assert eventually(client.greeting, "a greeting").startswith(b"220 ")
         with Client(port) as three, Client(port) as gone, Client(port) as four:
             gone.__exit__()
-            assert program.event("session_closed")["reason"] == "client_lost"
+            assert program.event("probe_closed")["reason"] == "client_lost"
             assert len(mta.sessions) == 2
             waiting = [three, four]  # the order in which two workers ask is not ours to tell
             for holder in (one, two):
