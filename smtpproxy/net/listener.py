@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from smtpproxy.config.address import Address
-from smtpproxy.net import sockets
+from smtpproxy.net import binding
 from smtpproxy.net.client_connection import ClientConnection
 from smtpproxy.net.listener_context import ListenerContext
 from smtpproxy.net.pre_session import PreSession
@@ -20,7 +20,7 @@ class Listener:
     """Accepts clients at one address and begins a session for each.
 
     wanted: the address asked for.  addresses: those that are listened on.
-    transparent, with_ipv4: as `sockets.listen` has them.
+    transparent, with_ipv4: as `binding.listen` has them.
     """
 
     def __init__(
@@ -48,12 +48,12 @@ class Listener:
         None the listener opens its own; raises OSError if the address can't be had.
         """
         if given is None:
-            given = self._own = sockets.listen(
+            given = self._own = binding.listen(
                 self.wanted, transparent=self._transparent, with_ipv4=self._with_ipv4
             )
         self._listening = given
         await self._accept()
-        self.addresses = [sockets.name_of(each) for each in given]
+        self.addresses = [binding.name_of(each) for each in given]
 
     async def _accept(self) -> None:
         servers: list[asyncio.Server] = []
@@ -89,10 +89,10 @@ class Listener:
             return await loop.create_unix_server(
                 self._make_client,
                 sock=accepting,
-                backlog=sockets.BACKLOG,
+                backlog=binding.BACKLOG,
                 **_KEEP_PATH,
             )
-        return await loop.create_server(self._make_client, sock=accepting, backlog=sockets.BACKLOG)
+        return await loop.create_server(self._make_client, sock=accepting, backlog=binding.BACKLOG)
 
     def _make_client(self) -> asyncio.Protocol:
         security = self._listener_context.security
@@ -106,7 +106,7 @@ class Listener:
         _close(self._servers)
         self._servers = []
         if self._own:
-            sockets.close(self._own, self.wanted)
+            binding.close(self._own, self.wanted)
             self._own = []
 
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Protocol, cast
 from smtpproxy.core import replies
 from smtpproxy.core.policy import ClientTls
 from smtpproxy.core.starttls import Upgrade
+from smtpproxy.net.client_attributes import BadXclient, peer_named_by
 from smtpproxy.net.tunnel import Tunnel
-from smtpproxy.net.xclient import BadXclient, peer_named_by
 from smtpproxy.tls import handshake
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from smtpproxy.config.schema import AdminSettings
 from smtpproxy.log import events, log
 from smtpproxy.metrics import definitions
 from smtpproxy.metrics.snapshot import MetricsSnapshot
-from smtpproxy.net.sockets import name_of
+from smtpproxy.net.binding import name_of
 
 if TYPE_CHECKING:
     from smtpproxy.admin.http_server import AdminServer

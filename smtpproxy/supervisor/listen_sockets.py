@@ -17,7 +17,7 @@ from collections.abc import Container
 from smtpproxy.config.address import Address, ports_on_ipv4
 from smtpproxy.config.schema import Settings
 from smtpproxy.log import events, log
-from smtpproxy.net import sockets
+from smtpproxy.net import binding
 from smtpproxy.net.tproxy import set_transparent
 from smtpproxy.supervisor import socket_activation
 from smtpproxy.supervisor.upgrade import Inherited
@@ -52,7 +52,7 @@ class ListenSockets:
     def addresses(self) -> list[str]:
         """The addresses of the listeners, with their actual ports."""
         found = (each for key, each in self._open.items() if key[1] >= 0)
-        return [sockets.name_of(each) for listening in found for each in listening]
+        return [binding.name_of(each) for listening in found for each in listening]
 
     def open_control(self, address: Address) -> list[socket.socket]:
         """Open the control socket, which stays open until the service ends.
@@ -61,7 +61,7 @@ class ListenSockets:
             OSError: It cannot be opened.
         """
         key = (address, _CONTROL)
-        self._open[key] = self._open_one(key, False, sockets.MODE)
+        self._open[key] = self._open_one(key, False, binding.MODE)
         return self._open[key]
 
     def open(self, settings: Settings) -> list[tuple[str, str]]:
@@ -79,7 +79,7 @@ class ListenSockets:
         for key, transparent in wanted.items():
             try:
                 if key not in self._open:
-                    added[key] = self._open_one(key, transparent, modes.get(key, sockets.MODE))
+                    added[key] = self._open_one(key, transparent, modes.get(key, binding.MODE))
                 elif transparent:
                     self._passing.add(key)
                     _let_pass(self._open[key])
@@ -94,7 +94,7 @@ class ListenSockets:
         by_listener = zip(settings.listeners, self._by_listener(settings), strict=True)
         names = {key: name for name, keys in by_listener for key in keys}
         return [
-            (names[key], sockets.name_of(each))
+            (names[key], binding.name_of(each))
             for key, found in added.items()
             if key in names
             for each in found
@@ -109,7 +109,7 @@ class ListenSockets:
             return inherited
         if not address.given:
             # If the port is known, the IPv4 socket has its own key.
-            return sockets.listen(
+            return binding.listen(
                 address,
                 transparent=transparent,
                 with_ipv4=not address.port,
@@ -162,7 +162,7 @@ class ListenSockets:
                 set_transparent(each, on=False)
         modes = self._modes(settings)
         for key, found in self._open.items():
-            sockets.set_mode(found, key[0], modes.get(key, sockets.MODE))
+            binding.set_mode(found, key[0], modes.get(key, binding.MODE))
 
     def _wanted(self, settings: Settings) -> dict[Key, bool]:
         """Return whether each socket that the settings name is transparent, by key."""
@@ -252,11 +252,11 @@ class ListenSockets:
             # Stops the workers' copies, too, before the workers get the message.
             with contextlib.suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
-        sockets.close(found, address)
+        binding.close(found, address)
 
 
 def _adopt(descriptors: list[int]) -> list[socket.socket]:
-    return [sockets.adopt(each) for each in descriptors]
+    return [binding.adopt(each) for each in descriptors]
 
 
 def _let_pass(found: list[socket.socket]) -> None:

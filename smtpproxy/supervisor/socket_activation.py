@@ -3,7 +3,7 @@
 import os
 import socket
 
-from smtpproxy.net.sockets import keep_alive
+from smtpproxy.net.binding import keep_alive
 
 FIRST_DESCRIPTOR = 3
 

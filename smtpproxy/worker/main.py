@@ -17,8 +17,8 @@ import uvloop
 
 from smtpproxy.log import log
 from smtpproxy.net import own_connections
+from smtpproxy.net.binding import adopt
 from smtpproxy.net.shared_counters import SharedCounters
-from smtpproxy.net.sockets import adopt
 from smtpproxy.tls import certificate_names  # noqa: F401
 from smtpproxy.worker.app import App
 from smtpproxy.worker.certificate_snapshot import FileCopies

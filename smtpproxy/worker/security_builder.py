@@ -8,9 +8,9 @@ from smtpproxy.config.schema import BackendSettings, ListenerSettings, Settings
 from smtpproxy.config.schema import NetworkSetting as Written
 from smtpproxy.core.policy import BackendTls, ClientTls, SessionPolicy
 from smtpproxy.net.backend.transport import BackendTransport
+from smtpproxy.net.client_attributes import ClientAttributes
 from smtpproxy.net.listener_security import ListenerSecurity, Network
 from smtpproxy.net.proxy_protocol import make_v1, make_v2
-from smtpproxy.net.xclient import ClientAttributes
 from smtpproxy.tls import contexts
 
 CLIENT_TLS = {

@@ -14,8 +14,8 @@ import pytest
 
 from smtpproxy.config.address import Address
 from smtpproxy.metrics import definitions
+from smtpproxy.net.binding import listen
 from smtpproxy.net.proxy_protocol import read_header
-from smtpproxy.net.sockets import listen
 from tests.net.raw import (
     CLIENT,
     CONTENT,

@@ -12,7 +12,7 @@ import pytest
 
 from smtpproxy.config.address import Address
 from smtpproxy.core.policy import SessionPolicy
-from smtpproxy.net import sockets
+from smtpproxy.net import binding
 from smtpproxy.net.backend.server_pool import Server, ServerPool
 from smtpproxy.net.listener import Listener
 from smtpproxy.net.listener_context import ListenerContext
@@ -93,7 +93,7 @@ async def test_a_session_goes_through(host: str, mta: Address, tmp_path: Path) -
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 def test_what_is_accepted_is_kept_alive_by_tcp(host: str) -> None:
-    (listening,) = sockets.listen(Address(host=host, port=0))
+    (listening,) = binding.listen(Address(host=host, port=0))
     with listening:
         listening.setblocking(True)
         with socket.create_connection(listening.getsockname()[:2]):
@@ -163,7 +163,7 @@ async def test_a_free_port_is_free_for_both_families(
                 host, port, *rest = name
                 bind(self, (host, port or offered.pop(0), *rest))
 
-        monkeypatch.setattr("smtpproxy.net.sockets.socket.socket", Socket)
+        monkeypatch.setattr("smtpproxy.net.binding.socket.socket", Socket)
         listener, _ = listener_at(Address(host="::", port=0), mta)
         await listener.open()
         assert not offered
@@ -214,11 +214,11 @@ def test_a_unix_socket_has_its_mode_whatever_the_umask(
     address = Address(path=str(tmp_path / "s"))
     before = os.umask(umask)
     try:
-        opened = sockets.listen(address, mode=mode)
+        opened = binding.listen(address, mode=mode)
     finally:
         os.umask(before)
     assert (tmp_path / "s").stat().st_mode & 0o777 == mode
-    sockets.close(opened, address)
+    binding.close(opened, address)
 
 
 def test_a_unix_socket_is_never_more_open_than_it_is_to_be(
@@ -236,10 +236,10 @@ def test_a_unix_socket_is_never_more_open_than_it_is_to_be(
     monkeypatch.setattr(Path, "chmod", look)
     before = os.umask(0)
     try:
-        opened = sockets.listen(address)
+        opened = binding.listen(address)
     finally:
         os.umask(before)
-    sockets.close(opened, address)
+    binding.close(opened, address)
     assert seen == [0o600]
 
 
@@ -250,8 +250,8 @@ def test_a_socket_of_another_process_never_blocks_those_who_share_it(
     """A copy takes over what its original believes; the kernel keeps one flag for all of them."""
     path = str(tmp_path / "s")
     address = Address(path=path) if kind == "unix" else Address(host="127.0.0.1")
-    (listening,) = sockets.listen(address)
-    with listening, sockets.adopt(os.dup(listening.fileno())) as adopted, adopted.dup():
+    (listening,) = binding.listen(address)
+    with listening, binding.adopt(os.dup(listening.fileno())) as adopted, adopted.dup():
         assert not os.get_blocking(listening.fileno())
 
 
@@ -262,7 +262,7 @@ def test_two_that_start_at_once_never_take_a_socket_from_each_other(tmp_path: Pa
     def start(begin: threading.Barrier) -> list[socket.socket]:
         begin.wait()
         try:
-            return sockets.listen(address)
+            return binding.listen(address)
         except OSError:
             return []
 
@@ -272,15 +272,15 @@ def test_two_that_start_at_once_never_take_a_socket_from_each_other(tmp_path: Pa
                 dead.bind(address.path)
             opened = [*threads.map(start, [threading.Barrier(2)] * 2)]
             assert sorted(map(len, opened)) == [0, 1]
-            sockets.close(opened[0] + opened[1], address)
+            binding.close(opened[0] + opened[1], address)
 
 
 def test_a_socket_that_is_anothers_by_now_is_left_alone(tmp_path: Path) -> None:
     address = Address(path=str(tmp_path / "s"))
-    ours = sockets.listen(address)
+    ours = binding.listen(address)
     Path(address.path).unlink()
-    others = sockets.listen(address)
-    sockets.close(ours, address)
+    others = binding.listen(address)
+    binding.close(ours, address)
     assert Path(address.path).is_socket()
-    sockets.close(others, address)
+    binding.close(others, address)
     assert not Path(address.path).exists()

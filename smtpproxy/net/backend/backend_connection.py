@@ -4,7 +4,7 @@ import asyncio
 from typing import Protocol, cast
 
 from smtpproxy.net import own_connections
-from smtpproxy.net.sockets import keep_alive
+from smtpproxy.net.binding import keep_alive
 
 
 class BackendEvents(Protocol):

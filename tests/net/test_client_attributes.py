@@ -9,9 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smtpproxy.config.address import canonical
+from smtpproxy.net.client_attributes import (
+    LINE_LIMIT,
+    BadXclient,
+    ClientAttributes,
+    peer_named_by,
+    xtext,
+)
 from smtpproxy.net.listener_security import ListenerSecurity, is_in
 from smtpproxy.net.peer import Peer, name_of
-from smtpproxy.net.xclient import LINE_LIMIT, BadXclient, ClientAttributes, peer_named_by, xtext
 
 ALL = frozenset(b"NAME ADDR PORT PROTO HELO LOGIN DESTADDR DESTPORT SOURCE IDENT".split())
 V4 = Peer("192.0.2.1:4711", ("198.51.100.7", 25))

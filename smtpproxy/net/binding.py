@@ -1,4 +1,4 @@
-"""Listening sockets: opened here, whoever accepts from them.
+"""Binding: opens the listening sockets of an address, whoever accepts from them.
 
 Each is for one family.  So a client of `[::]:25` that comes by IPv4 has an IPv4 address, and the
 IPv4 half of such a listener can become a listener of its own at a reload.
