@@ -107,9 +107,9 @@ class Content:
     violation: why it is refused, by the first offence in the stream: a bare CR, LF or NUL (`reject`
     only), or the first octet over the size; nothing more is given out then.
     rewritten: the first bare CR, LF or NUL that `normalize` rewrote, and `reject` would refuse.
-    dot_alone: a dot is alone in its line to some, and not the end of data.  With `normalize`: it
-        has come last, so that the client may think that it has ended the message.  With `pass`: it
-        has gone on, so that the backend may think so.
+    dot_alone: a dot is alone in its line to some, and not the end of data.  With `pass`: it
+        has gone on, so that the backend may think that it ends the message.  Else: it has come
+        last, so that the client may think so.
     """
 
     # Hot path (bench S4): whole chunks, no loop over lines.
@@ -149,6 +149,8 @@ class Content:
         begun = self._begun
         body, taken = self._find_body(octets)
         self.octets += len(body)
+        if body:
+            self._look_for_dot(body)
         too_big = 0 < self._most < self.octets
         if too_big:
             body = body[: max(0, len(body) + self._most - self.octets)]
@@ -159,16 +161,12 @@ class Content:
         if is_refused:
             return b"", taken
         out = body
-        if body and self._policy is BareNewlines.PASS:
-            self._look_for_dot(body)
-        elif body:
+        if body and self._policy is not BareNewlines.PASS:
             if self._policy is BareNewlines.REJECT:
                 out = self._reject(body)
             else:
                 # Where both tables say the same of what came last, a dot alone in its line is
                 # the end of data and nothing else.
-                self._tail = (body if len(body) > 3 else self._tail + body)[-4:]
-                self.dot_alone = _DOT_LAST.search(self._tail) is not None
                 agreed = _AGREED.get(self._state) == begun[:2]
                 out = self._normalize(body, at_once=agreed and not too_big)
             if self.rewritten is None and self.violation is None:
@@ -212,6 +210,15 @@ class Content:
         at = octets.find(END_OF_DATA, max(0, dot - 2))
         return at + 5 if at >= 0 else 0
 
+    def _look_for_dot(self, body: bytes) -> None:
+        if self._policy is not BareNewlines.PASS:
+            self._tail = (body if len(body) > 3 else self._tail + body)[-4:]
+            self.dot_alone = _DOT_LAST.search(self._tail) is not None
+        elif not self.dot_alone:
+            begin = self._tail + body[:2]
+            self.dot_alone = bool(_DOT_ALONE.search(begin) or _DOT_ALONE.search(body))
+            self._tail = b"" if self.dot_alone else (body if len(body) > 1 else begin)[-2:]
+
     # --- normalize ----------------------------------------------------------------------------
 
     def _normalize(self, body: bytes, *, at_once: bool) -> bytes:
@@ -231,14 +238,6 @@ class Content:
             given.append(out)
         self._state = state
         return b"".join(given)
-
-    # --- pass ---------------------------------------------------------------------------------
-
-    def _look_for_dot(self, body: bytes) -> None:
-        if not self.dot_alone:
-            begin = self._tail + body[:2]
-            self.dot_alone = bool(_DOT_ALONE.search(begin) or _DOT_ALONE.search(body))
-            self._tail = b"" if self.dot_alone else (body if len(body) > 1 else begin)[-2:]
 
     # --- reject -------------------------------------------------------------------------------
 

@@ -39,6 +39,7 @@ class Framer:
 
     __slots__ = (
         "_content",
+        "_noted",
         "_policy",
         "_stalled",
         "commands",
@@ -69,7 +70,7 @@ class Framer:
     may_be_over: bool
     """Whether, with `pass`, the backend may have seen an end of data where the proxy did not."""
     mistaken_end: ClientViolation | None
-    """What `normalize` rewrote where the client may think that it has sent the end of data.
+    """What is wrong with content where the client may think that it has sent the end of data.
 
     It is set once per message; the caller reads and clears it.
     """
@@ -108,6 +109,7 @@ class Framer:
         self._content: Content | None = None
         self.content_over = self.may_be_over = False
         self.mistaken_end = None
+        self._noted: ClientViolation | None = None  # the last `mistaken_end`
         self.payload = 0
         self.commands = self.pipelined = 0
 
@@ -340,8 +342,11 @@ class Framer:
     def _note_dot_alone(self, content: Content) -> None:
         if self._policy.bare_newlines is BareNewlines.PASS:
             self.may_be_over = True
-        elif not content.ended and self.last.problem is None:
-            self.last.problem = self.mistaken_end = content.rewritten
+        elif not content.ended:
+            problem = content.rewritten or content.violation
+            if problem is not self._noted:
+                self._noted = self.mistaken_end = problem
+                self.last.problem = self.last.problem or problem
 
     def _stream_payload(self, octets: bytes, position: int, now: float) -> int:  # noqa: ARG002  one shape for all modes
         """Forward a BDAT payload unchanged; only its octets are counted (RFC 3030 section 2)."""

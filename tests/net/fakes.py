@@ -294,9 +294,9 @@ async def greeted(opened: Opener, *servers: Server, **options: object) -> Stage:
     return stage
 
 
-async def in_content(opened: Opener) -> Stage:
+async def in_content(opened: Opener, **options: object) -> Stage:
     """Open a stage that has come to message content."""
-    stage = await greeted(opened)
+    stage = await greeted(opened, **options)
     stage.sends(GROUP)
     for reply in (b"250 a\r\n", b"250 b\r\n", b"354 go\r\n"):
         stage.servers[0].says(reply)

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from smtpproxy.core.content import BareNewlines
 from smtpproxy.core.policy import SessionPolicy
 from smtpproxy.core.verbs import Sync
 from smtpproxy.net.backend.connection_slots import SlotQueue
@@ -156,11 +157,12 @@ class TestTime:
         stage.wait(300)
         assert stage.ended == "client_time_limit"
 
+    @pytest.mark.parametrize("policy", [BareNewlines.NORMALIZE, BareNewlines.REJECT])
     @pytest.mark.parametrize("cut", [1, 2, 100])
     async def test_content_that_ends_for_the_client_alone_is_told_at_once(
-        self, opened: Opener, cut: int
+        self, opened: Opener, cut: int, policy: BareNewlines
     ) -> None:
-        stage = await in_content(opened)
+        stage = await in_content(opened, policy=SessionPolicy(bare_newlines=policy))
         octets = b"text\n.\n"
         for at in range(0, len(octets), cut):
             stage.sends(octets[at : at + cut])
