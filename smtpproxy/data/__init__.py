@@ -21,6 +21,8 @@ EXAMPLES = MappingProxyType(
         "config": Example("smtpproxy.toml", "settings, for /etc/smtpproxy/smtpproxy.toml"),
         "service": Example("smtpproxy.service", "systemd unit of the service"),
         "socket": Example("smtpproxy.socket", "systemd unit of its socket, port 25"),
+        "prometheus-rules": Example("prometheus/rules.yml", "alerting rules for Prometheus"),
+        "grafana": Example("grafana/smtpproxy.json", "dashboard for Grafana"),
         "fail2ban": Example("fail2ban/smtpproxy.conf", "fail2ban filter, and a jail for it"),
         "nftables": Example("transparent/tproxy.nft", "transparent proxy: rules (TPROXY)"),
         "nftables-redirect": Example(
