@@ -1,1 +1,1 @@
-"""The edge: client and backend connections around the protocol core."""
+"""Network I/O: client and backend connections around the protocol core."""

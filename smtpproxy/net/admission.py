@@ -1,9 +1,8 @@
-"""Admission: whether a new client is served.
+"""Admission: decides whether a new client gets a session.
 
-Who is turned away gets 421 at once and takes nothing else; who is in stays in.  Bounds count the
-sessions of the whole service, over all workers (`smtpproxy.net.shared_counters`).  An IPv6 network
-of 64 bits counts as one address, since whoever has one of its addresses has them all; but those of
-a NAT64 are as many clients as there are IPv4 addresses in them.
+A refused client gets 421 at once; a client with a session is never affected.  The limits count the
+sessions of all workers (`smtpproxy.net.shared_counters`).  An IPv6 /64 counts as one address, since
+a host usually has all of its addresses; in a NAT64 network each embedded IPv4 address counts.
 """
 
 import asyncio
@@ -24,12 +23,13 @@ Network = IPv4Network | IPv6Network
 IPAddress = IPv4Address | IPv6Address
 
 TICK_S = 0.25
-"""How often the loop's lag is looked at."""
+"""The interval at which the lag of the event loop is measured."""
 TOLD_EVERY_S = 1.0
-"""Of clients turned away for the same reason one line is logged in this time, with their number."""
+"""The shortest interval of log lines about clients refused for the same reason."""
 ADDRESSES_KNOWN = 4096
-"""Of so many addresses it is kept in mind where they are counted: finding it costs a log line."""
+"""The number of addresses whose counter slots are cached; finding them costs as much as logging."""
 ROUNDING_S = 1e-6
+"""The tolerance for rounding in times of the token bucket."""
 
 _REPLIES = {
     "sessions": replies.TOO_MANY_SESSIONS,
@@ -39,41 +39,42 @@ _REPLIES = {
     "new_sessions_per_minute": replies.TOO_MANY_FROM_ADDRESS,
 }
 LOST = "client_lost"
-"""The reason of those who have reset their connection before their address could be read."""
+"""The reason if a client resets its connection before its address can be read."""
 
 
 @dataclass(frozen=True, slots=True)
 class AdmissionLimits:
-    """What is admitted; 0 is no bound.
-
-    sessions, sessions_per_address, new_sessions_per_minute (and address): of the whole service.
-    So many new sessions may come at once, and then one each time that part of a minute is over.
-    event_loop_lag: how late this worker's loop may be, in seconds.
-    nat64: networks from which IPv4 clients come through a NAT64, beside the well-known one.
-    exempt: networks whose clients are not counted by address.
-    """
+    """The limits of the service; 0 means no limit."""
 
     sessions: int = 0
+    """The number of sessions of all workers."""
     sessions_per_address: int = 0
+    """The number of sessions of one client address, in all workers."""
     new_sessions_per_minute: int = 0
+    """The rate of new sessions of one client address, which is also the size of its bucket."""
     event_loop_lag: float = 0.0
+    """The lag of this worker's event loop, in seconds."""
     nat64: tuple[Network, ...] = ()
+    """The NAT64 networks, in addition to the well-known one (RFC 6052)."""
     exempt: tuple[Network, ...] = ()
+    """The networks whose clients are not counted by address."""
 
 
 class Pausable(Protocol):
-    """A listener."""
+    """A listener that can pause."""
 
     def pause(self, paused: bool) -> None:
-        """Accept nobody for now, or go on."""
+        """Pause or resume accepting clients."""
 
 
 class Admission:
-    """Made once for a worker.
+    """The admission of a worker.
 
-    refused: how many clients were turned away, by reason.
-    refusal: what the last of them was to be told.
-    lag: how late the loop was when last looked at, in seconds.
+    Args:
+        bounds: The limits.
+        shared_counters: The counters that all workers share.
+        hostname: The proxy's name in its replies.
+        observer: Gets the refused clients.
     """
 
     def __init__(
@@ -91,21 +92,28 @@ class Admission:
         self._slots_of = lru_cache(ADDRESSES_KNOWN)(self._find_slots)
         self._address_of = lru_cache(ADDRESSES_KNOWN)(self._find_address)
         self.lag = 0.0
+        """The lag of the event loop when last measured, in seconds."""
         self._fd_limits = FdLimits()
         self._exhausted = False
         self._listeners: Sequence[Pausable] = ()
         self._timer: asyncio.TimerHandle | None = None
-        self._told: dict[str, tuple[float, int]] = {}  # when last, and of how many all in all
+        self._told: dict[str, tuple[float, int]] = {}  # time of the last log line, total by then
         self.refused = dict.fromkeys((*_REPLIES, LOST), 0)
+        """The number of refused clients by reason."""
         self.refusal = b""
+        """The reply to the client that was refused last."""
 
     def start(self, listeners: "Sequence[Pausable]" = ()) -> None:
-        """Begin to watch the loop and the descriptors; without any `listeners` do not accept."""
+        """Start to measure the event loop's lag and to watch the file descriptors.
+
+        Args:
+            listeners: The listeners to pause while no descriptor is left.
+        """
         self._listeners = listeners
         self._watch(monotonic())
 
     def stop(self) -> None:
-        """Watch the loop no more."""
+        """Stop measuring."""
         if self._timer is not None:
             self._timer.cancel()
 
@@ -117,7 +125,7 @@ class Admission:
         self._timer = asyncio.get_running_loop().call_later(TICK_S, self._watch, due)
 
     def _watch_descriptors(self) -> None:
-        """Accept nobody while there is no descriptor left; tell of it once."""
+        """Pause the listeners while no descriptor is left, and log that once."""
         self._fd_limits.look()
         exhausted = self._fd_limits.exhausted
         if exhausted and not self._exhausted:
@@ -127,17 +135,26 @@ class Admission:
             listener.pause(exhausted)
 
     def lacks_descriptors(self, descriptor: int, host: str) -> bool:
-        """Tell whether descriptors are short, as that of this client's connection shows."""
+        """Refuse a client if file descriptors are short; return whether it was refused.
+
+        Args:
+            descriptor: The descriptor of the client's connection, which shows how many are in use.
+            host: The client's IP address, or empty.
+        """
         if not self._fd_limits.short_at(descriptor, self._shared_counters.own_sessions):
             return False
         self._refuse("file_descriptors", host)
         return True
 
     def enter(self, host: str, descriptor: int = -1) -> CounterSlots | None:
-        """Count a new client in, or return None: then it is to be told `refusal`.
+        """Admit and count a new client, or refuse it.
 
-        `host` is its IP address, or empty; `descriptor` that of its connection.  What is returned
-        is to be given to `leave`.
+        Args:
+            host: Its IP address; empty for a Unix socket.
+            descriptor: The descriptor of its connection; -1 to not check descriptors.
+
+        Returns:
+            Its counter slots, to be passed to `leave`; None if it is refused with `refusal`.
         """
         if self.lacks_descriptors(descriptor, host):
             return None
@@ -157,7 +174,7 @@ class Admission:
         ):
             reason = "sessions_per_address"
         elif bounds.new_sessions_per_minute:
-            # A token bucket: so many at once, and one more each time this part of a minute is over.
+            # A token bucket as GCRA; see `smtpproxy.net.shared_counters`.
             now = monotonic()
             full_again = max(shared_counters.full_again(slots), now)
             full_again += 60 / bounds.new_sessions_per_minute
@@ -172,15 +189,15 @@ class Admission:
         return slots
 
     def leave(self, slots: CounterSlots) -> None:
-        """Count a client out."""
+        """Stop counting a client whose session has ended."""
         self._shared_counters.remove(slots)
 
     def address_of(self, host: str) -> bytes:
-        """Return what a client counts as one of: its address, an IPv6 network; empty if none."""
+        """Return the address that a client counts as, an IPv4 address or IPv6 /64; else empty."""
         return self._address_of(host)
 
     def lost(self) -> None:
-        """Note a client that is gone before it is known who it was: nobody is there to be told."""
+        """Count a client that reset its connection before its address could be read."""
         self._count(LOST, "")
 
     def _find_slots(self, host: str) -> CounterSlots:

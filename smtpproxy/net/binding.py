@@ -1,7 +1,7 @@
-"""Binding: opens the listening sockets of an address, whoever accepts from them.
+"""Binding: opens and closes listening sockets.
 
-Each is for one family.  So a client of `[::]:25` that comes by IPv4 has an IPv4 address, and the
-IPv4 half of such a listener can become a listener of its own at a reload.
+Each socket has one address family.  So an IPv4 client of `[::]:25` has an IPv4 address, and a
+reload can give the IPv4 socket of such a listener to another listener.
 """
 
 import contextlib
@@ -19,27 +19,25 @@ from smtpproxy.net.tproxy import set_transparent
 
 BACKLOG = 4096
 KEEPALIVE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 60, 30, 6
-"""A connection that is silent for so long is probed, so often, and is lost after so many.
+"""TCP keepalive: the idle time before the first probe, the interval, and the number of probes.
 
-A NAT or firewall forgets a silent connection after some minutes, the shortest after four; an MTA
-may think for ten (RFC 5321 section 4.5.3.2.6).
+NATs and firewalls drop idle connections after minutes, some after four; an MTA may take ten minutes
+to reply (RFC 5321 section 4.5.3.2.6).
 """
 _LOCK_TRIES, _LOCK_INTERVAL_S = 50, 0.01
 _FREE_PORTS_TRIED = 10
-"""A port that is free in one family may be taken in the other."""
+"""How many free ports to try for port 0, since a port may be free in one family only."""
 
 
 MODE = 0o600
-"""Who may connect to a Unix socket, unless somebody says otherwise: its owner."""
+"""The default mode of a Unix socket: only its owner may connect."""
 
 
 class UnixSocket(socket.socket):
-    """A listening socket that has made a file.
-
-    made: the file's device and inode; by now something else may be at its path.
-    """
+    """A listening Unix socket, which has created a file."""
 
     made: tuple[int, int] | None = None
+    """The device and inode of its file; another file may be at its path since."""
 
 
 def listen(
@@ -50,13 +48,17 @@ def listen(
     mode: int = MODE,
     beside: Collection[socket.socket] = (),
 ) -> list[socket.socket]:
-    """Open the sockets of an address: one, or one for each meaning of `localhost` and of `[::]`.
+    """Open the listening sockets of an address; `localhost` and `[::]` may have one per family.
 
-    A transparent one also accepts connections to other machines' addresses.  `with_ipv4` tells
-    whether `[::]` is all of IPv4, too; see `ports_on_ipv4`.  `mode` is that of a Unix
-    socket's file, whatever the process's mask.  `beside` are listening sockets of ours
-    whose addresses may overlap with this one.  Raises OSError, with none left open, if one can't be
-    had.
+    Args:
+        address: The address.
+        transparent: Whether to accept connections to addresses of other machines, too.
+        with_ipv4: Whether `[::]` includes IPv4; see `ports_on_ipv4`.
+        mode: The mode of a Unix socket, regardless of the umask.
+        beside: Listening sockets of this service whose addresses may overlap.
+
+    Raises:
+        OSError: A socket cannot be opened; the others are closed then.
     """
     if address.is_unix:
         return [_listen_unix(address.path, mode)]
@@ -75,7 +77,7 @@ def listen(
 def _listen_at(
     addresses: list[Address], transparent: bool, beside: Collection[socket.socket]
 ) -> list[socket.socket]:
-    """Open sockets at one port; if it is 0, at one that is free for the first of them."""
+    """Open sockets at one port; for port 0, at a port that is free for the first of them."""
     opened: list[socket.socket] = []
     _share_port(beside, 1)
     try:
@@ -97,16 +99,16 @@ def _listen_at(
 
 
 def _share_port(opened: Iterable[socket.socket], value: int) -> None:
-    """Let other sockets of this user be bound to the port, or let none.
+    """Allow other sockets of this user to bind to the same port, or forbid it again.
 
-    Never for longer than it takes: a second instance, begun by mistake, must fail.
+    It is allowed only during a bind, so that a second instance started by mistake fails.
     """
     for each in opened:
         each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, value)
 
 
 def keep_alive(opened: socket.socket) -> None:
-    """Have TCP probe a silent connection; what a listening socket accepts inherits it."""
+    """Enable TCP keepalive, which the connections of a listening socket inherit."""
     if opened.family == socket.AF_UNIX:
         return
     opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -116,7 +118,7 @@ def keep_alive(opened: socket.socket) -> None:
 
 
 def name_of(listening: socket.socket) -> str:
-    """Return the address that a socket really has, as `listening` tells it."""
+    """Return the actual address of a listening socket as text."""
     name = listening.getsockname()
     if listening.family == socket.AF_UNIX:
         return f"unix:{os.fsdecode(name)}"
@@ -124,12 +126,12 @@ def name_of(listening: socket.socket) -> str:
 
 
 def close(sockets: list[socket.socket], address: Address) -> None:
-    """Close the sockets of an address, and leave no file of a Unix socket behind.
+    """Close the sockets of an address, and remove the file of a Unix socket.
 
-    What is at its path by now may be another's, who has replaced it.
+    A file of another process that has replaced it is kept.
     """
     for each in sockets:
-        # While it is open, no other file gets its inode.
+        # While the socket is open, no other file has its inode.
         if isinstance(each, UnixSocket) and each.made == _file_at(address.path):
             with contextlib.suppress(OSError):
                 Path(address.path).unlink()
@@ -137,10 +139,10 @@ def close(sockets: list[socket.socket], address: Address) -> None:
 
 
 def adopt(descriptor: int) -> socket.socket:
-    """Return the listening socket that another process has made, with the file at its path.
+    """Return a listening socket that another process has made, given its descriptor.
 
-    Others accept from it, too.  So it is never set to block, not even for the moment in which a
-    copy that `dup` makes takes over what this object believes: an `accept` of theirs would wait.
+    Other processes accept from it, too, so it must never be blocking, not even for a moment:
+    non-blocking mode is shared, and their `accept` would wait.
     """
     found = socket.socket(fileno=descriptor)
     found.setblocking(False)
@@ -154,7 +156,7 @@ def adopt(descriptor: int) -> socket.socket:
 
 
 def set_mode(opened: list[socket.socket], address: Address, mode: int) -> None:
-    """Set the mode of a Unix socket's file, if it is still there."""
+    """Set the mode of a Unix socket's file, if it still exists."""
     for each in opened:
         if isinstance(each, UnixSocket) and each.made == _file_at(address.path):
             with contextlib.suppress(OSError):
@@ -185,12 +187,12 @@ def _listen_tcp(
 
 
 def _listen_unix(path: str, mode: int) -> socket.socket:
-    """Bind a socket, in place of one that a proxy which was killed has left behind."""
+    """Open a Unix socket; the file of a process that was killed is replaced."""
     with _alone_in(os.path.dirname(path)), _to_listen(socket.AF_UNIX) as opened:  # noqa: PTH120
         assert isinstance(opened, UnixSocket)
         if _is_dead(path):
             Path(path).unlink(missing_ok=True)
-        os.fchmod(opened.fileno(), mode)  # Linux makes the file with no more than this
+        os.fchmod(opened.fileno(), mode)  # on Linux, the file is created with at most this mode
         opened.bind(path)
         opened.made = _file_at(path)
         Path(path).chmod(mode)
@@ -199,7 +201,7 @@ def _listen_unix(path: str, mode: int) -> socket.socket:
 
 @contextlib.contextmanager
 def _to_listen(family: int) -> Iterator[socket.socket]:
-    """Give a socket to be bound: then it listens, or is closed if it can't be had."""
+    """Yield a socket to be bound, then listen; on an error, close it."""
     kind = UnixSocket if family == socket.AF_UNIX else socket.socket
     opened = kind(family, socket.SOCK_STREAM)
     try:
@@ -213,14 +215,14 @@ def _to_listen(family: int) -> Iterator[socket.socket]:
 
 @contextlib.contextmanager
 def _alone_in(directory: str) -> Iterator[None]:
-    """Keep other instances from a directory, but not for long: a stranger may hold the lock.
+    """Lock a directory against other instances, if possible within a short time.
 
-    Otherwise two that start at once could both find a socket dead, and the second would remove
-    what the first has made of it.
+    Without the lock, two instances that start together could both find a dead socket, and the
+    second would remove the new file of the first.  Another program may hold the lock for ever.
     """
     try:
         descriptor = os.open(directory or ".", os.O_RDONLY | os.O_DIRECTORY)
-    except OSError:  # it may not be read; if it is not there, `bind` says so
+    except OSError:  # not readable; if it does not exist, `bind` fails
         yield
         return
     try:
@@ -236,7 +238,7 @@ def _alone_in(directory: str) -> Iterator[None]:
 
 
 def _is_dead(path: str) -> bool:
-    """Tell whether a socket is at the path that nobody serves."""
+    """Return whether the file at a path is a Unix socket on which no process listens."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:

@@ -1,8 +1,8 @@
-"""XCLIENT and XFORWARD: how one proxy makes the client known to the next, or to an MTA.
+"""XCLIENT and XFORWARD: reads and makes the commands that pass a client's address, without I/O.
 
-No I/O.  Postfix's XCLIENT_README and XFORWARD_README give the grammar.  Names are not looked up:
-the client has none, unless a proxy in front has told it.  LOGIN is neither sent nor taken: whether
-somebody is who he says is for the backend to find out.
+Postfix's XCLIENT_README and XFORWARD_README give the grammar.  Host names are not looked up: a
+client has one only if a proxy in front has named it.  LOGIN is neither sent nor accepted, since
+authentication is the backend's task.
 """
 
 import re
@@ -14,22 +14,26 @@ from smtpproxy.core import replies
 from smtpproxy.net.peer import Peer, end_at, name_of
 
 LINE_LIMIT = 512
-"""Octets of one command with its CRLF."""
+"""The limit of one command, in octets including its CRLF."""
 UNAVAILABLE = b"[UNAVAILABLE]"
 _NOT_KNOWN = frozenset((UNAVAILABLE, b"[TEMPUNAVAIL]"))
 _XTEXT_LIMIT = 255
-"""Octets of one value at most; a longer HELO name is said to be unavailable."""
+"""The limit of one value, in octets; a longer HELO name is sent as `[UNAVAILABLE]`."""
 _PLAIN = frozenset(range(0x21, 0x7F)) - frozenset(b"+=")
 _XTEXT = re.compile(rb"(?:[!-*,-<>-~]|\+[0-9A-F]{2})+")
 
 
 def xtext(octets: bytes) -> bytes:
-    """Return octets so that nobody can find the end of the value in them (RFC 3461 section 4)."""
+    """Return octets in xtext encoding (RFC 3461 section 4)."""
     return b"".join([b"%c" % each if each in _PLAIN else b"+%02X" % each for each in octets])
 
 
 class BadXclient(Exception):
-    """The command can't be right, or says what is not believed; `reply` tells the client so."""
+    """The XCLIENT command is not valid.
+
+    Args:
+        reply: The refusal for the client.
+    """
 
     def __init__(self, reply: bytes) -> None:
         super().__init__(reply)
@@ -37,10 +41,17 @@ class BadXclient(Exception):
 
 
 def peer_named_by(peer: Peer, line: bytes) -> Peer:
-    """Return the client that a trusted one speaks for by an XCLIENT line; raises BadXclient.
+    """Return the client that an XCLIENT line of a trusted client names.
 
-    What the line leaves out stays as it was.  PROTO and HELO are checked and forgotten: the
-    client's own EHLO or HELO comes next.
+    Attributes that are not in the line keep their value.  PROTO and HELO are only checked, since
+    the named client's EHLO or HELO follows.
+
+    Args:
+        peer: The client so far.
+        line: The command line.
+
+    Raises:
+        BadXclient: The line is not valid.
     """
     said: dict[bytes, bytes] = {}
     for word in line.split()[1:]:
@@ -50,7 +61,7 @@ def peer_named_by(peer: Peer, line: bytes) -> Peer:
             raise BadXclient(replies.XCLIENT_ATTRIBUTE)
         known = value.upper() not in _NOT_KNOWN
         if not _TAKEN[name].fullmatch(value) or (name == b"ADDR" and not known):
-            raise BadXclient(replies.XCLIENT_VALUE)  # without an address it would have the proxy's
+            raise BadXclient(replies.XCLIENT_VALUE)  # the proxy's address would be used instead
         said[name] = value if known else b""
     if not said:
         raise BadXclient(replies.XCLIENT_ATTRIBUTE)
@@ -64,7 +75,7 @@ def _with_ends(peer: Peer, said: dict[bytes, bytes]) -> Peer:
         peer = replace(peer, name=name_of(end_at(_host(said[b"ADDR"]), 0)))
     if said.get(b"PORT") and peer.host:
         peer = replace(peer, name=name_of((peer.host, _port(said[b"PORT"]))))
-    if said.get(b"DESTADDR") and not peer.redirected:  # else the address is that of the server
+    if said.get(b"DESTADDR") and not peer.redirected:  # else the target selects the server
         port = _port(said.get(b"DESTPORT") or b"25")
         peer = replace(peer, target=end_at(_host(said[b"DESTADDR"]), port))
     return peer
@@ -100,16 +111,23 @@ _TAKEN = {
 
 
 class ClientAttributes:
-    """Introduces one client by `verb`, which is XCLIENT or XFORWARD."""
+    """Makes the commands that pass one client's address to the backend.
+
+    Args:
+        verb: XCLIENT or XFORWARD.
+        peer: The client.
+    """
 
     def __init__(self, verb: bytes, peer: Peer) -> None:
         self.verb = verb
         self._peer = peer
 
     def lines(self, attributes: frozenset[bytes], hello: bytes) -> list[bytes]:
-        """Return the commands for those attributes that the backend knows; ADDR comes last.
+        """Return the commands, with their CRLF; ADDR is the last attribute.
 
-        `hello` is the client's EHLO or HELO line.
+        Args:
+            attributes: The attributes in the backend's EHLO reply, in upper case.
+            hello: The client's EHLO or HELO line.
         """
         words = [
             name + b"=" + value for name, value in self._values(hello).items() if name in attributes

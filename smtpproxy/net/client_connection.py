@@ -1,4 +1,4 @@
-"""The client's connection: calls of the event loop, handed on to the session."""
+"""The client connection: passes the event loop's callbacks to the session."""
 
 import asyncio
 from typing import TYPE_CHECKING, cast
@@ -12,9 +12,12 @@ if TYPE_CHECKING:
 
 
 class ClientConnection(asyncio.Protocol):
-    """The side that faces the client.
+    """The protocol of a client connection.
 
-    peer: who it is, if its connection doesn't tell.  counter_slots: where it was counted already.
+    Args:
+        listener_context: The context of its listener.
+        peer: The client; None to read its address from the connection.
+        counter_slots: Its counter slots, if the client has been admitted already.
     """
 
     __slots__ = ("_counter_slots", "_listener_context", "_peer", "_session")
@@ -30,16 +33,19 @@ class ClientConnection(asyncio.Protocol):
         self._counter_slots = counter_slots
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin a session; what the client sends early waits until the backend has greeted."""
+        """Start the session; octets from the client wait until the backend's greeting."""
         opened = cast("asyncio.Transport", transport)
         peer = self._peer or recognized(self._listener_context, opened)
         if peer is not None:
             self._begin(opened, peer)
 
     def begin_anew(self, transport: asyncio.Transport, peer: Peer, *, secure: bool) -> None:
-        """Begin a session of another client, for whom the one that connected speaks from now on.
+        """Start a session of another client on the same connection, after XCLIENT.
 
-        `secure` tells whether the connection is inside TLS.
+        Args:
+            transport: The transport of the connection.
+            peer: The client that XCLIENT named.
+            secure: Whether the connection is inside TLS.
         """
         self._leave()
         self._begin(transport, peer, secure=secure)
@@ -55,15 +61,15 @@ class ClientConnection(asyncio.Protocol):
         self._session = Session(self._listener_context, transport, peer, secure=secure)
 
     def data_received(self, data: bytes) -> None:
-        """Take octets from the client."""
+        """Process octets from the client."""
         self._session.client_received(data)
 
     def eof_received(self) -> bool:
-        """Take the client's half-close; True keeps the other half, so that replies can be given."""
+        """Process the client's half-close; return True to keep the other direction for replies."""
         return self._session.client_eof()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
-        """Take the end of the connection, and of its session."""
+        """End the session after the loss of the connection."""
         self._session.client_lost()
         self._leave()
 
@@ -73,18 +79,18 @@ class ClientConnection(asyncio.Protocol):
             self._counter_slots = None
 
     def pause_writing(self) -> None:
-        """Note that the client does not read its replies."""
+        """Report that the client does not read its replies."""
         self._session.client_blocked(blocked=True)
 
     def resume_writing(self) -> None:
-        """Note that the client reads again."""
+        """Report that the client reads its replies again."""
         self._session.client_blocked(blocked=False)
 
 
 def recognized(listener_context: "ListenerContext", transport: asyncio.Transport) -> Peer | None:
-    """Return who has connected; None if that can't be told, and then the connection is closed.
+    """Return the client of a connection, or abort the connection and return None.
 
-    Whoever resets it at once has left nothing to tell it by, and waits for nothing.
+    The address of a client cannot be read if it has reset the connection already.
     """
     peer = Peer.of(transport)
     if peer is None:
@@ -96,7 +102,7 @@ def recognized(listener_context: "ListenerContext", transport: asyncio.Transport
 
 
 def turn_away(transport: asyncio.Transport, reply: bytes) -> None:
-    """Tell a client that it is not served, and be done with it."""
+    """Refuse a client: send a reply and close."""
     transport.set_protocol(asyncio.Protocol())
     transport.write(reply)
     transport.close()

@@ -1,32 +1,30 @@
-"""File descriptors: how many this worker may have, and whether it is short of them.
+"""File descriptors: the limit of this worker, and whether it is almost reached.
 
-A client's connection takes the lowest free number, so its number tells how many are in use, by
-whomever.  Below SPARE of them new clients are turned away, while there is still one for each of
-them to be told so with.  If not one is left (somebody has lowered the limit, or the machine has no
-more) accepting would fail over and over and take all of the CPU: then nobody accepts until there
-are some again, and clients wait.
+A new connection gets the lowest free descriptor, so its number shows how many are in use.  When
+fewer than `SPARE` are left, new clients are refused, while there are still descriptors to send the
+refusal.  If none is left (the limit was lowered, or the machine has no more), accepting would fail
+in a busy loop; then the listeners pause until there are some again, and clients wait.
 """
 
 import os
 import resource
 
 SPARE = 32
-"""So many are kept for backend connections that are under way, for traces and for names."""
+"""The descriptors reserved for backend connections, trace files and name look-ups."""
 
 
 class FdLimits:
-    """Made once for a worker; `look` is to be called now and then.
-
-    limit: how many there may be.  exhausted: not one is left.
-    """
+    """The file descriptors of a worker; call `look` regularly."""
 
     def __init__(self) -> None:
         self.limit = 0
+        """The limit of the process."""
         self.exhausted = False
+        """Whether no descriptor is left."""
         self.look()
 
     def look(self) -> None:
-        """Find out how things stand; the limit may have been changed from outside."""
+        """Read the limit, which may have been changed from outside, and try to open a file."""
         self.limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         try:
             os.close(os.open("/", os.O_RDONLY | os.O_CLOEXEC))
@@ -36,9 +34,12 @@ class FdLimits:
             self.exhausted = False
 
     def short_at(self, descriptor: int, sessions: int) -> bool:
-        """Tell whether a connection with this descriptor is one too many, beside so many sessions.
+        """Return whether descriptors are short.
 
-        Each of those takes one for its backend, too, which it may not have yet.
+        Args:
+            descriptor: The descriptor of a new connection.
+            sessions: The number of sessions; each may still need a second descriptor for its
+                backend connection.
         """
         room = self.limit - min(SPARE, self.limit // 4)
         return descriptor >= room or 2 * sessions >= room

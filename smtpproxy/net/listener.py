@@ -1,4 +1,4 @@
-"""A listener: an address at which clients connect."""
+"""A listener: accepts clients at one address."""
 
 import asyncio
 import contextlib
@@ -13,14 +13,17 @@ from smtpproxy.net.listener_context import ListenerContext
 from smtpproxy.net.pre_session import PreSession
 
 _KEEP_PATH: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
-"""The path of a Unix socket is not the loop's to remove: others may accept there."""
+"""The loop must not remove the path of a Unix socket, where other processes may accept, too."""
 
 
 class Listener:
-    """Accepts clients at one address and begins a session for each.
+    """Accepts clients at one address, and starts a session for each.
 
-    wanted: the address asked for.  addresses: those that are listened on.
-    transparent, with_ipv4: as `binding.listen` has them.
+    Args:
+        address: The address.
+        listener_context: What its sessions share.
+        transparent: As for `binding.listen`.
+        with_ipv4: As for `binding.listen`.
     """
 
     def __init__(
@@ -32,6 +35,7 @@ class Listener:
         with_ipv4: bool = True,
     ) -> None:
         self.wanted = address
+        """The address in the settings."""
         self._transparent = transparent
         self._with_ipv4 = with_ipv4
         self._listener_context = listener_context
@@ -40,12 +44,16 @@ class Listener:
         self._resuming: asyncio.Task[None] | None = None
         self._own: list[socket.socket] = []
         self.addresses: list[str] = []
+        """The addresses it listens on, with actual ports; empty before `open`."""
 
     async def open(self, given: list[socket.socket] | None = None) -> None:
-        """Begin to accept; `addresses` are then the real ones, ports chosen by the system too.
+        """Start accepting.
 
-        `given` are listening sockets that others accept from as well, and that stay theirs.  With
-        None the listener opens its own; raises OSError if the address can't be had.
+        Args:
+            given: Listening sockets, which the caller keeps; None to open new ones.
+
+        Raises:
+            OSError: A socket cannot be opened.
         """
         if given is None:
             given = self._own = binding.listen(
@@ -65,11 +73,11 @@ class Listener:
             raise
         if self._listening:
             self._servers = servers
-        else:  # it was closed meanwhile
+        else:  # closed meanwhile
             _close(servers)
 
     def pause(self, paused: bool) -> None:
-        """Accept no clients for now: they wait; or go on.  It may be called over and over."""
+        """Pause accepting, so that clients wait, or resume it; repeated calls are allowed."""
         if paused:
             _close(self._servers)
             self._servers = []
@@ -101,7 +109,7 @@ class Listener:
         return ClientConnection(self._listener_context)
 
     def close(self) -> None:
-        """Accept no more clients."""
+        """Stop accepting clients."""
         self._listening = []
         _close(self._servers)
         self._servers = []

@@ -1,4 +1,4 @@
-"""The context of a listener: what all of its sessions share."""
+"""The context of a listener: what its sessions share."""
 
 from dataclasses import dataclass
 
@@ -14,24 +14,23 @@ from smtpproxy.net.write_batching import WriteBatcher
 
 @dataclass(frozen=True, slots=True)
 class ListenerContext:
-    """Made once for each listener.
-
-    name, backend: the names in the settings, for observers.
-    servers: those of its backend.  connection_slots: at the backend; None if there are as many as
-    wanted.
-    admission: who decides whether a client is served; None lets everybody in.
-    commands_per_second: how fast the commands of a session may come; 0 if as fast as they do.
-    security: None where there is no TLS, and nobody is introduced or believed.
-    """
+    """What the sessions of a listener share."""
 
     name: str
+    """The name of the listener in the settings."""
     backend: str
+    """The name of its backend in the settings."""
     policy: SessionPolicy
     servers: ServerPool
+    """The servers of the backend."""
     timeouts: SessionTimeouts
     write_batcher: WriteBatcher
     observer: ServiceObserver
     connection_slots: ConnectionSlots | None = None
+    """The connection slots of the backend; None if it has no limit."""
     admission: Admission | None = None
+    """The admission of the worker; None to admit all clients."""
     commands_per_second: float = 0
+    """The rate limit of a session's commands; 0 for none."""
     security: ListenerSecurity | None = None
+    """The listener's TLS and trust rules; None if there are none."""

@@ -1,4 +1,4 @@
-"""How the connections of a service's sessions come inside TLS, and whom it believes."""
+"""The TLS and trust rules of a listener."""
 
 import ssl
 from collections.abc import Callable
@@ -13,7 +13,7 @@ Network = IPv4Network | IPv6Network
 
 
 def is_in(host: str, networks: tuple[Network, ...]) -> bool:
-    """Tell whether an IP address is in one of the networks."""
+    """Return whether an IP address, if not empty, is in one of the networks."""
     if not (networks and host):
         return False
     ip = ip_address(host.partition("%")[0])
@@ -22,37 +22,38 @@ def is_in(host: str, networks: tuple[Network, ...]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class ListenerSecurity:
-    """Made once for each listener that has anything of this.
-
-    client: of the listener's certificates; implicit: clients begin with TLS.
-    backend: for STARTTLS with the backend, whose certificate is to be for `backend_name`.
-    proxies: who must send a PROXY header.  trusted: who gets `trusted_policy`.
-    probes: who is answered by the proxy alone (`smtpproxy.net.probe_session`).
-    introduce: makes the client known to the backend by XCLIENT or XFORWARD.  (What a trusted client
-    says by XCLIENT makes it another client; see `Session`.)
-    handshake_s: how long a handshake may take.
-    transparent: clients come here on their way to others.
-    own_port: the listener's, if it is known: who wants that one wants the proxy itself.
-    """
+    """The TLS and trust rules of a listener that has any."""
 
     client: ssl.SSLContext | None = None
+    """The TLS context for clients."""
     implicit: bool = False
+    """Whether clients use implicit TLS."""
     backend: ssl.SSLContext | None = None
+    """The TLS context for STARTTLS with the backend."""
     backend_name: str = ""
+    """The name that the backend's certificate must be for; empty for the server's address."""
     proxies: tuple[Network, ...] = ()
+    """The networks whose clients must send a PROXY header."""
     probes: tuple[Network, ...] = ()
+    """The networks of health probes, which the proxy answers itself (`net.probe_session`)."""
     trusted: tuple[Network, ...] = ()
+    """The networks whose clients may send XCLIENT and XFORWARD."""
     trusted_policy: SessionPolicy | None = None
+    """The policy for clients in `trusted`."""
     introduce: Callable[[Peer], AttributeCommands] | None = None
+    """Makes the XCLIENT or XFORWARD commands that pass a client's address to the backend."""
     handshake_s: float = 30.0
+    """The time limit of a TLS handshake."""
     transparent: bool = False
+    """Whether clients connect to other addresses and are redirected here."""
     own_port: int = 0
+    """The listener's port if known; a client that connects to it means the proxy itself."""
 
     @property
     def keeps_waiting(self) -> bool:
-        """Tell whether something must come, or be found out, before a session can begin."""
+        """Whether a client needs a `PreSession` before its session can start."""
         return bool(self.proxies or self.probes) or self.implicit or self.transparent
 
     def policy_for(self, peer: Peer) -> SessionPolicy | None:
-        """Return the rules of a client that is trusted, or None."""
+        """Return the policy for a trusted client; None for another one."""
         return self.trusted_policy if is_in(peer.host, self.trusted) else None

@@ -1,11 +1,11 @@
-"""Own connections: those that the service has made to servers, so that none is served as a client.
+"""Loop detection: recognises a client connection that the service itself has made to a server.
 
-A client that is one of them has come round in a loop, and would go round for ever.  Both know the
-same two ends of the connection, whatever a PROXY header or an identity says of the client.
+Such a connection would be proxied for ever.  Both sides see the same two addresses and ports,
+whatever a PROXY header or an identity names as the client.
 
-All workers map the same memory, in which each has a row that it alone writes: the ends of the
-connections that it makes, each in a place that follows from the port at its own end, for as long as
-it takes until it has been accepted.  So nothing is asked, locked or taken back.
+All workers map the same memory, where each worker writes only its own row: a hash of the addresses
+of each connection that it makes, at a place given by the local port.  An entry expires after a
+while, so no messages, locks or removals are needed.
 """
 
 import asyncio
@@ -22,10 +22,11 @@ from smtpproxy.net.peer import endpoint
 from smtpproxy.net.tproxy import redirected_from
 
 PLACES = 4096
+"""The number of entries in a row."""
 NOTED_S = 30.0
-"""How long a connection is known, in seconds: it is accepted and served at once, if at all."""
+"""How long an entry is valid; a connection is usually accepted at once."""
 
-# In words of 64 bits, behind the tally.  A place: when, in milliseconds; a hash of both ends.
+# In 64-bit words after the shared counters.  An entry: the time in ms; a hash of both addresses.
 _PLACE = 2
 _ROW = PLACES * _PLACE
 _BEGIN = -(-shared_counters.OCTETS // 8)
@@ -33,9 +34,11 @@ OCTETS = 8 * (_BEGIN + shared_counters.ROWS * _ROW)
 
 
 class OwnConnections:
-    """One row of the memory to write, all of them to read.
+    """The service's own connections; a worker writes one row and reads all.
 
-    descriptor: of the tally's memory; -1 makes memory of our own, for a worker that is alone.
+    Args:
+        descriptor: The descriptor of the shared counters; -1 for new memory, for a single worker.
+        row: The row that this worker writes.
     """
 
     def __init__(self, descriptor: int = -1, row: int = 0) -> None:
@@ -43,23 +46,23 @@ class OwnConnections:
             os.ftruncate(descriptor, OCTETS)
         memory = memoryview(mmap.mmap(descriptor, OCTETS))
         self._words = memory.cast("Q")
-        self._head = memory.cast("I")  # of the tally: how many rows were ever used
+        self._head = memory.cast("I")  # its first word: the number of rows used so far
         self._row = row
         self._own = _BEGIN + row * _ROW
 
     def note(self, source: Endpoint, target: Endpoint) -> None:
-        """Note a connection that is on its way, or has just been made."""
+        """Record a connection that is being made, or has just been made."""
         place = self._own + source[1] % PLACES * _PLACE
         self._words[place + 1] = _hash(source, target)
         self._words[place] = int(monotonic() * 1000)
 
     def may_have(self, port: int) -> bool:
-        """Tell whether one may have been made from a port just now."""
+        """Return whether a recent connection may have this local port, without a false no."""
         oldest = int((monotonic() - NOTED_S) * 1000)
         return any(self._words[place] > oldest for place in self._places(port))
 
     def has(self, source: Endpoint, target: Endpoint) -> bool:
-        """Tell whether such a connection was made just now, by any worker."""
+        """Return whether any worker has recently made the connection with these addresses."""
         ends = _hash(source, target)
         return self.may_have(source[1]) and any(
             self._words[place + 1] == ends for place in self._places(source[1])
@@ -80,13 +83,18 @@ _shared = OwnConnections()
 
 
 def share(descriptor: int, row: int) -> None:
-    """Share what is known of connections with the workers that have this tally."""
+    """Share the records with the other workers.
+
+    Args:
+        descriptor: The descriptor of the shared counters.
+        row: The row that this worker writes.
+    """
     global _shared
     _shared = OwnConnections(descriptor, row)
 
 
 def note(made: asyncio.BaseTransport) -> None:
-    """Note a connection that has been made to a server."""
+    """Record a connection that has been made to a server."""
     source = endpoint(made.get_extra_info("sockname"))
     target = endpoint(made.get_extra_info("peername"))
     if source is not None and target is not None:
@@ -94,7 +102,7 @@ def note(made: asyncio.BaseTransport) -> None:
 
 
 def is_one(client: asyncio.BaseTransport) -> bool:
-    """Tell whether a client's connection is one of the service's own."""
+    """Return whether a client connection is one of the service's own connections."""
     source = endpoint(client.get_extra_info("peername"))
     if source is None or not _shared.may_have(source[1]):
         return False
@@ -105,10 +113,10 @@ def is_one(client: asyncio.BaseTransport) -> bool:
 
 
 class Outgoing(socket.socket):
-    """A socket whose connection is noted before anybody can have accepted it."""
+    """A socket that records its connection before a listener can have accepted it."""
 
     def connect(self, address: Any) -> None:
-        """Begin to connect, or try to."""
+        """Connect as `socket.connect`, and record the connection."""
         try:
             super().connect(address)
         finally:

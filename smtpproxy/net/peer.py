@@ -1,7 +1,6 @@
-"""The peer: who the client is, as far as anybody in front of the proxy has told.
+"""The peer: the client's address, and the address it connected to.
 
-For a client that connects itself these are the addresses of its connection; for one that comes by
-way of another proxy, those that this proxy names.
+They are those of its connection, or those that a trusted proxy in front names.
 """
 
 import asyncio
@@ -13,40 +12,38 @@ from smtpproxy.config.address import canonical
 from smtpproxy.core.observer import ConnectionEnds, Endpoint
 
 UNIX = "unix"
-"""The name of an end that is a Unix socket."""
+"""The name of a Unix socket in place of an address."""
 UNKNOWN = "unknown"
-"""The name of an end that could not be read: the connection was reset before."""
+"""The name of an address that could not be read, since the connection was reset."""
 
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A client's own endpoint, and the one that it wanted to reach, None on a Unix socket.
+    """A client's address, and the address it connected to."""
 
-    name: its own one as `192.0.2.1:4711`, `[2001:db8::1]:4711`, or `unix`.
-    redirected: it wanted another machine, and did not know of the proxy.
-    hostname: as the proxy in front has found it, in xtext; empty if it has not.
-    """
-
-    # An idle session keeps one (bench S5): the text that the log wants, and no tuple beside it.
+    # An idle session keeps one (bench S5), so it has the text for the log and not also a tuple.
     name: str = UNIX
+    """The client's address: `192.0.2.1:4711`, `[2001:db8::1]:4711`, or `unix`."""
     target: Endpoint | None = None
+    """The address that the client connected to; None on a Unix socket."""
     redirected: bool = False
+    """Whether the client connected to another machine and was redirected to the proxy."""
     hostname: bytes = b""
+    """The client's host name from a proxy in front, in xtext; empty if not known."""
 
     @classmethod
     def of(cls, transport: asyncio.BaseTransport) -> "Peer | None":
-        """Return the two ends of a client's connection.
+        """Return the peer of a client connection; None if the client has reset it.
 
-        None if they can't be read: the client has reset the connection.  What the socket is follows
-        from its family; who is not known is never taken for a client of a Unix socket, which an MTA
-        would take for the proxy itself.
+        The socket's family decides whether it is a Unix socket: an unreadable address must not
+        count as one, since an MTA would see such a client as the proxy itself.
         """
         try:
             if _is_unix(transport):
                 return cls()
             source = endpoint(transport.get_extra_info("peername"))
             target = endpoint(transport.get_extra_info("sockname"))
-        except OSError:  # some systems report neither end of a reset connection
+        except OSError:  # some systems report no address of a reset connection
             return None
         if source is None or target is None:
             return None
@@ -54,12 +51,12 @@ class Peer:
 
     @classmethod
     def here(cls, opened: socket.socket) -> "Peer":
-        """Return the two ends of a connection that the proxy itself has made."""
+        """Return the proxy itself as the peer of a connection that it has made."""
         return cls(name_of(endpoint(opened.getsockname())), endpoint(opened.getpeername()))
 
     @property
     def source(self) -> Endpoint | None:
-        """The client's own endpoint; None on a Unix socket."""
+        """The client's address and port; None on a Unix socket."""
         host, colon, port = self.name.rpartition(":")
         return (host.strip("[]"), int(port)) if colon else None
 
@@ -71,7 +68,7 @@ class Peer:
 
 
 def end_of(transport: asyncio.BaseTransport, which: str) -> str:
-    """Return the name of an end of a connection; `which` is "peername" or "sockname"."""
+    """Return an address of a connection as text; `which` is "peername" or "sockname"."""
     try:
         if _is_unix(transport):
             return UNIX
@@ -87,21 +84,20 @@ def _is_unix(transport: asyncio.BaseTransport) -> bool:
 
 
 def endpoint(name: object) -> Endpoint | None:
-    """Return an end of a connection, by `getpeername` or `getsockname`; None if not IP."""
+    """Return the result of `getpeername` or `getsockname` as an endpoint; None if not IP."""
     return end_at(name[0], name[1]) if isinstance(name, tuple) else None
 
 
 def end_at(host: str, port: int) -> Endpoint:
-    """Return an end of a connection: here addresses come in, whoever names them.
+    """Return an endpoint with a canonical address, wherever the address comes from.
 
-    They become canonical: at a socket for both families, such as systemd's, IPv4 shows as
-    `::ffff:192.0.2.1`, and a proxy in front with such a socket names it so.
+    On a socket for both families, such as systemd's, an IPv4 address is `::ffff:192.0.2.1`.
     """
     return canonical(host), port
 
 
 def name_of(end: Endpoint | None) -> str:
-    """Return an end of a connection as `192.0.2.1:4711`, `[2001:db8::1]:4711`, or `unix`."""
+    """Return an endpoint as text: `192.0.2.1:4711`, `[2001:db8::1]:4711`, or `unix` for None."""
     if end is None:
         return UNIX
     host, port = end
@@ -109,14 +105,14 @@ def name_of(end: Endpoint | None) -> str:
 
 
 _shared = lru_cache(maxsize=256)(lambda each: each)
-"""Returns the one object that stands for all equal ones: few addresses are met again and again."""
+"""Returns one object for all equal endpoints, to save memory."""
 
 
 def source_of(backend: asyncio.Transport) -> Endpoint | None:
-    """Return the end that the server sees of a connection to it; None on a Unix socket."""
+    """Return the proxy's address on a backend connection; None on a Unix socket."""
     try:
         name = backend.get_extra_info("sockname")
-    except OSError:  # it is closed already
+    except OSError:  # closed already
         return None
     return (name[0].partition("%")[0], name[1]) if isinstance(name, tuple) else None
 
@@ -124,7 +120,13 @@ def source_of(backend: asyncio.Transport) -> Endpoint | None:
 def ends_of(
     client_name: str, client: asyncio.Transport, backend: asyncio.Transport
 ) -> ConnectionEnds:
-    """Look up both ends of both connections; `client_name` is who the client is known as."""
+    """Read the addresses of both connections.
+
+    Args:
+        client_name: The client's address as in `Peer.name`.
+        client: The client connection.
+        backend: The backend connection.
+    """
     return ConnectionEnds(
         client=client_name,
         listener=end_of(client, "sockname"),

@@ -1,8 +1,8 @@
-"""Pre-session: what must come before a session can begin, a PROXY header or a TLS handshake.
+"""The pre-session: reads a PROXY header or makes the implicit TLS handshake before a session.
 
-Only at listeners that ask for one.  A client that owes a PROXY header and sends none gets 421.
-Where TLS comes first, a PROXY header that is missing, or that nobody asked for, gets a TLS alert; a
-client whose handshake fails, or that there is no room for, is closed without a word.
+It is used only at listeners that need it.  A client that must send a PROXY header and does not gets
+421.  With implicit TLS, a client with a missing or unexpected PROXY header gets a TLS alert; a
+client whose handshake fails, or that is not admitted, is closed without a reply.
 """
 
 import asyncio
@@ -28,11 +28,11 @@ HEADER_WAIT_S = 1.0
 """A probe that owes a PROXY header may send none, and waits for the greeting: after this time it is
 taken for a probe.  A proxy in front sends a header at once."""
 TLS_ALERT = b"\x15\x03\x01\x00\x02\x02\x0a"
-"""The reply where TLS comes first: a fatal alert, unexpected_message (RFC 8446 section 6)."""
+"""The refusal with implicit TLS: a fatal alert, unexpected_message (RFC 8446 section 6)."""
 
 
 class PreSession(asyncio.Protocol):
-    """One client on its way to a session; the timeouts watches it like one."""
+    """A client without a session yet; it is a `TimedSession`."""
 
     def __init__(self, listener_context: "ListenerContext", security: "ListenerSecurity") -> None:
         self._listener_context = listener_context
@@ -45,7 +45,7 @@ class PreSession(asyncio.Protocol):
         self._over = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin with what is owed first."""
+        """Wait for the PROXY header if the client must send one, else continue."""
         self._transport = cast("asyncio.Transport", transport)
         peer = recognized(self._listener_context, self._transport)
         if peer is None:
@@ -73,7 +73,7 @@ class PreSession(asyncio.Protocol):
             self._go_on()
 
     def _is_one_too_many(self) -> bool:
-        """Turn the client away if descriptors are short: who only arrives takes one, too."""
+        """Refuse the client if file descriptors are short; return whether it was refused."""
         admission, opened = (
             self._listener_context.admission,
             self._transport.get_extra_info("socket"),
@@ -87,7 +87,7 @@ class PreSession(asyncio.Protocol):
         return True
 
     def data_received(self, data: bytes) -> None:
-        """Take octets of the PROXY header, or of the ClientHello, and what may follow them."""
+        """Process the PROXY header or the ClientHello, and keep octets after it."""
         self._octets += data
         if not self._owes_header:
             self._shake_hands()
@@ -108,11 +108,11 @@ class PreSession(asyncio.Protocol):
             self._go_on()
 
     def eof_received(self) -> None:
-        """Take the end of a client that has not sent all that it owes."""
+        """Refuse a client that closes before it has sent a complete header or handshake."""
         self._cut_short()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
-        """Take the loss of the connection."""
+        """Process the loss of the connection."""
         if self._owes_header:
             self._turn_away("client_lost", "")
         else:
@@ -126,31 +126,31 @@ class PreSession(asyncio.Protocol):
             "bad_proxy_header" if self._owes_header else "client_tls_failed", "cut short"
         )
 
-    # --- as the timeouts sees it ---------------------------------------------------------------
+    # --- the interface of TimedSession ---------------------------------------------------------
 
     def waiting(self) -> tuple[str, float]:
-        """Return the time limit that runs; a handshake keeps its own."""
+        """Return the time limit that runs, and since when."""
         if self._handshake is not None:
             return "handshake", self._started
         return ("proxy_header" if self._owes_header else "client_hello"), self._started
 
     def expire(self, limit: str, now: float) -> None:  # noqa: ARG002
-        """Act on a time limit that is over."""
-        self._turn_away(f"{limit}_time_limit", "nothing came")
+        """Refuse the client at a time limit."""
+        self._turn_away(f"{limit}_time_limit", "nothing received")
 
     def release(self, now: float) -> bool:  # noqa: ARG002
-        """Hold no replies."""
+        """Return that no reply is held."""
         return False
 
     def drain(self) -> None:
-        """End: nothing was begun."""
+        """End at once, since no session has started."""
         self._turn_away("draining", "")
 
     def stop(self) -> None:
         """End at once."""
         self._turn_away("stopped", "")
 
-    # --- from here to the session -------------------------------------------------------------
+    # --- the handshake and the session --------------------------------------------------------
 
     def _go_on(self) -> None:
         if not self._security.implicit:
@@ -158,19 +158,19 @@ class PreSession(asyncio.Protocol):
             return
         if not self._count_in():
             self._leave()
-            self._transport.abort()  # no plaintext to who expects TLS, and no handshake for that
+            self._transport.abort()  # a client that expects TLS cannot read a plaintext reply
             return
         self._started = monotonic()
         if self._octets:
             self._shake_hands()
 
     def _shake_hands(self) -> None:
-        """Begin the handshake with the client's first octets, a ClientHello if all is well."""
+        """Start the handshake with the client's first octets, usually a ClientHello."""
         if self._octets.startswith(PROXY_HEADERS):
             self._turn_away("proxy_header_unexpected", "")
             return
         if may_begin_proxy_header(self._octets):
-            return  # as a ClientHello does not begin
+            return  # not a ClientHello, so wait for the rest
         context = self._security.client
         assert context is not None
         early, self._octets = self._octets, b""
@@ -184,7 +184,7 @@ class PreSession(asyncio.Protocol):
         )
 
     def _count_in(self) -> bool:
-        """Have the client counted in before it costs a handshake; tell whether it may come in."""
+        """Admit the client before the expensive handshake; return whether it is admitted."""
         admission = self._listener_context.admission
         if admission is None:
             return True
@@ -198,7 +198,7 @@ class PreSession(asyncio.Protocol):
         transport.set_protocol(connection)
         connection.connection_made(transport)
         self._leave()
-        protocol = cast("asyncio.Protocol", transport.get_protocol())  # it may be turned away
+        protocol = cast("asyncio.Protocol", transport.get_protocol())  # changed if it was refused
         if self._octets:
             protocol.data_received(self._octets)
         return protocol
@@ -239,4 +239,4 @@ _SETTING = {
     "proxy_header_time_limit": _EXPECTED,
     "proxy_header_unexpected": "its network is not in proxy_protocol",
 }
-"""Why a PROXY header was expected of a client, or was not: what an operator has to look at."""
+"""The setting that decides whether a client must send a PROXY header, for the log."""

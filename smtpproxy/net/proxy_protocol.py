@@ -1,8 +1,8 @@
-"""The PROXY protocol's header, versions 1 and 2: read, and made.
+"""Reads and makes the header of the PROXY protocol, versions 1 and 2, without I/O.
 
-No I/O.  The header stands ahead of all else on a connection and names the client for whom another
-proxy makes it (HAProxy's proxy-protocol.txt).  Who may send one is not decided here: it is
-believed, so it is read only from networks that were named for it.
+The header comes first on a connection and names the client that the connecting proxy acts for
+(HAProxy's proxy-protocol.txt).  Its content is trusted, so the caller must read it only from
+networks that are configured for it.
 """
 
 import re
@@ -14,11 +14,12 @@ from smtpproxy.core.observer import Endpoint
 from smtpproxy.net.peer import Peer, end_at, name_of
 
 V1_LIMIT = 107
-"""Octets of a version 1 line at most, its CRLF counted (section 2.1)."""
+"""The limit of a version 1 line, in octets including its CRLF (section 2.1)."""
 V2_LIMIT = 4096
-"""Octets of a version 2 header at most, though its length could announce 65551.
+"""The limit of a version 2 header, in octets, although its length field allows 65551.
 
-The addresses take 52; the rest are TLVs, of which a TLS certificate's names are the largest.
+The addresses take 52 octets; the rest are TLVs, of which the names of a TLS certificate are the
+largest.
 """
 
 _V1_BEGIN, _V2_BEGIN = PROXY_HEADERS
@@ -28,19 +29,24 @@ _V2_HEAD = struct.Struct("!12sBBH")
 _LOCAL, _PROXY = 0x20, 0x21  # version 2 in the upper four bits
 _TCP4, _TCP6 = 0x11, 0x21
 _OTHER_FAMILIES = frozenset((0x00, 0x12, 0x22, 0x31, 0x32))
-"""Unspecified, UDP and Unix sockets: legal, and no address of a client that speaks SMTP."""
+"""Unspecified, UDP and Unix sockets: valid, but without an address of an SMTP client."""
 _ADDRESSES = {_TCP4: struct.Struct("!4s4sHH"), _TCP6: struct.Struct("!16s16sHH")}
 
 
 class BadProxyHeader(Exception):
-    """What stands first on the connection is no PROXY header, or not one that can be right."""
+    """The first octets are not a PROXY header, or not a valid one."""
 
 
 def read_header(octets: bytes) -> tuple[Peer | None, int]:
-    """Return who the client is, and how many octets the header takes; 0 until it is complete.
+    """Read a header from the first octets of a connection.
 
-    None instead of a peer stands for the connection's own addresses: LOCAL, UNKNOWN, and families
-    other than TCP over IPv4 and IPv6.  Raises BadProxyHeader, as soon as it can be told.
+    Returns:
+        The client, and the length of the header; 0 if it is incomplete.  The client is None if
+        the addresses of the connection apply: for LOCAL, UNKNOWN, and families other than TCP over
+        IPv4 and IPv6.
+
+    Raises:
+        BadProxyHeader: The header is not valid, even if it is incomplete.
     """
     if octets.startswith(_V1_BEGIN):
         return _read_v1(octets)
@@ -54,8 +60,8 @@ def read_header(octets: bytes) -> tuple[Peer | None, int]:
 def make_v1(peer: Peer) -> bytes:
     """Return a version 1 header that names a client, or the proxy itself.
 
-    UNKNOWN makes an MTA take the client for the proxy, if it takes it at all (Postfix does not).
-    It is for the proxy itself on a Unix socket only: a client without addresses is never named.
+    Without addresses the header is UNKNOWN, for the proxy itself on a Unix socket.  An MTA then
+    takes the connection for one of the proxy, or refuses the header as Postfix does.
     """
     ends = _ends(peer)
     if ends is None:
@@ -66,9 +72,10 @@ def make_v1(peer: Peer) -> bytes:
 
 
 def make_v2(peer: Peer) -> bytes:
-    """Return a version 2 header that names a client, or the proxy itself; LOCAL as UNKNOWN above.
+    """Return a version 2 header that names a client, or the proxy itself.
 
-    To say PROXY and name nobody would be right too, but Postfix takes it for an error.
+    Without addresses the command is LOCAL; PROXY without addresses would be valid, too, but Postfix
+    refuses it.
     """
     ends = _ends(peer)
     if ends is None:
@@ -103,13 +110,13 @@ def _v1_host(text: str, family: str) -> str:
     try:
         return str(kind(text))
     except ValueError:
-        raise BadProxyHeader("impossible address") from None
+        raise BadProxyHeader("invalid address") from None
 
 
 def _v1_port(text: bytes) -> int:
     port = int(text)
     if port > 65535 or text != b"%d" % port:
-        raise BadProxyHeader("impossible port")
+        raise BadProxyHeader("invalid port")
     return port
 
 
@@ -144,7 +151,7 @@ _End = tuple[IPv4Address | IPv6Address, int]
 
 
 def _ends(peer: Peer) -> tuple[int, _End, _End] | None:
-    """Return the family and both ends, which must be of one: else IPv4 is mapped into IPv6."""
+    """Return the family and both addresses; if they differ in family, IPv4 is mapped into IPv6."""
     if peer.source is None or peer.target is None:
         return None
     source, target = _end(peer.source), _end(peer.target)
@@ -155,7 +162,7 @@ def _ends(peer: Peer) -> tuple[int, _End, _End] | None:
 
 def _end(endpoint: Endpoint) -> _End:
     host, port = endpoint
-    return ip_address(host.partition("%")[0]), port  # a scope means nothing on another machine
+    return ip_address(host.partition("%")[0]), port  # a scope is only valid on this machine
 
 
 def _mapped(end: _End) -> _End:

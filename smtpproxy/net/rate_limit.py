@@ -1,24 +1,35 @@
-"""How many commands a second a session may send; who is faster is read more slowly."""
+"""The rate limit of a session's commands: a client that exceeds it is read more slowly."""
 
 BURST_S = 1.0
-"""So many seconds' worth of commands may come at once: a group is no offence."""
+"""The burst that is allowed, in seconds at the full rate, so that groups are not slowed."""
 LONGEST_PAUSE_S = 1.0
-"""After so long it is looked at again, so that a time limit never takes the pause for silence."""
+"""The longest single pause, so that no time limit is reached because of a pause."""
 
 
 class RateLimit:
-    """Of one session."""
+    """The rate limit of one session.
+
+    Args:
+        per_second: The allowed rate of commands.
+        now: The time.
+    """
 
     __slots__ = ("_commands", "_interval", "_until", "paused", "was_slowed")
 
     def __init__(self, per_second: float, now: float) -> None:
         self._interval = 1 / per_second
         self._commands = 0
-        self._until = now  # what has come is spread out to here
+        self._until = now  # the end of the commands received, at the allowed rate
         self.paused = self.was_slowed = False
+        """Whether reading is paused now, and whether it ever was."""
 
     def pause(self, commands: int, now: float) -> float:
-        """Return for how many seconds the session is not to be read, if `commands` have come."""
+        """Return for how many seconds to pause reading from the client.
+
+        Args:
+            commands: The number of commands received since the start of the session.
+            now: The time.
+        """
         self._until = max(self._until, now) + (commands - self._commands) * self._interval
         self._commands = commands
         early = self._until - now - BURST_S

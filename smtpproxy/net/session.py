@@ -1,9 +1,9 @@
 """The session: a client connection, its backend connection and the pipeline between them.
 
-The only place that closes either side.  It keeps time for the pipeline, goes on to the next server
-while none has greeted, and turns back-pressure on one side into silence on the other: while the
-client does not read, neither side is read; while the backend does not read, or as much waits as may
-wait, the client is not read.
+Only the session closes either connection.  It keeps the time for the pipeline, tries the next
+server until one has sent its greeting, and applies back-pressure: while the client does not read,
+it reads from neither side; while the backend does not read, or the queue is full, it does not read
+from the client.
 """
 
 import asyncio
@@ -27,13 +27,16 @@ if TYPE_CHECKING:
 
 
 class Session:
-    """One client, served by one connection to the backend.
+    """One client with one connection to the backend.
 
-    When its pipeline has ended, the session lingers until the client has closed its side too: to
-    close with octets unread would reset the connection, and the client could lose the last reply.
+    When its pipeline has ended, the session lingers until the client has closed its side, too:
+    closing with unread octets would reset the connection, and the client could lose the last reply.
 
-    peer: who the client is.  client, backend: the transports, None before there is one.
-    secure: it takes the place of a session that was inside TLS already.
+    Args:
+        listener_context: What the sessions of the listener share.
+        client: The transport of the client connection.
+        peer: The client.
+        secure: Whether it replaces a session that was inside TLS already.
     """
 
     __slots__ = (
@@ -69,9 +72,9 @@ class Session:
         self.listener_context = listener_context
         self.client = client
         self._client_lost = self.client_paused = False
-        self._client_blocked = self._backend_blocked = False  # it does not take what is written
+        self._client_blocked = self._backend_blocked = False  # whether its write buffer is full
         self.octets_client = self.octets_backend = 0
-        self._started = self._since = now  # _since: begin of connecting, blocking or lingering
+        self._started = self._since = now  # _since: start of connecting, blocking or lingering
         self._slot_reclaimed_at = 0.0
         self.peer = peer
         self.observer = listener_context.observer.session(
@@ -108,7 +111,7 @@ class Session:
     # --- the backend's connection -------------------------------------------------------------
 
     def connection_slot_answered(self, *, granted: bool) -> None:
-        """Take the answer to the choice's question for a place at the backend."""
+        """Connect to the backend if a connection slot was granted, else end the session."""
         now = monotonic()
         if granted:
             self._connect(now)
@@ -117,16 +120,17 @@ class Session:
             self._end(now)
 
     def reclaim_slot(self) -> None:
-        """Make room for a client of another address that waits for a connection slot.
+        """End the session, to give its connection slot to a waiting client of another address.
 
-        At once between transactions, else when the transaction is over; after a while also in one
-        that stands still, or with a client that never stops to send what does nothing.
+        The session ends at once between transactions, else after its transaction.  After a time
+        limit it also ends if the transaction is inactive, or the client only sends commands that
+        have no effect.
         """
         self._slot_reclaimed_at = monotonic()
         self.finish(partial(self.pipeline.drain, reason="connection_slot_reclaimed"))
 
     def _connect(self, now: float) -> None:
-        """Try the next server; when there is none left, the client is told so."""
+        """Try the next server; if there is none left, end the session with 421."""
         self.backend = None
         self._since = now
         if not self.server_selection.try_next():
@@ -134,7 +138,7 @@ class Session:
             self._end(now)
 
     def backend_connected(self, backend: asyncio.Transport) -> None:
-        """Take the backend's connection."""
+        """Start to use the backend connection."""
         self.backend = backend
         if self.pipeline.ended:
             backend.abort()
@@ -149,7 +153,7 @@ class Session:
             self._upgrades.note_tls("backend", backend)
 
     def backend_received(self, octets: bytes) -> None:
-        """Take octets from the backend."""
+        """Process octets from the backend."""
         now = monotonic()
         pipeline = self.pipeline
         self.octets_backend += len(octets)
@@ -171,7 +175,7 @@ class Session:
             self._regulate()
 
     def give_up_server(self, why: str, now: float) -> None:
-        """Go on to the next server: this one has not greeted, or not as it should."""
+        """Try the next server, since this one sent no greeting, or refused the client in it."""
         server = self.server_selection.server
         assert server is not None
         self.note_given_up(server.name_for(self.peer), why)
@@ -182,23 +186,23 @@ class Session:
             self._connect(now)
 
     def refuse_loop(self) -> None:
-        """Refuse a client that is the service's own connection to a server: it would never end."""
+        """Refuse a client that is the service's own connection to a server: a loop."""
         reason = f"a server of its backend leads back to {self.listener_context.name}"
         self.observer.noted("loop_detected", reason=reason)
         self.finish(partial(self.pipeline.fail, "loop_detected", replies.LOOP_DETECTED))
 
     def note_given_up(self, server: str, why: str) -> None:
-        """Report a server that did not take the client."""
+        """Report a server that did not serve the client."""
         self.observer.gave_up(server, why)
 
     def _note_refused_introduction(self) -> None:
-        """Report it if the server refused the client in its reply to XCLIENT."""
+        """Report the server if it refused the client in its reply to XCLIENT."""
         server, reason = self.server_selection.server, self.pipeline.ehlo.reason
         if server is not None and reason and self.pipeline.ended == "backend_closed":
             self.note_given_up(server.name_for(self.peer), reason)
 
     def backend_lost(self, backend: asyncio.Transport) -> None:
-        """Take the end of a backend connection."""
+        """Process the end or the loss of a backend connection."""
         if backend is not self.backend or self.pipeline.ended:
             return
         now = monotonic()
@@ -209,16 +213,16 @@ class Session:
         self.pipeline.backend_lost(now)
         if self.pipeline.ended:
             self._end(now)
-        else:  # it has refused the content whose end is still to come: no more is asked of it
+        else:  # the backend has refused the content, which is read to its end without it
             self.server_selection.end()
 
     # --- the client's connection --------------------------------------------------------------
 
     def client_received(self, octets: bytes) -> None:
-        """Take octets from the client."""
+        """Process octets from the client."""
         pipeline = self.pipeline
         if pipeline.ended:
-            return  # it lingers
+            return  # lingering
         now = monotonic()
         self.octets_client += len(octets)
         try:
@@ -236,21 +240,22 @@ class Session:
             self._slow_down()
 
     def client_eof(self) -> bool:
-        """Take the client's half-close: what it has sent is served to the end.
+        """Process the client's half-close: answer all commands received, then end.
 
-        Return whether replies can still be given.
+        Returns:
+            Whether to keep the other direction of the connection open for replies.
         """
         if self.pipeline.ended:
             self.client.close()
             return False
         self.listener_context.timeouts.unread.add(self.client, self.client.abort)
-        if self.server_selection.waits and not self.octets_client:  # it has left the queue
+        if self.server_selection.waits and not self.octets_client:  # it stopped waiting for a slot
             self.finish(partial(self.pipeline.end, "client_lost"))
         self.finish(self.pipeline.client_eof)
         return True
 
     def client_lost(self) -> None:
-        """Take the end of the client's connection, and end: nobody is left to get a reply."""
+        """End the session after the loss of the client connection."""
         self._client_lost = True
         if self.pipeline.ended:
             self.listener_context.timeouts.remove(self)
@@ -258,7 +263,7 @@ class Session:
             self.finish(self.pipeline.client_lost)
 
     def finish(self, happen: "Callable[[float], None]") -> None:
-        """Let something happen in the pipeline that may end it."""
+        """Call a function of the pipeline that may end it; it gets the time."""
         if self.pipeline.ended:
             return
         now = monotonic()
@@ -269,27 +274,33 @@ class Session:
     # --- back-pressure ------------------------------------------------------------------------
 
     def client_blocked(self, *, blocked: bool) -> None:
-        """Note whether the client leaves replies unread.  Called inside write: sets flags only."""
+        """Stop or resume reading, since the client does not read its replies, or does again.
+
+        The event loop may call it inside `write`, so it only sets flags and pauses reading.
+        """
         self._client_blocked = blocked
         self._since = monotonic()
         backend, unread = self.backend, self.listener_context.timeouts.unread
         if backend is not None and not backend.is_closing():
             if blocked:
                 backend.pause_reading()
-                unread.add(backend, backend.resume_reading)  # what it has said is still read
+                unread.add(backend, backend.resume_reading)  # reads its last data after a reset
             else:
                 backend.resume_reading()
                 unread.discard(backend)
         self._regulate()
 
     def backend_blocked(self, *, blocked: bool) -> None:
-        """Note whether the backend leaves unread what is sent.  Called inside write, too."""
+        """Stop or resume reading from the client, since the backend does not read, or does again.
+
+        The event loop may call it inside `write`, too.
+        """
         self._backend_blocked = blocked
         self._since = monotonic()
         self._regulate()
 
     def _regulate(self) -> None:
-        """Read the client, or not, as things stand."""
+        """Pause or resume reading from the client, as the current state requires."""
         pause = self._client_blocked or self._backend_blocked or self.pipeline.full
         if self._rate_limit is not None and self._rate_limit.paused:
             pause = True
@@ -307,7 +318,7 @@ class Session:
             unread.discard(self.client)
 
     def _slow_down(self) -> None:
-        """Do not read a client for a while that sends commands too fast."""
+        """Pause reading from a client that exceeds its rate limit."""
         pipeline, rate_limit = self.pipeline, self._rate_limit
         if pipeline.ended or rate_limit is None:
             return
@@ -320,14 +331,14 @@ class Session:
         if rate_limit.was_slowed and not was_slowed:
             self.observer.slowed()
         if was_paused:
-            pipeline.client_active_at = now  # its silence was ours
+            pipeline.client_active_at = now  # the client was not inactive, but not read
         if was_paused != rate_limit.paused:
             self._regulate()
 
     # --- upgrades -----------------------------------------------------------------------------
 
     def client_secured(self, inside: asyncio.Transport) -> None:
-        """Go on with the client inside TLS."""
+        """Use the client connection inside TLS."""
         self.listener_context.timeouts.unread.discard(self.client)
         self.client = inside
         self.client_paused = False
@@ -337,7 +348,7 @@ class Session:
         self.finish(self.pipeline.client_secured)
 
     def backend_secured(self, inside: asyncio.Transport) -> None:
-        """Go on with the backend inside TLS."""
+        """Use the backend connection inside TLS."""
         self.backend = inside
         self.pipeline.connect_backend(BatchedWriter(self.listener_context.write_batcher, inside))
         self.pipeline.backend_secured(monotonic())
@@ -357,7 +368,7 @@ class Session:
         if self._client_blocked:
             return "client", self._since
         if self.pipeline.greeting_owed:
-            return "greeting", self._since  # that of this server, not of those tried before
+            return "greeting", self._since  # since connecting to this server
         if self._backend_blocked:
             return "backend", self._since
         limit, since = self.pipeline.waiting()
@@ -368,7 +379,7 @@ class Session:
         return limit, since
 
     def expire(self, limit: str, now: float) -> None:
-        """Act on a time limit that is over."""
+        """End the session at a time limit, or try the next server."""
         if limit == "close":
             self.client.abort()
             return
@@ -384,20 +395,20 @@ class Session:
         self._end(now)
 
     def release(self, now: float) -> bool:
-        """Flush what has been held for long enough; tell whether anything is still held."""
+        """Flush replies held for the time limit; return whether any are still held."""
         since = self.pipeline.held_since
         if since and now - since >= self.listener_context.timeouts.reply_hold:
             self.pipeline.flush(now)
         return self.pipeline.held_since > 0
 
     def drain(self) -> None:
-        """End the session as soon as its transaction is over."""
+        """End the session with 421 after its transaction."""
         if self.pipeline.ended:
             return
         self.finish(self.pipeline.drain)
 
     def stop(self) -> None:
-        """End the session at once."""
+        """End the session at once with 421."""
         if not self.pipeline.ended:
             now = monotonic()
             self.pipeline.fail("stopped", replies.DRAINING, now)
@@ -411,16 +422,16 @@ class Session:
         self.pipeline.fail("internal_error", replies.INTERNAL_ERROR, now)
 
     def _end(self, now: float) -> None:
-        """Close both sides, each in its way; called once, when the pipeline has ended."""
+        """Close both connections; called once, after the pipeline has ended."""
         self.listener_context.write_batcher.flush()
         pipeline = self.pipeline
         is_replaced = pipeline.ended == "introduced"
         if self.backend is not None and is_replaced:
-            self.backend.set_protocol(asyncio.Protocol())  # its reply is nobody's
+            self.backend.set_protocol(asyncio.Protocol())  # ignores the reply to QUIT
             self.backend.write(b"QUIT\r\n")
             self.backend.close()
         elif self.backend is not None:
-            self.backend.abort()  # nothing that matters is unsent: least of all an end of data
+            self.backend.abort()  # nothing unsent matters, and an unsent end of data must not go
         self._note_refused_introduction()
         self.server_selection.end()
         self._report(now)
@@ -434,7 +445,7 @@ class Session:
             return
         if self._upgrades is not None:
             self._upgrades.cancel()
-            if self._upgrades.of_client:  # none of our words can go there
+            if self._upgrades.of_client:  # no reply can be sent during a handshake or a tunnel
                 self._client_lost = True
                 if not self.client.is_closing():
                     self.client.abort()
@@ -447,9 +458,9 @@ class Session:
             self._linger(now)
 
     def _linger(self, now: float) -> None:
-        """Say that nothing more comes, and read until the client has closed."""
+        """Half-close, and read until the client has closed."""
         self._since = now
-        if not self.client.can_write_eof():  # TLS has a good-bye of its own
+        if not self.client.can_write_eof():  # TLS sends close_notify instead
             self.client.close()
             return
         self.client.write_eof()

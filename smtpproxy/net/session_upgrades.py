@@ -1,8 +1,7 @@
-"""Session upgrades: what a session's pipeline asks for besides that octets be sent.
+"""Session upgrades: TLS on a session's connections, a tunnel between them, and XCLIENT.
 
-TLS on one of its connections, a tunnel between both, or that its client makes way for another one.
-While a handshake or a tunnel lasts the connection is not the session's: it gets no octets from
-there and must write none.
+The pipeline asks for them.  During a handshake or a tunnel the connection does not belong to the
+session, which gets no octets from it and must not write to it.
 """
 
 import asyncio
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class UpgradingSession(Protocol):
-    """What an upgrade needs of its session, which alone changes its connections."""
+    """The part of a session that an upgrade uses."""
 
     pipeline: "Pipeline"
     observer: "SessionObserver"
@@ -39,27 +38,30 @@ class UpgradingSession(Protocol):
     server_selection: "ServerSelection"
 
     def client_secured(self, inside: asyncio.Transport) -> None:
-        """Go on with the client inside TLS."""
+        """Use the client connection inside TLS."""
 
     def backend_secured(self, inside: asyncio.Transport) -> None:
-        """Go on with the backend inside TLS."""
+        """Use the backend connection inside TLS."""
 
     def finish(self, happen: Callable[[float], None]) -> None:
-        """Let something happen in the pipeline that may end it."""
+        """Call a function of the pipeline that may end it; it gets the time."""
 
 
 class RestartableConnection(Protocol):
-    """A client's connection, on which a session of another client may begin."""
+    """A client connection on which a session of another client can start."""
 
     def begin_anew(self, transport: asyncio.Transport, peer: "Peer", *, secure: bool) -> None:
-        """Begin a session of another client; `secure`: inside TLS."""
+        """Start a session of another client; `secure` is whether it is inside TLS."""
 
 
 class SessionUpgrades:
-    """Those of one session, where its service has to do with TLS or with who its clients are.
+    """The upgrades of one session; only made if its listener has TLS or trust rules.
 
-    of_client: one is going on to which the client's connection belongs.
-    tunnel: there is one.
+    Args:
+        session: The session.
+        security: The TLS and trust rules of its listener.
+        write_batcher: The write batcher of the worker.
+        unread: The unread connections of the worker.
     """
 
     __slots__ = (
@@ -85,9 +87,11 @@ class SessionUpgrades:
         self._write_batcher = write_batcher
         self._security = security
         self._task: asyncio.Task[None] | None = None
-        self._connection = asyncio.BaseProtocol()  # that hears nothing while one is going on
+        self._connection = asyncio.BaseProtocol()  # the protocol that an upgrade has replaced
         self.of_client = False
+        """Whether an upgrade that uses the client connection is in progress."""
         self.tunnel: Tunnel | None = None
+        """The tunnel; None if there is none."""
         session.pipeline.upgrade = self.begin
         session.pipeline.introduce = self.introduce
         if security.introduce is not None:
@@ -95,22 +99,22 @@ class SessionUpgrades:
         self.note_tls("client", session.client)
 
     def cancel(self) -> None:
-        """Give up; the session closes its connections, of which it hears no more."""
+        """Cancel the handshake; the session then closes its connections."""
         if self._task is not None:
             self._task.cancel()
         if self.of_client:
             self._connection.connection_lost(None)
 
-    # --- plaintext is over ----------------------------------------------------------------------
+    # --- TLS and tunnel -------------------------------------------------------------------------
 
     def begin(self, what: Upgrade) -> None:
-        """Begin what the pipeline's `upgrade` is called for."""
+        """Start an upgrade; this is the pipeline's `upgrade` callback."""
         session, security = self._session, self._security
         assert session.backend is not None
         self._write_batcher.flush()
         self.of_client = what is not Upgrade.BACKEND_TLS
         if self.of_client:
-            session.pipeline.connect_client(_discard)  # in plaintext nothing may follow
+            session.pipeline.connect_client(_discard)  # no plaintext may follow
         taken = session.client if self.of_client else session.backend
         self._connection = taken.get_protocol()
         if what is Upgrade.TUNNEL:
@@ -158,20 +162,25 @@ class SessionUpgrades:
         self._session.finish(partial(self._session.pipeline.fail, reason, reply))
 
     def note_tls(self, side: str, transport: asyncio.BaseTransport) -> None:
-        """Tell who watches of the TLS that one side has, if any."""
+        """Report the TLS version and cipher of one side to the observer, if it has TLS.
+
+        Args:
+            side: "client" or "backend".
+            transport: The transport of that side.
+        """
         found = transport.get_extra_info("cipher")
         if found is not None:
             cipher, version, _ = found
             self._session.observer.noted("tls_started", side=side, version=version, cipher=cipher)
 
     def _tunnel_over(self, reason: str) -> None:
-        """Take the end of the tunnel: both have said all, or one is gone."""
+        """End the session after the end of its tunnel."""
         self._session.finish(partial(self._session.pipeline.end, reason))
 
     # --- another client -------------------------------------------------------------------------
 
     def introduce(self, line: bytes) -> bytes:
-        """Take it from a trusted client that it speaks for another one; return a refusal."""
+        """Process XCLIENT of a trusted client; return a refusal, or empty."""
         try:
             self._session.peer = peer_named_by(self._session.peer, line)
         except BadXclient as bad:
@@ -179,11 +188,11 @@ class SessionUpgrades:
         return b""
 
     def start_introduced_session(self) -> None:
-        """Let a session of the client that was introduced take the place of this one.
+        """Start a session of the client that XCLIENT named, in place of this one.
 
-        With a backend connection of its own, since this one is known to be another client's; the
-        greeting is the reply to XCLIENT, as it should be.  Who is named is not trusted for that:
-        what it says itself may come through the proxy in front as it is.
+        It gets its own backend connection, since the backend knows this one as another client's,
+        and its greeting is the reply to XCLIENT.  The named client is not trusted, since the proxy
+        in front may forward its commands unchanged.
         """
         session = self._session
         connection = cast("RestartableConnection", session.client.get_protocol())
@@ -192,4 +201,4 @@ class SessionUpgrades:
 
 
 def _discard(octets: bytes) -> None:
-    """Take replies that may not go out in plaintext."""
+    """Discard replies that may not be sent in plaintext."""

@@ -1,7 +1,7 @@
-"""Time limits: one timer for all sessions of a worker, instead of one for each command.
+"""Time limits: one timer for all sessions of a worker.
 
-A timer per command would cost more than framing it.  So nothing is armed while all is well: each
-session is asked at intervals which limit runs and since when.
+A timer for each command would cost more than framing it.  Instead, all sessions are checked at
+intervals.
 """
 
 import asyncio
@@ -12,40 +12,40 @@ from typing import Protocol
 from smtpproxy.net.unread import UnreadConnections
 
 SWEEPS_PER_LIMIT = 4
-"""A limit is noticed at most a quarter of the shortest one late."""
+"""The number of checks within the shortest time limit."""
 LONGEST_INTERVAL_S = 1.0
+"""The longest interval of checks."""
 LOOKS_PER_HOLD = 4
-"""A held reply is flushed at most a quarter of the time too late."""
+"""The number of checks within the time limit of held replies."""
 CLOSE_WHILE_DRAINING_S = 2.0
-"""How long a client that got its 421 may take to close, so that a restart need not wait for it."""
+"""How long a client may take to close after its 421, so that it does not delay a restart."""
 
 
 class TimedSession(Protocol):
-    """A session, or a client on its way to one."""
+    """A session, or a client without a session yet."""
 
     def waiting(self) -> tuple[str, float]:
         """Return the name of the time limit that runs, and since when."""
 
     def expire(self, limit: str, now: float) -> None:
-        """Act on a time limit that is over."""
+        """Handle a time limit that is reached."""
 
     def release(self, now: float) -> bool:
-        """Flush what has been held for long enough; tell whether anything is held still."""
+        """Flush replies held for the time limit; return whether any are still held."""
 
     def drain(self) -> None:
-        """End when nothing is left to be finished."""
+        """End as soon as no transaction is open."""
 
     def stop(self) -> None:
         """End at once."""
 
 
 class SessionTimeouts:
-    """Ends what has waited for too long, and flushes replies that were held for too long.
+    """Enforces the time limits of all sessions of a worker, and flushes their held replies.
 
-    limits: seconds by the name of the limit, as `Session.waiting` names them.
-    reply_hold: how long a reply may be held, in seconds.
-    sessions: those of the worker; a half-closed connection lives by this reference alone.
-    unread: the connections of these that are not read for now.
+    Args:
+        limits: The limits in seconds, by the names that `Session.waiting` returns.
+        reply_hold: How long a reply may be held, in seconds.
     """
 
     def __init__(self, limits: dict[str, float], reply_hold: float) -> None:
@@ -53,33 +53,35 @@ class SessionTimeouts:
         self.reply_hold = reply_hold
         self._interval = min(LONGEST_INTERVAL_S, min(limits.values()) / SWEEPS_PER_LIMIT)
         self.sessions: set[TimedSession] = set()
+        """The sessions; a half-closed connection has no other strong reference."""
         self.unread = UnreadConnections()
+        """The connections that are not read at present."""
         self._holding: set[TimedSession] = set()
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._hold_timer: asyncio.TimerHandle | None = None
         self._empty: asyncio.Event | None = None
 
     def add(self, session: TimedSession) -> None:
-        """Watch a session."""
+        """Add a new session."""
         self.sessions.add(session)
         if self._sweep_timer is None:
             self._sweep_timer = asyncio.get_running_loop().call_later(self._interval, self._wake)
 
     def remove(self, session: TimedSession) -> None:
-        """Forget a session."""
+        """Remove a session that has ended."""
         self.sessions.discard(session)
         self._holding.discard(session)
         if self._empty is not None and not self.sessions:
             self._empty.set()
 
     def watch_held(self, session: TimedSession) -> None:
-        """Flush what the session holds from now on after `reply_hold` seconds."""
+        """Flush the replies that a session holds from now on after `reply_hold` seconds."""
         self._holding.add(session)
         if self._hold_timer is None:
             self._hold_timer = asyncio.get_running_loop().call_later(self.reply_hold, self.release)
 
     def drain(self) -> None:
-        """Have each session end as soon as its transaction is over."""
+        """Make each session end after its transaction."""
         self.limits = {**self.limits, "close": min(self.limits["close"], CLOSE_WHILE_DRAINING_S)}
         for session in list(self.sessions):
             session.drain()
@@ -90,7 +92,7 @@ class SessionTimeouts:
             session.stop()
 
     async def wait_until_empty(self, seconds: float | None) -> None:
-        """Wait until there is no session left, but no longer than `seconds`."""
+        """Wait until no session is left, at most `seconds` if given."""
         self._empty = self._empty or asyncio.Event()
         self._empty.clear()
         if self.sessions:
@@ -99,7 +101,7 @@ class SessionTimeouts:
                     await self._empty.wait()
 
     def sweep(self) -> None:
-        """Look at the time limits of all sessions."""
+        """Check the time limits of all sessions."""
         now = monotonic()
         for session in list(self.sessions):
             limit, since = session.waiting()
@@ -113,7 +115,7 @@ class SessionTimeouts:
             self._sweep_timer = asyncio.get_running_loop().call_later(self._interval, self._wake)
 
     def release(self) -> None:
-        """Flush what has been held for long enough; look again soon while anything is held."""
+        """Flush replies held for the time limit, and set a timer if any are still held."""
         now = monotonic()
         self._holding = {each for each in self._holding if each.release(now)}
         if self._hold_timer is not None:

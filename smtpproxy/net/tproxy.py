@@ -1,8 +1,8 @@
-"""Network transparency: connections that come to, or leave from, addresses of other machines.
+"""Transparent proxying: connections to and from addresses of other machines, on Linux.
 
-Linux only, and with CAP_NET_ADMIN.  A client reaches the proxy while it talks to somebody else
-either by TPROXY, and then the connection itself has the address that it wanted, or by REDIRECT,
-and then the kernel remembers it.
+It needs CAP_NET_ADMIN.  The firewall redirects clients of another machine to the proxy, either by
+TPROXY, where the local address of the connection is the client's target, or by REDIRECT, where
+SO_ORIGINAL_DST returns it.
 """
 
 import socket
@@ -21,9 +21,10 @@ _SO_ORIGINAL_DST = 80
 
 
 def set_transparent(opened: socket.socket, *, on: bool = True) -> None:
-    """Let a socket have addresses that are not this machine's, or no more of them.
+    """Allow a socket to use addresses of other machines, or forbid it again.
 
-    Raises OSError if we may not; never for what is as it should be.
+    Raises:
+        OSError: A privilege is missing; not if the option has the wanted value already.
     """
     if opened.family == socket.AF_UNIX:
         return
@@ -35,22 +36,28 @@ def set_transparent(opened: socket.socket, *, on: bool = True) -> None:
 
 
 def bind_as(opened: socket.socket, peer: Peer) -> None:
-    """Let a connection leave from the client's address; raises OSError if we may not.
+    """Bind a socket to the client's address.
 
-    Its port is another one: the client's own connection may use that towards the same server.
+    The port is not the client's, which its own connection may use with the same server.
+
+    Raises:
+        OSError: A privilege is missing.
     """
     assert peer.source is not None
     set_transparent(opened)
-    # So that the port need be free only towards one server: else 28000 connections are all.
+    # A port then has to be free for one server only; else 28,000 connections would be the limit.
     opened.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
     opened.bind((peer.source[0], 0))
 
 
 def with_original_target(peer: Peer, opened: socket.socket, own_port: int) -> Peer:
-    """Return the peer with the endpoint that it really wanted, if that is not the proxy itself.
+    """Return the peer with the target that the client connected to before redirection.
 
-    `own_port` is the proxy's, or 0 if it can't be told: a client that wants it at one of this
-    machine's addresses means the proxy, and to connect there would go on for ever.
+    Args:
+        peer: The client as its connection shows it.
+        opened: The socket of its connection.
+        own_port: The proxy's port, or 0 if not known.  A target with this port at one of this
+            machine's addresses is the proxy itself: connecting to it would be a loop.
     """
     if peer.source is None or peer.target is None:
         return peer
@@ -61,9 +68,11 @@ def with_original_target(peer: Peer, opened: socket.socket, own_port: int) -> Pe
 
 
 def redirected_from(opened: socket.socket, *, is_6: bool) -> Endpoint | None:
-    """Return where the client of a redirected connection wanted to go; None if it was not.
+    """Return the original target of a redirected connection; None if it was not redirected.
 
-    is_6: the client's address is IPv6; if it is not, the socket may be one for both families.
+    Args:
+        opened: The socket of the connection.
+        is_6: Whether the client's address is IPv6, which an IPv6 socket alone does not show.
     """
     try:
         if is_6:
@@ -78,11 +87,15 @@ def redirected_from(opened: socket.socket, *, is_6: bool) -> Endpoint | None:
 
 
 def original_target(peer: Peer | None) -> Address:
-    """Return the server that the client wanted; raises OSError if that is the proxy itself.
+    """Return the server that the client connected to.
 
-    None is the proxy itself, which wants nobody.
+    Args:
+        peer: The client; None for the proxy itself.
+
+    Raises:
+        OSError: The client connected to the proxy itself.
     """
     if peer is None or peer.target is None or not peer.redirected:
-        raise OSError("the client wanted nobody but the proxy")
+        raise OSError("the client connected to the proxy itself")
     host, port = peer.target
     return Address(host=host, port=port)

@@ -1,7 +1,4 @@
-"""The tunnel: from the backend's 220 to a STARTTLS that was passed on, octets are only carried.
-
-Nothing of the protocol is left: whatever is inside TLS is between the client and the backend.
-"""
+"""The tunnel: relays TLS between client and backend, unread, after a forwarded STARTTLS."""
 
 import asyncio
 from collections.abc import Callable
@@ -11,13 +8,14 @@ from smtpproxy.net.unread import UnreadConnections
 
 
 class Tunnel:
-    """Carries octets both ways until both sides have said that there are no more, or one is gone.
+    """Relays octets in both directions until both sides have half-closed, or one is lost.
 
-    `over` is called once, with the reason: client_closed when all has reached both sides, else
-    client_lost or backend_lost.  It closes what is open.
-
-    active: when an octet came last, by the clock.
-    from_client, from_backend: how many octets were carried.
+    Args:
+        client: The client connection.
+        backend: The backend connection.
+        unread: The unread connections of the worker.
+        over: Called once with the reason: client_closed after all octets have been relayed, else
+            client_lost or backend_lost.  It must close both connections.
     """
 
     def __init__(
@@ -28,6 +26,7 @@ class Tunnel:
         over: Callable[[str], None],
     ) -> None:
         self.active = monotonic()
+        """When the last octets were received, on the monotonic clock."""
         self.unread = unread
         self._over: Callable[[str], None] | None = over
         self._ends = self._losses = 0
@@ -38,21 +37,23 @@ class Tunnel:
 
     @property
     def from_client(self) -> int:
+        """The number of octets relayed from the client."""
         return self._sides[0].octets
 
     @property
     def from_backend(self) -> int:
+        """The number of octets relayed from the backend."""
         return self._sides[1].octets
 
     def side_ended(self) -> None:
-        """Note that a side sends no more.  After both, what is on its way still goes out."""
+        """Handle the half-close of a side; after both, close when all octets have been sent."""
         self._ends += 1
         if self._ends == 2:
             for side in self._sides:
                 side.own.close()
 
     def side_lost(self, reason: str) -> None:
-        """Note that the connection of a side is over."""
+        """Handle the loss of a side's connection."""
         self._losses += 1
         if self._ends < 2:
             self._end(reason)
@@ -66,7 +67,7 @@ class Tunnel:
 
 
 class _Side(asyncio.Protocol):
-    """One side, with its own connection; what it sends goes to the other one's."""
+    """The protocol of one side, which writes to the other side's connection."""
 
     def __init__(
         self, tunnel: Tunnel, own: asyncio.Transport, other: asyncio.Transport, lost: str

@@ -1,8 +1,8 @@
-"""Unread connections: those that a worker does not read for now.
+"""Unread connections: detects the reset of connections that are not read at present.
 
-The loop does not look at them, so it does not notice when the peer resets one: not while the client
-leaves its replies unread, is too fast or has half-closed, nor while the MTA is to wait.  So what is
-unread is looked at here, with one system call for all of a worker.
+The event loop does not poll a connection while reading is paused or the peer has half-closed, so it
+does not detect a reset by the peer.  These connections are polled here, with one system call for
+all of a worker.
 """
 
 import asyncio
@@ -10,24 +10,24 @@ import select
 from collections.abc import Callable
 
 LOOK_EVERY_S = 0.5
-"""How often; a second after a reset nothing of a session may be held any more."""
+"""The interval of polls; a session must end within a second after a reset."""
 
 
 class UnreadConnections:
-    """Made once for a worker; no timer is armed while all connections are read."""
+    """The unread connections of a worker; without any, no timer is set."""
 
     def __init__(self) -> None:
         self._acts: dict[asyncio.Transport, Callable[[], None]] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     def add(self, transport: asyncio.Transport, act: Callable[[], None]) -> None:
-        """Act, once, if a connection is reset while it is unread."""
+        """Call `act` once if the connection is reset while it is unread."""
         self._acts[transport] = act
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(LOOK_EVERY_S, self._look)
 
     def discard(self, transport: asyncio.Transport) -> None:
-        """Leave a connection to the loop again; it need not be unread."""
+        """Stop polling a connection that is read again; others are ignored."""
         self._acts.pop(transport, None)
 
     def _look(self) -> None:
@@ -40,7 +40,7 @@ class UnreadConnections:
                 del self._acts[transport]
                 continue
             opened[found.fileno()] = transport
-            poll.register(found, 0)  # only what is always told: POLLHUP, POLLERR
+            poll.register(found, 0)  # POLLHUP and POLLERR are always reported
         for descriptor, _ in poll.poll(0):
             self._acts.pop(opened[descriptor])()
         if self._acts:
