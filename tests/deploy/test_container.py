@@ -10,6 +10,7 @@ import re
 import shlex
 import shutil
 import signal
+import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ import pytest
 import yaml
 
 from smtpproxy import cli
+from smtpproxy.control_socket import locations
 from tests.deploy.debian import System, first_process, system
 from tests.support.processes import Process, eventually
 
@@ -44,7 +46,7 @@ class Image:
     directory: str = "/"
     user: str = "0:0"
     words: dict[str, list[str]] = field(default_factory=dict)
-    """Of ENTRYPOINT, CMD, EXPOSE and STOPSIGNAL."""
+    """Of ENTRYPOINT, CMD, EXPOSE, STOPSIGNAL, VOLUME and HEALTHCHECK."""
 
     def options(self, **more: str) -> list[str]:
         """Return the options of nspawn for a command in it."""
@@ -124,6 +126,14 @@ class Builder:
     def _expose(self, words: str) -> None:
         self.current.words["EXPOSE"] = words.split()
 
+    def _volume(self, words: str) -> None:
+        self.current.words["VOLUME"] = words.split()
+
+    def _healthcheck(self, words: str) -> None:
+        options, _, argv = words.partition(" CMD ")
+        assert all(option.startswith("--") for option in options.split())
+        self.current.words["HEALTHCHECK"] = json.loads(argv)
+
     def _stopsignal(self, words: str) -> None:
         self.current.words["STOPSIGNAL"] = [words]
 
@@ -132,6 +142,10 @@ class Builder:
         """The stage that the instructions are in."""
         assert self._image is not None, "there is no FROM yet"
         return self._image
+
+
+IN_CONTAINER = ("nsenter", "--mount", "--root", "--setuid=65532", "--setgid=65532", "--target")
+"""What a command line begins with that runs in the namespaces of a process, as its user."""
 
 
 def _below(root: Path, path: Path) -> Path:
@@ -154,7 +168,10 @@ def as_container(image: Image, words: Sequence[str], **variables: str) -> list[s
     drop = ("setpriv", f"--reuid={user}", f"--regid={group}", "--clear-groups")
     drop = (*drop, "--bounding-set=-all", "--no-new-privs", "--")
     closed = ("--read-only", "--private-network", "--console=pipe")
-    argv = image.system.argv(*closed, *options)
+    # As their directories in the image are; nspawn hides /run.
+    own = f"uid={user},gid={group},mode=0700"
+    volumes = [f"--tmpfs={volume}:{own}" for volume in image.words["VOLUME"]]
+    argv = image.system.argv(*closed, *volumes, *options)
     argv.remove("--as-pid2")
     return [*argv, *drop, *image.words["ENTRYPOINT"], *words]
 
@@ -173,6 +190,16 @@ def test_the_image_serves_and_drains_without_privileges_in_a_read_only_root(
         assert re.search(
             r"^Uid:\t65532\t", Path(f"/proc/{inside}/status").read_text(), re.MULTILINE
         )
+        check = [*IN_CONTAINER, str(inside), "--", *image.words["HEALTHCHECK"]]
+        # Found as in the container.
+        (path,) = [each for each in image.options() if each.startswith("--setenv=PATH=")]
+        env = {"PATH": f"{path.removeprefix('--setenv=PATH=')}:{os.environ['PATH']}"}
+        checks = {(): (0, "ok\n"), ("--ready",): (1, "not ready: no server of backend-1 is up\n")}
+        for more, expected in checks.items():
+            done = subprocess.run(
+                [*check, *more], env=env, capture_output=True, text=True, timeout=30, check=False
+            )
+            assert (done.returncode, done.stdout) == expected, done.stderr
         (stop,) = image.words["STOPSIGNAL"]
         os.kill(inside, getattr(signal, stop))
         assert container.wait() == 0, container.printed()
@@ -198,6 +225,14 @@ def test_compose_and_image_fit_together(image: Image) -> None:
     known = {option.envvar for option in cli.run.params}
     assert set(COMPOSE["environment"]) < known
     assert COMPOSE["read_only"] is True
+    assert COMPOSE["healthcheck"]["test"] == ["CMD", *image.words["HEALTHCHECK"]]
+    mounted = {each.partition(":")[0] for each in COMPOSE["tmpfs"]}
+    assert mounted >= set(image.words["VOLUME"])
+    (volume,) = image.words["VOLUME"]
+    assert volume == str(locations.SYSTEM)
+    user, group = image.user.split(":")
+    made = f"install -d -o {user} -g {group} -m 700 {volume}"
+    assert any(name == "RUN" and words.endswith(made) for name, words in INSTRUCTIONS)
 
 
 def test_the_build_context_is_what_the_instructions_copy() -> None:

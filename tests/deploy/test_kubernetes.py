@@ -14,6 +14,8 @@ import yaml
 from click.testing import CliRunner
 
 from smtpproxy import cli
+from smtpproxy.admin import health
+from smtpproxy.control_socket import locations
 from tests.deploy.test_container import INSTRUCTIONS
 
 KUBERNETES = Path(__file__).parents[2] / "deploy/kubernetes"
@@ -167,6 +169,16 @@ def test_the_settings_fit_the_pod(manifests: list[Manifest]) -> None:
     assert variable["name"] in {option.envvar for option in cli.run.params}
     assert variable["value"] == f"{mounts['settings']}/smtpproxy.toml"
     assert settings["admin"]["token_file"] == f"{mounts['admin']}/token"
+    assert mounts["run"] == str(locations.SYSTEM)
+
+
+def test_probes_ask_what_needs_no_token(manifests: list[Manifest]) -> None:
+    asked = {
+        container(manifests)[probe]["httpGet"]["path"]
+        for probe in ("livenessProbe", "readinessProbe")
+    }
+    assert asked == {"/healthz", "/readyz"}
+    assert all(health.is_asked_for(path) for path in asked)
 
 
 def test_a_pod_has_time_to_drain(manifests: list[Manifest]) -> None:
