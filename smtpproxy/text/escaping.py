@@ -105,12 +105,19 @@ def _decoded(octets: bytes) -> str | None:
         return None
 
 
-def expanded(text: str) -> str:
+def expanded(text: str, most: int | None = None) -> str:
     """Return `text_of` of the octets that `compact_text_of` made this text of.
 
-    Raises ValueError if there are none.
+    Args:
+        text: The text.
+        most: How much of it is used, if not all; it ends in `...` if there is more.
+
+    Raises:
+        ValueError: There are no such octets.
     """
-    return text_of(a2b_base64(text[len(_BASE64) :])) if text.startswith(_BASE64) else text
+    used = text if most is None else text[: most // 4 * 4 + len(_BASE64)]
+    more = "..." if len(used) < len(text) else ""
+    return (text_of(octets_of(used)) if used.startswith(_BASE64) else used) + more
 
 
 def is_plain(octets: bytes) -> bool:
@@ -119,7 +126,12 @@ def is_plain(octets: bytes) -> bool:
 
 
 def octets_of(text: str) -> bytes:
-    """Return the octets that `text_of` made this text of."""
+    """Return the octets that `text_of` or `compact_text_of` made this text of.
+
+    Raises ValueError if there are none.
+    """
+    if text.startswith(_BASE64):
+        return a2b_base64(text[len(_BASE64) :])
     if "\\" not in text:
         return text.encode()
     octets = bytearray()

@@ -18,7 +18,7 @@ from smtpproxy.trace.records import Exchanged
 RAW_IP = 101
 SEGMENT_OCTETS = 16384
 SMTP_PORTS = (25, 587)
-FILLER_OCTETS = 64 * 1024 * 1024
+FILLER_OCTETS = 16 * 1024 * 1024
 """How much of a capture stands for BDAT payload that was not recorded, all chunks together."""
 CONTENT = (END_OF_DATA, "BDAT")
 """Exchanges that have content or a payload."""

@@ -21,7 +21,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from smtpproxy.text.escaping import printable, shortened
+from smtpproxy.text.escaping import expanded, printable, shortened
 from smtpproxy.trace.records import (
     VERSION,
     Closed,
@@ -41,13 +41,16 @@ LINE_BYTES = 32 * 1024 * 1024
 """A longer line ends the reading of its file."""
 SHORT_LINE_BYTES = 1024 * 1024
 """The longest line of a record that is no exchange."""
-SESSION_BYTES, SESSION_RECORDS = 64 * 1024 * 1024, 100_000
+SESSION_BYTES, SESSION_RECORDS = 32 * 1024 * 1024, 100_000
 """How much is read of one session, as it is in the files."""
 PROBLEMS_NAMED = 5
 """How many problems are described; the others are counted."""
 OTHERS_NAMED = 5
+SHOWN_CONTENT = 256 * 1024
+"""How much of the content of a message is shown to people, in characters as it is in the file."""
 OF_LINES = frozenset(("reply", "content", "content_received"))
 """The fields of records that have lines, with CRLF between them; every other one is one line."""
+CONTENT = frozenset(("content", "content_received"))
 COMPRESSED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ", b"BZh")
 """How files of gzip, zstd, xz and bzip2 begin."""
 Progress = Callable[[int], object]
@@ -391,10 +394,10 @@ def for_people(session: RecordedSession) -> RecordedSession:
 
 def printable_record(record: AnyRecord) -> AnyRecord:
     """Return a record with each of its texts printable, whatever is in the file."""
-    values = {
-        name: _printable(getattr(record, name), of_lines=name in OF_LINES)
-        for name in record.__struct_fields__
-    }
+    values = {name: getattr(record, name) for name in record.__struct_fields__}
+    for name, value in values.items():
+        shown = expanded(value, SHOWN_CONTENT) if name in CONTENT else value
+        values[name] = _printable(shown, of_lines=name in OF_LINES)
     return replace(record, **values)
 
 

@@ -5,7 +5,7 @@ records come where it happened.  Moments (`at`, `opened`, `framed`, `sent`, `rep
 are seconds since 1970, of one clock that never goes back within a worker; 0 or left out: it has not
 happened.  A field with its default is left out.  Text of peers is that of
 `smtpproxy.text.escaping`, without the CRLF at its end; in a file, long text that would grow is
-`\\=` and base64, which `decode` turns back.
+`\\=` and base64, which `decode` turns back, but for content.
 
 The first line of each file is a `trace_file` record with the version of this schema.  The bounds in
 the types are those of what is read: no record that this file makes is beyond them.
@@ -23,7 +23,7 @@ from msgspec.structs import replace
 from smtpproxy.core.exchange import Exchange
 from smtpproxy.core.violations import BackendViolation
 from smtpproxy.log.verb_name import VERB_NAMES, verb_of
-from smtpproxy.text.escaping import compact_text_of, expanded, text_of
+from smtpproxy.text.escaping import compact_text_of, expanded, octets_of, text_of
 from smtpproxy.trace.content_capture import CapturedContent
 
 VERSION: Final = 1
@@ -41,6 +41,8 @@ Port = Annotated[int, Meta(ge=0, le=65535)]
 """A TCP port."""
 Name = Annotated[str, Meta(max_length=4096)]
 """A short text: a name, an id, an address."""
+Text = Annotated[str, Meta(max_length=1 << 20)]
+"""A text of a peer: a command line, or a reply of any number of lines."""
 LINES: Final = 1000
 """How many entries a list in a session's last record has at most."""
 
@@ -143,9 +145,9 @@ class Violation(Struct, omit_defaults=True, gc=False):
 class Step(Struct, omit_defaults=True, gc=False):
     """A command of the proxy to the backend, and its reply."""
 
-    command: str
+    command: Text
     """The command line, without secrets."""
-    reply: str
+    reply: Text
     """The reply; empty if there was none."""
     sent: Moment
     """When the command was sent to the backend."""
@@ -165,11 +167,11 @@ class Exchanged(Struct, tag_field="what", tag="exchange", omit_defaults=True, gc
     verb: Name
     """The verb in capitals; end_of_data for message content, and greeting, auth_line, unsolicited
     or malformed for what is no command."""
-    command: str = ""
+    command: Text = ""
     """The command line, without secrets; empty for content."""
     code: Code = 0
     """The code of the reply; 0: there was none."""
-    reply: str = ""
+    reply: Text = ""
     """The reply as the client got it; lines end in CRLF, but for the last one."""
     framed: Moment = 0.0
     """When the command was received whole."""
@@ -223,7 +225,7 @@ class Transaction(Struct, omit_defaults=True, gc=False):
     """The refused addresses of RCPT, each with its reply."""
     size_bytes: Count
     """Bytes of message content, dots unstuffed."""
-    reply: str
+    reply: Text
     """The reply that decided, as the client got it."""
     duration_s: Seconds
     """Seconds from MAIL to that reply."""
@@ -306,6 +308,8 @@ def decode(line: bytes) -> Record | FileHeader:
     if _COMPACT in line and isinstance(record, Exchanged):
         try:
             record = _expanded(record)
+            for content in (record.content, record.content_received):
+                octets_of(content)  # it stays as it is
         except ValueError as error:
             raise msgspec.DecodeError(str(error)) from None
     return record
@@ -316,8 +320,6 @@ def _expanded(record: Exchanged) -> Exchanged:
         record,
         command=expanded(record.command),
         reply=expanded(record.reply),
-        content=expanded(record.content),
-        content_received=expanded(record.content_received),
         steps=[
             replace(each, command=expanded(each.command), reply=expanded(each.reply))
             for each in record.steps
