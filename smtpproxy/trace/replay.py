@@ -75,6 +75,18 @@ async def replay(
             reader, writer = await asyncio.open_unix_connection(address.path)
         else:
             reader, writer = await asyncio.open_connection(address.host, address.port)
+    return await play(session, reader, writer, lock_step=lock_step, as_fast=as_fast)
+
+
+async def play(
+    session: RecordedSession,
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    *,
+    lock_step: bool = False,
+    as_fast: bool = False,
+) -> ReplayResult:
+    """Play the client's side of a session on an open connection; see `replay`."""
     result = ReplayResult([])
     try:
         await _Player(reader, writer, result).play(session, lock_step, as_fast)

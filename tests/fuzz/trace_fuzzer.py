@@ -1,0 +1,27 @@
+"""The fuzzer's process for trace files: their reader and all that prints, instrumented."""
+
+import shlex
+import sys
+
+import atheris  # type: ignore[import-not-found]  # not installed everywhere
+
+with atheris.instrument_imports(
+    include=["smtpproxy.trace", "smtpproxy.timeline", "smtpproxy.text"]
+):
+    from tests.fuzz.trace_files import run_trace
+
+
+def execute(octets: bytes) -> None:
+    """Let each command read one file."""
+    try:
+        run_trace(octets)
+    except BaseException as failed:
+        failed.add_note(f"the file: {octets!r}")
+        raise
+
+
+if __name__ == "__main__":
+    # libFuzzer starts itself anew to merge, with a shell.
+    myself = f"{shlex.quote(sys.executable)} -m tests.fuzz.trace_fuzzer"
+    atheris.Setup([myself, *sys.argv[1:]], execute)
+    atheris.Fuzz()
