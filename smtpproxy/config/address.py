@@ -1,7 +1,6 @@
-"""Addresses: where a listener listens and where a server is reached.
+"""Addresses of listeners and servers: `HOST:PORT`, `unix:/PATH` and, for listeners, `fd:NAME`.
 
-Three forms: `HOST:PORT`, `unix:/PATH` and, for listeners, `fd:NAME`. The texts of the errors are
-read by whoever wrote the address, so each says what to write instead. No name is looked up here.
+Each error text says what to write instead. Names are not resolved here.
 """
 
 import re
@@ -19,36 +18,39 @@ from ipaddress import (
 
 from msgspec import Struct
 
-# sockaddr_un has room for 108 octets, the closing NUL among them.
-_UNIX_PATH_OCTETS = 107
+# sockaddr_un has room for 108 bytes, including the final NUL.
+_UNIX_PATH_BYTES = 107
 _HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?", re.ASCII)
 
 ORIGINAL = "original"
-"""Written in place of a server's address: where the client wanted to go."""
+"""Instead of a server's address: the address that the client connected to."""
 
 _MAPPED_BITS = 96
+"""The length of the prefix of IPv4-mapped IPv6 addresses (RFC 4291 section 2.5.5.2)."""
 NAT64 = IPv6Network("64:ff9b::/96")
 """The prefix that any NAT64 may use (RFC 6052 section 2.1)."""
 NAT64_BITS = (32, 40, 48, 56, 64, 96)
-"""How long the prefix of a NAT64 may be (RFC 6052 section 2.2)."""
-"""Of an IPv6 address, before the IPv4 address that is mapped into it (RFC 4291 section 2.5.5.2)."""
+"""The possible lengths of a NAT64 prefix (RFC 6052 section 2.2)."""
 
 
 @lru_cache(maxsize=256)
 def canonical(host: str) -> str:
-    """Return an IP address in its one spelling, by which it is compared, logged and passed on.
+    """Return the canonical text of an IP address, which is compared, logged and passed on.
 
-    It is that of RFC 5952; of an IPv4-mapped one (`::ffff:192.0.2.1`) that of the IPv4 address.
-    For equal texts it returns the same object: few addresses are met again and again.  Raises
-    ValueError if the text is no IP address.
+    An IPv6 address is written as RFC 5952 has it, an IPv4-mapped one (`::ffff:192.0.2.1`) as the
+    IPv4 address. Equal texts give the same object, which saves memory.
+
+    Raises:
+        ValueError: The text is not an IP address.
     """
     return str(_unmapped(ip_address(host)))
 
 
 def canonical_network(text: str) -> IPv4Network | IPv6Network:
-    """Read a network, or an address as one of it alone; one of IPv4-mapped addresses is IPv4's.
+    """Parse a network; an address is a network of one, and IPv4-mapped addresses become IPv4.
 
-    Raises ValueError, with a text for the user, if the text is no network.
+    Raises:
+        ValueError: The text is not a network; the message is for the user.
     """
     try:
         network = ip_network(text)
@@ -74,13 +76,13 @@ def _not_a_network(text: str) -> str:
 def behind_nat64(
     ip: IPv4Address | IPv6Address, networks: Iterable[IPv4Network | IPv6Network]
 ) -> IPv4Address | IPv6Address:
-    """Return the IPv4 address that a NAT64 has embedded in an address (RFC 6052 section 2.2).
+    """Return the IPv4 address that a NAT64 embedded in an address (RFC 6052 section 2.2).
 
-    One that is in none of these networks, nor in 64:ff9b::/96, is returned as it is.
+    An address outside these networks and outside 64:ff9b::/96 is returned unchanged.
     """
     for network in (NAT64, *networks):
         if ip in network:
-            # Octet 8 is never part of it; with a prefix of 96 bits it is part of that.
+            # Octet 8 is never part of the IPv4 address; a prefix of 96 bits includes it.
             octets = ip.packed[:8] + ip.packed[9:]
             begin = min(network.prefixlen // 8, 11)
             return IPv4Address(octets[begin : begin + 4])
@@ -92,23 +94,27 @@ def _unmapped(ip: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
 
 
 class Address(Struct, frozen=True):
-    """A TCP host and port, or the path of a Unix socket, or the name of a socket given by systemd.
+    """A TCP address, the path of a Unix socket, or the name of a socket that systemd passes.
 
-    What it is not, is empty or 0.
+    Attributes that do not apply are empty or 0.
     """
 
     host: str = ""
+    """An IP address in its canonical text, a host name, or ORIGINAL."""
     port: int = 0
     path: str = ""
+    """The path of a Unix socket."""
     given: str = ""
+    """The name of a socket that systemd passes."""
 
     @classmethod
     def parse(cls, text: str) -> "Address":
-        """Read `127.0.0.1:25`, `[::1]:25`, `host.example:25`, `unix:/run/x.sock` or `fd:NAME`.
+        """Parse `127.0.0.1:25`, `[::1]:25`, `host.example:25`, `unix:/run/x.sock` or `fd:NAME`.
 
-        IP addresses get their usual short spelling, so that equal ones compare equal; an
-        IPv4-mapped one, `[::ffff:192.0.2.1]:25`, is IPv4. Raises ValueError with a text for the
-        user.
+        IP addresses become canonical, so that equal addresses compare equal.
+
+        Raises:
+            ValueError: The text is none of these; the message is for the user.
         """
         if text.startswith("unix:"):
             return cls(path=_unix_path(text.removeprefix("unix:")))
@@ -124,22 +130,22 @@ class Address(Struct, frozen=True):
 
     @property
     def certified_name(self) -> str:
-        """The name that a certificate is to have there, if no other one is asked for."""
+        """The name that the certificate of a server must have, unless `server_name` is set."""
         return self.host or "localhost"
 
     @property
     def is_original(self) -> bool:
-        """Whether this is no address, but whichever the client wanted to reach."""
+        """Whether it stands for the address that the client connected to."""
         return self.host == ORIGINAL and not self.port
 
     @property
     def is_name(self) -> bool:
-        """Tell whether the host is one that has to be looked up."""
+        """Whether the host is a name that must be resolved."""
         return bool(self.host) and not self.is_original and _ip(self.host) is None
 
     @property
     def is_loopback(self) -> bool:
-        """Whether only this machine can reach it."""
+        """Whether only this machine can connect to it."""
         if self.is_unix or self.host == "localhost":
             return True
         ip = _ip(self.host)
@@ -147,7 +153,7 @@ class Address(Struct, frozen=True):
 
     @property
     def all_of_ipv4(self) -> "Address | None":
-        """Every IPv4 address at the same port, if this is every IPv6 address; else None."""
+        """`0.0.0.0` with the same port, if this is `[::]`; else None."""
         return Address(host="0.0.0.0", port=self.port) if self.host == "::" else None  # noqa: S104
 
     def __str__(self) -> str:
@@ -161,9 +167,9 @@ class Address(Struct, frozen=True):
 
 
 def ports_on_ipv4(listeners: Iterable[Address]) -> set[int]:
-    """Return the ports at which some listener wants an IPv4 address; port 0 is none.
+    """Return the ports at which a listener has an IPv4 address, without port 0.
 
-    At any other port a listener at `[::]` takes IPv4 clients, too.
+    At all other ports a listener at `[::]` accepts IPv4 clients too.
     """
     return {
         each.port
@@ -173,7 +179,7 @@ def ports_on_ipv4(listeners: Iterable[Address]) -> set[int]:
 
 
 def parse_listener(text: str) -> Address:
-    """Read an address to listen on: an IP address or localhost, any port (0: a free one)."""
+    """Parse an address to listen on: an IP address or localhost, any port (0: a free one)."""
     address = Address.parse(text)
     if address.given or address.is_unix or address.host == "localhost" or _ip(address.host):
         return address
@@ -184,7 +190,7 @@ def parse_listener(text: str) -> Address:
 
 
 def parse_server(text: str) -> Address:
-    """Read an address to connect to: a port from 1, and a host that can be reached; or ORIGINAL."""
+    """Parse an address to connect to: a host that can be connected to and a port, or ORIGINAL."""
     if text == ORIGINAL:
         return Address(host=ORIGINAL)
     address = Address.parse(text)
@@ -203,22 +209,20 @@ def parse_server(text: str) -> Address:
 def _unix_path(path: str) -> str:
     if not path.startswith("/"):
         raise ValueError('needs the whole path of the socket, such as "unix:/run/smtp.sock"')
-    if "\0" in path or len(path.encode("utf-8", "surrogateescape")) > _UNIX_PATH_OCTETS:
-        raise ValueError(
-            f"has a path that is not possible: at most {_UNIX_PATH_OCTETS} octets, no NUL"
-        )
+    if "\0" in path or len(path.encode("utf-8", "surrogateescape")) > _UNIX_PATH_BYTES:
+        raise ValueError(f"has a path that is not valid: at most {_UNIX_PATH_BYTES} bytes, no NUL")
     return path
 
 
 def _given_name(name: str) -> str:
-    """Read a name as systemd has them (sd_listen_fds_with_names(3))."""
+    """Check the name of a socket (sd_listen_fds_with_names(3))."""
     if re.fullmatch(r"[!-9;-~]{1,255}", name, re.ASCII):
         return name
     raise ValueError('needs the name of a socket that systemd passes, such as "fd:smtp"')
 
 
 def _split(text: str) -> tuple[str, str]:
-    """Return host and port as they are written, the host known to be possible."""
+    """Split a text into a valid host and a port that is not checked yet."""
     bracketed = re.fullmatch(r"\[([^]]*)\](?::(.*))?", text)
     if bracketed:
         ip = _ip(bracketed[1])
@@ -248,7 +252,7 @@ def _given_port(text: str, port: str | None) -> str:
 
 def _port(port: str) -> int:
     if not re.fullmatch(r"[0-9]{1,5}", port, re.ASCII) or int(port) > 65535:
-        raise ValueError("has no possible port behind its colon: a number up to 65535")
+        raise ValueError("has no valid port after its colon: a number up to 65535")
     return int(port)
 
 
@@ -260,9 +264,7 @@ def _host(host: str) -> str:
     if re.fullmatch(r"(.*\.)?[0-9]+", host):
         raise ValueError("is not an IPv4 address; it has four numbers from 0 to 255")
     if len(host) > 253 or not _HOST_NAME.fullmatch(host):
-        raise ValueError(
-            "has no possible host name: letters, digits, hyphens and dots (or xn--...)"
-        )
+        raise ValueError("has no valid host name: letters, digits, hyphens and dots (or xn--...)")
     return host.lower()
 
 
@@ -274,7 +276,7 @@ def _ip(host: str) -> IPv4Address | IPv6Address | None:
 
 
 def _in_brackets(text: str) -> str:
-    """Return what was most likely meant by an IPv6 address without brackets."""
+    """Return the most likely meaning of an IPv6 address without brackets."""
     host, _, port = text.rpartition(":")
     if port and _ip(host) and (int(port) if port.isdecimal() else 0) in (25, 465, 587, 2525):
         return f"[{host}]:{port}"

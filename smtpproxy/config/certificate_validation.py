@@ -1,6 +1,6 @@
-"""Certificate files that settings name: what is wrong with them.
+"""Checks of the certificate files that the settings name.
 
-A bad file is a fault of the settings, so that a reload with it keeps what there was.
+An unusable file is an error in the settings, so a reload with it changes nothing.
 """
 
 import ssl
@@ -14,12 +14,12 @@ from smtpproxy.config.toml_lines import KeyPath
 from smtpproxy.tls import contexts
 
 DEFAULT = "default"
-"""Names a listener's own certificate, beside those of its `sni`."""
+"""Stands for the listener's own certificate, as opposed to those of `sni`."""
 _SOON_S = 14 * 86400
 
 
 def served(settings: Settings) -> Iterator[tuple[str, str, str]]:
-    """Yield each certificate that clients are shown: listener, host name or DEFAULT, and file."""
+    """Yield each certificate for clients: listener, host name or DEFAULT, and file."""
     for listener, each in settings.listeners.items():
         if each.certificate:
             yield listener, DEFAULT, each.certificate
@@ -28,14 +28,14 @@ def served(settings: Settings) -> Iterator[tuple[str, str, str]]:
 
 
 def expiries(settings: Settings) -> Iterator[tuple[str, str, float]]:
-    """Yield until when each certificate is valid: listener, host name or DEFAULT, seconds."""
+    """Yield when each certificate expires: listener, host name or DEFAULT, Unix time."""
     for listener, host, file in served(settings):
         if (valid := _validity(file)) is not None:
             yield listener, host, valid[1]
 
 
 def doubtful_certificates(settings: Settings, now: float) -> Iterator[tuple[str, str, str]]:
-    """Find certificates that clients may refuse: listener, host name or DEFAULT, and why."""
+    """Yield certificates that clients may refuse: listener, host name or DEFAULT, reason."""
     for listener, host, file in served(settings):
         begin, end = _validity(file) or (now, now + 2 * _SOON_S)
         if now > end:
@@ -68,12 +68,12 @@ def _day(seconds: float) -> str:
 
 
 def certificate_problems(settings: Settings) -> list[str]:
-    """Return what is wrong with the files of settings that were good before, if anything."""
+    """Return the problems of the certificate files of valid settings."""
     return [f"{dotted(place)}: {what}" for place, what in faults(settings)]
 
 
 def faults(settings: Settings) -> Iterator[tuple[KeyPath, str]]:
-    """Find files that are no good: the place of each in the settings, and what is wrong."""
+    """Yield unusable files: the key path in the settings, and the problem."""
     for name, listener in ({} if settings.listeners is BAD else settings.listeners).items():
         if listener is BAD or listener.certificate in ("", BAD):
             continue

@@ -1,7 +1,7 @@
-"""Decoding: turning plain values into typed settings, and everything that is wrong with them.
+"""Decoding: plain values become typed settings, and every problem in them is found.
 
-msgspec stops at the first mistake in a value, so the tree is walked here and msgspec judges one
-leaf at a time; what comes out is right or comes with a problem, never silently changed.
+msgspec stops at the first error, so this walks the tree and lets msgspec check one leaf at a time.
+A value is decoded or reported, never silently changed.
 """
 
 import json
@@ -18,25 +18,27 @@ from smtpproxy.config.toml_lines import KeyPath
 from smtpproxy.text.escaping import printable
 
 BAD: Final = object()
-"""Stands in the settings for a value that has a problem; such settings never leave `load`."""
+"""Replaces a value that has a problem; settings with it never leave `load`."""
 
 RESPELT: Final[dict[KeyPath, str]] = {
     ("listener",): "; write each listener as a table with a name, [listeners.NAME]",
 }
-"""What to write instead of a key that is no setting, but is often tried."""
+"""Hints for keys that do not exist and are likely to be tried."""
 
 Marks = tuple[object, ...]
-"""What Annotated says of a type besides the type."""
+"""The metadata of an Annotated type."""
 
 _SHOWN_CHARACTERS = 60
 
 
 class Problem(Struct, frozen=True):
-    """One mistake: where it is and what to do about it. `file` is empty for a flag."""
+    """One problem, with its place and what to do about it."""
 
     file: str
+    """Empty for a flag."""
     line: int | None
     key: str
+    """The dotted name of the setting, or the flag; empty for the whole file."""
     text: str
 
     def __str__(self) -> str:
@@ -45,7 +47,7 @@ class Problem(Struct, frozen=True):
 
 
 class ConfigError(Exception):
-    """Everything that is wrong with a configuration, in the order of its lines."""
+    """All problems of a configuration, ordered by line."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = sorted(problems, key=lambda problem: problem.line or 0)
@@ -53,35 +55,34 @@ class ConfigError(Exception):
 
 
 class ParsedBy(Struct, frozen=True):
-    """Marks a setting (in Annotated) written as text, whose value `parse` makes of that text.
-
-    `parse` raises ValueError with what is wrong, worded to follow the text itself, which is not
-    shown if it is `secret`.
-    """
+    """In Annotated: the setting is written as text and parsed."""
 
     parse: Callable[[str], object]
+    """Raises ValueError with the problem, worded to follow the text itself."""
     expected: str
+    """What must be written, to follow "must be"."""
     secret: bool = False
+    """Never show the text in a message."""
 
 
 class WrittenLike(Struct, frozen=True):
-    """Marks a setting (in Annotated) with the way it must be written."""
+    """In Annotated: how the setting is written, to follow "must be"."""
 
     example: str
 
 
 class SettingsDecoder:
-    """Reads values as the types of the settings and keeps each problem with its path."""
+    """Decodes values into the types of the settings and collects the problems."""
 
     def __init__(self) -> None:
         self.found: list[tuple[KeyPath, str]] = []
 
     def add(self, path: KeyPath, text: str) -> None:
-        """Note that the value at `path` is wrong."""
+        """Add a problem of the value at `path`."""
         self.found.append((path, text))
 
     def read(self, value: object, wanted: object, path: KeyPath = ()) -> object:
-        """Return `value` as a `wanted`, or BAD (also for parts of it) after noting why not."""
+        """Decode `value` as `wanted`; any part with a problem is BAD, and the problem is added."""
         kind, marks = _unwrap(wanted)
         for mark in marks:
             if isinstance(mark, ParsedBy):
@@ -164,7 +165,7 @@ class SettingsDecoder:
 
 
 def show(value: object) -> str:
-    """Return `value` as it would be written in the file, in one safe and short line."""
+    """Return `value` as it is written in the file, escaped and cut to one short line."""
     if isinstance(value, dict):
         return "a table"
     if isinstance(value, list):
@@ -179,12 +180,12 @@ def show(value: object) -> str:
 
 
 def shown(names: Iterable[str]) -> str:
-    """Return `names` for a message."""
+    """Return `names` for a message, separated by commas."""
     return ", ".join(map(show, names))
 
 
 def dotted(path: KeyPath) -> str:
-    """Return `path` as one reads it aloud: `backends.old.servers[1]`; positions count from 0."""
+    """Return `path` as text: `backends.old.servers[1]`, positions counted from 0."""
     text = ""
     for step in path:
         if isinstance(step, int):
@@ -196,7 +197,7 @@ def dotted(path: KeyPath) -> str:
 
 
 def instead(word: str, known: Iterable[str], title: str) -> str:
-    """Return what could have been meant by `word`, to be put behind what is wrong with it."""
+    """Return a hint, to follow a problem with `word`: the closest known word, or all of them."""
     close = _closest(word, known)
     return f"; did you mean {show(close)}?" if close else f"; {title}: {shown(known)}"
 

@@ -1,7 +1,7 @@
-"""Configuration: settings from a TOML file and from flags, with every mistake and its place.
+"""Loads settings from a TOML file and from flags.
 
-`load` reports every problem of a file at once, each with its line; `from_flags` lays the flags over
-the file. What can be set is listed in `smtpproxy.config.schema`.
+`load` reports all problems of a file at once, each with its line; `from_flags` overrides the file
+by flags. `smtpproxy.config.schema` has all settings.
 """
 
 import os
@@ -48,11 +48,17 @@ def load(
     need_trace_directory: bool = True,
     look_up: loop_validation.LookUp = loop_validation.no_look_up,
 ) -> Settings:
-    """Read the settings in the file `path`.
+    """Load a settings file.
 
-    With a `need_...` false the file may do without it, because `from_flags` brings it. `look_up`
-    finds the servers whose name is a listener's address. Raises ConfigError with all problems of
-    the file.
+    Args:
+        path: The file.
+        need_listener: Report a file without a listener; False if a flag gives it.
+        need_backend: Report a file without a backend; False if a flag gives it.
+        need_trace_directory: Report `[trace]` without a directory; False if a flag gives it.
+        look_up: Resolves the names of servers, to find loops.
+
+    Raises:
+        ConfigError: All problems of the file.
     """
     name = os.fspath(path)
     text = _read_text(name)
@@ -85,11 +91,20 @@ def from_flags(
     trace: FilePath | None = None,
     admin: str | None = None,
 ) -> Settings:
-    """Lay the flags over `settings` (those of a file, or None).
+    """Override settings by flags.
 
-    `listen` replaces the file's listeners by `listener-1` and so on, `backend` its backends by
-    `backend-1` with these servers, in order of preference. Raises ConfigError with problems whose
-    key is the flag.
+    Args:
+        settings: The settings of a file, or None.
+        listen: Addresses that replace all listeners, named `listener-1` and so on.
+        backend: Servers, in order of preference, of a backend `backend-1` that replaces all others.
+        log_format: Replaces `log.format`.
+        log_level: Replaces `log.level`.
+        workers: Replaces `workers`.
+        trace: Replaces `trace.directory`.
+        admin: Replaces `admin.address`.
+
+    Raises:
+        ConfigError: All problems; the key of each is the flag.
     """
     settings = settings or Settings()
     reader = SettingsDecoder()
@@ -128,7 +143,8 @@ def from_flags(
 def control_from_flag(path: FilePath) -> Address:
     """Return the address of a control socket at this path.
 
-    Raises ConfigError if none can be there.
+    Raises:
+        ConfigError: The path cannot be that of a socket.
     """
     reader = SettingsDecoder()
     address = reader.read(f"unix:{path.absolute()}", ListenAddress, ("--control",))
@@ -140,9 +156,9 @@ def control_from_flag(path: FilePath) -> Address:
 def _watched(
     settings: Settings, trace: FilePath | None, admin: str | None, reader: SettingsDecoder
 ) -> Settings:
-    """Lay the flags that have to do with seeing the traffic over the settings."""
+    """Override the settings of trace and admin by their flags."""
     if trace is not None:
-        # Whoever gives the flag wants to see something.
+        # The flag is a wish to record.
         when = "all" if settings.trace.when == "off" else settings.trace.when
         directory = str(trace.absolute())
         if why := path_validation.why_not(directory):
@@ -168,7 +184,7 @@ def _missing_for_flags(settings: Settings, listen: Sequence[str]) -> Iterator[Fa
 def _contradictions_with_flags(
     settings: Settings, listen: Sequence[str], backend: Sequence[str], admin: str | None
 ) -> Iterator[Fault]:
-    """Find what flags and file contradict each other in; what the file says alone is right."""
+    """Yield contradictions between flags and file; the file alone has been checked."""
     loops = loop_validation.faults(settings, loop_validation.no_look_up)
     alone = contradictions(settings, need_listener=False, need_backend=False)
     flags = {"listeners": ("-l", listen), "backends": ("-b", backend), "admin": ("--admin", admin)}
@@ -182,7 +198,7 @@ def _contradictions_with_flags(
 
 
 def _with_token_read(settings: Settings, reader: SettingsDecoder) -> Settings:
-    """Fill in the token that is in a file of its own."""
+    """Read the token from `admin.token_file`."""
     admin, place = settings.admin, ("admin", "token_file")
     if admin is BAD or admin.token_file in ("", BAD):
         return settings

@@ -1,6 +1,6 @@
-"""Loops: a server that is one of the listeners, so that each connection would make another one.
+"""Checks for loops: a server that is one of the listeners, so that the proxy connects to itself.
 
-Any value may be BAD here: that it is wrong has been reported already.
+Any value may be BAD here; its problem has been reported already.
 """
 
 import os
@@ -14,13 +14,13 @@ from smtpproxy.config.schema import Settings
 from smtpproxy.config.validation import Fault
 
 LookUp = Callable[[str], Sequence[str]]
-"""Returns the IP addresses of a host name, none if it has none."""
+"""Returns the IP addresses of a host name."""
 ANY = ("0.0.0.0", "::")  # noqa: S104
 LOCALHOST = ("127.0.0.1", "::1")
 
 
 def faults(settings: Settings, look_up: LookUp) -> Iterator[Fault]:
-    """Find the servers that are listeners: the place of each, and which one it is."""
+    """Yield the servers that are listeners: the key path of each, and the problem."""
     if BAD in (settings.listeners, settings.backends):
         return
     listening = [
@@ -39,7 +39,7 @@ def faults(settings: Settings, look_up: LookUp) -> Iterator[Fault]:
 
 
 def look_up(host: str) -> Sequence[str]:
-    """Look a host name up, as long as that takes."""
+    """Resolve a host name; this may take many seconds."""
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
@@ -48,13 +48,13 @@ def look_up(host: str) -> Sequence[str]:
 
 
 def no_look_up(host: str) -> Sequence[str]:  # noqa: ARG001  a LookUp
-    """Look no name up: that could take long."""
+    """Resolve no name, because that could take long."""
     return ()
 
 
 def _listener_at(server: Address, listening: Sequence[tuple[str, Address]], look_up: LookUp) -> str:
-    """Return the name of the listener that a server is; empty if it is none."""
-    if server.is_original:  # who wants the proxy itself is refused as it comes
+    """Return the name of the listener that a server leads to; empty if there is none."""
+    if server.is_original:  # a client that connects to the proxy itself is refused at run time
         return ""
     if server.is_unix:
         path = os.path.realpath(server.path)
@@ -65,7 +65,7 @@ def _listener_at(server: Address, listening: Sequence[tuple[str, Address]], look
     at_port = [(name, each) for name, each in listening if each.port == server.port]
     hosts = _hosts(server, look_up) if at_port else ()
     taken = {own for _, each in at_port for own in _hosts(each, no_look_up)}
-    # A listener at `::` takes IPv4 clients, too, unless another one takes them at its port.
+    # A listener at `::` accepts IPv4 clients too, unless another one does at the same port.
     both = not any("." in own for own in taken)
     for name, each in at_port:
         if any(_takes(_hosts(each, no_look_up), host, both=both) for host in hosts):
@@ -74,7 +74,7 @@ def _listener_at(server: Address, listening: Sequence[tuple[str, Address]], look
 
 
 def _takes(listening: Sequence[str], host: str, *, both: bool) -> bool:
-    """Tell whether what listens at some addresses accepts a connection to another one."""
+    """Return whether a listener at these addresses accepts connections to `host`."""
     is_any = ANY[":" in host] in listening or (both and "::" in listening)
     return host in listening or (is_any and is_own(host))
 

@@ -1,4 +1,4 @@
-"""Directories that settings name: what would keep files from being made in them."""
+"""Checks of the directories that the settings name."""
 
 import os
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from smtpproxy.config.toml_lines import KeyPath
 
 
 def faults(settings: Settings) -> Iterator[tuple[KeyPath, str]]:
-    """Find directories that are no good: the place of each in the settings, and what is wrong."""
+    """Yield unusable directories: the key path in the settings, and the problem."""
     trace = settings.trace
     if trace is BAD or BAD in (trace.directory, trace.when) or trace.when == "off":
         return
@@ -20,7 +20,7 @@ def faults(settings: Settings) -> Iterator[tuple[KeyPath, str]]:
 
 
 def why_not(directory: str) -> str:
-    """Return what keeps files from being made there; empty if nothing, though it has to be made."""
+    """Return why no file can be created in a directory, which may not exist yet; else empty."""
     there = FilePath(directory).absolute()
     while not os.access(there, os.F_OK):
         there = there.parent

@@ -37,7 +37,7 @@ _MOST = 1_000_000_000
 
 
 def _host_name(text: str) -> str:
-    """Read the name the proxy gives itself in its replies: a domain or an address literal."""
+    """Check the proxy's name: a domain or an address literal."""
     if len(text) <= 255 and re.fullmatch(r"[A-Za-z0-9_.-]+|\[[A-Za-z0-9:.]+\]", text, re.ASCII):
         return text
     raise ValueError('is not a host name; write, for example, "mx.example.org"')
@@ -46,11 +46,11 @@ def _host_name(text: str) -> str:
 def _table_name(text: str) -> str:
     if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text, re.ASCII):
         return text
-    raise ValueError("is not a possible name: letters, digits, hyphens, dots and underscores")
+    raise ValueError("is not a valid name: letters, digits, hyphens, dots and underscores")
 
 
 def _capability(text: str) -> str:
-    """Read an esmtp-keyword (RFC 5321 section 4.1.1.1)."""
+    """Check an esmtp-keyword (RFC 5321 section 4.1.1.1)."""
     if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]*", text, re.ASCII):
         return text.upper()
     raise ValueError(
@@ -59,18 +59,18 @@ def _capability(text: str) -> str:
 
 
 class NetworkSetting(Struct, frozen=True):
-    """A network of IP addresses, in its usual spelling."""
+    """A network of IP addresses in its canonical text."""
 
     text: str
 
 
 def _network(text: str) -> NetworkSetting:
-    """Read a network or an address; returned in its usual spelling."""
+    """Parse a network or an address."""
     return NetworkSetting(str(canonical_network(text)))
 
 
 def _nat64_network(text: str) -> NetworkSetting:
-    """Read the prefix of a NAT64; returned in its usual spelling."""
+    """Parse a NAT64 prefix."""
     try:
         network = canonical_network(text)
     except ValueError:
@@ -84,7 +84,7 @@ def _nat64_network(text: str) -> NetworkSetting:
 
 
 def _whole_path(example: str) -> ParsedBy:
-    """Return the reader of a path from the root on; what is there is looked at by who uses it."""
+    """Return the parser of an absolute path; the file itself is not checked."""
 
     def read(text: str) -> str:
         if text.startswith("/") and "\0" not in text:
@@ -95,14 +95,14 @@ def _whole_path(example: str) -> ParsedBy:
 
 
 def _mode(text: str) -> str:
-    """Read the mode of a file."""
+    """Check the mode of a file."""
     if re.fullmatch("0?[0-7]{3}", text):
         return text
     raise ValueError('is not the mode of a file; write, for example, "0660"')
 
 
 def _served_name(text: str) -> str:
-    """Read a host name that clients ask for, or `*.` and the rest of one."""
+    """Check a host name of `sni`, which may begin with `*.`."""
     if len(text) <= 255 and re.fullmatch(
         r"(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", text, re.ASCII
     ):

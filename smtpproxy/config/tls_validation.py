@@ -1,7 +1,6 @@
-"""TLS and identity: what is wrong with settings of TLS and identity that no setting shows alone.
+"""Checks across settings of TLS and identity, and warnings about open relays and weak TLS.
 
-And what is no mistake, but may make an open relay.  Any value may be BAD in `faults`: that it is
-wrong has been reported already.
+Any value may be BAD in `faults`; its problem has been reported already.
 """
 
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ Fault = tuple[KeyPath, str]
 
 
 def faults(settings: Settings) -> Iterator[Fault]:
-    """Find contradictions: the place of each, and what it is."""
+    """Yield contradictions: the key path of each, and the problem."""
     backends = {} if settings.backends is BAD else settings.backends
     for name, backend in backends.items():
         if backend is not BAD:
@@ -32,10 +31,10 @@ def faults(settings: Settings) -> Iterator[Fault]:
 
 
 def exposed_listeners(settings: Settings) -> list[str]:
-    """Return the names of listeners with clients on other machines, whom the backend can't tell.
+    """Return the listeners for other machines whose backend sees only the proxy's address.
 
-    It sees the proxy's own address for each of them, so that a backend which trusts that address
-    relays for everyone.  XFORWARD does not help: an MTA's log believes it, its access rules do not.
+    A backend that trusts this address relays for everyone. XFORWARD does not help: it is for the
+    MTA's log, not for its access rules.
     """
     return [
         name
@@ -46,15 +45,15 @@ def exposed_listeners(settings: Settings) -> list[str]:
 
 
 def _has_its_own_clients_only(listener: ListenerSettings) -> bool:
-    """Tell whether those who connect are the clients, and want to.
+    """Return whether the connecting addresses are those of the clients.
 
-    Not so if a proxy in front names them, or if the kernel brings who wanted another machine.
+    They are not if a proxy in front names the clients, or if the kernel redirects connections.
     """
     return not (listener.proxy_protocol or listener.xclient or listener.transparent)
 
 
 def weak_backends(settings: Settings) -> list[tuple[str, str]]:
-    """Return the backends whose TLS may be weaker than it should be: the name, and how."""
+    """Return the backends with weak TLS: the name, and the reason."""
     found = []
     for name, backend in settings.backends.items():
         if backend.minimum_tls in ("1.0", "1.1"):

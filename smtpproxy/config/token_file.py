@@ -1,7 +1,4 @@
-"""The token file: it holds the token of the admin address, so that the settings file need not.
-
-No message quotes what is in it.
-"""
+"""The file of the admin token; no message quotes its content."""
 
 import os
 import stat
@@ -13,10 +10,10 @@ _FOR_OTHERS = stat.S_IWGRP | stat.S_IRWXO
 
 
 def read(path: str) -> str:
-    """Return the token that a file holds, without white space around it.
+    """Return the token in a file, without surrounding white space.
 
     Raises:
-        ValueError: The file cannot be read, or is not fit for a secret; worded to follow the name
+        ValueError: The file cannot be read or is not safe for a secret; worded to follow the name
             of the setting.
     """
     try:

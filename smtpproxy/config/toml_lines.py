@@ -1,17 +1,17 @@
-"""TOML lines: in which line of a TOML text each key path is written.
+"""Finds the line of each key in a TOML text.
 
-tomllib tells values but not where they stand. A statement parses on its own as soon as its lines
-are complete, and not before; so growing it line by line until it does finds where each one begins
-and ends, with no second TOML grammar of our own. Only asked when there is a problem to report.
+tomllib returns values without their lines. A statement parses as soon as its lines are complete,
+and not before, so adding lines until it parses finds where each statement begins and ends, without
+a second TOML grammar. Used only when there is a problem to report.
 """
 
 import tomllib
 from collections.abc import Iterator
 
 KeyPath = tuple[str | int, ...]
-"""A way into the settings: keys, and positions (from 0) in arrays."""
+"""The path of a value: keys, and positions in arrays, counted from 0."""
 
-# What may still be open behind a line: nothing, an array, an array in an inline table.
+# What may still be open at the end of a line: nothing, an array, an array in an inline table.
 _CLOSINGS = ("", "]", "]}")
 
 
@@ -37,7 +37,7 @@ def find_lines(text: str) -> dict[KeyPath, int]:
 
 
 def line_of(path: KeyPath, lines_of_keys: dict[KeyPath, int]) -> int | None:
-    """Return the line of `path`, or else of the nearest thing around it that is written down."""
+    """Return the line of `path`, or of the innermost table around it that has a line."""
     for depth in range(len(path), 0, -1):
         if path[:depth] in lines_of_keys:
             return lines_of_keys[path[:depth]]
@@ -45,7 +45,7 @@ def line_of(path: KeyPath, lines_of_keys: dict[KeyPath, int]) -> int | None:
 
 
 def _open_table(header: object, arrays: dict[KeyPath, int]) -> KeyPath:
-    """Return where the keys behind `header` belong; count it if it adds a table to an array."""
+    """Return the path of the table that `header` opens; count it if it is an array of tables."""
     path: KeyPath = ()
     while isinstance(header, dict) and header:
         key, header = next(iter(header.items()))

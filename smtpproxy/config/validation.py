@@ -1,6 +1,6 @@
-"""Validation: what is wrong with settings that no setting shows alone.
+"""Checks across settings: addresses, backends, capabilities, limits, trace and admin.
 
-Any value may be BAD here: that it is wrong has been reported already.
+Any value may be BAD here; its problem has been reported already.
 """
 
 import os
@@ -31,7 +31,7 @@ def contradictions(
     need_backend: bool,
     need_trace_directory: bool = True,
 ) -> Iterator[Fault]:
-    """Find what no setting shows alone: the place of each fault, and what it is."""
+    """Yield the problems across settings: the key path of each, and the problem."""
     if settings.listeners is not BAD:
         if need_listener and not settings.listeners:
             yield (), 'has no listener; add [listeners.NAME] with address = "127.0.0.1:2525"'
@@ -53,7 +53,7 @@ def contradictions(
 
 
 def _repeated_addresses(listeners: Mapping[str, ListenerSettings]) -> Iterator[Fault]:
-    """Yield each listener whose address another one ahead of it has."""
+    """Yield each listener whose address an earlier listener has or covers."""
     first: dict[Address, str] = {}
     for name, listener in listeners.items():
         if listener is BAD or not isinstance(listener.address, Address):
@@ -90,7 +90,7 @@ def _taken(address: Address, listener: str) -> str:
 
 
 def _overlap(one: Address, other: Address) -> bool:
-    """Tell whether two addresses cannot both be listened on."""
+    """Return whether two addresses cannot be bound together."""
     if one.is_unix and other.is_unix:
         return os.path.realpath(one.path) == os.path.realpath(other.path)
     if not (one.host and other.host):
@@ -105,7 +105,7 @@ def _overlap(one: Address, other: Address) -> bool:
 
 
 def superfluous(settings: Settings) -> list[tuple[str, str]]:
-    """Return the backends of which something is never used, and what."""
+    """Return the backends that are never used, or that name a server twice, and the problem."""
     used = {listener.backend for listener in settings.listeners.values()}
     found = [(name, "no listener uses it") for name in settings.backends if name not in used]
     for name, backend in settings.backends.items():
@@ -115,7 +115,7 @@ def superfluous(settings: Settings) -> list[tuple[str, str]]:
 
 
 def crowded(settings: Settings) -> list[tuple[str, str]]:
-    """Return the backends of which one address can take all connections, and what to do."""
+    """Return the backends whose connections one client address can use up, and a hint."""
     most = settings.limits.sessions_per_address
     found = []
     for name, backend in settings.backends.items():
@@ -162,14 +162,14 @@ def _watching(settings: Settings, need_trace_directory: bool) -> Iterator[Fault]
 
 
 def _trace_nowhere(trace: TraceSettings) -> Iterator[Fault]:
-    """Whoever asks for a trace and names no directory would wait for it in vain."""
+    """Report `[trace]` without a directory: nothing would be recorded."""
     wrong = BAD in astuple(trace) or (trace.networks and BAD in trace.networks)
     if not wrong and trace.directory == "" and trace != TraceSettings() and trace.when != "off":
         yield ("trace", "directory"), 'is missing; write, for example, "/var/log/smtpproxy"'
 
 
 def _open_admin(admin: AdminSettings) -> Iterator[Fault]:
-    """Whoever reaches the admin address reads who writes to whom."""
+    """Report an admin address that other machines can reach without a token."""
     if BAD in astuple(admin) or admin.address == Address():
         return
     if not admin.address.is_loopback and not (admin.token or admin.token_file):
@@ -178,7 +178,7 @@ def _open_admin(admin: AdminSettings) -> Iterator[Fault]:
 
 
 def _small_queue(limits: LimitSettings) -> Iterator[Fault]:
-    """A line that the queue has no room for would never become a command."""
+    """Report a queue that is smaller than a line: the line would never become a command."""
     sizes = (limits.queue_bytes, limits.command_line, limits.auth_line)
     if BAD not in sizes and limits.queue_bytes < max(sizes):
         yield (

@@ -1,4 +1,4 @@
-"""The log at its most talkative: a line for each exchange, at level debug only."""
+"""The debug log: a line for each exchange, at level debug only."""
 
 from collections.abc import Callable
 from typing import Any
@@ -31,7 +31,7 @@ class DebugLog:
         return SessionDebugLog(fields, log.get(), limit)
 
     def server_changed(self, backend: str, server: str, up: bool, reason: str) -> None:
-        """Say nothing: the log does already."""
+        """Do nothing: the session log has it."""
 
 
 class SessionDebugLog:
@@ -55,7 +55,7 @@ class SessionDebugLog:
         return self._limit is None or self._limit.allows(event, event.level)
 
     def settled(self, exchanges: list[Exchange]) -> None:
-        """Log each: seconds it waited here, the MTA took, and its reply was held."""
+        """Log each exchange with its times."""
         for exchange in exchanges:
             if not self._allows(events.EXCHANGE):
                 continue
@@ -78,23 +78,23 @@ class SessionDebugLog:
         source: Endpoint | None,  # noqa: ARG002
         ends: Callable[[], ConnectionEnds],  # noqa: ARG002
     ) -> None:
-        """Learn which server it is."""
+        """Set the server's address."""
         self._fields["server"] = server
 
     def gave_up(self, server: str, reason: str) -> None:
-        """Say nothing: the log does already."""
+        """Do nothing: the session log has it."""
 
     def transaction(self, outcome: str, fields: Callable[[], dict[str, Any]]) -> None:
-        """Say nothing: the log does already."""
+        """Do nothing: the session log has it."""
 
     def noted(self, event: str, **values: str) -> None:
-        """Say nothing: the log does."""
+        """Do nothing: the session log has it."""
 
     def broken(self, error: Exception) -> None:
-        """Say nothing: the log does."""
+        """Do nothing: the session log has it."""
 
     def slowed(self) -> None:
-        """Say nothing: the log does."""
+        """Do nothing: the session log has it."""
 
     def stalled(self) -> None:
         """Log that the client is not read for now."""
@@ -102,9 +102,9 @@ class SessionDebugLog:
             events.CLIENT_STALLED.log(self._log, **self._fields)
 
     def closed(self, summary: SessionSummary) -> None:
-        """Say nothing: the log does already."""
+        """Do nothing: the session log has it."""
 
 
 def _between(begin: float, end: float) -> float | None:
-    """Return the seconds from one to the other, None if either has not happened."""
+    """Return the seconds between two events, or None if one of them did not happen."""
     return round(end - begin, 6) if begin and end else None

@@ -1,9 +1,9 @@
-"""The writer of log lines: no line, and nobody who reads them or does not, ever stops the loop.
+"""Writes log lines without ever blocking the event loop.
 
 While an event loop runs, lines are gathered, rendered in short turns of the loop, and written by a
-thread: a write to a pipe, a terminal or a disk may take for ever.  (To make the descriptor
-non-blocking would make it so for all processes that share it.)  What the thread cannot keep up with
-is dropped and counted, and the count is logged as soon as a line can be written.
+thread, since a write to a pipe, a terminal or a disk may block for ever. (A non-blocking descriptor
+would be non-blocking for all processes that share it.) Lines that the thread cannot keep up with
+are dropped and counted; the count is logged as soon as a line can be written.
 """
 
 import os
@@ -20,32 +20,32 @@ from typing import BinaryIO
 from smtpproxy.log.events import LOG_LINES_LOST
 
 Line = MutableMapping[str, object]
-"""A line's fields; `timestamp`, `level` and `event` are the first ones."""
+"""The fields of a line; the first are `timestamp`, `level` and `event`."""
 Later = Callable[[Callable[[], None]], object]
-"""Calls what it is given soon, on the event loop."""
+"""Calls a function soon, on the event loop."""
 
 DELAY_S = 0.02
-"""How long a line may wait for others, to be written together with them."""
+"""The longest time that a line waits to be written together with others."""
 TURN_S = 0.005
-"""So long at most lines are rendered in one turn of the loop."""
+"""The longest time that lines are rendered in one turn of the loop."""
 WAITING_LINES = 256
-"""So many may wait to be rendered; for each one more, the oldest is rendered at once."""
+"""The most lines that wait to be rendered; beyond it the oldest is rendered at once."""
 WAITING_BYTES = 4 * 1024 * 1024
-"""So much may wait for the thread; lines beyond it are dropped and counted."""
+"""The most bytes that wait for the thread; lines beyond it are dropped and counted."""
 STOP_LIMIT_S = 1.0
-"""How long the end waits for a thread that cannot write."""
+"""The longest time to wait at the end for a thread that cannot write."""
 
 
 class LineWriter:
-    """Writes whole lines, without waiting and without ever raising.
+    """Writes whole lines. No method blocks or raises.
 
-    Straight to the descriptor where there is one: a buffer of Python's would keep what could not
-    be written and fail again at exit.
+    It writes to the descriptor of the stream, if there is one: Python's own buffer would keep lines
+    that could not be written and fail again at exit.
 
     Args:
-        stream: Where to; None for nowhere.
-        render: Makes a line of its fields; called in the loop's thread and in the writer's.  It may
-            be replaced.
+        stream: Where to write; None discards all lines.
+        render: Renders the fields of a line; called in the loop's thread and in the writer's. It
+            may be replaced.
     """
 
     def __init__(self, stream: BinaryIO | None, render: Callable[[Line], bytes]) -> None:
@@ -59,11 +59,11 @@ class LineWriter:
 
     @property
     def lost(self) -> int:
-        """How many lines could not be written."""
+        """The number of lines that could not be written."""
         return self._output.lost + (self._thread.dropped if self._thread else 0)
 
     def write(self, line: Line) -> None:
-        """Have a line written: at once, or soon if lines are gathered."""
+        """Write a line: at once, or soon if lines are gathered."""
         if self._later is None:
             self._rendered.append(self.render(line))
             self._put()
@@ -80,7 +80,7 @@ class LineWriter:
     debug = info = warning = error = critical = write
 
     def gather(self, later: Later | None) -> None:
-        """Gather lines from now on; with None, write those gathered, and gather no more."""
+        """Gather lines from now on; with None, write the gathered lines and stop gathering."""
         self._later = None
         self._rendered += map(self.render, self._waiting)
         self._waiting.clear()
@@ -94,7 +94,7 @@ class LineWriter:
             self._thread = _WriterThread(self._output) if self._output.may_block else None
 
     def flush(self) -> None:
-        """Have what was gathered written: in this turn as much as TURN_S allows."""
+        """Write the gathered lines: in this turn of the loop for TURN_S at most."""
         waiting, rendered = self._waiting, self._rendered
         until = monotonic() + TURN_S
         while waiting:
@@ -116,10 +116,10 @@ class LineWriter:
 
 
 class _WriterThread:
-    """Writes what it is given, in order, however long that takes.
+    """Writes lines in order, however long that takes."""
 
-    dropped: how many lines it was given and did not take.
-    """
+    dropped: int
+    """The number of lines that it did not accept, because too much was waiting."""
 
     def __init__(self, output: "_Output") -> None:
         self._output = output
@@ -130,7 +130,7 @@ class _WriterThread:
         self._thread.start()
 
     def put(self, lines: list[bytes]) -> None:
-        """Take lines to be written, or count them."""
+        """Queue lines to be written, or count them as dropped."""
         if self._bytes_put - self._bytes_done > WAITING_BYTES:
             self.dropped += len(lines)
             return
@@ -138,7 +138,7 @@ class _WriterThread:
         self._queue.put(lines)
 
     def stop(self) -> bool:
-        """Wait until all is written, but not for long; tell whether it is."""
+        """Wait until all is written, STOP_LIMIT_S at most; return whether it is."""
         self._queue.put(None)
         self._thread.join(STOP_LIMIT_S)
         return not self._thread.is_alive()
@@ -150,12 +150,14 @@ class _WriterThread:
 
 
 class _Output:
-    """The end of the log, used by one thread at a time.
+    """Writes to the stream; used by one thread at a time."""
 
-    lost: how many lines could not be written.
-    stuck: a thread still waits to write; all further lines are lost.
-    may_block: a write can take long.
-    """
+    lost: int
+    """The number of lines that could not be written."""
+    stuck: bool
+    """Whether a thread still waits to write; then all further lines are lost."""
+    may_block: bool
+    """Whether a write can block."""
 
     def __init__(self, stream: BinaryIO | None, render: Callable[[Line], bytes]) -> None:
         self._stream = stream
@@ -171,7 +173,7 @@ class _Output:
             self._poll.register(self._descriptor, select.POLLOUT)
 
     def write(self, lines: list[bytes], *, may_wait: bool, dropped: int = 0) -> None:
-        """Write lines; `dropped` is how many were lost on the way here."""
+        """Write lines; `dropped` is the number of lines that were dropped before."""
         for piece in [lines] if self._is_file else _pieces(lines):
             self._write_piece(piece, may_wait, dropped)
 
@@ -180,7 +182,7 @@ class _Output:
         lost = self.lost + dropped
         if lost > self._lost_logged:
             octets = self._notice(lost - self._lost_logged) + octets
-        if self._torn:  # the rest of a line cut off by a full disk must not swallow this one
+        if self._torn:  # a line that a full disk cut off must not run into this one
             octets = b"\n" + octets
         written = 0 if self.stuck else self._write(octets, may_wait=may_wait)
         if written == 0:
@@ -210,11 +212,11 @@ class _Output:
                 self._stream.write(octets)
                 return len(octets)
             while written < len(octets) and (may_wait or self._is_file or self._poll.poll(0)):
-                # Without a thread no more at once than a pipe takes without waiting.
+                # Without a thread, no more at once than a pipe takes without blocking.
                 end = len(octets) if may_wait or self._is_file else written + select.PIPE_BUF
                 try:
                     written += os.write(self._descriptor, octets[written:end])
-                except BlockingIOError:  # somebody has made it non-blocking
+                except BlockingIOError:  # another process has made it non-blocking
                     if not may_wait:
                         break
                     self._poll.poll()
@@ -224,7 +226,7 @@ class _Output:
 
 
 def _pieces(lines: list[bytes]) -> Iterator[list[bytes]]:
-    """Yield pieces that no other process's lines get into: PIPE_BUF long, or one longer line."""
+    """Yield pieces that a pipe takes whole: PIPE_BUF bytes at most, or one longer line."""
     piece: list[bytes] = []
     size = 0
     for line in lines:

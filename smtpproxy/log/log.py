@@ -1,11 +1,10 @@
-"""The log: one line per thing worth knowing, on standard error.
+"""The log: one line per event on standard error, as JSON or as coloured lines for a terminal.
 
-JSON, or aligned coloured lines for a terminal. Each line has `timestamp` (ISO 8601, UTC), `level`
-and `event`, then its fields. What comes from peers is escaped in both forms, so that nobody can
-forge a line or drive a terminal. A line is at most LINE_BYTES long: what is longer is cut, and
-says so.
+Each line has `timestamp` (ISO 8601, UTC), `level` and `event`, then its fields. Text of peers is
+escaped in both formats, so that it can neither forge a line nor control a terminal. A line has at
+most LINE_BYTES; longer values are cut and marked as cut.
 
-hot path: measure before changing (tests/log/test_log.py holds a line to its bound).
+Hot path: measure before changing (tests/log/test_log.py holds a line to its bound).
 """
 
 import json
@@ -30,13 +29,13 @@ from smtpproxy.log.line_writer import DELAY_S, Line, LineWriter
 from smtpproxy.text.escaping import printable, shortened
 
 LINE_BYTES = 16 * 1024
-"""No line is longer."""
+"""The longest line."""
 VALUE_BYTES = 2048
-"""So much is shown of what a peer has sent, before its backslashes are doubled for JSON."""
+"""The most that is shown of a text of a peer, before JSON doubles its backslashes."""
 ADDRESS_BYTES = 320
-"""And of one address (RFC 5321 section 4.5.3.1 allows 64 octets, @, and 255)."""
+"""The most that is shown of an address: 64 octets, @ and 255 (RFC 5321 section 4.5.3.1)."""
 UNRAISABLE_EVERY_S = 1.0
-"""One line is logged in this time of exceptions that nobody can catch."""
+"""The least time between two log lines about exceptions that cannot be caught."""
 _LINE_ROOM = LINE_BYTES - 1024
 _LEAST_BYTES = 16
 _LEVELS = {
@@ -53,11 +52,15 @@ Render = Callable[[Line], bytes]
 
 
 def configure(level: str, format: str, stream: BinaryIO | None = None) -> None:  # noqa: A002  # the setting's name
-    """Send the log to `stream` (default: standard error), from `level` (debug to error) upwards.
+    """Configure the log of this process.
 
-    `format` is json, console, or auto: console if `stream` is a terminal.  In the journal of
-    systemd each line has its priority, so that `journalctl -p warning` finds it. What libraries say
-    through the standard library's logging comes out as event `library_message`.
+    In the journal of systemd each line has its priority, so that `journalctl -p warning` finds it.
+    Messages of libraries, by the standard library's logging, become `library_message` events.
+
+    Args:
+        level: The lowest level that is logged: debug, info, warning or error.
+        format: json, console, or auto: console if `stream` is a terminal.
+        stream: Where to write; standard error if None.
     """
     if stream is None and sys.stderr is not None:  # None: started with descriptor 2 closed
         stream = sys.stderr.buffer
@@ -81,7 +84,7 @@ def configure(level: str, format: str, stream: BinaryIO | None = None) -> None: 
 
 
 def _is_journal(stream: BinaryIO) -> bool:
-    """Tell whether what is written to a stream reaches the journal of systemd (systemd.exec(5))."""
+    """Return whether a stream leads to the journal of systemd (systemd.exec(5))."""
     try:
         found = os.fstat(stream.fileno())
     except OSError:  # not a file
@@ -90,7 +93,7 @@ def _is_journal(stream: BinaryIO) -> bool:
 
 
 def _with_priority(render: Render) -> Render:
-    """Return what renders a line with its priority before each of its lines (sd-daemon(3))."""
+    """Return a renderer that puts the priority before each line (sd-daemon(3))."""
 
     def prefixed(line: Line) -> bytes:
         prefix = _PRIORITIES[str(line["level"])]
@@ -100,15 +103,16 @@ def _with_priority(render: Render) -> Render:
 
 
 def get() -> FilteringBoundLogger:
-    """Return the logger as it is configured now; so `configure` comes first."""
+    """Return the logger as `configure`, which must come first, has configured it."""
     return cast("FilteringBoundLogger", structlog.get_logger().bind())
 
 
 def gather(later: Callable[[float, Callable[[], None]], object] | None) -> None:
-    """Render lines together, and have a thread write them: for a process that runs an event loop.
+    """Render lines together and write them in a thread, for a process that runs an event loop.
 
-    `later` is told when there are some, and calls what it is given after so many seconds.  With
-    None, lines are written one by one again, and those gathered at once.
+    Args:
+        later: Calls a function after some seconds, as `loop.call_later` does. None writes the
+            gathered lines, and all further lines one by one.
     """
     writer = _writer()
     assert writer is not None, "configure comes first"
@@ -116,7 +120,7 @@ def gather(later: Callable[[float, Callable[[], None]], object] | None) -> None:
 
 
 def adopt_uncaught() -> None:
-    """Log what nothing catches, in this process and its threads, in place of a bare traceback."""
+    """Log uncaught exceptions of this process and its threads instead of printing tracebacks."""
 
     def uncaught(error: BaseException | None) -> None:
         events.UNCAUGHT_EXCEPTION.log(get(), exc_info=error)
@@ -127,7 +131,7 @@ def adopt_uncaught() -> None:
 
 
 def lost() -> int:
-    """Return how many lines could not be written."""
+    """Return the number of lines that could not be written."""
     writer = _writer()
     return 0 if writer is None else writer.lost
 
@@ -138,14 +142,14 @@ def _writer() -> LineWriter | None:
 
 
 def _stamp(_logger: object, level: str, fields: Line) -> tuple[tuple[Line], dict[str, object]]:
-    """Put time, level and event first: all that has to be done when a line comes up."""
+    """Put time, level and event first; the rest of the work is done when the line is rendered."""
     if "exc_info" in fields and (text := _traceback(fields.pop("exc_info"))):
         fields["exception"] = text
     return ({"timestamp": datetime.now(UTC), "level": level, "event": "", **fields},), {}
 
 
 def _complete(line: Line) -> Line:
-    """Call `details` for more fields, and turn all values into what JSON has: str for bytes."""
+    """Add the fields that `details` returns, and convert all values to JSON types."""
     if "details" in line:
         line.update(cast("Callable[[], Line]", line.pop("details"))())
     for key, value in line.items():
@@ -205,7 +209,7 @@ def _json_character(character: str) -> str:
 
 
 def _cut(line: Line) -> Line:
-    """Return a line that is too long with its long values cut, so that LINE_BYTES are enough."""
+    """Return a line whose long values are cut, so that it has at most LINE_BYTES."""
     room = _LINE_ROOM
     cut: Line = {}
     for key, value in line.items():
@@ -233,7 +237,7 @@ def _cut_value(value: str | list[object] | dict[str, object], most: int) -> obje
 
 
 def _console(*, colors: bool) -> Render:
-    """Return what renders a line for people."""
+    """Return the renderer of coloured lines."""
     reset, dim = (dev.RESET_ALL, dev.DIM) if colors else ("", "")
     bright, key_style = (dev.BRIGHT, dev.CYAN) if colors else ("", "")
     levels = {
@@ -259,7 +263,7 @@ def _console(*, colors: bool) -> Render:
         time = cast("datetime", line["timestamp"])
         line["timestamp"] = time.strftime("%Y-%m-%dT%H:%M:%S.") + f"{time.microsecond // 1000:03}Z"
         if "exception" in line:
-            # Indented, so that no line of it can pass for a log line.
+            # Indented, so that no line of a traceback looks like a log line.
             lines = str(line["exception"]).split("\n")
             line["exception"] = "\n".join("    " + printable(each) for each in lines)
         return renderer(None, str(line["level"]), line).encode() + b"\n"
@@ -268,7 +272,7 @@ def _console(*, colors: bool) -> Render:
 
 
 def _shown(value: object) -> str:
-    """Return a field's value for people, in quotes where its end would not be seen otherwise."""
+    """Return a value as text, in quotes if its end would not be visible otherwise."""
     if isinstance(value, list):
         return f"[{', '.join(map(_shown, value))}]"
     if not isinstance(value, str):
@@ -280,7 +284,7 @@ def _shown(value: object) -> str:
 
 
 class _LibraryMessages(logging.Handler):
-    """Turns records of the standard library's logging (asyncio's, above all) into log lines."""
+    """Logs records of the standard library's logging, such as those of asyncio."""
 
     def emit(self, record: logging.LogRecord) -> None:
         level = min(max(record.levelno // 10 * 10, logging.DEBUG), logging.ERROR)
@@ -294,10 +298,10 @@ class _LibraryMessages(logging.Handler):
 
 
 class UnraisableLog:
-    """A `sys.unraisablehook`: logs exceptions that nobody can catch, at most once a second.
+    """A `sys.unraisablehook` that logs at most one line a second.
 
-    A client makes one where a TLS library calls back and its server name is not ASCII; Python would
-    print lines of a traceback between those of the log.
+    A client can cause such exceptions, by a TLS server name that is not ASCII; Python would print
+    each traceback between the log lines.
     """
 
     def __init__(self) -> None:
