@@ -1,10 +1,10 @@
-"""The catalogue of log events: each with its name, level, fields and meaning.
+"""The catalogue of log events: name, level, fields and meaning of each.
 
-Nothing is logged that has no row here: what logs an event takes name and level from its row, and a
-test compares the fields of each line with those of the row.  `deploy/reference/events.md` is made
-of this file.
+Every log line is an event of this catalogue: its name and level come from the row, and a test
+compares the fields of each line with those of the row. `python deploy/generate` makes
+deploy/reference/events.md from this file.
 
-To add an event, add a row, and the fields that no other event has.
+To add an event, add a row, and a Field for each field that no other event has.
 """
 
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ class Field:
     """A field, with the same name, type and meaning in each event that has it."""
 
     types: tuple[Type, ...]
-    """Which values it can have, as JSON has them."""
+    """The JSON types that the value can have."""
     meaning: str
 
 
@@ -42,12 +42,12 @@ class Event:
     level: Level
     meaning: str
     fields: tuple[str, ...] = ()
-    """In their order; those of OPTIONAL may be missing."""
+    """In the order of the line; those in OPTIONAL may be missing."""
     rewritten_level: Level = "info"
-    """Its level where `rewritten` is true: the proxy made up for it, so that it did no harm."""
+    """The level if the field `rewritten` is true, as the violation then did no harm."""
 
     def log(self, logger: FilteringBoundLogger, /, **values: object) -> None:
-        """Log the event; `details` among the values returns more of them when the line is made."""
+        """Log the event; `details` is called for more fields when the line is rendered."""
         getattr(logger, self.level_of(values))(self.name, **values)
 
     def level_of(self, values: Mapping[str, object]) -> Level:
@@ -96,10 +96,10 @@ OPTIONAL: Final = frozenset(
         "kind",
     )
 )
-"""Fields that are left out where there is nothing to say."""
+"""Fields that are left out if there is no value."""
 
 FIELDS: Final = {
-    "session": Field(("text",), "The session's id; no other session has it. Traces use it, too."),
+    "session": Field(("text",), "The unique id of the session, in log and traces."),
     "client_ip": Field(
         (
             "text",
@@ -117,15 +117,19 @@ FIELDS: Final = {
     "listener": Field(("text",), "The listener's name in the settings."),
     "backend": Field(("text",), "The backend's name in the settings."),
     "server": Field(("text",), "The address of the backend's server; empty before there is one."),
-    "address": Field(("text",), "The address that is listened on, with its real port."),
+    "address": Field(
+        ("text",), "The address of the listener or of the admin server, with the real port."
+    ),
     "sender": Field(("text",), "The address of MAIL."),
     "recipients": Field(("list of texts",), "The addresses of RCPT that the backend accepted."),
     "more_recipients": Field(
-        ("whole number",), "Accepted recipients that the line has no room for."
+        ("whole number",), "Accepted recipients that are not shown, for lack of room."
     ),
     "refused": Field(("list of texts",), "The refused addresses of RCPT, each with its reply."),
-    "more_refused": Field(("whole number",), "Refused recipients that the line has no room for."),
-    "message_id": Field(("text",), "The message's own Message-ID, of its header."),
+    "more_refused": Field(
+        ("whole number",), "Refused recipients that are not shown, for lack of room."
+    ),
+    "message_id": Field(("text",), "The Message-ID in the header of the message."),
     "queue_id": Field(
         ("text",),
         "The message's id in the MTA's log, if its reply names one, as those of Postfix, Exim,"
@@ -137,17 +141,21 @@ FIELDS: Final = {
     "source_ip": Field(("text",), "The address that the server sees the connection come from."),
     "source_port": Field(("whole number",), "The port that the server sees it come from."),
     "recipient": Field(("text",), "The address of RCPT."),
-    "mechanism": Field(("text",), "The mechanism of AUTH; never what was sent with it."),
-    "attempt": Field(("whole number",), "Which refusal of this kind it is in the session."),
+    "mechanism": Field(("text",), "The mechanism of AUTH, never the credentials."),
+    "attempt": Field(
+        ("whole number",), "The number of this refusal among those of its kind in the session."
+    ),
     "size_bytes": Field(("whole number",), "Bytes of message content, dots unstuffed."),
-    "reply": Field(("text",), "The reply, as the client got it."),
-    "duration_s": Field(("number",), "Seconds from begin to end."),
+    "reply": Field(("text",), "The reply that the client got."),
+    "duration_s": Field(("number",), "Seconds from start to end."),
     "groups": Field(("list of whole numbers",), "Commands in each pipelined group of the message."),
-    "reason": Field(("text",), "The cause, in words, or as one of a few names."),
+    "reason": Field(("text",), "The cause, as one of a few names or in words."),
     "kind": Field(("text",), "The kind of the violation, or of the failure."),
-    "bytes": Field(("text",), "What the peer sent, cut and escaped."),
+    "bytes": Field(("text",), "What was sent, cut and escaped."),
     "command": Field(("text",), "The command line, without secrets, cut and escaped."),
-    "rewritten": Field(("true or false",), "It was rewritten and went on; else it was refused."),
+    "rewritten": Field(
+        ("true or false",), "Whether the proxy rewrote and forwarded it; otherwise it was refused."
+    ),
     "limit": Field(("text",), "The name of the setting in [limits]."),
     "messages": Field(("whole number",), "Messages that the backend accepted."),
     "commands": Field(("whole number",), "Commands from the client."),
@@ -162,9 +170,11 @@ FIELDS: Final = {
     "bytes_from_client": Field(("whole number",), "Bytes from the client, inside TLS."),
     "bytes_from_backend": Field(("whole number",), "Bytes from the backend, inside TLS."),
     "side": Field(("text",), "The peer: client or backend."),
-    "version": Field(("text",), "The version: of TLS, or in an event of the service of smtpproxy."),
+    "version": Field(
+        ("text",), "The version of TLS, or in an event of the service the version of smtpproxy."
+    ),
     "cipher": Field(("text",), "The cipher suite of TLS."),
-    "new_version": Field(("text",), "The version that has taken over."),
+    "new_version": Field(("text",), "The version that took over."),
     "verb": Field(
         ("text",),
         "The verb in capitals, or end_of_data, auth_line, greeting, unsolicited, malformed.",
@@ -191,17 +201,17 @@ FIELDS: Final = {
         ),
         "Seconds that the reply waited for others of its group.",
     ),
-    "clients": Field(
-        ("whole number",), "Clients that the event is about, since the last such line."
-    ),
+    "clients": Field(("whole number",), "Clients since the last such line."),
     "workers": Field(("whole number",), "Worker processes."),
     "sessions": Field(("whole number",), "Open sessions of all workers."),
     "name": Field(("text",), "A host name of sni, or default: the listener's own certificate."),
-    "problems": Field(("list of texts",), "Each problem in the settings, with its file and line."),
+    "problems": Field(("list of texts",), "The problems in the settings, each with file and line."),
     "pid": Field(("whole number",), "The process id: of the worker, or of the new supervisor."),
-    "exit_code": Field(("whole number",), "Its exit code; negative: the signal that ended it."),
-    "restart_delay_s": Field(("number",), "Seconds until another worker takes its place."),
-    "silent_s": Field(("number",), "Seconds since the worker gave a sign of life."),
+    "exit_code": Field(
+        ("whole number",), "The exit code of the worker; negative: the signal that ended it."
+    ),
+    "restart_delay_s": Field(("number",), "Seconds until another worker replaces it."),
+    "silent_s": Field(("number",), "Seconds since the last heartbeat of the worker."),
     "records": Field(("whole number",), "Trace records lost since the worker started."),
     "lines": Field(("whole number",), "Log lines lost or left out since the last such line."),
     "library": Field(("text",), "The name of the library's logger."),
@@ -212,11 +222,13 @@ FIELDS: Final = {
 }
 
 # Sessions.
-SESSION_OPENED = Event("session_opened", "debug", "A backend connection is there.", SESSION)
+SESSION_OPENED = Event(
+    "session_opened", "debug", "The backend connection of a session is open.", SESSION
+)
 SESSION_CLOSED = Event(
     "session_closed",
     "info",
-    "A session is over; reason says why.",
+    "A session closed; `reason` is the cause.",
     (
         *SESSION,
         "reason",
@@ -236,21 +248,22 @@ PROBE_CLOSED = Event(
     (*SESSION, "reason", "duration_s", "commands"),
 )
 MESSAGE_RELAYED = Event(
-    "message_relayed", "info", "The backend has accepted a message: reply is its own.", _MESSAGE
+    "message_relayed", "info", "The backend accepted a message; `reply` is its own reply.", _MESSAGE
 )
-MESSAGE_REFUSED = Event(
-    "message_refused", "info", "A transaction ended with a refusal, which reply shows.", _MESSAGE
-)
+MESSAGE_REFUSED = Event("message_refused", "info", "A message was refused with `reply`.", _MESSAGE)
 MESSAGE_ABANDONED = Event(
-    "message_abandoned", "info", "A transaction ended without a decision.", _MESSAGE
+    "message_abandoned", "info", "A transaction ended without a reply to its message.", _MESSAGE
 )
 GREETING_REFUSED = Event(
-    "greeting_refused", "info", "The backend does not want this client.", (*SESSION, "reply")
+    "greeting_refused",
+    "info",
+    "The backend refused this client in its greeting.",
+    (*SESSION, "reply"),
 )
 HELLO_REFUSED = Event(
     "hello_refused",
     "info",
-    "The backend refused EHLO or HELO; not logged where it does not know EHLO.",
+    "The backend refused EHLO or HELO; not logged if it does not know EHLO.",
     (*SESSION, "command", "reply"),
 )
 RECIPIENT_REFUSED = Event(
@@ -274,17 +287,17 @@ XCLIENT_REFUSED = Event(
 BACKEND_XCLIENT_REFUSED = Event(
     "backend_xclient_refused",
     "warning",
-    "The backend refused the proxy's XCLIENT, which names the client: the session ends.",
+    "The backend refused the proxy's XCLIENT, so the session ends.",
     (*SESSION, "command", "reply"),
 )
 CLIENT_VIOLATION = Event(
     "client_violation",
     "warning",
-    "A client broke the protocol; at level info where the proxy rewrote it.",
+    "A client violated the protocol; at level info if the proxy rewrote it.",
     _VIOLATION,
 )
 BACKEND_VIOLATION = Event(
-    "backend_violation", "warning", "The backend broke the protocol.", _VIOLATION
+    "backend_violation", "warning", "The backend violated the protocol.", _VIOLATION
 )
 LIMIT_REACHED = Event(
     "limit_reached",
@@ -295,43 +308,46 @@ LIMIT_REACHED = Event(
 CLIENT_SLOWED = Event(
     "client_slowed",
     "info",
-    "A client sends more than limits.commands_per_second, and is read more slowly.",
+    "A client exceeds `limits.commands_per_second` and is read more slowly.",
     SESSION,
 )
 CLIENT_STALLED = Event(
-    "client_stalled", "debug", "A client is not read for now (back-pressure).", SESSION
+    "client_stalled", "debug", "Reading from a client is paused (back-pressure).", SESSION
 )
 BACKEND_LOST = Event(
-    "backend_lost", "warning", "The backend's connection broke in a session.", SESSION
+    "backend_lost", "warning", "The backend closed or lost the connection of a session.", SESSION
 )
 SERVER_GIVEN_UP = Event(
     "server_given_up",
     "info",
-    "A session goes on to the next server, or to none.",
+    "A session could not use a server and tries the next one, if there is one.",
     (*SESSION, "reason"),
 )
 TLS_STARTED = Event(
-    "tls_started", "debug", "One side went inside TLS.", (*SESSION, "side", "version", "cipher")
+    "tls_started",
+    "debug",
+    "A TLS handshake with one side succeeded.",
+    (*SESSION, "side", "version", "cipher"),
 )
 TLS_FAILED = Event(
-    "tls_failed", "warning", "The TLS handshake with one side failed.", (*SESSION, "side", "reason")
+    "tls_failed", "warning", "A TLS handshake with one side failed.", (*SESSION, "side", "reason")
 )
 CLIENT_TURNED_AWAY = Event(
     "client_turned_away",
     "warning",
-    "A connection became no session: its PROXY header or its implicit TLS failed.",
+    "A connection was closed before its session began: its PROXY header or implicit TLS failed.",
     (*SESSION, "kind", "reason"),
 )
 CONTENT_NOT_ENDED = Event(
     "content_not_ended",
     "warning",
-    "A client sent a dot alone in its line that is not the end of data, and may wait for a reply.",
+    "A client sent a line with a dot alone that is not the end of data, and may wait for a reply.",
     (*SESSION, "kind"),
 )
 LOOP_DETECTED = Event(
     "loop_detected",
     "warning",
-    "The client is this service itself: the settings lead back to one of its listeners.",
+    "The proxy connected to itself: a server of the settings leads back to a listener.",
     (*SESSION, "reason"),
 )
 EXCHANGE = Event(
@@ -353,25 +369,25 @@ EXCHANGE = Event(
 INTERNAL_ERROR = Event(
     "internal_error",
     "error",
-    "A fault of the proxy, which ended this session with 421.",
+    "A bug in the proxy ended this session with 421.",
     (*SESSION, "exception"),
 )
 
 # The service.
 LISTENING = Event(
-    "listening", "info", "Clients are accepted here.", ("listener", "address", "version")
+    "listening", "info", "A listener accepts clients.", ("listener", "address", "version")
 )
 ADMIN_LISTENING = Event(
-    "admin_listening", "info", "Metrics and the live page are served here.", ("address",)
+    "admin_listening", "info", "The admin server accepts connections.", ("address",)
 )
 ADMIN_BAD_REQUEST = Event(
     "admin_bad_request",
     "warning",
-    "The admin address got requests that are not HTTP; logged once in a while.",
+    "The admin address got requests that are not HTTP; at most one line a second.",
     ("kind", "requests"),
 )
 ADMIN_ERROR = Event(
-    "admin_error", "error", "A fault of the proxy in serving the admin address.", ("exception",)
+    "admin_error", "error", "A bug in the proxy while it served the admin address.", ("exception",)
 )
 CANNOT_LISTEN = Event(
     "cannot_listen", "error", "An address cannot be listened on.", ("address", "reason")
@@ -385,22 +401,25 @@ NO_CONTROL_SOCKET = Event(
 OPEN_RELAY_RISK = Event(
     "open_relay_risk",
     "warning",
-    "The MTA sees the proxy's address for clients of other machines: it must not relay for it.",
+    "The MTA sees the proxy's address for clients of other machines, and must not relay for it.",
     ("listener", "backend"),
 )
 WEAK_TLS = Event(
-    "weak_tls", "warning", "The settings allow old TLS or any certificate.", ("backend", "reason")
+    "weak_tls",
+    "warning",
+    "The settings allow an old version of TLS, or any certificate.",
+    ("backend", "reason"),
 )
 CLIENTS_REFUSED = Event(
     "clients_refused",
     "warning",
-    "New clients got 421; reason is the limit, client_ip the last of them.",
+    "New clients got 421; `reason` is the limit, `client_ip` the last client.",
     ("reason", "client_ip", "clients"),
 )
 CLIENTS_LOST = Event(
     "clients_lost",
     "debug",
-    "Clients had reset their connections before their addresses could be read.",
+    "Clients reset their connections before their addresses could be read.",
     ("clients",),
 )
 SERVER_DOWN = Event(
@@ -409,33 +428,35 @@ SERVER_DOWN = Event(
     "A server cannot be reached, does not greet, or greets with 4xx; once for each change.",
     ("backend", "server", "reason"),
 )
-SERVER_UP = Event("server_up", "info", "A server is reached again.", ("backend", "server"))
+SERVER_UP = Event("server_up", "info", "A server can be reached again.", ("backend", "server"))
 RELOADED = Event(
     "reloaded",
     "info",
-    "New settings, or a new version, are used.",
+    "New settings, or a new version, are in use.",
     ("workers", "sessions", "version"),
 )
-RELOAD_FAILED = Event("reload_failed", "error", "A reload changed nothing.", ("problems",))
+RELOAD_FAILED = Event(
+    "reload_failed", "error", "A reload failed; the old settings stay in use.", ("problems",)
+)
 DOUBTFUL_CERTIFICATE = Event(
     "doubtful_certificate",
     "warning",
-    "A certificate has expired, will soon, is not valid yet, or lacks its name of sni.",
+    "A certificate has expired, expires soon, is not valid yet, or lacks its name of `sni`.",
     ("listener", "name", "reason"),
 )
 CERTIFICATES_REFUSED = Event(
     "certificates_refused",
     "error",
-    "Certificate files have changed and are no good; the old ones are still used.",
+    "Certificate files changed and cannot be used; the old certificates stay in use.",
     ("problems",),
 )
 CERTIFICATES_CHANGED = Event(
-    "certificates_changed", "info", "Certificate files have changed, and are used from now on."
+    "certificates_changed", "info", "Certificate files changed; the new certificates are in use."
 )
 HANDED_OVER = Event(
     "handed_over",
     "info",
-    "A supervisor of another version has taken over; this one ends with its sessions.",
+    "Another version took over; this supervisor ends with its last session.",
     ("pid", "version", "new_version", "sessions"),
 )
 DRAINING = Event(
@@ -448,18 +469,18 @@ CANNOT_START_WORKERS = Event(
 WORKER_LOST = Event(
     "worker_lost",
     "error",
-    "A worker died, and its sessions with it; another one takes its place.",
+    "A worker died with its sessions and will be replaced.",
     ("pid", "exit_code", "duration_s", "restart_delay_s"),
 )
 FORK_SERVER_LOST = Event(
     "fork_server_lost",
     "error",
-    "The process that starts workers died; a new supervisor takes its place.",
+    "The process that starts workers died; the supervisor starts itself anew.",
 )
 WORKER_HANGS = Event(
     "worker_hangs",
     "error",
-    "A worker gave no sign of life for timeouts.heartbeat, and is killed.",
+    "A worker sent no heartbeat for `timeouts.heartbeat` and is killed.",
     ("pid", "silent_s"),
 )
 TRACE_RECORDS_LOST = Event(
@@ -476,11 +497,11 @@ LOG_LINES_SUPPRESSED = Event(
 LIBRARY_MESSAGE = Event(
     "library_message",
     "error",
-    "A library reports something, at the level that it has there.",
+    "A message of a library, with its level there.",
     ("library", "message", "exceptions", "exception"),
 )
 UNCAUGHT_EXCEPTION = Event(
-    "uncaught_exception", "error", "A fault that ended a process or a thread.", ("exception",)
+    "uncaught_exception", "error", "A bug in the proxy ended a process or a thread.", ("exception",)
 )
 
 EVENTS: Final = {each.name: each for each in vars().copy().values() if isinstance(each, Event)}

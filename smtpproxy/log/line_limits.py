@@ -1,11 +1,11 @@
-"""Line limits: how many log lines a second the sessions of one client may make.
+"""Limits the log lines that the sessions of one client may write in a second.
 
-A token bucket for each session and one for each address, so that a burst is logged whole: of each
-only the time is kept at which it is full again.  What is over is left out and counted, and the
-count is logged once a second.  What an audit counts is never left out: the acknowledgement of a
-message, and a login that was refused.
+Each session and each client address has a token bucket, so that a burst is logged whole; for each
+bucket only the time is kept at which it is full again. Lines over the limit are left out and
+counted, and the count is logged once a second. Acknowledged messages and refused logins are never
+left out, since audits count them.
 
-hot path: measure before changing (bench core, S1: a line for each session).
+Hot path: measure before changing (bench core, S1: a line for each session).
 """
 
 from collections.abc import Callable
@@ -16,32 +16,32 @@ from structlog.typing import FilteringBoundLogger
 from smtpproxy.log import events
 
 BURST_S = 5.0
-"""So many seconds' worth of lines may come at once."""
+"""The size of a bucket, in seconds at its rate."""
 REPORT_EVERY_S = 1.0
-"""How often it is logged how many lines were left out."""
+"""How often the number of left-out lines is logged."""
 ADDRESSES = 4096
-"""Of so many addresses the buckets are kept; those that logged last."""
+"""The number of addresses whose buckets are kept, those that logged last."""
 REPORTED = 64
-"""For so many addresses a second there is a line of its own; the others share one."""
+"""The most addresses with a report line of their own in a second; the others share one."""
 NEVER_LEFT_OUT = frozenset((events.MESSAGE_RELAYED.name, events.AUTH_REFUSED.name))
 _LONGEST = BURST_S + 1e-6  # sums of intervals are rounded
 _LEVELS = ("debug", "info", "warning", "error")
 
 
 class LineLimits:
-    """For all sessions of a worker.
+    """The limits of all sessions of a worker.
 
     Args:
-        per_session: Lines of a session in a second; 0 is no limit.
-        per_address: The same of all sessions of an address.
-        level: The least level that is logged; other events count for nothing.
-        address_of: Returns what an IP address counts as, as limits count it.
-        later: Calls what it is given after so many seconds.
-        logger: Takes the lines with the number of those that were left out.
+        per_session: Lines of a session in a second; 0: no limit.
+        per_address: Lines of all sessions of an address in a second; 0: no limit.
+        level: The lowest level that is logged; events below it are not counted.
+        address_of: Returns the key under which an IP address is counted.
+        later: Calls a function after some seconds.
+        logger: Logs the number of lines that were left out.
     """
 
     suppressed: int
-    """How many lines were left out."""
+    """The number of lines that were left out."""
 
     def __init__(
         self,
@@ -93,7 +93,7 @@ class LineLimits:
 
 
 class SessionLineLimit:
-    """Of one session."""
+    """The limit of one session."""
 
     __slots__ = ("_address", "_client_ip", "_full_again", "_limits")
 

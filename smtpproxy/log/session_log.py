@@ -1,4 +1,4 @@
-"""What is logged of sessions: a line for each message and for each session, none per command."""
+"""The session log: a line for each message and for each session, none for each command."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,19 +20,19 @@ _BEGINS_ANEW = frozenset((verbs.RSET, verbs.EHLO, verbs.HELO))
 _NOT_KNOWN = frozenset((500, 502, 504))
 """Codes of a backend that does not know EHLO; the client goes on with HELO."""
 _FORWARDING = frozenset((b"XCLIENT", b"XFORWARD"))
-"""Verbs by which one proxy names the client to the next."""
+"""Verbs by which a proxy passes on the client's address."""
 REFUSALS_LOGGED = 20
-"""So many refusals of a kind are logged in a session."""
+"""The most refusals of one kind that are logged in a session."""
 HELO_BYTES = 255
 _REASONS = {"proxy_header_unexpected": "its network is not in proxy_protocol"}
-"""What an operator has to look at, by the kind of the violation."""
+"""Hints for the operator, by the kind of the violation."""
 
 
 class ServiceLog:
     """Logs a worker's sessions.
 
     Args:
-        limits: How many lines; None for any number.
+        limits: Limits the lines; None does not.
     """
 
     def __init__(self, limits: LineLimits | None = None) -> None:
@@ -40,7 +40,7 @@ class ServiceLog:
         self._limits = limits
 
     def session(self, session: str, listener: str, backend: str, client: str) -> "SessionLog":
-        """Begin to log a session, under an id that no other session has."""
+        """Return the log of a session; `session` is its unique id."""
         limits = self._limits
         limit = None if limits is None else limits.session(ip_and_port(client)[0])
         return SessionLog(session, listener, backend, client, self._log, limit)
@@ -53,7 +53,7 @@ class ServiceLog:
             events.SERVER_DOWN.log(self._log, backend=backend, server=server, reason=reason)
 
     def refused(self, reason: str, client: str, clients: int) -> None:
-        """Log that clients were turned away; of those that have gone by themselves, quietly."""
+        """Log refused clients; those that left by themselves at debug."""
         if reason == "client_lost":
             events.CLIENTS_LOST.log(self._log, clients=clients)
             return
@@ -80,17 +80,13 @@ def session_fields(
 
 
 def ip_and_port(client: str) -> tuple[str | None, int | None]:
-    """Return the two parts of a client's address; None for each if it is `unix`."""
+    """Split a client's address into IP address and port; both are None for `unix`."""
     host, colon, port = client.rpartition(":")
     return (host.strip("[]"), int(port)) if colon else (None, None)
 
 
 class SessionLog:
-    """Logs one session.
-
-    on_transaction: who else learns what each transaction came to: the event, and what makes its
-    fields, since not everybody needs them.
-    """
+    """Logs one session."""
 
     __slots__ = (
         "_auth",
@@ -99,7 +95,7 @@ class SessionLog:
         "_hello",
         "_id",
         "_limit",
-        "_limits_told",
+        "_limits_logged",
         "_listener",
         "_log",
         "_mechanism",
@@ -113,6 +109,12 @@ class SessionLog:
         "_transaction",
         "on_transaction",
     )
+
+    on_transaction: Sequence[Callable[[str, Callable[[], dict[str, Any]]], None]]
+    """Called at the end of each transaction with the name of its event and what returns its fields.
+
+    Not every observer needs the fields, so they are made only if asked for.
+    """
 
     def __init__(
         self,
@@ -128,7 +130,9 @@ class SessionLog:
         self._backend = backend
         self._client = client
         self._server = ""
-        self._limits_told: tuple[str, ...] = ()  # each is told once, however often it is reached
+        self._limits_logged: tuple[
+            str, ...
+        ] = ()  # each is logged once, however often it is reached
         self._log = logger
         self._limit = limit
         self._transaction: TransactionSummary | None = None
@@ -140,7 +144,7 @@ class SessionLog:
         self._refusals: dict[events.Event, int] = {}
         self._scanned: Exchange | None = None
         self._scanners: dict[Exchange, MessageIdScanner] = {}
-        self.on_transaction: Sequence[Callable[[str, Callable[[], dict[str, Any]]], None]] = ()
+        self.on_transaction = ()
 
     def connected(
         self,
@@ -160,7 +164,7 @@ class SessionLog:
         event.log(self._log, **{**fields, **values})
 
     def gave_up(self, server: str, reason: str) -> None:
-        """Log that this session goes on to another server, or to none."""
+        """Log that a server could not be used."""
         self._emit(events.SERVER_GIVEN_UP, server=server, reason=reason)
 
     def content(self, exchange: Exchange, sent: bytes, came: bytes) -> None:  # noqa: ARG002
@@ -171,7 +175,7 @@ class SessionLog:
         self._scanners[exchange].add(sent)
 
     def settled(self, exchanges: list[Exchange]) -> None:
-        """Follow transactions, and log the one that is over; log what broke the protocol."""
+        """Follow transactions, and log ended ones, refusals and violations."""
         for exchange in exchanges:
             role = exchange.verb.role
             if role == verbs.RCPT:
@@ -191,7 +195,7 @@ class SessionLog:
                 self._log_violation(exchange)
 
     def noted(self, event: NotedEvent, **values: str) -> None:
-        """Log what happened besides the dialogue."""
+        """Log an event besides the dialogue."""
         if event == events.TLS_STARTED.name and values["side"] == "client":
             self._tls = f"{values['version']} {values['cipher']}"
         self._emit(events.EVENTS[event], **values)
@@ -240,7 +244,7 @@ class SessionLog:
             tell(outcome, fields)
 
     def _client_fields(self) -> dict[str, object]:
-        """Return the fields that each message's event has of its client and its connection."""
+        """Return the fields of a message's event that describe the client and the connection."""
         shown = self._shown
         if not shown:
             if self._hello:
@@ -303,8 +307,8 @@ class SessionLog:
         assert problem is not None
         limit = LIMITS.get(problem.kind)
         if limit is not None:
-            if limit not in self._limits_told:
-                self._limits_told += (limit,)
+            if limit not in self._limits_logged:
+                self._limits_logged += (limit,)
                 self._emit(
                     events.LIMIT_REACHED,
                     limit=limit,
@@ -325,14 +329,14 @@ class SessionLog:
         )
 
     def stalled(self) -> None:
-        """Say nothing: it happens to every large message."""
+        """Log nothing: every large message stalls."""
 
     def slowed(self) -> None:
-        """Log that the client is slowed down."""
+        """Log that the client is read more slowly."""
         self._emit(events.CLIENT_SLOWED)
 
     def closed(self, summary: SessionSummary) -> None:
-        """Log the session, and what was left of its last transaction."""
+        """Log the end of the session, and of its last transaction."""
         if summary.probe:
             self._emit(
                 events.PROBE_CLOSED,

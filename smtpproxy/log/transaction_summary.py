@@ -1,4 +1,4 @@
-"""The mail transaction: what a session's exchanges come to (RFC 5321 section 3.3)."""
+"""The summary of a mail transaction for the log (RFC 5321 section 3.3)."""
 
 import re
 from typing import Any, Literal
@@ -12,16 +12,16 @@ from smtpproxy.text.escaping import printable, shortened
 _PATH = re.compile(rb"[^:\n]*:?[ \t]*<?([^>\r\n]*)[^\n]*\n")
 """A command line, and in it the path; all lines at once, since there can be hundreds."""
 KEPT_BYTES = 10 * 1024
-"""How much of the command lines of a transaction is kept; beyond it recipients are only counted."""
+"""The most that is kept of the command lines; beyond it recipients are only counted."""
 LINE_BYTES = 8
-"""What a line takes beside its text, at least: without it, many short ones would take much."""
+"""The least memory that a line takes besides its text, so that many short lines are bounded."""
 KEPT_LINE = ADDRESS_BYTES + 32
-"""How much of one line: the verb and an address."""
+"""The most that is kept of one line: the verb and an address."""
 KEPT_REPLY = 512
 REFUSAL_BYTES = 200
-"""How much of the reply to a refused recipient."""
+"""The most that is kept of the reply to a refused recipient."""
 KEPT_COMMANDS = 1000
-"""Of so many commands it is kept which ones came in one group."""
+"""The number of commands for which the groups are kept."""
 
 
 Outcome = Literal["message_relayed", "message_refused", "message_abandoned"]
@@ -29,13 +29,9 @@ Outcome = Literal["message_relayed", "message_refused", "message_abandoned"]
 
 
 class TransactionSummary:
-    """One transaction, from MAIL to the reply to its end of data or to what cut it short.
+    """One transaction, from MAIL to the reply to its end of data, or to its abandonment.
 
-    Nothing is kept but what the log shows, so that an open transaction takes little memory.
-
-    reply: the one that decides: of the end of data, or the last refusal; empty if there is none.
-    message_id: that of its header; empty if it has none.
-    header_ended: no more is looked for in it.
+    Only what the log shows is kept, so that an open transaction takes little memory.
     """
 
     __slots__ = (
@@ -56,6 +52,13 @@ class TransactionSummary:
         "reply",
     )
 
+    reply: bytes
+    """The reply to the end of data, or the last refusal; empty if there is none."""
+    message_id: bytes
+    """The Message-ID of the header; empty if there is none."""
+    header_ended: bool
+    """Whether the header is complete, so that no Message-ID is searched any more."""
+
     def __init__(self, mail: Exchange) -> None:
         self._mail = _kept(mail.line)
         self._began = mail.framed
@@ -72,7 +75,7 @@ class TransactionSummary:
         self._fields: dict[str, Any] = {}
 
     def add(self, exchange: Exchange) -> None:
-        """Take in the next exchange of the transaction."""
+        """Add the next exchange of the transaction."""
         self._octets += exchange.octets
         self._replied = exchange.replied or self._replied
         if len(self._pipelined) < KEPT_COMMANDS:
@@ -100,19 +103,19 @@ class TransactionSummary:
             self._more_refused += 1
 
     def end(self, exchange: Exchange) -> None:
-        """Take in the exchange that decides."""
+        """Add the last exchange, whose reply decides."""
         self.add(exchange)
         self.reply = exchange.reply[:KEPT_REPLY]
 
     @property
     def outcome(self) -> Outcome:
-        """Return what became of it, as the log's event."""
+        """Return the name of the log event."""
         if self.reply[:1] == b"2":
             return "message_relayed"
         return "message_refused" if self.reply else "message_abandoned"
 
     def fields(self) -> dict[str, Any]:
-        """Return what the log says of it, when it is over; sizes in bytes."""
+        """Return the fields of the log event, after the last exchange."""
         if not self._fields:
             self._fields = self._make_fields()
             self._accepted = self._refused = self._refusals = []

@@ -20,7 +20,7 @@ class TestAddresses:
             ("fd:smtp", "fd:smtp"),
         ],
     )
-    def test_what_a_listener_takes(self, text: str, shown: str) -> None:
+    def test_valid_addresses_of_listeners(self, text: str, shown: str) -> None:
         assert str(parse_listener(text)) == shown
 
     @pytest.mark.parametrize(
@@ -46,25 +46,25 @@ class TestAddresses:
             ("", "no host"),
             ("unix:run/x", "whole path"),
             ("unix:", "whole path"),
-            ("unix:/" + "x" * 107, "107 octets"),
+            ("unix:/" + "x" * 107, "107 bytes"),
             ("unix:/a\0b", "NUL"),
             ("fd:", 'such as "fd:smtp"'),
             ("fd:a:b", 'such as "fd:smtp"'),
         ],
     )
-    def test_what_no_one_takes(self, text: str, advice: str) -> None:
+    def test_invalid_addresses(self, text: str, advice: str) -> None:
         for parse in (parse_listener, parse_server):
             with pytest.raises(ValueError) as raised:  # noqa: PT011  # the advice is the match
                 parse(text)
             assert advice in str(raised.value)
 
-    def test_a_server_may_be_a_name_but_needs_a_port_and_a_place(self) -> None:
+    def test_a_server_may_be_a_name_and_needs_a_port_and_a_host(self) -> None:
         assert str(parse_server("MX.example.:25")) == "mx.example.:25"
         for text in ("h:0", "0.0.0.0:25", "[::]:25", "fd:smtp"):
             with pytest.raises(ValueError, match="a server needs"):
                 parse_server(text)
 
-    def test_only_what_others_can_reach_is_exposed(self) -> None:
+    def test_loopback_addresses_are_only_for_this_machine(self) -> None:
         near = ["127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "[::ffff:127.0.0.2]:1", "localhost:2"]
         far = ["0.0.0.0:3", "[::]:3", "10.0.0.1:1", "[fe80::1%eth0]:1"]
         settings = from_flags(None, [*near, "unix:/x", *far], ["h:1"])
@@ -87,7 +87,7 @@ class TestAddresses:
         ("fe80::1%eth0", "fe80::1%eth0"),
     ],
 )
-def test_an_address_has_one_spelling(text: str, spelling: str) -> None:
+def test_equal_addresses_have_the_same_text(text: str, spelling: str) -> None:
     assert canonical(text) == spelling
 
 

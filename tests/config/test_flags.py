@@ -23,7 +23,7 @@ def text_of(listen: str) -> str:
 
 
 class TestFlags:
-    def test_they_are_enough(self) -> None:
+    def test_flags_alone_are_enough(self) -> None:
         settings = from_flags(None, ["127.0.0.1:0", "[::1]:25"], ["a.example:25", "10.0.0.5:25"])
         assert [str(each.address) for each in settings.listeners.values()] == [
             "127.0.0.1:0",
@@ -33,7 +33,7 @@ class TestFlags:
         assert list(map(str, backend.servers)) == ["a.example:25", "10.0.0.5:25"]
         assert {each.backend for each in settings.listeners.values()} == set(settings.backends)
 
-    def test_they_replace_what_the_file_says_and_leave_the_rest(self, tmp_path: Path) -> None:
+    def test_flags_replace_settings_of_the_file_and_keep_the_rest(self, tmp_path: Path) -> None:
         text = GOOD + '[limits]\ncommand_line = 600\n[log]\nlevel = "error"\nformat = "json"\n'
         file = load(write(tmp_path, text))
         settings = from_flags(file, ["[::1]:26"], [], log_level="debug")
@@ -52,16 +52,16 @@ class TestFlags:
         assert str(settings.backends[name].servers[0]) == "10.9.9.9:25"
         assert settings.log.format == "console"
 
-    def test_the_missing_ones_are_named(self) -> None:
+    def test_missing_flags_are_reported(self) -> None:
         listen, backend = flag_problems(None, [], [])
         assert listen.startswith("-l: is missing")
         assert backend.startswith("-b: is missing")
 
-    def test_every_bad_one_is_named(self) -> None:
+    def test_every_bad_flag_is_reported(self) -> None:
         told = flag_problems(None, ["x", "[::1]:1", "[::1]:1"], ["h:0", "10.0.0.5:25"])
         assert sorted(each.split(":")[0] for each in told) == ["-b", "-l", "-l"]
 
-    def test_bad_words_for_the_log(self) -> None:
+    def test_bad_flags_of_the_log_are_reported(self) -> None:
         with pytest.raises(
             ConfigError, match=r"--log-format: must be .*\n--log-level: must be"
         ) as e:
@@ -74,7 +74,7 @@ class TestFlags:
         (told,) = flag_problems(file, ["[::1]:1"], [])
         assert 'cannot choose between the backends "a", "b"; give -b too' in told
 
-    def test_what_contradicts_only_with_them_is_found(self, tmp_path: Path) -> None:
+    def test_contradictions_with_flags_are_found(self, tmp_path: Path) -> None:
         text = '[backends.a]\nservers = ["h:1"]\nidentity = "proxy-v2"\n'
         file = load(write(tmp_path, text), need_listener=False)
         (told,) = flag_problems(file, ["unix:/run/s"], [])
@@ -87,7 +87,7 @@ class TestFlags:
 
 
 class TestAdminAndTraceFlags:
-    def test_they_lay_over_the_file(self, tmp_path: Path) -> None:
+    def test_flags_override_the_file(self, tmp_path: Path) -> None:
         settings = from_flags(
             load(write(tmp_path, GOOD + '[trace]\nwhen = "off"\ncontent = "headers"')),
             [],

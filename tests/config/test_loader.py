@@ -170,7 +170,7 @@ recipients = 5
 
 
 class TestMistakes:
-    def test_all_are_told_at_once_each_with_its_line(self, tmp_path: Path) -> None:
+    def test_all_problems_are_reported_at_once_each_with_its_line(self, tmp_path: Path) -> None:
         told = [(line, key) for line, key, _ in problems(tmp_path, WRONG_EVERYWHERE)]
         assert told == [
             (2, "hostnam"),
@@ -300,7 +300,7 @@ class TestMistakes:
         assert told[:2] == (line, key)
         assert text in told[2]
 
-    def test_one_that_hides_others_is_told_alone(self, tmp_path: Path) -> None:
+    def test_a_problem_that_hides_others_is_reported_alone(self, tmp_path: Path) -> None:
         """What is wrong as a whole is not also searched for mistakes inside, nor does it crash."""
         text = """\
 listeners.a = 3
@@ -334,10 +334,10 @@ b.servers = 10
         assert told[1] == f"listeners{key}"
         assert "a table for each listener, written [listeners.NAME]" in told[2]
 
-    def test_a_name_of_a_listener_that_no_label_can_be(self, tmp_path: Path) -> None:
+    def test_an_invalid_name_of_a_listener_is_reported(self, tmp_path: Path) -> None:
         (told,) = problems(tmp_path, GOOD.replace("listeners.smtp", 'listeners."a b"'))
         assert told[:2] == (1, 'listeners."a b"')
-        assert "is not a possible name" in told[2]
+        assert "is not a valid name" in told[2]
 
     def test_servers_as_one_text(self, tmp_path: Path) -> None:
         (told,) = problems(tmp_path, GOOD.replace('["10.0.0.5:25"]', '"10.0.0.5:25"'))
@@ -364,12 +364,12 @@ b.servers = 10
         assert "has no listener; add [listeners.NAME]" in listener[2]
         assert "has no backend; add [backends.NAME]" in backend[2]
 
-    def test_what_flags_bring_may_be_left_out(self, tmp_path: Path) -> None:
+    def test_a_file_may_omit_what_flags_give(self, tmp_path: Path) -> None:
         path = write(tmp_path, '[listeners.smtp]\naddress = "[::1]:1"\nbackend = "gone"\n')
         assert load(path, need_backend=False).listeners["smtp"].backend == "gone"
         assert load(write(tmp_path, ""), need_listener=False, need_backend=False).listeners == {}
 
-    def test_octets_of_a_value_cannot_drive_the_terminal(self, tmp_path: Path) -> None:
+    def test_control_characters_of_a_value_are_escaped(self, tmp_path: Path) -> None:
         text = GOOD + '"\\u001b[31m" = 1\nhelo_fallback = "\\u009b\\n' + "x" * 500 + '"\n'
         for _, key, what in problems(tmp_path, text):
             assert (key + what).isprintable()
@@ -383,17 +383,19 @@ class TestAFileThatIsNoSettings:
         assert told[2].startswith("is not TOML: ")
         assert "(column 7)" in told[2]
 
-    def test_an_unfinished_one_is_told_at_its_end(self, tmp_path: Path) -> None:
+    def test_an_unfinished_file_is_reported_at_its_end(self, tmp_path: Path) -> None:
         (told,) = problems(tmp_path, GOOD + "x = [\n")
         assert told[0] == 6
         assert told[2].startswith("is not TOML: ")
 
     @pytest.mark.parametrize("text", ["a = " + "[" * 5000, "a = " + "9" * 5000])
-    def test_what_tomllib_itself_cannot_take(self, tmp_path: Path, text: str) -> None:
+    def test_nesting_that_is_too_deep_for_tomllib_is_reported(
+        self, tmp_path: Path, text: str
+    ) -> None:
         (told,) = problems(tmp_path, text)
         assert told[2].startswith("is not TOML: ")
 
-    def test_octets_that_are_not_utf_8(self, tmp_path: Path) -> None:
+    def test_bytes_that_are_not_utf_8_are_reported(self, tmp_path: Path) -> None:
         (told,) = problems(tmp_path, GOOD.encode() + b'x = "\xe4"\n')
         assert told == (6, "", "byte 0xe4 is not UTF-8; save the file as UTF-8")
 

@@ -70,7 +70,7 @@ NO_LOOPS = [
 
 
 @pytest.mark.parametrize(("listening", "server"), LOOPS)
-def test_a_server_that_is_a_listener_has_its_place(
+def test_a_server_that_is_a_listener_is_reported_at_its_key(
     listening: str, server: str, tmp_path: Path
 ) -> None:
     others = ["127.0.0.1:1", listening]
@@ -80,29 +80,31 @@ def test_a_server_that_is_a_listener_has_its_place(
 
 
 @pytest.mark.parametrize(("listening", "server"), NO_LOOPS)
-def test_a_server_beside_it_is_none(listening: str, server: str, tmp_path: Path) -> None:
+def test_a_server_at_another_address_is_no_loop(
+    listening: str, server: str, tmp_path: Path
+) -> None:
     assert found(tmp_path, [listening], server) == []
 
 
-def test_any_address_is_each_of_this_machine(tmp_path: Path) -> None:
+def test_a_wildcard_covers_each_address_of_this_machine(tmp_path: Path) -> None:
     for listening in ("0.0.0.0:2525", "[::]:2525"):
         assert len(found(tmp_path, [listening], f"{own_address()}:2525")) == 1
     assert found(tmp_path, ["127.0.0.1:2525"], f"{own_address()}:2525") == []
 
 
-def test_both_families_are_taken_unless_another_listener_takes_ipv4(tmp_path: Path) -> None:
+def test_a_wildcard_of_ipv6_covers_ipv4_unless_another_listener_does(tmp_path: Path) -> None:
     listening = ["[::]:2525", "192.0.2.1:2525"]
     assert found(tmp_path, listening, "127.0.0.1:2525") == []
     assert len(found(tmp_path, listening, "192.0.2.1:2525")) == 1
 
 
-def test_a_link_leads_where_it_leads(tmp_path: Path) -> None:
+def test_symbolic_links_of_sockets_are_followed(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "socket")
     (problem,) = found(tmp_path, [f"unix:{tmp_path}/socket"], f"unix:{tmp_path}/link")
     assert "leads back to listeners.l0" in problem
 
 
-def test_every_server_that_leads_back_is_told(tmp_path: Path) -> None:
+def test_every_server_that_leads_back_is_reported(tmp_path: Path) -> None:
     told = found(tmp_path, ["127.0.0.1:1", "127.0.0.2:2"], "127.0.0.2:2", "127.0.0.1:1")
     assert [each.split()[0] for each in told] == [
         "backends.mta.servers[0]",
@@ -113,7 +115,7 @@ def test_every_server_that_leads_back_is_told(tmp_path: Path) -> None:
 NAMES = {"mta.example": ["192.0.2.1", "::ffff:127.0.0.1"], "other.example": ["192.0.2.1"]}
 
 
-def test_a_name_is_each_of_its_addresses(tmp_path: Path) -> None:
+def test_each_address_of_a_name_is_checked(tmp_path: Path) -> None:
     def look_up(host: str) -> list[str]:
         return NAMES.get(host, [])
 
@@ -125,7 +127,7 @@ def test_a_name_is_each_of_its_addresses(tmp_path: Path) -> None:
     assert found(tmp_path, listening, "mta.example:2525") == []
 
 
-def test_check_looks_names_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_resolves_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = socket.getaddrinfo
     monkeypatch.setattr(
         socket,
@@ -147,7 +149,7 @@ def test_a_name_without_addresses_is_no_problem_of_this_kind(host: str) -> None:
     assert loop_validation.look_up(host) == ()
 
 
-def test_flags_are_looked_at_too(tmp_path: Path) -> None:
+def test_loops_by_flags_are_found(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r'^-b: "127.0.0.1:25" leads back to .*listener-1'):
         from_flags(None, ["127.0.0.1:25"], ["127.0.0.1:25"])
     file = tmp_path / "p.toml"
@@ -166,7 +168,9 @@ def test_which_addresses_are_this_machines() -> None:
         assert not own_addresses.is_own(other)
 
 
-def test_they_are_known_where_any_address_can_be_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_own_addresses_are_known_where_any_address_can_be_bound(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """As net.ipv4.ip_nonlocal_bind has it, on machines that share an address."""
     monkeypatch.setattr(own_addresses, "_can_bind", lambda *_: True)
     assert own_addresses.is_own(own_address())

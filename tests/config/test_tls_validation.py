@@ -76,25 +76,25 @@ WRONG_BACKENDS = {
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_what_is_right_is_taken(name: str, keys: Path) -> None:
+def test_valid_settings_have_no_problem(name: str, keys: Path) -> None:
     assert found(keys, GOOD[name]) == []
 
 
 @pytest.mark.parametrize("listener", WRONG)
-def test_a_listeners_mistake_has_its_place(listener: str, keys: Path) -> None:
+def test_a_mistake_of_a_listener_is_reported_at_its_key(listener: str, keys: Path) -> None:
     (problem,) = found(keys, listener)
     assert problem.startswith("listeners.smtp.")
     assert_matches(WRONG[listener], problem)
 
 
 @pytest.mark.parametrize("backend", WRONG_BACKENDS)
-def test_a_backends_mistake_has_its_place(backend: str, keys: Path) -> None:
+def test_a_mistake_of_a_backend_is_reported_at_its_key(backend: str, keys: Path) -> None:
     (problem,) = found(keys, "", backend)
     assert problem.startswith("backends.mta.")
     assert_matches(WRONG_BACKENDS[backend], problem)
 
 
-def test_what_listener_and_backend_do_not_agree_on_has_its_place(keys: Path) -> None:
+def test_contradictions_of_listener_and_backend_are_reported_at_a_key(keys: Path) -> None:
     (problem,) = found(keys, 'tls = "passthrough"', 'tls = "opportunistic"')
     assert_matches("tls needs tls", problem)
     unix = '[listeners.smtp]\naddress = "unix:/run/x.sock"'
@@ -105,7 +105,7 @@ def test_what_listener_and_backend_do_not_agree_on_has_its_place(keys: Path) -> 
 
 
 @pytest.mark.parametrize("identity", ["proxy-v1", "proxy-v2", "transparent"])
-def test_clients_of_a_unix_socket_can_not_be_named(identity: str, keys: Path) -> None:
+def test_clients_of_a_unix_socket_have_no_address_to_pass_on(identity: str, keys: Path) -> None:
     """Instead of them the MTA would be told the proxy itself, for which it may relay."""
     unix = '[listeners.smtp]\naddress = "unix:/run/x.sock"'
     (problem,) = found(keys, "", f'identity = "{identity}"', address=unix)
@@ -161,7 +161,7 @@ def test_original_servers_have_their_conditions(
         ('address = "0.0.0.0:25"', "transparent", False),
     ],
 )
-def test_an_mta_that_takes_outside_clients_for_the_proxy_is_worth_a_warning(
+def test_an_mta_that_sees_only_the_proxys_address_is_worth_a_warning(
     listener: str, identity: str, warned: bool, tmp_path: Path
 ) -> None:
     file = tmp_path / "p.toml"
@@ -170,7 +170,7 @@ def test_an_mta_that_takes_outside_clients_for_the_proxy_is_worth_a_warning(
     assert bool(exposed_listeners(load(file))) == warned
 
 
-def test_tls_that_is_weaker_than_it_should_be_is_worth_a_warning(tmp_path: Path) -> None:
+def test_weak_tls_is_worth_a_warning(tmp_path: Path) -> None:
     file = tmp_path / "p.toml"
     file.write_text(
         f'{ADDRESS}\n{SERVERS}\ntls = "starttls"\nverify = false\nminimum_tls = "1.0"\n'

@@ -32,12 +32,12 @@ def secret(path: Path, text: str | bytes = f"{TOKEN}\n", mode: int = 0o600) -> P
 
 @pytest.mark.parametrize("mode", [0o400, 0o440, 0o600, 0o640])
 @pytest.mark.parametrize("text", [TOKEN, f"{TOKEN}\n", f" {TOKEN}\r\n\n"])
-def test_it_takes_the_place_of_the_setting(tmp_path: Path, text: str, mode: int) -> None:
+def test_the_token_file_replaces_the_setting(tmp_path: Path, text: str, mode: int) -> None:
     file = secret(tmp_path / "token", text, mode)
     assert load(settings(tmp_path, f'token_file = "{file}"')).admin.token == TOKEN
 
 
-def test_it_may_be_a_link_as_in_a_mounted_secret(tmp_path: Path) -> None:
+def test_the_token_file_may_be_a_symbolic_link(tmp_path: Path) -> None:
     secret(tmp_path / "data", mode=0o440)
     (tmp_path / "token").symlink_to("data")
     assert load(settings(tmp_path, f'token_file = "{tmp_path}/token"')).admin.token == TOKEN
@@ -56,7 +56,7 @@ def test_it_may_be_a_link_as_in_a_mounted_secret(tmp_path: Path) -> None:
         (b"\xff" * 16, 0o600, "is not text"),
     ],
 )
-def test_one_that_is_not_fit_for_a_secret_is_a_mistake(
+def test_a_token_file_that_others_can_read_is_reported(
     tmp_path: Path, text: str | bytes, mode: int, why: str
 ) -> None:
     file = secret(tmp_path / "token", text, mode)
@@ -67,7 +67,7 @@ def test_one_that_is_not_fit_for_a_secret_is_a_mistake(
 
 
 @pytest.mark.parametrize("kind", ["nothing", "directory", "fifo", "socket"])
-def test_what_is_no_file_is_a_mistake(tmp_path: Path, kind: str) -> None:
+def test_a_token_file_that_is_no_file_is_reported(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "token"
     with socket.socket(socket.AF_UNIX) as unix:
         if kind == "directory":
@@ -80,7 +80,7 @@ def test_what_is_no_file_is_a_mistake(tmp_path: Path, kind: str) -> None:
     assert "admin.token_file: cannot be read: " in told or "admin.token_file: is not a file" in told
 
 
-def test_there_is_one_token(tmp_path: Path) -> None:
+def test_token_and_token_file_exclude_each_other(tmp_path: Path) -> None:
     both = f'token = "{TOKEN}"\ntoken_file = "{secret(tmp_path / "token")}"'
     (told,) = problems(settings(tmp_path, both))
     assert told.endswith(
@@ -89,7 +89,7 @@ def test_there_is_one_token(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("written", ['"sesame open"', "12345678"])
-def test_a_token_that_is_no_good_is_not_shown(tmp_path: Path, written: str) -> None:
+def test_an_invalid_token_is_not_shown(tmp_path: Path, written: str) -> None:
     (told,) = problems(settings(tmp_path, f"token = {written}"))
     assert "admin.token: " in told
     assert written.strip('"') not in told

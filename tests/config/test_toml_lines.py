@@ -13,7 +13,7 @@ class TestPlaces:
         assert lines_of_keys["a", 1] == 8
         assert lines_of_keys["a", 1, "c", "w", "v"] == 10
 
-    def test_what_is_not_written_is_at_what_holds_it(self) -> None:
+    def test_a_missing_key_has_the_line_of_its_table(self) -> None:
         lines_of_keys = find_lines("\n[a]\nb = 1\n")
         assert line_of(("a", "missing", 3), lines_of_keys) == 2
         assert line_of(("z",), lines_of_keys) is None

@@ -64,7 +64,7 @@ def _may_be_an_event(value: ast.expr) -> bool:
     return event_of(value) is not None or (isinstance(value, ast.Name) and value.id == "event")
 
 
-def test_the_fields_that_are_written_out_are_those_of_the_event() -> None:
+def test_the_fields_in_the_source_are_those_of_the_event() -> None:
     """Those that are not written out are found in lines: see tests/support/catalogue.py."""
     pairs = list(logged())
     assert len(pairs) > 25

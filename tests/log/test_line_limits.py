@@ -68,7 +68,7 @@ def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
     log.configure("info", "json")
 
 
-def test_a_session_makes_so_many_lines_a_second_and_one_with_the_number_of_the_others(
+def test_lines_over_the_limit_of_a_session_are_counted_in_one_line(
     service: Service,
 ) -> None:
     service.start(per_session=10, per_address=0)
@@ -126,7 +126,7 @@ def test_an_accepted_message_and_a_refused_login_are_always_logged(service: Serv
     assert [line["lines"] for line in service.lines()] == [1]
 
 
-def test_what_the_level_does_not_log_counts_for_nothing(service: Service) -> None:
+def test_events_below_the_level_are_not_counted(service: Service) -> None:
     service.start(per_session=1, per_address=1, level="warning")
     session = service.session()
     for _ in range(100):

@@ -136,7 +136,7 @@ def test_lines_that_wait_have_a_bound_and_keep_their_order(
     assert [line["number"] for line in decoded(b"".join(received))] == list(range(many))
 
 
-def test_a_new_configuration_keeps_the_writer_of_loggers_there_are() -> None:
+def test_a_new_configuration_keeps_the_writer_of_old_loggers() -> None:
     with open(os.devnull, "wb", 0) as nowhere:  # noqa: PTH123  a device
         log.configure("info", "json", nowhere)
         loop = Loop()

@@ -45,7 +45,7 @@ def screen(stream: io.BytesIO) -> list[str]:
 
 
 class TestALine:
-    def test_has_time_level_and_event_first_then_its_fields(self) -> None:
+    def test_a_line_begins_with_time_level_and_event(self) -> None:
         stream = io.BytesIO()
         log.configure("info", "json", stream)
         before = datetime.now(UTC)
@@ -57,21 +57,21 @@ class TestALine:
         assert str(line["timestamp"]).endswith("Z")
         assert before <= datetime.fromisoformat(str(line["timestamp"])) <= datetime.now(UTC)
 
-    def test_below_the_level_there_is_none(self) -> None:
+    def test_events_below_the_level_are_not_logged(self) -> None:
         stream = io.BytesIO()
         log.configure("warning", "json", stream)
         log.get().info("x")
         log.get().debug("x")
         assert not stream.getvalue()
 
-    def test_octets_are_text_wherever_they_are(self) -> None:
+    def test_bytes_become_text_in_every_field(self) -> None:
         stream = io.BytesIO()
         log.configure("info", "json", stream)
         log.get().info("x", a=b"joe@example.org", b=[b"x", (b"y",)], c={"k": b"z"}, d=Path("/p"))
         (line,) = lines(stream)
         assert [line[key] for key in "abcd"] == ["joe@example.org", ["x", ["y"]], {"k": "z"}, "/p"]
 
-    def test_an_exception_has_its_traceback(self) -> None:
+    def test_an_exception_is_logged_with_its_traceback(self) -> None:
         for form in ("json", "console"):
             stream = io.BytesIO()
             log.configure("info", form, stream)
@@ -84,7 +84,7 @@ class TestALine:
             assert "\x1b" not in text
             assert not any(line.startswith("2026-11-23T00") for line in text.splitlines())
 
-    def test_libraries_speak_through_it_once(self) -> None:
+    def test_messages_of_libraries_are_logged_once(self) -> None:
         log.configure("info", "json", io.BytesIO())
         stream = io.BytesIO()
         log.configure("info", "json", stream)
@@ -153,7 +153,7 @@ class TestTheLook:
             ("console", io.BytesIO, False, False),
         ],
     )
-    def test_is_json_but_on_a_terminal(
+    def test_the_format_is_json_except_on_a_terminal(
         self,
         form: str,
         stream: Callable[[], io.BytesIO],
@@ -168,14 +168,14 @@ class TestTheLook:
         assert (b"\x1b[" in output.getvalue()) is coloured
         assert output.getvalue().startswith(b"{") is is_json
 
-    def test_no_color_is_obeyed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_no_color_switches_colours_off(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("NO_COLOR", "1")
         output = Terminal()
         log.configure("info", "auto", output)
         log.get().error("x")
         assert b"\x1b" not in output.getvalue()
 
-    def test_for_people_is_aligned_and_quoted_where_needed(self) -> None:
+    def test_lines_on_a_terminal_are_aligned_and_quoted_if_needed(self) -> None:
         stream = io.BytesIO()
         log.configure("info", "console", stream)
         log.get().info("listening", address="127.0.0.1:25", said=b'250 "ok"', n=1, to=["a b", "c"])
@@ -213,7 +213,7 @@ class TestItNeverStopsTheMail:
             log.configure("info", "json", stream)
             log.get().info("x")
 
-    def test_a_reader_that_has_stopped_loses_lines_that_are_counted(self) -> None:
+    def test_lines_are_counted_that_a_stopped_reader_loses(self) -> None:
         reader, writer = os.pipe()
         with os.fdopen(reader, "rb", 0) as read_end, os.fdopen(writer, "wb", 0) as stream:
             fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
@@ -263,7 +263,7 @@ class TestGathering:
         later.pop()()
         assert [each["number"] for each in lines(stream)] == [0, 1, 2]
 
-    def test_its_end_writes_what_was_gathered(self) -> None:
+    def test_the_end_of_gathering_writes_all_lines(self) -> None:
         stream = io.BytesIO()
         log.configure("info", "json", stream)
         log.gather(lambda _, _flush: None)
@@ -272,7 +272,7 @@ class TestGathering:
         log.get().info("y")
         assert [each["event"] for each in lines(stream)] == ["x", "y"]
 
-    def test_a_pipe_gets_pieces_it_takes_whole(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_pipe_gets_pieces_that_it_takes_whole(self, monkeypatch: pytest.MonkeyPatch) -> None:
         reader, writer = os.pipe()
         os.close(reader)
         written: list[bytes] = []
@@ -289,7 +289,7 @@ class TestGathering:
         assert all(len(piece) <= 4096 and piece.endswith(b"\n") for piece in written)
 
 
-def test_a_line_is_cheap() -> None:
+def test_a_line_takes_little_time() -> None:
     """About 4 us on a quiet machine; the bound leaves room for a busy one."""
     with open_raw(os.devnull) as stream:
         log.configure("info", "json", stream)

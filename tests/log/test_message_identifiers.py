@@ -54,7 +54,7 @@ def test_a_header_without_end_is_given_up() -> None:
 @pytest.mark.parametrize(
     "chunk", [b"\r\nmessage-id:" * 5000, b"\r\n " * 20000, b"\r\nmessage-id:" + b"\r\n " * 20000]
 )
-def test_no_header_is_dear_to_scan(chunk: bytes) -> None:
+def test_scanning_any_header_takes_little_time(chunk: bytes) -> None:
     began = time.perf_counter()
     found_in(chunk, chunk)
     assert time.perf_counter() - began < 0.2

@@ -61,7 +61,7 @@ class Logged:
         return [line["event"] for line in self.lines]
 
 
-def test_a_message_is_one_line_with_what_an_operator_asks_for() -> None:
+def test_a_message_is_one_line_with_all_its_fields() -> None:
     logged = Logged()
     logged.sends("MAIL FROM:<a@x> SIZE=9", "RCPT TO:<b@y>", "RCPT TO:<c@z> NOTIFY=NEVER", "DATA")
     logged.says("250 a", "250 b", "550 5.1.1 no c", "354 go")
@@ -93,7 +93,7 @@ def test_a_message_is_one_line_with_what_an_operator_asks_for() -> None:
         (["MAIL FROM:<n@x>"], ["503 nested"], None),
     ],
 )
-def test_a_transaction_that_came_to_nothing_is_told_apart(
+def test_refused_and_abandoned_transactions_have_events_of_their_own(
     lines: list[str], replies: list[str], event: str | None
 ) -> None:
     logged = Logged()
@@ -142,7 +142,7 @@ def test_bdat_chunks_make_one_message() -> None:
     )
 
 
-def test_a_message_is_found_by_its_message_id_in_whatever_chunk_it_is() -> None:
+def test_a_message_id_is_found_in_any_chunk() -> None:
     logged = Logged()
     logged.sends("EHLO x")
     logged.says("250-mx\r\n250-PIPELINING\r\n250 CHUNKING")
@@ -160,7 +160,7 @@ def test_a_message_is_found_by_its_message_id_in_whatever_chunk_it_is() -> None:
     assert [line.get("message_id") for line in logged.lines] == ["<1@x>", "<2@x>", None]
 
 
-def test_a_message_shows_the_client_as_it_has_named_and_authenticated_itself() -> None:
+def test_a_message_shows_helo_tls_and_auth_of_the_client() -> None:
     logged = Logged()
     logged.session.noted("tls_started", side="backend", version="TLSv1", cipher="OLD")
     logged.session.noted("tls_started", side="client", version="TLSv1.3", cipher="AES")
@@ -235,7 +235,7 @@ def test_a_lost_backend_has_a_line_of_its_own() -> None:
     assert logged.events == ["backend_lost", "session_closed"]
 
 
-def test_violations_are_logged_with_their_octets_escaped() -> None:
+def test_violations_are_logged_with_their_bytes_escaped() -> None:
     logged = Logged()
     logged.sends("NOOP\rMAIL FROM:<x>", "NOOP")
     logged.says("250 \x1b[2Jhello\r\n250 surplus")
@@ -256,7 +256,7 @@ def test_no_secret_is_logged() -> None:
     assert b"c2VjcmV0" not in json.dumps(logged.lines).encode()
 
 
-def test_recipients_that_a_line_has_no_room_for_are_counted() -> None:
+def test_recipients_that_do_not_fit_in_a_line_are_counted() -> None:
     logged = Logged()
     logged.sends("MAIL FROM:<a@x>")
     logged.says("250 a")
@@ -274,7 +274,7 @@ def test_recipients_that_a_line_has_no_room_for_are_counted() -> None:
     assert (line["more_recipients"], line["more_refused"]) == (600 - len(shown), 400)
 
 
-def test_an_address_has_its_bound_and_is_seen_to_be_cut() -> None:
+def test_a_long_address_is_cut_and_marked() -> None:
     logged = Logged()
     logged.sends("MAIL FROM:<" + "s" * 1900 + ">", "RCPT TO:<" + "\x7f" * 2000 + ">", "RSET")
     logged.says("250 a", "250 b", "250 c")

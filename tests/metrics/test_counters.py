@@ -45,7 +45,7 @@ def test_each_label_has_a_meaning() -> None:
     assert used == LABELS.keys()
 
 
-def test_what_sessions_count_has_their_names_as_labels() -> None:
+def test_metrics_of_sessions_have_listener_and_backend_as_labels() -> None:
     snapshot = MetricsSnapshot()
     MetricCounters([NAMES]).put_into(snapshot)
     for each in (*snapshot.samples, *snapshot.histograms):
