@@ -1,7 +1,7 @@
-"""The build of a wheel: with SMTPPROXY_COMPILE=1, mypyc compiles the modules of the hot path.
+"""The build hook of the wheel: with SMTPPROXY_COMPILE=1, mypyc compiles the hot path.
 
-Without it, and in an editable install, the wheel holds the same source as plain Python.  A compiled
-wheel needs a C compiler and Python's headers to be built, and holds the source, too.
+Otherwise, and in an editable install, the modules are plain Python.  The build of a compiled wheel
+needs a C compiler and Python's headers; the wheel contains the source, too.
 """
 
 import ast
@@ -17,22 +17,22 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 COMPILED: dict[str, tuple[str, ...]] = {
     "core": ("*",),
 }
-"""Package -> the modules of it that are compiled.
+"""The modules to compile, by package.
 
-A class that inherits from one of another library (asyncio.Protocol, logging.Handler,
-msgspec.Struct) can't be compiled, so its module stays Python.
+A class that inherits from a library's class (asyncio.Protocol, logging.Handler, msgspec.Struct)
+cannot be compiled, so its module stays plain Python.
 """
 
 
 class CompileHook(BuildHookInterface):  # type: ignore[type-arg,misc,unused-ignore]  # untyped where hatchling is absent
-    """Compiles, if asked to."""
+    """Compiles modules when a wheel is built with SMTPPROXY_COMPILE=1."""
 
     def dependencies(self) -> list[str]:
-        """Return what the build needs beside hatchling."""
+        """Return the packages that the build needs besides hatchling."""
         return ["mypy[mypyc]>=1.18", "setuptools>=77"] if self._is_asked else []
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Add the compiled modules to the wheel; Python takes each before its source."""
+        """Add the compiled modules to the wheel; Python prefers them to the source."""
         if not self._is_asked or version == "editable":
             return
         self._work = Path(tempfile.mkdtemp())
@@ -42,7 +42,7 @@ class CompileHook(BuildHookInterface):  # type: ignore[type-arg,misc,unused-igno
         build_data["infer_tag"] = True
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
-        """Remove what was made on the way."""
+        """Remove the temporary files."""
         del version, build_data, artifact_path
         if hasattr(self, "_work"):
             shutil.rmtree(self._work)
@@ -76,10 +76,10 @@ def _compile(root: Path, work: Path) -> list[Path]:
 
 
 def _sources() -> list[Path]:
-    """Return what is compiled, each file before those that it imports.
+    """Return the files to compile, each before those that it imports.
 
-    To mypy all of them are one circle of imports, as they become one library, and it reads that
-    from the last to the first.
+    The modules become one library, so mypy treats them as one import cycle, and reads the files of
+    a cycle from the last to the first.
     """
     paths = [
         path

@@ -6,6 +6,6 @@ __version__ = "0.1.0"
 
 
 def is_compiled() -> bool:
-    """Tell whether the hot path is machine code, as SMTPPROXY_COMPILE=1 builds it."""
+    """Return whether the hot path is machine code, as built with SMTPPROXY_COMPILE=1."""
     spec = find_spec("smtpproxy.core.pipeline")
     return spec is not None and not str(spec.origin).endswith(".py")

@@ -1,11 +1,11 @@
-"""`python -m smtpproxy` is the command `smtpproxy`."""
+"""Runs the command `smtpproxy` for `python -m smtpproxy`."""
 
 import sys
 
 
 def main() -> None:
     """Run the command line."""
-    if sys.argv[1:2] == ["health"]:  # asked every few seconds: without what others load
+    if sys.argv[1:2] == ["health"]:  # runs every few seconds, so it loads few modules
         from smtpproxy.control_socket.health_command import health
 
         health(sys.argv[2:], prog_name="smtpproxy health")

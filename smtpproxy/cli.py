@@ -1,4 +1,4 @@
-"""The command line: what the user said, checked, and handed on.
+"""The command line: checks the arguments and runs the commands.
 
 Exit codes: 0, 1 (failed), 2 (usage).  A user's mistake never shows a traceback.
 """
@@ -30,14 +30,14 @@ from smtpproxy.text.console import Terminal, say
 
 
 class Commands(click.Group):
-    """Those below, and others that are loaded only when they are asked for."""
+    """The commands below, and others whose modules are loaded on demand."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of all commands."""
         return sorted([*super().list_commands(ctx), "health", "probe", "trace"])
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Return a command by its name."""
+        """Return a command by its name; None if there is none."""
         if cmd_name == "health":
             from smtpproxy.control_socket.health_command import health
 
@@ -80,11 +80,11 @@ def main() -> None:
       smtpproxy run -l unix:/run/smtpproxy/smtp.sock -b mta.example.org:25
       smtpproxy run -c /etc/smtpproxy/smtpproxy.toml -w 0 --log-level debug
 
-    SIGTERM and SIGINT drain: sessions finish their transaction.  A second one stops at once.
-    SIGHUP reads the file again: new workers take over, sessions that are open go on.
+    SIGTERM and SIGINT drain: sessions finish their transactions.  A second signal stops at once.
+    SIGHUP reads the file again: new workers take over, and open sessions continue.
 
-    An option that is not given is taken from its environment variable, if that is set; several
-    addresses are separated by spaces.
+    If an option is not given, its environment variable is used; several addresses are separated
+    by spaces.
     """
 )
 @click.option(
@@ -95,7 +95,7 @@ def main() -> None:
     metavar="FILE",
     envvar="SMTPPROXY_CONFIG",
     show_envvar=True,
-    help="Settings, a TOML file; flags override it.",
+    help="The settings file (TOML); options override it.",
 )
 @click.option(
     "-l",
@@ -104,8 +104,8 @@ def main() -> None:
     metavar="ADDR",
     envvar="SMTPPROXY_LISTEN",
     show_envvar=True,
-    help="Accept clients here: HOST:PORT, [IPV6]:PORT, unix:/PATH, or fd:NAME for a socket that "
-    "systemd passes.  May be repeated.",
+    help="Where to accept clients: HOST:PORT, [IPV6]:PORT, unix:/PATH, or fd:NAME for a socket "
+    "from systemd.  May be repeated.",
 )
 @click.option(
     "-b",
@@ -114,7 +114,7 @@ def main() -> None:
     metavar="ADDR",
     envvar="SMTPPROXY_BACKEND",
     show_envvar=True,
-    help="A server of the legacy MTA.  Repeated: the next is tried when one can't be reached.",
+    help="A server of the MTA.  If repeated, the next one is tried if one cannot be reached.",
 )
 @click.option(
     "-w",
@@ -123,14 +123,14 @@ def main() -> None:
     metavar="N",
     envvar="SMTPPROXY_WORKERS",
     show_envvar=True,
-    help="Processes that serve clients; 0: one for each CPU.",
+    help="The number of worker processes; 0 for one per CPU.",
 )
 @click.option(
     "--admin",
     metavar="ADDR",
     envvar="SMTPPROXY_ADMIN",
     show_envvar=True,
-    help="Serve metrics and the live page here, such as 127.0.0.1:8025.",
+    help="Where to serve metrics and the live page, such as 127.0.0.1:8025.",
 )
 @click.option(
     "--trace",
@@ -138,7 +138,7 @@ def main() -> None:
     metavar="DIR",
     envvar="SMTPPROXY_TRACE",
     show_envvar=True,
-    help="Record every session in files of this directory; `smtpproxy trace` reads them.",
+    help="Record every session in files in this directory, for `smtpproxy trace`.",
 )
 @click.option(
     "--control",
@@ -146,7 +146,7 @@ def main() -> None:
     metavar="PATH",
     envvar=locations.VARIABLE,
     show_envvar=True,
-    help="Make the control socket here, at which `smtpproxy health` asks; left out: in "
+    help="The path of the control socket, which `smtpproxy health` queries; by default in "
     "$RUNTIME_DIRECTORY, /run/smtpproxy or $XDG_RUNTIME_DIR.",
 )
 @click.option(
@@ -161,7 +161,7 @@ def main() -> None:
     type=click.Choice(["debug", "info", "warning", "error"]),
     envvar="SMTPPROXY_LOG_LEVEL",
     show_envvar=True,
-    help="debug: a line for each exchange, too.",
+    help="debug: also one line per exchange.",
 )
 def run(
     file: Path | None,
@@ -177,8 +177,8 @@ def run(
     """Run the proxy in the foreground; logs go to standard error."""
     if file is None and not (listen and backend):
         raise click.UsageError(
-            "nothing to do: give a file with -c, or an address for clients with -l and the MTA's "
-            "with -b, as in\n\n  smtpproxy run -l 127.0.0.1:2525 -b 127.0.0.1:25"
+            "needs a settings file with -c, or an address for clients with -l and the MTA's with "
+            "-b, as in\n\n  smtpproxy run -l 127.0.0.1:2525 -b 127.0.0.1:25"
         )
 
     def read() -> Settings:
@@ -218,7 +218,7 @@ def run(
     "named",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="The file, as `run` takes it.",
+    help="The same as the argument, as for `run`.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print problems and warnings as JSON.")
 def check(file: Path | None, named: Path | None, as_json: bool) -> None:
@@ -247,7 +247,7 @@ def check(file: Path | None, named: Path | None, as_json: bool) -> None:
 
 
 @main.command(
-    short_help="Show the dialogues of RFC 2920 without the proxy and through it.",
+    short_help="Show the dialogues of RFC 2920 without and with the proxy.",
     epilog="""
     \b
     Examples:
@@ -322,7 +322,7 @@ def example(name: str) -> None:
 
 
 def _fail(error: ConfigError) -> NoReturn:
-    """Print every problem, one of a flag by the variable that it came from, and exit."""
+    """Print every problem, and exit; a flag from the environment is named by its variable."""
     context = click.get_current_context()
     variables = {
         flag: str(option.envvar)
@@ -337,7 +337,7 @@ def _fail(error: ConfigError) -> NoReturn:
 
 
 def _warnings(settings: Settings) -> list[str]:
-    """Return what is no mistake, but hardly what was wanted."""
+    """Return warnings about valid settings that are probably not intended."""
     found = [
         f"listener {name} serves clients of other machines, and "
         f"the MTA sees this proxy's own address for each of their clients: if it relays for that "
@@ -356,7 +356,7 @@ def _warnings(settings: Settings) -> list[str]:
 
 
 def _table(settings: Settings) -> Table:
-    """Draw what would run."""
+    """Return a table of the listeners and their backends."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("listener", "address", "tls", "backend", "servers", "tls", "identity", "sync"):
         table.add_column(column)

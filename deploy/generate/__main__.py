@@ -1,9 +1,9 @@
-"""Write the pages that are made from the program: the reference and the manual pages.
+"""Writes the pages that are generated from the program: the reference and the manual pages.
 
 python deploy/generate [--check]
 
 With --check nothing is written: the command lists the pages that are out of date, and exits 1 if
-there is one.
+there are any.
 """
 
 import sys

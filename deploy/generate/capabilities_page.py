@@ -1,4 +1,4 @@
-"""deploy/reference/capabilities.md: what becomes of each EHLO capability and of each command."""
+"""Makes deploy/reference/capabilities.md: how each EHLO capability and command is handled."""
 
 from collections.abc import Iterable, Iterator
 from itertools import groupby
@@ -9,9 +9,9 @@ from smtpproxy.core.capabilities import NEVER_PASSED, PASSED
 from smtpproxy.core.verbs import PROXY_HEADER, ROWS, Verb
 
 _INTRODUCTION = """\
-An SMTP extension changes the protocol that the proxy has to follow (RFC 5321 section 2.2), so
-clients see of the MTA's EHLO reply only what is known to be safe. A listener hides further
-capabilities with `listeners.NAME.capabilities.hide`.
+An SMTP extension may change the protocol that the proxy has to follow (RFC 5321 section 2.2), so
+clients see only those capabilities of the MTA that are known to be safe. A listener hides more of
+them with `listeners.NAME.capabilities.hide`.
 """
 _OWN = """\
 ## Offered by the proxy
@@ -25,8 +25,8 @@ _OWN = """\
 _PASSED = """\
 ## Passed
 
-If the MTA offers them. `AUTH` is passed as `listeners.NAME.auth` has it; where TLS ends at the
-proxy, without the mechanisms that are bound to the TLS connection (EXTERNAL, those ending in
+If the MTA offers them. `AUTH` is passed as `listeners.NAME.auth` specifies; if TLS ends at the
+proxy, without the mechanisms that are bound to the TLS connection (EXTERNAL, and those ending in
 -PLUS). The value of `SIZE` is lowered to `limits.message_bytes`.
 
 Passed with certain settings only: `STARTTLS` with `listeners.NAME.tls = "passthrough"`; `XFORWARD`
@@ -36,24 +36,23 @@ MTA's certificate is verified.
 _NEVER = """\
 ## Never passed
 
-`listeners.NAME.capabilities.allow` does not accept these words. As commands they are refused, too.
+`listeners.NAME.capabilities.allow` does not accept these keywords. As commands they are refused.
 """
 _OTHERS = """\
 ## All others
 
-Hidden, unless they are in `listeners.NAME.capabilities.allow`. Allow one only if it adds nothing
-but parameters, or commands of one line that get one reply.
+Hidden, unless they are in `listeners.NAME.capabilities.allow`. Allow a capability only if it adds
+nothing but parameters, or commands of one line with one reply.
 """
 _COMMANDS = """\
 ## Commands
 
-A command that is groupable may stand anywhere in a group (RFC 2920 section 3.1): its reply may be
-held for the others of the group. A command that is not in this table is passed on, and is not
-groupable.
+A groupable command may be anywhere in a group (RFC 2920 section 3.1): its reply may be held for the
+others of the group. A command that is not in this table is forwarded, and is not groupable.
 """
 _EXCEPTIONS = """\
-With other settings `STARTTLS` is accepted (`listeners.NAME.tls`), so are `XCLIENT` and `XFORWARD`
-(`listeners.NAME.xclient`); a command whose capability is hidden is refused with 502.
+With other settings `STARTTLS` is accepted (`listeners.NAME.tls`), and so are `XCLIENT` and
+`XFORWARD` (`listeners.NAME.xclient`). A command whose capability is hidden is refused with 502.
 """
 
 
@@ -70,7 +69,7 @@ def capabilities_page() -> str:
             table(("capabilities", "why not"), _by_reason(NEVER_PASSED)),
             _OTHERS,
             _COMMANDS,
-            table(("commands", "groupable", "what becomes of them"), _commands()),
+            table(("commands", "groupable", "reply"), _commands()),
             _EXCEPTIONS,
         ],
     )
@@ -93,7 +92,7 @@ def _commands() -> Iterator[tuple[str, str, str]]:
 
 def _outcome(verb: Verb) -> str:
     if not verb.refusal:
-        return "passed on"
+        return "the MTA's"
     return code(verb.refusal.decode().strip()) + (", and the session ends" if verb.closes else "")
 
 

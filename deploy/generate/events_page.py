@@ -1,4 +1,4 @@
-"""deploy/reference/events.md: every log event and its fields."""
+"""Makes deploy/reference/events.md: every log event and its fields."""
 
 from collections.abc import Iterable
 

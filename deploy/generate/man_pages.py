@@ -1,4 +1,4 @@
-"""The manual pages: smtpproxy(8) from the commands, smtpproxy.toml(5) from the settings."""
+"""Makes the manual pages: smtpproxy(8) from the commands, smtpproxy.toml(5) from the settings."""
 
 import inspect
 import re
@@ -18,7 +18,7 @@ _FILES = [
     ("/etc/smtpproxy/smtpproxy.toml", "The settings that the systemd unit uses."),
     (
         "/etc/systemd/system/smtpproxy.service.d/local.conf",
-        "What a setting needs of systemd, such as access to TLS keys; the unit has a list.",
+        "What settings need from systemd, such as access to TLS keys; the unit lists examples.",
     ),
 ]
 
@@ -35,9 +35,9 @@ def commands_page() -> str:
         _section("DESCRIPTION"),
         _text(main.help or ""),
         _text(
-            "It stands between clients and an MTA that lacks PIPELINING (RFC 2920), takes whole "
-            "groups of commands from clients, sends them to the MTA one at a time, and returns "
-            "the replies in order."
+            "The proxy runs between clients and an MTA that lacks PIPELINING (RFC 2920).  It "
+            "accepts groups of commands from clients, sends them to the MTA one at a time, and "
+            "returns the replies in order."
         ),
         _section("COMMANDS"),
     ]
@@ -88,7 +88,7 @@ def _written(setting: Setting) -> str:
 
 
 def _commands(group: click.Group, prefix: str) -> Iterator[tuple[str, click.Command, str]]:
-    """Yield each command of the group: its words, itself, and what follows them in its usage."""
+    """Yield each command of the group with its full name and its usage."""
     for name in group.list_commands(click.Context(group)):
         command = group.get_command(click.Context(group), name)
         assert command is not None
@@ -109,7 +109,7 @@ def _options(command: click.Command, name: str) -> Iterator[tuple[str, str]]:
 
 
 def _variables(group: click.Group) -> list[tuple[str, str]]:
-    """Return each environment variable with the options that it stands for."""
+    """Return each environment variable with its options."""
     found: dict[str, list[str]] = {}
     for name, command, _ in _commands(group, ""):
         for option in command.params:
@@ -131,7 +131,7 @@ def _item(name: str, text: str) -> str:
 
 
 def _text(text: str) -> str:
-    """Set paragraphs; one that click must not wrap keeps its lines."""
+    """Return paragraphs as roff; one that click must not wrap keeps its lines."""
     page = []
     for paragraph in re.split(r"\n\s*\n", inspect.cleandoc(text)):
         if paragraph.startswith("\b"):
@@ -147,13 +147,13 @@ def _bold(text: str) -> str:
 
 
 def _line(text: str) -> str:
-    """Escape a line of text: one that begins with a dot or an apostrophe would be a request."""
+    """Escape a line of text: one that begins with a dot or an apostrophe would be a roff request."""
     escaped = _escaped(text)
     return rf"\&{escaped}" if escaped.startswith((".", "'")) else escaped
 
 
 def _set(markdown: str) -> str:
-    """Set a line of Markdown: what is code there is bold here."""
+    """Return a line of Markdown as roff, with code in bold."""
     parts = re.split("`([^`]*)`", markdown)
     text = "".join(_bold(part) if at % 2 else _escaped(part) for at, part in enumerate(parts))
     return rf"\&{text}" if text.startswith((".", "'")) else text

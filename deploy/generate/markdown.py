@@ -1,4 +1,4 @@
-"""Markdown of the reference pages."""
+"""Makes the Markdown of the reference pages."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -20,7 +20,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def code(text: str) -> str:
-    """Return the text as code; nothing of an empty one."""
+    """Return the text as code; an empty text stays empty."""
     return f"`{text}`" if text else ""
 
 

@@ -1,4 +1,4 @@
-"""deploy/reference/metrics.md: every metric and its labels."""
+"""Makes deploy/reference/metrics.md: every metric and its labels."""
 
 from markdown import code, page, table
 

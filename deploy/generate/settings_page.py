@@ -1,4 +1,4 @@
-"""deploy/reference/settings.md: every setting, and the environment variables of `smtpproxy run`."""
+"""Makes deploy/reference/settings.md: every setting, and the environment variables of `smtpproxy run`."""
 
 import click
 from markdown import code, page, table

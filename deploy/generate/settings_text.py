@@ -25,11 +25,11 @@ class Setting:
     """One setting."""
 
     key: str
-    """With its table: `listeners.NAME.tls`."""
+    """Its full name, such as `listeners.NAME.tls`."""
     value: str
     """How it is written, with its unit and bounds."""
     default: str
-    """As it is written in the file; empty if it has no spelling there."""
+    """As it is written in the file; empty if it cannot be written."""
     is_required: bool
     meaning: str
 
@@ -45,7 +45,7 @@ class Table:
 
 
 def tables() -> Iterator[Table]:
-    """Yield the tables, each before those in it."""
+    """Yield all tables, each before its subtables."""
     return _tables(Settings, [])
 
 
@@ -70,7 +70,7 @@ def _tables(kind: type[msgspec.Struct], path: list[str]) -> Iterator[Table]:
 
 
 def _table_in(wanted: object) -> tuple[type[msgspec.Struct] | None, list[str]]:
-    """Return the table that a setting is, and how its name goes on: NAME, HOST or not at all."""
+    """Return the table that a setting contains, and its placeholder: NAME, HOST or empty."""
     kind, marks = _unwrap(wanted)
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
         # An address, for example, is written as text.
@@ -97,7 +97,7 @@ def _value(wanted: object) -> str:
 
 
 def _with_code(text: str) -> str:
-    """Set what is quoted as code."""
+    """Return the text with quoted parts as code."""
     return re.sub(r'\[?"[^"]*"\]?', lambda found: f"`{found[0]}`", text)
 
 
@@ -112,7 +112,7 @@ def _default(field: FieldInfo) -> str:
 
 
 def _toml(value: object) -> str:
-    """Return a default as it is written in the file; nothing for one that has no spelling."""
+    """Return a default as it is written in the file; empty if it cannot be written."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int | float):
@@ -125,7 +125,7 @@ def _toml(value: object) -> str:
 
 
 def _docstrings(kind: type[msgspec.Struct]) -> dict[str, str]:
-    """Return the docstring of each attribute, which the program itself does not have."""
+    """Return the docstring of each attribute, read from the source."""
     (table,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
     assert isinstance(table, ast.ClassDef)
     return {

@@ -1,4 +1,4 @@
-"""deploy/reference/trace.md: the records of trace files and their fields."""
+"""Makes deploy/reference/trace.md: the records of trace files and their fields."""
 
 import ast
 import inspect

@@ -1,4 +1,4 @@
-"""Data: the example files that ship in the wheel; `smtpproxy example NAME` prints one.
+"""The example files in the wheel, which `smtpproxy example NAME` prints.
 
 This directory is their only source: `deploy/` refers to it, and packages install from it.
 """
@@ -10,10 +10,12 @@ from msgspec import Struct
 
 
 class Example(Struct, frozen=True):
-    """A file of this directory, and what it is for."""
+    """An example file."""
 
     file: str
+    """Its path in this directory."""
     purpose: str
+    """What it is for, for the help text."""
 
 
 EXAMPLES = MappingProxyType(
@@ -35,5 +37,5 @@ EXAMPLES = MappingProxyType(
 
 
 def read_example(name: str) -> str:
-    """Return the text of the example `name`."""
+    """Return the text of an example; `name` is a key of `EXAMPLES`."""
     return (files(__name__) / EXAMPLES[name].file).read_text()

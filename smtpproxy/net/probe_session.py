@@ -1,8 +1,8 @@
-"""The session of a probe: of a load balancer that asks whether an SMTP server is here.
+"""The session of a health probe, such as that of a load balancer.
 
-For clients of `listeners.NAME.probes`.  The proxy answers in its own name; the MTA is asked nothing
-and sees no connection.  Whether it is up, `/readyz` says.  What only probes say is answered, and
-everything else ends the session with 421: no mail is taken here.
+It serves the clients in `listeners.NAME.probes`.  The proxy replies itself, without a connection to
+the MTA; `/readyz` reports whether the MTA is up.  Only the commands of probes are answered, and any
+other command ends the session with 421, so no mail is accepted.
 """
 
 import asyncio
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from smtpproxy.net.shared_counters import CounterSlots
 
 MOST_COMMANDS = 20
-"""What it is asked in one session; so its answers have a bound, whether or not they are read."""
+"""The limit of commands in one session, which also bounds unread replies."""
 LINE_OCTETS = 512
-"""RFC 5321 section 4.5.3.1.4."""
+"""The limit of a command line (RFC 5321 section 4.5.3.1.4)."""
 _GREETING = b"220 %b ESMTP\r\n"
 _HELLO, _OK = b"250 %b\r\n", b"250 2.0.0 Ok\r\n"
 _ANSWERS = {b"EHLO": _HELLO, b"HELO": _HELLO, b"NOOP": _OK, b"RSET": _OK}
@@ -28,7 +28,13 @@ _QUIT = b"221 2.0.0 %b closing connection\r\n"
 
 
 class ProbeSession(asyncio.Protocol):
-    """One probe; the timeouts watch it like a session."""
+    """A session of a probe; it is a `TimedSession`.
+
+    Args:
+        listener_context: The context of its listener.
+        peer: The client.
+        counter_slots: Its counter slots, if the client has been admitted already.
+    """
 
     def __init__(
         self,
@@ -46,12 +52,12 @@ class ProbeSession(asyncio.Protocol):
         self._started = self._active = monotonic()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Greet."""
+        """Send the greeting."""
         self._transport = cast("asyncio.Transport", transport)
         admission = self._listener_context.admission
         if admission is not None and self._counter_slots is None:
             opened = transport.get_extra_info("socket")
-            # Its address is not counted: it connects as often as it likes.
+            # The limits by address do not apply to probes.
             self._counter_slots = admission.enter("", opened.fileno() if opened else -1)
             if self._counter_slots is None:
                 self._end("turned_away", admission.refusal)
@@ -82,11 +88,11 @@ class ProbeSession(asyncio.Protocol):
             self._end("not_a_probe", replies.PROBE_ONLY % self._hostname)
 
     def eof_received(self) -> None:
-        """Take the end of what it sends; the connection closes."""
+        """Close the connection after the client's half-close."""
         self._reason = self._reason or "client_closed"
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
-        """Take the end of the connection."""
+        """Report the end of the session."""
         self._listener_context.timeouts.remove(self)
         if self._counter_slots is not None and self._listener_context.admission is not None:
             self._listener_context.admission.leave(self._counter_slots)
@@ -105,27 +111,27 @@ class ProbeSession(asyncio.Protocol):
             self._transport.write(reply)
             self._transport.close()
 
-    # --- as the timeouts see it ---------------------------------------------------------------
+    # --- the interface of TimedSession ---------------------------------------------------------
 
     def waiting(self) -> tuple[str, float]:
-        """Return the time limit that runs."""
+        """Return the time limit that runs, and since when."""
         return ("close" if self._reason else "client"), self._active
 
     def expire(self, limit: str, now: float) -> None:  # noqa: ARG002
-        """Act on a time limit that is over."""
+        """End the session at a time limit."""
         if self._reason:
             self._transport.abort()
         self._end(f"{limit}_time_limit", replies.TIME_LIMIT % self._hostname)
 
     def release(self, now: float) -> bool:  # noqa: ARG002
-        """Hold no replies."""
+        """Return that no reply is held."""
         return False
 
     def drain(self) -> None:
-        """End."""
+        """End the session with 421."""
         self._end("draining", replies.DRAINING % self._hostname)
 
     def stop(self) -> None:
-        """End at once."""
+        """End the session at once."""
         self._reason = self._reason or "stopped"
         self._transport.abort()

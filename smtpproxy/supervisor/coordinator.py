@@ -1,4 +1,4 @@
-"""The coordinator: what the workers share beyond the sockets, and what they tell."""
+"""The coordinator: shares counters, connection slots and server health among the workers."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,20 +22,22 @@ from smtpproxy.worker.control_messages import (
 )
 
 TellAll = Callable[[ToWorker, WorkerProcess | None], None]
-"""Sends a message to all workers but this one."""
+"""Sends a message to all workers except the given one."""
 
 
 class Coordinator:
-    """Made once for the service; worker groups come and go.
+    """What the workers of all worker groups share.
 
-    memory: the descriptor of the shared counters.
-    lost: how many workers have died, or were killed as they hung.
+    Args:
+        tell_all: Sends a message to the workers.
     """
 
     def __init__(self, tell_all: TellAll) -> None:
         self.memory = shared_counters.create()
+        """The descriptor of the shared counters."""
         self._shared_counters = shared_counters.SharedCounters(self.memory)
         self.lost = 0
+        """The number of workers that have crashed, or were killed because they hung."""
         self._tell_all = tell_all
         self._totals = SnapshotTotals()
         self._free_rows = list(reversed(range(shared_counters.ROWS)))
@@ -46,7 +48,7 @@ class Coordinator:
         self._observer = ServiceLog()
 
     def settle(self, settings: Settings) -> None:
-        """Follow new settings; who has a place at a backend keeps it."""
+        """Apply new settings; sessions keep their connection slots."""
         for name, backend in settings.backends.items():
             limit = backend.max_connections
             if limit:
@@ -60,14 +62,14 @@ class Coordinator:
         }
         self._down &= named
         self._named = named
-        self._observer = ServiceLog()  # the log may have changed
+        self._observer = ServiceLog()  # the log may have been configured again
 
     def sessions(self) -> int:
-        """Return how many sessions there are now; what workers tell is a second old."""
+        """Return the current number of sessions; snapshots may be a second old."""
         return self._shared_counters.sessions()
 
     def snapshot(self) -> MetricsSnapshot:
-        """Return the figures of all workers, and what is known here alone."""
+        """Return the metrics of all workers, and of what they share."""
         snapshot = self._totals.sum()
         snapshot.put(definitions.WORKERS_LOST, self.lost)
         for backend, server in sorted(self._named):
@@ -80,13 +82,14 @@ class Coordinator:
         return snapshot
 
     def is_down(self, backend: str, server: str) -> bool:
-        """Tell whether a server is believed to be down."""
+        """Return whether a server is considered down."""
         return (backend, server) in self._down
 
     def take_row(self) -> int:
-        """Return a row of the shared counters that no worker has.
+        """Reserve a row of the shared counters for a worker.
 
-        Raises OSError if there is none: then hundreds of workers are still draining.
+        Raises:
+            OSError: All rows are in use, since hundreds of workers are still draining.
         """
         if not self._free_rows:
             raise OSError("too many workers are still draining")
@@ -95,17 +98,17 @@ class Coordinator:
         return row
 
     def free_row(self, row: int) -> None:
-        """Take back the row of a worker that is gone."""
+        """Free the row of a worker that has ended."""
         shared_counters.SharedCounters(self.memory, row).clear()
         self._free_rows.append(row)
 
     def send_servers_down(self, worker: WorkerProcess) -> None:
-        """Tell a new worker which servers are down, so that its clients need not find out."""
+        """Send a new worker the servers that are down."""
         for backend, server in sorted(self._down):
             worker.tell(Health(backend, server, up=False))
 
     def take_message(self, worker: WorkerProcess, message: FromWorker) -> None:
-        """Take what a worker tells, or asks for."""
+        """Process a message of a worker."""
         match message:
             case Beat():
                 self._totals.take(worker.pid, message.snapshot)
@@ -117,7 +120,7 @@ class Coordinator:
                 self.change(message, worker)
 
     def _ask(self, holder: "_RemoteHolder", message: Ask) -> None:
-        # A reload has brought a limit, and another has taken it away.
+        # A worker with older settings may ask for a slot after a reload removed the limit.
         if message.backend not in self._connection_slots:
             holder.slot_answered(granted=True)
             return
@@ -131,16 +134,21 @@ class Coordinator:
             self._connection_slots[backend].leave(_RemoteHolder(worker, ticket))
 
     def change(self, health: Health, worker: WorkerProcess | None = None) -> None:
-        """Follow a server that has gone down or come up, and tell the other workers."""
+        """Log a change of a server's health, and report it to the other workers.
+
+        Args:
+            health: The change; ignored if it is already known.
+            worker: The worker that reported it; None for the health monitor.
+        """
         server = (health.backend, health.server)
         if health.up != (server in self._down):
-            return  # another worker was faster
+            return  # already reported
         (self._down.discard if health.up else self._down.add)(server)
         self._observer.server_changed(health.backend, health.server, health.up, health.reason)
         self._tell_all(health, worker)
 
     def ended(self, worker: WorkerProcess) -> None:
-        """Follow the end of a worker: what it had is free again."""
+        """Free the row and the connection slots of a worker that has ended."""
         self._totals.forget(worker.pid)
         self.free_row(worker.row)
         for backend, ticket in self._tickets.pop(worker, set()):
@@ -149,7 +157,7 @@ class Coordinator:
 
 @dataclass(frozen=True, slots=True)
 class _RemoteHolder:
-    """A session of a worker that waits for a connection slot, or has one."""
+    """A session of a worker that waits for a connection slot or holds one."""
 
     worker: WorkerProcess
     ticket: int

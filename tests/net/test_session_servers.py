@@ -160,7 +160,7 @@ async def _is_silent(stage: Stage, seconds: float) -> None:
 HAPPENINGS: dict[str, tuple[str, Callable[[Stage], Awaitable[None]], bytes]] = {
     "greeted with 450": ("", lambda stage: _greets(stage, b"450 not you\r\n"), b"450 not you\r\n"),
     "greeted with 421": ("", lambda stage: _greets(stage, b"421 busy\r\n"), b"421 busy\r\n"),
-    "greeted with what is no reply": ("", lambda stage: _greets(stage, b"SSH-\r\n"), b"421 4.3.0 "),
+    "greeted with an invalid reply": ("", lambda stage: _greets(stage, b"SSH-\r\n"), b"421 4.3.0 "),
     "closed without a greeting": ("", _closes, b"421 4.4.1 "),
     "connect time limit": ("silent", lambda stage: _is_silent(stage, 30), b"421 4.4.1 "),
     "greeting time limit": ("", lambda stage: _is_silent(stage, 300), b"421 4.4.2 "),

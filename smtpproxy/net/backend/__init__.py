@@ -1,1 +1,1 @@
-"""The backend: its servers, which of them a session gets, and how it is reached."""
+"""The backend side: servers and their health, connection slots, and connecting to a server."""

@@ -1,4 +1,4 @@
-"""The backend's connection: calls of the event loop, handed on to the session."""
+"""The backend connection: passes the event loop's callbacks to the session."""
 
 import asyncio
 from typing import Protocol, cast
@@ -8,25 +8,28 @@ from smtpproxy.net.binding import keep_alive
 
 
 class BackendEvents(Protocol):
-    """What a session does when something happens on its backend connection."""
+    """The callbacks of a session for its backend connection."""
 
     def backend_connected(self, backend: asyncio.Transport) -> None:
-        """Take the connection."""
+        """Start to use the connection."""
 
     def backend_received(self, octets: bytes) -> None:
-        """Take octets from the backend."""
+        """Process octets from the backend."""
 
     def backend_blocked(self, *, blocked: bool) -> None:
-        """Note whether the backend leaves unread what is sent.  Called inside write."""
+        """Handle that the backend does not read, or does again; may be called inside `write`."""
 
     def backend_lost(self, backend: asyncio.Transport) -> None:
-        """Take the end of the connection."""
+        """Handle the end or the loss of the connection."""
 
 
 class BackendConnection(asyncio.Protocol):
-    """The side that faces the backend; never used for another session (state would leak).
+    """The protocol of a backend connection.
 
-    transport: the one that its octets come from; another one once it is inside TLS.
+    A connection is never reused for another session, since state could leak.
+
+    Args:
+        session: Gets the events.
     """
 
     # Hot path (bench S2): the loop calls the session itself.
@@ -38,16 +41,17 @@ class BackendConnection(asyncio.Protocol):
         self.data_received = session.backend_received  # type: ignore[method-assign, assignment]  # a slot
 
     def leave(self) -> None:
-        """Keep the session out of it: whatever this server does from now on, it is another's.
+        """Detach from the session, and abort the connection if it is made after all.
 
-        A loop may have the connection ready when the attempt to connect is given up.
+        The event loop may have made the connection already when an attempt is cancelled.
         """
         self._left = True
         self.data_received = _discard  # type: ignore[method-assign, assignment]  # a slot
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Give the session its backend connection."""
+        """Record the connection for loop detection, and pass it to the session."""
         self.transport: asyncio.Transport = cast("asyncio.Transport", transport)
+        """The transport that octets come from; replaced when the connection is inside TLS."""
         own_connections.note(transport)
         if self._left:
             self.transport.abort()
@@ -58,25 +62,25 @@ class BackendConnection(asyncio.Protocol):
             self._session.backend_connected(self.transport)
 
     def eof_received(self) -> None:
-        """Take the backend's half-close: it will answer nothing any more."""
+        """Treat the backend's half-close as the end, since no more replies can follow."""
         if not self._left:
             self._session.backend_lost(self.transport)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
-        """Take the end of the connection."""
+        """Report the loss of the connection."""
         if not self._left:
             self._session.backend_lost(self.transport)
 
     def pause_writing(self) -> None:
-        """Note that the backend does not take what is sent."""
+        """Report that the backend does not read."""
         if not self._left:
             self._session.backend_blocked(blocked=True)
 
     def resume_writing(self) -> None:
-        """Note that the backend takes octets again."""
+        """Report that the backend reads again."""
         if not self._left:
             self._session.backend_blocked(blocked=False)
 
 
 def _discard(octets: bytes) -> None:
-    """Take what nobody waits for any more."""
+    """Discard octets after `leave`."""

@@ -1,13 +1,14 @@
-"""Connection slots: old MTAs die of too many connections, so clients wait for their turn.
+"""Connection slots: limit the connections to a backend, and queue the clients that wait for one.
 
-The slots of a backend are shared by client address, as limits count it (`Admission.address_of`):
+Old MTAs fail under too many connections.  The slots of a backend are shared fairly among client
+addresses, as limits count them (`Admission.address_of`):
 
-- The waiting line serves addresses in turns, and the sessions of one address in their order.
-- An address that holds its share (half of the slots, at least one) gets no other one while an
-  address below its share waits.  Who is alone may have them all.
-- For an address that has waited for a part of `max_wait`, the one that holds more slots gives one
-  back: of its sessions the one that has had its slot longest, if for long enough.  The session ends
-  when its transaction is over.  One session at a time is asked, and the next one a while later.
+- The queue serves addresses in turn, and the sessions of one address in order.
+- An address that holds its share (half of the slots, at least one) gets no more while an address
+  below its share waits.  Without others it may hold all slots.
+- When an address has waited for part of `max_wait`, a slot is reclaimed from an address that holds
+  more slots: the session that has held its slot longest, if long enough, ends after its
+  transaction.  One session is asked at a time, the next one a while later.
 """
 
 import asyncio
@@ -15,31 +16,31 @@ from time import monotonic
 from typing import NamedTuple, Protocol
 
 SHARE = 0.5
-"""So much of all slots is the share of one address."""
+"""The share of one address, as a fraction of all slots."""
 PATIENCE = 0.25
-"""So much of `max_wait` an address waits, and a session keeps its slot, before one is reclaimed."""
+"""The fraction of `max_wait` that must pass, in the queue and with the slot, before a reclaim."""
 LOOKS = 8
-"""So often in `max_wait` a slot may be reclaimed."""
+"""How often a slot may be reclaimed within `max_wait`."""
 
 
 class SlotHolder(Protocol):
-    """A session, or what stands for it: it waits for a slot, or has one."""
+    """A session, or its representative, that waits for a slot or holds one."""
 
     def slot_answered(self, *, granted: bool) -> None:
-        """Take the answer to `ask`; called once, maybe at once, unless `leave` comes first."""
+        """Process the answer to `ask`: called once, maybe during `ask`, unless `leave` is first."""
 
     def reclaim_slot(self) -> None:
-        """Make room for another address, as soon as no transaction is open; called once at most."""
+        """Release the slot as soon as no transaction is open; called at most once."""
 
 
 class ConnectionSlots(Protocol):
-    """Where a session asks for a slot at its backend."""
+    """The connection slots of a backend."""
 
     def ask(self, holder: SlotHolder, address: bytes) -> None:
-        """Ask for a slot, for a client of this address as limits count it."""
+        """Request a slot for a client of this address, as `Admission.address_of` returns it."""
 
     def leave(self, holder: SlotHolder) -> None:
-        """Give the slot back, or wait for one no more."""
+        """Release the slot, or cancel the request for one."""
 
 
 class _Wait(NamedTuple):
@@ -54,32 +55,35 @@ class _Hold(NamedTuple):
 
 
 class SlotQueue:
-    """Gives out a number of slots.
+    """The slots of one backend, and the clients that wait for one.
 
-    limit: how many there are.  max_wait: the seconds after which who waits is refused.
-    taken, waiting: how many have a slot, and how many wait for one.
+    Args:
+        limit: The number of slots.
+        max_wait: After how many seconds a waiting client is refused.
     """
 
     def __init__(self, limit: int, max_wait: float) -> None:
         self.limit = limit
         self.max_wait = max_wait
-        self._taken: dict[SlotHolder, _Hold] = {}  # the longest first
-        self._held: dict[bytes, int] = {}  # by address
+        self._taken: dict[SlotHolder, _Hold] = {}  # the oldest first
+        self._held: dict[bytes, int] = {}  # the number of slots by address
         self._reclaimed: set[SlotHolder] = set()
-        self._waiting: dict[SlotHolder, _Wait] = {}  # the longest first
+        self._waiting: dict[SlotHolder, _Wait] = {}  # the oldest first
         self._turns: dict[bytes, dict[SlotHolder, None]] = {}  # the next address first
         self._timer: asyncio.TimerHandle | None = None
 
     @property
     def taken(self) -> int:
+        """The number of slots in use."""
         return len(self._taken)
 
     @property
     def waiting(self) -> int:
+        """The number of clients that wait."""
         return len(self._waiting)
 
     def ask(self, holder: SlotHolder, address: bytes) -> None:
-        """Ask for a slot, for a client of this address."""
+        """Request a slot for a client of this address, as `Admission.address_of` returns it."""
         if len(self._taken) < self.limit and not self._waiting:
             self._grant(holder, address)
             return
@@ -90,7 +94,7 @@ class SlotQueue:
         self._arm(now)
 
     def leave(self, holder: SlotHolder) -> None:
-        """Give the slot back, or wait for one no more."""
+        """Release the slot, or cancel the request for one."""
         if holder in self._waiting:
             self._wait_no_more(holder)
         elif holder in self._taken:
@@ -102,19 +106,19 @@ class SlotQueue:
             self.serve()
 
     def serve(self) -> None:
-        """Let in those whose turn it is; call it when `limit` has changed."""
+        """Grant the free slots; must be called after `limit` was changed."""
         while self._waiting and len(self._taken) < self.limit:
             address = self._next_address()
             holder = next(iter(self._turns[address]))
             self._wait_no_more(holder)
-            if address in self._turns:  # the next turn is that of another one
+            if address in self._turns:  # moves to the end, so that another address is next
                 self._turns[address] = self._turns.pop(address)
             self._grant(holder, address)
 
     def _next_address(self) -> bytes:
-        """Return the first in turn that is below its share; the first one if none is.
+        """Return the first address in turn that is below its share, or the first one if none is.
 
-        A few at most are passed over: so many as can hold a share.
+        It skips few addresses, since only two can hold a share.
         """
         share = max(int(self.limit * SHARE), 1)
         below = (each for each in self._turns if self._held.get(each, 0) < share)
@@ -143,9 +147,9 @@ class SlotQueue:
         self._arm(monotonic())
 
     def look(self) -> None:
-        """Refuse who has waited for too long, and reclaim a slot for who has waited for long."""
+        """Refuse clients that have waited for `max_wait`, and reclaim a slot if one is due."""
         now = monotonic()
-        while self._waiting:  # all wait equally long, so the first come first
+        while self._waiting:  # all have the same limit, so the oldest are first
             holder, wait = next(iter(self._waiting.items()))
             if wait.deadline > now:
                 break
@@ -158,7 +162,7 @@ class SlotQueue:
         address = self._next_address()
         if self._waiting[next(iter(self._turns[address]))].patient_until > now:
             return
-        held: dict[bytes, int] = {}  # by address, without those that are reclaimed already
+        held: dict[bytes, int] = {}  # the number of slots by address, without reclaimed ones
         longest: dict[bytes, SlotHolder] = {}
         for holder, hold in self._taken.items():
             if holder not in self._reclaimed:

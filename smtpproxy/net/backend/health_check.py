@@ -1,7 +1,6 @@
-"""The active check: is a server there, as a client would find it.
+"""The health check of a server: connects as for a client, and waits for the greeting.
 
-It speaks proper SMTP to the end (greeting, EHLO, QUIT), so that the MTA's log shows a short session
-and no complaint.
+It then sends EHLO and QUIT, so that the MTA's log shows a short but correct session.
 """
 
 import asyncio
@@ -13,14 +12,22 @@ from smtpproxy.net.backend.server_pool import Server
 from smtpproxy.tls.error_text import OUR_OWN, error_text
 
 LONGEST_S = 30.0
-"""How long a check may take, if it is not to be repeated earlier."""
+"""The time limit of a check, unless the next one is due earlier."""
 
 
 async def check(server: Server, hostname: str, limit_s: float = LONGEST_S) -> str:
-    """Return why a server can't be used just now; empty if it can.
+    """Check a server, from the proxy's own address.
 
-    It is reached as for a client, but from the proxy's own address and in its own name.  Raises
-    OSError if that can't be told, as this machine is short of something.
+    Args:
+        server: The server.
+        hostname: The name in EHLO.
+        limit_s: The time limit of the check.
+
+    Returns:
+        Why the server cannot be used, in words; empty if it can.
+
+    Raises:
+        OSError: The check failed because of this machine, such as a lack of descriptors.
     """
     dialogue = _CheckConnection()
     try:
@@ -54,11 +61,11 @@ async def _converse(dialogue: "_CheckConnection", hostname: str) -> str:
 
 
 def _why(what: str, code: int) -> str:
-    return f"{what} with {code}" if code else f"closed, or {what} with what is no reply"
+    return f"{what} with {code}" if code else f"closed, or {what} with an invalid reply"
 
 
 class _CheckConnection(asyncio.Protocol):
-    """One connection, from reply to reply."""
+    """The connection of a check."""
 
     def __init__(self) -> None:
         self._reader = ReplyReader()
@@ -81,7 +88,7 @@ class _CheckConnection(asyncio.Protocol):
         self._codes.put_nowait(0)
 
     async def reply(self) -> int:
-        """Wait for the next reply; return its code, or 0 if none will come."""
+        """Wait for the next reply; return its code, or 0 after the end or an invalid reply."""
         return await self._codes.get()
 
     def say(self, line: str) -> None:

@@ -1,9 +1,8 @@
-"""The resolver: the addresses of servers, looked up without blocking the loop.
+"""The resolver: looks up the addresses of servers without blocking the event loop.
 
-In threads of our own, which nobody waits for: the loop's pool is joined at the exit, and with a
-resolver that does not answer the service would outlive its end by many seconds.  Who asks for what
-is being looked up already is told the same answer: however many clients come meanwhile, it is one
-thread for each name, and no name waits for another.
+It uses its own daemon threads: the loop's thread pool is joined at exit, which would take long if
+DNS does not answer.  Concurrent requests for the same name share one look-up, so there is at most
+one thread for each name, and no name waits for another.
 """
 
 import asyncio
@@ -16,15 +15,19 @@ from typing import Any
 from aiohappyeyeballs import AddrInfoType
 
 Found = list[AddrInfoType]
-"""Addresses as `getaddrinfo` gives them: family, type, protocol, "", and what to connect to."""
+"""Addresses as from `getaddrinfo`: family, type, protocol, "", and the socket address."""
 Question = tuple[asyncio.AbstractEventLoop, str, int]
 
 _asked: dict[Question, asyncio.Future[Found | OSError]] = {}
 
 
 async def look_up(host: str, port: int) -> Found:
-    """Return the addresses of a host, not none, for connections; raises OSError if it has none."""
-    with contextlib.suppress(OSError):  # an address needs nobody to be asked
+    """Return the addresses of a host, at least one.
+
+    Raises:
+        OSError: The name has no address, or cannot be resolved.
+    """
+    with contextlib.suppress(OSError):  # an IP address needs no look-up
         return _find(host, port, socket.AI_NUMERICHOST)
     loop = asyncio.get_running_loop()
     question = (loop, host, port)
@@ -32,7 +35,7 @@ async def look_up(host: str, port: int) -> Found:
     if answer is None:
         answer = _asked[question] = loop.create_future()
         _begin(question)
-    found = await asyncio.shield(answer)  # others may wait for it, too
+    found = await asyncio.shield(answer)  # other sessions may wait for it, too
     if isinstance(found, OSError):
         raise found.with_traceback(None)
     return found
@@ -42,9 +45,9 @@ def _begin(question: Question) -> None:
     name = f"look up {question[1]}"
     try:
         threading.Thread(target=_ask, args=question, name=name, daemon=True).start()
-    except RuntimeError:  # there are as many threads as there may be
+    except RuntimeError:  # the limit of threads is reached
         del _asked[question]
-        raise OSError(errno.ENOMEM, "no thread to look a name up") from None
+        raise OSError(errno.ENOMEM, "cannot start a thread for a look-up") from None
 
 
 def _ask(loop: asyncio.AbstractEventLoop, host: str, port: int) -> None:
@@ -53,7 +56,7 @@ def _ask(loop: asyncio.AbstractEventLoop, host: str, port: int) -> None:
         found = _find(host, port)
     except OSError as error:
         found = error
-    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody wants to know any more
+    with contextlib.suppress(RuntimeError):  # the loop is closed
         loop.call_soon_threadsafe(_answer, (loop, host, port), found)
 
 
@@ -66,7 +69,7 @@ def _find(host: str, port: int, flags: int = 0) -> Found:
 
 
 def _with_scope(name: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Write the scope of a link-local address into its text: uvloop looks at nothing else."""
+    """Add the scope of a link-local address to its text, since uvloop ignores the number."""
     if len(name) == 4 and name[3]:
         host, port, _, scope = name
         return f"{host}%{scope}", port

@@ -1,4 +1,4 @@
-"""The servers of a backend: where it can be reached, and where it can't just now."""
+"""The servers of a backend, their order, and which of them are down."""
 
 import asyncio
 import contextlib
@@ -11,17 +11,17 @@ from smtpproxy.net.backend.transport import BackendTransport
 from smtpproxy.net.peer import Peer
 
 ServerChanged = Callable[[str, bool, str], None]
-"""Is told the name of a server, whether it is up now, and why not."""
+"""Called with the name of a server, whether it is up now, and the reason if not."""
 Check = Callable[["Server"], Awaitable[str]]
-"""Connects to a server as the proxy itself, and returns why it can't be used; see `net.check`."""
+"""Checks a server; see `smtpproxy.net.backend.health_check.check`."""
 
 
 class Server:
-    """One address of a backend; a name is looked up at each connect.
+    """One server of a backend; a host name is looked up for each connection.
 
-    sessions: of this worker, on it or on the way to it.
-    left_alone_until: when a server that is down is tried again; 0.0 while it is up.
-    seen_at: when it greeted last, or was checked.
+    Args:
+        address: The address in the settings.
+        backend_transport: How to connect; None for plain connections.
     """
 
     __slots__ = (
@@ -38,43 +38,53 @@ class Server:
         by_ip = not (address.is_name or address.is_unix)
         self._backend_transport = backend_transport or (None if by_ip else BackendTransport())
         self.name = str(address)
+        """Its address in the settings, as text."""
         self.sessions = 0
+        """The number of sessions of this worker that use it, or connect to it."""
         self.left_alone_until = 0.0
+        """When it is tried again; 0.0 while it is up."""
         self.seen_at = -inf
+        """When it last sent a greeting, or was checked."""
 
     @property
     def is_one(self) -> bool:
-        """Whether this is one server, and not whichever each client wants."""
+        """Whether it is a fixed server, and not the original target of each client."""
         return not self._address.is_original
 
     def is_told_of(self, peer: Peer) -> bool:
-        """Tell whether it knows who the client is before it greets.
+        """Return whether the server has the client's address before its greeting.
 
-        If so, whatever becomes of the connection until then may be about this client alone.
+        If so, a failure before the greeting may concern this client only.
         """
         return not self.is_one or (
             self._backend_transport is not None and self._backend_transport.tells(peer)
         )
 
     def address_for(self, peer: Peer) -> Address:
-        """Return the address: the one that the client wanted, if it is to be that."""
+        """Return the server's address; for `original` it is the client's original target."""
         if not self._address.is_original or peer.target is None:
             return self._address
         return Address(*peer.target)
 
     def name_for(self, peer: Peer) -> str:
-        """Return this address as text, the same object for all sessions where it is the same."""
+        """Return that address as text; if it is fixed, always the same object."""
         address = self.address_for(peer)
         return self.name if address is self._address else str(address)
 
     async def connect(self, factory: Callable[[], asyncio.Protocol], peer: Peer | None) -> None:
-        """Open a connection for a client, or with None for the proxy itself.
+        """Open a connection.
 
-        Raises OSError if the server can't be reached; NotForThisClient if perhaps others can.
+        Args:
+            factory: Makes the protocol of the connection.
+            peer: The client; None for the proxy itself.
+
+        Raises:
+            OSError: The server cannot be reached.
+            NotForThisClient: It cannot be reached for this client, but may be for others.
         """
         if self._backend_transport is not None:
             await self._backend_transport.connect(self._address, factory, peer)
-        else:  # half the CPU time of a socket of our own
+        else:  # half the CPU time of a connected socket
             loop = asyncio.get_running_loop()
             await loop.create_connection(factory, self._address.host, self._address.port)
 
@@ -82,11 +92,13 @@ class Server:
 class ServerPool:
     """The servers of one backend, shared by all sessions of a worker.
 
-    retry_after: how many seconds one that has failed is left alone.
-    least: the one with the fewest sessions comes first, instead of the first one named; of equals,
-        the one whose turn was longest ago.
-    changed: is called once for each change, not for each session that finds a server down.
-    check: finds out whether a server is there, where what a client met does not tell.
+    Args:
+        servers: The servers, in the order of the settings.
+        retry_after: After how many seconds a server that is down is tried again.
+        least: Whether to try the server with the fewest sessions first, and of equals the one
+            used longest ago, instead of the first one in the settings.
+        changed: Called once for each change of a server's health.
+        check: Checks a server if a client's failure does not show whether it is down.
     """
 
     def __init__(
@@ -106,9 +118,9 @@ class ServerPool:
         self._checking: dict[Server, asyncio.Task[None]] = {}
 
     def in_order(self) -> list[Server]:
-        """Return all, those to be tried first at the front.
+        """Return all servers in the order to try them.
 
-        Those that are left alone come last: a client is not refused before all have been tried.
+        Servers that are down are last, so that a client is refused only after all were tried.
         """
         order = list(self._servers)
         if len(order) == 1:
@@ -122,29 +134,29 @@ class ServerPool:
         if self._least:
             self._servers = (*(each for each in self._servers if each is not order[0]), order[0])
         if order[0].left_alone_until:
-            # This session finds out whether it is back; the others go on without it meanwhile.
+            # This session tries whether it is up again; the others still avoid it.
             order[0].left_alone_until = now + self._retry_after
         return order
 
     def failed(self, server: Server, why: str) -> None:
-        """Leave a server alone: it could not be reached, or had no greeting for anybody."""
+        """Mark a server as down, since it could not be reached, or sent no valid greeting."""
         was_up = not server.left_alone_until
         server.left_alone_until = monotonic() + self._retry_after
         if was_up:
             self._changed(server.name, False, why)
 
     def greeted(self, server: Server) -> None:
-        """Follow a greeting: the server is there (again)."""
+        """Mark a server as up, since it has sent a greeting."""
         server.seen_at = monotonic()
         if server.left_alone_until:
             server.left_alone_until = 0.0
             self._changed(server.name, True, "")
 
     def doubt(self, server: Server) -> None:
-        """Check whether a server is there: it was not for one client, whom it may have known.
+        """Check a server after a failure that may concern one client only.
 
-        Not if it has greeted somebody just now, and not again and again: clients that it does not
-        want are no reason to connect to it for each of them.
+        It is not checked again within `retry_after` of its last greeting or check, so that
+        clients that the server rejects do not cause a check each.
         """
         now = monotonic()
         if self._check is None or not server.is_one or server in self._checking:
@@ -157,7 +169,7 @@ class ServerPool:
 
     async def _check_now(self, server: Server, check: Check) -> None:
         try:
-            with contextlib.suppress(OSError):  # this machine's own trouble tells nothing
+            with contextlib.suppress(OSError):  # an error of this machine: no result
                 why = await check(server)
                 if why:
                     self.failed(server, why)
@@ -167,12 +179,12 @@ class ServerPool:
             del self._checking[server]
 
     def stop(self) -> None:
-        """Check no server any more."""
+        """Cancel all checks."""
         for checking in self._checking.values():
             checking.cancel()
 
     def learn(self, name: str, *, up: bool) -> None:
-        """Take it from somebody else that a server is up or down; nobody is told."""
+        """Mark a server as up or down, as another worker reported; `changed` is not called."""
         for server in self._servers:
             if server.name == name:
                 server.left_alone_until = 0.0 if up else monotonic() + self._retry_after

@@ -1,8 +1,8 @@
-"""The selection of a server: one session's way to a server of its backend that greets it.
+"""Server selection: finds a server that sends a greeting for one session.
 
-First a place, where there are not enough for all.  Then a server: one that can't be reached, or
-that refuses with its greeting, makes way for the next one; never once the client has been greeted,
-for then the session is that server's.
+First it gets a connection slot, if the backend has a limit.  Then it tries the servers in order: if
+one cannot be reached, or refuses in its greeting, it tries the next.  After a positive greeting the
+session stays with that server.
 """
 
 import asyncio
@@ -24,34 +24,33 @@ _NOBODY: list["Server"] = []
 
 
 class SelectingSession(BackendEvents, Protocol):
-    """A session that is on its way to a server."""
+    """The part of a session that server selection uses."""
 
     client: asyncio.Transport
 
     def refuse_loop(self) -> None:
-        """Refuse the client: it is one of the service's own connections to a server."""
+        """Refuse the client, which is one of the service's own connections to a server."""
 
     def connection_slot_answered(self, *, granted: bool) -> None:
-        """Take the answer to the request for a connection slot at the backend."""
+        """Process the answer to the request for a connection slot."""
 
     def reclaim_slot(self) -> None:
-        """Make room for a client of another address, between transactions."""
+        """Release the connection slot as soon as no transaction is open."""
 
     def give_up_server(self, why: str, now: float) -> None:
-        """Go on to the next server: this one could not be reached."""
+        """Try the next server, since this one could not be reached."""
 
     def note_given_up(self, server: str, why: str) -> None:
-        """Report a server that refused the client and was the last one."""
+        """Report that the last server refused the client."""
 
 
 class ServerSelection:
-    """Made for one session, which asks it for the next server and hands it the greeting.
+    """The server selection of one session; it is the session's `SlotHolder`.
 
-    waits: for a place at the backend.
-    server: the one that was tried last.
-    refusal: the greeting of the last one, if it refused; else empty.
-    open: the server has not greeted, so that what it says is to be handed over.
-    more: another server may still take the session.
+    Args:
+        session: The session.
+        listener_context: What the sessions of its listener share.
+        peer: The client.
     """
 
     __slots__ = (
@@ -81,12 +80,16 @@ class ServerSelection:
         self._connection: BackendConnection | None = None
         self._reader: ReplyReader | None = None
         self.server: Server | None = None
+        """The server that is used or was tried last."""
         self.refusal = b""
+        """The refusing greeting of the last server; else empty."""
         self.open = True
+        """Whether no greeting has been accepted, so that octets must be passed to `receive`."""
         self.waits = False
+        """Whether the session waits for a connection slot."""
 
     def begin(self) -> None:
-        """Ask for a place, if need be; the session is told when servers can be tried."""
+        """Request a connection slot if needed; the session then gets the answer."""
         if self._connection_slots is None:
             self._session.connection_slot_answered(granted=True)
             return
@@ -96,21 +99,21 @@ class ServerSelection:
         self._connection_slots.ask(self, address)
 
     def reclaim_slot(self) -> None:
-        """Have the session make room for another one."""
+        """Make the session release its slot."""
         self._session.reclaim_slot()
 
     def slot_answered(self, *, granted: bool) -> None:
-        """Take the answer to the request for a connection slot."""
+        """Pass the answer to the session."""
         self.waits = False
         self._session.connection_slot_answered(granted=granted)
 
     @property
     def more(self) -> bool:
-        """Tell whether another server may still take the session."""
+        """Whether there is another server to try."""
         return self._left is None or bool(self._left)
 
     def try_next(self) -> bool:
-        """Begin to connect to the next server; False if there is none left."""
+        """Start to connect to the next server; return False if there is none left."""
         self._reader = None
         if self._left is None:
             self._left = self._listener_context.servers.in_order()
@@ -126,7 +129,7 @@ class ServerSelection:
 
     async def _connect(self, server: "Server", connection: BackendConnection) -> None:
         session = self._session
-        if own_connections.is_one(session.client):  # noted by now: its own side has had its turn
+        if own_connections.is_one(session.client):  # recorded by now: this task runs later
             self._connecting = None
             session.refuse_loop()
             return
@@ -144,9 +147,10 @@ class ServerSelection:
             self._connecting = None
 
     def receive(self, octets: bytes) -> tuple[bytes, str]:
-        """Take what a server says before it has greeted.
+        """Process octets of a server until its greeting is complete.
 
-        Return what the pipeline is to get, and why this server is to be given up, if it is.
+        Returns:
+            The octets for the pipeline, and why to try the next server; either may be empty.
         """
         reader = self._reader = self._reader or ReplyReader()
         reader.receive(octets)
@@ -165,21 +169,22 @@ class ServerSelection:
             assert self.server is not None
             self._listener_context.servers.greeted(self.server)
             return octets, ""
-        why = f"greeted with {code}" if reply else "greeted with what is no reply"
-        if code < 500:  # 5xx may be meant for this client alone
+        why = f"greeted with {code}" if reply else "greeted with an invalid reply"
+        if code < 500:  # a 5xx may concern this client only
             self.failed(why)
         if not self._left:
             self.open = False
             assert self.server is not None
             self._session.note_given_up(self.server.name_for(self._peer), why)
-            return octets, ""  # the pipeline passes it on
+            return octets, ""  # the pipeline forwards it
         self.refusal = reply
         return b"", why
 
     def failed(self, why: str) -> None:
-        """Note that the server has not greeted, so that it is to be left alone.
+        """Mark the server as down, since it has sent no valid greeting.
 
-        If it knows the client, it may have greeted others: then it is looked at first.
+        If the server has the client's address, the failure may concern this client only, so the
+        server is checked first.
         """
         server = self.server
         assert server is not None
@@ -189,7 +194,7 @@ class ServerSelection:
             self._listener_context.servers.failed(server, why)
 
     def cancel(self) -> None:
-        """Connect to nobody any more, and hear nothing of the server that was tried last."""
+        """Cancel connecting, and detach from the server that was tried last."""
         if self._connection is not None:
             self._connection.leave()
             self._connection = None
@@ -201,7 +206,7 @@ class ServerSelection:
             self.server = None
 
     def end(self) -> None:
-        """Give back what the session has had, if it still has: its part of a server, its place."""
+        """Release the server and the connection slot; may be called repeatedly."""
         self.cancel()
         self.waits = False
         connection_slots, self._connection_slots = self._connection_slots, None

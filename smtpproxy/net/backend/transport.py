@@ -1,7 +1,7 @@
-"""How the servers of a backend are reached, where a plain connection will not do.
+"""The backend transport: connects to servers if a plain connection to an IP address is not enough.
 
-By a name that may have several addresses, by a Unix socket, from a source address that is the
-client's own, with a PROXY header ahead of all else, or inside TLS from the start.
+It handles host names with several addresses, Unix sockets, the client's address as source address,
+a PROXY header, and implicit TLS.
 """
 
 import asyncio
@@ -22,31 +22,38 @@ from smtpproxy.net.tproxy import bind_as, original_target
 from smtpproxy.tls.error_text import OUR_OWN, NotForThisClient, error_text
 
 NEXT_S = 0.25
-"""How long one address of a name is tried alone (RFC 8305 section 8)."""
+"""The delay before the next address of a name is tried, too (RFC 8305 section 8)."""
 
 
 @dataclass(frozen=True, slots=True)
 class BackendTransport:
-    """Made once for each backend.
-
-    header: makes the PROXY header, for the client or the proxy itself.
-    transparent: the connection leaves from the client's address.
-    context: of TLS from the start; the certificate is to be for `server_name`, else for the host.
-    """
+    """How to connect to the servers of a backend."""
 
     header: Callable[[Peer], bytes] | None = None
+    """Makes the PROXY header for the client or the proxy itself; None for none."""
     transparent: bool = False
+    """Whether to connect from the client's address."""
     context: ssl.SSLContext | None = None
+    """The TLS context for implicit TLS; None for no TLS."""
     server_name: str = ""
+    """The name that the certificate must be for; empty for the server's host."""
     handshake_s: float = 30.0
+    """The time limit of the TLS handshake."""
 
     async def connect(
         self, address: Address, factory: Callable[[], asyncio.Protocol], peer: Peer | None
     ) -> None:
-        """Open a connection for a client, or with None for the proxy itself.
+        """Open a connection.
 
-        Raises OSError if the server can't be reached in this way; NotForThisClient, if it had been
-        told of the client by then, or could not be told.
+        Args:
+            address: The address of the server in the settings.
+            factory: Makes the protocol of the connection.
+            peer: The client; None for the proxy itself.
+
+        Raises:
+            OSError: The server cannot be reached.
+            NotForThisClient: The attempt failed after the server got the client's address, or the
+                client has no address to pass on.
         """
         if self.header is not None and peer is not None and peer.source is None:
             raise NotForThisClient(0, "the client has no address for a PROXY header")
@@ -58,13 +65,13 @@ class BackendTransport:
             told = told or self.tells(peer)
             await self._begin(opened, address, factory, peer)
         except OSError as error:
-            # The resolver has not been told of anybody.
+            # A failed look-up does not depend on the client.
             if not told or error.errno in OUR_OWN or isinstance(error, socket.gaierror):
                 raise
             raise NotForThisClient(error.errno or 0, error_text(error)) from error
 
     def tells(self, peer: Peer | None) -> bool:
-        """Tell whether the server knows who the client is before it greets."""
+        """Return whether the server gets the client's address before its greeting."""
         return peer is not None and (self.transparent or self.header is not None)
 
     async def _begin(
@@ -74,7 +81,7 @@ class BackendTransport:
         factory: Callable[[], asyncio.Protocol],
         peer: Peer | None,
     ) -> None:
-        """Say on a new connection what comes before the greeting."""
+        """Send the PROXY header, make the TLS handshake, and set the protocol."""
         loop = asyncio.get_running_loop()
         try:
             if self.header is not None:
@@ -97,18 +104,18 @@ class BackendTransport:
             raise
 
     def server_name_for(self, address: Address) -> str:
-        """Return the name that the server's certificate is to have."""
+        """Return the name that the server's certificate must be for."""
         return self.server_name or address.certified_name
 
     async def _open(self, address: Address, peer: Peer | None) -> socket.socket:
-        """Connect a socket to whichever of the server's addresses answers first."""
+        """Return a socket that is connected to the first address that answers."""
         if address.is_unix:
             return _connect_unix(address.path)
         found = await resolver.look_up(address.host, address.port)
         if not self.transparent or peer is None:
             return await _connect(found)
         if peer.source is None or ip_address(peer.host.partition("%")[0]).is_unspecified:
-            # From 0.0.0.0, which a proxy in front may name, it would leave as the proxy's own.
+            # With 0.0.0.0, which a proxy in front may name, the source would be the proxy.
             raise OSError("the client has no address to connect from")
         family = socket.AF_INET6 if ":" in peer.host else socket.AF_INET
         found = [each for each in found if each[0] == family]
@@ -118,10 +125,14 @@ class BackendTransport:
 
 
 async def _connect(found: resolver.Found, source: Peer | None = None) -> socket.socket:
-    """Connect a socket to the address that answers first, from the source's address if given.
+    """Return a socket that is connected to the first address that answers.
 
-    The next one is tried when one has failed or has been silent for a while (RFC 8305 section 5):
-    one that swallows all that is sent to it keeps nobody waiting.
+    The next address is tried after a failure or a short delay (RFC 8305 section 5), so that an
+    address that does not answer costs little time.
+
+    Args:
+        found: The addresses.
+        source: The client whose address to connect from; None for the proxy's own.
     """
 
     def make(info: AddrInfoType) -> socket.socket:
@@ -139,11 +150,11 @@ async def _connect(found: resolver.Found, source: Peer | None = None) -> socket.
     except OSError as error:
         if error.errno:
             raise OSError(error.errno, os.strerror(error.errno)) from error
-        raise  # each failed in its own way, and all of them are told
+        raise  # different errors, which the text lists
 
 
 def _connect_unix(path: str) -> socket.socket:
-    """Connect to a Unix socket, which takes no time: it succeeds, or fails, at once."""
+    """Connect to a Unix socket, which never has to wait."""
     opened = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     opened.setblocking(False)
     try:
