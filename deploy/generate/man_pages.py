@@ -147,7 +147,7 @@ def _bold(text: str) -> str:
 
 
 def _line(text: str) -> str:
-    """Escape a line of text: one that begins with a dot or an apostrophe would be a roff request."""
+    """Escape a line, which would be a roff request if it began with a dot or an apostrophe."""
     escaped = _escaped(text)
     return rf"\&{escaped}" if escaped.startswith((".", "'")) else escaped
 

@@ -1,4 +1,4 @@
-"""Makes deploy/reference/settings.md: every setting, and the environment variables of `smtpproxy run`."""
+"""Makes deploy/reference/settings.md: every setting and environment variable."""
 
 import click
 from markdown import code, page, table
