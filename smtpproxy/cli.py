@@ -253,7 +253,7 @@ def check(file: Path | None, named: Path | None, as_json: bool) -> None:
     Examples:
       smtpproxy demo
       smtpproxy demo --rtt 0.3 --recipients 20
-      smtpproxy demo --serve
+      smtpproxy demo --serve --port 2525 --admin 127.0.0.1:8025
     """,
 )
 @click.option(
@@ -278,13 +278,30 @@ def check(file: Path | None, named: Path | None, as_json: bool) -> None:
     help="The fault of the legacy MTA; `list` lists them.",
 )
 @click.option("--serve", is_flag=True, help="Listen for your own client, and draw its sessions.")
-def demo(rtt: float, recipients: int, legacy: str | None, serve: bool) -> None:
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=0,
+    metavar="PORT",
+    help="With --serve, the proxy's port on 127.0.0.1.  [default: a free one]",
+)
+@click.option(
+    "--admin",
+    default="",
+    metavar="ADDR",
+    help="With --serve, show the live page here, such as 127.0.0.1:8025.",
+)
+def demo(
+    rtt: float, recipients: int, legacy: str | None, serve: bool, port: int, admin: str
+) -> None:
     """Show the dialogues of RFC 2920 with a legacy MTA, without and with the proxy.
 
     The command runs a legacy MTA and the proxy in this process, and exits 1 if any reply is wrong.
     """
     if rtt != rtt:  # FloatRange lets NaN through
         raise click.BadParameter("nan is not a number of seconds", param_hint="--rtt")
+    if (port or admin) and not serve:
+        raise click.UsageError("--port and --admin go with --serve")
     from smtpproxy.demo import demo_run
     from smtpproxy.demo import legacy as mta  # only the demo needs it
 
@@ -295,7 +312,16 @@ def demo(rtt: float, recipients: int, legacy: str | None, serve: bool) -> None:
             return
         raise click.BadParameter(f"{legacy!r} is not one of\n\n{names}", param_hint="--legacy")
     failing = legacy or mta.DEFAULT_FAILING
-    sys.exit(demo_run.main(rtt=rtt, recipients=recipients, serve=serve, failing=failing))
+    try:
+        code = demo_run.main(
+            rtt=rtt, recipients=recipients, serve=serve, failing=failing, port=port, admin=admin
+        )
+    except ConfigError as error:
+        _fail(error)
+    except OSError as error:
+        say(f"smtpproxy: {error.strerror or error}", err=True)
+        code = 1
+    sys.exit(code)
 
 
 def _listed_examples() -> str:

@@ -270,16 +270,42 @@ class TestDemo:
         played: list[dict[str, object]] = []
         monkeypatch.setattr(demo_run, "main", lambda **options: played.append(options) or 1)
         assert invoke("demo").exit_code == 1
-        invoke("demo", "--rtt", "0", "--recipients", "9", "--serve", "--legacy", "helo-only")
+        invoke(
+            "demo", "--rtt", "0", "--recipients", "9", "--serve", "--legacy", "helo-only",
+            "--port", "2525", "--admin", "127.0.0.1:8025",
+        )  # fmt: skip
         assert played == [
-            {"rtt": 0.1, "recipients": 3, "serve": False, "failing": DEFAULT_FAILING},
-            {"rtt": 0.0, "recipients": 9, "serve": True, "failing": "helo-only"},
+            {
+                "rtt": 0.1,
+                "recipients": 3,
+                "serve": False,
+                "failing": DEFAULT_FAILING,
+                "port": 0,
+                "admin": "",
+            },
+            {
+                "rtt": 0.0,
+                "recipients": 9,
+                "serve": True,
+                "failing": "helo-only",
+                "port": 2525,
+                "admin": "127.0.0.1:8025",
+            },
         ]
 
     def test_an_unknown_failing_shows_the_known(self) -> None:
         result = invoke("demo", "--legacy", "x")
         assert result.exit_code == 2
         assert all(name in result.stderr for name in FAILINGS)
+
+    @pytest.mark.parametrize("option", [["--port", "2525"], ["--admin", "127.0.0.1:8025"]])
+    def test_what_goes_with_serve_alone(self, option: list[str]) -> None:
+        assert "go with --serve" in invoke("demo", *option).stderr
+
+    @pytest.mark.parametrize("address", ["8025", "0.0.0.0:8025"])
+    def test_a_bad_address_of_the_page(self, address: str) -> None:
+        result = invoke("demo", "--serve", "--admin", address)
+        assert (result.exit_code, "smtpproxy: --admin: " in result.stderr) == (1, True)
 
     @pytest.mark.parametrize(
         "wrong", [["--rtt", "-1"], ["--rtt", "nan"], ["--rtt", "x"], ["--recipients", "0"]]

@@ -31,7 +31,7 @@ ALLOWED = {
     "control_socket": {"admin"},
     "supervisor": {"config", "net", "metrics", "log", "admin", "worker", "control_socket"},
     "probe": {"core", "tls", "config", "text", "timeline"},
-    "demo": {"config", "log", "text", "timeline", "worker"},
+    "demo": {"config", "log", "text", "timeline", "worker", "admin", "metrics", "net"},
     "cli": {
         *("config", "control_socket", "data", "demo", "log", "probe", "supervisor", "text", "trace")
     },

@@ -23,7 +23,15 @@ _TELLING = {"flush-on-failure": "e", "last-recipient": "e", "data-accepted": "d"
 """The dialogue that shows a fault best, by fault, if it is not (b)."""
 
 
-def main(*, rtt: float, recipients: int, serve: bool, failing: str) -> int:
+def main(
+    *,
+    rtt: float,
+    recipients: int,
+    serve: bool,
+    failing: str,
+    port: int = 0,
+    admin: str = "",
+) -> int:
     """Run the demo.
 
     Args:
@@ -31,6 +39,12 @@ def main(*, rtt: float, recipients: int, serve: bool, failing: str) -> int:
         recipients: The number of recipients in dialogue (b).
         serve: Whether to listen for the user's own client instead, until interrupted.
         failing: The MTA's fault, a key of `FAILINGS`.
+        port: With `serve`, the proxy's port; 0: a free one.
+        admin: With `serve`, the address of the live page; empty: none.
+
+    Raises:
+        ConfigError: `admin` is no address for the page.
+        OSError: An address of `serve` is in use.
 
     Returns:
         The exit code: 0 if every reply was correct, else 1.
@@ -41,7 +55,7 @@ def main(*, rtt: float, recipients: int, serve: bool, failing: str) -> int:
     log.configure("error", "auto")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         if serve:
-            return runner.run(stay_up(console, rtt_s=rtt, failing=failing))
+            return runner.run(stay_up(console, rtt_s=rtt, failing=failing, port=port, admin=admin))
         return runner.run(_demonstrate(console, golden(recipients, failing), rtt, failing))
 
 

@@ -50,11 +50,17 @@ async def proxy_before(backend: str) -> AsyncIterator[str]:
     settings = from_flags(
         None, listen=[ANY_PORT], backend=[backend], log_format=None, log_level="error"
     )
-    app = App(settings)
+    async with running(App(settings)) as app:
+        yield app.addresses[0]
+
+
+@asynccontextmanager
+async def running(app: App) -> AsyncIterator[App]:
+    """Start the proxy, and stop it at the end."""
     async with asyncio.timeout(START_DEADLINE_S):
         await app.start()
     try:
-        yield app.addresses[0]
+        yield app
     finally:
         async with asyncio.timeout(STOP_DEADLINE_S):
             await app.stop()

@@ -5,6 +5,8 @@ It prints both addresses with example commands, and draws each session when it e
 
 import asyncio
 import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from rich.console import Console, Group
 from rich.text import Text
@@ -17,16 +19,24 @@ from smtpproxy.demo.timeline_rows import timeline
 from smtpproxy.timeline.labels import BAD, GOOD, QUIET
 
 
-async def stay_up(console: Console, *, rtt_s: float, failing: str) -> int:
+async def stay_up(
+    console: Console, *, rtt_s: float, failing: str, port: int = 0, admin: str = ""
+) -> int:
     """Serve until SIGINT or SIGTERM, and draw each session when it ends.
 
     Args:
         console: Where to print.
         rtt_s: The simulated round-trip time.
         failing: The MTA's fault, a key of `FAILINGS`.
+        port: Where the client connects to the proxy; 0: a free port.
+        admin: Where to serve the live page; empty: nowhere.
 
     Returns:
         The exit code, 0.
+
+    Raises:
+        ConfigError: `admin` is no address for it.
+        OSError: An address is in use.
     """
     interrupted = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -53,15 +63,28 @@ async def stay_up(console: Console, *, rtt_s: float, failing: str) -> int:
 
     mta = LegacyMTA(failing=failing, refused=_refused)
     straight_mta = LegacyMTA(failing=failing, refused=_refused)
-    async with mta, straight_mta, proxy_before(mta.address) as proxy:
+    async with mta, straight_mta, _proxy(mta.address, admin) as proxy:
         direct = SimulatedNetwork(straight_mta.address, rtt_s, draw_direct)
-        proxied = SimulatedNetwork(proxy, rtt_s, draw_proxied)
+        proxied = SimulatedNetwork(proxy, rtt_s, draw_proxied, port)
         async with direct, proxied:
-            advice = _advice(direct.address, proxied.address, rtt_s, failing)
+            advice = _advice(direct.address, proxied.address, rtt_s, failing, admin)
             console.print(advice, soft_wrap=True)  # commands can be copied as whole lines
             await interrupted.wait()
             direct.on_closed = proxied.on_closed = None
     return 0
+
+
+@asynccontextmanager
+async def _proxy(backend: str, admin: str) -> AsyncIterator[str]:
+    """Run the proxy, with the live page if it is wanted; yield the proxy's address."""
+    if admin:
+        from smtpproxy.demo.live_page import proxy_with_page  # and with it the HTTP library
+
+        async with proxy_with_page(backend, admin) as address:
+            yield address
+    else:
+        async with proxy_before(backend) as address:
+            yield address
 
 
 def _refused(address: bytes) -> bytes | None:
@@ -73,7 +96,7 @@ def _session_of(link: SimulatedLink, mta: LegacyMTA) -> LegacySession | None:
     return next((s for s in mta.sessions if s.events[0].at >= link.opened_at), None)
 
 
-def _advice(direct: str, proxied: str, rtt_s: float, failing: str) -> Group:
+def _advice(direct: str, proxied: str, rtt_s: float, failing: str, admin: str) -> Group:
     host, _, port = proxied.rpartition(":")
     group = r"EHLO me\r\nMAIL FROM:<a@b.example>\r\nRCPT TO:<c@d.example>\r\nRSET\r\nQUIT\r\n"
     send = "s.sendmail('a@b.example', ['c@d.example'], 'Subject: hello'); s.quit()"
@@ -83,7 +106,9 @@ def _advice(direct: str, proxied: str, rtt_s: float, failing: str) -> Group:
         ("  through smtpproxy  ", "bold"),
         (f"{proxied}\n", GOOD),
         ("  directly           ", "bold"),
-        (f"{direct}\n\n", BAD),
+        (f"{direct}\n", BAD),
+        ("  live page          " if admin else "", "bold"),
+        f"http://{admin}/\n\n" if admin else "\n",
         ("Send something; recipients that begin with `bad` are refused:\n\n", QUIET),
         f"swaks --pipeline -s {host} -p {port} -f a@b.example -t bad@d.example,c@d.example\n\n",
         f"printf '{group}' |\n  nc -N {host} {port}\n\n",

@@ -36,16 +36,21 @@ class SimulatedNetwork(TcpServer):
         target: Where to relay to, HOST:PORT.
         rtt_s: The round-trip time to simulate.
         on_closed: Called with each link after both its connections are closed.
+        port: The port to listen on; 0: a free one.
     """
 
     def __init__(
-        self, target: str, rtt_s: float, on_closed: "Callable[[SimulatedLink], None] | None" = None
+        self,
+        target: str,
+        rtt_s: float,
+        on_closed: "Callable[[SimulatedLink], None] | None" = None,
+        port: int = 0,
     ) -> None:
-        host, _, port = target.rpartition(":")
+        host, _, target_port = target.rpartition(":")
         self.rtt_s = rtt_s
         self.links: list[SimulatedLink] = []
-        super().__init__(self._open_link, self.links)
-        self._target = (host, int(port))
+        super().__init__(self._open_link, self.links, port)
+        self._target = (host, int(target_port))
         self.on_closed = on_closed
 
     def _open_link(self) -> "_End":

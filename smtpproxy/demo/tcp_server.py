@@ -27,11 +27,13 @@ class TcpServer:
     Args:
         accept: Makes the protocol of a connection, and adds its handler to `accepted`.
         accepted: The handlers, owned by the caller.
+        port: The port to listen on as a context manager; 0: a free one.
     """
 
     def __init__(
-        self, accept: Callable[[], asyncio.Protocol], accepted: Sequence[Accepted]
+        self, accept: Callable[[], asyncio.Protocol], accepted: Sequence[Accepted], port: int = 0
     ) -> None:
+        self._port = port
         self._accept = accept
         self._accepted = accepted
         self._server: asyncio.Server | None = None
@@ -63,7 +65,7 @@ class TcpServer:
         self._server = None
 
     async def __aenter__(self) -> Self:
-        await self.start()
+        await self.start(port=self._port)
         return self
 
     async def __aexit__(self, *_: object) -> None:

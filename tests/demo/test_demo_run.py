@@ -4,6 +4,7 @@ import asyncio
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -178,3 +179,39 @@ async def test_serve_draws_sessions_until_interrupted() -> None:
         if process.returncode is None:
             process.kill()
             await process.wait()
+
+
+async def test_serve_shows_the_live_page() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        admin = f"127.0.0.1:{free.getsockname()[1]}"
+    code = (
+        "from smtpproxy.demo.demo_run import main; import sys;"
+        "sys.exit(main(rtt=0.01, recipients=3, serve=True, failing='none', admin=sys.argv[1]))"
+    )
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", code, admin, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(DEADLINE_S):
+            advice = (await process.stdout.readuntil(b"Ctrl-C")).decode()
+            assert f"http://{admin}/" in advice
+            assert await _got(admin, "/readyz") == b"ready\n"
+            assert b'smtpproxy_server_up{backend="backend-1"' in await _got(admin, "/metrics")
+            process.send_signal(signal.SIGINT)
+            _, errors = await process.communicate()
+        assert (process.returncode, errors) == (0, b"")
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def _got(address: str, path: str) -> bytes:
+    host, _, port = address.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(f"GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n".encode())
+    answer = await reader.read()
+    writer.close()
+    await writer.wait_closed()
+    return answer.partition(b"\r\n\r\n")[2]
