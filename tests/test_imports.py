@@ -173,7 +173,11 @@ def test_the_map_shows_each_package_and_names_no_file_that_is_gone() -> None:
         ),
         ("smtpproxy.worker.app", "from smtpproxy.cli import main", ["smtpproxy.cli"]),
         ("smtpproxy.worker.main", "import smtpproxy.supervisor", ["smtpproxy.supervisor"]),
-        ("smtpproxy.demo.demo_run", "from smtpproxy.net import session", ["smtpproxy.net.session"]),
+        (
+            "smtpproxy.demo.demo_run",
+            "from smtpproxy.probe import findings",
+            ["smtpproxy.probe.findings"],
+        ),
         ("smtpproxy.demo.demo_run", "from smtpproxy.worker.app import App", []),
         ("smtpproxy.cli", "from smtpproxy import __version__", []),
     ],
