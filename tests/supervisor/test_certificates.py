@@ -15,6 +15,7 @@ from smtpproxy.config.certificate_validation import doubtful_certificates, expir
 from smtpproxy.config.loader import load
 from smtpproxy.demo.legacy import LegacyMTA
 from tests.support.program import Program
+from tests.support.scrape import scrape, total
 
 Run = Callable[..., Program]
 NOW = datetime.datetime(2030, 6, 15, tzinfo=datetime.UTC)
@@ -80,17 +81,27 @@ def shown(port: int) -> bytes:
         return client.sock.getpeercert(binary_form=True) or b""
 
 
+def expiry(admin: str) -> float | None:
+    """Return what the metric shows of the certificate."""
+    metric = "certificate_expiry_timestamp_seconds"
+    return total(scrape(admin), metric, listener="in")
+
+
 def test_a_changed_certificate_is_taken_over_with_its_key_and_not_before(
     mta: LegacyMTA, run: Run, tmp_path: Path
 ) -> None:
     pem, key = tmp_path / "mx.pem", tmp_path / "mx.key"
     authority = trustme.CA()
-    first, second = (authority.issue_cert("mx.example") for _ in range(2))
+    ends = [datetime.datetime(year, 1, 2, tzinfo=datetime.UTC) for year in (2097, 2098)]
+    first, second = (authority.issue_cert("mx.example", not_after=end) for end in ends)
     first.cert_chain_pems[0].write_to_path(pem)
     first.private_key_pem.write_to_path(key)
-    file = write(tmp_path, mta.address, pem, key=f'key = "{key}"\n')
+    more = '[admin]\naddress = "127.0.0.1:0"\n'
+    file = write(tmp_path, mta.address, pem, more, key=f'key = "{key}"\n')
     program = run("-c", file, argv=(sys.executable, "-c", SOON))
+    admin = program.event("admin_listening")["address"]
     port = program.port()
+    assert expiry(admin) == ends[0].timestamp()
     old = shown(port)
     second.cert_chain_pems[0].write_to_path(pem)
     refused = program.event("certificates_refused")["problems"]
@@ -101,6 +112,7 @@ def test_a_changed_certificate_is_taken_over_with_its_key_and_not_before(
     program.event("reloaded")
     assert shown(port) == ssl.PEM_cert_to_DER_cert(second.cert_chain_pems[0].bytes().decode())
     assert old != shown(port)
+    assert expiry(admin) == ends[1].timestamp()
 
 
 def test_an_expired_certificate_is_logged_at_the_start_and_at_a_reload(
