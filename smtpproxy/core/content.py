@@ -1,26 +1,25 @@
-"""Message content: where it ends, and what a backend may see of bare CR, bare LF and NUL.
+"""Message content: finds its end, and handles bare CR, bare LF and NUL.  Content is streamed.
 
-Only CRLF . CRLF ends it (RFC 5321 section 4.1.1.4), the CRLF of the DATA line counted, so that the
-content may be empty.  Everything that some MTA takes for that end and another does not (SMTP
-smuggling) is settled here.  Content is streamed.
+Only CRLF . CRLF ends content (RFC 5321 section 4.1.1.4).  The CRLF of the DATA line counts, so
+content may be empty.  SMTP smuggling, where MTAs disagree on the end of data, is prevented here.
 
-What content becomes does not depend on how it was cut.  What goes on, the end, the verdict and the
-octets that observers are shown follow from the octets in their order, and from nothing else.  So
-what is known of earlier octets is a state with a name, and a whole chunk goes a faster way only
-where the states would change nothing in it.
+The result does not depend on how the content was cut into chunks: the octets for the backend, the
+end, the violation and the octets shown to observers follow only from the sequence of octets.  So
+all knowledge of earlier octets is a named state, and a whole chunk takes a faster path only if the
+states would not change anything in it.
 
-Where content ends: so much of CRLF . CRLF has come last.  A dot there, and a CR after it, wait, for
-they may be no content.
+The end of data: the state is how much of CRLF . CRLF was received last.  A dot in it, and a CR
+after that dot, are held back, since they may not be content.
 
-    has come last   then CR         then LF      then dot   then another
+    received last   CR              LF           dot        any other
     nothing         CR              nothing      nothing    nothing
     CR              CR              CR LF        nothing    nothing
-    CR LF           CR              nothing      CR LF .    nothing         at the start
+    CR LF           CR              nothing      CR LF .    nothing         the initial state
     CR LF .         CR LF . CR      nothing      nothing    nothing
     CR LF . CR      CR              the end      nothing    nothing
 
-What becomes of the octets before the end: with `normalize` see STEPS; with `reject` they are given
-out by whole lines, up to the first line that has an offence in it; with `pass` as they come.
+The octets before the end: for `normalize` see STEPS; with `reject` whole lines are forwarded, up to
+the first line with a violation; with `pass` they are forwarded as received.
 """
 
 import re
@@ -32,15 +31,15 @@ from smtpproxy.core.violations import ClientViolation
 
 END_OF_DATA: Final = b"\r\n.\r\n"
 BULK: Final = 4096
-"""From this many octets on it pays to look whether all lines are equally long, as base64 is."""
+"""The size from which checking for lines of equal length, as in base64, is faster."""
 SHORT: Final = 16
-"""Shorter lines are looked at one by one: there are too many in a chunk."""
+"""The line length below which that check does not pay."""
 SHOWN: Final = 4
-"""So many octets before and after a bare CR, LF or NUL are shown to observers: it is content."""
+"""How many octets around a bare CR, LF or NUL observers see; few, since they are content."""
 LINE_KEPT: Final = 2048
-"""The octets of an unfinished line that `reject` keeps back until it is whole; the last ones."""
+"""How many octets of an incomplete line, the last ones, `reject` holds back."""
 
-# The states of `normalize`: what has come last.  Hot path (bench S4): plain integers.
+# The states of `normalize`: what was received last.  Hot path (bench S4): plain integers.
 LINE: Final = 0
 START: Final = 1
 CR: Final = 2
@@ -51,20 +50,20 @@ _Step = tuple[bytes, int]
 _CRLF, _DOTS = b"\r\n", b".."
 # fmt: off
 STEPS: Final[tuple[tuple[_Step, _Step, _Step, _Step, bytes], ...]] = (
-    # The columns: what is given out and the next state for CR, for LF, for NUL and for a dot; at
-    # last what is given out before any other octets, after which the state is LINE.
+    # The columns: the output and the next state for CR, LF, NUL and a dot; then the output before
+    # any other octets, after which the state is LINE.
     #
     # LINE: in a line.
     ((b"", CR),      (_CRLF, START),         (b"", LINE),  (b".", LINE),               b""),
-    # START: after an LF, or nothing has come.  The dot of the end of data does not come here.
+    # START: after an LF, or at the start.  The dot of the end of data is held back before this.
     ((b"", CR),      (_CRLF, START),         (b"", NUL),   (b"", DOT),                 b""),
-    # CR: it is one line end, with an LF and without.  A dot is doubled: it began no line.
+    # CR: one line end, with or without LF.  A dot after it is doubled: it did not start a line.
     ((b"", CR_CR),   (_CRLF, START),         (b"", CR),    (_CRLF + _DOTS, LINE),      _CRLF),
-    # CR_CR: with an LF they are one line end, without it two.
+    # CR_CR: one line end with LF, two without.
     ((_CRLF, CR_CR), (_CRLF, START),         (b"", CR_CR), (_CRLF * 2 + _DOTS, LINE),  _CRLF * 2),
-    # NUL: of a line only NUL has come, which is dropped.  A dot is doubled: it began no line.
+    # NUL: a line of only NUL so far, which is dropped.  A dot is doubled: it did not start a line.
     ((b"", CR),      (_CRLF, START),         (b"", NUL),   (_DOTS, LINE),              b""),
-    # DOT: it begins a line.  Alone in it, it is doubled; else it goes on as it came.
+    # DOT: a dot that starts a line.  If it is alone in it, it is doubled; else it is unchanged.
     ((_DOTS, CR),    (_DOTS + _CRLF, START), (b"", DOT),   (_DOTS, LINE),              b"."),
 )
 # fmt: on
@@ -73,44 +72,57 @@ _OF_PIECE: Final = tuple(
 )
 _BEFORE_OTHERS: Final = tuple(row[4] for row in STEPS)
 _PIECE: Final = re.compile(rb"[\r\n\0.]|[^\r\n\0]+")
-"""What makes one step: CR, LF, NUL or dot, or others with the dots that follow them."""
+"""The unit of one step: CR, LF, NUL or dot, or others with the dots after them."""
 _AGREED: Final = {LINE: b"", START: b"\r\n", CR: b"\r"}
-"""What has come of the end of data, if no NUL and no bare CR or LF is among what came last."""
+"""The part of the end of data received last, by state, if no NUL, bare CR or bare LF is in it."""
 
 _BEGUN: Final = (b"\r\n.\r", b"\r\n.", b"\r\n", b"\r")
-"""How much of the end of data may have come last; the most counts."""
+"""The parts of the end of data that may be received last, longest first."""
 _SCRATCH: Final = bytearray(256 * 1024)
 _IS_ODD: Final = bytes(octet != ord("\n") for octet in range(256))
 _BARE: Final = re.compile(rb"(?<!\r)\n|\r(?=[^\n])|\0", re.DOTALL)
-# A dot first, which memchr finds, and what follows before what it follows: few end a line.
+# The dot is searched first, with memchr; then the octet after it, which is rarely a line end.
 _DOT_ALONE: Final = re.compile(rb"\.[\r\n\0](?<=[\r\n\0]..)", re.DOTALL)
 _DOT_LAST: Final = re.compile(rb"[\r\n\0]\.(?:\r|\r?\n)\Z")
 _BARE_KIND: Final = {b"\n": "bare_lf", b"\r": "bare_cr", b"\0": "bare_nul"}
 
 
 class BareNewlines(Enum):
-    """What becomes of a CR or LF that is not part of CRLF, and of NUL."""
+    """How a CR or LF that is not part of CRLF, and NUL, are handled."""
 
     NORMALIZE = "normalize"
-    """CRLF takes their place, NUL is dropped; a dot that must not be read as another is doubled."""
+    """Replace them by CRLF, drop NUL, and double a dot that could become an end of data."""
     REJECT = "reject"
-    """The message is refused; nothing of the offending line or after it goes on."""
+    """Refuse the message, and forward nothing from the offending line on."""
     PASS = "pass"  # noqa: S105  not a password
-    """Nothing."""
+    """Forward them unchanged."""
 
 
 class Content:
-    """The content of one message on its way through.
+    """The content of one message.
 
-    octets: how many have come that are content for certain; never the end of data.
-    ended: the true end of data has come.
-    violation: why it is refused, by the first offence in the stream: a bare CR, LF or NUL (`reject`
-    only), or the first octet over the size; nothing more is given out then.
-    rewritten: the first bare CR, LF or NUL that `normalize` rewrote, and `reject` would refuse.
-    dot_alone: a dot is alone in its line to some, and not the end of data.  With `pass`: it
-        has gone on, so that the backend may think that it ends the message.  Else: it has come
-        last, so that the client may think so.
+    Args:
+        policy: How bare CR, bare LF and NUL are handled.
+        most: The limit of the content in octets; 0 for none.
     """
+
+    octets: int
+    """The number of octets that are certainly content, without the end of data."""
+    ended: bool
+    """Whether the end of data was received."""
+    dot_alone: bool
+    """Whether some implementations would read a line with a dot as the end of data.
+
+    With `pass`, such a line was forwarded, so the backend may consider the message complete.  With
+    the other policies, it was received last, so the client may consider it complete.
+    """
+    violation: ClientViolation | None
+    """Why the message is refused: the first bare CR, LF or NUL (`reject` only), or its size.
+
+    Nothing more is forwarded after it.
+    """
+    rewritten: ClientViolation | None
+    """The first bare CR, LF or NUL that `normalize` rewrote, and `reject` would refuse."""
 
     # Hot path (bench S4): whole chunks, no loop over lines.
     __slots__ = (
@@ -130,22 +142,26 @@ class Content:
     )
 
     def __init__(self, policy: BareNewlines, most: int = 0) -> None:
-        """Begin a message of at most `most` octets; 0: of any size."""
         self._policy = policy
         self._most = most
-        self._begun = b"\r\n"  # of the end of data
+        self._begun = b"\r\n"  # the part of the end of data received last
         self._state = START
-        self._line = b""  # of `reject`: what has come of a line and is not given out
-        self._recent = b""  # the last octets, to be shown before an offence
-        self._tail = b"\n"  # the last octets, before a dot
-        self._unshown = 0  # how many are yet to be shown after it
+        self._line = b""  # with `reject`: the part of a line that is held back
+        self._recent = b""  # the last octets, to be shown before a violation
+        self._tail = b"\n"  # the last octets, to search for a dot alone in its line
+        self._unshown = 0  # how many octets after the violation are still to be shown
         self.octets = 0
         self.ended = self.dot_alone = False
-        self.violation: ClientViolation | None = None
-        self.rewritten: ClientViolation | None = None
+        self.violation = None
+        self.rewritten = None
 
     def receive(self, octets: bytes) -> tuple[bytes, int]:
-        """Return what goes to the backend, and how many of `octets` belong to the content."""
+        """Process octets from the client.
+
+        Returns:
+            The octets for the backend, and how many of `octets` belong to the content, including
+            the end of data; the others are the next commands.
+        """
         begun = self._begun
         body, taken = self._find_body(octets)
         self.octets += len(body)
@@ -156,7 +172,7 @@ class Content:
             body = body[: max(0, len(body) + self._most - self.octets)]
         if self._unshown:
             self._show(body)
-        # mypyc takes a None that was seen for lasting; but what is called below sets it.
+        # mypyc would assume that the attribute stays None, but the calls below may set it.
         is_refused = self.violation is not None
         if is_refused:
             return b"", taken
@@ -165,8 +181,8 @@ class Content:
             if self._policy is BareNewlines.REJECT:
                 out = self._reject(body)
             else:
-                # Where both tables say the same of what came last, a dot alone in its line is
-                # the end of data and nothing else.
+                # If both tables agree on the octets received last, a dot alone in its line is the
+                # end of data and nothing else.
                 agreed = _AGREED.get(self._state) == begun[:2]
                 out = self._normalize(body, at_once=agreed and not too_big)
             if self.rewritten is None and self.violation is None:
@@ -181,7 +197,7 @@ class Content:
     # --- where it ends ------------------------------------------------------------------------
 
     def _find_body(self, octets: bytes) -> tuple[bytes, int]:
-        """Return what is content for certain now, and how many of `octets` belong to it all."""
+        """Return the octets that are certainly content, and how many of `octets` belong to it."""
         waits = self._begun[2:]
         end = self._find_end(octets)
         if end:
@@ -199,12 +215,12 @@ class Content:
         return octets[: len(octets) - len(self._begun[2:])], size
 
     def _find_end(self, octets: bytes) -> int:
-        """Return the index after the true end of data, or 0."""
+        """Return the index in `octets` after the end of data, or 0."""
         begun = self._begun
         at = (begun + octets[:4]).find(END_OF_DATA)
         if at >= 0:
             return at + 5 - len(begun)
-        dot = octets.find(b".")  # memchr: base64 has none, so a bulk chunk is passed over at once
+        dot = octets.find(b".")  # memchr: base64 has none, so most chunks need only this
         if dot < 0:
             return 0
         at = octets.find(END_OF_DATA, max(0, dot - 2))
@@ -222,7 +238,7 @@ class Content:
     # --- normalize ----------------------------------------------------------------------------
 
     def _normalize(self, body: bytes, *, at_once: bool) -> bytes:
-        """Take the steps for these octets; at once where they change nothing."""
+        """Return the octets after the steps; with `at_once`, clean ones skip the steps."""
         state = self._state
         if at_once:
             whole = b"\r" + body if state == CR else body
@@ -242,7 +258,7 @@ class Content:
     # --- reject -------------------------------------------------------------------------------
 
     def _reject(self, body: bytes) -> bytes:
-        """Give out whole lines up to the first offence, and what of a line is too long to keep."""
+        """Return the complete lines before the first violation, and what exceeds `LINE_KEPT`."""
         line = self._line + body
         if is_clean(line.removesuffix(b"\r")):
             end = max(line.rfind(b"\n") + 1, len(line) - LINE_KEPT)
@@ -250,13 +266,13 @@ class Content:
             return line[:end]
         at = self._note(body) + len(self._line)
         self._line = b""
-        come = at + line.startswith(b"\r", at)  # how many had come when it was not yet known
+        come = at + line.startswith(b"\r", at)  # the octets received before it was detected
         return line[: max(line.rfind(b"\n", 0, at) + 1, come - LINE_KEPT)]
 
-    # --- the first offence --------------------------------------------------------------------
+    # --- the first violation ------------------------------------------------------------------
 
     def _note(self, body: bytes) -> int:
-        """Note the first offence; return where in `body` it is; -1: a CR before that."""
+        """Record the first violation; return its index in `body`, -1 for a CR before it."""
         before = len(self._recent)
         seen = self._recent + body
         bare = None if self.rewritten else _BARE.search(seen, before - self._recent.endswith(b"\r"))
@@ -275,7 +291,7 @@ class Content:
         return at - before
 
     def _show(self, body: bytes) -> None:
-        """Add to the octets shown of the first offence what comes after it."""
+        """Add octets after the first violation to those that observers see."""
         offence = self.rewritten or self.violation
         assert offence is not None
         # Not +=, on which mypyc 2.4.1 fails.
@@ -284,15 +300,15 @@ class Content:
 
 
 def is_clean(octets: bytes) -> bool:
-    """Tell whether there is no CR, LF or NUL but in CRLF."""
+    """Return whether there is no NUL, and no CR or LF except in CRLF."""
     return b"\0" not in octets and has_crlf_only(octets)
 
 
 def has_crlf_only(octets: bytes) -> bool:
-    """Tell whether each CR is followed by LF and each LF preceded by CR.
+    """Return whether each CR is followed by LF, and each LF preceded by CR.
 
-    Passes of memchr only: CR taken out and put before each LF again gives the same octets.  What
-    is regular is looked at in a faster way.
+    It uses only passes of memchr: removing each CR and adding it before each LF must give the same
+    octets.  Lines of equal length are checked in a faster way.
     """
     # Hot path (bench S4).
     begin, end = _find_run(octets) if BULK <= len(octets) <= len(_SCRATCH) else (0, 0)
@@ -302,11 +318,11 @@ def has_crlf_only(octets: bytes) -> bool:
 
 
 def _find_run(octets: bytes) -> tuple[int, int]:
-    """Return begin and end of the lines around the middle that are all well and equally long.
+    """Return start and end of the valid lines of equal length around the middle.
 
-    0, 0 if they are too few.  Five times as fast as the general way, and bulk is mostly base64.
-    The columns of the line ends are compared as a whole; with them overwritten no other CR or LF
-    may be left.
+    The result is 0, 0 if they are less than half of the octets.  It is five times as fast as the
+    general check, and large content is mostly base64.  The columns of line ends are compared as a
+    whole; after they are overwritten, no other CR or LF may be left.
     """
     middle = octets.find(b"\n", len(octets) // 2)
     width = octets.find(b"\n", middle + 1) - middle
@@ -321,7 +337,7 @@ def _find_run(octets: bytes) -> tuple[int, int]:
     end = begin + size
     if size < len(octets) // 2 or octets[begin + width - 2 : end : width] != b"\r" * lines:
         return 0, 0
-    # One buffer for all: to allocate so much each time costs page faults.
+    # One buffer for all calls, since allocating it each time costs page faults.
     memoryview(_SCRATCH)[:size] = memoryview(octets)[begin:end]
     blank = bytes(lines)
     _SCRATCH[width - 1 : size : width] = _SCRATCH[width - 2 : size : width] = blank
