@@ -178,8 +178,8 @@ class TestRunByEnvironment:
         long = [each.opts[-1].removeprefix("--") for each in flags]
         named = [f"SMTPPROXY_{each.upper().replace('-', '_')}" for each in long]
         assert [each.envvar for each in flags] == named
-        told = " ".join(invoke("run", "-h").output.split())
-        assert [each for each in named if f"[env var: {each}]" not in told] == []
+        reported = " ".join(invoke("run", "-h").output.split())
+        assert [each for each in named if f"[env var: {each}]" not in reported] == []
 
     def test_lists_are_separated_by_spaces(
         self, ran: list[Settings], monkeypatch: pytest.MonkeyPatch

@@ -25,9 +25,9 @@ def test_each_file_is_an_example() -> None:
 
 
 def test_help_names_each_example() -> None:
-    told = CliRunner().invoke(cli.main, ["example", "--help"]).stdout
+    reported = CliRunner().invoke(cli.main, ["example", "--help"]).stdout
     for name, example in data.EXAMPLES.items():
-        assert f"{name:20}{example.purpose}\n" in told
+        assert f"{name:20}{example.purpose}\n" in reported
 
 
 def test_an_unknown_name_shows_the_known() -> None:

@@ -41,8 +41,8 @@ def test_systemd_accepts_the_units(tmp_path: Path) -> None:
         timeout=60,
         check=False,
     )
-    told = [line for line in done.stderr.splitlines() if "smtpproxy" in line]
-    assert (done.returncode, told) == (0, [])
+    reported = [line for line in done.stderr.splitlines() if "smtpproxy" in line]
+    assert (done.returncode, reported) == (0, [])
 
 
 def test_systemd_rates_the_exposure_of_the_service_as_low() -> None:

@@ -138,7 +138,7 @@ class Ehlo:
         exchange.steps = (*exchange.steps, step)
         self.sent_at = now
         if self._awaits == _HANDSHAKE:
-            raise BackendViolation("reply_behind_starttls", reply)
+            raise BackendViolation("reply_after_starttls", reply)
         if self._awaits == _EHLO:
             return self._take_ehlo(code, reply)
         if self._awaits == _STARTTLS:

@@ -103,7 +103,7 @@ class ReplyMatcher:
             exchange.closes = True
             exchange.problem = BackendViolation("reply_before_end_of_data", reply)
         if role == verbs.TUNNEL and code == 220 and self.reader.unread:
-            raise BackendViolation("reply_behind_starttls", self.reader.unread)
+            raise BackendViolation("reply_after_starttls", self.reader.unread)
         return ANSWER
 
     def check_begun_reply(self) -> None:

@@ -112,14 +112,14 @@ def _heading(performance: DialogueResult, most: int, *, same: bool) -> Text:
     outcome, proxied = performance.outcome, performance.proxied
     return Text.assemble(
         (f"  {WAYS[proxied]:<19}", "bold"),
-        (waits_told(outcome.waits, outcome.seconds), GOOD if proxied else BAD),
+        (waits_text(outcome.waits, outcome.seconds), GOOD if proxied else BAD),
         "  ",
         bar(outcome.waits, most, proxied=proxied),
         ("  identical replies" if same else "", QUIET),
     )
 
 
-def waits_told(waits: int, seconds: float) -> str:
+def waits_text(waits: int, seconds: float) -> str:
     """Return the number of waits and the duration as text of fixed width."""
     return f"{waits:>2} {'wait ' if waits == 1 else 'waits'}  {seconds:.2f} s"
 

@@ -138,7 +138,7 @@ class _Client:
         count = len(exchanges)
         more = f" (and {count - 1} more)" if count > 1 else ""
         self._outcome.problems.append(
-            f"{told(exchanges[0])}: expected {exchanges[0].code}, but {how}{more}"
+            f"{name_of(exchanges[0])}: expected {exchanges[0].code}, but {how}{more}"
         )
 
     async def _expect_end(self) -> None:
@@ -155,7 +155,7 @@ class _Client:
             self._outcome.problems.append(f"one reply too many: {shown(surplus)}")
 
 
-def told(exchange: ScriptedExchange) -> str:
+def name_of(exchange: ScriptedExchange) -> str:
     """Return the name of the command in messages: the escaped line, or "end of data"."""
     if not exchange.command:
         return "greeting"
@@ -166,10 +166,10 @@ def told(exchange: ScriptedExchange) -> str:
 
 def _problem(exchange: ScriptedExchange, reply: bytes) -> str | None:
     if reply[:3] != b"%d" % exchange.code:
-        return f"{told(exchange)}: expected {exchange.code}, but got {shown(reply)}"
+        return f"{name_of(exchange)}: expected {exchange.code}, but got {shown(reply)}"
     if exchange.names not in reply:
         return (
-            f"{told(exchange)}: expected {shown(exchange.names)} in the reply, "
+            f"{name_of(exchange)}: expected {shown(exchange.names)} in the reply, "
             f"but got {shown(reply)}"
         )
     return None

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from rich.console import Console, Group
 from rich.text import Text
 
-from smtpproxy.demo.demo_report import WAYS, Lines, waits_told
+from smtpproxy.demo.demo_report import WAYS, Lines, waits_text
 from smtpproxy.demo.harness import proxy_before
 from smtpproxy.demo.legacy import FAILINGS, LegacyMTA, LegacySession
 from smtpproxy.demo.simulated_network import SimulatedLink, SimulatedNetwork
@@ -46,7 +46,7 @@ async def stay_up(
     def draw(link: SimulatedLink, session: LegacySession | None) -> None:
         drawn = timeline(link.groups, link.opened_at, session.events if session else None)
         way = WAYS[session is not None]
-        title = Text(f"A session {way}: {waits_told(drawn.waits, drawn.seconds)}", "bold")
+        title = Text(f"A session {way}: {waits_text(drawn.waits, drawn.seconds)}", "bold")
         console.print(Lines(["", title, drawn]))
 
     def draw_direct(link: SimulatedLink) -> None:

@@ -53,8 +53,8 @@ def show(console: Console, found: Findings) -> None:
     """Print all findings and the conclusion."""
     reached = f" ({found.ip})" if found.ip not in ("", found.address.host) else ""
     count = "1 connection" if found.connections == 1 else f"{found.connections} connections"
-    told = f"EHLO {found.name}, {count}, {_told(found.took_s)}"
-    console.print(Text.assemble((f"{found.address}{reached}", "bold"), "  ", (told, QUIET)))
+    shown_text = f"EHLO {found.name}, {count}, {_duration(found.took_s)}"
+    console.print(Text.assemble((f"{found.address}{reached}", "bold"), "  ", (shown_text, QUIET)))
     console.print()
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
@@ -75,12 +75,14 @@ def verdict(found: Findings) -> Text:
         return Text("Whether it answers groups of commands is not known.", ODD.style)
     if found.offers_pipelining:
         if found.loses_groups:
-            told = "It offers PIPELINING but loses commands: let the proxy send one at a time."
-            return Text(told, "bold")
+            shown_text = (
+                "It offers PIPELINING but loses commands: let the proxy send one at a time."
+            )
+            return Text(shown_text, "bold")
         return Text("Its PIPELINING works: the proxy uses it.", GOOD)
     if found.loses_groups:
-        told = "It lacks PIPELINING and loses commands sent in groups: the proxy fixes both."
-        return Text(told, "bold")
+        shown_text = "It lacks PIPELINING and loses commands sent in groups: the proxy fixes both."
+        return Text(shown_text, "bold")
     return Text(
         "It lacks PIPELINING, but loses no commands sent in groups: the proxy adds PIPELINING.",
         "bold",
@@ -173,12 +175,12 @@ def _group(group: GroupResult) -> Text:
         Text(str(reply.code), GOOD if reply.code == usual else BAD)
         for reply, usual in zip(group.replies, group.usual, strict=False)
     ]
-    told = Text(" | ").join(codes) if codes else Text("no reply", BAD)
+    shown_text = Text(" | ").join(codes) if codes else Text("no reply", BAD)
     if group.end is GroupEnd.ANSWERED:
-        return Text.assemble(verbs, told)
+        return Text.assemble(verbs, shown_text)
     missing = len(group.commands) - len(codes)
     lost = f": {missing} of {len(group.commands)} lost" if missing else ""
-    return Text.assemble(verbs, told, (f", {group.end.value}{lost}", BAD))
+    return Text.assemble(verbs, shown_text, (f", {group.end.value}{lost}", BAD))
 
 
 def _tls_rows(found: Findings) -> Iterator[Row]:
@@ -225,8 +227,8 @@ def _certificate_rows(tls: TlsFindings, certificate: CertificateFindings) -> Ite
     more = len(certificate.names) - _MOST_NAMES
     issuer = "itself" if certificate.is_self_signed else certificate.issuer
     more_names = f" and {more} more" if more > 0 else ""
-    told = f"for {names}{more_names}, by {issuer}, {certificate.key}"
-    yield PLAIN, "certificate", told
+    shown_text = f"for {names}{more_names}, by {issuer}, {certificate.key}"
+    yield PLAIN, "certificate", shown_text
     yield _validity(certificate)
     if tls.is_verified and not tls.unverified:
         yield RIGHT, "", "verified by this machine's certificate authorities"
@@ -262,13 +264,13 @@ def _relay_row(relay: RelayResult) -> Row:
 
 
 def _time_rows(seconds: dict[str, list[float]]) -> Iterator[Row]:
-    told = [f"{verb} {_told(median(times))}" for verb, times in seconds.items()]
-    yield PLAIN, "reply times", Text.assemble(", ".join(told), ("  (medians)", QUIET))
+    shown_text = [f"{verb} {_duration(median(times))}" for verb, times in seconds.items()]
+    yield PLAIN, "reply times", Text.assemble(", ".join(shown_text), ("  (medians)", QUIET))
     verb, slowest = max(((verb, max(times)) for verb, times in seconds.items()), key=lambda x: x[1])
-    yield NONE, "", f"slowest: {verb}, {_told(slowest)}"
+    yield NONE, "", f"slowest: {verb}, {_duration(slowest)}"
 
 
-def _told(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     """Return a duration as text, in s or ms with at most three significant digits."""
     ms = seconds * 1000
     if ms >= 1000:
@@ -278,6 +280,6 @@ def _told(seconds: float) -> str:
 
 def _listed(lines: Iterable[bytes]) -> str:
     lines = list(lines)
-    told = ", ".join(short(line) for line in lines[:_MOST_WORDS]) or "nothing"
+    shown_text = ", ".join(short(line) for line in lines[:_MOST_WORDS]) or "nothing"
     more = len(lines) - _MOST_WORDS
-    return f"{told} and {more} more" if more > 0 else told
+    return f"{shown_text} and {more} more" if more > 0 else shown_text

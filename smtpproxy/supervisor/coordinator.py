@@ -21,7 +21,7 @@ from smtpproxy.worker.control_messages import (
     ToWorker,
 )
 
-TellAll = Callable[[ToWorker, WorkerProcess | None], None]
+SendToAll = Callable[[ToWorker, WorkerProcess | None], None]
 """Sends a message to all workers except the given one."""
 
 
@@ -32,13 +32,13 @@ class Coordinator:
         tell_all: Sends a message to the workers.
     """
 
-    def __init__(self, tell_all: TellAll) -> None:
+    def __init__(self, send_to_all: SendToAll) -> None:
         self.memory = shared_counters.create()
         """The descriptor of the shared counters."""
         self._shared_counters = shared_counters.SharedCounters(self.memory)
         self.lost = 0
         """The number of workers that have crashed, or were killed because they hung."""
-        self._tell_all = tell_all
+        self._send_to_all = send_to_all
         self._totals = SnapshotTotals()
         self._free_rows = list(reversed(range(shared_counters.ROWS)))
         self._connection_slots: dict[str, SlotQueue] = {}
@@ -105,7 +105,7 @@ class Coordinator:
     def send_servers_down(self, worker: WorkerProcess) -> None:
         """Send a new worker the servers that are down."""
         for backend, server in sorted(self._down):
-            worker.tell(Health(backend, server, up=False))
+            worker.send(Health(backend, server, up=False))
 
     def take_message(self, worker: WorkerProcess, message: FromWorker) -> None:
         """Process a message of a worker."""
@@ -145,7 +145,7 @@ class Coordinator:
             return  # already reported
         (self._down.discard if health.up else self._down.add)(server)
         self._observer.server_changed(health.backend, health.server, health.up, health.reason)
-        self._tell_all(health, worker)
+        self._send_to_all(health, worker)
 
     def ended(self, worker: WorkerProcess) -> None:
         """Free the row and the connection slots of a worker that has ended."""
@@ -163,7 +163,7 @@ class _RemoteHolder:
     ticket: int
 
     def slot_answered(self, *, granted: bool) -> None:
-        self.worker.tell(Granted(self.ticket, granted))
+        self.worker.send(Granted(self.ticket, granted))
 
     def reclaim_slot(self) -> None:
-        self.worker.tell(Reclaim(self.ticket))
+        self.worker.send(Reclaim(self.ticket))

@@ -87,7 +87,7 @@ class Supervisor:
         self._changing = asyncio.Lock()
         self._refused_files: Files | None = None
         self._expiries: list[tuple[str, str, float]] = []
-        self._coordinator = Coordinator(self._tell_all)
+        self._coordinator = Coordinator(self._send_to_all)
         self._health_monitor = HealthMonitor(self._coordinator.change, self._coordinator.is_down)
         self._admin_endpoint = AdminEndpoint(self)
         self._worker_group: WorkerGroup | None = None
@@ -117,7 +117,7 @@ class Supervisor:
         Args:
             anew: Whether to report all sessions once, not only those that changed.
         """
-        self._tell_all(Look(anew), None)
+        self._send_to_all(Look(anew), None)
 
     def why_not_ready(self, backend: str = "") -> str:
         """Return why the service, or one backend, is not ready; empty if it is.
@@ -252,9 +252,9 @@ class Supervisor:
             events.DOUBTFUL_CERTIFICATE.log(self._log, listener=listener, name=name, reason=why)
         self._expiries = list(expiries(settings))
 
-    def _tell_all(self, message: ToWorker, but: WorkerProcess | None) -> None:
+    def _send_to_all(self, message: ToWorker, but: WorkerProcess | None) -> None:
         for worker_group in self._worker_groups:
-            worker_group.tell(message, but)
+            worker_group.send(message, but)
 
     def _make_worker_group(self, settings: Settings) -> WorkerGroup:
         size = settings.workers or len(os.sched_getaffinity(0))

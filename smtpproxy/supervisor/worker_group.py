@@ -120,7 +120,7 @@ class WorkerGroup:
         self._coordinator.send_servers_down(worker)
         self._workers.add(worker)
         if self._deadline:  # ended meanwhile
-            worker.tell(Stop())
+            worker.send(Stop())
 
     def _said(self, worker: WorkerProcess, message: FromWorker) -> None:
         self._coordinator.take_message(worker, message)
@@ -129,7 +129,7 @@ class WorkerGroup:
         self._workers.discard(worker)
         self._coordinator.ended(worker)
         if self._deadline:
-            self._tell_if_empty()
+            self._set_if_empty()
             return
         lived = monotonic() - worker.started
         # If the worker group was never ready, `start` fails as a whole.
@@ -179,10 +179,10 @@ class WorkerGroup:
                 events.WORKER_HANGS.log(self._log, pid=worker.pid, silent_s=silent_s)
                 worker.kill()
 
-    def tell(self, message: ToWorker, but: WorkerProcess | None = None) -> None:
+    def send(self, message: ToWorker, but: WorkerProcess | None = None) -> None:
         """Send a message to all workers except `but`."""
         for worker in self._workers - {but}:
-            worker.tell(message)
+            worker.send(message)
 
     async def retire(self) -> None:
         """Make the workers stop accepting, and end with their sessions.
@@ -205,10 +205,10 @@ class WorkerGroup:
 
     def _let_go(self, message: Retire | Drain | Stop, limit: float) -> None:
         self._deadline = monotonic() + limit
-        self.tell(message)
-        self._tell_if_empty()
+        self.send(message)
+        self._set_if_empty()
 
-    def _tell_if_empty(self) -> None:
+    def _set_if_empty(self) -> None:
         if not self._workers:
             self.empty.set()
 

@@ -80,9 +80,9 @@ class WorkerProcess(asyncio.Protocol):
             its.close()
         send_descriptors(ours, self._descriptors)
         await asyncio.get_running_loop().create_unix_connection(lambda: self, sock=ours)
-        self.tell(self._start)
+        self.send(self._start)
 
-    def tell(self, message: ToWorker) -> None:
+    def send(self, message: ToWorker) -> None:
         """Send a message to the worker."""
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(encode(message))

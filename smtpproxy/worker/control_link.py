@@ -97,34 +97,34 @@ class ControlLink(asyncio.Protocol):
         for holder in asked.values():
             holder.slot_answered(granted=False)
 
-    def tell(self, message: FromWorker) -> None:
+    def send(self, message: FromWorker) -> None:
         """Send a message to the supervisor."""
         if self._transport is not None:
             self._transport.write(encode(message))
 
     def changed(self, backend: str, server: str, up: bool, reason: str) -> None:
         """Report that a server went down or came up."""
-        self.tell(Health(backend, server, up, reason))
+        self.send(Health(backend, server, up, reason))
 
     def ask(self, backend: str, holder: SlotHolder, address: bytes) -> int:
         """Request a connection slot of a backend, and return the ticket of the request."""
         ticket = next(self._tickets)
         self._asked[ticket] = holder
-        self.tell(Ask(backend, ticket, address))
+        self.send(Ask(backend, ticket, address))
         return ticket
 
     def leave(self, backend: str, ticket: int) -> None:
         """Release a connection slot, or cancel the request for one."""
         self._asked.pop(ticket, None)
         self._granted.pop(ticket, None)
-        self.tell(Leave(backend, ticket))
+        self.send(Leave(backend, ticket))
 
     def beat(self, snapshot: Callable[[], MetricsSnapshot]) -> None:
         """Send a snapshot now, and then every second."""
         if self._transport is None:
             return
         if self._transport.get_write_buffer_size() < UNREAD_OCTETS:
-            self.tell(Beat(snapshot()))
+            self.send(Beat(snapshot()))
         asyncio.get_running_loop().call_later(BEAT_S, self.beat, snapshot)
 
     async def close(self) -> None:

@@ -65,13 +65,13 @@ async def serve(
     given = map(adopt, inherited)
     sockets = [list(islice(given, count)) for count in start.sockets]
     await app.start(sockets)
-    link.tell(Ready())
+    link.send(Ready())
     link.beat(app.snapshot)
     await link.retire.wait()
     app.close()
     for listening in [each for listener in sockets for each in listener]:
         listening.close()
-    link.tell(Retired())
+    link.send(Retired())
     stop = asyncio.create_task(link.stop.wait(), name="stop")
     limits = start.settings.timeouts
     leaving = asyncio.create_task(
@@ -82,7 +82,7 @@ async def serve(
     stop.cancel()
     await app.stop()
     log.gather(None)
-    link.tell(Beat(app.snapshot()))
+    link.send(Beat(app.snapshot()))
     await link.close()
     return 0
 

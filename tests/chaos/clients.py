@@ -9,7 +9,7 @@ from smtpproxy.core import replies
 
 
 @dataclass
-class Told:
+class Reported:
     """What clients were told.
 
     meant: the content of each message by its sender, which is another for each attempt.
@@ -29,7 +29,9 @@ class Ended(Exception):
     """The session is over: 421, or nothing more came."""
 
 
-async def send_messages(port: int, name: str, told: Told, over: asyncio.Event, seed: int) -> None:
+async def send_messages(
+    port: int, name: str, reported: Reported, over: asyncio.Event, seed: int
+) -> None:
     """Send messages, one session after the other, until told to end."""
     chance = random.Random(seed)
     while not over.is_set():
@@ -39,7 +41,7 @@ async def send_messages(port: int, name: str, told: Told, over: asyncio.Event, s
             continue
         try:
             async with asyncio.timeout(20):
-                await _session(reader, writer, name, told, chance)
+                await _session(reader, writer, name, reported, chance)
         except (Ended, OSError, asyncio.IncompleteReadError):
             pass
         finally:
@@ -54,15 +56,15 @@ async def _session(
     reader: asyncio.StreamReader,
     writer: asyncio.StreamWriter,
     name: str,
-    told: Told,
+    reported: Reported,
     chance: random.Random,
 ) -> None:
-    await _reply(reader, b"recorder", told)
+    await _reply(reader, b"recorder", reported)
     writer.write(b"EHLO client\r\n")
-    await _reply(reader, b"EHLO client", told)
+    await _reply(reader, b"EHLO client", reported)
     for _ in range(chance.randrange(1, 5)):
-        told.attempts += 1
-        sender = f"{name}-{told.attempts}".encode()
+        reported.attempts += 1
+        sender = f"{name}-{reported.attempts}".encode()
         bad = b"bad" if chance.random() < 0.3 else b""
         group = [
             b"MAIL FROM:<%b>" % sender,
@@ -71,11 +73,11 @@ async def _session(
             b"DATA",
         ]
         writer.write(b"\r\n".join(group) + b"\r\n")
-        codes = [await _reply(reader, command, told) for command in group]
+        codes = [await _reply(reader, command, reported) for command in group]
         if codes[-1] != b"354":
             continue
         content = (b"%b of %b\r\n" % (sender * 3, sender)) * chance.choice((1, 20, 3000))
-        told.meant[sender] = content.removesuffix(b"\r\n")
+        reported.meant[sender] = content.removesuffix(b"\r\n")
         writer.write(content[: len(content) // 2])
         end = chance.random()
         if end < 0.03:
@@ -88,16 +90,16 @@ async def _session(
             await asyncio.sleep(chance.random())
         quits = chance.random() < 0.2
         writer.write(content[len(content) // 2 :] + b".\r\n" + b"QUIT\r\n" * quits)
-        if await _reply(reader, b". of " + sender, told) == b"250":
-            told.acknowledged.append(sender)
+        if await _reply(reader, b". of " + sender, reported) == b"250":
+            reported.acknowledged.append(sender)
         if quits:
             break
     else:
         writer.write(b"QUIT\r\n")
-    await _reply(reader, b"QUIT", told)
+    await _reply(reader, b"QUIT", reported)
 
 
-async def _reply(reader: asyncio.StreamReader, to: bytes, told: Told) -> bytes:
+async def _reply(reader: asyncio.StreamReader, to: bytes, reported: Reported) -> bytes:
     """Read the reply to a command, return its code; the backend says in it what it answers."""
     reply = line = await reader.readuntil(b"\n")
     while line[3:4] == b"-":
@@ -108,7 +110,7 @@ async def _reply(reader: asyncio.StreamReader, to: bytes, told: Told) -> bytes:
     if to == b"DATA" and reply in (replies.NO_VALID_RECIPIENTS, replies.RECIPIENTS_PUT_OFF):
         return reply[:3]
     if to not in reply or reply[:3] != reply[4:7]:
-        told.out_of_step.append((to, reply))
+        reported.out_of_step.append((to, reply))
         raise Ended
-    told.refused += reply[:1] in b"45"
+    reported.refused += reply[:1] in b"45"
     return reply[:3]

@@ -11,7 +11,7 @@ import signal
 from pathlib import Path
 
 from tests.chaos.backend import Connection, Record
-from tests.chaos.clients import Told, send_messages
+from tests.chaos.clients import Reported, send_messages
 from tests.support.program import Program
 
 SECONDS = float(os.environ.get("SMTPPROXY_CHAOS_S", "6"))
@@ -21,7 +21,7 @@ CLIENTS = 12
 async def test_nothing_that_was_acknowledged_is_lost(tmp_path: Path) -> None:
     seed = int(os.environ.get("SMTPPROXY_CHAOS_SEED", "1"))
     print(f"SMTPPROXY_CHAOS_SEED={seed}")  # shown if it fails
-    record, told, over = Record(seed), Told(), asyncio.Event()
+    record, reported, over = Record(seed), Reported(), asyncio.Event()
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: Connection(record), "127.0.0.1", 0)
     host, number = server.sockets[0].getsockname()
@@ -40,7 +40,7 @@ async def test_nothing_that_was_acknowledged_is_lost(tmp_path: Path) -> None:
     with Program(tmp_path, "-c", file, *addresses) as program:
         port = await asyncio.to_thread(program.port)
         clients = [
-            asyncio.create_task(send_messages(port, f"c{which}", told, over, seed + which))
+            asyncio.create_task(send_messages(port, f"c{which}", reported, over, seed + which))
             for which in range(CLIENTS)
         ]
         await _make_chaos(program, record, random.Random(seed))
@@ -56,15 +56,15 @@ async def test_nothing_that_was_acknowledged_is_lost(tmp_path: Path) -> None:
     assert "internal_error" not in events
     assert "backend_violation" not in events
     assert record.wrong == []
-    assert told.out_of_step == []
-    for sender in told.acknowledged:
+    assert reported.out_of_step == []
+    for sender in reported.acknowledged:
         assert sender in record.accepted, f"{sender!r} was acknowledged, and the backend has it not"
     for sender, contents in record.accepted.items():
-        assert contents == [told.meant[sender]], f"{sender!r}: {contents!r:.500}"
+        assert contents == [reported.meant[sender]], f"{sender!r}: {contents!r:.500}"
     # It was no idle run: faults were met, and yet messages went through.
-    assert len(told.acknowledged) > 20 * SECONDS
-    assert told.attempts > len(told.acknowledged)
-    assert told.refused > SECONDS
+    assert len(reported.acknowledged) > 20 * SECONDS
+    assert reported.attempts > len(reported.acknowledged)
+    assert reported.refused > SECONDS
     assert record.faults > SECONDS
     assert events.count("worker_lost") >= SECONDS // 6  # some are hit while they leave
     assert "reloaded" in events

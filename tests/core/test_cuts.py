@@ -39,8 +39,8 @@ def _played(
     stage.settle()
     stage.happen("C: EOF")
     # A guarded command goes on before what runs ahead of its reply has come, or is refused with it.
-    told = stage.mta.octets if at_once else b""
-    return (_seen(stage), told, stage.mta.messages)
+    reported = stage.mta.octets if at_once else b""
+    return (_seen(stage), reported, stage.mta.messages)
 
 
 def _seen(stage: Stage) -> tuple[object, ...]:

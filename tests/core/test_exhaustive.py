@@ -236,9 +236,9 @@ class Run:
         """Replies are those expected, in order; nothing is acknowledged but by the backend."""
         expected = b"".join(self.scenario.expected)
         received = self.stage.sent_to_client
-        told = received.removesuffix(LOST) if self.gone == "backend" else received
-        assert expected.startswith(told), received
-        assert told.count(b"queued") <= self.given.count(b"queued")
+        reported = received.removesuffix(LOST) if self.gone == "backend" else received
+        assert expected.startswith(reported), received
+        assert reported.count(b"queued") <= self.given.count(b"queued")
         assert len(self.stage.mta.messages) <= self.scenario.ends_content
         if not self.scenario.pipelining:
             assert len(self.stage.pipeline.in_flight) <= 1

@@ -27,13 +27,13 @@ class Hellos:
 
     def take(self, line: bytes, said: list[Said]) -> list[Said]:
         """Take what the backend was told: the hello, and what may follow from the reply to it."""
-        told: list[Said] = []
-        while said and self._may_be_told(line, told[-1] if told else None, said[0]):
-            told.append(said.pop(0))
-        for each in told:
+        reported: list[Said] = []
+        while said and self._may_be_told(line, reported[-1] if reported else None, said[0]):
+            reported.append(said.pop(0))
+        for each in reported:
             if each.verb == b"EHLO" and each.code < 300:
                 self.offer, self._offered_to = each.reply, each.octets
-        return told
+        return reported
 
     def _may_be_told(self, line: bytes, last: Said | None, following: Said) -> bool:
         """Tell whether this may follow `last`, or begin what is said because of a hello."""
@@ -60,11 +60,11 @@ class Hellos:
         asks = self._policy.backend_tls in (BackendTls.OPPORTUNISTIC, BackendTls.REQUIRED)
         return (b"STARTTLS",) * asks + (b"XCLIENT",) * self._introduces
 
-    def reply(self, line: bytes, told: list[Said]) -> bytes:
+    def reply(self, line: bytes, reported: list[Said]) -> bytes:
         """Return what the client must get for its hello."""
-        policy, inside, last = self._policy, self.inside_tls, told[-1]
+        policy, inside, last = self._policy, self.inside_tls, reported[-1]
         said_ehlo = verb_of(line) == b"EHLO"
-        refused = [said.reply for said in told if said.code >= 300 and said.verb in HELLO]
+        refused = [said.reply for said in reported if said.code >= 300 and said.verb in HELLO]
         if last.code >= 300 and last.verb in (*HELLO, b"RSET"):
             return refused[0] if said_ehlo else last.reply
         if last.verb == b"HELO":

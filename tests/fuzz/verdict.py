@@ -367,24 +367,24 @@ class Verdict:
     def _hello(self, line: bytes) -> None:
         """Check EHLO or HELO, and all that the proxy says of its own because of it."""
         code, reply = self._reply(line)
-        told = self._hellos.take(reading.forwarded(line), self._said)
+        reported = self._hellos.take(reading.forwarded(line), self._said)
         if not code:
             if self._policy.sync is Sync.STRICT or not self._said_hello:
                 raise Over
             return
         if reply == replies.NOT_SYNCHRONIZED:
             self._check_guard(verb_of(line))
-        assert told, f"the backend did not get {line!r}, but {self._said[:1]!r}"
-        reply_due = self._hellos.reply(line, told)
-        assert reply == reply_due, f"{reply!r} to {line!r} after {told!r}"
-        if told[-1].code < 300 and verb_of(line) == b"EHLO":
+        assert reported, f"the backend did not get {line!r}, but {self._said[:1]!r}"
+        reply_due = self._hellos.reply(line, reported)
+        assert reply == reply_due, f"{reply!r} to {line!r} after {reported!r}"
+        if reported[-1].code < 300 and verb_of(line) == b"EHLO":
             words = [text[4:].upper().split()[:1] for text in self._hellos.offer.split(b"\r\n")[1:]]
-            asked = told[-1].verb != b"HELO"
+            asked = reported[-1].verb != b"HELO"
             self._chunking = asked and [b"CHUNKING"] in words
             self._pipelining = asked and [b"PIPELINING"] in words and self._policy.use_pipelining
-        elif told[-1].code < 300:
+        elif reported[-1].code < 300:
             self._chunking = self._pipelining = False
-        self._follow(verb_of(line), 250 if told[-1].code < 300 else told[-1].code)
+        self._follow(verb_of(line), 250 if reported[-1].code < 300 else reported[-1].code)
 
     def _starttls(self, line: bytes) -> None:
         """Check STARTTLS of the client, which ends here, or is refused (RFC 3207 section 4)."""

@@ -60,10 +60,10 @@ def _postfix_result(program: Postfix, mail: Mail) -> Result:
     left = f" {queue_id[1]}: removed"
     eventually(lambda: left in program.log() or None, "message out of Postfix's queue", TIMEOUT_S)
     log = program.log()
-    told = dict(re.findall(rf" {queue_id[1]}: to=<([^>]*)>.* status=(\w+)", log))
-    refused = frozenset(address for address, status in told.items() if status == "bounced")
-    assert set(told.values()) <= {"sent", "bounced"}, log
-    return Result("sent" in told.values(), refused, log)
+    reported = dict(re.findall(rf" {queue_id[1]}: to=<([^>]*)>.* status=(\w+)", log))
+    refused = frozenset(address for address, status in reported.items() if status == "bounced")
+    assert set(reported.values()) <= {"sent", "bounced"}, log
+    return Result("sent" in reported.values(), refused, log)
 
 
 _EXIM = """\

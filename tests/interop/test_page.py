@@ -223,9 +223,9 @@ def test_many_sessions_leave_the_page_small(
         passed = monotonic() - began
         snapshot = f"{count:,} relayed"
         until(browser, lambda: shown(browser, ".figure", snapshot))
-        told = browser.execute_script("return told")
-        assert len(told) <= passed + 20, "one event a second, and a few while it was waited for"
-        assert max(told) < 1024 * 1024
+        reported = browser.execute_script("return told")
+        assert len(reported) <= passed + 20, "one event a second, and a few while it was waited for"
+        assert max(reported) < 1024 * 1024
         assert browser.execute_script("return sessions.size") <= 300
         assert (
             browser.execute_script("return document.querySelectorAll('#sessions tr').length") <= 100

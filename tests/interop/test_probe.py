@@ -110,10 +110,10 @@ def test_the_report_on_each_mta(
     start: Callable[[], AbstractContextManager[Backend]], expected: list[str]
 ) -> None:
     with start() as mta:
-        told = probe(mta, "--relay-test", "somebody@rcpt.example")
+        reported = probe(mta, "--relay-test", "somebody@rcpt.example")
         for line in [*expected, "✗  relay        from <> to <somebody@rcpt.example>: would be"]:
-            assert line in told, told
-        assert "\n?" not in told, told
+            assert line in reported, reported
+        assert "\n?" not in reported, reported
         assert not list(mta.kept())
         if mta.refuses:  # not smtp-sink, which may not know EHLO
             deliver(mta.port, mta)
@@ -121,8 +121,10 @@ def test_the_report_on_each_mta(
 
 def test_a_refused_relay() -> None:
     with postfix() as mta:
-        told = probe(mta, "--relay-test", "bad@rcpt.example", "--from", "a@sender.example")
-    assert "✓  relay        from <a@sender.example> to <bad@rcpt.example>: RCPT is refused" in told
+        reported = probe(mta, "--relay-test", "bad@rcpt.example", "--from", "a@sender.example")
+    assert (
+        "✓  relay        from <a@sender.example> to <bad@rcpt.example>: RCPT is refused" in reported
+    )
 
 
 @pytest.mark.parametrize(
@@ -175,10 +177,10 @@ def test_the_settings_for_tls_work(
     with Workplace("keys") as work:
         file = work.write("mx.pem", pem.decode(), 0o600)
         with postfix({"smtpd_tls_chain_files": str(file), **settings}) as mta:
-            told = probe(mta, *options)
+            reported = probe(mta, *options)
             for line in [*expected, *KEPT]:
-                assert line in told, told
+                assert line in reported, reported
             assert not list(mta.kept())
-            _, _, backend = told.partition("[backends.mta]\n")
+            _, _, backend = reported.partition("[backends.mta]\n")
             with configured("", backend) as (port, _):
                 deliver(port, mta)

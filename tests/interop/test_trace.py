@@ -110,8 +110,8 @@ def test_a_session_inside_tls_is_captured_with_both_legs(tmp_path: Path) -> None
     fields = ["-T", "fields", "-e", "tcp.stream", "-e", "smtp.req.command"]
     checks = ["-o", "tcp.check_checksum:TRUE", "-o", "ip.check_checksum:TRUE"]
     read = [tshark, "-r", str(file), *checks]
-    told = _output([*read, "-Y", "smtp.req.command", *fields]).splitlines()
-    streams = [line.split("\t") for line in told]
+    reported = _output([*read, "-Y", "smtp.req.command", *fields]).splitlines()
+    streams = [line.split("\t") for line in reported]
     assert [verb for stream, verb in streams if stream == "0"] == [
         *("EHLO", "STAR", "EHLO", "MAIL,RCPT,DATA", "QUIT")
     ]

@@ -103,19 +103,19 @@ class Server:
     told: it knows who the client is before it greets.
     """
 
-    def __init__(self, name: str, behaviour: str = "reachable", *, told: bool = False) -> None:
+    def __init__(self, name: str, behaviour: str = "reachable", *, reported: bool = False) -> None:
         self.name = name
         self.sessions = 0
         self.left_alone_until = 0.0
         self.seen_at = -inf
         self.is_one = True
-        self.told = told
+        self.reported = reported
         self.behaviour = behaviour
         self.transport = Transport()
         self.protocol: Any = None
 
-    def is_told_of(self, peer: Peer) -> bool:  # noqa: ARG002
-        return self.told
+    def gets_address_of(self, peer: Peer) -> bool:  # noqa: ARG002
+        return self.reported
 
     def address_for(self, peer: Peer) -> str:  # noqa: ARG002
         return self.name

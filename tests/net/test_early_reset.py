@@ -241,11 +241,11 @@ async def test_the_mta_is_told_the_clients_own_address_or_gets_no_message(
             await within_a_second(lambda: not here.held(), here.held)
             for connection in here.mta.connections:
                 who = IDENTITIES[identity](connection)
-                told = f"{moment.__name__}: {who}, {connection.lines}"
+                reported = f"{moment.__name__}: {who}, {connection.lines}"
                 # A proxy in front is a client, too, before it speaks for another one.
-                assert who in ("", CLIENT, WAYS[way].client), told
+                assert who in ("", CLIENT, WAYS[way].client), reported
                 if connection.messages and identity != "none":
-                    assert who == WAYS[way].client, told
+                    assert who == WAYS[way].client, reported
         await here.lets_go()
 
 
@@ -271,5 +271,5 @@ async def test_who_can_not_be_known_is_closed_before_anything_else(
         await here.lets_go()
         assert here.mta.connections == []
         assert here.reasons() == []
-        (told,) = here.logged("clients_lost")
-        assert (told["level"], told["clients"]) == ("debug", 1)
+        (reported,) = here.logged("clients_lost")
+        assert (reported["level"], reported["clients"]) == ("debug", 1)

@@ -71,7 +71,7 @@ async def test_who_asks_for_tls_and_is_gone_gets_no_handshake(tmp_path: Path) ->
         await here.lets_go()
 
 
-class _Told(asyncio.Protocol):
+class _Recorder(asyncio.Protocol):
     """Notes that its connection was lost."""
 
     lost = False
@@ -83,7 +83,7 @@ class _Told(asyncio.Protocol):
 @on_uvloop
 async def test_a_connection_lost_as_the_handshake_ends_is_lost_for_who_takes_over() -> None:
     """The loop has told the handshake's own protocol then, and tells nobody else."""
-    waiting, successor = handshake._Waiting(), _Told()
+    waiting, successor = handshake._Waiting(), _Recorder()
     waiting.hand_over(successor)
     assert not successor.lost
     waiting.connection_lost(None)

@@ -10,7 +10,7 @@ from smtpproxy.net.peer import Peer, end_of, endpoint, name_of
 
 
 @pytest.mark.parametrize(
-    ("told", "end", "name"),
+    ("reported", "end", "name"),
     [
         (("192.0.2.1", 4711), ("192.0.2.1", 4711), "192.0.2.1:4711"),
         (("2001:db8::1", 4711, 0, 0), ("2001:db8::1", 4711), "[2001:db8::1]:4711"),
@@ -22,9 +22,9 @@ from smtpproxy.net.peer import Peer, end_of, endpoint, name_of
     ],
 )
 def test_an_end_of_a_connection_has_one_name(
-    told: object, end: tuple[str, int] | None, name: str
+    reported: object, end: tuple[str, int] | None, name: str
 ) -> None:
-    assert endpoint(told) == end
+    assert endpoint(reported) == end
     assert name_of(end) == name
 
 

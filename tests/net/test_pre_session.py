@@ -84,11 +84,11 @@ async def test_without_a_good_header_there_is_no_session(
         one.writer.write(BAD[name])
         assert MISSING.fullmatch(await one.rest())
     assert stage.backend.heard == []
-    (told,) = logged("client_turned_away")
+    (reported,) = logged("client_turned_away")
     limit = "proxy_header_time_limit"
-    assert told["kind"] == (limit if name in TOO_SLOW else "bad_proxy_header")
-    assert told["reason"].endswith("; its network is in proxy_protocol")
-    assert logged("session_closed")[0]["reason"] == told["kind"]
+    assert reported["kind"] == (limit if name in TOO_SLOW else "bad_proxy_header")
+    assert reported["reason"].endswith("; its network is in proxy_protocol")
+    assert logged("session_closed")[0]["reason"] == reported["kind"]
 
 
 @pytest.mark.parametrize("header", [HEADER, V2_HEADER], ids=["v1", "v2"])
@@ -100,7 +100,7 @@ async def test_a_header_cut_short_is_no_header(stage: Stage, logged: Logged, hea
             one.writer.write_eof()
             assert MISSING.fullmatch(await one.rest())
     expected = ["cut short; its network is in proxy_protocol"] * 3
-    assert [told["reason"] for told in logged("client_turned_away")] == expected
+    assert [reported["reason"] for reported in logged("client_turned_away")] == expected
 
 
 MODES = {
@@ -123,9 +123,9 @@ async def test_a_header_from_who_is_not_believed_never_reaches_the_backend(
         rest = await one.rest()
     assert rest == TLS_ALERT if mode == "implicit" else UNEXPECTED.fullmatch(rest)
     assert stage.backend.heard == []
-    (told,) = logged("client_turned_away") + logged("client_violation")
-    assert told["kind"] == "proxy_header_unexpected"
-    assert told["reason"] == "its network is not in proxy_protocol"
+    (reported,) = logged("client_turned_away") + logged("client_violation")
+    assert reported["kind"] == "proxy_header_unexpected"
+    assert reported["reason"] == "its network is not in proxy_protocol"
     assert [line["reason"] for line in logged("session_closed")] == ["proxy_header_unexpected"]
 
 
@@ -140,8 +140,8 @@ async def test_nor_does_one_that_comes_octet_by_octet(
             await asyncio.sleep(0)
         await one.rest()
     assert stage.backend.heard == []
-    (told,) = logged("client_turned_away") + logged("client_violation")
-    assert told["kind"] == "proxy_header_unexpected"
+    (reported,) = logged("client_turned_away") + logged("client_violation")
+    assert reported["kind"] == "proxy_header_unexpected"
 
 
 @pytest.mark.parametrize("mode", ["starttls", "implicit"])
@@ -183,8 +183,8 @@ async def test_who_owes_a_header_and_sends_none_has_a_reply(
         rest = await one.rest()
     assert rest == TLS_ALERT if mode == "implicit" else MISSING.fullmatch(rest)
     assert stage.backend.heard == []
-    (told,) = logged("client_turned_away")
-    assert told["reason"] == "no PROXY header; its network is in proxy_protocol"
+    (reported,) = logged("client_turned_away")
+    assert reported["reason"] == "no PROXY header; its network is in proxy_protocol"
 
 
 async def test_who_owes_a_clienthello_has_the_time_of_a_handshake(

@@ -171,24 +171,24 @@ HAPPENINGS: dict[str, tuple[str, Callable[[Stage], Awaitable[None]], bytes]] = {
 class TestWhoseTrouble:
     """What a server that knows the client does to it says nothing of the server."""
 
-    @pytest.mark.parametrize("told", [False, True])
+    @pytest.mark.parametrize("reported", [False, True])
     @pytest.mark.parametrize("why", HAPPENINGS)
     async def test_only_one_that_cannot_know_the_client_is_down(
-        self, opened: Opener, why: str, told: bool
+        self, opened: Opener, why: str, reported: bool
     ) -> None:
         behaviour, happens, reply = HAPPENINGS[why]
-        stage = await opened(Server("one", behaviour, told=told))
+        stage = await opened(Server("one", behaviour, reported=reported))
         await happens(stage)
         assert stage.gets().startswith(reply)
-        assert stage.watcher.down == ([] if told else [("one", why)])
+        assert stage.watcher.down == ([] if reported else [("one", why)])
 
-    @pytest.mark.parametrize("told", [False, True])
+    @pytest.mark.parametrize("reported", [False, True])
     @pytest.mark.parametrize("why", HAPPENINGS)
     async def test_the_client_is_logged_with_the_reason_and_goes_on(
-        self, opened: Opener, why: str, told: bool
+        self, opened: Opener, why: str, reported: bool
     ) -> None:
         behaviour, happens, _ = HAPPENINGS[why]
-        stage = await opened(Server("one", behaviour, told=told), Server("two"))
+        stage = await opened(Server("one", behaviour, reported=reported), Server("two"))
         await happens(stage)
         assert stage.watcher.given_up == [("one", why)]
         stage.servers[1].says(b"220 two\r\n")
@@ -198,7 +198,7 @@ class TestWhoseTrouble:
     async def test_so_it_is_if_there_is_no_other_server(
         self, opened: Opener, greeting: bytes
     ) -> None:
-        stage = await opened(Server("one", told=True))
+        stage = await opened(Server("one", reported=True))
         stage.servers[0].says(greeting)
         assert stage.gets() == greeting
         assert stage.watcher.given_up == [("one", f"greeted with {greeting[:3].decode()}")]
@@ -236,7 +236,7 @@ class TestWhoseTrouble:
     ) -> None:
         """Whatever the next server fails by."""
         stage = await opened(
-            Server("one", told=True), Server("two", "silent" if second == "is silent" else "")
+            Server("one", reported=True), Server("two", "silent" if second == "is silent" else "")
         )
         await _greets(stage, b"450 4.7.1 not you\r\n")
         if second == "closes":

@@ -69,10 +69,10 @@ async def test_version_and_cipher_of_both_sides_are_told(
         if tls == "starttls":
             await one.secure(stage)
         await deliver(one)
-    told = logged("tls_started")
-    assert [line["side"] for line in told] == ["client", "backend"]
-    assert {line["version"] for line in told} == {"TLSv1.3"}
-    assert all(line["cipher"].startswith("TLS_") for line in told)
+    reported = logged("tls_started")
+    assert [line["side"] for line in reported] == ["client", "backend"]
+    assert {line["version"] for line in reported} == {"TLSv1.3"}
+    assert all(line["cipher"].startswith("TLS_") for line in reported)
 
 
 async def test_old_versions_are_refused(stage: Stage) -> None:

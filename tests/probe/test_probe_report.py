@@ -186,9 +186,9 @@ class TestReport:
     def test_shows_when_a_certificate_is_valid(self, begins: int, ends: int, said: str) -> None:
         times = (NOW + timedelta(days=begins), NOW + timedelta(days=ends))
         certificate = CertificateFindings(tuple("abcdef"), "x", True, *times, "EC 256")
-        told = shown(findings(tls=encryption(None, "1.3", certificate=certificate)))
-        assert said in told
-        assert "for a, b, c, d and 2 more, by itself, EC 256" in told
+        reported = shown(findings(tls=encryption(None, "1.3", certificate=certificate)))
+        assert said in reported
+        assert "for a, b, c, d and 2 more, by itself, EC 256" in reported
 
     @pytest.mark.parametrize(
         ("changed", "said"),
@@ -210,19 +210,19 @@ class TestReport:
         assert shown(findings(**changed)).splitlines()[-1].startswith(said)
 
     def test_a_refusal_has_no_conclusion(self) -> None:
-        told = shown(findings(hello=reply("550 no"), groups=[], refusal="EHLO is refused"))
-        assert "✗  EHLO         550 no" in told
-        assert "PIPELINING" not in told
+        reported = shown(findings(hello=reply("550 no"), groups=[], refusal="EHLO is refused"))
+        assert "✗  EHLO         550 no" in reported
+        assert "PIPELINING" not in reported
 
     def test_is_ascii_on_an_old_terminal(self) -> None:
-        told = shown(findings(lf=NewlineResult.ENDS, undetermined={"x": "y"}), "ascii")
-        assert "x  PIPELINING   not offered" in told
-        assert "+  EHLO " in told
+        reported = shown(findings(lf=NewlineResult.ENDS, undetermined={"x": "y"}), "ascii")
+        assert "x  PIPELINING   not offered" in reported
+        assert "+  EHLO " in reported
 
     def test_is_complete_on_a_narrow_terminal(self) -> None:
-        told = shown(findings(hello=hello(*(f"WORD{n}" for n in range(30)))), width=60)
-        assert all(f"WORD{n}" in told for n in range(30))
-        assert max(map(len, told.splitlines())) <= 60
+        reported = shown(findings(hello=hello(*(f"WORD{n}" for n in range(30)))), width=60)
+        assert all(f"WORD{n}" in reported for n in range(30))
+        assert max(map(len, reported.splitlines())) <= 60
 
     def test_escapes_the_text_of_the_server(self) -> None:
         nasty = "\x1b[31m\x9b\x07\x00"
@@ -237,8 +237,8 @@ class TestReport:
 
 class TestSettings:
     def test_are_the_defaults_if_nothing_is_wrong(self, tmp_path: Path) -> None:
-        text, told = settings(findings(), tmp_path)
-        assert told == backend()
+        text, reported = settings(findings(), tmp_path)
+        assert reported == backend()
         assert "pipelining" not in text
 
     @pytest.mark.parametrize(
@@ -320,8 +320,8 @@ class TestSettings:
         assert settings(insisting, tmp_path)[1].tls == "starttls"
 
     def test_have_no_tls_if_none_works(self, tmp_path: Path) -> None:
-        text, told = settings(findings(tls=encryption(None, "1.3")), tmp_path)
-        assert told.tls == "off"
+        text, reported = settings(findings(tls=encryption(None, "1.3")), tmp_path)
+        assert reported.tls == "off"
         assert "Its TLS does not work" in text
 
     @pytest.mark.parametrize(

@@ -224,7 +224,7 @@ class TestCounters:
         _, text = ask(address, "/metrics")
         texts = re.findall(r"(?m)^# HELP (smtpproxy_\w+) ?(.*)$", text)
         assert len(texts) > 20
-        assert [name for name, told in texts if not told] == []
+        assert [name for name, reported in texts if not reported] == []
 
 
 class TestReadiness:

@@ -21,10 +21,10 @@ class Worker:
     def __init__(self, coordinator: Coordinator, pid: int) -> None:
         self.row = coordinator.take_row()
         self.pid = pid
-        self.told: list[Any] = []
+        self.reported: list[Any] = []
 
-    def tell(self, message: object) -> None:
-        self.told.append(message)
+    def send(self, message: object) -> None:
+        self.reported.append(message)
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_a_new_worker_is_told_which_servers_are_down(coordinator: Coordinator) -
     coordinator.change(Health(backend, "192.0.2.1:25", up=False, reason="refused"))
     worker: Any = Worker(coordinator, 1)
     coordinator.send_servers_down(worker)
-    assert worker.told == [Health(backend, "192.0.2.1:25", up=False)]
+    assert worker.reported == [Health(backend, "192.0.2.1:25", up=False)]
 
 
 def test_a_server_that_is_named_no_more_is_not_counted_as_down(coordinator: Coordinator) -> None:
@@ -78,11 +78,11 @@ async def test_what_a_worker_had_is_free_when_it_is_gone(coordinator: Coordinato
     coordinator.settle(replace(plenty, backends={name: replace(backend, max_connections=1)}))
     coordinator.take_message(one, Ask(name, 1, b"A"))
     coordinator.take_message(two, Ask(name, 1, b"B"))
-    assert (one.told, two.told) == ([Granted(1, granted=True)], [])
+    assert (one.reported, two.reported) == ([Granted(1, granted=True)], [])
     row = SharedCounters(coordinator.memory, one.row)
     row.add(row.slots(b"a"))
     coordinator.ended(one)
-    assert two.told == [Granted(1, granted=True)]
+    assert two.reported == [Granted(1, granted=True)]
     assert coordinator.sessions() == 0
     coordinator.ended(two)
     (connections,) = coordinator.snapshot().samples_of(definitions.BACKEND_CONNECTIONS)

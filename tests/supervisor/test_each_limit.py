@@ -193,8 +193,8 @@ def test_errors(start: Start, connect: Connect) -> None:
     assert [reply[:3] for reply in said] == [b"502"] * 3
     assert client.reply() == b"421 4.7.0 mx.example Error: too many errors\r\n"
     assert client.reply() == b""
-    told = proxy.program.event("limit_reached")
-    assert told["limit"] == "consecutive_errors"
+    reported = proxy.program.event("limit_reached")
+    assert reported["limit"] == "consecutive_errors"
     assert proxy.program.event("session_closed")["reason"] == "too_many_errors"
     proxy.counts("limits_reached_total", 1, limit="consecutive_errors")
 
@@ -209,8 +209,8 @@ def test_recipients(start: Start, connect: Connect) -> None:
     assert said[3] == b"452 4.5.3 Error: too many recipients\r\n"
     client.send(b"Subject: x\r\n\r\ntext\r\n.\r\n")
     assert client.reply().startswith(b"250")
-    told = proxy.program.event("limit_reached")
-    assert (told["limit"], told["command"]) == ("recipients", "RCPT TO:<2@example.org>")
+    reported = proxy.program.event("limit_reached")
+    assert (reported["limit"], reported["command"]) == ("recipients", "RCPT TO:<2@example.org>")
     proxy.counts("limits_reached_total", 2, limit="recipients")
     events = [line["event"] for line in proxy.program.log()]
     assert events.count("limit_reached") == 1  # for each limit of a session
@@ -241,8 +241,8 @@ def test_a_message_that_is_too_big_is_refused_at_its_end(
     assert client.reply() == b"552 5.3.4 Error: message too big\r\n"
     assert client.reply() == b""
     assert mta.messages == []
-    told = proxy.program.event("limit_reached")
-    assert told["limit"] == "message_bytes"
+    reported = proxy.program.event("limit_reached")
+    assert reported["limit"] == "message_bytes"
     proxy.counts("limits_reached_total", 1, limit="message_bytes")
 
 

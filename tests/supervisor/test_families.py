@@ -35,8 +35,8 @@ def plain_hosts(program: Program) -> list[str]:
 def test_workers_serve_both_families(mta: LegacyMTA, run: Run) -> None:
     port = free_port()
     program = run("-l", f"[::]:{port}", "-b", mta.address, "-w", "2")
-    told = [program.event("listening")["address"] for _ in range(2)]
-    assert told == [f"[::]:{port}", f"0.0.0.0:{port}"]
+    reported = [program.event("listening")["address"] for _ in range(2)]
+    assert reported == [f"[::]:{port}", f"0.0.0.0:{port}"]
     for host in HOSTS:
         send(port, host)
         program.event("session_closed")
@@ -137,7 +137,7 @@ def test_ipv4_is_systemds_where_its_socket_has_it(mta: LegacyMTA, run: Run) -> N
     port = free_port()
     listeners = ("-l", "fd:smtp", "-l", f"[::]:{port}")
     program = run(*listeners, "-b", mta.address, argv=by_systemd("0.0.0.0", port))
-    told = [program.event("listening")["address"] for _ in range(2)]
-    assert told == [f"0.0.0.0:{port}", f"[::]:{port}"]
+    reported = [program.event("listening")["address"] for _ in range(2)]
+    assert reported == [f"0.0.0.0:{port}", f"[::]:{port}"]
     for host in HOSTS:
         send(port, host)

@@ -122,9 +122,9 @@ def test_a_second_service_leaves_the_socket_alone(
     inode = (directory / "control.sock").stat().st_ino
     same = {"RUNTIME_DIRECTORY": str(directory)}
     second = run("-l", "127.0.0.1:0", "-b", "127.0.0.1:1", env=same)
-    told = second.event("no_control_socket")
-    assert told["address"] == f"unix:{directory}/control.sock"
-    assert told["reason"] == "Address already in use; set another path with --control"
+    reported = second.event("no_control_socket")
+    assert reported["address"] == f"unix:{directory}/control.sock"
+    assert reported["reason"] == "Address already in use; set another path with --control"
     second.port()
     second.signal(signal.SIGTERM)
     assert second.wait() == 0

@@ -30,8 +30,12 @@ def test_sessions_are_counted_over_all_workers(mta: LegacyMTA, run: Run, tmp_pat
     with ExitStack() as stack:
         clients = [stack.enter_context(client(port)) for _ in range(5)]
         assert refusal(port).startswith(b"421 4.3.2 ")
-        told = program.event("clients_refused")
-        assert (told["reason"], told["client_ip"], told["clients"]) == ("sessions", "127.0.0.1", 1)
+        reported = program.event("clients_refused")
+        assert (reported["reason"], reported["client_ip"], reported["clients"]) == (
+            "sessions",
+            "127.0.0.1",
+            1,
+        )
         assert all(each.noop()[0] == 250 for each in clients)
     with client(port) as again:
         assert again.noop()[0] == 250

@@ -57,10 +57,10 @@ def rounds(
     program.signal(signal.SIGTERM)
     assert program.wait() == 0
     lines = program.log()
-    told = [line["reason"] for line in lines if line["event"] == "loop_detected"]
-    assert set(told) == {"a server of its backend leads back to l"}
+    reported = [line["reason"] for line in lines if line["event"] == "loop_detected"]
+    assert set(reported) == {"a server of its backend leads back to l"}
     closed = Counter(line["reason"] for line in lines if line["event"] == "session_closed")
-    assert closed["loop_detected"] == len(told)
+    assert closed["loop_detected"] == len(reported)
     return got, closed
 
 

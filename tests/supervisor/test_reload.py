@@ -112,8 +112,8 @@ def test_a_client_that_never_ends_its_transaction_does_not_keep_an_old_worker(
         program.event("reloaded")
         assert client.getreply()[0] == 421
         client.close()
-    told = program.event("session_closed")
-    assert (told["reason"], told["messages"]) == ("stopped", 0)
+    reported = program.event("session_closed")
+    assert (reported["reason"], reported["messages"]) == ("stopped", 0)
     eventually(lambda: not set(old) & set(program.workers()) or None, "the end of the old worker")
     assert not mta.messages
 

@@ -27,7 +27,7 @@ def systemd(tmp_path: Path) -> Iterator[socket.socket]:
         yield listening
 
 
-def told(systemd: socket.socket, first: str) -> dict[str, str]:
+def reported(systemd: socket.socket, first: str) -> dict[str, str]:
     """Return the next notification that begins with this field."""
 
     def look() -> dict[str, str] | None:
@@ -45,17 +45,17 @@ def test_it_is_told_how_the_service_is(
     env = {"NOTIFY_SOCKET": systemd.getsockname(), "WATCHDOG_USEC": "300000"}
     program = run("-c", file, "-l", "127.0.0.1:0", "-b", mta.address, env=env)
     status = f"smtpproxy {__version__}: 0 sessions, 1 workers"
-    assert told(systemd, "READY") == {"READY": "1", "STATUS": status}
-    told(systemd, "WATCHDOG")
+    assert reported(systemd, "READY") == {"READY": "1", "STATUS": status}
+    reported(systemd, "WATCHDOG")
     program.signal(signal.SIGHUP)
-    assert int(told(systemd, "RELOADING")["MONOTONIC_USEC"]) > 0
-    told(systemd, "READY")
+    assert int(reported(systemd, "RELOADING")["MONOTONIC_USEC"]) > 0
+    reported(systemd, "READY")
     file.write_text("x")
     program.signal(signal.SIGHUP)
-    told(systemd, "RELOADING")
-    told(systemd, "READY")  # a bad file: the reload is over all the same
+    reported(systemd, "RELOADING")
+    reported(systemd, "READY")  # a bad file: the reload is over all the same
     program.signal(signal.SIGTERM)
-    told(systemd, "STOPPING")
+    reported(systemd, "STOPPING")
     assert program.wait() == 0
 
 
@@ -67,11 +67,11 @@ def test_a_service_that_ends_while_it_reloads_is_not_ready_again(
         f'[listeners.smtp]\naddress = "127.0.0.1:0"\n[backends.b]\nservers = ["{mta.address}"]\n'
     )
     program = run("-c", file, env={"NOTIFY_SOCKET": systemd.getsockname()})
-    told(systemd, "READY")
+    reported(systemd, "READY")
     program.signal(signal.SIGHUP)
-    told(systemd, "RELOADING")
+    reported(systemd, "RELOADING")
     program.signal(signal.SIGTERM)
-    told(systemd, "STOPPING")
+    reported(systemd, "STOPPING")
     assert program.wait() == 0
     systemd.setblocking(False)
     rest = []

@@ -156,7 +156,7 @@ class Systemd:
     """What it is told."""
 
     def __init__(self, path: Path) -> None:
-        self.told: list[str] = []
+        self.reported: list[str] = []
         self.address = str(path)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(self.address)
@@ -165,7 +165,7 @@ class Systemd:
 
     def _run(self) -> None:
         while message := self._socket.recv(4096):
-            self.told.append(message.decode())
+            self.reported.append(message.decode())
 
     def close(self) -> None:
         self._socket.sendto(b"", self.address)
@@ -271,7 +271,7 @@ def test_a_service_goes_over_to_the_new_version_under_load(
         load.stop()
     assert (load.failed, set(load.served[begun:])) == ([], {NEW})
     new = handed_over["pid"]
-    assert f"MAINPID={new}\nREADY=1" in systemd.told
+    assert f"MAINPID={new}\nREADY=1" in systemd.reported
     assert versions_after_the_loss_of_all_workers(program, new, port) == {NEW}
 
     # Who was served by the old one still is; then it ends, and the new one stays.

@@ -129,9 +129,9 @@ def test_an_address_in_use_is_told_and_nothing_is_left_running(mta: LegacyMTA, r
         address = f"127.0.0.1:{other.getsockname()[1]}"
         program = run("-l", "127.0.0.1:0", "-l", address, "-b", mta.address)
         assert program.wait() == 1
-    (told,) = program.log()
-    assert (told["event"], told["address"]) == ("cannot_listen", address)
-    assert "in use" in told["reason"]
+    (reported,) = program.log()
+    assert (reported["event"], reported["address"]) == ("cannot_listen", address)
+    assert "in use" in reported["reason"]
 
 
 def test_the_path_of_a_unix_socket_is_gone_at_the_end(
@@ -172,8 +172,8 @@ def test_a_worker_that_fails_at_its_start_is_a_line_of_json(run: Run, tmp_path: 
     options = ("-l", "127.0.0.1:0", "-b", "127.0.0.1:1", "--log-format", "json")
     program = run(*options, env={"PYTHONPATH": str(tmp_path)})
     assert program.wait() == 1
-    told = program.event("uncaught_exception")
-    assert "ZeroDivisionError" in told["exception"]
+    reported = program.event("uncaught_exception")
+    assert "ZeroDivisionError" in reported["exception"]
     assert len(printed_lines(tmp_path)) == len(program.log())
 
 
@@ -184,8 +184,12 @@ def test_a_listener_for_other_machines_is_warned_of_in_the_log(run: Run, tmp_pat
         '[backends.old]\nservers = ["127.0.0.1:1"]\n'
     )
     program = run("-c", file)
-    told = program.event("open_relay_risk")
-    assert (told["level"], told["listener"], told["backend"]) == ("warning", "open", "old")
+    reported = program.event("open_relay_risk")
+    assert (reported["level"], reported["listener"], reported["backend"]) == (
+        "warning",
+        "open",
+        "old",
+    )
     program.signal(signal.SIGTERM)
     assert program.wait() == 0
     assert len([line for line in program.log() if line["event"] == "open_relay_risk"]) == 1

@@ -136,8 +136,8 @@ class Stage:
 def check_observed(stage: Stage) -> None:
     """Check what holds for the exchanges of any session."""
     flushed = [exchange for exchange in stage.observed if exchange.flushed]
-    told = b"".join(_pattern(exchange) for exchange in flushed)
-    assert re.fullmatch(told, stage.sent_to_client)
+    reported = b"".join(_pattern(exchange) for exchange in flushed)
+    assert re.fullmatch(reported, stage.sent_to_client)
     assert len({id(exchange) for exchange in stage.observed}) == len(stage.observed)
     for exchange in flushed:
         assert exchange.framed <= exchange.replied <= exchange.flushed

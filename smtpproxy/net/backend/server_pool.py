@@ -51,13 +51,13 @@ class Server:
         """Whether it is a fixed server, and not the original target of each client."""
         return not self._address.is_original
 
-    def is_told_of(self, peer: Peer) -> bool:
+    def gets_address_of(self, peer: Peer) -> bool:
         """Return whether the server has the client's address before its greeting.
 
         If so, a failure before the greeting may concern this client only.
         """
         return not self.is_one or (
-            self._backend_transport is not None and self._backend_transport.tells(peer)
+            self._backend_transport is not None and self._backend_transport.passes_address_of(peer)
         )
 
     def address_for(self, peer: Peer) -> Address:

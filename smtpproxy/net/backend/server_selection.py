@@ -188,7 +188,7 @@ class ServerSelection:
         """
         server = self.server
         assert server is not None
-        if server.is_told_of(self._peer):
+        if server.gets_address_of(self._peer):
             self._listener_context.servers.doubt(server)
         else:
             self._listener_context.servers.failed(server, why)

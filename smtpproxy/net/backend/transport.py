@@ -57,20 +57,20 @@ class BackendTransport:
         """
         if self.header is not None and peer is not None and peer.source is None:
             raise NotForThisClient(0, "the client has no address for a PROXY header")
-        told = peer is not None and (address.is_original or self.transparent)
+        knows_client = peer is not None and (address.is_original or self.transparent)
         try:
             if address.is_original:
                 address = original_target(peer)
             opened = await self._open(address, peer)
-            told = told or self.tells(peer)
+            knows_client = knows_client or self.passes_address_of(peer)
             await self._begin(opened, address, factory, peer)
         except OSError as error:
             # A failed look-up does not depend on the client.
-            if not told or error.errno in OUR_OWN or isinstance(error, socket.gaierror):
+            if not knows_client or error.errno in OUR_OWN or isinstance(error, socket.gaierror):
                 raise
             raise NotForThisClient(error.errno or 0, error_text(error)) from error
 
-    def tells(self, peer: Peer | None) -> bool:
+    def passes_address_of(self, peer: Peer | None) -> bool:
         """Return whether the server gets the client's address before its greeting."""
         return peer is not None and (self.transparent or self.header is not None)
 

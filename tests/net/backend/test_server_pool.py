@@ -11,7 +11,7 @@ from smtpproxy.net.backend.server_pool import Server, ServerPool
 from tests.net.fakes import Clock
 
 
-class Told(list[tuple[str, bool]]):
+class Reported(list[tuple[str, bool]]):
     """Remembers which server has gone down or come up."""
 
     def __call__(self, name: str, up: bool, why: str) -> None:  # noqa: ARG002
@@ -25,9 +25,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def group(told: Any = None, **options: Any) -> tuple[ServerPool, list[Server]]:
+def group(reported: Any = None, **options: Any) -> tuple[ServerPool, list[Server]]:
     servers = [Server(Address(host, 25)) for host in ("one", "two", "three")]
-    return ServerPool(servers, 10, changed=Told() if told is None else told, **options), servers
+    return ServerPool(
+        servers, 10, changed=Reported() if reported is None else reported, **options
+    ), servers
 
 
 @pytest.mark.usefixtures("clock")
@@ -82,30 +84,30 @@ def test_all_are_tried_when_all_have_failed() -> None:
 
 
 def test_each_change_is_told_once(clock: Clock) -> None:
-    told = Told()
-    servers, (one, two, _) = group(told)
+    reported = Reported()
+    servers, (one, two, _) = group(reported)
     servers.greeted(one)
-    assert told == []
+    assert reported == []
     servers.failed(one, "why")
     servers.failed(one, "why")
     clock.now += 20
     servers.failed(one, "why")
-    assert told == [("one:25", False)]
+    assert reported == [("one:25", False)]
     servers.greeted(one)
     servers.greeted(one)
-    assert told == [("one:25", False), ("one:25", True)]
+    assert reported == [("one:25", False), ("one:25", True)]
     assert two.left_alone_until == 0.0
 
 
 @pytest.mark.usefixtures("clock")
 def test_what_others_have_found_is_followed_and_not_told_again() -> None:
-    told = Told()
-    servers, (one, two, three) = group(told)
+    reported = Reported()
+    servers, (one, two, three) = group(reported)
     servers.learn("one:25", up=False)
     assert servers.in_order() == [two, three, one]
     servers.learn("one:25", up=True)
     assert servers.in_order() == [one, two, three]
-    assert told == []
+    assert reported == []
 
 
 class Asked:
@@ -138,35 +140,35 @@ class TestDoubt:
 
     @pytest.mark.usefixtures("clock")
     async def test_one_that_is_there_stays_up(self) -> None:
-        told, asked = Told(), Asked()
-        servers, (one, two, three) = group(told, check=asked)
+        reported, asked = Reported(), Asked()
+        servers, (one, two, three) = group(reported, check=asked)
         servers.doubt(one)
         await settled()
         assert servers.in_order() == [one, two, three]
         await asked.finds("")
         assert asked.servers == [one]
         assert servers.in_order() == [one, two, three]
-        assert told == []
+        assert reported == []
 
     @pytest.mark.usefixtures("clock")
     async def test_one_that_is_not_there_is_left_alone(self) -> None:
-        told, asked = Told(), Asked()
-        servers, (one, two, three) = group(told, check=asked)
+        reported, asked = Reported(), Asked()
+        servers, (one, two, three) = group(reported, check=asked)
         servers.doubt(one)
         await settled()
         await asked.finds("Connection refused")
         assert servers.in_order() == [two, three, one]
-        assert told == [("one:25", False)]
+        assert reported == [("one:25", False)]
 
     async def test_one_that_was_down_and_is_back_comes_up(self, clock: Clock) -> None:
-        told, asked = Told(), Asked()
-        servers, (one, two, three) = group(told, check=asked)
+        reported, asked = Reported(), Asked()
+        servers, (one, two, three) = group(reported, check=asked)
         servers.failed(one, "why")
         clock.now += 1
         servers.doubt(one)
         await settled()
         await asked.finds("")
-        assert told == [("one:25", False), ("one:25", True)]
+        assert reported == [("one:25", False), ("one:25", True)]
         assert servers.in_order() == [one, two, three]
 
     async def test_clients_that_are_not_wanted_are_no_reason_to_look_again_and_again(
@@ -204,18 +206,18 @@ class TestDoubt:
 
     @pytest.mark.usefixtures("clock")
     async def test_a_shortage_of_this_machine_tells_nothing(self) -> None:
-        told, asked = Told(), Asked()
-        servers, (one, _, _) = group(told, check=asked)
+        reported, asked = Reported(), Asked()
+        servers, (one, _, _) = group(reported, check=asked)
         servers.doubt(one)
         await settled()
         await asked.finds(OSError(errno.EMFILE, "Too many open files"))
-        assert told == []
+        assert reported == []
 
     @pytest.mark.usefixtures("clock")
     async def test_where_each_client_wants_another_one_there_is_none_to_look_at(self) -> None:
         asked = Asked()
         original = Server(Address(ORIGINAL))
-        servers = ServerPool([original], changed=Told(), check=asked)
+        servers = ServerPool([original], changed=Reported(), check=asked)
         servers.doubt(original)
         await settled()
         assert asked.servers == []

@@ -229,7 +229,7 @@ class TestSeveralAddresses:
         run(loop, give_up)
 
     @pytest.mark.parametrize(
-        ("hosts", "told"),
+        ("hosts", "reported"),
         [
             ((DEAD,), "Connection refused"),
             ((DEAD, LIVE), "Connection refused"),
@@ -239,14 +239,14 @@ class TestSeveralAddresses:
     )
     @LOOPS
     def test_why_none_could_be_reached_is_told(
-        self, loop: NewLoop, hosts: tuple[str, ...], told: str, monkeypatch: pytest.MonkeyPatch
+        self, loop: NewLoop, hosts: tuple[str, ...], reported: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         name_is(monkeypatch, *hosts)
 
         async def fail() -> None:
             with pytest.raises(OSError) as raised:  # noqa: PT011  # what it says is looked at below
                 await Server(Address(NAME, 9)).connect(Caller, None)
-            assert told in error_text(raised.value)
+            assert reported in error_text(raised.value)
 
         run(loop, fail)
 
@@ -323,7 +323,7 @@ class TestWhoseTrouble:
         async def fail() -> None:
             async with hanging_up() as port:
                 server = Server(Address(host, port), route(ssl.create_default_context()))
-                assert server.is_told_of(peer)
+                assert server.gets_address_of(peer)
                 with pytest.raises(NotForThisClient) as raised:
                     await server.connect(Caller, peer)
                 assert why in error_text(raised.value)
