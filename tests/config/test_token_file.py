@@ -56,7 +56,7 @@ def test_the_token_file_may_be_a_symbolic_link(tmp_path: Path) -> None:
         (b"\xff" * 16, 0o600, "is not text"),
     ],
 )
-def test_a_token_file_that_others_can_read_is_reported(
+def test_an_unsafe_or_invalid_token_file_is_reported(
     tmp_path: Path, text: str | bytes, mode: int, why: str
 ) -> None:
     file = secret(tmp_path / "token", text, mode)
