@@ -194,3 +194,8 @@ def test_the_handbook_lists_its_pages() -> None:
     contents = TEXTS["deploy/README.md"]
     pages = {name.removeprefix("deploy/") for name in TEXTS if name.startswith("deploy/")}
     assert [page for page in sorted(pages - {"README.md"}) if f"]({page})" not in contents] == []
+
+
+def test_the_changelog_can_be_read_in_a_terminal() -> None:
+    lines = (ROOT / "CHANGELOG.md").read_text().splitlines()
+    assert [line for line in lines if len(line) > 100] == []
