@@ -26,16 +26,17 @@ from structlog.typing import FilteringBoundLogger
 
 from smtpproxy.log import events
 from smtpproxy.log.line_writer import DELAY_S, Line, LineWriter
-from smtpproxy.text.escaping import printable, shortened
+from smtpproxy.text.escaping import cut, printable, shortened
 
 LINE_BYTES = 16 * 1024
 """The longest line."""
 VALUE_BYTES = 2048
-"""The most that is shown of a text of a peer, before JSON doubles its backslashes."""
+"""The most that is shown of a text of a peer, as it stands in JSON."""
 ADDRESS_BYTES = 320
 """The most that is shown of an address: 64 octets, @ and 255 (RFC 5321 section 4.5.3.1)."""
 UNRAISABLE_EVERY_S = 1.0
 """The least time between two log lines about exceptions that cannot be caught."""
+_SMALL_VALUE_BYTES = VALUE_BYTES // 8  # five octets of JSON for one, at most: \\x7f
 _LINE_ROOM = LINE_BYTES - 1024
 _LEAST_BYTES = 16
 _LEVELS = {
@@ -162,7 +163,7 @@ def _plain(value: object) -> object:
     if type(value) in _AS_THEY_ARE:
         return value
     if isinstance(value, bytes):
-        return printable(value) if len(value) <= VALUE_BYTES // 4 else shortened(value, VALUE_BYTES)
+        return printable(value) if len(value) <= _SMALL_VALUE_BYTES else _shortened_for_json(value)
     if type(value) is list and set(map(type, value)) <= _AS_THEY_ARE:  # the recipients
         return value
     if isinstance(value, (list, tuple, set, frozenset)):
@@ -170,6 +171,13 @@ def _plain(value: object) -> object:
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     return str(value)
+
+
+def _shortened_for_json(value: bytes) -> str:
+    text = shortened(value, VALUE_BYTES)
+    size = len(text.encode())
+    in_json = size + text.count("\\") + text.count('"')
+    return text if in_json <= VALUE_BYTES else cut(text, VALUE_BYTES * size // in_json)
 
 
 def _traceback(exc_info: object) -> str:

@@ -17,6 +17,7 @@ _ESCAPE = re.compile(r"\\(?:\\|x([0-9a-f]{2}))")
 _UNUSUAL = re.compile(r"[^\w -~]{1,4096}")
 _UNUSUAL_IN_LINES = re.compile(r"[^\w\x00-~]{1,4096}")
 _CUT_ESCAPE = re.compile(r"\\(x.?|u.{0,3}|U.{0,7})?$")
+_ESCAPE_LENGTH = 9  # of what _CUT_ESCAPE finds, at most
 COMPACT_OCTETS = 256
 """What is shorter may grow: for people to read it."""
 SHORT_TEXT = 4096
@@ -57,10 +58,16 @@ def shortened(value: str | bytes, most: int) -> str:
         text = printable(value[:most])
     if len(value) <= most and len(text) * 4 <= most:
         return text
-    octets = text.encode()
-    if len(value) <= most and len(octets) <= most:
+    if len(value) <= most and len(text.encode()) <= most:
         return text
-    return _CUT_ESCAPE.sub("", octets[: most - 3].decode(errors="ignore")) + "..."
+    return cut(text, most)
+
+
+def cut(text: str, most: int) -> str:
+    """Return the begin of text that `printable` has made: `most` bytes of UTF-8 at most, `...`."""
+    begin = text[:most].encode()[: most - 3].decode(errors="ignore")
+    # To look for an escape from the front would cost as much as all escapes do.
+    return begin[:-_ESCAPE_LENGTH] + _CUT_ESCAPE.sub("", begin[-_ESCAPE_LENGTH:]) + "..."
 
 
 def text_of(octets: bytes) -> str:

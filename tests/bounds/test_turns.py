@@ -6,6 +6,7 @@ time is CPU time of the loop's thread, so that a busy machine does not matter.
 """
 
 import gc
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import thread_time
@@ -70,7 +71,11 @@ class Loop:
 
 
 class Service:
-    """All that observes, with its output in a directory."""
+    """All that observes, with its output in a directory.
+
+    received: how many bytes came from peers.
+    wanted: events that are to be in the log at the end.
+    """
 
     def __init__(self, directory: Path, *, only_errors: bool) -> None:
         self.loop = Loop()
@@ -82,14 +87,14 @@ class Service:
         self.recent = RecentSessions()
         self.recent.look()
         self.metrics = MetricCounters()
-        self.received = self.records = 0
-        self._log = (directory / "log").open("wb", 0)
+        self.received = 0
+        self.wanted: set[str] = set()
+        self.log = (directory / "log").open("wb", 0)
+        log.configure("debug", "json", self.log)
+        log.gather(self.loop.call_later)
 
     def session(self) -> "Driven":
-        driven = Driven(self)
-        log.configure("debug", "json", self._log)
-        log.gather(self.loop.call_later)
-        return driven
+        return Driven(self)
 
     def finish(self) -> None:
         """Let all be written, and check the bounds."""
@@ -97,9 +102,11 @@ class Service:
         self.loop.run(lambda: msgspec.json.encode(self._snapshot()))
         page = len(msgspec.json.encode(self.recent.changed()))
         log.gather(None)
-        self._log.close()
+        self.log.close()
         self.trace.close()
         lines = (self.directory / "log").read_bytes().splitlines()
+        events = {json.loads(line)["event"] for line in lines}
+        assert events >= self.wanted | {"exchange"}
         assert max(map(len, lines), default=0) < log.LINE_BYTES
         traced = [
             line
@@ -127,7 +134,13 @@ class Driven:
         self._service = service
         policy = SessionPolicy(consecutive_errors=0, recipients=1000)
         self.session = Watched(
-            DebugLog(), service.trace, service.recent, service.metrics, level="debug", policy=policy
+            DebugLog(),
+            service.trace,
+            service.recent,
+            service.metrics,
+            level="debug",
+            policy=policy,
+            log_to=service.log,
         )
 
     def sends(self, octets: bytes) -> None:
@@ -240,3 +253,30 @@ def test_commands_that_are_refused(service: Service) -> None:
     for _ in range(50):
         driven.says(b"500 %s\r\n" % (b"\x7f" * 500))
     service.loop.run(driven.close)
+
+
+@pytest.mark.parametrize("octets", ["\x7f", "\\", '"', "x"])
+def test_refusals(service: Service, octets: str) -> None:
+    """Each event that a refusal makes, as often as a session can make it."""
+    driven = service.session()
+    word = text_of(octets, 1900)
+    dialogue = [
+        b"EHLO %s\r\n" % word,
+        b"HELO %s\r\n" % word,
+        b"XCLIENT NAME=%s\r\n" % word,
+        b"AUTH PLAIN %s\r\n" % text_of("x", 12000),
+        b"MAIL FROM:<%s>\r\n" % word,
+        b"VRFY %s\r\n" % (word + word),
+    ]
+    for _ in range(50):
+        for line in dialogue:
+            driven.sends(line)
+            if driven.session.pipeline.in_flight:  # else the proxy has refused it
+                driven.says(b"550-%s\r\n550 no\r\n" % text_of(octets, 500))
+    driven.says(b"999 %s\r\n" % text_of(octets, 4000) * 16)
+    service.wanted = {
+        "hello_refused",
+        "xclient_refused",
+        "auth_refused",
+        "backend_violation",
+    }

@@ -4,7 +4,7 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from smtpproxy.core.observer import ConnectionEnds, SessionObserver, SessionSummary
 from smtpproxy.core.pipeline import Pipeline
@@ -43,9 +43,10 @@ class Watched:
         client: str = ENDS.client,
         level: str = "error",
         policy: SessionPolicy | None = None,
+        log_to: BinaryIO | None = None,
     ) -> None:
         self.logged = io.BytesIO()
-        log.configure(level, "json", self.logged)
+        log.configure(level, "json", log_to or self.logged)
         self.fanout = ObserverFanout(ServiceLog(), watchers)
         self.observer: SessionObserver = self.fanout.session("smtp", "old", client)
         self.now = 10.0
