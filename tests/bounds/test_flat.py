@@ -13,10 +13,13 @@ import pytest
 
 from smtpproxy.admin.recent_sessions import RecentSessions
 from smtpproxy.core.policy import SessionPolicy
+from smtpproxy.log import line_limits, log
+from smtpproxy.log.line_limits import LineLimits
 from smtpproxy.metrics.counters import MetricCounters
 from smtpproxy.metrics.snapshot import MetricsSnapshot
 from smtpproxy.net import admission
 from smtpproxy.net.admission import Admission, AdmissionLimits
+from smtpproxy.net.backend.connection_slots import SlotQueue
 from smtpproxy.net.shared_counters import SharedCounters
 from smtpproxy.trace.content_capture import CaptureMode
 from smtpproxy.trace.recorder import TraceRecorder
@@ -26,6 +29,16 @@ from tests.support.observed_session import Watched
 SESSIONS = int(os.environ.get("SMTPPROXY_NEW_SESSIONS", "3000"))
 GROWTH = 64 * 1024
 """What may be more after all of them than after half: caches that are not yet full."""
+
+
+class Holder:
+    """A session that waits for a connection slot."""
+
+    def slot_answered(self, *, granted: bool) -> None:
+        """Take the answer."""
+
+    def reclaim_slot(self) -> None:
+        """Keep it."""
 
 
 class Service:
@@ -42,6 +55,11 @@ class Service:
         limits = AdmissionLimits(sessions_per_address=10, new_sessions_per_minute=10)
         self.admission: Admission | None = None
         self._limits = limits
+        self.line_limits = LineLimits(
+            1, 1, "info", str.encode, lambda _, call: self.calls.append(call), log.get()
+        )
+        self.slots = SlotQueue(1, 30)
+        self.slots.ask(Holder(), b"another one")
 
     def run_session(self, number: int) -> None:
         """Run one whose every name is new: address, host, verb, sender, recipient, replies."""
@@ -56,7 +74,10 @@ class Service:
             self.metrics,
             client=f"{host}:{number % 60000}",
             policy=SessionPolicy(consecutive_errors=0),
+            line_limits=self.line_limits,
         )
+        holder = Holder()
+        self.slots.ask(holder, self.admission.address_of(host))
         session.sends(f"EHLO h{number}.example")
         session.says(f"250-mx{number}\r\n250-X{number}\r\n250 SIZE {number}")
         session.sends(f"V{number} x", f"XCLIENT N{number}=1")
@@ -70,6 +91,8 @@ class Service:
         session.close("command_time_limit" if number % 2 else "quit")
         if slots is not None:
             self.admission.leave(slots)
+        self.slots.leave(holder)
+        self.line_limits.report()
         self.calls.clear()
         self.trace.writer.flush()
 
@@ -80,10 +103,11 @@ class Service:
         return snapshot
 
 
-def test_sessions_of_ever_new_names_leave_nothing(
+async def test_sessions_of_ever_new_names_leave_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(admission, "ADDRESSES_KNOWN", 256)  # full after half of the sessions
+    monkeypatch.setattr(line_limits, "ADDRESSES", 256)
     service = Service(tmp_path)
     gc.collect()
     tracemalloc.start()
@@ -101,3 +125,4 @@ def test_sessions_of_ever_new_names_leave_nothing(
     assert sizes[1] - sizes[0] < GROWTH
     assert keys[1] - keys[0] < 1000  # no more digits than that
     assert service.trace.memory.octets == 0
+    assert (service.slots.taken, service.slots.waiting) == (1, 0)

@@ -10,6 +10,7 @@ from smtpproxy.core.observer import ConnectionEnds, SessionObserver, SessionSumm
 from smtpproxy.core.pipeline import Pipeline
 from smtpproxy.core.policy import SessionPolicy
 from smtpproxy.log import log
+from smtpproxy.log.line_limits import LineLimits
 from smtpproxy.log.session_log import ServiceLog
 from smtpproxy.trace.recorder import TraceRecorder
 from smtpproxy.trace.rotating_files import RotatingFiles
@@ -44,10 +45,11 @@ class Watched:
         level: str = "error",
         policy: SessionPolicy | None = None,
         log_to: BinaryIO | None = None,
+        line_limits: LineLimits | None = None,
     ) -> None:
         self.logged = io.BytesIO()
         log.configure(level, "json", log_to or self.logged)
-        self.fanout = ObserverFanout(ServiceLog(), watchers)
+        self.fanout = ObserverFanout(ServiceLog(line_limits), watchers)
         self.observer: SessionObserver = self.fanout.session("smtp", "old", client)
         self.now = 10.0
         self.got: list[bytes] = []
