@@ -188,7 +188,16 @@ def _an_upgrade_hands_over_and_cuts_no_session(booted: Booted) -> None:
     before = _main_pid(booted)
     _succeed(booted, "systemd-run", "--quiet", "--unit=hold", "/usr/bin/python3", "/root/hold.py")
     eventually(lambda: _exists(booted, "/root/held") or None, "an open transaction")
-    _succeed(booted, *INSTALL, "/root/newer.deb")
+
+    # Settings that the new version does not accept leave the old one as it is.
+    _succeed(booted, "sed", "-i", "1i bad", SETTINGS)
+    assert "smtpproxy still runs as version 0.0.1: " in _succeed(
+        booted, *INSTALL, "/root/newer.deb"
+    )
+    assert [_show(booted, name) for name in ("ActiveState", "MainPID")] == ["active", before]
+    _succeed(booted, "sed", "-i", "1d", SETTINGS)
+
+    _succeed(booted, *INSTALL, "--reinstall", "/root/newer.deb")
     version = f"smtpproxy {smtpproxy.__version__}"
     assert _succeed(booted, "smtpproxy", "--version").startswith(f"{version}, ")
     eventually(lambda: '"event":"handed_over"' in _log(booted) or None, "the hand-over")
