@@ -333,7 +333,7 @@ class TestTheRealProgram:
         )
         assert done.stdout == "[]\n"
 
-    def test_run_says_where_it_listens_and_stops_when_told(self) -> None:
+    def test_run_logs_its_addresses_and_stops_on_a_signal(self) -> None:
         command = [*SMTPPROXY, "run", "-l", "127.0.0.1:0", "-b", "127.0.0.1:1"]
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
             assert process.stderr is not None

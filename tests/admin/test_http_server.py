@@ -215,7 +215,7 @@ class TestPaths:
         for _, writer in stuck:
             writer.close()
 
-    async def test_who_has_no_seat_gets_503_and_health_needs_none(
+    async def test_a_connection_over_the_limit_gets_503_but_health_is_answered(
         self, url: str, client: ClientSession, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(server_module, "SEATS", 2)
@@ -236,7 +236,7 @@ class TestPaths:
                         break
         seated[1][1].close()
 
-    async def test_events_tell_of_sessions(
+    async def test_events_report_sessions(
         self, url: str, source: Source, client: ClientSession, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(board_module, "INTERVAL_S", 0.01)
@@ -261,7 +261,7 @@ class TestPaths:
         "said",
         [b"", b"GET / HTTP/1.1\r\nHost: ", b"POST /readyz HTTP/1.1\r\nContent-Length: 9\r\n\r\n"],
     )
-    async def test_who_does_not_ask_in_time_is_closed(
+    async def test_a_slow_request_is_closed(
         self, url: str, said: bytes, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(server_module, "WAITING_S", 0.05)
@@ -280,7 +280,9 @@ class TestPaths:
 
 
 class TestTokens:
-    async def test_without_it_nobody_gets_in(self, source: Source, client: ClientSession) -> None:
+    async def test_without_the_token_access_is_refused(
+        self, source: Source, client: ClientSession
+    ) -> None:
         admin = AdminServer(TOKEN, source)
         url = await start(admin)
         try:
@@ -322,7 +324,9 @@ class TestTokens:
     @pytest.mark.parametrize(
         "said", [b"", b"GET /metrics HTTP/1.1\r\nHost: x\r\n", b"GET /?token=x HTTP/1.1\r\n\r\n"]
     )
-    async def test_strangers_keep_nobody_out(self, source: Source, said: bytes) -> None:
+    async def test_unauthenticated_connections_do_not_block_others(
+        self, source: Source, said: bytes
+    ) -> None:
         """However many: health is answered, and who has the token is served."""
         admin = AdminServer(TOKEN, source)
         address = (await start(admin)).removeprefix("http://").split(":")

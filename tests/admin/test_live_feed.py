@@ -48,7 +48,7 @@ async def test_lookers_are_bounded_and_a_slow_one_misses_events() -> None:
     assert not feed.full
 
 
-async def test_so_many_sessions_are_kept_for_who_comes_later() -> None:
+async def test_recent_sessions_are_kept_for_later_viewers() -> None:
     feed = LiveFeed(Source(KEPT_SESSIONS * 3 // 4))
     first = feed.join()
     for _ in range(3):
@@ -58,7 +58,7 @@ async def test_so_many_sessions_are_kept_for_who_comes_later() -> None:
     feed.leave(first)
 
 
-async def test_sessions_have_a_bound_in_bytes_and_none_is_kept_when_nobody_looks(
+async def test_sessions_are_bounded_in_bytes_and_dropped_without_a_viewer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(live_feed, "KEPT_BYTES", 1000)
@@ -76,7 +76,7 @@ async def test_sessions_have_a_bound_in_bytes_and_none_is_kept_when_nobody_looks
     assert source.looks == [True, False, True]
 
 
-async def test_who_looks_when_it_closes_is_told_the_end() -> None:
+async def test_viewers_are_notified_when_it_closes() -> None:
     feed = LiveFeed(Source(1))
     reads, does_not = feed.join(), feed.join()
     reads.get_nowait()
@@ -88,7 +88,7 @@ async def test_who_looks_when_it_closes_is_told_the_end() -> None:
     assert not feed.full
 
 
-async def test_an_open_session_of_which_no_worker_tells_any_more_is_not_open_forever() -> None:
+async def test_an_open_session_that_no_worker_reports_any_more_is_removed() -> None:
     source = Source(0)
     feed = LiveFeed(source)
     viewer = feed.join()

@@ -106,7 +106,7 @@ def test_all_is_counted_though_not_all_is_kept() -> None:
     assert len(found["transactions"]) == KEPT_RECIPIENTS  # type: ignore[arg-type]  # a list
 
 
-def test_tls_is_told_by_its_side() -> None:
+def test_tls_is_reported_with_its_side() -> None:
     recent = watched()
     session = Watched(recent)
     session.observer.noted("tls_started", side="client", version="TLSv1.3", cipher="x")
@@ -117,7 +117,7 @@ def test_tls_is_told_by_its_side() -> None:
     assert [each["event"] for each in noted] == ["tls_started", "tls_failed"]
 
 
-def test_while_nobody_looks_only_what_the_list_shows_is_kept() -> None:
+def test_without_a_viewer_only_what_the_list_shows_is_kept() -> None:
     recent = RecentSessions()
     session = Watched(recent)
     session.sends("EHLO x")
@@ -139,7 +139,7 @@ def test_while_nobody_looks_only_what_the_list_shows_is_kept() -> None:
     assert last == ["MAIL", "RCPT", "DATA", "end_of_data"]
 
 
-def test_what_was_kept_for_somebody_is_forgotten_when_he_is_gone(
+def test_what_was_kept_for_a_viewer_is_dropped_with_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     recent = watched()
@@ -167,7 +167,7 @@ def test_a_session_has_a_bound_whatever_is_in_it(octets: str, somebody_looks: bo
     assert size < (300_000 if somebody_looks else 50_000)
 
 
-def test_nothing_is_made_while_nobody_looks() -> None:
+def test_nothing_is_sampled_without_a_viewer() -> None:
     recent = RecentSessions()
     Watched(recent).relay("text")
     assert recent.changed() == []

@@ -108,7 +108,7 @@ def test_a_missing_contender_is_left_out_with_its_reason(programs: Path, tmp_pat
         (("report", "--readme", str(HERE / "core.py")), "has no place for it"),
     ],
 )
-def test_a_wrong_option_is_told_before_anything_is_measured(
+def test_a_wrong_option_is_reported_before_anything_is_measured(
     arguments: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(machine, "raise_limits", lambda: None)  # they are this process's, too
@@ -149,7 +149,7 @@ def test_sessions_that_are_held_open_send_and_stay(bench: Bench) -> None:
     assert run.resident_kib > 1000
 
 
-def test_sessions_that_cannot_be_opened_are_told(bench: Bench) -> None:
+def test_sessions_that_cannot_be_opened_are_reported(bench: Bench) -> None:
     (direct,) = (each for each in all_contenders() if each.name == "direct")
     with Chain(bench, direct) as chain:
         chain.port = free_port()

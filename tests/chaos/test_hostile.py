@@ -72,7 +72,7 @@ def no_session(admin: str) -> bool | None:
 
 
 @on_uvloop
-async def test_who_is_honest_is_served_and_at_the_end_nothing_is_held(tmp_path: Path) -> None:
+async def test_honest_clients_are_served_and_nothing_is_held_at_the_end(tmp_path: Path) -> None:
     chance = random.Random(SEED)
     hostile, honest = HostileMta(chance), Mta()
     hostile.header_octets = -1

@@ -97,5 +97,5 @@ def test_one_address_that_may_take_all_connections_is_found(
         assert warning.endswith("set sessions_per_address to 10 or less")
 
 
-def test_without_max_connections_nobody_waits(tmp_path: Path) -> None:
+def test_without_max_connections_no_client_waits(tmp_path: Path) -> None:
     assert crowded(load(write(tmp_path, text("127.0.0.1:2525")))) == []

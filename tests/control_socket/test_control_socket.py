@@ -100,13 +100,13 @@ class TestServer:
     async def test_a_request_without_end_is_cut(self, path: Path) -> None:
         assert await exchange(path, b"GET /" + b"x" * 100_000) == b""
 
-    async def test_who_asks_nothing_is_closed(
+    async def test_a_connection_without_a_request_is_closed(
         self, path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(control_server, "DEADLINE_S", 0.05)
         assert await exchange(path, b"") == b""
 
-    async def test_one_too_many_is_closed(
+    async def test_a_connection_over_the_limit_is_closed(
         self, path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(control_server, "CONNECTIONS", 1)
@@ -166,7 +166,7 @@ class TestClient:
         with peer(path, None), pytest.raises(NoAnswer, match=r"no answer at .* within 0.05 s"):
             control_client.ask("/healthz", [path], deadline_s=0.05)
 
-    def test_who_may_not_ask_is_told_so(self, path: Path) -> None:
+    def test_a_request_without_permission_is_an_error(self, path: Path) -> None:
         require_root("another account")
         with socket.socket(socket.AF_UNIX) as listening:
             listening.bind(str(path))

@@ -15,7 +15,7 @@ def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def test_the_directory_that_systemd_gives_comes_first(system: Path) -> None:
+def test_the_directory_from_systemd_is_preferred(system: Path) -> None:
     environ = {"RUNTIME_DIRECTORY": "/run/a:/run/b", "XDG_RUNTIME_DIR": "/run/user/1"}
     assert locations.of_service(environ) == Path("/run/a/control.sock")
     assert locations.of_commands(environ) == [
@@ -31,7 +31,7 @@ def test_the_system_directory_is_made_where_that_can_be(system: Path) -> None:
     assert system.is_dir()
 
 
-def test_the_users_own_is_made_for_nobody_else(system: Path, tmp_path: Path) -> None:
+def test_the_users_own_directory_is_private(system: Path, tmp_path: Path) -> None:
     found = locations.of_service({"XDG_RUNTIME_DIR": str(tmp_path)})
     assert found == tmp_path / "smtpproxy/control.sock"
     assert found.parent.stat().st_mode & 0o777 == 0o700

@@ -24,7 +24,7 @@ def test_single_line_becomes_a_multi_line_reply() -> None:
     assert offer(b"250\r\n", EVERYTHING).reply == b"250-\r\n250 PIPELINING\r\n"
 
 
-def test_the_last_line_tells_the_code() -> None:
+def test_the_last_line_decides_the_code() -> None:
     assert offer(b"220-mx\r\n250 SIZE\r\n", EVERYTHING).reply == (
         b"250-mx\r\n250-SIZE\r\n250 PIPELINING\r\n"
     )

@@ -200,7 +200,7 @@ def test_bulk_passes_without_a_change() -> None:
     ],
 )
 @pytest.mark.parametrize("size", [1, 100])
-def test_normalize_tells_what_reject_would_have_refused(text: bytes, kind: str, size: int) -> None:
+def test_normalize_reports_what_reject_would_refuse(text: bytes, kind: str, size: int) -> None:
     octets = text + b"x\r\n\n.\r\n\0\r\n.\r\n" if kind else text + b".\r\n"
     kinds = []
     for policy in (NORMALIZE, REJECT):

@@ -130,7 +130,7 @@ def test_dialogues_in_a_transaction(octets: bytes, policy: BareNewlines) -> None
 
 @pytest.mark.parametrize("sync", Sync)
 @pytest.mark.parametrize("octets", [*DIALOGUES.values(), *IN_TRANSACTIONS.values()])
-def test_dialogues_ahead_of_all_replies(octets: bytes, sync: Sync) -> None:
+def test_dialogues_before_any_reply(octets: bytes, sync: Sync) -> None:
     _check(
         octets,
         SessionPolicy(sync=sync, consecutive_errors=10**6),

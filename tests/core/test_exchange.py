@@ -96,7 +96,7 @@ def test_closes_for_a_reason() -> None:
     assert Exchange(verbs.END_OF_DATA_ROW, b"", 0.0).close_reason == "content_refused"
 
 
-def test_what_was_mended_in_content_is_no_reason_to_close() -> None:
+def test_rewritten_content_is_no_reason_to_close() -> None:
     exchange = Exchange(verbs.END_OF_DATA_ROW, b"", 0.0)
     exchange.problem = ClientViolation("bare_lf", b"550 bare\r\n")
     exchange.reply = b"250 ok\r\n"

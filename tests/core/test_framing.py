@@ -66,7 +66,7 @@ def test_octets_before_the_gate_opens_wait_unframed() -> None:
     assert [exchange.line for exchange in framer.queue] == [b"NOOP\r\n"]
 
 
-def test_gate_holds_back_what_is_behind_it() -> None:
+def test_gate_holds_back_what_follows() -> None:
     framing = Framing()
     framing.receive(b"RSET\r\nAUTH LOGIN\r\nam9l\r\n")
     assert framing.queued == [b"RSET\r\n", b"AUTH LOGIN\r\n"]
@@ -77,7 +77,7 @@ def test_gate_holds_back_what_is_behind_it() -> None:
     assert framing.framer.queue[2].verb is verbs.AUTH_LINE_ROW
 
 
-def test_guarded_gate_refuses_what_is_behind_it() -> None:
+def test_guarded_gate_refuses_what_follows() -> None:
     for octets in ([b"DATA\r\nx"], [b"DATA\r\n", b"x"]):
         framing = Framing()
         for segment in octets:
@@ -89,7 +89,7 @@ def test_guarded_gate_refuses_what_is_behind_it() -> None:
         assert len(framing.framer.queue) == 1
 
 
-def test_guarded_gate_that_opens_was_not_run_ahead_of() -> None:
+def test_guarded_gate_opens_if_nothing_was_sent_early() -> None:
     framing = Framing()
     framing.receive(b"DATA\r\n")
     framing.framer.frame_waiting(3.0)
@@ -174,7 +174,7 @@ def test_refused_line_is_skipped_to_its_end() -> None:
 @pytest.mark.parametrize(
     "octets", [b"BDAT x\r\n", b"BDAT 1\rLAST\r\n", b"GET / HTTP/1.1\r\n", b"\x16\x03\x01", b"SSH-2"]
 )
-def test_refusal_that_closes_leaves_nothing_framed_behind_it(octets: bytes) -> None:
+def test_nothing_is_framed_after_a_refusal_that_closes(octets: bytes) -> None:
     framing = Framing()
     framing.receive(b"RSET\r\n" + octets + b"\r\nQUIT\r\n")
     assert len(framing.framer.queue) == 2
@@ -269,7 +269,7 @@ def test_what_is_forgotten_is_only_the_last() -> None:
     assert framing.framer.last.flushed
 
 
-def test_secret_behind_a_guarded_gate_is_not_shown() -> None:
+def test_secret_after_a_guarded_gate_is_not_shown() -> None:
     framing = Framing(SessionPolicy(sync=Sync.STRICT))
     framing.framer.table = SessionPolicy(sync=Sync.STRICT).helo_table
     framing.receive(b"AUTH LOGIN\r\nc2VjcmV0\r\n")
@@ -278,7 +278,7 @@ def test_secret_behind_a_guarded_gate_is_not_shown() -> None:
     assert problem.octets == b""
 
 
-def test_white_space_behind_a_guarded_gate_shows_nothing() -> None:
+def test_white_space_after_a_guarded_gate_shows_nothing() -> None:
     framing = Framing()
     framing.receive(b"DATA\r\n \r\n")
     problem = framing.framer.queue[0].problem

@@ -12,7 +12,7 @@ def _violation(call, *arguments, **options) -> ClientViolation:
     return caught.value
 
 
-def test_line_ends_at_the_first_lf_behind_its_start() -> None:
+def test_line_ends_at_the_first_lf_after_its_start() -> None:
     assert lines.end_of_line(b"NOOP\r\nRSET\r\n", 0, 100) == 6
     assert lines.end_of_line(b"NOOP\r\nRSET\r\n", 6, 100) == 12
     assert lines.end_of_line(b"NOOP\nRSET", 0, 100) == 5
@@ -35,7 +35,7 @@ def test_limit_counts_the_line_end() -> None:
         assert not violation.closes
 
 
-def test_only_auth_with_a_space_behind_it_may_be_longer() -> None:
+def test_only_auth_with_a_space_after_it_may_be_longer() -> None:
     assert lines.is_auth(b"RSET\r\nauth PLAIN", 6)
     assert not lines.is_auth(b"AUTHX", 0)
     assert not lines.is_auth(b"AUTH", 0)
@@ -115,7 +115,7 @@ def test_bdat_announces_its_payload(line: bytes, size: int, last: bool) -> None:
         *("BDAT 1_0", "BDAT \u0663"),
     ],
 )
-def test_bdat_whose_payload_cannot_be_told_closes(words: str) -> None:
+def test_bdat_with_an_unknown_size_closes(words: str) -> None:
     line = words.encode() + b"\r\n"
     violation = _violation(lines.bdat_size, line)
     assert (violation.kind, violation.reply) == ("bad_bdat", replies.BAD_BDAT)

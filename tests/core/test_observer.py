@@ -7,7 +7,7 @@ import pytest
 from smtpproxy.core.observer import SessionSummary
 
 
-def test_summary_is_plain_values_that_nobody_changes() -> None:
+def test_summary_is_immutable() -> None:
     summary = SessionSummary("quit", 1.5, 9, 5, 1, 300, 200)
     assert (summary.reason, summary.commands, summary.pipelined) == ("quit", 9, 5)
     assert dataclasses.astuple(summary)[4:] == (1, 300, 200)

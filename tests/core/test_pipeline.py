@@ -46,7 +46,7 @@ def test_upgrade_is_set_where_the_rules_speak_of_tls() -> None:
         pipeline.client_received(b"STARTTLS\r\n", 3.0)
 
 
-def test_introduce_is_set_where_the_rules_trust_somebody() -> None:
+def test_introduce_must_be_set_if_a_client_is_trusted() -> None:
     pipeline = Pipeline(SessionPolicy(trusted=True), [].append, Observed(), 1.0)
     pipeline.connect_backend([].append)
     pipeline.backend_received(b"220 mx\r\n", 2.0)
@@ -130,7 +130,7 @@ def test_answered_exchanges_are_let_go_of() -> None:
     assert pipeline.framer.gate not in answered
 
 
-def test_waiting_tells_the_limit_that_runs_and_since_when() -> None:
+def test_waiting_returns_the_running_limit_and_its_start() -> None:
     stage = Stage()
     assert stage.pipeline.waiting() == ("greeting", 1000.0)
     stage.come_to("EHLO CHUNKING")
@@ -145,14 +145,14 @@ def test_waiting_tells_the_limit_that_runs_and_since_when() -> None:
     assert stage.pipeline.waiting() == ("command", stage.now)
 
 
-def test_waiting_for_several_in_flight_begins_anew_with_each_reply() -> None:
+def test_waiting_for_several_in_flight_restarts_with_each_reply() -> None:
     stage = _stage("EHLO PIPELINING")
     stage.client(b"MAIL FROM:<a>\r\nRCPT TO:<b>\r\n")
     stage.backend(b"250 a\r\n")
     assert stage.pipeline.waiting() == ("command", stage.now)
 
 
-def test_waiting_for_content_begins_anew_with_what_the_client_sends() -> None:
+def test_waiting_for_content_restarts_with_each_chunk() -> None:
     stage = _stage("DATA")
     stage.client(b"hello\r\n")
     assert stage.pipeline.waiting() == ("content", stage.now)
@@ -186,7 +186,7 @@ def test_held_replies_are_flushed_when_there_are_16_kib_of_them() -> None:
         assert bool(stage.to_client) == flushed
 
 
-def test_first_held_reply_tells_since_when_replies_are_held() -> None:
+def test_held_since_is_the_time_of_the_first_held_reply() -> None:
     stage = _stage()
     stage.client(b"RSET\r\nRSET\r\nRSET\r\nRSET\r\n")
     assert stage.pipeline.held_since == 0.0

@@ -51,7 +51,7 @@ def test_everything_but_the_way_to_tls_is_refused_where_tls_is_required() -> Non
     assert refusals(policy.inside_tls) == refusals(SessionPolicy())
 
 
-def test_auth_may_be_for_tls_only_or_for_nobody() -> None:
+def test_auth_may_be_for_tls_only_or_hidden() -> None:
     policy = SessionPolicy(client_tls=ClientTls.OFFERED, auth=Auth.TLS_ONLY)
     assert policy.table[b"AUTH"].refusal == replies.TLS_FOR_AUTH
     assert not policy.capabilities.passes(b"AUTH")

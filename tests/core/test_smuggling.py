@@ -1,6 +1,6 @@
 """SMTP smuggling: sequences that some MTA takes for the end of data, and another does not.
 
-The content of one message holds such a sequence and a whole second transaction behind it.  Whatever
+The content of one message holds such a sequence and a whole second transaction after it.  Whatever
 the backend takes for a line end: it gets that one message, or none, and no command of the second.
 """
 

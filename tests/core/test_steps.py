@@ -36,7 +36,7 @@ class Talk:
         return self.exchanges[-1]
 
 
-def test_a_hello_tells_the_backends_own_reply() -> None:
+def test_a_refused_hello_logs_the_backends_reply() -> None:
     talk = Talk()
     talk.sends(b"EHLO x")
     talk.says(b"250-mx\r\n250 XOLD")
@@ -54,7 +54,7 @@ def test_helo_in_place_of_ehlo() -> None:
     )
 
 
-def test_starttls_of_the_proxy_and_the_ehlo_behind_it() -> None:
+def test_starttls_of_the_proxy_and_the_ehlo_after_it() -> None:
     talk = Talk(SessionPolicy(hostname=b"px", backend_tls=BackendTls.REQUIRED))
     talk.sends(b"EHLO x")
     talk.says(b"250-mx\r\n250 STARTTLS", b"220 go")
@@ -76,7 +76,7 @@ def test_most_exchanges_have_none() -> None:
 
 
 def forwarded(talk: Talk) -> Talk:
-    """Have XFORWARD said ahead of MAIL, and a pipelining client behind it."""
+    """Have XFORWARD sent before MAIL, after which a client pipelines."""
     talk.pipeline.ehlo.introduction = Introduced()
     talk.sends(b"EHLO x")
     talk.says(b"250-mx\r\n250 XFORWARD ADDR")
@@ -96,7 +96,7 @@ class Introduced:
 FORWARDING = SessionPolicy(hostname=b"px", xforward=True)
 
 
-def test_what_was_said_ahead_of_mail() -> None:
+def test_xforward_before_mail_is_a_step_of_mail() -> None:
     talk = forwarded(Talk(FORWARDING))
     talk.says(b"250 ok", b"250 ok", b"250 a", b"250 b", b"354 go")
     mail, rcpt, _ = talk.exchanges[-3:]
@@ -108,7 +108,7 @@ def test_what_was_said_ahead_of_mail() -> None:
     assert rcpt.all_steps == ()
 
 
-def test_what_was_said_ahead_of_mail_and_not_answered() -> None:
+def test_xforward_before_mail_without_a_reply() -> None:
     talk = forwarded(Talk(FORWARDING))
     talk.says(b"250 ok")
     talk.pipeline.backend_lost(9.0)
@@ -120,7 +120,7 @@ def test_what_was_said_ahead_of_mail_and_not_answered() -> None:
     ]
 
 
-def test_a_421_to_what_was_said_ahead_of_mail() -> None:
+def test_a_421_to_xforward_before_mail() -> None:
     talk = forwarded(Talk(FORWARDING))
     talk.says(b"421 bye")
     mail = talk.exchanges[2]
@@ -128,7 +128,7 @@ def test_a_421_to_what_was_said_ahead_of_mail() -> None:
     assert mail.all_steps == (ProxyStep(b"XFORWARD ADDR=192.0.2.1\r\n", b"421 bye\r\n", 5.0, 6.0),)
 
 
-def test_a_violation_behind_what_was_said_ahead_of_mail() -> None:
+def test_a_violation_after_xforward_before_mail() -> None:
     talk = forwarded(Talk(FORWARDING))
     talk.says(b"354 what")
     assert talk.exchanges[2].all_steps[0].reply == b"354 what\r\n"
@@ -139,7 +139,7 @@ def test_a_violation_behind_what_was_said_ahead_of_mail() -> None:
     ]
 
 
-def test_a_client_that_goes_behind_what_was_said_ahead_of_mail() -> None:
+def test_a_client_that_closes_after_xforward_before_mail() -> None:
     talk = forwarded(Talk(FORWARDING))
     talk.pipeline.end("client_lost", 9.0)
     assert [each.verb.name for each in talk.exchanges[2:]] == [b"MAIL", b"RCPT", b"DATA"]
@@ -161,14 +161,14 @@ def test_a_421_of_the_backends_own_is_no_step() -> None:
     assert talk.last.steps == ()
 
 
-def test_a_violation_tells_what_the_backend_said() -> None:
+def test_a_violation_logs_what_the_backend_sent() -> None:
     talk = Talk()
     talk.sends(b"NOOP")
     talk.says(b"354 what")
     assert talk.last.steps == (ProxyStep(b"NOOP\r\n", b"354 what\r\n", 3.0, 4.0),)
 
 
-def test_a_refused_group_tells_what_the_backend_said() -> None:
+def test_a_refused_group_logs_the_backends_replies() -> None:
     talk = Talk()
     talk.sends(b"MAIL FROM:<a@x>", b"RCPT TO:<b@y>", b"DATA")
     talk.says(b"250 a", b"250 b")
@@ -184,7 +184,7 @@ def test_what_was_not_sent_has_none() -> None:
     assert talk.last.steps == ()
 
 
-def test_a_bare_lf_is_told() -> None:
+def test_a_bare_lf_is_reported() -> None:
     talk = Talk()
     talk.pipeline.client_received(b"NOOP\n", 3.0)
     talk.says(b"250 ok")
@@ -234,7 +234,7 @@ def test_a_broken_reply_may_quote_it_too() -> None:
     assert talk.last.steps == (ProxyStep(b"AUTH PLAIN *\r\n", b"", 3.0, 0.0),)
 
 
-def test_what_is_sent_behind_a_password_out_of_its_place_is_secret_too() -> None:
+def test_what_follows_a_misplaced_password_is_secret_too() -> None:
     talk = Talk()
     talk.sends(b"AUTH LOGIN", b"c2Vj\0", b"c2Vj")
     talk.says(b"535 no", b"500 what")

@@ -131,7 +131,7 @@ def never_forwarded(verb: bytes) -> tuple[bytes, bool]:
 
 
 def is_guarded(verb: bytes, policy: SessionPolicy, *, said_helo: bool) -> bool:
-    """Tell whether nothing may be sent behind it before its reply."""
+    """Return whether nothing may be sent after it before its reply."""
     if verb in (b"STARTTLS", b"X-ANONYMOUSTLS"):
         return True
     if policy.sync.value == "strict" and (
@@ -142,7 +142,7 @@ def is_guarded(verb: bytes, policy: SessionPolicy, *, said_helo: bool) -> bool:
 
 
 def is_gate(verb: bytes) -> bool:
-    """Tell whether it depends on the reply how octets behind it are read."""
+    """Return whether its reply decides how octets after it are read."""
     return verb not in _PLAIN or verb in (b"DATA", b"BDAT", b"AUTH", b"QUIT", b"STARTTLS")
 
 

@@ -26,8 +26,8 @@ def _play(schedule: Schedule, *, octet_by_octet: bool = False) -> Trial:
 def _compare(whole: Trial, cut: Trial) -> None:
     """How octets are cut must not matter, but to whom runs ahead of a reply.
 
-    Octets behind a guarded command are refused if they came before its reply; cut up, some may
-    have come behind it.  Then the backend was told the same up to that command, or up to a drain
+    Octets after a guarded command are refused if they came before its reply; cut up, some may
+    have come after it.  Then the backend got the same up to that command, or up to a drain
     before it.
     """
     said, said_cut = whole.server.said, cut.server.said

@@ -5,7 +5,7 @@ not the default (RULES).  Each one after it is a turn, named by its first octet:
 
     C octets   the client sends them              B octets   the backend sends them
     A text     the backend answers what it owes, if it owes a reply: `A` as it should, `A550` or
-               `A250 SIZE 9|CHUNKING` so, each line behind `|` one more of the reply
+               `A250 SIZE 9|CHUNKING` so, each line after `|` one more of the reply
     h d e l x s t u n   what else happens (HAPPENINGS)
 
 Any octets are a schedule: what means nothing is passed over.  So a file of the corpus can be read,

@@ -38,7 +38,7 @@ class Said:
         return b"" if self.kind != "line" else verb_of(self.octets)
 
     def may_be_passed_on(self, verb: bytes) -> bool:
-        """Tell whether the reply leaves no doubt how the client goes on behind this verb."""
+        """Tell whether the reply makes clear how the client continues after this verb."""
         if self.code >= 400:
             return True
         allowed = {b"DATA": (354,), b"AUTH": (*range(200, 300), 334)}.get(verb, range(200, 300))
@@ -76,9 +76,7 @@ class Server:
         assert self.state != TLS, f"in plaintext: {octets!r}"
         if self.state in (COMMANDS, AUTH):
             assert not self._must_wait(), f"{octets!r} while {self.owed!r} is owed"
-            assert self.owed or not (self.in_a_reply or self.unasked), (
-                f"{octets!r} behind a surplus"
-            )
+            assert self.owed or not (self.in_a_reply or self.unasked), f"{octets!r} after a surplus"
         while octets:
             if self.state == CONTENT:
                 octets = self._read_content(octets)
@@ -95,7 +93,7 @@ class Server:
         return not (self.pipelining and may_follow)
 
     def _read_line(self, octets: bytes) -> bytes:
-        assert not self._must_wait(), f"{octets!r} behind a command"
+        assert not self._must_wait(), f"{octets!r} after a command"
         line, end, rest = octets.partition(b"\r\n")
         assert end, f"half a line: {octets!r}"
         assert not re.search(rb"[\r\n\0]", line), line
@@ -111,7 +109,7 @@ class Server:
 
     def _read_content(self, octets: bytes) -> bytes:
         said = self.said[-1]
-        assert not said.early, f"{octets!r} behind a refusal"
+        assert not said.early, f"{octets!r} after a refusal"
         before = len(said.octets)
         said.octets += octets
         end = (b"\r\n" + said.octets).find(b"\r\n.\r\n") + 3

@@ -168,12 +168,12 @@ class Trial(Stage):
     # --- what must hold at every moment -----------------------------------------------------------
 
     def _write(self, octets: bytes) -> None:
-        assert not self._over, f"{octets!r} to the client behind the end"
+        assert not self._over, f"{octets!r} to the client after the end"
         super()._write(octets)
 
     def _send_backend(self, octets: bytes) -> None:
         assert octets
-        assert not self.ended, f"{octets!r} behind the end"
+        assert not self.ended, f"{octets!r} after the end"
         assert not self._lost, f"{octets!r} to a server that is gone"
         self.to_backend.append(octets)
         self.server.receive(octets)

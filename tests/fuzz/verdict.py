@@ -74,7 +74,7 @@ class Verdict:
         if self._replies:
             (_, reply), *more = self._replies
             assert self._trial.ended, f"a reply to nothing: {reply!r}"
-            assert not more, f"behind the end: {more!r}"
+            assert not more, f"after the end: {more!r}"
             self._check_421(reply)
 
     # --- replies ----------------------------------------------------------------------------------
@@ -88,7 +88,7 @@ class Verdict:
         code, reply = self._replies.pop(0)
         if code == 421:
             self._check_421(reply)
-            assert not self._replies, f"behind 421: {self._replies!r}"
+            assert not self._replies, f"after 421: {self._replies!r}"
             self._cut = True
             return 0, b""
         if code < 500:
@@ -113,7 +113,7 @@ class Verdict:
     def _end_here(self) -> None:
         """The session has ended with this reply: nothing more was said to anybody."""
         assert self._trial.ended, "it should have ended"
-        assert not self._replies, f"behind the end: {self._replies!r}"
+        assert not self._replies, f"after the end: {self._replies!r}"
         raise Over
 
     def _greeting(self) -> None:
@@ -271,7 +271,7 @@ class Verdict:
             self._said_helo = verb == b"HELO"
 
     def _auth_lines(self, code: int) -> None:
-        """Check what is said behind a 334, line by line (RFC 4954 section 4)."""
+        """Check what is said after a 334, line by line (RFC 4954 section 4)."""
         while code == 334:
             line, size, too_long = reading.line_at(self._unread, self._policy.auth_line)
             bad = b"\r" in reading.forwarded(line)[:-2] or b"\0" in line
@@ -282,7 +282,7 @@ class Verdict:
             if not line:
                 raise Over
             self._unread = self._unread[size:]
-            code, reply = self._reply("a line behind a 334")
+            code, reply = self._reply("a line after a 334")
             said = self._take_said(reading.forwarded(line))
             if not code:
                 raise Over
@@ -311,7 +311,7 @@ class Verdict:
         self._unread = self._unread[end:]
         code, reply = self._reply(content)
         if not code and said.whole:
-            return  # more may have been said behind it
+            return  # more may have been said after it
         if not code:
             raise Over
         if reply in reading.CONTENT_REFUSALS or said.early:

@@ -1,1 +1,1 @@
-"""The proxy between real programs: real clients ahead of it, real MTAs behind it."""
+"""The proxy between real programs: real clients in front, real MTAs as backends."""

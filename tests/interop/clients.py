@@ -1,4 +1,4 @@
-"""The clients: real programs that send mail to a port of 127.0.0.1, all behind one signature.
+"""The clients: real programs that send mail to a port of 127.0.0.1, all with the same interface.
 
     client(door, mails) -> one Result for each mail
 

@@ -69,7 +69,7 @@ def _is_record(octets: bytes) -> bool:
 
 
 def _split_replies(octets: bytes) -> list[bytes]:
-    """Return the first three replies, and what stands behind them."""
+    """Return the first three replies, and what follows them."""
     found = re.match(rb"(?s)(220 .*?\r\n)(250-.*?\r\n250 .*?\r\n)(220 .*?\r\n)(.*)", octets)
     assert found is not None, octets[:300]
     return list(found.groups())
@@ -144,7 +144,7 @@ class _LockStep:
             self._owed()
 
     def _owed(self) -> None:
-        assert not self.unread, f"{self.unread[:80]!r} rode behind {self.command[:80]!r}"
+        assert not self.unread, f"{self.unread[:80]!r} was sent after {self.command[:80]!r}"
         self.awaits = _Awaits.REPLY
 
 

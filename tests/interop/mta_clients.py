@@ -99,7 +99,7 @@ _EXIM_TLS = """\
 
 
 def exim(door: Door, mails: Sequence[Mail]) -> list[Result]:
-    """Exim: groups like Postfix's, with BDAT where it is offered; half-closes behind QUIT.
+    """Exim: groups like Postfix's, with BDAT where it is offered; half-closes after QUIT.
 
     So it does inside TLS, once it has handed its connection on for another message.
     """

@@ -44,7 +44,7 @@ def test_an_awkward_message_arrives_as_it_was_sent(
 
 
 @pytest.mark.parametrize("client", PATIENT_CLIENTS)
-def test_a_large_message_arrives_at_those_of_30_recipients_who_exist(
+def test_a_large_message_arrives_at_the_existing_ones_of_30_recipients(
     client: Client, stage: Stage, door: Door
 ) -> None:
     """The client is told of each refused recipient, and of no other."""
@@ -58,7 +58,7 @@ def test_a_large_message_arrives_at_those_of_30_recipients_who_exist(
     assert delivery.recipients == set(mail.recipients) - result.refused
 
 
-def test_a_client_that_gives_up_behind_its_data_command_leaves_no_message(
+def test_a_client_that_closes_after_data_leaves_no_message(
     stage: Stage, front: Tap, door: Door
 ) -> None:
     """A client that sends DATA in a group closes without content if a recipient is refused."""

@@ -1,4 +1,4 @@
-"""The dialogues of RFC 2920 section 4, octet by octet, with real MTAs behind the proxy."""
+"""The dialogues of RFC 2920 section 4, octet by octet, with real MTAs as backends."""
 
 import pytest
 
@@ -69,7 +69,7 @@ def test_some_recipients_refused_the_others_get_the_message(stage: Stage) -> Non
     assert stage.backend.find(message).recipients == {"good0@rcpt.example"}
 
 
-def test_a_transaction_rides_behind_the_final_dot_of_the_last(stage: Stage) -> None:
+def test_a_transaction_follows_the_end_of_data_in_one_group(stage: Stage) -> None:
     """RFC 2920 section 3.1: content may be the first thing of a group."""
     first, second = brief(b"first"), brief(b"second")
     with Wire(stage.port) as wire:
@@ -122,7 +122,7 @@ def test_bdat_chunks_in_one_group_arrive_as_one_message(stage: Stage) -> None:
     assert stage.backend.find(message).without_trace() == message.as_kept()
 
 
-def test_a_client_that_resets_behind_quit_has_sent_its_message(stage: Stage) -> None:
+def test_a_client_that_resets_after_quit_has_sent_its_message(stage: Stage) -> None:
     """As Outlook does, without reading the reply to QUIT."""
     message = brief()
     with Wire(stage.port) as wire:

@@ -84,7 +84,7 @@ def test_a_lock_step_client_is_served_too(client: Client, front: Tap) -> None:
 @REFERENCE
 @pytest.mark.parametrize("client", [mta_clients.postfix, mta_clients.exim])
 def test_the_final_dot_and_quit_come_in_one_segment(client: Client, front: Tap) -> None:
-    """The message is acknowledged all the same, and QUIT is answered behind it."""
+    """The message is acknowledged all the same, and QUIT is answered after it."""
     connection = sent_by(client, front)
     last = [chunk.octets for chunk in connection.chunks if chunk.from_client and chunk.octets][-1]
     assert last.endswith(b"\r\n.\r\nQUIT\r\n")
@@ -93,7 +93,7 @@ def test_the_final_dot_and_quit_come_in_one_segment(client: Client, front: Tap) 
 
 
 @REFERENCE
-def test_exim_half_closes_behind_quit_and_still_gets_its_replies(front: Tap) -> None:
+def test_exim_half_closes_after_quit_and_still_gets_its_replies(front: Tap) -> None:
     """The replies to the final dot and to QUIT come after the half-close."""
     connection = sent_by(mta_clients.exim, front)
     assert half_closed_before_reply(connection)
@@ -118,8 +118,8 @@ def test_an_mta_that_knows_helo_only_gets_helo(client: Client, stage: Stage, fro
     connection = sent_by(client, front)
     assert b"\r\n250 PIPELINING\r\n" in connection.answered()
     assert verb_groups(connection)[1] == [b"MAIL", *RCPTS, b"DATA"]
-    behind = stage.tap.settled()[-1]
-    assert verb_groups(behind)[:3] == [[b"EHLO"], [b"HELO"], [b"MAIL"]]
+    after = stage.tap.settled()[-1]
+    assert verb_groups(after)[:3] == [[b"EHLO"], [b"HELO"], [b"MAIL"]]
 
 
 @pytest.mark.parametrize("client", [mta_clients.postfix, mta_clients.exim])

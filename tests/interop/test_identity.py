@@ -100,7 +100,7 @@ def test_a_client_that_postfix_refuses_gets_its_words_and_others_are_served(iden
         assert "server_down" not in process.printed()
 
 
-def test_an_mta_without_xclient_gets_no_mail_from_strangers() -> None:
+def test_an_mta_without_xclient_gets_no_mail() -> None:
     """It would take them for the proxy."""
     with (
         opensmtpd() as mta,
@@ -220,7 +220,7 @@ def haproxy(target: int, bind: str = "") -> Iterator[int]:
             yield port
 
 
-def test_haproxy_in_front_tells_who_its_clients_are() -> None:
+def test_haproxy_in_front_names_its_clients() -> None:
     with (
         opensmtpd() as mta,
         configured(FROM_A_PROXY, f'servers = ["127.0.0.1:{mta.port}"]') as (port, process),
@@ -235,7 +235,9 @@ def test_haproxy_in_front_tells_who_its_clients_are() -> None:
 
 
 @pytest.mark.parametrize("identity", ["proxy-v1", "proxy-v2"])
-def test_haproxy_behind_takes_a_header_and_tls_behind_it(identity: str, tmp_path: Path) -> None:
+def test_haproxy_as_the_backend_accepts_a_header_and_tls_after_it(
+    identity: str, tmp_path: Path
+) -> None:
     """And tells Postfix who the client is, which was said in plaintext, and nothing else was."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")

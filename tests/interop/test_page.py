@@ -171,7 +171,7 @@ def test_what_a_hostile_client_sends_is_text(
         assert browser.get_log("browser") == []
 
 
-def test_nothing_of_a_trace_file_drives_the_page_made_of_it(
+def test_nothing_in_a_trace_file_becomes_markup_of_the_page(
     browser: webdriver.Chrome, tmp_path: Path
 ) -> None:
     """Every text of every record is hostile; the page shows the escapes, also in its tooltips."""

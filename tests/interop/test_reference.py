@@ -29,7 +29,7 @@ def test_the_mta_itself_drops_a_client_that_pipelines(stage: Stage) -> None:
 
 @DROPPING
 def test_the_same_group_is_served_through_the_proxy(stage: Stage) -> None:
-    """And the message behind it is delivered."""
+    """And the message after it is delivered."""
     message = brief()
     with Wire(stage.port) as wire:
         assert wire.replies(1) == [220]

@@ -1,4 +1,4 @@
-"""TLS between real programs: in front of MTAs that have none, and behind clients that have none."""
+"""TLS between real programs: for MTAs without TLS, and for clients without TLS."""
 
 import ssl
 import subprocess
@@ -86,7 +86,7 @@ def test_a_group_is_answered_in_one_record_and_reaches_the_mta_one_by_one(
 
 
 @pytest.mark.parametrize("hello", [b"EHLO", b"HELO"])
-def test_postfix_behind_is_reached_by_tls_only(hello: bytes, keys: Path) -> None:
+def test_postfix_as_the_backend_is_reached_only_by_tls(hello: bytes, keys: Path) -> None:
     """It refuses everything in plaintext, so what it takes came inside TLS."""
     message = brief()
     with Workplace("keys") as work:

@@ -79,7 +79,7 @@ def test_the_chunk_that_makes_it_too_big_does_not_reach_the_mta(
         group = chunks(message, *ends) + b"QUIT"
         taken = [250] * (2 + len(ends))
         assert wire.ask(*ENVELOPE, group, replies=len(taken) + 1) == [*taken, 552]
-        assert wire.rest() == b""  # of what comes behind nobody could tell whose it is
+        assert wire.rest() == b""  # what follows could not be attributed to a client
     (connection,) = bounded.tap.settled()
     assert b"LAST" not in connection.sent()
     assert not bounded.mta.has(message)

@@ -185,7 +185,7 @@ def test_the_page_of_a_session_is_drawn_by_itself(
     assert browser.get_log("browser") == []
 
 
-def test_who_is_inside_tls_is_drawn(tmp_path: Path, browser: webdriver.Chrome) -> None:
+def test_tls_is_drawn(tmp_path: Path, browser: webdriver.Chrome) -> None:
     directory, page = record_secured(tmp_path / "trace"), tmp_path / "session.html"
     names = [each.session for each, _ in TraceReader(directory).closed_sessions()]
     drawn = []

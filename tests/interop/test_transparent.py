@@ -123,9 +123,7 @@ def test_a_real_client_delivers_to_a_real_mta(row: Networks, mta: Backend) -> No
     assert f"[{CLIENT}]".encode() in delivery.kept
 
 
-def test_who_means_the_proxy_itself_is_not_sent_round_in_circles(
-    row: Networks, tproxy: Process
-) -> None:
+def test_a_client_of_the_proxy_itself_causes_no_loop(row: Networks, tproxy: Process) -> None:
     """It listens at every address of its machine, and would go on to connect to itself."""
     lines = talk(row.client, "10.91.1.1", ("QUIT",), port=2525)
     assert lines[0].startswith("421 4.4.1 ")

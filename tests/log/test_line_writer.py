@@ -58,7 +58,7 @@ def decoded(octets: bytes) -> list[dict[str, Any]]:
     return [json.loads(line) for line in octets.splitlines()]
 
 
-def test_a_pipe_that_nobody_reads_stops_nothing_and_lines_lost_are_counted(
+def test_a_blocked_pipe_stops_nothing_and_lost_lines_are_counted(
     pipe: tuple[BinaryIO, BinaryIO], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(line_writer, "WAITING_BYTES", 100_000)
@@ -84,7 +84,7 @@ def test_a_pipe_that_nobody_reads_stops_nothing_and_lines_lost_are_counted(
     assert sum(notices) == lost
 
 
-def test_the_end_does_not_wait_for_a_pipe_that_nobody_reads(
+def test_the_end_does_not_wait_for_a_blocked_pipe(
     pipe: tuple[BinaryIO, BinaryIO], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(line_writer, "STOP_LIMIT_S", 0.05)

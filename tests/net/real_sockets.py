@@ -17,7 +17,7 @@ V1_HEADER = -1
 class Backend:
     """A scripted MTA that says yes to everything.
 
-    offers: what its EHLO reply has besides STARTTLS and AUTH.  injects: what stands behind the 220
+    offers: what its EHLO reply has besides STARTTLS and AUTH.  injects: what is sent after the 220
     to STARTTLS.  owed_header: how many octets of a PROXY header come first; V1_HEADER is a line.
     heard, headers: all lines and headers that have come.  secure: how many connections had TLS.
     connections: how many there were.

@@ -33,7 +33,7 @@ def admission(
     )
 
 
-def test_over_all_sessions_a_client_is_told_to_come_later() -> None:
+def test_over_the_limit_of_all_sessions_a_client_gets_421() -> None:
     door = admission(sessions=2)
     seats = [door.enter(host) for host in ("192.0.2.1", "", "192.0.2.3")]
     assert [counter_slots is not None for counter_slots in seats] == [True, True, False]
@@ -88,7 +88,7 @@ def test_ipv4_clients_through_a_nat64_count_by_their_ipv4_address(
     assert door.enter(ipv4) is None, "the same client, without the NAT64"
 
 
-def test_exempt_goes_by_either_address_of_a_client_behind_a_nat64() -> None:
+def test_exempt_applies_to_either_address_of_a_client_behind_a_nat64() -> None:
     for exempt in ("192.0.2.0/24", "64:ff9b::/96"):
         door = admission(sessions_per_address=1, exempt=(ip_network(exempt),))
         assert door.enter("64:ff9b::192.0.2.1") is not None
@@ -175,7 +175,7 @@ def test_addresses_do_not_get_into_each_others_counts() -> None:
     assert 1 <= min(counts) <= max(counts) < 12
 
 
-async def test_a_loop_that_is_late_lets_nobody_in_until_it_has_caught_up(
+async def test_a_lagging_loop_refuses_clients_until_it_has_caught_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = [1000.0]
@@ -205,7 +205,7 @@ def test_a_storm_is_one_line_a_second_with_its_number(monkeypatch: pytest.Monkey
     assert door.refused["sessions"] == 51
 
 
-async def test_who_is_turned_away_costs_no_session() -> None:
+async def test_a_refused_client_costs_no_session() -> None:
     class OneClient:
         """A service that lets in one client."""
 
@@ -221,7 +221,7 @@ async def test_who_is_turned_away_costs_no_session() -> None:
     assert swapped  # nothing that the client sends is looked at
 
 
-async def test_who_sends_and_half_closes_counts_until_the_backend_is_through(
+async def test_a_half_closed_client_counts_until_the_backend_has_answered(
     opened: Opener,
 ) -> None:
     """Else a client could have the MTA work on any number of groups, with no session to show."""
@@ -239,7 +239,7 @@ async def test_who_sends_and_half_closes_counts_until_the_backend_is_through(
     assert row.sessions() == 0
 
 
-async def test_who_sends_and_resets_counts_no_more_and_the_backend_works_for_nobody(
+async def test_a_reset_client_stops_counting_and_the_backend_stops(
     opened: Opener,
 ) -> None:
     row = SharedCounters()
@@ -252,7 +252,7 @@ async def test_who_sends_and_resets_counts_no_more_and_the_backend_works_for_nob
     assert server.transport.state == "aborted"
 
 
-async def test_who_lingers_counts_until_it_has_hung_up(opened: Opener) -> None:
+async def test_a_lingering_client_counts_until_it_has_closed(opened: Opener) -> None:
     row = SharedCounters()
     stage = await opened(admission=admission(row=row))
     (server,) = stage.servers

@@ -54,7 +54,7 @@ async def test_a_mapped_address_is_that_of_ipv4(
     assert [*stage.backend.headers, *said][-1:] == TOLD[identity]
 
 
-async def test_who_is_counted_by_address_is_counted_by_that(stage: Stage) -> None:
+async def test_clients_are_counted_by_their_canonical_address(stage: Stage) -> None:
     port = await stage.start(IN_FRONT["v1"], limits="sessions_per_address = 1")
     async with client(port) as one, client(port) as other:
         one.writer.write(b"PROXY TCP4 192.0.2.7 198.51.100.1 4711 25\r\n")

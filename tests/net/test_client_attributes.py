@@ -129,7 +129,7 @@ NOT_TAKEN = [
 
 
 @pytest.mark.parametrize("said", TAKEN)
-def test_a_client_is_who_a_trusted_one_says(said: bytes) -> None:
+def test_a_trusted_client_names_another_client(said: bytes) -> None:
     assert peer_named_by(FRONT, b"XCLIENT " + said + b"\r\n") == TAKEN[said]
 
 

@@ -224,7 +224,7 @@ def require_transparency() -> None:
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("identity", IDENTITIES)
 @on_uvloop
-async def test_the_mta_is_told_the_clients_own_address_or_gets_no_message(
+async def test_the_mta_gets_the_clients_own_address_or_no_message(
     identity: str, way: str, tmp_path: Path
 ) -> None:
     if way == TRANSPARENT or identity == "transparent":
@@ -251,7 +251,7 @@ async def test_the_mta_is_told_the_clients_own_address_or_gets_no_message(
 
 @pytest.mark.parametrize("way", WAYS)
 @on_uvloop
-async def test_who_can_not_be_known_is_closed_before_anything_else(
+async def test_a_client_with_an_unreadable_address_is_closed_first(
     way: str, tmp_path: Path
 ) -> None:
     """It is counted, and logged for who looks closely; no bound by address could hold it."""

@@ -23,7 +23,7 @@ def limit(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return limits
 
 
-def test_a_high_number_tells_that_they_are_short(limit: list[int]) -> None:
+def test_a_high_descriptor_shows_that_they_are_short(limit: list[int]) -> None:
     found = FdLimits()
     assert not found.short_at(999 - SPARE, 0)
     assert found.short_at(1000 - SPARE, 0)
@@ -52,7 +52,7 @@ class Doors:
         self.paused.append(paused)
 
 
-async def test_nobody_accepts_while_none_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_listeners_pause_while_no_descriptor_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     watcher, doors = Watcher(), Doors()
     door = Admission(AdmissionLimits(), SharedCounters(), b"mx.example", watcher)
     door.start([doors])
@@ -70,7 +70,7 @@ async def test_nobody_accepts_while_none_is_left(monkeypatch: pytest.MonkeyPatch
     assert watcher.turned_away == [("file_descriptors", "", 1)]  # told once
 
 
-def test_who_comes_when_they_are_short_is_told(limit: list[int]) -> None:
+def test_a_client_is_refused_when_they_are_short(limit: list[int]) -> None:
     watcher = Watcher()
     door = Admission(AdmissionLimits(), SharedCounters(), b"mx.example", watcher)
     assert door.enter("192.0.2.1", 10) is not None

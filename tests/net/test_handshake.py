@@ -28,7 +28,7 @@ async def before_its_handshake(here: Proxy, tls: str) -> Client:
 @pytest.mark.parametrize("hello", [False, True], ids=["before it", "in it"])
 @pytest.mark.parametrize("tls", TLS)
 @on_uvloop
-async def test_who_goes_before_or_in_its_handshake_keeps_no_place(
+async def test_a_client_lost_before_or_in_its_handshake_keeps_no_place(
     tls: str, hello: bool, end: Callable[[Client], None], tmp_path: Path
 ) -> None:
     """On a transport that is closing, the loop's start_tls never returns."""
@@ -46,7 +46,7 @@ async def test_who_goes_before_or_in_its_handshake_keeps_no_place(
 
 @pytest.mark.parametrize("hello", [False, True], ids=["at once", "with its hello"])
 @on_uvloop
-async def test_who_is_gone_before_it_is_accepted_gets_no_handshake(
+async def test_a_client_lost_before_it_is_accepted_gets_no_handshake(
     hello: bool, tmp_path: Path
 ) -> None:
     async with proxy(tmp_path) as here:
@@ -61,7 +61,7 @@ async def test_who_is_gone_before_it_is_accepted_gets_no_handshake(
 
 
 @on_uvloop
-async def test_who_asks_for_tls_and_is_gone_gets_no_handshake(tmp_path: Path) -> None:
+async def test_a_client_lost_after_starttls_gets_no_handshake(tmp_path: Path) -> None:
     async with proxy(tmp_path) as here:
         await here.start(listener=STARTTLS)
         one = here.client()
@@ -81,7 +81,7 @@ class _Recorder(asyncio.Protocol):
 
 
 @on_uvloop
-async def test_a_connection_lost_as_the_handshake_ends_is_lost_for_who_takes_over() -> None:
+async def test_a_connection_lost_as_the_handshake_ends_is_reported_to_the_new_protocol() -> None:
     """The loop has told the handshake's own protocol then, and tells nobody else."""
     waiting, successor = handshake._Waiting(), _Recorder()
     waiting.hand_over(successor)

@@ -137,7 +137,7 @@ async def test_all_of_ipv6_is_all_of_ipv4_too(mta: Address) -> None:
     listener.close()
 
 
-async def test_all_of_ipv6_leaves_ipv4_to_others_if_told_so(mta: Address) -> None:
+async def test_a_wildcard_of_ipv6_leaves_ipv4_to_others_on_request(mta: Address) -> None:
     listener, _ = listener_at(Address(host="::", port=0), mta, with_ipv4=False)
     await listener.open()
     (address,) = listener.addresses
@@ -171,7 +171,7 @@ async def test_a_free_port_is_free_for_both_families(
         listener.close()
 
 
-async def test_a_socket_left_behind_is_replaced_but_a_live_one_is_not(
+async def test_a_stale_socket_is_replaced_but_a_live_one_is_not(
     mta: Address, tmp_path: Path
 ) -> None:
     path = tmp_path / "proxy.sock"
@@ -244,9 +244,7 @@ def test_a_unix_socket_is_never_more_open_than_it_is_to_be(
 
 
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
-def test_a_socket_of_another_process_never_blocks_those_who_share_it(
-    kind: str, tmp_path: Path
-) -> None:
+def test_a_shared_socket_is_never_blocking(kind: str, tmp_path: Path) -> None:
     """A copy takes over what its original believes; the kernel keeps one flag for all of them."""
     path = str(tmp_path / "s")
     address = Address(path=path) if kind == "unix" else Address(host="127.0.0.1")

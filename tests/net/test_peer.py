@@ -65,7 +65,7 @@ CLIENT, HERE = ("192.0.2.1", 4711), ("198.51.100.1", 25)
         (socket.AF_UNIX, {"peername": None, "sockname": None}, Peer(), "unix"),
     ],
 )
-def test_who_has_connected_follows_from_the_sockets_family(
+def test_a_unix_client_is_known_by_the_sockets_family(
     family: int, read: dict[str, Any], peer: Peer | None, name: str
 ) -> None:
     """A client whose address can't be read has reset its connection; its socket is no Unix one."""

@@ -35,7 +35,7 @@ UNEXPECTED = re.compile(rb"220 mx\r\n" + re.escape(REFUSED) + rb"\r\n")
 TOO_SLOW = {"nothing", "never ending", "version 2 without its end"}
 
 
-async def test_a_header_and_the_commands_behind_it_may_come_at_once(stage: Stage) -> None:
+async def test_a_header_and_commands_may_come_in_one_segment(stage: Stage) -> None:
     async with client(await stage.start(BEHIND)) as one:
         one.writer.write(HEADER)
         assert await one.reply() == b"220 mx"
@@ -64,7 +64,7 @@ async def test_it_does_not_matter_where_octets_are_cut(stage: Stage, at: int) ->
 
 
 @pytest.mark.parametrize("header", [b"PROXY UNKNOWN\r\n", V2_LOCAL], ids=["UNKNOWN", "LOCAL"])
-async def test_where_nobody_is_named_it_is_who_has_connected(
+async def test_without_a_named_client_it_is_the_connecting_one(
     stage: Stage, logged: Logged, header: bytes
 ) -> None:
     async with client(await stage.start(BEHIND)) as one:
@@ -115,7 +115,7 @@ STRANGER = 'proxy_protocol = ["192.0.2.0/24"]'
 @pytest.mark.parametrize("header", [HEADER, V2_HEADER, V2_LOCAL], ids=["v1", "v2", "LOCAL"])
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("others", ["", STRANGER], ids=["nobody", "others"])
-async def test_a_header_from_who_is_not_believed_never_reaches_the_backend(
+async def test_a_header_from_an_untrusted_client_never_reaches_the_backend(
     stage: Stage, logged: Logged, mode: str, header: bytes, others: str
 ) -> None:
     async with client(await stage.start(f"{MODES[mode]}\n{others}")) as one:
@@ -167,7 +167,7 @@ async def test_nor_does_a_second_one(stage: Stage, logged: Logged, header: bytes
     assert client_of(logged("client_violation")[0]) == "192.0.2.7:4711"
 
 
-async def test_nor_does_a_second_one_ahead_of_tls(stage: Stage, logged: Logged) -> None:
+async def test_nor_does_a_second_one_before_tls(stage: Stage, logged: Logged) -> None:
     async with client(await stage.start(f"{IMPLICIT}\n{BEHIND}")) as one:
         one.writer.write(HEADER + HEADER)
         assert await one.rest() == TLS_ALERT
@@ -175,9 +175,7 @@ async def test_nor_does_a_second_one_ahead_of_tls(stage: Stage, logged: Logged) 
 
 
 @pytest.mark.parametrize("mode", MODES)
-async def test_who_owes_a_header_and_sends_none_has_a_reply(
-    stage: Stage, logged: Logged, mode: str
-) -> None:
+async def test_a_missing_header_gets_a_reply(stage: Stage, logged: Logged, mode: str) -> None:
     async with client(await stage.start(f"{MODES[mode]}\n{BEHIND}")) as one:
         one.writer.write(b"EHLO c\r\n")
         rest = await one.rest()
@@ -187,7 +185,7 @@ async def test_who_owes_a_header_and_sends_none_has_a_reply(
     assert reported["reason"] == "no PROXY header; its network is in proxy_protocol"
 
 
-async def test_who_owes_a_clienthello_has_the_time_of_a_handshake(
+async def test_the_clienthello_has_the_time_limit_of_a_handshake(
     stage: Stage, logged: Logged
 ) -> None:
     async with client(await stage.start(IMPLICIT, timeouts="tls_handshake = 0.2")) as one:
@@ -222,7 +220,7 @@ async def test_a_handshake_may_come_in_one_segment_with_the_header(stage: Stage)
         await writer.wait_closed()
 
 
-async def test_who_is_one_too_many_gets_no_plaintext_where_tls_comes_first(stage: Stage) -> None:
+async def test_a_client_over_the_limit_gets_no_plaintext_with_implicit_tls(stage: Stage) -> None:
     """And no handshake either, which would cost more than the session."""
     port = await stage.start(IMPLICIT, limits="sessions_per_address = 1\nexempt = []")
     inside = {"ssl": stage.client_context, "server_hostname": "mx.example"}

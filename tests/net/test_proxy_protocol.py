@@ -102,10 +102,10 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_a_good_header_is_read_and_nothing_behind_it(name: str) -> None:
+def test_a_valid_header_is_read_and_nothing_after_it(name: str) -> None:
     octets, peer = GOOD[name]
-    for behind in (b"", b"EHLO x\r\n", octets):
-        assert read_header(octets + behind) == (peer, len(octets))
+    for after in (b"", b"EHLO x\r\n", octets):
+        assert read_header(octets + after) == (peer, len(octets))
     for cut in range(len(octets)):
         assert read_header(octets[:cut]) == (None, 0)
 
@@ -141,7 +141,7 @@ def test_what_others_make_is_read_here(peer: Peer, tlv: ProxyProtocolTLV) -> Non
     assert read_header(made + b"EHLO x\r\n") == (peer, len(made))
 
 
-def test_what_others_make_of_nobody_is_read_as_nobody() -> None:
+def test_headers_without_a_client_from_others_are_read() -> None:
     for made in (V1.pack(ProxyResultUnknown()), V2_HERE.pack(ProxyResultLocal())):
         assert read_header(made) == (None, len(made))
 

@@ -42,7 +42,7 @@ async def test_content_is_shown_as_it_goes_to_the_backend_and_as_it_came(opened:
     assert stage.servers[0].heard() == b"a\r\nb\r\n.\r\n"
 
 
-async def test_both_ends_of_both_connections_are_told(opened: Opener) -> None:
+async def test_all_four_addresses_are_reported(opened: Opener) -> None:
     stage = await greeted(opened)
     ends = stage.watcher.ends()
     assert (ends.client, ends.proxy) == ("192.0.2.1:4711", "198.51.100.1:25")
@@ -135,7 +135,7 @@ class TestPace:
         assert not stage.client.reading
 
 
-async def test_the_summary_tells_what_the_session_came_to(opened: Opener) -> None:
+async def test_the_summary_has_the_totals_of_the_session(opened: Opener) -> None:
     stage = await in_content(opened)
     stage.clock.now += 2
     stage.sends(b"text\r\n.\r\nQUIT\r\n")

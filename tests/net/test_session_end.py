@@ -54,7 +54,7 @@ class TestEnd:
         assert stage.ended == "client_lost"
         assert not stage.timeouts.sessions
 
-    async def test_who_resets_after_quit_has_quit(self, opened: Opener) -> None:
+    async def test_a_reset_after_quit_is_a_quit(self, opened: Opener) -> None:
         """As Outlook does."""
         stage = await greeted(opened)
         stage.sends(b"QUIT\r\n")
@@ -106,7 +106,7 @@ class TestEnd:
         stage.wait(1)
         assert stage.client.state == "aborted"
 
-    async def test_a_session_is_reported_once_whatever_comes_behind_its_end(
+    async def test_a_session_is_reported_once_whatever_comes_after_its_end(
         self, opened: Opener
     ) -> None:
         stage = await greeted(opened)
@@ -117,7 +117,7 @@ class TestEnd:
         stage.connection.connection_lost(None)
         assert [summary.reason for summary in stage.watcher.summaries] == ["forbidden_command"]
 
-    async def test_a_lost_backend_is_told_at_once(self, opened: Opener) -> None:
+    async def test_a_lost_backend_is_421_at_once(self, opened: Opener) -> None:
         stage = await in_content(opened)
         stage.sends(b"text\r\n")
         stage.servers[0].protocol.connection_lost(ConnectionResetError())
@@ -159,7 +159,7 @@ class TestTime:
 
     @pytest.mark.parametrize("policy", [BareNewlines.NORMALIZE, BareNewlines.REJECT])
     @pytest.mark.parametrize("cut", [1, 2, 100])
-    async def test_content_that_ends_for_the_client_alone_is_told_at_once(
+    async def test_content_that_ends_for_the_client_only_is_reported_at_once(
         self, opened: Opener, cut: int, policy: BareNewlines
     ) -> None:
         stage = await in_content(opened, policy=SessionPolicy(bare_newlines=policy))
@@ -192,7 +192,7 @@ class TestTime:
         stage.wait(50)
         assert stage.ended == "client_time_limit"
 
-    async def test_a_line_behind_a_challenge_that_never_ends(self, opened: Opener) -> None:
+    async def test_a_line_after_a_challenge_that_never_ends(self, opened: Opener) -> None:
         stage = await greeted(opened)
         stage.sends(b"AUTH LOGIN\r\n")
         stage.servers[0].says(b"334 user\r\n")
@@ -253,7 +253,7 @@ class TestTime:
         stage.wait(1)
         assert stage.ended == "end_of_data_time_limit"
 
-    async def test_replies_are_held_no_longer_than_told(self, opened: Opener) -> None:
+    async def test_replies_are_held_no_longer_than_the_limit(self, opened: Opener) -> None:
         stage = await greeted(opened)
         stage.sends(GROUP)
         stage.servers[0].says(b"250 a\r\n")
@@ -302,9 +302,7 @@ class TestReclaimedSlot:
         assert stage.gets() == b"250 taken\r\n" + RECLAIMED
 
     @pytest.mark.parametrize("begun", [b"", b"MAIL FROM:<a@x>\r\n"], ids=["idle", "MAIL"])
-    async def test_who_says_noop_again_and_again_is_not_at_work(
-        self, opened: Opener, begun: bytes
-    ) -> None:
+    async def test_repeated_noops_do_not_keep_a_slot(self, opened: Opener, begun: bytes) -> None:
         """With a NOOP in flight at each moment there is none that is between transactions."""
         stage = await greeted(opened)
         if begun:
@@ -332,7 +330,7 @@ class TestReclaimedSlot:
         stage.wait(0.1)
         assert stage.ended == "connection_slot_reclaimed"
 
-    async def test_who_does_not_read_its_replies_keeps_no_slot_either(self, opened: Opener) -> None:
+    async def test_a_client_that_does_not_read_keeps_no_slot(self, opened: Opener) -> None:
         stage = await greeted(opened)
         stage.sends(b"NOOP\r\n")
         stage.connection.pause_writing()

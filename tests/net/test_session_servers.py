@@ -38,7 +38,7 @@ class TestServers:
         assert stage.gets() == b"220 two\r\n"
         assert not stage.ended
 
-    async def test_nobody_is_connected_to_for_a_client_that_is_gone(self, opened: Opener) -> None:
+    async def test_no_server_is_connected_for_a_lost_client(self, opened: Opener) -> None:
         stage = await opened(Server("one", "silent"))
         stage.connection.eof_received()
         stage.connection.connection_lost(None)
@@ -226,12 +226,14 @@ class TestWhoseTrouble:
         assert why
 
     @pytest.mark.parametrize("behaviour", ["ETIMEDOUT", "EHOSTUNREACH", "ENETUNREACH", "EPERM"])
-    async def test_what_nobody_could_reach_is_down(self, opened: Opener, behaviour: str) -> None:
+    async def test_a_server_that_no_client_can_reach_is_down(
+        self, opened: Opener, behaviour: str
+    ) -> None:
         stage = await opened(Server("one", behaviour))
         assert [name for name, _ in stage.watcher.down] == ["one"]
 
     @pytest.mark.parametrize("second", ["greets", "closes", "is silent"])
-    async def test_the_client_gets_the_words_of_the_mta_that_had_any(
+    async def test_the_client_gets_the_greeting_of_the_last_mta_that_refused(
         self, opened: Opener, second: str
     ) -> None:
         """Whatever the next server fails by."""

@@ -40,7 +40,7 @@ async def test_a_certificate_is_chosen_by_name(stage: Stage) -> None:
             await one.secure(stage, "third.example")  # whose is that of *.example
 
 
-async def test_a_certificate_that_is_named_goes_ahead_of_the_listeners_own(stage: Stage) -> None:
+async def test_a_certificate_for_the_name_precedes_the_listeners_own(stage: Stage) -> None:
     sni = '[listeners.smtp.sni."mx.example"]\ncertificate = "@/other.example.pem"'
     async with client(await stage.start(f"{STARTTLS}\n{sni}")) as one:
         await one.reply()
@@ -48,7 +48,7 @@ async def test_a_certificate_that_is_named_goes_ahead_of_the_listeners_own(stage
             await one.secure(stage, "mx.example")
 
 
-async def test_a_session_may_begin_with_tls(stage: Stage) -> None:
+async def test_a_session_may_use_implicit_tls(stage: Stage) -> None:
     port = await stage.start(IMPLICIT)
     inside = {"ssl": stage.client_context, "server_hostname": "mx.example"}
     async with client(port, **inside) as one:
@@ -57,7 +57,7 @@ async def test_a_session_may_begin_with_tls(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("tls", ["starttls", "implicit"])
-async def test_version_and_cipher_of_both_sides_are_told(
+async def test_version_and_cipher_of_both_sides_are_reported(
     stage: Stage, logged: Logged, tls: str
 ) -> None:
     port = await stage.start(
@@ -87,7 +87,7 @@ async def test_old_versions_are_refused(stage: Stage) -> None:
             pass
 
 
-async def test_octets_behind_starttls_end_the_session(stage: Stage) -> None:
+async def test_octets_after_starttls_end_the_session(stage: Stage) -> None:
     """CVE-2011-0411: nothing of them is ever used."""
     async with client(await stage.start(STARTTLS)) as one:
         await one.reply()
@@ -164,7 +164,7 @@ async def test_requiretls_is_not_offered_with_tls_on_the_clients_side_alone(stag
         assert b"REQUIRETLS" not in (await one.ask(b"EHLO c"))[0]
 
 
-async def test_the_backend_may_begin_with_tls(stage: Stage) -> None:
+async def test_the_backend_may_use_implicit_tls(stage: Stage) -> None:
     port = await stage.start(backend=f'tls = "implicit"\n{VERIFIED}')
     async with client(port) as one:
         assert await one.reply() == b"220 mx"
@@ -178,7 +178,7 @@ async def test_the_backend_may_begin_with_tls(stage: Stage) -> None:
     ["", f'{VERIFIED}\nserver_name = "mx.example"', f'{VERIFIED}\nminimum_tls = "1.3"'],
     ids=["unknown authority", "another name", "too old"],
 )
-async def test_a_backend_that_begins_with_tls_is_verified_before_anything_is_said(
+async def test_a_backend_with_implicit_tls_is_verified_before_anything_is_sent(
     stage: Stage, logged: Logged, trust: str
 ) -> None:
     stage.backend.context.maximum_version = ssl.TLSVersion.TLSv1_2
@@ -189,7 +189,7 @@ async def test_a_backend_that_begins_with_tls_is_verified_before_anything_is_sai
     assert down["reason"].startswith(("certificate: ", "closed in the TLS handshake"))
 
 
-async def test_who_does_not_care_may_leave_the_backend_unverified(stage: Stage) -> None:
+async def test_verification_of_the_backend_can_be_switched_off(stage: Stage) -> None:
     async with client(await stage.start(backend='tls = "implicit"\nverify = false')) as one:
         assert await one.reply() == b"220 mx"
         await deliver(one)
@@ -215,7 +215,7 @@ async def test_an_old_backend_needs_a_lower_minimum(stage: Stage, tls: str) -> N
 
 
 @pytest.mark.parametrize("tls", ["off", "implicit"])
-async def test_an_active_check_speaks_tls_to_who_begins_with_it(stage: Stage, tls: str) -> None:
+async def test_an_active_check_uses_implicit_tls(stage: Stage, tls: str) -> None:
     """And to others it says nothing that it would not say to a client."""
     backend = f'tls = "{tls}"\n{VERIFIED if tls == "implicit" else ""}'
     await stage.start(backend=backend)
@@ -232,9 +232,7 @@ async def test_an_active_check_speaks_tls_to_who_begins_with_it(stage: Stage, tl
     ["", 'ca_file = "@/ca.pem"\nserver_name = "mx.example"'],
     ids=["unknown authority", "another name"],
 )
-async def test_a_backend_that_is_not_who_it_should_be_gets_no_mail(
-    stage: Stage, trust: str
-) -> None:
+async def test_a_backend_with_a_wrong_certificate_gets_no_mail(stage: Stage, trust: str) -> None:
     async with client(await stage.start(backend=f'tls = "starttls"\n{trust}')) as one:
         await one.reply()
         replies = await one.ask(b"EHLO c")
@@ -242,7 +240,7 @@ async def test_a_backend_that_is_not_who_it_should_be_gets_no_mail(
     assert stage.backend.heard == [b"EHLO c", b"STARTTLS"]
 
 
-async def test_replies_injected_behind_the_backends_220_end_the_session(stage: Stage) -> None:
+async def test_replies_injected_after_the_backends_220_end_the_session(stage: Stage) -> None:
     stage.backend.injects = b"250-mx\r\n250 AUTH PLAIN\r\n"
     async with client(await stage.start(backend='tls = "opportunistic"')) as one:
         await one.reply()

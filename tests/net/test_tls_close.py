@@ -47,7 +47,7 @@ class Inside:
 
 
 @pytest.mark.parametrize("apart", [False, True])
-async def test_a_good_bye_behind_quit_loses_no_reply(stage: Stage, apart: bool) -> None:
+async def test_a_close_notify_after_quit_loses_no_reply(stage: Stage, apart: bool) -> None:
     """Real Exim says it there, and closes its half of the connection, too."""
 
     async def maybe_send() -> None:

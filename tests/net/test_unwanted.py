@@ -145,7 +145,7 @@ async def test_so_it_is_when_the_mta_learns_of_it_by_xclient(begin: Begin, logge
 
 
 @pytest.mark.parametrize("identity", TOLD)
-async def test_a_server_that_wants_nobody_is_down(
+async def test_a_server_that_refuses_every_client_is_down(
     identity: str, begin: Begin, logged: Logged
 ) -> None:
     """The proxy finds it out by a connection of its own."""
@@ -159,7 +159,7 @@ async def test_a_server_that_wants_nobody_is_down(
 
 
 @pytest.mark.parametrize("identity", NOT_TOLD)
-async def test_a_server_that_is_not_told_means_all_clients(
+async def test_a_failure_without_the_clients_address_concerns_all_clients(
     identity: str, begin: Begin, logged: Logged
 ) -> None:
     """It greets before it could know."""
@@ -173,7 +173,7 @@ async def test_a_server_that_is_not_told_means_all_clients(
     ("server", "listen", "client"),
     [("127.0.0.1", "[::1]:0", "::1"), ("[::1]", "127.0.0.1:0", UNWANTED)],
 )
-async def test_a_client_of_the_other_family_is_told_so_alone(
+async def test_a_client_of_the_other_family_alone_is_refused(
     server: str, listen: str, client: str, begin: Begin, logged: Logged
 ) -> None:
     _, port = await begin("transparent", server, listen)

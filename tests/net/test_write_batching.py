@@ -16,7 +16,7 @@ async def test_writes_wait_for_the_end_of_the_turn_and_keep_their_order() -> Non
     assert (first.written, second.written) == ([b"1", b"3"], [b"2"])
 
 
-async def test_many_octets_go_at_once_behind_what_waits() -> None:
+async def test_large_writes_are_sent_at_once_after_pending_ones() -> None:
     write_batcher, transport = WriteBatcher(), Transport()
     BatchedWriter(write_batcher, transport)(b"1")
     BatchedWriter(write_batcher, transport)(b"x" * BULK)

@@ -25,7 +25,7 @@ async def introduce(one: Client, said: bytes = SPEAKS) -> bytes:
     return (await one.ask(said))[0]
 
 
-async def test_the_log_tells_of_the_client_it_speaks_for(stage: Stage, logged: Logged) -> None:
+async def test_the_log_names_the_client_that_the_proxy_names(stage: Stage, logged: Logged) -> None:
     async with client(await stage.start(TRUSTED)) as one:
         assert await introduce(one) == b"220 mx"
         await deliver(one)
@@ -47,7 +47,7 @@ async def test_the_mta_gets_a_connection_of_that_client(stage: Stage) -> None:
     assert second == HEADER % port
 
 
-async def test_the_mta_is_told_by_xclient_of_that_client(stage: Stage) -> None:
+async def test_the_mta_gets_that_client_by_xclient(stage: Stage) -> None:
     """Postfix believes one XCLIENT in a session, if the client that it names may not send more."""
     stage.backend.offers = [b"XCLIENT ADDR PORT"]
     async with client(await stage.start(TRUSTED, 'identity = "xclient"')) as one:
@@ -59,7 +59,7 @@ async def test_the_mta_is_told_by_xclient_of_that_client(stage: Stage) -> None:
     assert said[1] == b"XCLIENT PORT=4711 ADDR=192.0.2.7"
 
 
-async def test_the_mta_is_told_by_xforward_of_that_client_for_each_message(stage: Stage) -> None:
+async def test_the_mta_gets_that_client_by_xforward_for_each_message(stage: Stage) -> None:
     stage.backend.offers = [b"XFORWARD ADDR"]
     message = (b"MAIL FROM:<a@a>", b"RCPT TO:<b@b>", b"DATA")
     async with client(await stage.start(TRUSTED, 'identity = "xforward"')) as one:
@@ -127,7 +127,7 @@ async def test_it_may_say_more_of_itself_first_and_the_address_last(
     assert clients_of("message_relayed", logged) == ["192.0.2.7:4711"]
 
 
-async def test_nobody_speaks_for_who_has_no_address(stage: Stage) -> None:
+async def test_a_client_without_an_address_is_refused(stage: Stage) -> None:
     """An MTA that is told of none would take it for the proxy."""
     async with client(await stage.start(TRUSTED)) as one:
         reply = await introduce(one, b"XCLIENT ADDR=[UNAVAILABLE]")
@@ -135,7 +135,7 @@ async def test_nobody_speaks_for_who_has_no_address(stage: Stage) -> None:
         await deliver(one)
 
 
-async def test_a_server_that_does_not_greet_that_client_is_told_of_in_reply(stage: Stage) -> None:
+async def test_a_server_that_refuses_that_client_is_reported_in_the_reply(stage: Stage) -> None:
     async with client(await stage.start(TRUSTED)) as one:
         assert await one.reply() == b"220 mx"
         await stage.stop_backend()

@@ -62,7 +62,7 @@ def snapshot(address: str) -> dict[str, float]:
 
 
 class TestReload:
-    def test_the_address_moves_and_who_looks_is_let_go(self, run: Run, file: File) -> None:
+    def test_the_address_moves_and_viewers_are_disconnected(self, run: Run, file: File) -> None:
         program = run("-c", file.write('address = "127.0.0.1:0"'))
         old = program.event("admin_listening")["address"]
         program.port()
@@ -108,7 +108,7 @@ class TestReload:
         assert "admin.token_file: has the mode 0604" in problem
         assert ask(address, "/metrics", OTHER_TOKEN)[0] == 200
 
-    def test_an_address_that_cannot_be_had_changes_nothing(self, run: Run, file: File) -> None:
+    def test_an_address_that_cannot_be_bound_changes_nothing(self, run: Run, file: File) -> None:
         program = run("-c", file.write('address = "127.0.0.1:0"'))
         address = program.event("admin_listening")["address"]
         with socket.create_server(("127.0.0.1", 0)) as other:
@@ -204,7 +204,7 @@ class TestCounters:
         assert len(mta.messages) == 12
         assert seen["smtpproxy_workers_lost_total"] == 2
 
-    def test_each_worker_tells_what_it_takes(self, run: Run, file: File) -> None:
+    def test_each_worker_reports_its_usage(self, run: Run, file: File) -> None:
         program = run("-c", file.write('address = "127.0.0.1:0"'), "-w", "2")
         address = program.event("admin_listening")["address"]
         program.port()

@@ -42,7 +42,7 @@ def settings(*servers: str) -> Settings:
     return from_flags(None, ["127.0.0.1:0"], list(servers))
 
 
-def test_a_new_worker_is_told_which_servers_are_down(coordinator: Coordinator) -> None:
+def test_a_new_worker_gets_the_servers_that_are_down(coordinator: Coordinator) -> None:
     """Else, with a server that swallows connects, its first clients wait for the time limit."""
     (backend,) = settings("192.0.2.1:25").backends
     coordinator.change(Health(backend, "192.0.2.1:25", up=False, reason="refused"))
@@ -70,7 +70,7 @@ def test_all_rows_are_read_whichever_worker_comes_first(coordinator: Coordinator
     assert first.sessions() == coordinator.sessions() == 1
 
 
-async def test_what_a_worker_had_is_free_when_it_is_gone(coordinator: Coordinator) -> None:
+async def test_the_resources_of_a_worker_are_free_after_its_end(coordinator: Coordinator) -> None:
     one: Any = Worker(coordinator, 1)
     two: Any = Worker(coordinator, 2)
     plenty = settings("192.0.2.1:25")

@@ -155,7 +155,7 @@ def test_new_sessions_in_a_minute(start: Start, connect: Connect) -> None:
     proxy.refused("new_sessions_per_minute", 1)
 
 
-def test_loopback_is_exempt_unless_told_otherwise(start: Start, connect: Connect) -> None:
+def test_loopback_is_exempt_by_default(start: Start, connect: Connect) -> None:
     proxy = start("sessions_per_address = 1\nnew_sessions_per_minute = 1")
     assert [connect(proxy.port).greeting[:3] for _ in range(3)] == [b"220"] * 3
 

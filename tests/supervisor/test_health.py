@@ -58,7 +58,7 @@ def test_a_service_that_serves(run: Run, mta: LegacyMTA, directory: Path) -> Non
     assert (code, line.startswith(f"smtpproxy: no service answers at {path} or ")) == (1, True)
 
 
-def test_the_first_who_asks_waits_for_the_first_check(run: Run, directory: Path) -> None:
+def test_the_first_query_waits_for_the_first_check(run: Run, directory: Path) -> None:
     """Without an admin address nobody has looked before; then the server comes back."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))

@@ -41,7 +41,7 @@ def test_sessions_are_counted_over_all_workers(mta: LegacyMTA, run: Run, tmp_pat
         assert again.noop()[0] == 250
 
 
-def test_short_of_descriptors_it_serves_who_is_in_and_tells_the_others(
+def test_short_of_descriptors_it_serves_open_sessions_and_refuses_new_clients(
     mta: LegacyMTA, run: Run
 ) -> None:
     script = 'ulimit -n 96; exec "$@"'

@@ -54,7 +54,7 @@ def accepts(opened: ListenSockets, used: Settings, client: socket.socket) -> boo
 
 
 @pytest.mark.parametrize(("one", "every"), OVERLAPPING)
-def test_who_waits_at_one_address_is_accepted_at_all_of_them(
+def test_a_client_waiting_at_one_address_is_accepted_by_the_wildcard(
     one: str, every: str, listen_sockets: ListenSockets, tmp_path: Path
 ) -> None:
     port = free_port()
@@ -66,7 +66,7 @@ def test_who_waits_at_one_address_is_accepted_at_all_of_them(
 
 
 @pytest.mark.parametrize(("one", "every"), OVERLAPPING)
-def test_who_comes_to_one_address_comes_to_its_own_listener(
+def test_a_client_of_one_address_gets_its_own_listener(
     one: str, every: str, listen_sockets: ListenSockets, tmp_path: Path
 ) -> None:
     port = free_port()

@@ -81,9 +81,7 @@ def test_a_worker_that_dies_is_replaced_by_one_with_the_same_certificate(
         assert client.ehlo()[0] == 250
 
 
-def test_tls_that_is_weaker_than_it_should_be_is_told_of_at_the_start_and_at_a_reload(
-    mta: LegacyMTA, run: Run, file: File
-) -> None:
+def test_weak_tls_is_logged_at_start_and_reload(mta: LegacyMTA, run: Run, file: File) -> None:
     file.path.write_text(
         f'[listeners.smtp]\naddress = "127.0.0.1:0"\n[backends.old]\nservers = ["{mta.address}"]\n'
         'tls = "opportunistic"\nminimum_tls = "1.0"\n'
@@ -183,7 +181,7 @@ def test_a_bad_certificate_changes_nothing(mta: LegacyMTA, run: Run, file: File)
     assert len(mta.sessions) == 2
 
 
-def test_a_bad_file_changes_nothing_and_every_mistake_is_told(run: Run, file: File) -> None:
+def test_a_bad_file_changes_nothing_and_every_problem_is_logged(run: Run, file: File) -> None:
     program = run("-c", file.path)
     port = program.port()
     workers = program.workers()
@@ -202,7 +200,7 @@ def test_a_bad_file_changes_nothing_and_every_mistake_is_told(run: Run, file: Fi
     send(port)
 
 
-def test_an_address_that_cannot_be_had_changes_nothing(run: Run, file: File) -> None:
+def test_an_address_that_cannot_be_bound_changes_nothing(run: Run, file: File) -> None:
     program = run("-c", file.path)
     port = program.port()
     with socket.create_server(("127.0.0.1", 0)) as other:

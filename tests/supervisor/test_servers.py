@@ -123,7 +123,7 @@ def test_places_at_a_backend_are_given_out_once_for_all_workers(
     assert len(mta.sessions) == 4
 
 
-def test_who_has_waited_too_long_for_a_place_is_told_so(
+def test_a_client_that_has_waited_too_long_for_a_slot_gets_421(
     mta: LegacyMTA, run: Run, tmp_path: Path
 ) -> None:
     more = "max_connections = 1\nmax_wait = 0.1"

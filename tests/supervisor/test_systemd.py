@@ -37,7 +37,7 @@ def reported(systemd: socket.socket, first: str) -> dict[str, str]:
     return eventually(look, f"notification {first}")
 
 
-def test_it_is_told_how_the_service_is(
+def test_the_status_is_reported(
     mta: LegacyMTA, run: Run, systemd: socket.socket, tmp_path: Path
 ) -> None:
     file = tmp_path / "p.toml"

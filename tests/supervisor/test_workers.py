@@ -19,7 +19,7 @@ from tests.support.program import SMTPPROXY, Program, is_alive, send
 Run = Callable[..., Program]
 
 
-def test_as_many_as_told_serve_the_same_address(mta: LegacyMTA, run: Run) -> None:
+def test_the_configured_number_of_workers_serves_one_address(mta: LegacyMTA, run: Run) -> None:
     program = run("-l", "127.0.0.1:0", "-b", mta.address, "-w", "3")
     port = program.port()
     assert len(program.workers()) == 3
@@ -57,7 +57,7 @@ def test_one_that_hangs_is_replaced(mta: LegacyMTA, run: Run, tmp_path: Path) ->
     send(port)
 
 
-def test_none_hangs_because_nobody_reads_the_log(mta: LegacyMTA, tmp_path: Path) -> None:
+def test_no_worker_hangs_because_of_a_blocked_log(mta: LegacyMTA, tmp_path: Path) -> None:
     """Lines longer than the pipe's room: they are lost, and the mail goes on."""
     file = tmp_path / "p.toml"
     file.write_text("timeouts = { heartbeat = 2 }\nlog = { level = 'debug' }")
@@ -124,7 +124,7 @@ def test_workers_end_when_the_supervisor_is_killed(mta: LegacyMTA, run: Run) -> 
     eventually(lambda: not any(map(is_alive, workers)) or None, "the end of the workers")
 
 
-def test_an_address_in_use_is_told_and_nothing_is_left_running(mta: LegacyMTA, run: Run) -> None:
+def test_an_address_in_use_is_logged_and_nothing_keeps_running(mta: LegacyMTA, run: Run) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         address = f"127.0.0.1:{other.getsockname()[1]}"
         program = run("-l", "127.0.0.1:0", "-l", address, "-b", mta.address)

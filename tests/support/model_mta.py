@@ -1,7 +1,7 @@
 """A model of a legacy MTA, for tests that need a backend with a memory.
 
 It is as strict as OpenSMTPD: an octet that comes while it owes a reply fails the test.  It can be
-made to offer PIPELINING: then the test fails if anything comes behind a command that must stand
+made to offer PIPELINING: then the test fails if anything comes after a command that must stand
 last in its group.  What it takes for the end of a line in content can be made as lenient as some
 MTAs are.
 """
@@ -78,7 +78,7 @@ class Mta:
         self.octets += octets
         self._unread += octets
         while self._unread and self._step():
-            assert not (self._must_wait and self._unread), f"{self._unread!r} behind a command"
+            assert not (self._must_wait and self._unread), f"{self._unread!r} after a command"
 
     @property
     def _must_wait(self) -> bool:

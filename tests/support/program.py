@@ -49,7 +49,7 @@ class Program:
         return logged
 
     def event(self, name: str, timeout_s: float = 20.0) -> dict[str, Any]:
-        """Wait for the next log line of an event, behind the last one that was waited for."""
+        """Wait for the next log line of an event after the last one."""
 
         def look() -> dict[str, Any] | None:
             for index, fields in enumerate(self.log()[self._read :], self._read + 1):

@@ -174,7 +174,7 @@ def hostile_session(*watchers: Any) -> io.BytesIO:
     return session.logged
 
 
-def test_a_stranger_gets_nothing_into_a_trace_file_that_drives_who_reads_it(tmp_path: Path) -> None:
+def test_a_client_gets_no_terminal_escape_into_a_trace_file(tmp_path: Path) -> None:
     """As `cat` does."""
     trace = TraceRecorder(
         RotatingFiles(tmp_path, 0, 1 << 20, 5), Later(), kept=CaptureMode.FULL, most=1 << 16

@@ -37,7 +37,7 @@ def test_what_the_text_is(octets: bytes, text: str) -> None:
     assert text_of(octets) == text
 
 
-def test_octets_can_be_told_from_their_escapes() -> None:
+def test_octets_can_be_recovered_from_their_escapes() -> None:
     assert printable(b"\r\n") == "\\r\\n"
     assert printable(b"\\r\\n") == "\\\\r\\\\n"
     assert printable(b"\xff\\") == "\\xff\\\\"
@@ -46,7 +46,7 @@ def test_octets_can_be_told_from_their_escapes() -> None:
 
 
 @given(st.text() | st.binary())
-def test_what_is_printable_is_one_line_that_drives_nothing(value: str | bytes) -> None:
+def test_printable_text_is_one_line_without_escapes(value: str | bytes) -> None:
     assert printable(value).isprintable()
 
 

@@ -24,7 +24,7 @@ def exchanges(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 class TestAll:
-    def test_a_session_is_told_from_its_begin_to_its_end(self, tmp_path: Path) -> None:
+    def test_a_session_is_reported_from_start_to_end(self, tmp_path: Path) -> None:
         traced = Traced(tmp_path)
         session = Watched(traced.trace)
         session.sends("EHLO x")
@@ -83,13 +83,13 @@ class TestAll:
         }
         assert (closed["violations"], closed["codes"]) == (["bare_cr_or_nul_in_command"], [500])
 
-    def test_what_was_mended_is_told_too(self, tmp_path: Path) -> None:
+    def test_rewritten_content_is_reported_too(self, tmp_path: Path) -> None:
         traced = Traced(tmp_path)
         Watched(traced.trace).relay("a\nb")
         violation = exchanges(traced.records())[-1]["violation"]
         assert (violation["kind"], violation["rewritten"]) == ("bare_lf", True)
 
-    def test_who_is_inside_tls_is_told_where_it_began(self, tmp_path: Path) -> None:
+    def test_tls_is_printed_where_it_started(self, tmp_path: Path) -> None:
         traced = Traced(tmp_path)
         session = Watched(traced.trace)
         session.sends("EHLO x")
@@ -209,7 +209,7 @@ class TestContent:
         *_, first, second = exchanges(traced.records())
         assert (first["content"], second["content"]) == ("abc", "de")
 
-    def test_content_cut_short_is_told(self, tmp_path: Path) -> None:
+    def test_content_cut_short_is_reported(self, tmp_path: Path) -> None:
         traced = Traced(tmp_path, kept=CaptureMode.FULL, most=4096)
         session = Watched(traced.trace)
         session.sends("MAIL FROM:<a@x>", "DATA")
@@ -238,7 +238,7 @@ class TestBothSides:
         ]
         assert "steps" not in helo
 
-    def test_xforward_ahead_of_mail(self, tmp_path: Path) -> None:
+    def test_xforward_before_mail(self, tmp_path: Path) -> None:
         traced = Traced(tmp_path)
         session = Watched(traced.trace, policy=SessionPolicy(xforward=True))
         session.pipeline.ehlo.xforward.lines = [b"XFORWARD ADDR=192.0.2.1\r\n"]
@@ -259,7 +259,7 @@ class TestBothSides:
         (step,) = exchanges(traced.records())[-1]["steps"]
         assert (step["command"], step["reply"], step.get("replied", 0.0)) == ("NOOP", "", 0.0)
 
-    def test_a_bare_lf_behind_a_command(self, tmp_path: Path) -> None:
+    def test_a_bare_lf_after_a_command(self, tmp_path: Path) -> None:
         traced = Traced(tmp_path)
         session = Watched(traced.trace)
         session.pipeline.client_received(b"NOOP\n", 12.0)
@@ -324,7 +324,7 @@ class TestErrors:
         assert len(noted) == KEPT_NOTED
         assert (noted[-1]["event"], noted[-1]["reason"]) == ("tls_failed", "unknown ca")
 
-    def test_a_mended_newline_went_wrong(self, tmp_path: Path) -> None:
+    def test_a_rewritten_newline_is_shown_as_a_problem(self, tmp_path: Path) -> None:
         traced = Traced(tmp_path, only_errors=True)
         session = Watched(traced.trace)
         session.relay("a\rb")

@@ -130,7 +130,7 @@ class TestFiles:
         assert [event for event, _ in files_log.lines] == ["trace_records_lost"] * 2
         assert files_log.lines[0][1]["reason"] == "No space left on device"
 
-    def test_files_that_somebody_removes_are_begun_anew(self, tmp_path: Path) -> None:
+    def test_removed_files_are_created_again(self, tmp_path: Path) -> None:
         directory = tmp_path / "trace"
         files = RotatingFiles(directory, 0, 1000, 3)
         write(files, b'{"a":1}\n')

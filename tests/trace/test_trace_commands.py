@@ -87,7 +87,7 @@ class TestList:
         (recorded / "trace-4.jsonl").touch()
         assert len(ids(recorded)) == 3
 
-    def test_how_far_it_has_come_is_told(self, recorded: Path) -> None:
+    def test_progress_is_reported(self, recorded: Path) -> None:
         told: list[int] = []
         assert list(TraceReader(recorded, told.append).closed_sessions())
         assert sum(told) == sum(path.stat().st_size for path in files_of(recorded))
@@ -123,7 +123,7 @@ class TestShow:
             b"250 a\r\n",
         ]
 
-    def test_who_is_inside_tls_and_who_is_not(self, secured: Path) -> None:
+    def test_each_side_may_be_inside_tls(self, secured: Path) -> None:
         began, failed, away = (run("show", "-d", secured, name).stdout for name in ids(secured))
         assert re.search(r"\d\.\d{3} │  inside TLS 1\.3 +│ +│\n", began)
         assert re.search(r"│ +│ +│  inside TLS 1\.2 +│\n", began)
@@ -158,7 +158,7 @@ def test_follow_yields_whole_records_once(recorded: Path) -> None:
     assert not follower.problems.count
 
 
-def test_follow_tells_who_is_inside_tls(secured: Path) -> None:
+def test_follow_prints_when_tls_starts(secured: Path) -> None:
     (file,) = files_of(secured)
     told = [trace_commands._told(decode(line)) for line in file.read_bytes().splitlines()[1:]]
     noted = [
@@ -170,7 +170,7 @@ def test_follow_tells_who_is_inside_tls(secured: Path) -> None:
     ]
 
 
-def test_follow_tells_each_exchange(recorded: Path) -> None:
+def test_follow_prints_each_exchange(recorded: Path) -> None:
     session = TraceReader(recorded).session(ids(recorded)[0])
     told = [str(text) for record in session.records if (text := trace_commands._told(record))]
     assert any(re.search(r"\+RCPT TO:<b@y>  250 b  250 ms$", line) for line in told)
@@ -206,7 +206,7 @@ class TestCapture:
         assert pcapng._end("127.0.0.1:587", server=True).port == 587
         assert str(pcapng._end("unix").address) == "127.0.0.1"
 
-    def test_content_that_was_not_recorded_is_told(self) -> None:
+    def test_content_that_was_not_recorded_is_reported(self) -> None:
         record = Exchanged(
             "s", "end_of_data", content_bytes=90, content="Subject: x\r\ncut he", content_cut=True
         )

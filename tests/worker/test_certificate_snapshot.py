@@ -24,7 +24,7 @@ def test_a_copy_cannot_be_changed() -> None:
     copies.close()
 
 
-def test_nobody_cuts_the_shared_counters() -> None:
+def test_the_shared_counters_cannot_be_truncated() -> None:
     """Whoever read what is no longer there would be killed."""
     descriptor = shared_counters.create()
     with pytest.raises(PermissionError):

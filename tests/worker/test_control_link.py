@@ -10,7 +10,7 @@ from smtpproxy.worker import control_messages, main
 from smtpproxy.worker.control_messages import Drain, MessageReader, Start, encode
 
 
-def test_what_stands_behind_the_start_is_not_lost() -> None:
+def test_a_message_after_start_is_not_lost() -> None:
     """A service that ends while it reloads tells a worker to drain before it has read."""
     settings = from_flags(None, ["127.0.0.1:0"], ["127.0.0.1:25"])
     start = Start(settings=settings, files={}, sockets=[], row=0)

@@ -508,13 +508,13 @@ static int take_line(struct session *s, const char *line, size_t bytes)
 	return 1;
 }
 
-static int take_reply(struct session *s, size_t behind)
+static int take_reply(struct session *s, size_t after)
 {
 	const struct group *group = &s->script->groups[s->group];
 
 	if (s->replies < group->replies)
 		return 0;
-	if (s->sent < group->bytes || behind) {
+	if (s->sent < group->bytes || after) {
 		show("more than the replies of group %d has come", s->group);
 		count.surplus++;
 		return -1;

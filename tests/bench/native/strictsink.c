@@ -267,7 +267,7 @@ static int take_command(struct connection *c, const char *line, size_t bytes)
 	return REPLY(c, "500 5.5.1 unknown command\r\n");
 }
 
-/* Where the message ends in these bytes: the place right behind CRLF . CRLF, or 0. */
+/* Where the message ends in these bytes: the place right after CRLF . CRLF, or 0. */
 static size_t end_of_content(struct connection *c, const char *bytes, size_t number)
 {
 	static const char end[] = "\r\n.\r\n";

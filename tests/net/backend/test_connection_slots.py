@@ -115,20 +115,22 @@ async def test_an_address_gets_no_more_than_its_share_while_others_wait(line: Ma
     assert four.leave("B1") == "-> B3"
 
 
-async def test_who_is_alone_may_have_all_slots(line: MakeLine) -> None:
+async def test_a_single_address_may_have_all_slots(line: MakeLine) -> None:
     three = line(3)
     assert three.ask("A1", "A2", "A3", "A4") == "-> A1 -> A2 -> A3"
     assert three.leave("A1") == "-> A4"
 
 
-async def test_no_slot_is_left_unused_where_all_who_wait_have_their_share(line: MakeLine) -> None:
+async def test_no_slot_stays_unused_if_all_waiting_addresses_have_their_share(
+    line: MakeLine,
+) -> None:
     three = line(3)  # a share is one
     assert three.ask("A1", "B1", "C1", "A2", "B2") == "-> A1 -> B1 -> C1"
     assert three.leave("C1") == "-> A2"
     assert three.leave("A1") == "-> B2", "A still has one, as B does"
 
 
-async def test_who_leaves_while_waiting_takes_no_slot(line: MakeLine) -> None:
+async def test_a_client_that_leaves_the_queue_takes_no_slot(line: MakeLine) -> None:
     one = line(1)
     one.ask("A1", "B1", "C1")
     one.leave("B1")
@@ -139,7 +141,9 @@ async def test_who_leaves_while_waiting_takes_no_slot(line: MakeLine) -> None:
     assert not one.queue._turns
 
 
-async def test_who_has_waited_too_long_is_refused_and_the_rest_wait_on(line: MakeLine) -> None:
+async def test_a_client_that_has_waited_too_long_is_refused_and_the_others_wait(
+    line: MakeLine,
+) -> None:
     one = line(1)
     one.ask("A1", "A2")
     assert one.passes(20) == ""
@@ -150,7 +154,7 @@ async def test_who_has_waited_too_long_is_refused_and_the_rest_wait_on(line: Mak
     assert one.leave("A1") == "-> A3"
 
 
-async def test_the_queue_looks_by_itself_while_somebody_waits() -> None:
+async def test_the_queue_checks_itself_while_clients_wait() -> None:
     said: list[str] = []
 
     class Waiter(Session):
@@ -176,7 +180,7 @@ async def test_the_queue_looks_by_itself_while_somebody_waits() -> None:
 
 
 @pytest.mark.parametrize("more", [1, 5])
-async def test_a_higher_limit_lets_in_who_waits(more: int, line: MakeLine) -> None:
+async def test_a_higher_limit_admits_waiting_clients(more: int, line: MakeLine) -> None:
     one = line(1)
     one.ask("A1", "A2", "A3", "A4")
     one.queue.limit += more
@@ -210,7 +214,7 @@ async def test_another_session_is_asked_if_the_first_does_not_end(line: MakeLine
     assert three.passes(0.1) == "B1!"
 
 
-async def test_who_has_just_got_a_slot_may_use_it(line: MakeLine) -> None:
+async def test_a_new_slot_is_not_reclaimed(line: MakeLine) -> None:
     one = line(1)
     one.ask("A1", "B1", "C1")
     one.passes(20)
@@ -221,7 +225,7 @@ async def test_who_has_just_got_a_slot_may_use_it(line: MakeLine) -> None:
     assert one.passes(0.1) == "B1!"
 
 
-async def test_nothing_is_reclaimed_for_who_holds_as_many(line: MakeLine) -> None:
+async def test_nothing_is_reclaimed_for_an_address_with_as_many_slots(line: MakeLine) -> None:
     four = line(4)
     four.ask("A1", "A2", "B1", "B2")
     four.passes(100)

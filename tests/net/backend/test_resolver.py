@@ -60,7 +60,7 @@ async def test_a_name_is_asked_for_once_however_many_want_to_know(resolver: Reso
     assert len(resolver.asked) == 2  # anew: it may have moved
 
 
-async def test_all_who_ask_are_told_that_there_is_none(resolver: Resolver) -> None:
+async def test_all_requests_get_the_same_error(resolver: Resolver) -> None:
     waiting = [asyncio.create_task(look_up("nobody.example", 25)) for _ in range(3)]
     await asyncio.sleep(0)
     resolver.answers.set()

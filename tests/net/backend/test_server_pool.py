@@ -40,7 +40,7 @@ def test_the_first_named_is_first() -> None:
 
 
 @pytest.mark.usefixtures("clock")
-def test_the_one_with_the_fewest_sessions_is_first_if_told_so() -> None:
+def test_balance_least_tries_the_server_with_the_fewest_sessions_first() -> None:
     servers, (one, two, three) = group(least=True)
     one.sessions, two.sessions = 2, 1
     assert servers.in_order() == [three, two, one]
@@ -83,7 +83,7 @@ def test_all_are_tried_when_all_have_failed() -> None:
     assert servers.in_order() == order
 
 
-def test_each_change_is_told_once(clock: Clock) -> None:
+def test_each_change_is_reported_once(clock: Clock) -> None:
     reported = Reported()
     servers, (one, two, _) = group(reported)
     servers.greeted(one)
@@ -100,7 +100,7 @@ def test_each_change_is_told_once(clock: Clock) -> None:
 
 
 @pytest.mark.usefixtures("clock")
-def test_what_others_have_found_is_followed_and_not_told_again() -> None:
+def test_reports_of_other_workers_apply_and_are_not_repeated() -> None:
     reported = Reported()
     servers, (one, two, three) = group(reported)
     servers.learn("one:25", up=False)
@@ -205,7 +205,7 @@ class TestDoubt:
         assert asked.servers == []
 
     @pytest.mark.usefixtures("clock")
-    async def test_a_shortage_of_this_machine_tells_nothing(self) -> None:
+    async def test_a_shortage_of_this_machine_takes_no_server_down(self) -> None:
         reported, asked = Reported(), Asked()
         servers, (one, _, _) = group(reported, check=asked)
         servers.doubt(one)

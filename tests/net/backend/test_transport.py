@@ -238,7 +238,7 @@ class TestSeveralAddresses:
         ],
     )
     @LOOPS
-    def test_why_none_could_be_reached_is_told(
+    def test_the_reasons_of_all_servers_are_reported(
         self, loop: NewLoop, hosts: tuple[str, ...], reported: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         name_is(monkeypatch, *hosts)
@@ -345,7 +345,7 @@ class TestWhoseTrouble:
         run(loop, fail)
 
     @pytest.mark.parametrize("route", [NONE, HEADER, TRANSPARENT])
-    async def test_a_name_that_is_not_found_is_nobodys_but_the_servers(
+    async def test_a_name_that_is_not_found_takes_the_server_down(
         self, route: RoutesOf, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         async def look_up(host: str, port: int) -> resolver.Found:  # noqa: ARG001
