@@ -1,5 +1,6 @@
 """The Debian package: built, installed on a system that has nothing of ours, upgraded, removed."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -18,27 +19,14 @@ INSTALL = (
 )
 SETTINGS = "/etc/smtpproxy/smtpproxy.toml"
 MTA = """\
-import socketserver
-
-class Session(socketserver.StreamRequestHandler):
-    def handle(self):
-        content = False
-        self.wfile.write(b"220 mta.example ESMTP\\r\\n")
-        for line in self.rfile:
-            if content and line != b".\\r\\n":
-                continue
-            verb = line.strip().upper()
-            content = verb == b"DATA"
-            self.wfile.write({b"DATA": b"354", b"QUIT": b"221"}.get(verb, b"250") + b" OK\\r\\n")
-
-socketserver.ThreadingTCPServer.allow_reuse_address = True
-socketserver.ThreadingTCPServer(("127.0.0.1", 2525), Session).serve_forever()
+listen on 127.0.0.1 port 2525 hostname mta.example
+action keep relay host smtp://127.0.0.1:9
+match from any for any action keep
 """
-SEND = """\
-import smtplib, sys
-with smtplib.SMTP("127.0.0.1", 25, timeout=30) as client:
-    client.sendmail("a@sender.example", "b@rcpt.example", f"Subject: {sys.argv[1]}\\n\\nhello\\n")
-"""
+SEND = (
+    *("swaks", "--pipeline", "--server", "127.0.0.1", "--timeout", "30"),
+    *("--from", "a@sender.example", "--to", "b@rcpt.example,c@rcpt.example"),
+)
 HOLD = """\
 import os, smtplib
 os.mkfifo("/root/go")
@@ -106,7 +94,7 @@ def installed(package: Path, older: Path) -> Iterator[System]:
         shutil.copy(package, fresh.root / "root/newer.deb")
         done = fresh.run("apt-get", "-q", "update")
         assert done.returncode == 0, done.stdout + done.stderr
-        done = fresh.run(*INSTALL, "/root/older.deb")
+        done = fresh.run(*INSTALL, "opensmtpd", "swaks", "/root/older.deb")
         assert done.returncode == 0, done.stdout + done.stderr
         yield fresh
 
@@ -146,12 +134,11 @@ def test_bash_completes_its_commands(installed: System) -> None:
 
 def test_the_service_runs_is_upgraded_and_removed(installed: System) -> None:
     """From the first start to the purge, with systemd and every restriction of the unit."""
-    (installed.root / "root/mta.py").write_text(MTA)
-    (installed.root / "root/send.py").write_text(SEND)
+    (installed.root / "etc/smtpd.conf").write_text(MTA)
     (installed.root / "root/hold.py").write_text(HOLD)
     with installed.boot() as booted:
         _nothing_runs_at_first(booted)
-        _succeed(booted, "systemd-run", "--quiet", "/usr/bin/python3", "/root/mta.py")
+        _succeed(booted, "systemctl", "restart", "opensmtpd.service")
         _it_serves_and_reloads(booted)
         _an_upgrade_hands_over_and_cuts_no_session(booted)
         _what_is_removed_stops_and_leaves_the_settings(booted)
@@ -171,10 +158,12 @@ def _nothing_runs_at_first(booted: Booted) -> None:
 def _it_serves_and_reloads(booted: Booted) -> None:
     _succeed(booted, "sed", "-i", 's/^# hostname = .*/hostname = "kept.example"/', SETTINGS)
     _succeed(booted, "systemctl", "enable", "--now", "smtpproxy.socket", "smtpproxy.service")
-    _succeed(booted, "python3", "/root/send.py", "first")
+    _a_message_is_found_in_both_logs(booted)
+    assert _succeed(booted, "smtpproxy", "health") == "ok\n"
+    assert _succeed(booted, "smtpproxy", "health", "--ready") == "ready\n"
     _succeed(booted, "systemctl", "reload", "smtpproxy.service")
     eventually(lambda: '"event":"reloaded"' in _log(booted) or None, "the end of the reload")
-    _succeed(booted, "python3", "/root/send.py", "second")
+    _send(booted, "second")
     mail = 2  # the syslog facility
     relayed = '"event":"message_relayed"'
     eventually(
@@ -182,6 +171,21 @@ def _it_serves_and_reloads(booted: Booted) -> None:
         "a log line for each message",
     )
     assert _succeed(booted, "stat", "-c", "%u", f"/proc/{_main_pid(booted)}") != "0\n"
+
+
+def _a_message_is_found_in_both_logs(booted: Booted) -> None:
+    """By its Message-ID in the proxy's log, and by its queue id, which that shows, in the MTA's."""
+    _send(booted, "first")
+    wanted = '"message_id":"<first@sender.example>"'
+    found = eventually(lambda: re.search(f"{{.*{wanted}.*}}", _log(booted)), "the log line")
+    line = json.loads(found[0])
+    assert (line["event"], line["groups"]) == ("message_relayed", [4, 1])
+    logged = _succeed(booted, "journalctl", "--unit=opensmtpd.service", "--output=cat")
+    assert f"smtp message msgid={line['queue_id']} " in logged
+
+
+def _send(booted: Booted, name: str) -> None:
+    _succeed(booted, *SEND, "--header", f"Message-Id: <{name}@sender.example>")
 
 
 def _an_upgrade_hands_over_and_cuts_no_session(booted: Booted) -> None:
@@ -205,7 +209,7 @@ def _an_upgrade_hands_over_and_cuts_no_session(booted: Booted) -> None:
     assert _exists(booted, f"/proc/{before}")
     assert 'hostname = "kept.example"' in _succeed(booted, "cat", SETTINGS)
     assert _succeed(booted, "find", "/opt/smtpproxy", "-name", "gone*") == ""
-    _succeed(booted, "python3", "/root/send.py", "third")
+    _send(booted, "third")
 
     # The open transaction ends under the old version, which then ends; systemd follows the new one.
     _succeed(booted, "sh", "-c", "echo > /root/go")
@@ -218,14 +222,14 @@ def _an_upgrade_hands_over_and_cuts_no_session(booted: Booted) -> None:
     _succeed(booted, "systemctl", "reload", "smtpproxy.service")
     eventually(lambda: _log(booted).count('"event":"reloaded"') > reloads or None, "a reload")
     assert _main_pid(booted) == after
-    _succeed(booted, "python3", "/root/send.py", "fourth")
+    _send(booted, "fourth")
 
 
 def _what_is_removed_stops_and_leaves_the_settings(booted: Booted) -> None:
     _succeed(booted, "dpkg", "--remove", "smtpproxy")
     units = booted.run("systemctl", "list-units", "--all", "--plain", "--no-legend", "smtpproxy*")
     assert units.stdout == ""
-    assert booted.run("python3", "/root/send.py", "refused").returncode != 0
+    assert booted.run(*SEND, "--header", "Message-Id: <refused@sender.example>").returncode != 0
     assert _succeed(booted, "find", "/etc", "-name", "*smtpproxy*").splitlines() == [
         "/etc/fail2ban/filter.d/smtpproxy.conf",
         "/etc/smtpproxy",
