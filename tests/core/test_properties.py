@@ -147,7 +147,7 @@ def _through_the_proxy(
         bare_newlines=st.sampled_from(BareNewlines),
         guard_data=st.just(False),
         queue_commands=st.sampled_from([1, 2, 3, 1000]),
-        errors=st.just(10**6),
+        consecutive_errors=st.just(10**6),
     ),
     st.data(),
 )
@@ -273,7 +273,7 @@ RULES = st.builds(
     helo_fallback=st.booleans(),
     guard_data=st.booleans(),
     queue_commands=st.sampled_from([1, 2, 1000]),
-    errors=st.sampled_from([0, 1, 20]),
+    consecutive_errors=st.sampled_from([0, 1, 20]),
 )
 HAPPENINGS = ["hold", "drain", "C: EOF", "C: RST", "B< EOF", "expire", "stop"]
 
