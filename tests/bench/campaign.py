@@ -71,7 +71,7 @@ class Campaign(Struct, frozen=True, kw_only=True):
         return results
 
     def _run_quietly(self, scenario: Scenario, contender: Contender) -> Run:
-        """Run until nobody disturbs it, TRIES times at most; the last one counts in any case."""
+        """Repeat until undisturbed, at most TRIES times; the last run counts in any case."""
         for _ in range(TRIES):
             if self.quiet_s:
                 wait_until_quiet(self.quiet_s)

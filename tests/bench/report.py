@@ -107,7 +107,7 @@ def _table_row(results: Results, name: str) -> list[str]:
 
 
 def _pipelines(results: Results, name: str) -> bool:
-    """Tell whether clients went in groups: what they did, not what anybody says."""
+    """Return whether the clients really sent groups."""
     runs = results.good(distant(RECIPIENTS[-1]), name)
     return bool(runs) and all(run.mode == "pipelined" for run in runs)
 

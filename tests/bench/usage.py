@@ -81,7 +81,7 @@ class Meter:
 
 
 def wait_until_quiet(limit_s: float) -> bool:
-    """Wait until nobody else has used the CPUs for half a second; return whether that came."""
+    """Wait for half a second in which other processes are idle; return whether it came."""
     deadline = time.monotonic() + limit_s
     while time.monotonic() < deadline:
         meter = Meter(None)

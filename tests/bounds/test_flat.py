@@ -97,7 +97,7 @@ class Service:
         self.trace.writer.flush()
 
     def snapshot(self) -> MetricsSnapshot:
-        """Return what the worker tells of itself."""
+        """Return the worker's metrics."""
         snapshot = MetricsSnapshot()
         self.metrics.put_into(snapshot)
         return snapshot

@@ -2,8 +2,8 @@
 
 Idle sessions: as many as descriptors and ten seconds allow, 10000 at most; a session takes two of
 the worker's and two of the test's, so that 10000 need `ulimit -n 20400`.  $SMTPPROXY_IDLE_SESSIONS
-says how many must be had, however long it takes; $SMTPPROXY_MESSAGES, how many messages are sent.
-The whole, which tells its figures and takes a quarter of an hour:
+sets how many are needed, however long it takes; $SMTPPROXY_MESSAGES, how many messages are sent.
+The full test, which prints its figures and takes a quarter of an hour:
 
     SMTPPROXY_IDLE_SESSIONS=10000 SMTPPROXY_MESSAGES=1000000 pytest -s tests/bounds
 """
@@ -29,7 +29,7 @@ SPARE_DESCRIPTORS = 400
 MESSAGES = int(os.environ.get("SMTPPROXY_MESSAGES", "3000"))
 MIB = 1024 * 1024
 FLOOD = 64 * MIB
-"""What a flooding peer would send, if somebody took it."""
+"""What a flooding peer would send if it were read."""
 QUEUES = 6 * MIB
 """What the worker may take more for one flooding session: queue, transport, allocator."""
 

@@ -1,4 +1,4 @@
-"""What a stranger's input weighs: the longest turn of the loop, and the bytes that are made of it.
+"""The cost of untrusted input: the longest loop iteration, and the bytes that are made of it.
 
 Each event, record and sample is driven with the largest and the most expensive input.  A turn is
 what runs without a pause: one read from a peer, one end of a session, one call of a timer.  Its

@@ -81,7 +81,7 @@ class Connection(asyncio.Protocol):
         self._say(code, b"to " + line)
 
     def _accept(self, content: bytes) -> None:
-        # On record before it is told: what was told must be on record, not the other way round.
+        # Recorded before the reply is sent, so that every acknowledged message is on record.
         if self._record.random.random() < 0.05:
             self._say(b"452", b"to . of " + self._sender)
             return
@@ -114,7 +114,7 @@ class Connection(asyncio.Protocol):
             act()
 
     def _say(self, code: bytes, text: bytes) -> None:
-        reply = code + b" " + code + b" " + text  # so that nobody can make another of it
+        reply = code + b" " + code + b" " + text  # so that it cannot be misread as another reply
         if self._record.random.random() < 0.1:  # in two pieces
             middle = len(reply) // 2
             self.transport.write(reply[:middle])

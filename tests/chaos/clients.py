@@ -10,10 +10,10 @@ from smtpproxy.core import replies
 
 @dataclass
 class Reported:
-    """What clients were told.
+    """The replies that clients got.
 
     meant: the content of each message by its sender, which is another for each attempt.
-    acknowledged: the senders of those that were accepted, as the client was told.
+    acknowledged: the senders of the messages whose acceptance the client got.
     refused: how many commands and messages were refused.
     attempts: how many there were.  out_of_step: replies that belong to another command.
     """
@@ -32,7 +32,7 @@ class Ended(Exception):
 async def send_messages(
     port: int, name: str, reported: Reported, over: asyncio.Event, seed: int
 ) -> None:
-    """Send messages, one session after the other, until told to end."""
+    """Send messages, one session after the other, until stopped."""
     chance = random.Random(seed)
     while not over.is_set():
         try:

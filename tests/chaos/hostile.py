@@ -14,7 +14,7 @@ WAIT_S = 0.5
 
 
 class HostileMta(Mta):
-    """An MTA that goes on, or fails in some way, at each reply; until it is told to be honest."""
+    """An MTA that replies or fails in some way at each command, until it is made honest."""
 
     def __init__(self, chance: random.Random) -> None:
         super().__init__(HostileConnection)

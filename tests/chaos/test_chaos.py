@@ -1,4 +1,4 @@
-"""What clients were told to be accepted, the backend has accepted: whole, and once per attempt.
+"""Every message acknowledged to a client was accepted by the backend: whole, and once per attempt.
 
 Seconds of chaos: $SMTPPROXY_CHAOS_S (a longer run: SMTPPROXY_CHAOS_S=600 pytest tests/chaos).
 """

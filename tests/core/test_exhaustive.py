@@ -171,7 +171,7 @@ class Choices:
         return self._taken[self._at - 1]
 
     def next_run(self) -> bool:
-        """Go on to the next run; tell whether there is one."""
+        """Go on to the next run; return whether there is one."""
         while self._taken and self._taken[-1] + 1 == self._of[-1]:
             self._taken.pop()
             self._of.pop()

@@ -1,4 +1,4 @@
-"""Extensions: what of the backend's offer is in force."""
+"""Extensions: which of the backend's offer apply."""
 
 from smtpproxy.core.capabilities import CapabilityFilter
 from smtpproxy.core.negotiated_extensions import NegotiatedExtensions

@@ -1,4 +1,4 @@
-"""What the edge tells those who watch."""
+"""What observers get."""
 
 import dataclasses
 

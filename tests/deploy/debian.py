@@ -112,7 +112,7 @@ def system() -> Iterator[System]:
 
 
 def cache_directory() -> Path:
-    """Return where what takes long to make is kept; delete it to have all made anew."""
+    """Return the directory of cached builds; delete it to build everything again."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "smtpproxy-debian"
     cache.mkdir(parents=True, exist_ok=True)
     return cache

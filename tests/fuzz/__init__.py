@@ -3,5 +3,5 @@
 `python -m tests.fuzz --seconds 3600` looks for new ones; `corpus` is what was found worth keeping.
 The tests play it, and schedules made from it, the same ones each time.
 
-Trace files are the second target (`--target trace`): what a stranger's file makes the commands do.
+Trace files are the second target (`--target trace`): what an untrusted file makes the commands do.
 """

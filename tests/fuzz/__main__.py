@@ -4,7 +4,7 @@ With `--target trace`: for trace files that the `trace` commands do not get righ
 it ends after so many executions, those of the corpus counted.
 
 Coverage-guided, by atheris (libFuzzer): what reaches something new in the core is kept and changed
-further.  Its lines tell of the progress: executions, coverage, how many schedules are kept.  What
+further.  Its lines show the progress: executions, coverage, how many schedules are kept.  What
 fails is written to the directory, with the traceback above it; `--play FILE` plays it again.
 """
 

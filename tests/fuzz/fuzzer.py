@@ -19,7 +19,7 @@ def execute(octets: bytes) -> None:
 
 
 if __name__ == "__main__":
-    # libFuzzer starts itself anew to merge, with a shell.
+    # To merge, libFuzzer restarts itself with a shell.
     myself = f"{shlex.quote(sys.executable)} -m tests.fuzz.fuzzer"
     atheris.Setup([myself, *sys.argv[1:]], execute)
     atheris.Fuzz()

@@ -26,7 +26,7 @@ class Hellos:
         self._before_tls = self._offered_to
 
     def take(self, line: bytes, said: list[Said]) -> list[Said]:
-        """Take what the backend was told: the hello, and what may follow from the reply to it."""
+        """Read what the backend got: EHLO or HELO, and what may follow from its reply."""
         reported: list[Said] = []
         while said and self._may_be_told(line, reported[-1] if reported else None, said[0]):
             reported.append(said.pop(0))
@@ -36,7 +36,7 @@ class Hellos:
         return reported
 
     def _may_be_told(self, line: bytes, last: Said | None, following: Said) -> bool:
-        """Tell whether this may follow `last`, or begin what is said because of a hello."""
+        """Return whether this may follow `last`, or start the commands that an EHLO causes."""
         verb = following.verb
         is_ehlo = verb == b"EHLO" and following.octets[4:] == line[4:]
         if last is None:

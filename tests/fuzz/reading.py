@@ -1,4 +1,4 @@
-"""How octets are to be read: written anew from the RFCs and design, so that two must agree.
+"""How octets must be read: a second implementation from the RFCs, to compare with the first.
 
 Nothing of the core's framing, content or reply reading is used here; only its fixed texts, and the
 list of capabilities that pass.
@@ -115,7 +115,7 @@ def misread(line: bytes, *, first: bool) -> tuple[bytes, bool]:
 
 
 def seems_bdat(line: bytes) -> bool:
-    """Tell whether the client may have meant BDAT, and sends a payload."""
+    """Return whether the client may have meant BDAT, and sends a payload."""
     return line[:64].lstrip()[:4].upper() == b"BDAT"
 
 
@@ -157,7 +157,7 @@ def payload_size(line: bytes) -> int:
 
 
 def is_last_chunk(line: bytes) -> bool:
-    """Tell whether a well-formed BDAT line ends its message."""
+    """Return whether a well-formed BDAT line ends its message."""
     return line.split()[-1].upper() == b"LAST"
 
 
@@ -178,7 +178,7 @@ def content_end(octets: bytes) -> int:
 
 
 def has_bare(octets: bytes) -> bool:
-    """Tell whether there is a CR, LF or NUL that is not part of CRLF."""
+    """Return whether there is a CR, LF or NUL that is not part of CRLF."""
     return bool(set(b"\r\n\0") & set(octets.replace(b"\r\n", b"")))
 
 

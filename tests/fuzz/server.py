@@ -1,7 +1,7 @@
 """The server: a backend that reads strictly, and answers what the schedule makes it answer.
 
 Unlike the model MTA of tests/core it may say anything at any time; so it keeps for each thing that
-it was told which of its replies was the answer.
+it records which of its replies was the answer.
 """
 
 import re
@@ -18,7 +18,7 @@ _LONGEST_LINE = 4096
 
 
 class Said:
-    """One thing that the server was told: a line, content, or a line with its payload.
+    """One unit that the server received: a line, content, or a line with its payload.
 
     whole: all of it has come.  reply: the server's answer, with CRLF; code: its last one.
     early: answered before it was whole.
@@ -38,7 +38,7 @@ class Said:
         return b"" if self.kind != "line" else verb_of(self.octets)
 
     def may_be_passed_on(self, verb: bytes) -> bool:
-        """Tell whether the reply makes clear how the client continues after this verb."""
+        """Return whether the reply makes clear how the client continues after this verb."""
         if self.code >= 400:
             return True
         allowed = {b"DATA": (354,), b"AUTH": (*range(200, 300), 334)}.get(verb, range(200, 300))
@@ -51,7 +51,7 @@ class Said:
 class Server:
     """Fails the trial if an octet comes while it owes a reply, or a line that is none.
 
-    said: all that it was told, the greeting that it owes from the start first.
+    said: all units received, and first the greeting, which it owes from the start.
     owed: what it has not answered.  unasked: replies that answered nothing.
     broken: it said something that is no reply.
     """
@@ -69,7 +69,7 @@ class Server:
         self._missing = 0
         self._count = 0
 
-    # --- what it is told --------------------------------------------------------------------------
+    # --- what it receives -------------------------------------------------------------------------
 
     def receive(self, octets: bytes) -> None:
         """Read what the proxy sends."""
@@ -144,7 +144,7 @@ class Server:
         return bool(self._unsaid or self._reply)
 
     def answer(self, text: bytes) -> bytes:
-        """Return an answer to what is owed, as it should be or as told; each is another."""
+        """Return a reply to what is owed, valid or as scheduled; all replies differ."""
         first = self.owed[0]
         natural = {b"DATA": b"354", b"EHLO": b"250 PIPELINING|CHUNKING|SIZE 99"}
         matched = re.match(rb"[2-5][0-9][0-9]", text)

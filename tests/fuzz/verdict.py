@@ -1,10 +1,10 @@
 """The verdict: what went to the backend, and what came back, against what the client has sent.
 
 The client's octets are read once more, by the replies that it got; the backend has read what it was
-told, by the replies that it gave.  Both readings must be of the same things in the same order:
+received, by its replies.  Both readings must have the same units in the same order:
 
 - each thing the client sent has one reply, in order, and each reply belongs to one;
-- what the backend was told is what the client sent, in order, but for what the proxy has to say of
+- the backend got what the client sent, in order, except for what the proxy has to add of
   its own about a hello;
 - a reply is the backend's own to this very thing, or one of the proxy's refusals that fits it;
 - so nothing is acknowledged but by the backend's own reply to it.
@@ -105,7 +105,7 @@ class Verdict:
         assert reply in reading.OWN_421 or reply in backend, f"whose is {reply!r}?"
 
     def _take_said(self, octets: bytes) -> Said | None:
-        """Take what the backend was told next, if it is this."""
+        """Remove the next unit that the backend got, if it is this."""
         if self._said and self._said[0].octets == octets and self._said[0].kind != "content":
             return self._said.pop(0)
         return None
@@ -210,7 +210,7 @@ class Verdict:
         assert reading.is_guarded(verb, self._policy, said_helo=self._said_helo), verb
         assert self._unread, "nothing was sent ahead"
         if self._said and self._said[0].kind == "content" and not self._said[0].octets:
-            del self._said[0]  # its 354 came, and nobody took it
+            del self._said[0]  # its 354 was not used
         self._end_here()
 
     def _forwarded(self, line: bytes, verb: bytes) -> None:

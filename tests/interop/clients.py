@@ -46,7 +46,7 @@ class Mail:
 
 @dataclass(frozen=True)
 class Result:
-    """What the client was told: of the message, and of each recipient."""
+    """The replies that the client reported: for the message, and for each recipient."""
 
     sent: bool
     refused: frozenset[str]
@@ -172,7 +172,7 @@ def _as_json(mail: Mail) -> dict[str, object]:
 
 
 def _each(argv: Sequence[str], mails: Sequence[Mail]) -> list[Result]:
-    """Run one command for all mails; what it says of a recipient goes for whichever had it."""
+    """Run one command for all mails; a reported recipient counts for the mail that had it."""
     done = _call(argv)
     return [_result(done, mail) for mail in mails]
 

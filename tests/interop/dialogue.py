@@ -31,7 +31,7 @@ def verb_groups(connection: Connection) -> list[list[bytes]]:
 
 
 def half_closed_before_reply(connection: Connection) -> bool:
-    """Tell whether the client half-closed while the server still had something to say."""
+    """Return whether the client half-closed while the server still owed a reply."""
     ends = [number for number, chunk in enumerate(connection.chunks) if not chunk.octets]
     first = ends[0] if ends else len(connection.chunks)
     later = connection.chunks[first + 1 :]
@@ -48,7 +48,7 @@ def assert_sealed(connection: Connection) -> None:
     """Fail if anything but EHLO and STARTTLS, or nothing at all, went outside of TLS records.
 
     Both directions are looked at; one that begins with a record is sealed from the start. Exim
-    speaks of a client that is gone, to nobody, in plaintext.
+    has the plaintext that would go to a client that is lost.
     """
     sent, answered = connection.sent(), connection.answered()
     if not _is_record(sent):

@@ -40,7 +40,7 @@ class Machine:
         return done.stdout
 
     def await_listening(self, port: int) -> None:
-        """Wait until somebody listens at a port."""
+        """Wait until a process listens at a port."""
         look = f"sport = :{port}"
         eventually(lambda: self.run("ss", "-Hltn", look) or None, f"a listener at port {port}")
 

@@ -38,7 +38,7 @@ class Backend:
         return eventually(partial(self._look_for, message), f"message {message.token}")
 
     def has(self, message: Message) -> bool:
-        """Tell whether this message has been kept by now."""
+        """Return whether this message has been stored by now."""
         return self._look_for(message) is not None
 
     def _look_for(self, message: Message) -> Delivery | None:
@@ -243,7 +243,7 @@ _POSTSCREEN = {
 def postscreen() -> Iterator[Backend]:
     """Run Postfix behind its postscreen, with all tests of the protocol, and PROXY headers owed.
 
-    Whoever passes is told with 450 to come back, and is let through then; its own networks (where
+    A client that passes gets 450, and is let through when it comes back; its own networks (where
     the proxy is) are not tested.
     """
     port = free_port()

@@ -101,7 +101,7 @@ def _configured(listeners: list[str], backend: str) -> Iterator[tuple[list[int],
 
 @contextmanager
 def _running(listeners: int, *flags: str) -> Iterator[tuple[list[int], Process]]:
-    """Run the proxy with two workers; at the end it must go when told to, without an error."""
+    """Run the proxy with two workers; at the end it must stop on a signal, without an error."""
     argv = [sys.executable, "-m", "smtpproxy", "run", *flags, "-w", "2"]
     with Workplace("proxy") as work, Process(argv, work.path / "log") as process:
         yield eventually(lambda: _ports(process, listeners), "the events `listening`"), process

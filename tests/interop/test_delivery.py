@@ -47,7 +47,7 @@ def test_an_awkward_message_arrives_as_it_was_sent(
 def test_a_large_message_arrives_at_the_existing_ones_of_30_recipients(
     client: Client, stage: Stage, door: Door
 ) -> None:
-    """The client is told of each refused recipient, and of no other."""
+    """The client reports each refused recipient, and no other."""
     mail = Mail(large(), recipients(26, 4))
     bad = {each for each in mail.recipients if each.startswith("bad")}
     [result] = client(door, [mail])

@@ -1,4 +1,4 @@
-"""The watcher is watched: lock step is told from everything that is not."""
+"""The check of dialogues itself: it accepts lock step and nothing else."""
 
 import pytest
 

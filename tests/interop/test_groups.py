@@ -46,7 +46,7 @@ def test_mail_rcpt_and_data_come_in_one_group(client: Client, stage: Stage, fron
 def test_they_come_in_one_group_inside_tls_too(
     client: Client, stage: Stage, door: Door, way: str
 ) -> None:
-    """No tap sees that; the proxy tells the sizes of a message's groups.  One by one to the MTA."""
+    """The tap cannot see that; the proxy logs the sizes of groups.  The MTA gets one at a time."""
     mail = Mail(brief(), recipients(3), f"{client.__name__}-{way}@sender.example")
     [result] = client(door, [mail])
     assert result.sent, result.output

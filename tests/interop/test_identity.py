@@ -1,4 +1,4 @@
-"""Who the client is: what a real MTA learns of it, and a real proxy in front tells."""
+"""The client's identity: what a real MTA gets, and what a real proxy in front passes."""
 
 import subprocess
 from collections.abc import Iterator
@@ -75,7 +75,7 @@ def test_postfix_learns_the_client_by_xclient_and_does_not_relay_for_it() -> Non
 
 @pytest.mark.parametrize("identity", ["proxy-v1", "proxy-v2", "xclient"])
 def test_a_client_that_postfix_refuses_gets_its_words_and_others_are_served(identity: str) -> None:
-    """By XCLIENT it is told late: the reply to it is the greeting of the client that is named."""
+    """XCLIENT comes late: its reply is the greeting of the named client."""
     refusals = "192.0.2.7=450 4.7.1 later}, {192.0.2.8=554 5.7.1 never"
     settings = {
         "smtpd_delay_reject": "no",
@@ -164,7 +164,7 @@ def test_postfix_does_not_relay_for_a_client_that_resets_at_once(identity: str) 
 
 @pytest.mark.parametrize("identity", ["proxy-v1", "proxy-v2", "xclient"])
 def test_whom_swaks_speaks_for_by_xclient_is_whom_postfix_serves(identity: str) -> None:
-    """The MTA relays for 192.0.2.7 alone; how it is told does not matter to who tells the proxy."""
+    """The MTA relays for 192.0.2.7 only, whichever way the proxy got and passes that address."""
     message = brief()
     settings = {"mynetworks": "192.0.2.7/32"}
     if identity == "xclient":
@@ -210,7 +210,7 @@ listen front
 
 @contextmanager
 def haproxy(target: int, bind: str = "") -> Iterator[int]:
-    """Run HAProxy in front of a port; it tells by PROXY headers, version 2, who its clients are."""
+    """Run HAProxy in front of a port; it names its clients by PROXY headers, version 2."""
     port = free_port()
     with Workplace("haproxy") as work:
         file = work.write("haproxy.cfg", _HAPROXY.format(port=port, target=target, bind=bind))
@@ -238,7 +238,7 @@ def test_haproxy_in_front_names_its_clients() -> None:
 def test_haproxy_as_the_backend_accepts_a_header_and_tls_after_it(
     identity: str, tmp_path: Path
 ) -> None:
-    """And tells Postfix who the client is, which was said in plaintext, and nothing else was."""
+    """Postfix gets the client's address in plaintext, and nothing else in plaintext."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
     issued = authority.issue_cert("127.0.0.1")

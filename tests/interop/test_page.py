@@ -194,7 +194,7 @@ def test_nothing_in_a_trace_file_becomes_markup_of_the_page(
 
 
 def raw_page(session: RecordedSession) -> str:
-    """Return the page with its records as the file has them: what the live page is told."""
+    """Return the page with its records as in the file, which are those of the live page."""
     page = html_page.page(session)
     data = msgspec.json.encode(session.records).decode().replace("<", "\\u003c")
     begin, _, rest = page.partition('id="records">')

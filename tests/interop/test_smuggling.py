@@ -194,7 +194,7 @@ def _smuggle(port: int, backend: Backend, tap: Tap, number: int, cut: tuple[byte
 
 
 def _is_read(port: int, wire: Wire) -> bool | None:
-    """Tell whether the proxy has read all that was sent, as the kernel has it."""
+    """Return whether the proxy has read all that was sent, from the kernel's socket table."""
     client = int(wire.own_address.rpartition(":")[2])
     for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
         _, local, remote, _, queues, *_ = line.split()

@@ -160,7 +160,7 @@ def test_a_new_certificate_is_read_at_reload_and_a_bad_one_keeps_the_old(keys: P
         other.private_key_and_cert_chain_pem.write_to_path(keys / "mx.pem")
         run.hang_up()
         eventually(lambda: _certificate(port) != first or None, "the new certificate")
-        with inside:  # nobody is dropped
+        with inside:  # no client is dropped
             assert inside.ask(b"RCPT TO:<good@rcpt.example>", b"DATA") == [250, 354]
             message = brief()
             assert inside.ask(message.octets + b".", b"QUIT") == [250, 221]

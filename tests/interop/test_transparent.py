@@ -246,7 +246,7 @@ def test_a_reload_makes_a_listener_transparent_and_takes_it_back(
 
 
 def _is_served(row: Networks) -> bool:
-    """Tell whether a client that wants the MTA comes by way of the proxy."""
+    """Return whether a client that connects to the MTA gets the proxy."""
     try:
         return "250 PIPELINING" in talk(row.client, MTA, ("EHLO client.example", "QUIT"))
     except AssertionError:

@@ -21,7 +21,7 @@ Logged = Callable[[str], list[dict[str, Any]]]
 
 @pytest.fixture
 async def opened(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Opener]:
-    """Return what opens a stage: servers, rules -> a session whose connecting has had its turn."""
+    """Return a function that opens a stage with servers and a policy, after connecting has run."""
     clock = Clock()
     monkeypatch.setattr("smtpproxy.net.session.monotonic", clock)
     monkeypatch.setattr("smtpproxy.net.timeouts.monotonic", clock)

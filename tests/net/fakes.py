@@ -1,4 +1,4 @@
-"""What the tests of the edge stand on: connections that only remember, and a clock set by hand."""
+"""Fakes for the tests of net: connections that record, and a clock that tests set."""
 
 import asyncio
 import errno
@@ -100,7 +100,7 @@ class Transport(asyncio.Transport):
 class Server:
     """A server that can be reached, or not, or never answers.
 
-    told: it knows who the client is before it greets.
+    reported: whether it gets the client's address before its greeting.
     """
 
     def __init__(self, name: str, behaviour: str = "reachable", *, reported: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""The proxy on uvloop between raw sockets: peers that reset, half-close or stall when told to.
+"""The proxy on uvloop between raw sockets: peers that reset, half-close or stall on request.
 
 Client and MTA are in the proxy's loop, and a client's calls don't wait: what it sends before it
 resets is all in the kernel before the proxy accepts it, or not, as the test has it.
@@ -132,7 +132,7 @@ class Connection(asyncio.Protocol):
             self._answer(GREETING, b"220 mx\r\n")
 
     def _take(self) -> bool:
-        """Take what stands first; tell whether something did."""
+        """Process the first unit; return whether there was one."""
         if self._mta.header_octets and not self.header:
             return False
         if self._in_content:
@@ -475,7 +475,7 @@ class Proxy:
         return counts | ({"descriptors": more} if more else {})
 
     def expect_closing_within(self, seconds: float) -> None:
-        """Wait no longer for a client to close that was told good-bye."""
+        """Stop waiting for a client to close after its last reply."""
         assert self.app is not None
         self.app._timeouts.limits["close"] = seconds
 

@@ -277,6 +277,6 @@ async def test_a_lingering_client_counts_until_it_has_closed(opened: Opener) -> 
 def test_connections_to_the_mta_are_shared_by_what_counts_as_an_address(
     host: str, address: bytes
 ) -> None:
-    """By the same rule as the limits, whoever is exempt from these."""
+    """By the same rule as the limits, even for exempt clients."""
     nat64, exempt = (ip_network("2001:db8:64::/96"),), (ip_network("127.0.0.0/8"),)
     assert admission(nat64=nat64, exempt=exempt).address_of(host) == address

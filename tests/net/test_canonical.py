@@ -1,4 +1,4 @@
-"""An address has one spelling, whoever names it: for the MTA, the log, the limits and the trust.
+"""An address has one spelling, from every source: for the MTA, the log, the limits and the trust.
 
 A proxy in front with a socket for both families names IPv4 clients as `::ffff:192.0.2.7`.
 """

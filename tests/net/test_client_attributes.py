@@ -1,4 +1,4 @@
-"""XCLIENT and XFORWARD: what the proxy itself says of a client, which nobody may misread."""
+"""XCLIENT and XFORWARD: what the proxy sends about a client, in an unambiguous form."""
 
 import contextlib
 import re
@@ -135,7 +135,7 @@ def test_a_trusted_client_names_another_client(said: bytes) -> None:
 
 @pytest.mark.parametrize("said", NOT_TAKEN)
 def test_what_can_not_be_right_is_not_taken(said: bytes) -> None:
-    """Nor who has no address: an MTA that is told of none would take it for the proxy."""
+    """Nor a client without an address, which an MTA would take for the proxy."""
     with pytest.raises(BadXclient) as error:
         peer_named_by(FRONT, b"XCLIENT " + said + b"\r\n")
     assert error.value.reply.startswith(b"501 5.5.4 ")

@@ -1,6 +1,6 @@
-"""A client that resets its connection: the MTA is told its own address, or gets nothing of it.
+"""A client that resets its connection: the MTA gets its own address, or nothing of it.
 
-An MTA takes for the proxy whoever is not introduced, and relays for the proxy.  So of every
+An MTA takes a client that is not named for the proxy, and relays for the proxy.  So of every
 connection that the MTA saw: it was introduced as the client's own, or it was not introduced and
 carried no message.
 """

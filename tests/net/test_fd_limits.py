@@ -67,7 +67,7 @@ async def test_listeners_pause_while_no_descriptor_is_left(monkeypatch: pytest.M
     door._watch(0.0)
     door.stop()
     assert doors.paused == [False, True, True, False]
-    assert watcher.turned_away == [("file_descriptors", "", 1)]  # told once
+    assert watcher.turned_away == [("file_descriptors", "", 1)]  # reported once
 
 
 def test_a_client_is_refused_when_they_are_short(limit: list[int]) -> None:

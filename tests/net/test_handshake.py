@@ -82,7 +82,7 @@ class _Recorder(asyncio.Protocol):
 
 @on_uvloop
 async def test_a_connection_lost_as_the_handshake_ends_is_reported_to_the_new_protocol() -> None:
-    """The loop has told the handshake's own protocol then, and tells nobody else."""
+    """The loop has reported it to the handshake's protocol then, and to no other."""
     waiting, successor = handshake._Waiting(), _Recorder()
     waiting.hand_over(successor)
     assert not successor.lost

@@ -152,7 +152,7 @@ async def test_a_wildcard_of_ipv6_leaves_ipv4_to_others_on_request(mta: Address)
 async def test_a_free_port_is_free_for_both_families(
     mta: Address, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The system knows of one that it is free for IPv6; for IPv4 somebody may have it."""
+    """A port that is free for IPv6 may be in use for IPv4."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         taken = other.getsockname()[1]
         bind = socket.socket.bind
@@ -245,7 +245,7 @@ def test_a_unix_socket_is_never_more_open_than_it_is_to_be(
 
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
 def test_a_shared_socket_is_never_blocking(kind: str, tmp_path: Path) -> None:
-    """A copy takes over what its original believes; the kernel keeps one flag for all of them."""
+    """A copy takes over the timeout of its original; the kernel has one flag for all of them."""
     path = str(tmp_path / "s")
     address = Address(path=path) if kind == "unix" else Address(host="127.0.0.1")
     (listening,) = binding.listen(address)

@@ -1,4 +1,4 @@
-"""A peer that is gone: whatever the session is at, within a second nothing of it is held.
+"""A lost peer: whatever the state of the session, within a second nothing of it is held.
 
 The state of a session (rows), and what the client or the MTA does then (a reset, a half-close,
 nothing more).  What is looked at is what the proxy has counted, connected and kept in memory, and
@@ -557,7 +557,7 @@ async def test_of_a_client_that_goes_while_it_waits_for_a_slot_nothing_is_held(
 async def test_an_mta_that_has_refused_the_content_and_is_gone_keeps_no_slot(
     tmp_path: Path,
 ) -> None:
-    """The client is still read to its end of data, to be told."""
+    """The client is still read to its end of data, to get the reply."""
     async with proxy(tmp_path) as here:
         await here.start()
         one = await in_content(here)

@@ -62,7 +62,7 @@ def test_no_other_connection_is_taken_for_it() -> None:
 
 
 def test_it_is_known_while_it_may_yet_be_accepted_and_no_longer(clock: Clock) -> None:
-    """Its port may be that of another one later, which belongs to somebody else."""
+    """Its port may later be that of a connection of another program."""
     alone = OwnConnections()
     alone.note(HERE, THERE)
     clock.now += NOTED_S - 0.1

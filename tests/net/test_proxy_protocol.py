@@ -194,7 +194,7 @@ def test_nothing_but_its_own_error_is_ever_raised(octets: bytes) -> None:
 
 
 def agree(octets: bytes, other: ProxyProtocolV1 | ProxyProtocolV2) -> None:
-    """Whatever is believed here must be what the other implementation reads, too."""
+    """A valid result here must be the result of the other implementation, too."""
     try:
         peer, taken = read_header(octets)
     except BadProxyHeader:

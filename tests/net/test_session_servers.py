@@ -100,7 +100,7 @@ class TestServers:
     async def test_one_that_is_reached_after_it_was_given_up_has_no_say(
         self, opened: Opener
     ) -> None:
-        """The loop had its connection ready when the time limit was over."""
+        """The loop had made the connection when the time limit was reached."""
         stage = await opened(Server("one", "late"), Server("two"))
         late = stage.servers[0].protocol
         stage.wait(30)

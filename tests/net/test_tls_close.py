@@ -1,4 +1,4 @@
-"""A client that says good-bye inside TLS before it has heard all: it loses no reply."""
+"""A client that sends close_notify before it has all replies loses none."""
 
 import asyncio
 import contextlib
@@ -69,5 +69,5 @@ async def test_a_close_notify_after_quit_loses_no_reply(stage: Stage, apart: boo
         inside.send()
         one.writer.write_eof()
         await inside.hear(b"250 queued\r\n221 QUIT\r\n")
-        with pytest.raises(ssl.SSLZeroReturnError):  # the proxy says good-bye, too
+        with pytest.raises(ssl.SSLZeroReturnError):  # the proxy sends close_notify, too
             await inside.hear(b"more")

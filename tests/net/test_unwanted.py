@@ -1,4 +1,4 @@
-"""A client that the MTA does not want is this client's trouble, and nobody else's."""
+"""A client that the MTA refuses does not affect other clients."""
 
 import asyncio
 import os
@@ -29,7 +29,7 @@ NOT_TOLD = ["none", "xforward", "xclient"]
 
 
 class Mta:
-    """Greets each client in its way, if it is told who that is.
+    """Greets each client in its way, if it gets the client's address.
 
     greeting: by the client's address.  greeted: whom it has greeted.
     """

@@ -1,6 +1,6 @@
 """A client that may speak for others by XCLIENT: then the session is that of another client.
 
-For the limits, for the log, and for the MTA, whatever way that is told.
+For the limits, for the log, and for the MTA, by every identity.
 """
 
 import pytest
@@ -48,7 +48,7 @@ async def test_the_mta_gets_a_connection_of_that_client(stage: Stage) -> None:
 
 
 async def test_the_mta_gets_that_client_by_xclient(stage: Stage) -> None:
-    """Postfix believes one XCLIENT in a session, if the client that it names may not send more."""
+    """Postfix accepts one XCLIENT in a session, if the named client may not send more."""
     stage.backend.offers = [b"XCLIENT ADDR PORT"]
     async with client(await stage.start(TRUSTED, 'identity = "xclient"')) as one:
         assert await introduce(one) == b"220 mx"
@@ -128,7 +128,7 @@ async def test_it_may_say_more_of_itself_first_and_the_address_last(
 
 
 async def test_a_client_without_an_address_is_refused(stage: Stage) -> None:
-    """An MTA that is told of none would take it for the proxy."""
+    """An MTA would take a client without an address for the proxy."""
     async with client(await stage.start(TRUSTED)) as one:
         reply = await introduce(one, b"XCLIENT ADDR=[UNAVAILABLE]")
         assert reply == b"501 5.5.4 Error: bad XCLIENT attribute value"

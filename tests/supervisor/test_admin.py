@@ -25,7 +25,7 @@ OTHER_TOKEN = "fedcba9876543210"
 
 
 class File:
-    """A settings file that can be written anew."""
+    """A settings file that can be rewritten."""
 
     def __init__(self, path: Path, mta: LegacyMTA) -> None:
         self.path = path
@@ -55,7 +55,7 @@ def ask(address: str, path: str, token: str = "") -> tuple[int, str]:
 
 
 def snapshot(address: str) -> dict[str, float]:
-    """Return what /metrics tells."""
+    """Return the values of /metrics."""
     _, text = ask(address, "/metrics")
     samples = [line.rpartition(" ") for line in text.splitlines() if not line.startswith("#")]
     return {name: float(number) for name, _, number in samples}
@@ -143,7 +143,7 @@ class TestReload:
 
 
 class Choosy(socketserver.StreamRequestHandler):
-    """An MTA that is told by a PROXY header who the client is, and does not want one of them."""
+    """An MTA that gets clients' addresses by a PROXY header, and refuses one client."""
 
     def handle(self) -> None:
         _, _, host, *_ = self.rfile.readline().split()

@@ -1,4 +1,4 @@
-"""Certificate files: those that end are told of, those that change are taken over."""
+"""Certificate files: a near expiry is logged, and changed files are used."""
 
 import datetime
 import signal

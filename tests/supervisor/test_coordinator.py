@@ -1,4 +1,4 @@
-"""The coordinator: what workers are told of one another, and what is left when one is gone."""
+"""The coordinator: what workers get about each other, and what remains of one that has ended."""
 
 from typing import Any, cast
 
@@ -16,7 +16,7 @@ from smtpproxy.worker.control_messages import Ask, Granted, Health
 
 
 class Worker:
-    """Stands for a process; remembers what it was told."""
+    """Replaces a process, and records the messages to it."""
 
     def __init__(self, coordinator: Coordinator, pid: int) -> None:
         self.row = coordinator.take_row()
@@ -29,12 +29,12 @@ class Worker:
 
 @pytest.fixture
 def coordinator() -> Coordinator:
-    coordinator = Coordinator(_tell_nobody)
+    coordinator = Coordinator(_send_to_none)
     coordinator.settle(settings("192.0.2.1:25", "192.0.2.2:25"))
     return coordinator
 
 
-def _tell_nobody(*_: object) -> None:
+def _send_to_none(*_: object) -> None:
     """Stand for the other workers."""
 
 
@@ -52,7 +52,7 @@ def test_a_new_worker_gets_the_servers_that_are_down(coordinator: Coordinator) -
 
 
 def test_a_server_that_is_named_no_more_is_not_counted_as_down(coordinator: Coordinator) -> None:
-    """A worker of before the reload may find it down, and nobody would ever find it up."""
+    """A worker from before the reload may find it down, and none would ever find it up."""
     (backend,) = settings("192.0.2.1:25").backends
     coordinator.settle(settings("192.0.2.2:25"))
     coordinator.change(Health(backend, "192.0.2.1:25", up=False, reason="refused"))
@@ -92,7 +92,7 @@ async def test_the_resources_of_a_worker_are_free_after_its_end(coordinator: Coo
 async def test_a_worker_group_stopped_while_it_starts_starts_no_worker(
     coordinator: Coordinator,
 ) -> None:
-    """The sockets may be closed by then, and their numbers somebody else's."""
+    """The sockets may be closed by then, and their numbers reused."""
     asked_nothing = cast("ForkServer", object())  # to ask it for a worker would raise
     worker_group = WorkerGroup(settings("192.0.2.1:25"), [[-1]], 2, coordinator, asked_nothing)
     worker_group.drain()

@@ -23,7 +23,7 @@ TOO_MANY = b"421 4.7.0 mx.example Error: too many connections from your address\
 
 
 class Proxy:
-    """The program with some limits; and what it tells of them."""
+    """The program with some limits, and its log lines about them."""
 
     def __init__(self, program: Program) -> None:
         self.program = program
@@ -45,7 +45,7 @@ class Proxy:
 
 
 class Client:
-    """A client that says what it is told to."""
+    """A client that sends what a test gives it."""
 
     def __init__(self, port: int, header: bytes = b"") -> None:
         self._socket = socket.create_connection(("127.0.0.1", port), timeout=20)

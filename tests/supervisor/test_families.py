@@ -1,4 +1,4 @@
-"""`[::]` is all of IPv4, too, however its socket comes to be; unless somebody else wants IPv4."""
+"""`[::]` includes IPv4, however its socket was made, unless another listener uses IPv4."""
 
 import signal
 import smtplib

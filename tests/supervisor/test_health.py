@@ -59,7 +59,7 @@ def test_a_service_that_serves(run: Run, mta: LegacyMTA, directory: Path) -> Non
 
 
 def test_the_first_query_waits_for_the_first_check(run: Run, directory: Path) -> None:
-    """Without an admin address nobody has looked before; then the server comes back."""
+    """Without an admin address no check has run before; then the server comes back."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{server.getsockname()[1]}"

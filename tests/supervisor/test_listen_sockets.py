@@ -39,7 +39,7 @@ def change(opened: ListenSockets, to: Settings) -> None:
 
 
 def accepts(opened: ListenSockets, used: Settings, client: socket.socket) -> bool:
-    """Tell whether a client waits at one of the sockets of the only listener."""
+    """Return whether a client waits at one of the sockets of the only listener."""
     (descriptors,) = opened.descriptors(used)
     waiting = []
     for each in descriptors:

@@ -1,6 +1,6 @@
-"""A server that leads back to its listener: the way round is gone once, and not for ever.
+"""A server that is one of the listeners: a loop ends after one round.
 
-The listener is a socket that systemd passes: of that one `run` can't tell beforehand where it is.
+The listener is a socket from systemd, whose address `run` cannot know beforehand.
 """
 
 import contextlib
@@ -79,7 +79,7 @@ WAYS = {
 def check_gone_at_once(closed: Counter[str]) -> None:
     """Check that no client came round twice.
 
-    A server that was told of the client is then checked in the proxy's own name, as a client of
+    A server that gets the client's address is then checked in the proxy's own name, as a client of
     its own: the check may come round as well, before the program ends.
     """
     assert closed.keys() - {"draining"} == {"loop_detected", "backend_closed"}
@@ -98,7 +98,7 @@ def test_the_way_round_is_gone_once(way: str, run: Run, tmp_path: Path) -> None:
 def test_over_all_workers_it_ends_soon(way: str, run: Run, tmp_path: Path) -> None:
     got, closed = rounds(run, tmp_path, workers=3, **WAYS[way])
     assert got.startswith(REFUSED)
-    # A server that was told of the client is checked in the proxy's own name, once by each worker.
+    # Each worker checks a server that gets the client's address once, from the proxy's own address.
     assert 1 <= closed["loop_detected"] <= 1 + 3
     assert closed.total() < MOST
 

@@ -1,4 +1,4 @@
-"""SIGHUP: new settings, the same sockets, nobody refused and no session cut."""
+"""SIGHUP: new settings, the same sockets, no client refused and no session interrupted."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ Run = Callable[..., Program]
 
 
 class File:
-    """A settings file that can be written anew."""
+    """A settings file that can be rewritten."""
 
     def __init__(self, path: Path, mta: LegacyMTA) -> None:
         self.path = path
@@ -262,4 +262,4 @@ def test_the_log_changes_with_the_file(run: Run, file: File) -> None:
     program.signal(signal.SIGHUP)
     program.event("reloaded")
     send(port)
-    program.event("session_opened")  # told at debug only
+    program.event("session_opened")  # logged only at debug

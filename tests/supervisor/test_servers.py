@@ -61,7 +61,7 @@ class Client:
 
 @pytest.fixture
 def dead() -> str:
-    """An address at which nobody listens."""
+    """An address at which no process listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return f"127.0.0.1:{probe.getsockname()[1]}"
@@ -114,7 +114,7 @@ def test_places_at_a_backend_are_given_out_once_for_all_workers(
             gone.__exit__()
             assert program.event("probe_closed")["reason"] == "client_lost"
             assert len(mta.sessions) == 2
-            waiting = [three, four]  # the order in which two workers ask is not ours to tell
+            waiting = [three, four]  # the order of two workers' requests is not known
             for holder in (one, two):
                 assert not any(client.greeting() for client in waiting)
                 holder.__exit__()

@@ -1,4 +1,4 @@
-"""systemd: sockets that it passes, and what it is told."""
+"""systemd: the sockets that it passes, and the notifications that it gets."""
 
 import contextlib
 import os

@@ -153,7 +153,7 @@ class Load:
 
 
 class Systemd:
-    """What it is told."""
+    """The notifications that it gets."""
 
     def __init__(self, path: Path) -> None:
         self.reported: list[str] = []
@@ -333,7 +333,7 @@ def test_the_path_of_a_unix_socket_stays_when_the_old_supervisor_ends(
 def test_the_control_socket_answers_all_the_while(
     mta: LegacyMTA, run: Run, copy: Path, tmp_path: Path
 ) -> None:
-    """Asked without a pause, no one is refused, and no one is told that the service starts."""
+    """Queried without a pause, it is always ready, and never starting."""
     path = tmp_path / "control"
     flags = ("-l", "127.0.0.1:0", "-b", mta.address, "--control", str(path))
     program = run_copy(run, copy, *flags)

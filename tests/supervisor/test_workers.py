@@ -92,7 +92,7 @@ def _is_open(port: int) -> bool:
 def test_none_is_replaced_because_all_were_stopped(
     mta: LegacyMTA, run: Run, tmp_path: Path
 ) -> None:
-    """Ctrl-Z, a paused machine: the supervisor goes on first, and has heard of nobody for long."""
+    """Ctrl-Z, a paused machine: the supervisor resumes first, and has had no message for long."""
     file = tmp_path / "p.toml"
     # One that was stopped has no lag to speak of.
     file.write_text("timeouts = { heartbeat = 2.5 }\nlimits = { event_loop_lag = 0 }")
@@ -119,7 +119,7 @@ def test_workers_end_when_the_supervisor_is_killed(mta: LegacyMTA, run: Run) -> 
         client.ehlo()
         program.signal(signal.SIGKILL)
         program.wait()
-        assert client.getreply()[0] == 421  # idle sessions are told so, unasked
+        assert client.getreply()[0] == 421  # idle sessions get it unsolicited
         client.close()
     eventually(lambda: not any(map(is_alive, workers)) or None, "the end of the workers")
 

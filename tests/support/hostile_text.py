@@ -1,4 +1,4 @@
-"""Text of a stranger that drives a terminal, reorders a line, forges one, or is markup."""
+"""Hostile text that controls a terminal, reorders a line, forges one, or is markup."""
 
 import re
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ LINE = OCTETS.replace(b"\r", b"").replace(b"\n", b"").replace(b"\0", b"")
 """What a peer can get into one line."""
 
 _OURS = re.compile(r"\x1b\[([0-9;]*m|2K|1A|\?25[hl])|\r")
-"""What rich writes to a terminal: styles, and the line that tells how far it has come."""
+"""What rich writes to a terminal: styles, and the progress line."""
 
 
 def check_shown(shown: str, *, terminal: bool = False) -> None:

@@ -40,7 +40,7 @@ EHLO_OFFER = b"250-mx\r\n250-SIZE 1000\r\n250-CHUNKING\r\n250 PIPELINING\r\n"
 
 
 class Mta:
-    """Answers every command by what it says, so that replies tell which command they answer.
+    """Quotes each command in its reply, so that replies show which command they answer.
 
     pipelining, xforward: it offers PIPELINING, or XFORWARD.
 

@@ -31,7 +31,7 @@ def eventually(attempt: Callable[[], T | None], what: str, timeout_s: float = ST
 
 
 def free_port() -> int:
-    """Return a TCP port of 127.0.0.1 that nobody listens on.
+    """Return a TCP port of 127.0.0.1 on which no process listens.
 
     For programs that cannot choose one themselves. It lies below the range from which the kernel
     takes the ports of outgoing connections, so nothing else picks it before the program does.
@@ -157,7 +157,7 @@ class Process:
         return self._popen.wait(timeout_s)
 
     def hang_up(self) -> None:
-        """Tell the program to read its settings again."""
+        """Make the program read its settings again."""
         self._popen.send_signal(signal.SIGHUP)
 
     def check_alive(self) -> None:

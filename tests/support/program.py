@@ -88,7 +88,7 @@ def children(pid: int) -> list[int]:
 
 
 def is_worker(pid: int) -> bool:
-    """Tell whether a process is a worker, as `ps` shows it."""
+    """Return whether a process is a worker, as `ps` shows it."""
     try:
         return Path(f"/proc/{pid}/comm").read_text() == "smtp-worker\n"
     except FileNotFoundError:
@@ -104,7 +104,7 @@ def send(port: int, host: str = "127.0.0.1") -> bytes:
 
 
 def is_alive(pid: int) -> bool:
-    """Tell whether a process runs (a zombie does not)."""
+    """Return whether a process runs (a zombie does not)."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except FileNotFoundError:

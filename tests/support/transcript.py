@@ -28,7 +28,7 @@ again octet by octet); `given:` one of
 session has come as far as that.
 
 Claims, anywhere: `ends: reason`; `full: yes|no`; `waiting: time limit`; `upgrade: client|backend|
-tunnel` (what is asked of the caller), `introduced: line` (what it is told of another client); and,
+tunnel` (what the caller is asked for), `introduced: line` (the XCLIENT line passed to it); and,
 on the whole dialogue, `violation: kind [octets]`, `observed: command line`, `waits: n` (turnarounds
 that the client makes), `pipelined: n`, `messages: n`.
 """
@@ -93,7 +93,7 @@ class Dialogue:
 
     @property
     def depends_on_segments(self) -> bool:
-        """Tell whether it may be played as written only."""
+        """Return whether it may be played only as written."""
         return "as written" in self.all_settings("segments")
 
 

@@ -41,7 +41,7 @@ async def test_mail_goes_through_and_nothing_is_left_open(mta: LegacyMTA) -> Non
 
 
 async def test_ipv4_is_the_listeners_that_asks_for_it(mta: LegacyMTA) -> None:
-    """Where nobody does it belongs to `[::]`."""
+    """Without another listener it belongs to `[::]`."""
     port = free_port()
     both, other = f"[::]:{port}", f"127.0.0.1:{port}"
     for listen, found in (

@@ -25,7 +25,7 @@ def test_a_copy_cannot_be_changed() -> None:
 
 
 def test_the_shared_counters_cannot_be_truncated() -> None:
-    """Whoever read what is no longer there would be killed."""
+    """Reading a truncated mapping would kill the process."""
     descriptor = shared_counters.create()
     with pytest.raises(PermissionError):
         os.ftruncate(descriptor, 0)

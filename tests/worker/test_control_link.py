@@ -1,4 +1,4 @@
-"""The control channel: what a worker is told before it has begun to listen."""
+"""The control channel: messages that arrive before the worker reads them."""
 
 import socket
 
@@ -11,7 +11,7 @@ from smtpproxy.worker.control_messages import Drain, MessageReader, Start, encod
 
 
 def test_a_message_after_start_is_not_lost() -> None:
-    """A service that ends while it reloads tells a worker to drain before it has read."""
+    """A service that stops during a reload sends Drain before the worker has read Start."""
     settings = from_flags(None, ["127.0.0.1:0"], ["127.0.0.1:25"])
     start = Start(settings=settings, files={}, sockets=[], row=0)
     ours, its = socket.socketpair()

@@ -189,7 +189,7 @@ async def test_a_higher_limit_admits_waiting_clients(more: int, line: MakeLine) 
 
 
 async def test_a_slot_is_reclaimed_from_the_address_that_holds_most(line: MakeLine) -> None:
-    """After a quarter of max_wait; of its sessions the one that has had its slot longest."""
+    """After a quarter of max_wait; of its sessions, the one that has held its slot longest."""
     four = line(4)
     four.ask("B1", "A1", "A2", "A3")
     four.passes(100)
@@ -210,7 +210,7 @@ async def test_another_session_is_asked_if_the_first_does_not_end(line: MakeLine
     assert [three.passes(7.5) for _ in range(3)] == ["A1!", "A2!", "A3!"]
     assert three.leave("A2") == "-> B1"
     three.ask("C1")
-    assert three.passes(7.4) == "", "B has not had its slot for long enough"
+    assert three.passes(7.4) == "", "B has not held its slot for long enough"
     assert three.passes(0.1) == "B1!"
 
 

@@ -1,4 +1,4 @@
-"""Names are looked up without blocking the loop, and nobody waits for them at the end."""
+"""Names are looked up without blocking the loop, and do not delay its end."""
 
 import asyncio
 import socket
@@ -13,7 +13,7 @@ from smtpproxy.net.backend.resolver import look_up
 
 
 class Resolver:
-    """Stands for the system's: knows one name, and answers when told to."""
+    """Replaces the system's resolver: knows one name, and answers on request."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.asked: list[str] = []
@@ -57,7 +57,7 @@ async def test_a_name_is_asked_for_once_however_many_want_to_know(resolver: Reso
     assert {answer[0][4] for answer in found} == {("192.0.2.1", 25)}
     assert resolver.asked == ["mx.example"]
     await look_up("mx.example", 25)
-    assert len(resolver.asked) == 2  # anew: it may have moved
+    assert len(resolver.asked) == 2  # again, since it may have moved
 
 
 async def test_all_requests_get_the_same_error(resolver: Resolver) -> None:
