@@ -82,6 +82,10 @@ class RewrittenOffer:
     """Whether the client is offered CHUNKING."""
 
 
+CACHED_OCTETS: Final = 4096
+"""The longest EHLO reply whose filtered lines are cached; of many long ones a cache would grow."""
+
+
 def offer(reply: bytes, keep: CapabilityFilter, largest: int = 0) -> RewrittenOffer:
     """Rewrite the backend's positive EHLO reply, keeping first line and order; PIPELINING is last.
 
@@ -92,21 +96,17 @@ def offer(reply: bytes, keep: CapabilityFilter, largest: int = 0) -> RewrittenOf
             0 for no limit.
     """
     first, _, rest = reply.partition(b"\r\n")
-    kept, pipelining, chunking = _filter(rest, keep, largest)
+    filtered = _filter_cached if len(rest) <= CACHED_OCTETS else _filter
+    kept, pipelining, chunking = filtered(rest, keep, largest)
     return RewrittenOffer(
         _multi_line(_code(reply), first, kept), pipelining=pipelining, chunking=chunking
     )
 
 
-@lru_cache(maxsize=64)
 def _filter(
     rest: bytes, keep: CapabilityFilter, largest: int
 ) -> tuple[tuple[bytes, ...], bool, bool]:
-    """Return the capabilities that pass, without their reply code, and the two flags.
-
-    The result is cached, since a backend sends the same lines to all clients except for the first,
-    which may name the client.
-    """
+    """Return the capabilities that pass, without their reply code, and the two flags."""
     lines = rest.split(b"\r\n")[:-1]
     words = [_word(line) for line in lines]
     kept = [
@@ -119,6 +119,10 @@ def _filter(
     kept += _own(keep)
     chunking = b"CHUNKING" in words and keep.passes(b"CHUNKING")
     return tuple(kept), b"PIPELINING" in words, chunking
+
+
+_filter_cached = lru_cache(maxsize=64)(_filter)
+"""A backend sends the same lines to all clients but for the first, which may name the client."""
 
 
 def _lowered(size: bytes, largest: int) -> bytes:

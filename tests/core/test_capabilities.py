@@ -1,5 +1,7 @@
 """Capabilities: the EHLO reply that the client gets."""
 
+import tracemalloc
+
 from smtpproxy.core.capabilities import (
     NEVER_PASSED,
     PASSED,
@@ -9,6 +11,7 @@ from smtpproxy.core.capabilities import (
 )
 
 EVERYTHING = CapabilityFilter()
+LINE = b"250-X\r\n"
 FIRST = b"250-mx.example.org Hello [10.0.0.1]\r\n"
 
 
@@ -85,3 +88,16 @@ def test_helo_gives_its_first_line_and_pipelining() -> None:
     assert offer_for_helo(b"250-mx\r\n250 old\r\n", EVERYTHING) == b"250-mx\r\n250 PIPELINING\r\n"
     hides = CapabilityFilter(hide=frozenset([b"PIPELINING"]))
     assert offer_for_helo(b"250 mx\r\n", hides) == b"250 mx\r\n"
+
+
+def test_many_long_replies_of_a_backend_take_no_memory() -> None:
+    """Each of the lines of a reply would be kept, and a reply may have 256 KiB."""
+    tracemalloc.start()
+    try:
+        for number in range(5):
+            found = offer(FIRST + LINE * 5000 + b"250 SIZE %d\r\n" % number, EVERYTHING)
+        assert found.reply == FIRST + b"250-SIZE 4\r\n250 PIPELINING\r\n"
+        size, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert size < 64 * 1024
