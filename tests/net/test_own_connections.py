@@ -74,7 +74,7 @@ def test_it_is_known_while_it_may_yet_be_accepted_and_no_longer(clock: Clock) ->
 def test_the_sessions_of_the_tally_are_not_touched(memory: int) -> None:
     row = shared_counters.SharedCounters(memory, shared_counters.ROWS - 1)
     slots = row.slots(b"x")
-    row.add(slots, 1)
+    row.add(slots)
     OwnConnections(memory, 0).note(HERE, THERE)
     OwnConnections(memory, shared_counters.ROWS - 1).note(HERE, THERE)
     assert (row.sessions(), row.open(slots)) == (1, 1)
