@@ -199,3 +199,26 @@ def test_the_handbook_lists_its_pages() -> None:
 def test_the_changelog_can_be_read_in_a_terminal() -> None:
     lines = (ROOT / "CHANGELOG.md").read_text().splitlines()
     assert [line for line in lines if len(line) > 100] == []
+
+
+def test_the_map_of_the_tests_lists_every_group() -> None:
+    """And no group that does not exist."""
+    text = (ROOT / "tests" / "README.md").read_text()
+    rows = re.findall(r"^\| ((?:`\w+/` ?)+) \|", text, re.MULTILINE)
+    listed = {name for row in rows for name in re.findall(r"`(\w+)/`", row)}
+    groups = {path.parent.name for path in (ROOT / "tests").glob("*/__init__.py")}
+    assert listed == groups
+
+
+def test_the_map_of_the_code_names_files_that_exist() -> None:
+    """A word with a slash in it is a file or a package below smtpproxy/."""
+    text = (ROOT / "smtpproxy" / "README.md").read_text()
+    named = set(re.findall(r"`(\w+/[\w/.]*)`", text)) | set(re.findall(r"\b(net/\w+)", text))
+    missing = []
+    for name in named:
+        path = ROOT if name.startswith(("tests/", "deploy/")) else ROOT / "smtpproxy"
+        found = path / name
+        if not found.exists() and not found.with_suffix(".py").exists():
+            missing.append(name)
+    assert missing == []
+    assert len(named) > 40
