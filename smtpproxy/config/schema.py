@@ -140,6 +140,14 @@ def _size(text: str) -> int:
     return size
 
 
+def _content_size(text: str) -> int:
+    """Read a number of bytes that a trace record has room for."""
+    size = _size(text)
+    if size > 1 << 24:
+        raise ValueError('is not a size from "4KiB" to "16MiB"')
+    return size
+
+
 def read_token(text: str) -> str:
     """Read the token of the admin address."""
     if len(text) >= 16 and text.isascii() and text.isprintable() and " " not in text:
@@ -177,6 +185,9 @@ File = Annotated[str, _whole_path("/etc/smtpproxy/cert.pem")]
 Directory = Annotated[str, _whole_path("/var/log/smtpproxy")]
 FileMode = Annotated[str, ParsedBy(_mode, 'a mode in quotes, such as "0660"')]
 Size = Annotated[int, ParsedBy(_size, 'a size in quotes from "4KiB" to "1024GiB", such as "64MiB"')]
+ContentSize = Annotated[
+    int, ParsedBy(_content_size, 'a size in quotes from "4KiB" to "16MiB", such as "1MiB"')
+]
 Seconds = Annotated[
     float, Meta(gt=0, le=86400, description="a number of seconds above 0, at most 86400 (a day)")
 ]
@@ -452,7 +463,7 @@ class TraceSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Record only clients of these networks; left out: all."""
     content: Literal["none", "headers", "full"] = "none"
     """How much message content is recorded."""
-    max_content: Size = 1024 * 1024
+    max_content: ContentSize = 1024 * 1024
     """With `content = "full"`, at most so much of a message."""
     max_file: Size = 64 * 1024 * 1024
     """Each worker starts a new file at this size."""

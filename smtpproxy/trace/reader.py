@@ -133,12 +133,15 @@ class TraceReader:
         OSError: The directory cannot be read.
     """
 
+    path: Path
+    """The directory, or the file."""
     problems: Problems
     """What could not be read so far."""
     size: int
     """The size of all files in bytes."""
 
     def __init__(self, path: Path, progress: Progress = lambda _: None) -> None:
+        self.path = path
         self.problems = Problems()
         self._files = [TraceFile(each, self.problems) for each in files_of(path)]
         self.size = sum(each.size for each in self._files)
@@ -176,7 +179,7 @@ class TraceReader:
             raise ValueError(f"no session {name}")
         if found.id != name and others:
             several = ", ".join(sorted({found.id, *others}))
-            raise ValueError(f"several sessions begin with {name}: {several}")
+            raise ValueError(f"several sessions begin with {name} ({several})")
         return found
 
     def _records(self, wanted: bytes) -> Iterator[tuple[Record, int]]:
@@ -303,7 +306,7 @@ class TraceFile:
                 record = decode(line)
                 _check_length(record, len(line))
             except (msgspec.DecodeError, ValueError) as error:
-                self._problems.add(self._path, number, error)
+                self._problems.add(self._path, number, f"no record: {error}")
                 continue
             if isinstance(record, FileHeader):
                 _check_version(record)

@@ -342,7 +342,8 @@ def replay(directory: Path, session: str, target: str, lock_step: bool, full_spe
     try:
         result = asyncio.run(play_again(found, address, lock_step=lock_step, as_fast=full_speed))
     except OSError as error:
-        _fail(f"cannot connect to {target}: {error.strerror or error or 'timed out'}")
+        why = os.strerror(error.errno) if error.errno else str(error) or "timed out"
+        _fail(f"cannot connect to {target}: {why}")
     _console().print(_difference(result))
     if result.stopped:
         say(f"stopped: {result.stopped}", err=True)
@@ -381,7 +382,7 @@ def _find(reader: TraceReader, name: str) -> RecordedSession:
         return reader.session(name)
     except ValueError as error:
         _report(reader)
-        _fail(str(error))
+        _fail(f"{error} in {reader.path}")
 
 
 def _finish(

@@ -216,6 +216,7 @@ class TestMistakes:
             ("[trace]\nmax_file = 65536", 7, "trace.max_file", 'such as "64MiB"'),
             ('[trace]\nmax_file = "64MB"', 7, "trace.max_file", "is not a size"),
             ('[trace]\nmax_content = "4KB"', 7, "trace.max_content", "is not a size"),
+            ('[trace]\nmax_content = "17MiB"', 7, "trace.max_content", 'to "16MiB"'),
             ("[trace]\nmax_files = 0", 7, "trace.max_files", "must be a whole number from 1"),
             ("limits = 3", 6, "backends.old.limits", "is not a known setting"),
             (

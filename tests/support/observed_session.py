@@ -13,6 +13,7 @@ from smtpproxy.log import log
 from smtpproxy.log.line_limits import LineLimits
 from smtpproxy.log.session_log import ServiceLog
 from smtpproxy.trace.recorder import TraceRecorder
+from smtpproxy.trace.records import decode
 from smtpproxy.trace.rotating_files import RotatingFiles
 from smtpproxy.worker.observer_fanout import ObserverFanout, SessionObserverFactory
 
@@ -109,5 +110,9 @@ class Traced:
     def records(self) -> list[dict[str, Any]]:
         """Write all that is left, and return it, without the files' headers."""
         self.trace.close()
-        paths = sorted(self.directory.glob("*.jsonl"))
-        return [json.loads(line) for path in paths for line in path.read_text().splitlines()[1:]]
+        found = []
+        for path in sorted(self.directory.glob("*.jsonl")):
+            for line in path.read_bytes().splitlines()[1:]:
+                decode(line)  # nothing is recorded that cannot be read
+                found.append(json.loads(line))
+        return found
