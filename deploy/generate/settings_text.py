@@ -17,7 +17,7 @@ import msgspec
 from msgspec.structs import FieldInfo, fields
 
 from smtpproxy.config.decoding import ParsedBy, WrittenLike
-from smtpproxy.config.schema import NetworkSetting, ServedName, Settings, Size
+from smtpproxy.config.schema import ContentSize, NetworkSetting, ServedName, Settings, Size
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def _default(field: FieldInfo) -> str:
         return "this machine's name"
     if field.default_factory is not msgspec.NODEFAULT:
         return _toml(field.default_factory())
-    if field.type is Size:
+    if field.type in (Size, ContentSize):
         return f'"{field.default >> 20}MiB"'
     return _toml(field.default)
 
