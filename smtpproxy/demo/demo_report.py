@@ -18,6 +18,8 @@ WAYS = {False: "directly", True: "through smtpproxy"}
 BAR = 26
 """The width of the longest bar of a dialogue, in terminal cells."""
 TABLE_BAR = 13
+WIDEST = 200
+"""Wider than the table can be, to measure it."""
 """The width of the longest bar in the summary."""
 GAP = 4
 """The cells between two drawings side by side."""
@@ -88,18 +90,18 @@ def closing(
         failing: The MTA's fault, a key of `FAILINGS`.
         mark: The character of the bars.
     """
-    return Lines([_summary(pairs, mark), "", _without(telling, without, failing), _verdict(pairs)])
+    return Lines([_Summary(pairs, mark), "", _without(telling, without, failing), _verdict(pairs)])
 
 
 @dataclass(frozen=True, slots=True)
 class Lines:
-    """Renderables below each other, their lines cut to the width of the terminal."""
+    """Renderables below each other; text wraps at the width of the terminal."""
 
     parts: list[RenderableType]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         for part in self.parts:
-            yield fit(part, options) if isinstance(part, Text) else part
+            yield fit(part, options, wrap=True) if isinstance(part, Text) else part
 
 
 def _alike(pair: Pair) -> bool:
@@ -124,24 +126,41 @@ def waits_text(waits: int, seconds: float) -> str:
     return f"{waits:>2} {'wait ' if waits == 1 else 'waits'}  {seconds:.2f} s"
 
 
-def _summary(pairs: Sequence[Pair], mark: str) -> Table:
-    most = max(performance.outcome.waits for pair in pairs for performance in pair)
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style=QUIET)
-    for heading in ("dialogue", "", "waits", "", "s", "replies"):
-        justify: JustifyMethod = "right" if heading in {"waits", "s"} else "left"
-        table.add_column(heading, justify=justify, no_wrap=True)
-    for pair in pairs:
-        for performance in pair:
+@dataclass(frozen=True, slots=True)
+class _Summary:
+    """The table of all dialogues; a narrow terminal gets fewer columns, not shorter words."""
+
+    pairs: Sequence[Pair]
+    mark: str
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for bars, titles in ((True, True), (False, True), (False, False)):
+            table = self._table(bars=bars, titles=titles)
+            if console.measure(table, options=options.update(width=WIDEST)).maximum <= (
+                options.max_width
+            ):
+                break
+        yield table
+
+    def _table(self, *, bars: bool, titles: bool) -> Table:
+        most = max(performance.outcome.waits for pair in self.pairs for performance in pair)
+        table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style=QUIET)
+        for heading in ("dialogue", "", "waits", *([""] if bars else []), "s", "replies"):
+            justify: JustifyMethod = "right" if heading in {"waits", "s"} else "left"
+            table.add_column(heading, justify=justify, no_wrap=True)
+        for performance in (performance for pair in self.pairs for performance in pair):
             outcome, proxied = performance.outcome, performance.proxied
+            title = _title(performance.dialogue)
+            length = bar(outcome.waits, most, proxied=proxied, width=TABLE_BAR, mark=self.mark)
             table.add_row(
-                "" if proxied else _title(performance.dialogue),
+                "" if proxied else title if titles else title[:3],
                 "smtpproxy" if proxied else "directly",
                 Text(str(outcome.waits), GOOD if proxied else BAD),
-                bar(outcome.waits, most, proxied=proxied, width=TABLE_BAR, mark=mark),
+                *([length] if bars else []),
                 f"{outcome.seconds:.2f}",
                 _checked(performance),
             )
-    return table
+        return table
 
 
 def _title(dialogue: Dialogue) -> Text:

@@ -72,10 +72,10 @@ class Timeline:
         return _elided(_elided(self.rows, 1), 2)
 
 
-def fit(line: Text, options: ConsoleOptions) -> Text:
-    """The line as this terminal can show it: never wrapped, and in ASCII if it knows no more."""
-    line.no_wrap = True
-    line.overflow = "crop"
+def fit(line: Text, options: ConsoleOptions, *, wrap: bool = False) -> Text:
+    """The line as this terminal can show it: cut or wrapped, and in ASCII if it knows no more."""
+    line.no_wrap = not wrap
+    line.overflow = "fold" if wrap else "crop"
     if options.ascii_only:
         line.plain = line.plain.translate(_ASCII).encode("ascii", "replace").decode()
     return line

@@ -215,3 +215,18 @@ async def _got(address: str, path: str) -> bytes:
     writer.close()
     await writer.wait_closed()
     return answer.partition(b"\r\n\r\n")[2]
+
+
+def test_a_narrow_terminal_gets_fewer_columns_and_whole_words(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("TERM", "dumb")
+    assert demonstrate() == 0
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 60
+    assert "\x1b" not in shown
+    summary = shown[shown.index("\ndialogue") :]
+    assert "…" not in summary
+    assert re.search(r"\(f\) +directly +13 +\d\.\d\d 13 correct", summary)
+    assert "correct, in order; one at a time to the MTA" in " ".join(summary.split())
