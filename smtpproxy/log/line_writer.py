@@ -203,7 +203,7 @@ class _Output:
         )
 
     def _write(self, octets: bytes, *, may_wait: bool) -> int:
-        """Return how many octets were written."""
+        """Return the number of bytes written."""
         if self._stream is None:
             return len(octets)
         written = 0

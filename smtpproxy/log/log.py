@@ -36,7 +36,7 @@ ADDRESS_BYTES = 320
 """The most that is shown of an address: 64 octets, @ and 255 (RFC 5321 section 4.5.3.1)."""
 UNRAISABLE_EVERY_S = 1.0
 """The least time between two log lines about exceptions that cannot be caught."""
-_SMALL_VALUE_BYTES = VALUE_BYTES // 8  # five octets of JSON for one, at most: \\x7f
+_SMALL_VALUE_BYTES = VALUE_BYTES // 8  # at most five bytes of JSON for one: \\x7f
 _LINE_ROOM = LINE_BYTES - 1024
 _LEAST_BYTES = 16
 _LEVELS = {
@@ -317,6 +317,7 @@ class UnraisableLog:
         self._since = 0
 
     def __call__(self, unraisable: "sys.UnraisableHookArgs", /) -> None:
+        """Log an exception with the number of exceptions since the last line, or only count it."""
         self._since += 1
         now = monotonic()
         if now - self._when < UNRAISABLE_EVERY_S:

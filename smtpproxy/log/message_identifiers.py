@@ -1,16 +1,16 @@
-"""What a message is called elsewhere: its Message-ID, and its queue id in the MTA's log."""
+"""The identifiers of a message: its Message-ID, and its queue id in the MTA's log."""
 
 import re
 
 MESSAGE_ID_BYTES = 500
-"""A longer Message-ID is not recognized; RFC 5322 section 2.1.1 allows lines of 998."""
+"""The longest Message-ID that is found; RFC 5322 section 2.1.1 allows lines of 998."""
 HEADER_BYTES = 64 * 1024
-"""Message-ID is searched for in so much of a header."""
+"""How much of a header is scanned for the Message-ID."""
 _TAIL_BYTES = 1024
-"""How much of a chunk is kept, since the field may go on in the next: name, folding and value."""
+"""How much of a chunk is kept, since the field may continue in the next chunk."""
 
 _NAME = b"".join(b"[%c%c]" % (each, each ^ 0x20) for each in b"message") + b"-[iI][dD]"
-# Both are as fast as a search for their first octets, which is why case is written out.
+# Both are as fast as a search for their first bytes, which is why case is written out.
 _FIELD = re.compile(
     rb"\r\n%s:(?:[ \t]|\r\n[ \t]){0,80}(<[^<>\s]{1,%d}>|[^<>\s]{1,%d}(?=\s))"
     % (_NAME, MESSAGE_ID_BYTES, MESSAGE_ID_BYTES)
@@ -31,7 +31,7 @@ def queue_id_of(reply: bytes) -> str:
     """Return the queue id in an MTA's reply to the end of data; empty if there is none.
 
     Args:
-        reply: Lines, as they came, of Postfix, Exim, Sendmail, OpenSMTPD, Exchange or qmail.
+        reply: The reply of Postfix, Exim, Sendmail, OpenSMTPD, Exchange or qmail.
     """
     for words, pattern in _QUEUE_IDS:
         if words in reply and (found := pattern.search(reply)):
@@ -40,14 +40,14 @@ def queue_id_of(reply: bytes) -> str:
 
 
 class MessageIdScanner:
-    """Finds the Message-ID in a message that comes in chunks, and keeps no more than it needs."""
+    """Finds the Message-ID of a message that arrives in chunks, in bounded memory."""
 
     __slots__ = ("_scanned", "_tail", "ended", "message_id")
 
     ended: bool
-    """The header is over, or the Message-ID is known: no more octets are looked at."""
+    """Whether the header is complete or the Message-ID is found; the rest is not scanned."""
     message_id: bytes
-    """With its angle brackets, if it has them (RFC 5322 section 3.6.4); empty if there is none."""
+    """Including its angle brackets (RFC 5322 section 3.6.4); empty if there is none."""
 
     def __init__(self) -> None:
         self._tail = b"\r\n"  # the field may be the first one
@@ -56,7 +56,7 @@ class MessageIdScanner:
         self.message_id = b""
 
     def add(self, octets: bytes) -> None:
-        """Take in the next chunk of the message."""
+        """Scan the next chunk of the message."""
         if self.ended:
             return
         end = octets.find(b"\r\n\r\n", 0, HEADER_BYTES)
