@@ -388,6 +388,16 @@ class TestErrors:
         session.close()
         assert traced.trace.memory.octets == 0
 
+    def test_what_the_last_record_will_tell_counts(self, tmp_path: Path) -> None:
+        traced = Traced(tmp_path, only_errors=True)
+        session = Watched(traced.trace)
+        session.sends("MAIL FROM:<a@x>", *[f"RCPT TO:<{'b' * 300}@y>"] * 20)
+        session.says(*["250 ok"] * 21)
+        session.sends("RSET")
+        before = traced.trace.memory.octets
+        session.says("250 ok")
+        assert traced.trace.memory.octets - before > 20 * 300
+
     @pytest.mark.parametrize("content", [False, True])
     def test_all_sessions_together_are_bounded(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bool
