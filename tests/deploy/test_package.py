@@ -40,6 +40,26 @@ with smtplib.SMTP("127.0.0.1", 25, timeout=200) as client:
 """
 
 
+TOKEN = "0123456789abcdef"
+DROP_IN = "etc/systemd/system/smtpproxy.service.d"
+LOCAL = """\
+[Service]
+LoadCredential=admin-token:/etc/admin-token
+ExecReload=
+ExecReload=sh -c 'kill -HUP $MAINPID'
+"""
+ADMIN = """
+[admin]
+address = "127.0.0.1:8025"
+token_file = "/run/credentials/smtpproxy.service/admin-token"
+"""
+ASK = """\
+import sys, urllib.request
+header = {"Authorization": f"Bearer {sys.argv[2]}"}
+urllib.request.urlopen(urllib.request.Request("http://127.0.0.1:8025" + sys.argv[1], None, header))
+"""
+
+
 @pytest.fixture(scope="module")
 def older(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same package as an earlier version, with other settings and a module that is gone."""
@@ -136,10 +156,13 @@ def test_the_service_runs_is_upgraded_and_removed(installed: System) -> None:
     """From the first start to the purge, with systemd and every restriction of the unit."""
     (installed.root / "etc/smtpd.conf").write_text(MTA)
     (installed.root / "root/hold.py").write_text(HOLD)
+    _give_a_secret(installed.root)
     with installed.boot() as booted:
         _nothing_runs_at_first(booted)
         _succeed(booted, "systemctl", "restart", "opensmtpd.service")
         _it_serves_and_reloads(booted)
+        _its_health_can_be_asked(booted)
+        _the_secret_is_taken_back(booted)
         _an_upgrade_hands_over_and_cuts_no_session(booted)
         _what_is_removed_stops_and_leaves_the_settings(booted)
         _succeed(booted, "dpkg", "--purge", "smtpproxy")
@@ -188,6 +211,34 @@ def _send(booted: Booted, name: str) -> None:
     _succeed(booted, *SEND, "--header", f"Message-Id: <{name}@sender.example>")
 
 
+def _give_a_secret(root: Path) -> None:
+    """Have systemd pass the token, from a file that the service's own user cannot read."""
+    (root / "etc/admin-token").touch(0o600)
+    (root / "etc/admin-token").write_text(TOKEN)
+    (root / DROP_IN).mkdir()
+    (root / DROP_IN / "local.conf").write_text(LOCAL)
+    with (root / SETTINGS.lstrip("/")).open("a") as settings:
+        settings.write(ADMIN)
+
+
+def _its_health_can_be_asked(booted: Booted) -> None:
+    assert _succeed(booted, "smtpproxy", "health", "--ready") == "ready\n"
+    stranger = booted.run("setpriv", "--reuid=65534", "--clear-groups", "smtpproxy", "health")
+    assert stranger.returncode == 1
+    assert "no permission to ask at /run/smtpproxy/control.sock" in stranger.stderr
+    _succeed(booted, "python3", "-c", ASK, "/metrics", TOKEN)
+    assert booted.run("python3", "-c", ASK, "/metrics", "none").returncode == 1
+    _succeed(booted, "python3", "-c", ASK, "/readyz", "none")
+
+
+def _the_secret_is_taken_back(booted: Booted) -> None:
+    """What follows reloads with the unit's own `check`, which sees no credentials."""
+    _succeed(booted, "rm", "-r", f"/{DROP_IN}")
+    _succeed(booted, "sed", "-i", "/^.admin]/,$d", SETTINGS)
+    _succeed(booted, "systemctl", "daemon-reload")
+    _succeed(booted, "systemctl", "restart", "smtpproxy.service")
+
+
 def _an_upgrade_hands_over_and_cuts_no_session(booted: Booted) -> None:
     before = _main_pid(booted)
     _succeed(booted, "systemd-run", "--quiet", "--unit=hold", "/usr/bin/python3", "/root/hold.py")
@@ -210,6 +261,7 @@ def _an_upgrade_hands_over_and_cuts_no_session(booted: Booted) -> None:
     assert 'hostname = "kept.example"' in _succeed(booted, "cat", SETTINGS)
     assert _succeed(booted, "find", "/opt/smtpproxy", "-name", "gone*") == ""
     _send(booted, "third")
+    assert _succeed(booted, "smtpproxy", "health", "--ready") == "ready\n"
 
     # The open transaction ends under the old version, which then ends; systemd follows the new one.
     _succeed(booted, "sh", "-c", "echo > /root/go")
@@ -227,6 +279,7 @@ def _an_upgrade_hands_over_and_cuts_no_session(booted: Booted) -> None:
 
 def _what_is_removed_stops_and_leaves_the_settings(booted: Booted) -> None:
     _succeed(booted, "dpkg", "--remove", "smtpproxy")
+    assert booted.run("test", "-e", "/run/smtpproxy").returncode == 1
     units = booted.run("systemctl", "list-units", "--all", "--plain", "--no-legend", "smtpproxy*")
     assert units.stdout == ""
     assert booted.run(*SEND, "--header", "Message-Id: <refused@sender.example>").returncode != 0
