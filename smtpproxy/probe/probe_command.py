@@ -8,8 +8,9 @@ import click
 from rich.text import Text
 
 from smtpproxy.config.address import Address, parse_server
-from smtpproxy.probe import probe_report, probe_run, suggested_config
+from smtpproxy.probe import json_report, probe_report, probe_run, suggested_config
 from smtpproxy.probe.connector import ProbeOptions
+from smtpproxy.probe.findings import Findings
 from smtpproxy.text.console import Terminal, say
 
 _NARROWEST, _WIDE = 60, 110
@@ -26,6 +27,7 @@ _NAME = re.compile(r"[A-Za-z0-9_.-]{1,255}|\[[A-Za-z0-9:.]{1,80}\]", re.ASCII)
       smtpproxy probe --settings-only 10.0.0.5:25 > smtpproxy.toml
       smtpproxy probe --relay-test someone@example.com mta.example.org:25
       smtpproxy probe --helo proxy.example.org --timeout 5 [2001:db8::5]:25
+      smtpproxy probe --json 10.0.0.5:25
       smtpproxy probe --implicit-tls mta.example.org:2465
 
     The probe delivers nothing: it never sends the end of data, and sends DATA only if no recipient
@@ -66,6 +68,7 @@ _NAME = re.compile(r"[A-Za-z0-9_.-]{1,255}|\[[A-Za-z0-9:.]{1,80}\]", re.ASCII)
 )
 @click.option("--implicit-tls", is_flag=True, help="Use implicit TLS; the default on port 465.")
 @click.option("--settings-only", is_flag=True, help="Print only the settings, for a file.")
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def probe(
     addr: str,
     timeout: float,
@@ -74,6 +77,7 @@ def probe(
     relay_test: str,
     implicit_tls: bool,
     settings_only: bool,
+    as_json: bool,
 ) -> None:
     """Test a mail server; print a report and the settings to start with.
 
@@ -93,20 +97,31 @@ def probe(
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # the terminal may not be UTF-8
     options = ProbeOptions(_address(addr), timeout, helo, sender, relay_test, implicit_tls)
-    _examine(options, settings_only=settings_only)
+    if as_json and settings_only:
+        raise click.UsageError("--json and --settings-only exclude each other")
+    found = _examine(options)
+    if as_json:
+        settings = [] if found.refusal else list(suggested_config.settings(found))
+        for line in json_report.text(found, settings).splitlines():
+            say(line)
+        sys.exit(1 if found.refusal else 0)
+    _report(found, settings_only=settings_only)
 
 
-def _examine(options: ProbeOptions, *, settings_only: bool) -> None:
+def _examine(options: ProbeOptions) -> Findings:
     try:
         with Terminal(stderr=True).status(_step(options, "connecting")) as status:
-            found = probe_run.examine(options, lambda step: status.update(_step(options, step)))
+            return probe_run.examine(options, lambda step: status.update(_step(options, step)))
     except probe_run.Unreachable as error:
         say(f"smtpproxy: {options.address}: {error}", err=True)
         sys.exit(1)
+
+
+def _report(found: Findings, *, settings_only: bool) -> None:
     if not settings_only:
         probe_report.show(_console(), found)
     if found.refusal:
-        say(f"smtpproxy: {options.address}: {found.refusal}", err=True)
+        say(f"smtpproxy: {found.address}: {found.refusal}", err=True)
         sys.exit(1)
     if not settings_only:
         for line in ("", "Settings to start with:", ""):

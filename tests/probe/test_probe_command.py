@@ -1,5 +1,6 @@
 """The command `smtpproxy probe`: its output, its errors, and its exit code."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,29 @@ def test_settings_only_prints_a_valid_file(tmp_path: Path) -> None:
     checked = CliRunner().invoke(cli.main, ["check", "-c", str(file)])
     assert (checked.exit_code, checked.stderr) == (0, "")
     assert "no problems found" in checked.stdout
+
+
+def test_the_findings_as_json(tmp_path: Path) -> None:
+    with Server() as server:
+        result = probe("--json", str(server.address))
+    assert (result.exit_code, result.stderr) == (0, "")
+    found = json.loads(result.stdout)
+    assert (found["address"], found["refusal"]) == (str(server.address), "")
+    assert (found["offers_pipelining"], found["loses_groups"]) == (False, False)
+    assert found["greeting"]["code"] == 220
+    assert {each["end"] for each in found["groups"]} == {"answered"}
+    file = tmp_path / "p.toml"
+    file.write_text(found["settings"])
+    assert CliRunner().invoke(cli.main, ["check", str(file)]).exit_code == 0
+
+
+def test_a_refusal_as_json_has_no_settings() -> None:
+    with Server(greeting=b"554 5.7.1 \x1b[2Jgo away\r\n") as server:
+        result = probe("--json", str(server.address))
+    found = json.loads(result.stdout)
+    assert (result.exit_code, found["settings"]) == (1, None)
+    assert found["greeting"]["text"] == ["5.7.1 \\x1b[2Jgo away"]
+    assert "\x1b" not in result.stdout
 
 
 def test_its_options_are_sent_to_the_server() -> None:
