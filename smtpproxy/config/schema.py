@@ -288,8 +288,8 @@ class BackendSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     ]
     """Addresses, tried in order until one greets. A name is resolved at each connect; if it has
     several addresses, the next one is tried as soon as one fails or is silent for 0.25 s
-    (RFC 8305), IPv6 and IPv4 in turn. `["original"]`: where the client wanted to go
-    (`transparent`).
+    (RFC 8305), IPv6 and IPv4 in turn. `["original"]`: the address that the client
+    connected to (`transparent`).
     """
     pipelining: Literal["auto", "never"] = "auto"
     """`auto`: use the MTA's own PIPELINING when it is offered. `never`: for an MTA that offers it
@@ -298,35 +298,35 @@ class BackendSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     helo_fallback: bool = True
     """Send HELO to an MTA that answers EHLO with 500 or 502."""
     guard_data: bool = True
-    """Answer DATA here when every recipient was refused: 554, or 451 if the MTA refused all of them
-    with 4xx.
+    """Answer DATA without the MTA if it refused every recipient: 554, or 451 if all of them were
+    refused with 4xx.
     """
     balance: Literal["first", "least"] = "first"
-    """`first`: in the order given. `least`: the one with the fewest sessions (of that worker)
-    first, equals in turn.
+    """Which server a session tries first. `first`: the first in the list. `least`: the one with the
+    fewest sessions of that worker; servers with equally many in turn.
     """
     retry_after: Seconds = 10.0
-    """How long a server is left alone that cannot be reached, does not greet or greets with 4xx.
-    When all are down, all are tried. An MTA that knows the client by then (`identity` is
-    `proxy-v1`, `proxy-v2` or `transparent`) may refuse this client alone: the proxy then connects
-    once in its own name, and goes by that.
+    """How long a server is not used after it could not be reached, did not greet or greeted with
+    4xx. If all servers are down, all are tried. An MTA that knows the client at that point
+    (`identity` is `proxy-v1`, `proxy-v2` or `transparent`) may refuse only this client, so the
+    proxy connects once in its own name, and that result decides.
     """
     health_check_interval: Annotated[float, _seconds_or("never")] = 0.0
     """Time between health checks of each server: greeting, EHLO, QUIT."""
     max_connections: Annotated[int, _whole(0, zero="no limit")] = 0
-    """Connections of the whole service. Above it clients wait, and are served in turns by address.
-    While others wait, an address that holds half of the connections (at least one) gets no more.
-    For an address that has waited a quarter of `max_wait`, the one with the most connections gives
-    one back: the session ends with 421 4.3.2 after its transaction. Sessions that were open before
-    a reload set the limit do not count.
+    """Connections of the whole service. Beyond them clients wait, and are served in turns by
+    address. While others wait, an address that holds half of the connections (at least one) gets no
+    more. For an address that has waited a quarter of `max_wait`, the one with the most connections
+    gives one back: the session ends with 421 4.3.2 after its transaction. Sessions that were open
+    before a reload set the limit do not count.
     """
     max_wait: Seconds = 30.0
-    """How long a client waits for one of `max_connections`, then it gets 421 4.3.2."""
+    """How long a client waits for one of `max_connections`; then it gets 421 4.3.2."""
     identity: Identity = "none"
     """How the MTA learns the client's address. `transparent`: the connection comes from it (any
     MTA; CAP_NET_ADMIN). `proxy-v1`, `proxy-v2`: a PROXY header. `xclient`: the session fails if the
-    MTA does not offer it with ADDR, or does not accept it; a 4xx or 554 in answer to it, as a
-    greeting would have, reaches the client. `xforward`: before each message, for the MTA's log
+    MTA does not offer it with ADDR, or does not accept it; a 4xx or 554 to it reaches the client
+    like a greeting. `xforward`: before each message, for the MTA's log
     only. See deploy/cut-over.md#2-who-does-the-mta-trust.
     """
     tls: BackendTls = "off"
@@ -338,21 +338,23 @@ class BackendSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     ca_file: File = ""
     """PEM file with the CAs to trust instead of the system's."""
     server_name: Annotated[str, ParsedBy(_host_name, "a host name")] = ""
-    """The name that must be in the certificate instead of the server's host."""
+    """The name that the MTA's certificate must have, if it is not the server's host."""
     minimum_tls: Literal["1.0", "1.1", "1.2", "1.3"] = "1.2"
     """The oldest version of TLS to use with the MTA."""
 
 
 class LimitSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Bounds of a session and of the whole service.
+    """Limits of a session and of the whole service.
 
-    A full queue is never an error: the client is not read until there is room (back-pressure).
+    A full queue is never an error: reading from the client pauses until there is room
+    (back-pressure).
     """
 
     queue_commands: Annotated[int, _whole(1)] = 1000
-    """Commands of a client that may wait."""
+    """The most commands of a client that wait in the proxy."""
     queue_bytes: Annotated[int, _bytes(4096)] = 262144
-    """Bytes of a client that may wait; at least `command_line` and `auth_line`."""
+    """The most bytes of a client that wait in the proxy; at least `command_line` and `auth_line`.
+    """
     # RFC 5321 section 4.5.3.1.4 asks for 512 at least.
     command_line: Annotated[int, _bytes(512)] = 2048
     """The longest command line."""
@@ -360,101 +362,103 @@ class LimitSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     auth_line: Annotated[int, _bytes(512)] = 12288
     """The longest line of an AUTH. Shorter ones break large Kerberos and OAuth tokens."""
     reply_bytes: Annotated[int, _bytes(4096)] = 262144
-    """The longest reply of the MTA, all its lines. A longer one ends the session with 421."""
+    """The longest reply of the MTA, including all its lines. A longer one ends the session with
+    421.
+    """
     consecutive_errors: Annotated[int, _whole(0, zero="no limit")] = 20
-    """Replies of 5xx in a row, then the client gets 421. Replies to RCPT do not count."""
+    """5xx replies in a row after which the client gets 421. Replies to RCPT do not count."""
     sessions: Annotated[int, _whole(0, zero="no limit")] = 10000
-    """Sessions of the whole service, then 421 4.3.2. A session counts until the MTA has done what
-    its client sent; a client that resets its connection leaves at once, and the MTA's connection is
-    closed.
+    """Sessions of the whole service; further clients get 421 4.3.2. A session counts until the MTA
+    has answered all that the client sent. If a client resets its connection, the session ends at
+    once, and the MTA's connection is closed.
     """
     sessions_per_address: Annotated[int, _whole(0, zero="no limit")] = 100
-    """Sessions of one client address (IPv6: per /64) over all workers, then 421 4.7.0."""
+    """Sessions of one client address (IPv6: per /64) over all workers; then it gets 421 4.7.0."""
     new_sessions_per_minute: Annotated[int, _whole(0, zero="no limit")] = 0
-    """New sessions of one client address in a minute over all workers, then 421 4.7.0.
-
-    A token bucket: so many at once, and then one after each such part of a minute.
+    """New sessions of one client address in a minute over all workers; then it gets 421 4.7.0. A
+    token bucket: this many at once, and then one after each such part of a minute.
     """
     commands_per_second: Annotated[int, _whole(0, zero="no limit")] = 0
     """Commands of one session in a second. A faster client is read more slowly."""
     nat64: Nat64Networks = []
-    """IPv6 networks of a NAT64 beside `64:ff9b::/96`: clients from them count by the IPv4 address
-    that is embedded (RFC 6052).
+    """IPv6 networks of a NAT64, besides `64:ff9b::/96`. Clients from them are counted by their
+    embedded IPv4 address (RFC 6052).
     """
     exempt: Networks = field(default_factory=lambda: [_network("127.0.0.0/8"), _network("::1/128")])
     """Networks whose clients are not counted by address, such as a load balancer's."""
     event_loop_lag: Annotated[float, _seconds_or("no limit", 3600)] = 2.0
-    """How late a worker may be, then new clients get 421 4.3.2. They get it too when a worker is
-    short of file descriptors; with none left they wait.
+    """How late the event loop of a worker may be; then new clients get 421 4.3.2. They also get it
+    when a worker is short of file descriptors; when there are none left, they wait.
     """
     message_bytes: Annotated[int, _bytes(0, zero="no limit")] = 0
-    """The largest message. `SIZE` is lowered to it; 552 to a MAIL that declares more, at the end of
-    data, or to the BDAT chunk that exceeds it (which ends the session).
+    """The largest message. The `SIZE` that clients see is lowered to it. A larger message gets 552:
+    at MAIL if its size is declared, at the end of data, or at the BDAT chunk that exceeds the
+    limit, which ends the session.
     """
     recipients: Annotated[int, _whole(0, zero="no limit")] = 0
-    """Accepted recipients of a message, then 452 4.5.3."""
+    """Accepted recipients of a message; further ones get 452 4.5.3."""
 
 
 class TimeoutSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The longest waits, in seconds."""
 
     connect: Seconds = 30.0
-    """To connect to a server, by all addresses of its name; then the next one is tried."""
+    """For connecting to a server, over all addresses of its name; then the next server is tried."""
     greeting: Seconds = 300.0
-    """For a server's greeting, then the next one is tried."""
+    """For the greeting of a server; then the next server is tried."""
     command: Seconds = 300.0
     """For the MTA's reply to a command."""
     data: Seconds = 120.0
     """For the MTA's reply to DATA."""
     content: Seconds = 180.0
-    """Silence of the client inside message content, or of an MTA that does not take it
+    """For further message content from the client, and for an MTA that does not accept content
     (`backend_time_limit`).
     """
     message: Annotated[float, _seconds_or("no limit")] = 7200.0
-    """All the content of a message, or one chunk of BDAT, however steadily it comes."""
+    """For all the content of a message, or of one BDAT chunk, however steadily it arrives."""
     end_of_data: Seconds = 600.0
     """For the MTA's reply to the end of data."""
     client: Seconds = 300.0
-    """For the client's next command, and for the whole of a command line from its first byte on;
-    also the silence of a client that does not read its replies.
+    """For the client's next command; for a complete command line, from its first byte on; and for a
+    client that does not read its replies.
     """
     tls_handshake: Seconds = 30.0
     """For a TLS handshake."""
     proxy_header: Seconds = 5.0
     """For a PROXY header."""
     drain: Seconds = 60.0
-    """How long sessions may take to finish when the service stops; after a reload, how long
-    sessions stay in the old workers between transactions.
+    """For sessions to finish when the service stops; after a reload, for sessions in the old
+    workers that are between transactions.
     """
     transaction_grace: Seconds = 3600.0
-    """How long a transaction may go on in an old worker after a reload, then it gets 421."""
+    """For a transaction in an old worker after a reload; then the client gets 421."""
     heartbeat: Seconds = 20.0
-    """Without a sign of life for so long, a worker is replaced."""
+    """For the heartbeat of a worker; then the worker is replaced."""
     reply_hold: Seconds = 0.2
-    """How long a reply may wait for the others of its group."""
+    """For the other replies of a group, while a reply is held for them."""
 
 
 class LogSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is logged, and in which format; deploy/reference/events.md has all events."""
 
     level: LogLevel = "info"
-    """The least level that is logged; `debug` has a line for each exchange."""
+    """The lowest level that is logged; `debug` has a line for each exchange."""
     format: LogFormat = "auto"
     """`json`, `console` (coloured lines), or `auto`: console on a terminal."""
     session_lines_per_second: Annotated[int, _whole(0, zero="no limit")] = 100
-    """Lines of one session; those of five seconds may come at once. What is over is left out and
-    counted (`log_lines_suppressed`), but for `message_relayed` and `auth_refused`. At level `debug`
-    the lines of exchanges count on their own, so that no others are left out for them.
+    """Log lines of one session in a second; those of five seconds may come at once. Further lines
+    are left out and counted (`log_lines_suppressed`), except `message_relayed` and `auth_refused`.
+    At level `debug` the lines of exchanges are counted separately, so that they displace no others.
     """
     address_lines_per_second: Annotated[int, _whole(0, zero="no limit")] = 500
-    """The same of all sessions of one client address (IPv6: per /64), for each worker."""
+    """The same for all sessions of one client address (IPv6: per /64) in one worker."""
 
 
 class TraceSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which sessions are recorded; see deploy/tracing.md."""
 
     directory: Directory = ""
-    """Where sessions are recorded. Without it nothing is."""
+    """The directory of the trace files. Left out, nothing is recorded."""
     when: Literal["all", "errors", "off"] = "all"
     """`all`: every session. `errors`: only sessions in which something failed. `off`: none. See
     deploy/tracing.md#traces.
@@ -462,21 +466,21 @@ class TraceSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     networks: Networks = []
     """Record only clients of these networks; left out: all."""
     content: Literal["none", "headers", "full"] = "none"
-    """How much message content is recorded."""
+    """Whether message content is recorded: `none`, only its `headers`, or in `full`."""
     max_content: ContentSize = 1024 * 1024
-    """With `content = "full"`, at most so much of a message."""
+    """With `content = "full"`, the most that is recorded of a message."""
     max_file: Size = 64 * 1024 * 1024
     """Each worker starts a new file at this size."""
     max_files: Annotated[int, _whole(1)] = 10
-    """Files that each worker keeps."""
+    """The most files that each worker keeps; the oldest is removed."""
 
 
 class AdminSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Metrics and the live page."""
 
     address: AdminAddress = Address()
-    """Where metrics and the live page are served, in plain HTTP; left out: nowhere. `[::]` as for
-    listeners. It may move at a reload.
+    """The address of metrics, health and the live page, in plain HTTP; left out, there is none.
+    `[::]` as for listeners. A reload can change it.
     """
     token: Annotated[str, ParsedBy(read_token, "a text in quotes", secret=True)] = ""
     """Needed unless the address is loopback or a Unix socket: `Authorization: Bearer TOKEN`, or
@@ -489,8 +493,8 @@ class AdminSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """
     # Once loaded, `token` has what is in it.
     ready: Literal["all", "any"] = "all"
-    """When the service is ready: `all` backends that listeners name have a server that is up, or
-    `any` of them.
+    """When `/readyz` is 200: if `all` backends that listeners name have a server that is up, or if
+    `any` of them has one.
     """
 
 
