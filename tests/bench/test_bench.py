@@ -158,7 +158,7 @@ def test_sessions_that_cannot_be_opened_are_reported(bench: Bench) -> None:
             pass
 
 
-def test_cpu_and_memory_of_this_process_are_seen() -> None:
+def test_cpu_and_memory_of_this_process_are_measured() -> None:
     meter = Meter(os.getpid())
     kept = bytes(range(256)) * 100_000
     while sum(meter.cpu()) < 0.02:
@@ -227,7 +227,7 @@ def test_the_report_writes_the_readmes_part_and_two_pictures(tmp_path: Path) -> 
         assert "2026-01-31: python -m tests.bench report" in texts((pictures / file).read_text())
 
 
-def test_the_picture_of_the_cost_has_a_bar_for_everybody() -> None:
+def test_the_picture_of_the_cost_has_a_bar_for_each_contender() -> None:
     written = texts(report.cost_picture(results(smtpproxy=7.0)))
     assert "HAProxy" in written
     assert "smtpproxy ✓" in written

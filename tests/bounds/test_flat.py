@@ -103,7 +103,7 @@ class Service:
         return snapshot
 
 
-async def test_sessions_of_ever_new_names_leave_nothing(
+async def test_sessions_with_new_names_leave_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(admission, "ADDRESSES_KNOWN", 256)  # full after half of the sessions

@@ -1,1 +1,1 @@
-"""Tests of the protocol core: no loop, no sockets."""
+"""Tests of the protocol core, without event loop or sockets."""

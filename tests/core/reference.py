@@ -1,4 +1,4 @@
-"""Content, octet by octet: what the streaming code must come to, however the octets were cut.
+"""A reference for content, octet by octet, whose result the streaming code must have in every cut.
 
 It looks at the octets of a whole message at once, and forward and backward as it likes.
 """
@@ -8,12 +8,12 @@ END = b"\r\n.\r\n"
 
 
 def body_of(stream: bytes) -> bytes:
-    """Return the content that a stream begins with, without its end of data."""
+    """Return the content at the start of a stream, without its end of data."""
     return (b"\r\n" + stream).partition(END)[0][2:] + CR + LF if stream[:3] != b".\r\n" else b""
 
 
 def normalized(body: bytes) -> bytes:
-    """Return what the backend gets of a whole body."""
+    """Return what the backend gets for a complete content."""
     out, came_before = b"\r\n", LF
     for at in range(len(body)):
         octet, rest = body[at : at + 1], body[at + 1 :].replace(NUL, b"")
@@ -29,7 +29,7 @@ def normalized(body: bytes) -> bytes:
 
 
 def first_bare(body: bytes) -> int:
-    """Return where the first CR, LF or NUL is that is not part of CRLF, or -1."""
+    """Return the index of the first CR, LF or NUL that is not part of CRLF, or -1."""
     for at in range(len(body)):
         before, octet, after = body[:at], body[at : at + 1], body[at + 1 :]
         if (

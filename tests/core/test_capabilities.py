@@ -91,7 +91,7 @@ def test_helo_gives_its_first_line_and_pipelining() -> None:
 
 
 def test_many_long_replies_of_a_backend_take_no_memory() -> None:
-    """Each of the lines of a reply would be kept, and a reply may have 256 KiB."""
+    """All lines of a reply would be kept, and a reply may have 256 KiB."""
     tracemalloc.start()
     try:
         for number in range(5):

@@ -1,4 +1,4 @@
-"""Message content: where it ends, and what a backend sees of it."""
+"""Message content: its end, and what the backend gets."""
 
 import pytest
 
@@ -11,7 +11,7 @@ NORMALIZE, REJECT, PASS = BareNewlines
 
 
 def _whole(bare_newlines: BareNewlines, octets: bytes) -> bytes:
-    """Return what the content filter gives for octets that hold their end of data."""
+    """Return the output of the content filter for octets that contain their end of data."""
     content = Content(bare_newlines)
     out, taken = content.receive(octets)
     assert taken == len(octets)
@@ -66,7 +66,7 @@ def test_end_of_data_is_found_however_it_is_cut(bare_newlines: BareNewlines, tex
         (b"a\n.b", b"a\r\n.b"),
         (b"a\n..\n", b"a\r\n..\r\n"),
         (b"\n.\n.\n.\n", b"\r\n..\r\n..\r\n..\r\n"),
-        # A dot that is first in a line because a CR or NUL was rewritten was none to the client.
+        # A dot that starts a line only because a CR or NUL was rewritten is text to the client.
         (b"cost\r.50", b"cost\r\n..50"),
         (b"cost\r\0.50", b"cost\r\n..50"),
         (b"cost\r..50", b"cost\r\n...50"),
@@ -74,7 +74,7 @@ def test_end_of_data_is_found_however_it_is_cut(bare_newlines: BareNewlines, tex
         (b"cost\r\n\0.50", b"cost\r\n..50"),
         (b"cost\n\0\0.50", b"cost\r\n..50"),
         (b"\0.50", b"..50"),
-        # After an LF it was: those that read a bare LF as a line end take it off, too.
+        # After an LF it is not: MTAs that accept a bare LF as line end remove it, too.
         (b"cost\n.50", b"cost\r\n.50"),
         (b"cost\r\r\n.50", b"cost\r\n.50"),
         (b"cost\r\0\n.50", b"cost\r\n.50"),

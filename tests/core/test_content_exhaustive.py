@@ -1,4 +1,4 @@
-"""What content becomes does not depend on how it was cut: shown for every short content.
+"""The result for content does not depend on how it was cut: checked for every short content.
 
 Every string over the octets that matter is taken in one piece, and once more for each place where
 it can be cut in two.  If what comes out, and *all that is known of the octets that have come*, is
@@ -19,21 +19,21 @@ from tests.core import reference
 from tests.support.compiled import attributes_of, only_pure
 
 LENGTH = 6 if sys.gettrace() is None else 3
-"""Of the strings; shorter ones are enough to see which lines of code are run."""
+"""The length of the strings; shorter ones are enough for coverage."""
 OCTETS = [b"\r", b"\n", b".", b"\0", b"a"]
 NORMALIZE, REJECT, PASS = BareNewlines
 STARTS = [
     *(b"\r", b"\r\n", b"\n", b"\0", b"\r\r", b"\r\0", b"\r\0\r", b"\r\n\0", b".", b".\r", b".\r\r"),
     *(b".\0", b"\n.", b"\n.\r", b"\n.\0", b"\r\n.", b"\r\n.\r", b"\r\n..", b"a\r\n.", b"a\n\0."),
 ]
-"""Octets that lead to every state there is, besides that of nothing and that of a line."""
+"""Octets that lead to every state except the initial one and that in a line."""
 
 _NAMES = [name for name in attributes_of(Content) if name not in ("rewritten", "violation")]
 _known = attrgetter(*_NAMES)
 
 
 class Taken:
-    """What has come out of the octets of a content so far, and the filter that took them."""
+    """The output for the octets of a content so far, and the filter that processed them."""
 
     def __init__(self, content: Content, out: bytes = b"", count: int = 0) -> None:
         self.content = content
@@ -41,7 +41,7 @@ class Taken:
         self.count = count
 
     def after(self, octets: bytes) -> "Taken":
-        """Return the same after these octets too; this one stays as it is."""
+        """Return the state after these octets as well; this one is unchanged."""
         if self.content.ended:
             return self
         content = Content(NORMALIZE)
@@ -53,7 +53,7 @@ class Taken:
         return Taken(content, self.out + out, self.count + count)
 
     def all(self) -> tuple[object, ...]:
-        """Return all that can be seen, and all that is known for what is yet to come."""
+        """Return all output, and all state for later octets."""
         content = self.content
         noted = _noted(content.rewritten), _noted(content.violation)
         known = content.octets if content.ended else _known(content)
@@ -61,7 +61,7 @@ class Taken:
 
 
 def _copied(violation: ClientViolation | None) -> ClientViolation | None:
-    """Return a copy: octets may yet be added to it."""
+    """Return a copy, to which octets may be added."""
     if violation is None:
         return None
     return ClientViolation(violation.kind, violation.reply, violation.octets, closes=True)
@@ -72,7 +72,7 @@ def _noted(violation: ClientViolation | None) -> tuple[str, bytes] | None:
 
 
 def _check_every_cut(start: bytes, length: int, policy: BareNewlines, limit: int = 0) -> None:
-    """Check all strings of up to so many octets that follow `start`."""
+    """Check all strings up to this length after `start`."""
     begun = Taken(Content(policy, limit))
     taken = {b"": begun.after(start) if start else begun}
     for size in range(1, length + 1):
@@ -112,7 +112,7 @@ def _check_by_reference(stream: bytes, taken: Taken, limit: int) -> None:
     else:
         assert content.violation is None, stream
         assert out == normal + b".\r\n", stream
-    # The backend sees the end of data at the client's true end, and nowhere else.
+    # The backend sees an end of data only where the client ended its content.
     whole = content.violation is None
     assert (b"\r\n" + out).find(reference.END) == (len(out) - 3 if whole else -1), stream
     if policy is not PASS:

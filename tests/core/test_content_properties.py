@@ -1,4 +1,4 @@
-"""What must hold for any message content: its end, what goes on of it, cuts without meaning."""
+"""Properties of any message content: its end, what is forwarded, and that cuts do not matter."""
 
 import re
 from itertools import pairwise
@@ -26,7 +26,7 @@ CLEAN = st.lists(st.sampled_from([b"", b"..", b".x", b"abc", b"\xff"]), max_size
 def _filtered(
     policy: BareNewlines, octets: bytes, cuts: list[int], limit: int = 0
 ) -> tuple[bytes, int, Content]:
-    """Return what the filter gives out for octets cut so, how many it took, and the filter."""
+    """Return the output for octets cut in this way, how many were consumed, and the filter."""
     content, out, taken = Content(policy, limit), b"", 0
     borders = [0, *sorted({cut % (len(octets) + 1) for cut in cuts}), len(octets)]
     for start, end in pairwise(borders):
@@ -41,7 +41,7 @@ CUTS = st.lists(st.integers(0, 400), max_size=6)
 
 
 def _check(policy: BareNewlines, octets: bytes, cuts: list[int], limit: int) -> None:
-    """Check that cuts make no difference, and what becomes of it by the reference."""
+    """Check that cuts make no difference, and that the result is that of the reference."""
     octets += reference.END
     out, taken, content = _filtered(policy, octets, [], limit)
     body = reference.body_of(octets)

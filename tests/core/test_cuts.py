@@ -1,4 +1,4 @@
-"""How octets are cut makes no difference: the same exchanges, and the same octets go on.
+"""How octets are cut makes no difference: the same exchanges, and the same octets are forwarded.
 
 What the client sends is taken in one piece and then in every cut.  The backend answers at once,
 with `sync = off`, since with the others it matters what came before the reply to DATA; or when all
@@ -38,13 +38,13 @@ def _played(
             stage.settle()
     stage.settle()
     stage.happen("C: EOF")
-    # A guarded command goes on before what runs ahead of its reply has come, or is refused with it.
+    # A guarded command is forwarded before early octets have arrived, or is refused with them.
     reported = stage.mta.octets if at_once else b""
     return (_seen(stage), reported, stage.mta.messages)
 
 
 def _seen(stage: Stage) -> tuple[object, ...]:
-    """Return what an observer was shown, what the client got, and how it ended."""
+    """Return what an observer and the client got, and how it ended."""
     exchanges = [
         (
             each.verb.name,
@@ -62,12 +62,12 @@ def _seen(stage: Stage) -> tuple[object, ...]:
 
 
 def _shown(problem: Violation) -> bytes:
-    """Return the octets that are shown; of what runs ahead of a reply as many as have come yet."""
+    """Return the octets that are shown; of early octets only those received so far."""
     return b"" if problem.kind == "not_synchronized" else problem.octets
 
 
 def _cuts(octets: bytes, most: int) -> Iterator[list[bytes]]:
-    """Give every way to cut octets at up to so many places, and all octets one by one."""
+    """Yield every way to cut octets at up to this many places, and all octets one by one."""
     places = range(1, len(octets))
     for cut in [cut for count in range(1, most + 1) for cut in combinations(places, count)]:
         yield [octets[start:end] for start, end in pairwise((0, *cut, len(octets)))]
@@ -225,7 +225,7 @@ REPLIES = [
 
 
 def _answered(given: list[list[bytes]]) -> tuple[object, ...]:
-    """Return what comes of a session whose client gets these replies, each in pieces."""
+    """Return the result of a session whose backend sends these replies, each in pieces."""
     stage = Stage(RULES)
     for octets, pieces in zip([b"", *CLIENT], given, strict=True):
         if octets:
@@ -252,7 +252,7 @@ def test_a_reply_in_every_cut(at: int, other: bytes) -> None:
 
 
 def test_replies_to_a_group_in_every_cut() -> None:
-    """The backend offers PIPELINING, so they may come together."""
+    """The backend offers PIPELINING, so they may arrive together."""
     replies = b"250 a\r\n550-b\r\n550 c\r\n250\n354 go\r\n"
     seen = []
     for pieces in [[replies], *_cuts(replies, most=2)]:

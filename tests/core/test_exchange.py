@@ -1,4 +1,4 @@
-"""The exchange: what becomes of one command, and what observers see of it."""
+"""The exchange: how one command is answered, and what observers see of it."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Bounded exhaustive search: every order in which small groups and their replies can come.
+"""Bounded exhaustive search: every order in which small groups and their replies can arrive.
 
 Each scenario is played once for every way to cut the client's octets near line ends, and for every
 interleaving of these segments with the backend's replies; then again with either side's EOF at
@@ -18,7 +18,7 @@ LOST = b"421 4.4.2 localhost Error: connection to mail server lost\r\n"
 
 @dataclass(frozen=True)
 class Scenario:
-    """What a client sends in two goes, and all that it gets.
+    """What a client sends in two parts, and all that it gets.
 
     begin: sent and answered before the search begins.  first: sent without waiting; then: when it
     has the replies to all of `first`.  expected: the replies to both.  ends_content: how many ends
@@ -163,7 +163,7 @@ class Choices:
         self._at = 0
 
     def choose(self, count: int) -> int:
-        """Return a number below `count`, another one in a later run."""
+        """Return a number below `count`, a different one in a later run."""
         if self._at == len(self._taken):
             self._taken.append(0)
             self._of.append(count)
@@ -182,7 +182,7 @@ class Choices:
 
 
 class Run:
-    """One run of a scenario: what has come so far, and what must hold after each event."""
+    """One run of a scenario: the events so far, and the checks after each event."""
 
     def __init__(self, scenario: Scenario, first: list[bytes], then: list[bytes]) -> None:
         self.scenario = scenario
@@ -214,7 +214,7 @@ class Run:
         return events + (["client EOF", "backend EOF"] if eofs and not self.gone else [])
 
     def happen(self, event: str) -> None:
-        """Let it happen, and check what must hold."""
+        """Play the event, and run the checks."""
         stage = self.stage
         if event == "client":
             stage.client(self.segments.pop(0))
@@ -233,7 +233,7 @@ class Run:
         self.check()
 
     def check(self) -> None:
-        """Replies are those expected, in order; nothing is acknowledged but by the backend."""
+        """Replies are those expected, in order; only the backend acknowledges messages."""
         expected = b"".join(self.scenario.expected)
         received = self.stage.sent_to_client
         reported = received.removesuffix(LOST) if self.gone == "backend" else received
@@ -244,7 +244,7 @@ class Run:
             assert len(self.stage.pipeline.in_flight) <= 1
 
     def over(self) -> None:
-        """Check how it ended: all was answered, or the session is over."""
+        """Check the end: everything was answered, or the session has ended."""
         pipeline = self.stage.pipeline
         if not self.gone:
             assert self.stage.sent_to_client == b"".join(self.scenario.expected)
@@ -256,14 +256,14 @@ class Run:
 
 
 def _borders(octets: bytes) -> list[int]:
-    """Return the places near line ends, which are where cuts may matter."""
+    """Return the places near line ends, where cuts may matter."""
     ends = [at + 1 for at, octet in enumerate(octets) if octet == ord("\n")]
     near = {end + by for end in ends for by in (-2, -1, 0, 1)}
     return sorted(at for at in near if 0 < at < len(octets))
 
 
 def _cuts(octets: bytes, most: int) -> list[list[bytes]]:
-    """Return all ways to cut octets near line ends at up to so many places."""
+    """Return all ways to cut octets near line ends at up to this many places."""
     return [
         [octets[start:end] for start, end in pairwise([0, *cuts, len(octets)]) if start < end]
         for count in range(most + 1)
@@ -274,7 +274,7 @@ def _cuts(octets: bytes, most: int) -> list[list[bytes]]:
 def _search(
     scenario: Scenario, cuts: tuple[int, int], *, split_replies: bool = False, eofs: bool = False
 ) -> int:
-    """Play all runs, with so many cuts in `first` and `then`; return how many there were."""
+    """Play all runs, with this many cuts in `first` and `then`; return the number of runs."""
     runs = 0
     for first, then in product(_cuts(scenario.first, cuts[0]), _cuts(scenario.then, cuts[1])):
         choices, more = Choices(), True

@@ -1,4 +1,4 @@
-"""The fast path of a group does what the five steps would do, whatever comes."""
+"""The fast path has the same result as the five steps, for any input."""
 
 import pytest
 from hypothesis import given
@@ -75,7 +75,7 @@ def _shape(exchange: Exchange) -> tuple[object, ...]:
 def _play(
     policy: SessionPolicy, parts: list[bytes], replies: list[bytes], offer: bytes
 ) -> list[object]:
-    """Return all that becomes of a session."""
+    """Return the whole result of a session."""
     stage = Stage(policy)
     if policy.xforward:
         stage.pipeline.ehlo.introduction = Introduced("XFORWARD")

@@ -14,7 +14,7 @@ from smtpproxy.core.verbs import Sync
 
 
 class Framing:
-    """A framer whose greeting has come, and what it sent to the backend."""
+    """A framer after the greeting, and what it sent to the backend."""
 
     def __init__(self, policy: SessionPolicy | None = None) -> None:
         self.sent: list[bytes] = []

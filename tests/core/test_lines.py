@@ -1,4 +1,4 @@
-"""Command lines: where one ends, what may be one, and what of it may be shown."""
+"""Command lines: their end, which are valid, and what of them may be shown."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The rules of a session."""
+"""The policy of a session."""
 
 import dataclasses
 
@@ -33,12 +33,12 @@ def test_tables_follow_from_the_rest() -> None:
 
 
 def refusals(policy: SessionPolicy) -> set[bytes]:
-    """Return the verbs that these rules would forward."""
+    """Return the verbs that this policy would forward."""
     return {verb.name for verb in policy.table.values() if not verb.refusal}
 
 
 def test_everything_but_the_way_to_tls_is_refused_where_tls_is_required() -> None:
-    """RFC 3207 section 4; and what is refused in any case is refused as it always is."""
+    """RFC 3207 section 4; verbs that are always refused keep their refusal."""
     policy = SessionPolicy(client_tls=ClientTls.OFFERED, require_tls=True)
     for word, verb in policy.table.items():
         free = verb.name in {b"EHLO", b"HELO", b"STARTTLS", b"NOOP", b"RSET", b"QUIT"}
@@ -95,7 +95,7 @@ def test_only_trusted_clients_may_introduce_others() -> None:
 
 
 def test_bdat_closes_wherever_it_is_refused() -> None:
-    """Its payload follows all the same."""
+    """Its payload follows even so."""
     assert (
         SessionPolicy(capabilities=CapabilityFilter(hide=frozenset([b"BDAT"])))
         .table[b"BDAT"]

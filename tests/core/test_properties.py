@@ -1,4 +1,4 @@
-"""What must hold for any input: replies in order, octets unchanged, cuts without meaning.
+"""Properties of any input: replies in order, octets unchanged, and cuts that do not matter.
 
 The reference is a lock-step client that speaks to the model MTA directly.
 """
@@ -63,7 +63,7 @@ def _parts(end: bytes = b"\r\n") -> st.SearchStrategy[list[Part]]:
 
 
 class Client:
-    """Sends its parts as far ahead of the replies as RFC 2920 lets it.
+    """Sends its parts as early as RFC 2920 allows.
 
     waits_for_all: it is a lock-step client, which has every reply before it goes on.
     unsent: what it has written and the network not taken yet.
@@ -78,7 +78,7 @@ class Client:
         self.done = False
 
     def advance(self, octets: bytes) -> None:
-        """Take octets of the server, and go on as far as they let it."""
+        """Process octets of the server, and send what they allow."""
         self._received += octets
         while not self.done and len(replies_in(self._received)) >= self._needed:
             octets, self._needed = next(self._script, (b"", 0))
@@ -86,7 +86,7 @@ class Client:
             self.unsent += octets
 
     def _play(self, parts: list[Part]) -> Iterator[tuple[bytes, int]]:
-        """Give what is sent next, and how many replies there must be before it goes on."""
+        """Yield what is sent next, and how many replies it needs before."""
         owed = 2  # with the greeting
         yield b"EHLO client\r\n", owed
         for part in parts:
@@ -116,7 +116,7 @@ def _in_lock_step(parts: list[Part]) -> tuple[bytes, Mta]:
 def _through_the_proxy(
     parts: list[Part], policy: SessionPolicy, draw: st.DataObject, stage: MtaStage | None = None
 ) -> MtaStage:
-    """Play the client against the proxy; who goes next, and how much of it, is drawn."""
+    """Play the client against the proxy; Hypothesis draws the next side and the amount."""
     stage, client = stage or MtaStage(policy), Client(parts)
     client.advance(b"")
     coming = b""  # of the backend, given but not yet there

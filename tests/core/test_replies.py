@@ -1,4 +1,4 @@
-"""Replies: the grammar that old servers may bend, and where it ends."""
+"""Replies: the grammar, and which deviations of old servers are accepted."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What must hold for any octets of a backend: the same replies, however they are cut and read."""
+"""Properties of any octets of a backend: the same replies, however they are cut and read."""
 
 from hypothesis import given
 from hypothesis import strategies as st

@@ -1,4 +1,4 @@
-"""SMTP smuggling: sequences that some MTA takes for the end of data, and another does not.
+"""SMTP smuggling: sequences that some MTAs take for the end of data, and others do not.
 
 The content of one message holds such a sequence and a whole second transaction after it.  Whatever
 the backend takes for a line end: it gets that one message, or none, and no command of the second.
@@ -58,7 +58,7 @@ def _deliver(policy: SessionPolicy, line_ends: LineEnds, segments: list[bytes]) 
 
 
 def _holds(stage: MtaStage) -> None:
-    """Check that there was one message or none, and that the client knows which."""
+    """Check that there was one message or none, as the client's reply says."""
     assert not [line for line in stage.mta.commands if b"evil" in line or b"victim" in line]
     assert len(stage.mta.messages) <= 1
     taken = [reply for reply in replies_in(stage.sent_to_client) if b"queued" in reply]

@@ -1,4 +1,4 @@
-"""What was said to the backend for an exchange, where the client knows nothing of it."""
+"""The steps of an exchange: lines to the backend that the client did not send."""
 
 from collections.abc import Sequence
 
@@ -85,7 +85,7 @@ def forwarded(talk: Talk) -> Talk:
 
 
 class Introduced:
-    """Says two lines of XFORWARD."""
+    """Sends two lines of XFORWARD."""
 
     verb = b"XFORWARD"
 

@@ -1,4 +1,4 @@
-"""All transcripts, played as they are written and with every segment cut into single octets."""
+"""All transcripts, played as written and with every segment cut into single octets."""
 
 import pytest
 

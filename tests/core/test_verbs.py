@@ -1,4 +1,4 @@
-"""The verb table: the rows that the design lays down, and the shapes they take."""
+"""The verb table: its rows, and how the policy changes them."""
 
 import pytest
 

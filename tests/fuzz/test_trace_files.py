@@ -16,7 +16,7 @@ from tests.support.programs import unavailable
 MUTATIONS, SEED, PARTS = 400, 1, 2
 
 
-def test_the_corpus_is_read_as_it_must_be() -> None:
+def test_the_corpus_is_read_correctly() -> None:
     codes = []
     for file in sorted(CORPUS.iterdir()):
         try:
@@ -30,7 +30,7 @@ def test_the_corpus_is_read_as_it_must_be() -> None:
 
 
 @pytest.mark.parametrize("part", range(PARTS))
-def test_files_made_from_the_corpus_are_read_as_they_must_be(part: int) -> None:
+def test_files_mutated_from_the_corpus_are_read_correctly(part: int) -> None:
     codes = []
     for octets in trace_mutations(MUTATIONS, SEED)[part::PARTS]:
         try:

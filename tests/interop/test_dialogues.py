@@ -82,7 +82,7 @@ def test_a_transaction_follows_the_end_of_data_in_one_group(stage: Stage) -> Non
     assert stage.backend.find(second).recipients == {"good1@rcpt.example"}
 
 
-def test_rset_inside_a_group_forgets_what_came_before(stage: Stage) -> None:
+def test_rset_inside_a_group_resets_the_transaction(stage: Stage) -> None:
     """Only the second transaction's recipient gets the message."""
     message = brief()
     with Wire(stage.port) as wire:

@@ -83,7 +83,7 @@ def test_a_lock_step_client_is_served_too(client: Client, front: Tap) -> None:
 
 @REFERENCE
 @pytest.mark.parametrize("client", [mta_clients.postfix, mta_clients.exim])
-def test_the_final_dot_and_quit_come_in_one_segment(client: Client, front: Tap) -> None:
+def test_end_of_data_and_quit_come_in_one_segment(client: Client, front: Tap) -> None:
     """The message is acknowledged all the same, and QUIT is answered after it."""
     connection = sent_by(client, front)
     last = [chunk.octets for chunk in connection.chunks if chunk.from_client and chunk.octets][-1]
@@ -113,7 +113,7 @@ def test_exim_groups_bdat_where_the_mta_offers_chunking(stage: Stage, front: Tap
 
 @pytest.mark.parametrize("stage", ["smtp-sink-e"], indirect=True)
 @pytest.mark.parametrize("client", [mta_clients.postfix, mta_clients.exim, clients.swaks])
-def test_an_mta_that_knows_helo_only_gets_helo(client: Client, stage: Stage, front: Tap) -> None:
+def test_an_mta_without_ehlo_gets_helo(client: Client, stage: Stage, front: Tap) -> None:
     """The client's EHLO is answered with PIPELINING, and its groups are served."""
     connection = sent_by(client, front)
     assert b"\r\n250 PIPELINING\r\n" in connection.answered()

@@ -74,7 +74,7 @@ def test_postfix_learns_the_client_by_xclient_and_does_not_relay_for_it() -> Non
 
 
 @pytest.mark.parametrize("identity", ["proxy-v1", "proxy-v2", "xclient"])
-def test_a_client_that_postfix_refuses_gets_its_words_and_others_are_served(identity: str) -> None:
+def test_a_client_that_postfix_refuses_gets_its_reply_and_others_are_served(identity: str) -> None:
     """XCLIENT comes late: its reply is the greeting of the named client."""
     refusals = "192.0.2.7=450 4.7.1 later}, {192.0.2.8=554 5.7.1 never"
     settings = {
@@ -163,7 +163,7 @@ def test_postfix_does_not_relay_for_a_client_that_resets_at_once(identity: str) 
 
 
 @pytest.mark.parametrize("identity", ["proxy-v1", "proxy-v2", "xclient"])
-def test_whom_swaks_speaks_for_by_xclient_is_whom_postfix_serves(identity: str) -> None:
+def test_postfix_serves_the_client_that_swaks_names_by_xclient(identity: str) -> None:
     """The MTA relays for 192.0.2.7 only, whichever way the proxy got and passes that address."""
     message = brief()
     settings = {"mynetworks": "192.0.2.7/32"}

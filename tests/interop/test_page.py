@@ -133,7 +133,7 @@ def test_a_session_is_seen_while_it_runs_and_drawn(
         assert browser.get_log("browser") == []
 
 
-def test_that_a_client_was_introduced_is_no_trouble(
+def test_an_introduced_client_causes_no_error(
     browser: webdriver.Chrome, backend: int, admin: int
 ) -> None:
     ask = "return outcomeOf({reason: arguments[0], transactions: [], records: []})[0]"
@@ -233,7 +233,7 @@ def test_many_sessions_leave_the_page_small(
         assert browser.execute_script("return document.querySelectorAll('*').length") < 3000
 
 
-def test_a_proxy_that_goes_and_comes_back_is_followed(
+def test_the_page_reconnects_to_a_restarted_proxy(
     browser: webdriver.Chrome, backend: int, admin: int
 ) -> None:
     with proxy(backend, admin) as port:
@@ -255,7 +255,7 @@ def test_a_proxy_that_goes_and_comes_back_is_followed(
         assert browser.execute_script("return document.body.className") == ""
 
 
-def test_a_token_is_given_once_and_can_be_taken_back(
+def test_a_token_can_be_set_and_removed(
     browser: webdriver.Chrome, backend: int, admin: int, tmp_path: Path
 ) -> None:
     file = tmp_path / "p.toml"

@@ -20,7 +20,7 @@ def logged_by(mta: Backend, text: str) -> None:
 
 
 @pytest.mark.parametrize("identity", ["proxy-v1", "proxy-v2"])
-def test_a_client_that_pipelines_passes_all_tests_of_its_own_address(identity: str) -> None:
+def test_a_pipelining_client_passes_postscreens_tests(identity: str) -> None:
     """The proxy's address would not be tested at all; without the proxy the same client fails."""
     message = brief()
     with postscreen() as mta:
@@ -49,7 +49,7 @@ def test_a_client_that_pipelines_passes_all_tests_of_its_own_address(identity: s
 
 
 @pytest.mark.parametrize("identity", ["proxy-v1", "proxy-v2"])
-def test_an_active_check_is_made_in_the_proxys_own_name(identity: str) -> None:
+def test_an_active_check_uses_the_proxys_own_name(identity: str) -> None:
     """Postfix would refuse a connection without a header, and take UNKNOWN for an error."""
     with postscreen() as mta:
         settings = (

@@ -160,7 +160,7 @@ MTAS: dict[str, Callable[[], AbstractContextManager[Backend]]] = {
 
 
 @pytest.mark.parametrize("mta", MTAS.values(), ids=MTAS.keys())
-def test_what_is_cut_between_two_segments_smuggles_nothing(
+def test_cuts_between_segments_smuggle_nothing(
     mta: Callable[[], AbstractContextManager[Backend]],
 ) -> None:
     with mta() as backend, Tap(backend.port) as tap:

@@ -199,7 +199,7 @@ def test_tls_is_drawn(tmp_path: Path, browser: webdriver.Chrome) -> None:
     assert "the client's lone dot is no end of data: bare lf" in drawn[1]
 
 
-def test_what_smtpproxy_said_itself_is_drawn(tmp_path: Path, browser: webdriver.Chrome) -> None:
+def test_replies_of_the_proxy_itself_are_drawn(tmp_path: Path, browser: webdriver.Chrome) -> None:
     directory, page = record_forwarded(tmp_path / "trace"), tmp_path / "session.html"
     exported = trace("export", "-d", directory, session_in(directory), "--html", page)
     assert exported.returncode == 0

@@ -132,7 +132,7 @@ def test_a_client_of_the_proxy_itself_causes_no_loop(row: Networks, tproxy: Proc
     assert tproxy.printed().count(closed) == 1
 
 
-def test_redirected_clients_reach_the_mta_that_they_wanted(
+def test_redirected_clients_reach_their_original_mta(
     row: Networks, mta: Backend, tmp_path: Path
 ) -> None:
     """As redirect.nft has it, and the MTA then sees the proxy's address."""
@@ -149,7 +149,7 @@ def test_redirected_clients_reach_the_mta_that_they_wanted(
 
 
 @pytest.mark.usefixtures("mta")
-def test_so_they_do_by_one_socket_for_both_families(row: Networks) -> None:
+def test_one_socket_for_both_families_serves_both(row: Networks) -> None:
     """There the kernel knows of an IPv4 client's wish only if it is asked by IPv4's option."""
     text = (
         '[listeners.smtp]\naddress = "fd:smtp"\ntransparent = true\n'
@@ -200,7 +200,7 @@ def test_its_own_way_to_the_mta_may_not_be_redirected_to_it(row: Networks, serve
     ],
     ids=["TCP4", "mapped"],
 )
-def test_a_client_that_a_proxy_in_front_names_is_whom_the_mta_sees(
+def test_the_mta_sees_the_client_that_a_proxy_in_front_names(
     row: Networks, mta: Backend, header: str
 ) -> None:
     """The connection leaves from its address, though it has never been here."""

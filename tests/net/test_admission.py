@@ -43,7 +43,7 @@ def test_over_the_limit_of_all_sessions_a_client_gets_421() -> None:
     assert door.enter("192.0.2.3") is not None
 
 
-def test_an_address_has_so_many_sessions_and_no_more() -> None:
+def test_an_address_has_at_most_its_limit_of_sessions() -> None:
     door = admission(sessions_per_address=2)
     seats = [door.enter("192.0.2.1") for _ in range(3)]
     assert seats[2] is None
@@ -105,7 +105,7 @@ def entered(door: Admission, times: int, host: str = "192.0.2.1") -> int:
 
 
 @pytest.mark.parametrize("begin", [60_000.0, 60_059.9, 60_031.7])
-def test_new_sessions_of_an_address_have_no_edge_of_a_minute(
+def test_the_rate_of_new_sessions_has_no_minute_boundary(
     begin: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A count by the minute would let in 20 of 10 within a moment, whenever a minute ends."""
@@ -127,7 +127,9 @@ def test_new_sessions_of_an_address_have_no_edge_of_a_minute(
 
 
 @pytest.mark.parametrize("limit", [1, 3, 7, 59, 61, 1000])
-def test_so_many_new_sessions_may_come_at_once(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_limit_of_new_sessions_may_come_at_once(
+    limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("smtpproxy.net.admission.monotonic", lambda: 1e6 / 3)
     door = admission(new_sessions_per_minute=limit)
     assert entered(door, limit + 5) == limit
@@ -154,7 +156,7 @@ def test_exempt_networks_and_unix_sockets_are_not_counted_by_address() -> None:
         assert door.enter(host) is not None
 
 
-def test_workers_count_together_and_one_that_is_gone_counts_no_more(memory: int) -> None:
+def test_workers_count_together_and_an_ended_one_is_not_counted(memory: int) -> None:
     rows = [SharedCounters(memory, row) for row in range(3)]
     doors = [admission(row=row, sessions=4, sessions_per_address=2) for row in rows]
     assert doors[0].enter("192.0.2.1") is not None
@@ -165,7 +167,7 @@ def test_workers_count_together_and_one_that_is_gone_counts_no_more(memory: int)
     assert doors[2].enter("192.0.2.1") is not None
 
 
-def test_addresses_do_not_get_into_each_others_counts() -> None:
+def test_addresses_are_counted_separately() -> None:
     """10000 addresses with a session each: none is taken for one that has a dozen."""
     row = SharedCounters()
     for number in range(10000):
@@ -190,7 +192,7 @@ async def test_a_lagging_loop_refuses_clients_until_it_has_caught_up(
     door.stop()
 
 
-def test_a_storm_is_one_line_a_second_with_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_flood_is_one_line_a_second_with_its_count(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
     monkeypatch.setattr("smtpproxy.net.admission.monotonic", lambda: now[0])
     watcher = Watcher()
@@ -274,7 +276,7 @@ async def test_a_lingering_client_counts_until_it_has_closed(opened: Opener) -> 
         ("", b""),
     ],
 )
-def test_connections_to_the_mta_are_shared_by_what_counts_as_an_address(
+def test_connection_slots_are_shared_by_the_address_of_the_limits(
     host: str, address: bytes
 ) -> None:
     """By the same rule as the limits, even for exempt clients."""

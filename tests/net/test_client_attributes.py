@@ -24,7 +24,7 @@ V4 = Peer("192.0.2.1:4711", ("198.51.100.7", 25))
 V6 = Peer("[2001:db8::1]:4711", ("2001:db8::25", 25))
 
 
-def test_a_client_is_introduced_by_all_that_is_known_and_the_address_comes_last() -> None:
+def test_all_known_attributes_are_sent_and_the_address_is_last() -> None:
     assert ClientAttributes(b"XCLIENT", V4).lines(ALL, b"EHLO c.example\r\n") == [
         (
             b"XCLIENT NAME=[UNAVAILABLE] HELO=c.example PROTO=ESMTP DESTADDR=198.51.100.7"
@@ -39,12 +39,12 @@ def test_a_client_is_introduced_by_all_that_is_known_and_the_address_comes_last(
     ]
 
 
-def test_only_what_the_backend_knows_is_said() -> None:
+def test_only_attributes_that_the_backend_knows_are_sent() -> None:
     lines = ClientAttributes(b"XCLIENT", V4).lines(frozenset([b"ADDR", b"NAME"]), b"EHLO c\r\n")
     assert lines == [b"XCLIENT NAME=[UNAVAILABLE] ADDR=192.0.2.1\r\n"]
 
 
-def test_a_client_without_an_address_has_none() -> None:
+def test_a_client_without_an_address_is_unavailable() -> None:
     lines = ClientAttributes(b"XCLIENT", Peer()).lines(frozenset([b"ADDR"]), b"EHLO c\r\n")
     assert lines == [b"XCLIENT ADDR=[UNAVAILABLE]\r\n"]
 
@@ -53,12 +53,12 @@ def test_a_client_without_an_address_has_none() -> None:
     ("octets", "text"),
     [(b"a b", b"a+20b"), (b"a+b=c", b"a+2Bb+3Dc"), (b"\r\n\0", b"+0D+0A+00"), (b"\xff", b"+FF")],
 )
-def test_what_could_end_a_value_is_written_in_hexadecimal(octets: bytes, text: bytes) -> None:
+def test_special_characters_are_written_in_hexadecimal(octets: bytes, text: bytes) -> None:
     assert xtext(octets) == text
 
 
 @given(st.binary(max_size=2040), st.sampled_from([V4, V6, Peer()]))
-def test_no_name_can_break_out_of_its_value(name: bytes, peer: Peer) -> None:
+def test_no_name_can_end_its_value(name: bytes, peer: Peer) -> None:
     for verb in (b"XCLIENT", b"XFORWARD"):
         lines = ClientAttributes(verb, peer).lines(ALL, b"EHLO " + name + b"\r\n")
         for line in lines:
@@ -84,7 +84,7 @@ def test_no_name_can_break_out_of_its_value(name: bytes, peer: Peer) -> None:
         ("", False),
     ],
 )
-def test_a_network_holds_its_addresses_however_they_are_written(host: str, inside: bool) -> None:
+def test_a_network_contains_its_addresses_in_every_spelling(host: str, inside: bool) -> None:
     networks = (ip_network("192.0.2.0/24"), ip_network("2001:db8::/32"))
     assert is_in(host, networks) == inside
     assert not is_in(host, ())
@@ -134,21 +134,23 @@ def test_a_trusted_client_names_another_client(said: bytes) -> None:
 
 
 @pytest.mark.parametrize("said", NOT_TAKEN)
-def test_what_can_not_be_right_is_not_taken(said: bytes) -> None:
+def test_an_invalid_xclient_is_refused(said: bytes) -> None:
     """Nor a client without an address, which an MTA would take for the proxy."""
     with pytest.raises(BadXclient) as error:
         peer_named_by(FRONT, b"XCLIENT " + said + b"\r\n")
     assert error.value.reply.startswith(b"501 5.5.4 ")
 
 
-def test_where_a_redirected_client_wanted_to_go_is_not_for_others_to_say() -> None:
+def test_the_target_of_a_redirected_client_is_not_changed() -> None:
     """It is the server that the session goes to."""
     peer = Peer(FRONT.name, FRONT.target, redirected=True)
     assert peer_named_by(peer, b"XCLIENT DESTADDR=203.0.113.9\r\n") == peer
 
 
 @given(st.ip_addresses().map(str).map(canonical), st.integers(0, 65535), st.binary(max_size=300))
-def test_what_one_proxy_says_the_next_one_understands(host: str, port: int, hello: bytes) -> None:
+def test_commands_made_by_one_proxy_are_read_by_the_next(
+    host: str, port: int, hello: bytes
+) -> None:
     said = Peer(name_of((host, port)), ("198.51.100.7", 25), hostname=b"c.example")
     lines = ClientAttributes(b"XCLIENT", said).lines(ALL, b"EHLO " + hello + b"\r\n")
     peer = FRONT

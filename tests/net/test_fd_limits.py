@@ -33,7 +33,7 @@ def test_a_high_descriptor_shows_that_they_are_short(limit: list[int]) -> None:
     assert not found.short_at(1000 - SPARE, 0)
 
 
-def test_of_few_a_quarter_is_kept(limit: list[int]) -> None:
+def test_a_quarter_of_a_low_limit_is_reserved(limit: list[int]) -> None:
     limit[0] = 40
     found = FdLimits()
     assert not found.short_at(29, 0)

@@ -92,7 +92,7 @@ async def test_a_session_goes_through(host: str, mta: Address, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-def test_what_is_accepted_is_kept_alive_by_tcp(host: str) -> None:
+def test_accepted_connections_use_tcp_keepalive(host: str) -> None:
     (listening,) = binding.listen(Address(host=host, port=0))
     with listening:
         listening.setblocking(True)
@@ -124,7 +124,7 @@ def listener_at(address: Address, mta: Address, **options: bool) -> tuple[Listen
     return Listener(address, service, **options), watcher
 
 
-async def test_all_of_ipv6_is_all_of_ipv4_too(mta: Address) -> None:
+async def test_a_wildcard_of_ipv6_includes_ipv4(mta: Address) -> None:
     """And who comes by IPv4 is known by an IPv4 address."""
     listener, watcher = listener_at(Address(host="::", port=0), mta)
     await listener.open()
@@ -221,7 +221,7 @@ def test_a_unix_socket_has_its_mode_whatever_the_umask(
     binding.close(opened, address)
 
 
-def test_a_unix_socket_is_never_more_open_than_it_is_to_be(
+def test_a_unix_socket_never_has_a_more_open_mode(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nor before its mode is set."""
@@ -253,7 +253,7 @@ def test_a_shared_socket_is_never_blocking(kind: str, tmp_path: Path) -> None:
         assert not os.get_blocking(listening.fileno())
 
 
-def test_two_that_start_at_once_never_take_a_socket_from_each_other(tmp_path: Path) -> None:
+def test_two_instances_that_start_at_once_keep_their_sockets(tmp_path: Path) -> None:
     """Without a lock the second removes what the first has bound, and not listened at yet."""
     address = Address(path=str(tmp_path / "proxy.sock"))
 
@@ -273,7 +273,7 @@ def test_two_that_start_at_once_never_take_a_socket_from_each_other(tmp_path: Pa
             binding.close(opened[0] + opened[1], address)
 
 
-def test_a_socket_that_is_anothers_by_now_is_left_alone(tmp_path: Path) -> None:
+def test_a_socket_of_another_process_is_not_removed(tmp_path: Path) -> None:
     address = Address(path=str(tmp_path / "s"))
     ours = binding.listen(address)
     Path(address.path).unlink()

@@ -464,7 +464,7 @@ async def come_to(name: str, here: Proxy, timeouts: str = "") -> Client:
 
 @pytest.mark.parametrize("name", STATES)
 @on_uvloop
-async def test_of_a_client_that_resets_nothing_is_held(name: str, tmp_path: Path) -> None:
+async def test_nothing_is_held_of_a_reset_client(name: str, tmp_path: Path) -> None:
     async with proxy(tmp_path) as here:
         one = await come_to(name, here)
         assert here.held() or here.kept(), "there is nothing to let go of"
@@ -476,7 +476,7 @@ async def test_of_a_client_that_resets_nothing_is_held(name: str, tmp_path: Path
 
 @pytest.mark.parametrize("name", [name for name in STATES if STATES[name].half_close])
 @on_uvloop
-async def test_of_a_client_that_half_closes_nothing_is_held_once_it_is_served(
+async def test_nothing_is_held_of_a_half_closed_client_once_it_is_served(
     name: str, tmp_path: Path
 ) -> None:
     async with proxy(tmp_path) as here:
@@ -490,7 +490,7 @@ async def test_of_a_client_that_half_closes_nothing_is_held_once_it_is_served(
 
 @pytest.mark.parametrize("name", [name for name in STATES if STATES[name].silence])
 @on_uvloop
-async def test_of_peers_that_say_nothing_more_nothing_is_held_when_time_is_over(
+async def test_nothing_is_held_of_inactive_peers_after_the_time_limit(
     name: str, tmp_path: Path
 ) -> None:
     limit = STATES[name].limit
@@ -508,7 +508,7 @@ OF_THE_MTA = {"slots", "sessions of a server", "MTA connections"}
 
 @pytest.mark.parametrize("name", [name for name in STATES if STATES[name].mta])
 @on_uvloop
-async def test_of_an_mta_that_resets_nothing_is_held(name: str, tmp_path: Path) -> None:
+async def test_nothing_is_held_of_a_reset_mta(name: str, tmp_path: Path) -> None:
     async with proxy(tmp_path) as here:
         one = await come_to(name, here)
         here.mta.open[-1].reset()
@@ -521,7 +521,7 @@ async def test_of_an_mta_that_resets_nothing_is_held(name: str, tmp_path: Path) 
 
 @pytest.mark.parametrize("name", [name for name in STATES if STATES[name].mta])
 @on_uvloop
-async def test_of_an_mta_that_half_closes_nothing_is_held_once_the_client_has_closed(
+async def test_nothing_is_held_of_a_half_closed_mta_once_the_client_has_closed(
     name: str, tmp_path: Path
 ) -> None:
     async with proxy(tmp_path) as here:
@@ -537,7 +537,7 @@ async def test_of_an_mta_that_half_closes_nothing_is_held_once_the_client_has_cl
 
 @pytest.mark.parametrize("end", [Client.reset, Client.half_close], ids=["reset", "half-close"])
 @on_uvloop
-async def test_of_a_client_that_goes_while_it_waits_for_a_slot_nothing_is_held(
+async def test_nothing_is_held_of_a_client_lost_in_the_queue(
     end: Callable[[Client], None], tmp_path: Path
 ) -> None:
     async with proxy(tmp_path) as here:
@@ -554,7 +554,7 @@ async def test_of_a_client_that_goes_while_it_waits_for_a_slot_nothing_is_held(
 
 
 @on_uvloop
-async def test_an_mta_that_has_refused_the_content_and_is_gone_keeps_no_slot(
+async def test_a_lost_mta_that_refused_the_content_keeps_no_slot(
     tmp_path: Path,
 ) -> None:
     """The client is still read to its end of data, to get the reply."""

@@ -36,7 +36,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return made
 
 
-def test_what_one_worker_has_noted_all_workers_know(memory: int) -> None:
+def test_connections_of_one_worker_are_known_to_all(memory: int) -> None:
     for row in range(3):
         shared_counters.SharedCounters(memory, row)  # as the supervisor does
     rows = [OwnConnections(memory, row) for row in range(3)]
@@ -47,7 +47,7 @@ def test_what_one_worker_has_noted_all_workers_know(memory: int) -> None:
         assert all(each.has(*ends) for each in rows)
 
 
-def test_a_worker_that_is_alone_knows_its_own() -> None:
+def test_a_single_worker_knows_its_own_connections() -> None:
     alone = OwnConnections()
     alone.note(HERE, THERE)
     assert alone.has(HERE, THERE)
@@ -61,7 +61,7 @@ def test_no_other_connection_is_taken_for_it() -> None:
         assert not alone.has(source, target)
 
 
-def test_it_is_known_while_it_may_yet_be_accepted_and_no_longer(clock: Clock) -> None:
+def test_it_is_known_for_a_limited_time(clock: Clock) -> None:
     """Its port may later be that of a connection of another program."""
     alone = OwnConnections()
     alone.note(HERE, THERE)
@@ -71,7 +71,7 @@ def test_it_is_known_while_it_may_yet_be_accepted_and_no_longer(clock: Clock) ->
     assert not alone.has(HERE, THERE)
 
 
-def test_the_sessions_of_the_tally_are_not_touched(memory: int) -> None:
+def test_the_shared_session_counters_are_not_changed(memory: int) -> None:
     row = shared_counters.SharedCounters(memory, shared_counters.ROWS - 1)
     slots = row.slots(b"x")
     row.add(slots)
@@ -105,7 +105,7 @@ async def test_a_connection_is_known_before_it_can_be_accepted(host: str, dual_s
             made.abort()
 
 
-async def test_a_client_of_a_unix_socket_is_none() -> None:
+async def test_a_client_of_a_unix_socket_is_no_own_connection() -> None:
     ends = socket.socketpair()
     made, _ = await asyncio.get_running_loop().connect_accepted_socket(asyncio.Protocol, ends[0])
     own_connections.note(made)

@@ -21,9 +21,7 @@ from smtpproxy.net.peer import Peer, end_of, endpoint, name_of
         ("", None, "unix"),
     ],
 )
-def test_an_end_of_a_connection_has_one_name(
-    reported: object, end: tuple[str, int] | None, name: str
-) -> None:
+def test_an_endpoint_has_one_name(reported: object, end: tuple[str, int] | None, name: str) -> None:
     assert endpoint(reported) == end
     assert name_of(end) == name
 
@@ -82,6 +80,6 @@ class Mute(asyncio.BaseTransport):
         raise OSError(22, "Invalid argument")
 
 
-def test_a_socket_that_reports_nothing_has_no_known_ends() -> None:
+def test_a_socket_without_addresses_has_unknown_ones() -> None:
     assert Peer.of(Mute()) is None
     assert end_of(Mute(), "sockname") == "unknown"

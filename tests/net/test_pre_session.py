@@ -54,7 +54,7 @@ async def test_a_header_may_come_octet_by_octet(stage: Stage, logged: Logged) ->
 
 
 @pytest.mark.parametrize("at", range(1, len(HEADER) + 4))
-async def test_it_does_not_matter_where_octets_are_cut(stage: Stage, at: int) -> None:
+async def test_cuts_between_octets_do_not_matter(stage: Stage, at: int) -> None:
     octets = HEADER + b"NOOP\r\n"
     async with client(await stage.start(BEHIND)) as one:
         one.writer.write(octets[:at])
@@ -76,7 +76,7 @@ async def test_without_a_named_client_it_is_the_connecting_one(
 
 
 @pytest.mark.parametrize("name", BAD)
-async def test_without_a_good_header_there_is_no_session(
+async def test_without_a_valid_header_there_is_no_session(
     stage: Stage, logged: Logged, name: str
 ) -> None:
     port = await stage.start(BEHIND, timeouts="proxy_header = 0.2")
@@ -92,7 +92,7 @@ async def test_without_a_good_header_there_is_no_session(
 
 
 @pytest.mark.parametrize("header", [HEADER, V2_HEADER], ids=["v1", "v2"])
-async def test_a_header_cut_short_is_no_header(stage: Stage, logged: Logged, header: bytes) -> None:
+async def test_an_incomplete_header_is_invalid(stage: Stage, logged: Logged, header: bytes) -> None:
     port = await stage.start(BEHIND)
     for size in (1, 2, len(header) - 1):
         async with client(port) as one:
@@ -131,7 +131,7 @@ async def test_a_header_from_an_untrusted_client_never_reaches_the_backend(
 
 @pytest.mark.parametrize("header", [HEADER, V2_HEADER], ids=["v1", "v2"])
 @pytest.mark.parametrize("mode", MODES)
-async def test_nor_does_one_that_comes_octet_by_octet(
+async def test_a_header_cut_into_octets_never_reaches_the_backend(
     stage: Stage, logged: Logged, mode: str, header: bytes
 ) -> None:
     async with client(await stage.start(f'{MODES[mode]}\nsync = "strict"')) as one:
@@ -145,7 +145,9 @@ async def test_nor_does_one_that_comes_octet_by_octet(
 
 
 @pytest.mark.parametrize("mode", ["starttls", "implicit"])
-async def test_nor_does_one_inside_tls(stage: Stage, logged: Logged, mode: str) -> None:
+async def test_a_header_inside_tls_never_reaches_the_backend(
+    stage: Stage, logged: Logged, mode: str
+) -> None:
     inside = {"ssl": stage.client_context, "server_hostname": "mx.example"}
     port = await stage.start(MODES[mode])
     async with client(port, **(inside if mode == "implicit" else {})) as one:
@@ -159,7 +161,9 @@ async def test_nor_does_one_inside_tls(stage: Stage, logged: Logged, mode: str) 
 
 
 @pytest.mark.parametrize("header", [HEADER, V2_HEADER], ids=["v1", "v2"])
-async def test_nor_does_a_second_one(stage: Stage, logged: Logged, header: bytes) -> None:
+async def test_a_second_header_never_reaches_the_backend(
+    stage: Stage, logged: Logged, header: bytes
+) -> None:
     async with client(await stage.start(BEHIND)) as one:
         one.writer.write(HEADER + header + b"QUIT\r\n")
         assert (await one.reply(), await one.reply()) == (b"220 mx", REFUSED)
@@ -167,7 +171,9 @@ async def test_nor_does_a_second_one(stage: Stage, logged: Logged, header: bytes
     assert client_of(logged("client_violation")[0]) == "192.0.2.7:4711"
 
 
-async def test_nor_does_a_second_one_before_tls(stage: Stage, logged: Logged) -> None:
+async def test_a_second_header_before_tls_never_reaches_the_backend(
+    stage: Stage, logged: Logged
+) -> None:
     async with client(await stage.start(f"{IMPLICIT}\n{BEHIND}")) as one:
         one.writer.write(HEADER + HEADER)
         assert await one.rest() == TLS_ALERT
@@ -233,7 +239,7 @@ async def test_a_client_over_the_limit_gets_no_plaintext_with_implicit_tls(stage
         assert await again.reply() == b"220 mx"
 
 
-async def test_a_handshake_takes_a_place_and_gives_it_back(stage: Stage) -> None:
+async def test_a_handshake_counts_as_a_session_until_it_fails(stage: Stage) -> None:
     port = await stage.start(IMPLICIT, limits="sessions_per_address = 1\nexempt = []")
     inside = {"ssl": stage.client_context, "server_hostname": "mx.example"}
     async with client(port) as silent:

@@ -43,7 +43,7 @@ async def events(logged: Logged, stage: Stage) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize("how", ["close", "reset", "half-close"])
 @pytest.mark.parametrize("kind", LISTENERS)
-async def test_a_connection_that_says_nothing_and_leaves_is_one_debug_line(
+async def test_a_connection_without_data_is_one_debug_line(
     stage: Stage, logged: Logged, kind: str, how: str
 ) -> None:
     port = await stage.start(LISTENERS[kind])
@@ -68,7 +68,7 @@ def reset(one: Client) -> None:
 
 @pytest.mark.parametrize("header", [HEADER, V2_LOCAL], ids=["v1", "LOCAL"])
 @pytest.mark.parametrize("kind", ["proxy", "implicit, proxy"])
-async def test_so_is_one_that_sends_a_proxy_header_alone(
+async def test_a_proxy_header_alone_is_one_debug_line(
     stage: Stage, logged: Logged, kind: str, header: bytes
 ) -> None:
     async with client(await stage.start(LISTENERS[kind])) as one:
@@ -78,7 +78,7 @@ async def test_so_is_one_that_sends_a_proxy_header_alone(
     assert await events(logged, stage) == [("probe_closed", "debug")]
 
 
-async def test_so_is_a_tls_handshake_alone(stage: Stage, logged: Logged) -> None:
+async def test_a_tls_handshake_alone_is_one_debug_line(stage: Stage, logged: Logged) -> None:
     port = await stage.start(IMPLICIT)
     async with client(port, ssl=stage.client_context, server_hostname="mx.example") as one:
         assert await one.reply() == b"220 mx"
@@ -88,7 +88,7 @@ async def test_so_is_a_tls_handshake_alone(stage: Stage, logged: Logged) -> None
 @pytest.mark.parametrize(
     ("kind", "said"), [("plain", b"N"), ("implicit", b"\x16"), ("proxy", b"P")]
 )
-async def test_one_octet_is_not_nothing(
+async def test_one_octet_makes_it_a_session(
     stage: Stage, logged: Logged, kind: str, said: bytes
 ) -> None:
     async with client(await stage.start(LISTENERS[kind])) as one:
@@ -126,14 +126,14 @@ async def test_a_probe_is_answered_by_the_proxy_alone(
 
 
 @pytest.mark.parametrize("header", [b"PROXY UNKNOWN\r\n", V2_LOCAL], ids=["UNKNOWN", "LOCAL"])
-async def test_a_header_that_names_no_client_is_a_probes(stage: Stage, header: bytes) -> None:
+async def test_a_header_without_a_client_is_a_probe(stage: Stage, header: bytes) -> None:
     async with client(await stage.start(f"{PROXY}\n{PROBES}")) as one:
         one.writer.write(header)
         assert (await one.reply()).endswith(b" ESMTP")
     assert stage.backend.connections == 0
 
 
-async def test_a_header_that_names_a_client_is_that_clients(stage: Stage) -> None:
+async def test_a_header_with_a_client_starts_that_clients_session(stage: Stage) -> None:
     """The load balancer's own address is a probe's; those whom it names send mail."""
     async with client(await stage.start(f"{PROXY}\n{PROBES}")) as one:
         one.writer.write(HEADER)
@@ -180,7 +180,7 @@ async def test_a_malformed_header_stays_an_error(stage: Stage, logged: Logged) -
     ],
     ids=["MAIL", "STARTTLS", "XCLIENT", "GET", "empty", "bare LF", "a long line", "many commands"],
 )
-async def test_what_is_no_probe_gets_421(stage: Stage, logged: Logged, said: bytes) -> None:
+async def test_other_commands_of_a_probe_get_421(stage: Stage, logged: Logged, said: bytes) -> None:
     async with client(await stage.start(PROBES)) as one:
         assert (await one.reply()).startswith(b"220 ")
         one.writer.write(said)
@@ -191,7 +191,7 @@ async def test_what_is_no_probe_gets_421(stage: Stage, logged: Logged, said: byt
     assert stage.backend.connections == 0
 
 
-async def test_where_octets_are_cut_does_not_matter(stage: Stage) -> None:
+async def test_cuts_between_octets_do_not_matter(stage: Stage) -> None:
     async with client(await stage.start(PROBES)) as one:
         assert (await one.reply()).startswith(b"220 ")
         for octet in b"ehlo x\nNOOP\r\nQUIT\r\n":
@@ -200,7 +200,7 @@ async def test_where_octets_are_cut_does_not_matter(stage: Stage) -> None:
         assert [line[:3] for line in (await one.rest()).splitlines()] == [b"250", b"250", b"221"]
 
 
-async def test_a_probe_that_says_nothing_more_has_the_time_of_a_client(
+async def test_an_inactive_probe_has_the_time_limit_of_a_client(
     stage: Stage, logged: Logged
 ) -> None:
     async with client(await stage.start(PROBES, timeouts="client = 0.2")) as one:

@@ -111,13 +111,13 @@ def test_a_valid_header_is_read_and_nothing_after_it(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_header_is_noticed(name: str) -> None:
+def test_an_invalid_header_is_detected(name: str) -> None:
     with pytest.raises(BadProxyHeader):
         read_header(BAD[name])
 
 
 @given(peers)
-def test_what_is_made_is_read_here_and_by_others(peer: Peer) -> None:
+def test_headers_made_here_are_read_by_both_implementations(peer: Peer) -> None:
     for made, other in ((make_v1(peer), ProxyProtocolV1()), (make_v2(peer), ProxyProtocolV2())):
         assert read_header(made) == (peer, len(made))
         assert ends(other.unpack(made)) == (peer.source, peer.target)
@@ -129,7 +129,7 @@ tlvs = st.binary(max_size=100).map(lambda octets: ProxyProtocolTLV(init={0xE0: o
 
 
 @given(peers, tlvs)
-def test_what_others_make_is_read_here(peer: Peer, tlv: ProxyProtocolTLV) -> None:
+def test_headers_made_by_others_are_read(peer: Peer, tlv: ProxyProtocolTLV) -> None:
     assert peer.source is not None
     assert peer.target is not None
     ends = [(ip_address(host), port) for host, port in (peer.source, peer.target)]
@@ -170,7 +170,9 @@ words = st.sampled_from(
 
 
 @given(st.lists(words, max_size=6), st.sampled_from([b"\r\n", b"\n", b"\r"]))
-def test_a_line_is_read_only_as_others_read_it(line: list[bytes], end: bytes) -> None:
+def test_a_version_1_header_is_read_as_another_implementation_reads_it(
+    line: list[bytes], end: bytes
+) -> None:
     agree(b"PROXY " + b" ".join(line) + end, ProxyProtocolV1())
 
 
@@ -179,7 +181,9 @@ def test_a_line_is_read_only_as_others_read_it(line: list[bytes], end: bytes) ->
     st.sampled_from([0x00, 0x11, 0x21, 0x31]) | st.integers(0, 255),
     st.binary(max_size=60),
 )
-def test_a_block_is_read_only_as_others_read_it(command: int, family: int, octets: bytes) -> None:
+def test_a_version_2_header_is_read_as_another_implementation_reads_it(
+    command: int, family: int, octets: bytes
+) -> None:
     agree(v2(command, family, octets), ProxyProtocolV2())
 
 

@@ -4,7 +4,7 @@ from smtpproxy.core.policy import SessionPolicy
 from tests.net.fakes import GROUP, Opener, greeted, in_content
 
 
-async def test_a_group_goes_out_one_by_one_and_its_replies_come_back_in_one_write(
+async def test_a_group_is_sent_one_by_one_and_answered_in_one_write(
     opened: Opener,
 ) -> None:
     stage = await greeted(opened)
@@ -29,7 +29,7 @@ async def test_octets_that_come_before_the_greeting_wait(opened: Opener) -> None
     assert stage.servers[0].heard() == b"EHLO x\r\n"
 
 
-async def test_content_is_shown_as_it_goes_to_the_backend_and_as_it_came(opened: Opener) -> None:
+async def test_observers_get_content_as_sent_and_as_received(opened: Opener) -> None:
     shown: list[tuple[bytes, bytes]] = []
     stage = await greeted(opened, content=lambda _, sent, came: shown.append((sent, came)))
     stage.sends(GROUP)
@@ -49,14 +49,14 @@ async def test_all_four_addresses_are_reported(opened: Opener) -> None:
 
 
 class TestBackPressure:
-    async def test_a_backend_that_does_not_read_silences_the_client(self, opened: Opener) -> None:
+    async def test_a_backend_that_does_not_read_pauses_the_client(self, opened: Opener) -> None:
         stage = await in_content(opened)
         stage.servers[0].protocol.pause_writing()
         assert not stage.client.reading
         stage.servers[0].protocol.resume_writing()
         assert stage.client.reading
 
-    async def test_a_client_that_does_not_read_silences_both(self, opened: Opener) -> None:
+    async def test_a_client_that_does_not_read_pauses_both_sides(self, opened: Opener) -> None:
         stage = await greeted(opened)
         stage.connection.pause_writing()
         assert not stage.client.reading
@@ -65,14 +65,14 @@ class TestBackPressure:
         assert stage.client.reading
         assert stage.servers[0].transport.reading
 
-    async def test_observers_learn_that_the_client_is_silenced(self, opened: Opener) -> None:
+    async def test_observers_get_stalled_when_the_client_is_paused(self, opened: Opener) -> None:
         stage = await in_content(opened)
         stage.servers[0].protocol.pause_writing()
         assert stage.watcher.stalls == 1
         stage.servers[0].protocol.resume_writing()
         assert stage.watcher.stalls == 1
 
-    async def test_a_full_queue_silences_the_client_and_loses_nothing(self, opened: Opener) -> None:
+    async def test_a_full_queue_pauses_the_client_and_loses_nothing(self, opened: Opener) -> None:
         stage = await greeted(opened, policy=SessionPolicy(queue_commands=3, queue_bytes=32))
         stage.sends(b"NOOP\r\n" * 8)
         assert not stage.client.reading
@@ -92,7 +92,7 @@ class TestBackPressure:
         stage.wait(30)
         assert stage.client.state == "aborted"
 
-    async def test_a_silenced_client_is_read_to_its_end_once_the_session_is_over(
+    async def test_a_paused_client_is_read_to_its_end_after_the_session(
         self, opened: Opener
     ) -> None:
         """Closed with octets unread, its connection would be reset, and the last reply lost."""
@@ -123,7 +123,7 @@ class TestPace:
             stage.servers[0].says(b"250 ok\r\n")
         assert stage.gets() == b"250 ok\r\n" * 15  # nothing was dropped
 
-    async def test_a_pause_is_not_taken_for_silence(self, opened: Opener) -> None:
+    async def test_a_pause_does_not_count_as_inactivity(self, opened: Opener) -> None:
         stage = await greeted(opened, commands_per_second=1)
         stage.sends(b"NOOP\r\n" * 400)
         for _ in range(400):

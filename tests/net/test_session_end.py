@@ -43,9 +43,7 @@ class TestEnd:
         assert stage.ended == "client_closed"
         assert stage.client.state == "closed"
 
-    async def test_the_mta_goes_on_with_nothing_for_a_client_that_is_gone(
-        self, opened: Opener
-    ) -> None:
+    async def test_the_mta_gets_nothing_more_for_a_lost_client(self, opened: Opener) -> None:
         stage = await in_content(opened)
         stage.sends(b"text\r\n.\r\nQUIT\r\n")
         stage.connection.connection_lost(ConnectionResetError())
@@ -88,7 +86,7 @@ class TestEnd:
         stage.connection.eof_received()
         assert stage.client.state == "closed"
 
-    async def test_a_client_that_does_not_close_is_not_waited_for_for_long(
+    async def test_a_client_that_does_not_close_is_closed_after_a_time_limit(
         self, opened: Opener
     ) -> None:
         stage = await greeted(opened)
@@ -96,7 +94,7 @@ class TestEnd:
         stage.wait(30)
         assert stage.client.state == "aborted"
 
-    async def test_a_client_that_goes_on_sending_is_not_waited_for_any_longer(
+    async def test_a_client_that_keeps_sending_is_closed_at_the_same_time_limit(
         self, opened: Opener
     ) -> None:
         stage = await greeted(opened)
@@ -130,7 +128,7 @@ class TestEnd:
         stage.session.backend_connected(late.transport)
         assert late.transport.state == "aborted"
 
-    async def test_an_error_of_ours_ends_the_session_and_is_reported(
+    async def test_an_internal_error_ends_the_session_and_is_reported(
         self, opened: Opener, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         stage = await greeted(opened)
@@ -152,7 +150,7 @@ class TestTime:
         assert stage.gets().startswith(b"421 4.4.2 ")
         assert stage.ended == "command_time_limit"
 
-    async def test_a_client_that_says_nothing(self, opened: Opener) -> None:
+    async def test_a_client_that_sends_nothing(self, opened: Opener) -> None:
         stage = await greeted(opened)
         stage.wait(300)
         assert stage.ended == "client_time_limit"
@@ -281,7 +279,7 @@ RECLAIMED = b"421 4.3.2 localhost Error: connection needed for others, try again
 class TestReclaimedSlot:
     """The session's connection slot is needed for a client of another address."""
 
-    async def test_an_idle_session_ends_at_once_and_gives_it_back(self, opened: Opener) -> None:
+    async def test_an_idle_session_ends_at_once_and_releases_its_slot(self, opened: Opener) -> None:
         slots = SlotQueue(1, 30)
         stage = await greeted(opened, connection_slots=slots)
         assert slots.taken == 1

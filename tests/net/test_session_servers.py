@@ -48,7 +48,7 @@ class TestServers:
         assert stage.servers[0].behaviour == "cancelled"
         assert not stage.timeouts.sessions
 
-    async def test_a_greeting_that_is_no_reply_is_a_refusal(self, opened: Opener) -> None:
+    async def test_an_invalid_greeting_is_a_refusal(self, opened: Opener) -> None:
         stage = await opened(Server("one"), Server("two"))
         stage.servers[0].says(b"SSH-2.0-OpenSSH\r\n")
         await stage.settle()
@@ -97,9 +97,7 @@ class TestServers:
         assert stage.gets() == b"220 two\r\n"
         assert stage.watcher.down == [("one", "connect time limit")]
 
-    async def test_one_that_is_reached_after_it_was_given_up_has_no_say(
-        self, opened: Opener
-    ) -> None:
+    async def test_a_server_reached_after_it_was_cancelled_is_ignored(self, opened: Opener) -> None:
         """The loop had made the connection when the time limit was reached."""
         stage = await opened(Server("one", "late"), Server("two"))
         late = stage.servers[0].protocol
@@ -173,7 +171,7 @@ class TestWhoseTrouble:
 
     @pytest.mark.parametrize("reported", [False, True])
     @pytest.mark.parametrize("why", HAPPENINGS)
-    async def test_only_one_that_cannot_know_the_client_is_down(
+    async def test_only_a_server_without_the_clients_address_is_down(
         self, opened: Opener, why: str, reported: bool
     ) -> None:
         behaviour, happens, reply = HAPPENINGS[why]
@@ -184,7 +182,7 @@ class TestWhoseTrouble:
 
     @pytest.mark.parametrize("reported", [False, True])
     @pytest.mark.parametrize("why", HAPPENINGS)
-    async def test_the_client_is_logged_with_the_reason_and_goes_on(
+    async def test_the_client_is_logged_with_the_reason_and_continues(
         self, opened: Opener, why: str, reported: bool
     ) -> None:
         behaviour, happens, _ = HAPPENINGS[why]
@@ -195,9 +193,7 @@ class TestWhoseTrouble:
         assert stage.gets() == b"220 two\r\n"
 
     @pytest.mark.parametrize("greeting", [b"450 not you\r\n", b"554 not you\r\n"])
-    async def test_so_it_is_if_there_is_no_other_server(
-        self, opened: Opener, greeting: bytes
-    ) -> None:
+    async def test_a_single_server_gets_the_same(self, opened: Opener, greeting: bytes) -> None:
         stage = await opened(Server("one", reported=True))
         stage.servers[0].says(greeting)
         assert stage.gets() == greeting
@@ -215,7 +211,7 @@ class TestWhoseTrouble:
             "EADDRNOTAVAIL",
         ],
     )
-    async def test_what_lies_with_the_client_or_this_machine_is_not_the_servers(
+    async def test_failures_of_the_client_or_this_machine_are_not_the_servers(
         self, opened: Opener, behaviour: str
     ) -> None:
         stage = await opened(Server("one", behaviour))

@@ -96,14 +96,14 @@ async def test_octets_after_starttls_end_the_session(stage: Stage) -> None:
     assert stage.backend.heard == []
 
 
-async def test_a_handshake_that_does_not_come_is_given_up(stage: Stage) -> None:
+async def test_a_missing_handshake_reaches_the_time_limit(stage: Stage) -> None:
     async with client(await stage.start(STARTTLS, timeouts="tls_handshake = 0.2")) as one:
         await one.reply()
         await one.ask(b"STARTTLS")
         assert await one.rest() in (b"", b"reset")
 
 
-async def test_what_is_no_handshake_ends_the_session(stage: Stage, logged: Logged) -> None:
+async def test_data_other_than_a_handshake_ends_the_session(stage: Stage, logged: Logged) -> None:
     port = await stage.start(STARTTLS, limits='[log]\nlevel = "debug"')
     async with client(port) as one:
         await one.reply()

@@ -114,7 +114,7 @@ async def greeting(port: int, host: str, proxy: str = "127.0.0.1") -> bytes:
 
 
 @pytest.mark.parametrize("identity", TOLD)
-async def test_it_gets_the_mtas_own_words_and_the_server_stays_up(
+async def test_it_gets_the_mtas_own_reply_and_the_server_stays_up(
     identity: str, begin: Begin, logged: Logged
 ) -> None:
     mta, port = await begin(identity)
@@ -130,7 +130,7 @@ async def test_it_gets_the_mtas_own_words_and_the_server_stays_up(
     assert mta.greeted.count("127.0.0.1") == 1, "looked at once, as the proxy itself"
 
 
-async def test_so_it_is_when_the_mta_learns_of_it_by_xclient(begin: Begin, logged: Logged) -> None:
+async def test_the_same_with_xclient(begin: Begin, logged: Logged) -> None:
     _, port = await begin("xclient")
     async with asyncio.timeout(20):
         reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=(UNWANTED, 0))

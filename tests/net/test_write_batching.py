@@ -6,7 +6,7 @@ from smtpproxy.net.write_batching import BULK, BatchedWriter, WriteBatcher
 from tests.net.fakes import Transport
 
 
-async def test_writes_wait_for_the_end_of_the_turn_and_keep_their_order() -> None:
+async def test_writes_wait_for_the_end_of_the_iteration_in_order() -> None:
     write_batcher, first, second = WriteBatcher(), Transport(), Transport()
     BatchedWriter(write_batcher, first)(b"1")
     BatchedWriter(write_batcher, second)(b"2")

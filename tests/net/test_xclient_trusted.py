@@ -72,7 +72,7 @@ async def test_the_mta_gets_that_client_by_xforward_for_each_message(stage: Stag
     assert said == [b"XFORWARD ADDR=192.0.2.7"] * 2
 
 
-async def test_the_limits_count_the_client_it_speaks_for(stage: Stage) -> None:
+async def test_the_limits_count_the_client_that_xclient_names(stage: Stage) -> None:
     port = await stage.start(TRUSTED, limits="sessions_per_address = 1")
     async with client(port) as one, client(port) as other, client(port) as third:
         assert await introduce(one) == b"220 mx"
@@ -100,7 +100,7 @@ async def test_inside_tls_the_session_stays_there(stage: Stage, tls: str) -> Non
 
 
 @pytest.mark.parametrize("tls", ["", STARTTLS], ids=["plain", "starttls"])
-async def test_whom_it_speaks_for_may_not_do_that_in_turn(stage: Stage, tls: str) -> None:
+async def test_a_named_client_may_not_name_another_one(stage: Stage, tls: str) -> None:
     """It may be a client's own XCLIENT, which the proxy in front passes on as it is (nginx)."""
     async with client(await stage.start(f"{TRUSTED}\n{tls}")) as one:
         if tls:
@@ -117,7 +117,7 @@ async def test_whom_it_speaks_for_may_not_do_that_in_turn(stage: Stage, tls: str
         await deliver(one)
 
 
-async def test_it_may_say_more_of_itself_first_and_the_address_last(
+async def test_it_may_send_several_attributes_with_the_address_last(
     stage: Stage, logged: Logged
 ) -> None:
     async with client(await stage.start(TRUSTED)) as one:

@@ -79,7 +79,7 @@ class TestReload:
         with pytest.raises(ConnectionRefusedError):
             ask(old, "/readyz")
 
-    def test_a_new_token_holds_at_once(self, run: Run, file: File) -> None:
+    def test_a_new_token_applies_at_once(self, run: Run, file: File) -> None:
         program = run("-c", file.write(f'address = "127.0.0.1:0"\ntoken = "{TOKEN}"'))
         address = program.event("admin_listening")["address"]
         assert ask(address, "/metrics", TOKEN)[0] == 200
@@ -123,7 +123,7 @@ class TestReload:
         program.event("reloaded")
         assert snapshot(address)["smtpproxy_config_last_reload_successful"] == 1
 
-    def test_it_comes_and_goes(self, run: Run, file: File, tmp_path: Path) -> None:
+    def test_it_can_be_added_and_removed(self, run: Run, file: File, tmp_path: Path) -> None:
         program = run("-c", file.write(""))
         port = program.port()
         path = tmp_path / "admin"
@@ -167,7 +167,7 @@ def choosy() -> Iterator[str]:
 
 
 class TestCounters:
-    def test_none_is_lost_or_goes_back_when_workers_come_and_go(
+    def test_no_count_is_lost_or_decreases_when_workers_change(
         self, mta: LegacyMTA, run: Run, file: File
     ) -> None:
         program = run("-c", file.write('address = "127.0.0.1:0"'), "-w", "2")
@@ -228,7 +228,7 @@ class TestCounters:
 
 
 class TestReadiness:
-    def test_not_while_no_server_is_there_and_again_without_any_client(
+    def test_not_ready_without_a_server_and_ready_again_without_traffic(
         self, run: Run, file: File
     ) -> None:
         with socket.socket() as server:
@@ -251,7 +251,7 @@ class TestReadiness:
             connection.close()
 
     @pytest.mark.parametrize(("ready", "status"), [("all", 503), ("any", 200)])
-    def test_a_setting_says_whether_each_backend_is_needed(
+    def test_a_setting_decides_whether_every_backend_is_needed(
         self, run: Run, file: File, ready: str, status: int
     ) -> None:
         """One that no listener names is not."""
@@ -276,7 +276,7 @@ class TestReadiness:
             assert ask(address, "/readyz/spare")[0] == 503
             assert ask(address, "/readyz/none")[0] == 404
 
-    def test_one_client_that_the_mta_does_not_want_changes_nothing(
+    def test_one_client_that_the_mta_refuses_changes_nothing(
         self, run: Run, file: File, choosy: str
     ) -> None:
         file.server = choosy
@@ -296,9 +296,7 @@ class TestReadiness:
         assert program.wait() == 0
         assert "server_down" not in [fields["event"] for fields in program.log()]
 
-    def test_not_while_it_drains_and_it_is_still_there_to_say_so(
-        self, run: Run, file: File
-    ) -> None:
+    def test_not_ready_and_still_answering_while_it_drains(self, run: Run, file: File) -> None:
         program = run("-c", file.write('address = "127.0.0.1:0"'))
         address = program.event("admin_listening")["address"]
         with smtplib.SMTP("127.0.0.1", program.port(), timeout=10) as client:
@@ -311,7 +309,7 @@ class TestReadiness:
             client.close()
         assert program.wait() == 0
 
-    def test_not_while_no_worker_is_there(self, run: Run, file: File) -> None:
+    def test_not_ready_without_a_worker(self, run: Run, file: File) -> None:
         program = run("-c", file.write('address = "127.0.0.1:0"'))
         address = program.event("admin_listening")["address"]
         program.port()

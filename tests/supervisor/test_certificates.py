@@ -36,7 +36,7 @@ main()
         ((-90, 15), ""),
     ],
 )
-def test_a_certificate_that_clients_may_refuse_is_found(
+def test_a_certificate_that_clients_may_refuse_is_reported(
     tmp_path: Path, days: tuple[int, int], why: str
 ) -> None:
     begin, end = (NOW + datetime.timedelta(days=each) for each in days)
@@ -49,7 +49,7 @@ def test_a_certificate_that_clients_may_refuse_is_found(
     assert list(expiries(settings)) == [("in", "default", end.timestamp())]
 
 
-def test_a_certificate_of_sni_that_is_for_other_names_is_found(tmp_path: Path) -> None:
+def test_a_certificate_of_sni_for_other_names_is_reported(tmp_path: Path) -> None:
     pem = tmp_path / "mx.pem"
     issued = trustme.CA().issue_cert("mx.example", "*.all.example")
     issued.private_key_and_cert_chain_pem.write_to_path(pem)
@@ -87,7 +87,7 @@ def expiry(admin: str) -> float | None:
     return total(scrape(admin), metric, listener="in")
 
 
-def test_a_changed_certificate_is_taken_over_with_its_key_and_not_before(
+def test_a_changed_certificate_is_used_once_its_key_matches(
     mta: LegacyMTA, run: Run, tmp_path: Path
 ) -> None:
     pem, key = tmp_path / "mx.pem", tmp_path / "mx.key"

@@ -51,7 +51,7 @@ def test_a_new_worker_gets_the_servers_that_are_down(coordinator: Coordinator) -
     assert worker.reported == [Health(backend, "192.0.2.1:25", up=False)]
 
 
-def test_a_server_that_is_named_no_more_is_not_counted_as_down(coordinator: Coordinator) -> None:
+def test_a_removed_server_is_not_counted_as_down(coordinator: Coordinator) -> None:
     """A worker from before the reload may find it down, and none would ever find it up."""
     (backend,) = settings("192.0.2.1:25").backends
     coordinator.settle(settings("192.0.2.2:25"))

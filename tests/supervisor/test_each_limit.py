@@ -160,7 +160,7 @@ def test_loopback_is_exempt_by_default(start: Start, connect: Connect) -> None:
     assert [connect(proxy.port).greeting[:3] for _ in range(3)] == [b"220"] * 3
 
 
-def test_a_loop_that_is_late(start: Start, connect: Connect) -> None:
+def test_a_lagging_event_loop(start: Start, connect: Connect) -> None:
     proxy = start("event_loop_lag = 0.5")
     served = connect(proxy.port)
     (worker,) = proxy.program.workers()

@@ -43,14 +43,14 @@ def test_workers_serve_both_families(mta: LegacyMTA, run: Run) -> None:
     assert plain_hosts(program) == ["127.0.0.1", "::1"]
 
 
-def test_so_does_a_port_that_the_system_chooses(mta: LegacyMTA, run: Run) -> None:
+def test_a_port_chosen_by_the_system_serves_both_families(mta: LegacyMTA, run: Run) -> None:
     program = run("-l", "[::]:0", "-b", mta.address)
     port = program.port()
     for host in HOSTS:
         send(port, host)
 
 
-def test_so_does_the_admin_address(mta: LegacyMTA, run: Run, tmp_path: Path) -> None:
+def test_the_admin_address_serves_both_families(mta: LegacyMTA, run: Run, tmp_path: Path) -> None:
     port = free_port()
     admin = f'[admin]\naddress = "[::]:{port}"\ntoken = "{TOKEN}"\n'
     program = run("-c", write(tmp_path / "p", mta, '"127.0.0.1:0"', admin=admin))
@@ -62,7 +62,7 @@ def test_so_does_the_admin_address(mta: LegacyMTA, run: Run, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "127.0.0.1"])
-def test_ipv4_changes_hands_at_a_reload_and_no_client_is_refused(
+def test_a_reload_moves_ipv4_between_listeners_without_refusing_a_client(
     mta: LegacyMTA, run: Run, tmp_path: Path, host: str
 ) -> None:
     """From the one listener to another and back; all of it by the same socket."""
@@ -122,7 +122,7 @@ def by_systemd(host: str, port: int) -> tuple[str, ...]:
     return (python, "-c", SYSTEMD, host, str(port), *command)
 
 
-def test_a_socket_of_systemds_serves_both_families(mta: LegacyMTA, run: Run) -> None:
+def test_a_socket_from_systemd_serves_both_families(mta: LegacyMTA, run: Run) -> None:
     """One socket for both: its IPv4 clients are known by IPv4 addresses all the same."""
     port = free_port()
     program = run("-l", "fd:smtp", "-b", mta.address, argv=by_systemd("::", port))
@@ -133,7 +133,7 @@ def test_a_socket_of_systemds_serves_both_families(mta: LegacyMTA, run: Run) -> 
     assert plain_hosts(program) == ["127.0.0.1", "::1"]
 
 
-def test_ipv4_is_systemds_where_its_socket_has_it(mta: LegacyMTA, run: Run) -> None:
+def test_ipv4_belongs_to_a_socket_from_systemd(mta: LegacyMTA, run: Run) -> None:
     port = free_port()
     listeners = ("-l", "fd:smtp", "-l", f"[::]:{port}")
     program = run(*listeners, "-b", mta.address, argv=by_systemd("0.0.0.0", port))

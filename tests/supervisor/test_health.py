@@ -132,7 +132,7 @@ def test_a_second_service_leaves_the_socket_alone(
     assert health(directory, "--ready") == (0, "ready")
 
 
-def test_what_a_killed_one_has_left_is_taken_over(
+def test_the_stale_socket_of_a_killed_service_is_replaced(
     run: Run, mta: LegacyMTA, directory: Path
 ) -> None:
     first = run("-l", "127.0.0.1:0", "-b", mta.address)
@@ -145,9 +145,7 @@ def test_what_a_killed_one_has_left_is_taken_over(
     assert health(directory) == (0, "ok")
 
 
-def test_a_path_can_be_given_and_then_must_work(
-    run: Run, mta: LegacyMTA, directory: Path, tmp_path: Path
-) -> None:
+def test_a_given_path_must_work(run: Run, mta: LegacyMTA, directory: Path, tmp_path: Path) -> None:
     flags = ("-l", "127.0.0.1:0", "-b", mta.address, "--control")
     run(*flags, tmp_path / "own.sock").port()
     assert health(directory, "--control", str(tmp_path / "own.sock")) == (0, "ok")

@@ -12,7 +12,7 @@ from smtpproxy.supervisor.health_monitor import HealthMonitor
 from smtpproxy.worker.control_messages import Health
 
 
-async def test_a_shortage_of_this_machine_is_no_finding_and_the_check_is_made_again(
+async def test_a_shortage_of_this_machine_is_no_result_and_the_check_is_repeated(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A supervisor without descriptors would else take every server for down."""

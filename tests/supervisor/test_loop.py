@@ -88,7 +88,7 @@ def check_gone_at_once(closed: Counter[str]) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_the_way_round_is_gone_once(way: str, run: Run, tmp_path: Path) -> None:
+def test_a_loop_ends_after_one_round(way: str, run: Run, tmp_path: Path) -> None:
     got, closed = rounds(run, tmp_path, **WAYS[way])
     assert got.startswith(REFUSED)
     check_gone_at_once(closed)
@@ -103,7 +103,7 @@ def test_over_all_workers_it_ends_soon(way: str, run: Run, tmp_path: Path) -> No
     assert closed.total() < MOST
 
 
-def test_inside_tls_it_is_the_same(run: Run, tmp_path: Path) -> None:
+def test_the_same_inside_tls(run: Run, tmp_path: Path) -> None:
     issued = trustme.CA().issue_cert("127.0.0.1")
     issued.private_key_and_cert_chain_pem.write_to_path(tmp_path / "mx.pem")
     inside = ssl.create_default_context()
@@ -119,7 +119,7 @@ def test_inside_tls_it_is_the_same(run: Run, tmp_path: Path) -> None:
     check_gone_at_once(closed)
 
 
-def test_from_the_clients_own_address_it_is_the_same(run: Run, tmp_path: Path) -> None:
+def test_the_same_from_the_clients_own_address(run: Run, tmp_path: Path) -> None:
     require_root("a connection from the client's address")
     got, closed = rounds(
         run,

@@ -41,7 +41,7 @@ def file(tmp_path: Path, mta: LegacyMTA) -> File:
     return file
 
 
-def test_an_open_session_goes_on_and_new_ones_have_the_new_settings(
+def test_an_open_session_continues_and_new_ones_use_the_new_settings(
     mta: LegacyMTA, run: Run, file: File
 ) -> None:
     program = run("-c", file.path)
@@ -61,7 +61,7 @@ def test_an_open_session_goes_on_and_new_ones_have_the_new_settings(
     eventually(lambda: not set(old) & set(program.workers()) or None, "the end of the old worker")
 
 
-def test_a_worker_that_dies_is_replaced_by_one_with_the_same_certificate(
+def test_a_crashed_worker_is_replaced_by_one_with_the_same_certificate(
     run: Run, file: File, tmp_path: Path
 ) -> None:
     """What lies on the disk meanwhile may be half of a new pair; the old one is kept for this."""
@@ -116,7 +116,7 @@ def test_a_client_that_never_ends_its_transaction_does_not_keep_an_old_worker(
     assert not mta.messages
 
 
-def test_not_one_client_is_refused_while_it_reloads(mta: LegacyMTA, run: Run, file: File) -> None:
+def test_no_client_is_refused_during_a_reload(mta: LegacyMTA, run: Run, file: File) -> None:
     program = run("-c", file.path, "-w", "2")
     port = program.port()
     over = threading.Event()
@@ -144,7 +144,7 @@ def test_not_one_client_is_refused_while_it_reloads(mta: LegacyMTA, run: Run, fi
     assert len(mta.messages) == sum(sent) > 3
 
 
-def test_it_is_over_when_no_new_client_is_served_by_an_old_worker(run: Run, file: File) -> None:
+def test_a_reload_ends_when_no_old_worker_accepts_clients(run: Run, file: File) -> None:
     program = run("-c", file.path)
     port = program.port()
     (old,) = program.workers()
@@ -227,7 +227,7 @@ def test_the_mode_of_a_unix_socket_follows_the_settings(
     assert [each.stat().st_mode & 0o777 for each in (path, admin)] == [0o660, 0o600]
 
 
-def test_listeners_come_and_go(run: Run, file: File, tmp_path: Path) -> None:
+def test_listeners_can_be_added_and_removed(run: Run, file: File, tmp_path: Path) -> None:
     path = tmp_path / "s"
     file.write(f"unix:{path}", "127.0.0.1:0")
     program = run("-c", file.path)

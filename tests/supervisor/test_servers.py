@@ -101,7 +101,7 @@ def test_a_check_finds_a_server_down_and_up_without_clients(
     assert mta.sessions[0].events  # the other one is checked as well
 
 
-def test_places_at_a_backend_are_given_out_once_for_all_workers(
+def test_connection_slots_are_shared_by_all_workers(
     mta: LegacyMTA, run: Run, tmp_path: Path
 ) -> None:
     file = write(tmp_path / "p", [mta.address], "max_connections = 2")
@@ -137,7 +137,7 @@ def test_a_client_that_has_waited_too_long_for_a_slot_gets_421(
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_one_address_does_not_keep_every_place(
+def test_one_address_does_not_hold_every_slot(
     mta: LegacyMTA, run: Run, tmp_path: Path, workers: str
 ) -> None:
     """It holds all of them, says NOOP now and then, and waits for more of them."""
@@ -164,7 +164,9 @@ def test_one_address_does_not_keep_every_place(
     assert (closed["reason"], closed["client_ip"]) == ("connection_slot_reclaimed", "127.0.0.2")
 
 
-def test_a_worker_that_dies_gives_its_places_back(mta: LegacyMTA, run: Run, tmp_path: Path) -> None:
+def test_a_crashed_worker_releases_its_connection_slots(
+    mta: LegacyMTA, run: Run, tmp_path: Path
+) -> None:
     program = run("-c", write(tmp_path / "p", [mta.address], "max_connections = 1"))
     port = program.port()
     with Client(port) as one:

@@ -212,7 +212,7 @@ def logged(program: Program, event: str) -> dict[str, Any]:
     return eventually(look, f"event {event}")
 
 
-def test_a_service_goes_over_to_the_new_version_under_load(
+def test_a_service_hands_over_to_the_new_version_under_load(
     mta: LegacyMTA, run: Run, wheels: dict[str, Path], systemd: Systemd, tmp_path: Path
 ) -> None:
     installation = Installation(tmp_path / "venv", wheels)

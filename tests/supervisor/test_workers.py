@@ -33,7 +33,7 @@ def test_the_configured_number_of_workers_serves_one_address(mta: LegacyMTA, run
     assert once == ["listening", "draining", "stopped"]
 
 
-def test_one_that_dies_is_replaced(mta: LegacyMTA, run: Run) -> None:
+def test_a_crashed_worker_is_replaced(mta: LegacyMTA, run: Run) -> None:
     program = run("-l", "127.0.0.1:0", "-b", mta.address)
     port = program.port()
     (worker,) = program.workers()
@@ -45,7 +45,7 @@ def test_one_that_dies_is_replaced(mta: LegacyMTA, run: Run) -> None:
     assert len(mta.messages) == 1
 
 
-def test_one_that_hangs_is_replaced(mta: LegacyMTA, run: Run, tmp_path: Path) -> None:
+def test_a_hanging_worker_is_replaced(mta: LegacyMTA, run: Run, tmp_path: Path) -> None:
     file = tmp_path / "p.toml"
     file.write_text("timeouts = { heartbeat = 2 }")
     program = run("-c", file, "-l", "127.0.0.1:0", "-b", mta.address)
@@ -89,7 +89,7 @@ def _is_open(port: int) -> bool:
     return False
 
 
-def test_none_is_replaced_because_all_were_stopped(
+def test_no_worker_is_replaced_because_all_were_stopped(
     mta: LegacyMTA, run: Run, tmp_path: Path
 ) -> None:
     """Ctrl-Z, a paused machine: the supervisor resumes first, and has had no message for long."""
@@ -134,7 +134,7 @@ def test_an_address_in_use_is_logged_and_nothing_keeps_running(mta: LegacyMTA, r
     assert "in use" in reported["reason"]
 
 
-def test_the_path_of_a_unix_socket_is_gone_at_the_end(
+def test_the_path_of_a_unix_socket_is_removed_at_the_end(
     mta: LegacyMTA, run: Run, tmp_path: Path
 ) -> None:
     path = tmp_path / "s"
@@ -177,7 +177,7 @@ def test_a_worker_that_fails_at_its_start_is_a_line_of_json(run: Run, tmp_path: 
     assert len(printed_lines(tmp_path)) == len(program.log())
 
 
-def test_a_listener_for_other_machines_is_warned_of_in_the_log(run: Run, tmp_path: Path) -> None:
+def test_an_exposed_listener_is_logged_as_an_open_relay_risk(run: Run, tmp_path: Path) -> None:
     file = tmp_path / "p"
     file.write_text(
         '[listeners.open]\naddress = "0.0.0.0:0"\n[listeners.own]\naddress = "127.0.0.1:0"\n'

@@ -1,4 +1,4 @@
-"""The catalogue of log events, held against lines that were logged."""
+"""Checks log lines against the catalogue of log events."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +18,7 @@ _TYPES: dict[Type, type | tuple[type, ...]] = {
 
 
 def faults(line: Mapping[str, Any]) -> list[str]:
-    """Return what is not as the catalogue says in a log line, values as JSON has them."""
+    """Return how a log line, with values as in JSON, differs from the catalogue."""
     event = EVENTS.get(line["event"])
     if event is None:
         return [f"{line['event']} is not in the catalogue"]

@@ -9,7 +9,7 @@ from smtpproxy import is_compiled
 only_pure = pytest.mark.skipif(
     is_compiled(), reason="changes names of a module, which compiled code does not look up"
 )
-"""Marks a test that would prove nothing about compiled code."""
+"""Marks a test that is not valid for compiled code."""
 
 
 def attributes_of(of: type) -> list[str]:

@@ -1,4 +1,4 @@
-"""Effort: how many examples a property is tried with, the same ones each time.
+"""The number of examples for each property test, which are the same in every run.
 
 `HYPOTHESIS_PROFILE=search` looks for others, a hundred times as many: so the search goes on by
 command, and a run that fails without it means the change.

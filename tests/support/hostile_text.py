@@ -27,7 +27,7 @@ _OURS = re.compile(r"\x1b\[([0-9;]*m|2K|1A|\?25[hl])|\r")
 
 
 def check_shown(shown: str, *, terminal: bool = False) -> None:
-    """Fail if something printed drives a terminal, or if a line of it was forged.
+    """Fail if printed text controls a terminal, or if a line of it was forged.
 
     terminal: the commands themselves have coloured it.
     """
@@ -38,7 +38,7 @@ def check_shown(shown: str, *, terminal: bool = False) -> None:
 
 
 def hostile(kind: Any, **chosen: Any) -> Any:
-    """Return a struct whose every text is hostile, but for those that were chosen."""
+    """Return a struct whose texts are all hostile, except for the given ones."""
     hints = get_type_hints(kind)
     values = {field.name: _value(hints[field.name]) for field in fields(kind)}
     return kind(**(values | chosen))

@@ -15,7 +15,7 @@ from tests.support.pipeline_stage import Stage
 
 
 class LineEnds(Enum):
-    """What ends a line of content, and what reads as a lone dot."""
+    """What ends a line of content, and so what is read as a dot alone."""
 
     STRICT = "strict"
     """CRLF."""
@@ -36,7 +36,7 @@ _CONTENT_LINE = {
 
 EHLO_REPLY = b"250-mx\r\n250-SIZE 1000\r\n250-XUNKNOWN\r\n250 CHUNKING\r\n"
 EHLO_OFFER = b"250-mx\r\n250-SIZE 1000\r\n250-CHUNKING\r\n250 PIPELINING\r\n"
-"""What the client of the proxy gets in place of EHLO_REPLY."""
+"""What the client of the proxy gets for EHLO_REPLY."""
 
 
 class Mta:
@@ -73,7 +73,7 @@ class Mta:
         self.octets = b""
 
     def receive(self, octets: bytes) -> None:
-        """Read what the proxy, or a client, sends."""
+        """Process octets from the proxy or a client."""
         assert not self._must_wait, f"{octets!r} while {self.owed!r} is owed"
         self.octets += octets
         self._unread += octets
@@ -85,7 +85,7 @@ class Mta:
         return bool(self.owed) and (self._stands_last or not self._pipelining)
 
     def answer(self) -> bytes:
-        """Give the oldest reply that is owed."""
+        """Send the oldest reply that is owed."""
         return self.owed.pop(0)
 
     def _step(self) -> bool:
@@ -179,11 +179,11 @@ class MtaStage(Stage):
         self.pipeline.connect_backend(self.mta.receive)
 
     def answer(self) -> None:
-        """Let the backend give the reply that it owes."""
+        """Make the backend send the reply that it owes."""
         self.backend(self.mta.answer())
 
     def settle(self) -> None:
-        """Let the backend answer as long as it owes replies and the session goes on."""
+        """Make the backend reply as long as it owes replies and the session is active."""
         while self.mta.owed and not self.pipeline.ended:
             self.answer()
 

@@ -1,4 +1,4 @@
-"""A pipeline that is watched as the edge lets it be, with a clock of its own."""
+"""A pipeline with the real observers and a fake clock."""
 
 import io
 import json
@@ -21,7 +21,7 @@ ENDS = ConnectionEnds("192.0.2.1:4711", "192.0.2.9:25", "10.0.0.1:33333", "10.0.
 
 
 class Later:
-    """Keeps what is to be called soon."""
+    """Collects the callbacks of `call_later`."""
 
     def __init__(self) -> None:
         self.calls: list[Callable[[], None]] = []
@@ -64,18 +64,18 @@ class Watched:
         self.says("220 mx")
 
     def sends(self, *lines: str) -> None:
-        """Let the client send a group of lines."""
+        """Send a group of lines as the client."""
         self.now += 1
         self.pipeline.client_received("".join(f"{line}\r\n" for line in lines).encode(), self.now)
 
     def says(self, *replies: str) -> None:
-        """Let the backend reply, each time a moment later."""
+        """Send replies as the backend, each a moment later."""
         for reply in replies:
             self.now += 0.25
             self.pipeline.backend_received(f"{reply}\r\n".encode(), self.now)
 
     def relay(self, *content: str, reply: str = "250 2.0.0 queued") -> None:
-        """Let a message through, pipelined."""
+        """Play a pipelined message."""
         self.sends("MAIL FROM:<a@x>", "RCPT TO:<b@y>", "DATA")
         self.says("250 a", "250 b", "354 go")
         self.sends(*content, ".")
@@ -99,7 +99,7 @@ class Watched:
 
 
 class Traced:
-    """A trace into a directory, and what is in its files."""
+    """A trace in a directory, and the contents of its files."""
 
     def __init__(self, directory: Path, *, max_octets: int = 1 << 20, **kinds: Any) -> None:
         self.directory = directory
@@ -108,7 +108,7 @@ class Traced:
         self.trace = TraceRecorder(self.files, self.later, **kinds)
 
     def records(self) -> list[dict[str, Any]]:
-        """Write all that is left, and return it, without the files' headers."""
+        """Write everything that is pending, and return all records without the files' headers."""
         self.trace.close()
         found = []
         for path in sorted(self.directory.glob("*.jsonl")):

@@ -1,4 +1,4 @@
-"""The stage: a pipeline whose two peers and observer are played by a test."""
+"""The stage: a pipeline, with the test as both peers and as observer."""
 
 import re
 from functools import partial
@@ -10,17 +10,17 @@ from smtpproxy.core.policy import SessionPolicy
 from smtpproxy.core.starttls import Upgrade
 
 INTRODUCED = (b"HELO=%b", b"ADDR=192.0.2.1")
-"""What the client is introduced by: these attributes, each in a line of its own."""
+"""The attributes that pass the client's address, each in a separate line."""
 
 
 class Introduced:
-    """Introduces the client with what is asked of it."""
+    """Makes the commands that pass the client's address."""
 
     def __init__(self, verb: str) -> None:
         self.verb = verb.encode()
 
     def lines(self, attributes: frozenset[bytes], hello: bytes) -> list[bytes]:
-        """Return a line for each attribute in INTRODUCED that the backend knows."""
+        """Return a line for each attribute in INTRODUCED that the backend offers."""
         words = [word % hello[5:].strip() if b"%" in word else word for word in INTRODUCED]
         return [
             self.verb + b" " + word + b"\r\n" for word in words if word.split(b"=")[0] in attributes
@@ -28,14 +28,14 @@ class Introduced:
 
 
 class Observed(list[Exchange]):
-    """All exchanges that an observer was shown."""
+    """All exchanges that an observer got."""
 
     def settled(self, exchanges: list[Exchange]) -> None:
         self.extend(exchanges)
 
 
 class Stage:
-    """A pipeline with both of its sides and its observer played by a test.
+    """A pipeline, with the test as both sides and as observer.
 
     to_client, to_backend: what was written since they were last cleared.  observed: all exchanges
     that an observer was shown.  The clock goes on by one second with each call.
@@ -70,24 +70,24 @@ class Stage:
         self.sent_to_client += octets
 
     def clear(self) -> None:
-        """Forget what was written so far."""
+        """Clear what was written so far."""
         self.to_client.clear()
         self.to_backend.clear()
         self.upgrades.clear()
         self.introduced = ""
 
     def client(self, octets: bytes) -> None:
-        """Let the client send a segment."""
+        """Send a segment as the client."""
         self.now += 1
         self.pipeline.client_received(octets, self.now)
 
     def backend(self, octets: bytes) -> None:
-        """Let the backend send a segment."""
+        """Send a segment as the backend."""
         self.now += 1
         self.pipeline.backend_received(octets, self.now)
 
     def happen(self, kind: str, octets: bytes = b"") -> None:
-        """Let something else happen."""
+        """Play another event."""
         self.now += 1
         pipeline = self.pipeline
         if kind == "unavailable":
@@ -110,7 +110,7 @@ class Stage:
         }[kind](self.now)
 
     def come_to(self, given: str) -> None:
-        """Play the usual beginning of a session up to where a transcript begins."""
+        """Play the usual start of a session up to where a transcript begins."""
         state, *capabilities = given.split()
         order = ("greeting", "EHLO", "MAIL", "DATA")
         level = 1 if state == "HELO" else order.index(state)
@@ -146,7 +146,7 @@ def check_observed(stage: Stage) -> None:
 
 
 def _pattern(exchange: Exchange) -> bytes:
-    """Return a pattern of what the client got; observers are not shown what may quote a secret."""
+    """Return a pattern for what the client got, with redacted parts as wildcards."""
     reply = exchange.reply
     if exchange.verb.secret and reply.endswith(b"*\r\n"):
         return re.escape(reply[:3]) + rb"[^\r]*\r\n(?:[0-9]{3}[^\r]*\r\n)*?"
@@ -154,7 +154,7 @@ def _pattern(exchange: Exchange) -> bytes:
 
 
 def seen_by_observers(exchanges: list[Exchange]) -> bytes:
-    """Return all octets that observers can learn from exchanges."""
+    """Return all octets that observers get in exchanges."""
     return b"\n".join(
         b"\n".join(
             (

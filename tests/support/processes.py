@@ -1,4 +1,4 @@
-"""Starts programs in a directory and a process group of their own, and stops exactly those."""
+"""Starts programs in separate directories and process groups, and stops only those."""
 
 import contextlib
 import os
@@ -60,7 +60,7 @@ os.execv(program[0], program)
 
 
 def activated(host: str, port: int) -> tuple[str, ...]:
-    """Return what a command line begins with whose program gets a socket as systemd passes it.
+    """Return the start of a command line whose program gets a socket as from systemd.
 
     It listens there, at `::` for both families, and its name is `smtp`.
     """
@@ -106,7 +106,7 @@ class Workplace:
 
 
 class Process:
-    """A program that runs until `stop`; what it prints goes into the file `output`."""
+    """A program that runs until `stop`; its output is in the file `output`."""
 
     def __init__(
         self,
@@ -138,17 +138,17 @@ class Process:
 
     @property
     def pid(self) -> int:
-        """The process, which also is the name of its group."""
+        """The process id, which is also that of its group."""
         return self._popen.pid
 
     def kill(self) -> None:
-        """End the program and everything in its process group at once: nothing of it is kept."""
+        """Kill the program and everything in its process group."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._popen.pid, signal.SIGKILL)
         self._popen.wait(STOP_S)
 
     def terminate(self) -> int:
-        """Ask the program to end, and return its exit code."""
+        """Terminate the program, and return its exit code."""
         self._popen.terminate()
         return self.wait(STOP_S)
 

@@ -42,7 +42,7 @@ class Program:
         return self._process._popen.pid
 
     def log(self) -> list[dict[str, Any]]:
-        """Return all that was logged so far; each line is one of the catalogue."""
+        """Return all log lines so far, after a check against the catalogue."""
         lines = self._process.printed().splitlines(keepends=True)
         logged = [json.loads(line) for line in lines if line.endswith("}\n")]
         assert [fault for line in logged for fault in faults(line)] == []
@@ -96,7 +96,7 @@ def is_worker(pid: int) -> bool:
 
 
 def send(port: int, host: str = "127.0.0.1") -> bytes:
-    """Send a message; return what the server said to EHLO."""
+    """Send a message; return the server's EHLO reply."""
     with smtplib.SMTP(host, port, timeout=10) as client:
         _, said = client.ehlo()
         client.sendmail("a@example.org", ["b@example.org"], b"Subject: x\r\n\r\ntext\r\n")

@@ -1,4 +1,4 @@
-"""Finds the real programs on this machine, and says what to do about one that is not there.
+"""Finds the real programs on this machine, and reports how to install a missing one.
 
 MTAs are looked for as installed packages and in the directory that `.ci/install-peers` fills:
 `$SMTPPROXY_PEERS`, or `smtpproxy-peers` in the user's cache. A missing program skips the test with
@@ -24,14 +24,14 @@ def peers_directory() -> Path:
 
 
 def unavailable(reason: str) -> NoReturn:
-    """Skip the running test, or fail it where every peer is required."""
+    """Skip the running test, or fail it if every peer is required."""
     if os.environ.get("SMTPPROXY_REQUIRE_PEERS") == "1":
         pytest.fail(reason, pytrace=False)
     pytest.skip(reason)
 
 
 def root_of(package: str, program: str) -> Path:
-    """Return the directory below which a package lies: `/`, or its own among the peers.
+    """Return the root directory of a package: `/`, or its directory among the peers.
 
     `program` is the path of one of its programs, relative to that root.
     """
@@ -64,7 +64,7 @@ def require_root(what: str) -> None:
 
 
 def require_account(name: str) -> None:
-    """Skip, or fail, unless this machine knows the account."""
+    """Skip, or fail, unless this account exists."""
     try:
         pwd.getpwnam(name)
     except KeyError:

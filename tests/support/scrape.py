@@ -1,4 +1,4 @@
-"""Numbers of a scrape of /metrics."""
+"""Reads values from /metrics."""
 
 import re
 import urllib.request

@@ -1,4 +1,4 @@
-"""A settings file, for those who test what is read from one."""
+"""A settings file for tests of the loader."""
 
 from pathlib import Path
 

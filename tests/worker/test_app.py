@@ -40,7 +40,7 @@ async def test_mail_goes_through_and_nothing_is_left_open(mta: LegacyMTA) -> Non
     assert not mta.violations
 
 
-async def test_ipv4_is_the_listeners_that_asks_for_it(mta: LegacyMTA) -> None:
+async def test_ipv4_belongs_to_the_listener_that_names_it(mta: LegacyMTA) -> None:
     """Without another listener it belongs to `[::]`."""
     port = free_port()
     both, other = f"[::]:{port}", f"127.0.0.1:{port}"
@@ -123,7 +123,7 @@ async def test_a_client_cannot_fill_the_log(mta: LegacyMTA, tmp_path: Path) -> N
     assert left_out == samples["log_lines_suppressed"] == 201 - len(logged)
 
 
-async def test_a_trace_has_what_was_said_to_both_sides(mta: LegacyMTA, tmp_path: Path) -> None:
+async def test_a_trace_has_the_dialogues_of_both_sides(mta: LegacyMTA, tmp_path: Path) -> None:
     settings = from_flags(None, ["127.0.0.1:0"], [mta.address], None, "error", trace=tmp_path)
     app = App(settings)
     await app.start()

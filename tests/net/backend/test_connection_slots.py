@@ -78,7 +78,7 @@ def line(monkeypatch: pytest.MonkeyPatch) -> MakeLine:
     return lambda limit, max_wait=30: Line(limit, max_wait, monkeypatch)
 
 
-async def test_there_are_never_more_taken_than_there_are(line: MakeLine) -> None:
+async def test_never_more_slots_are_in_use_than_the_limit(line: MakeLine) -> None:
     two = line(2)
     assert two.ask("A1", "B1", "C1", "D1", "E1") == "-> A1 -> B1"
     assert two.count == (2, 3)
@@ -243,7 +243,7 @@ async def test_a_single_slot_is_shared_in_time(line: MakeLine) -> None:
     assert one.leave("A1") == "-> B1"
 
 
-async def test_a_hog_that_comes_again_and_again_does_not_shut_out_others(line: MakeLine) -> None:
+async def test_an_address_that_keeps_connecting_does_not_exclude_others(line: MakeLine) -> None:
     """Ten connections that never end by themselves, each replaced at once when it does."""
     ten = line(10)
     hogs = [f"A{number}" for number in range(10)]
@@ -263,7 +263,7 @@ async def test_a_hog_that_comes_again_and_again_does_not_shut_out_others(line: M
         ten.leave("B1")
 
 
-async def test_many_addresses_that_wait_are_not_looked_through(line: MakeLine) -> None:
+async def test_many_waiting_addresses_are_not_searched(line: MakeLine) -> None:
     """Who is next costs the same however many wait."""
     two = line(2)
     two.ask("A1", "A2", *(f"B{number}".replace("B", "B" * (number + 1)) for number in range(500)))

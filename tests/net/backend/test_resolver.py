@@ -46,7 +46,7 @@ async def test_the_scope_of_an_address_stays_with_it() -> None:
     assert found[4] == (f"fe80::1%{socket.if_nametoindex('lo')}", 25)
 
 
-async def test_a_name_is_asked_for_once_however_many_want_to_know(resolver: Resolver) -> None:
+async def test_concurrent_requests_for_a_name_share_one_look_up(resolver: Resolver) -> None:
     """A resolver that is slow is not asked once for each client that comes meanwhile."""
     waiting = [asyncio.create_task(look_up("mx.example", 25)) for _ in range(100)]
     gone = asyncio.create_task(look_up("mx.example", 25))
@@ -68,7 +68,7 @@ async def test_all_requests_get_the_same_error(resolver: Resolver) -> None:
     assert [type(why) for why in found] == [socket.gaierror] * 3
 
 
-async def test_what_is_no_name_is_an_error_as_others() -> None:
+async def test_an_invalid_name_is_an_error_like_others() -> None:
     with pytest.raises(OSError, match="not a host name"):
         await look_up("x" * 64 + ".example", 25)
 

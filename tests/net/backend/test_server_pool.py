@@ -49,13 +49,13 @@ def test_balance_least_tries_the_server_with_the_fewest_sessions_first() -> None
 
 
 @pytest.mark.usefixtures("clock")
-def test_equals_take_turns_if_sessions_are_to_be_spread() -> None:
+def test_servers_with_equal_sessions_take_turns() -> None:
     """Else all sessions go to the first where each is over before the next one comes."""
     servers, (one, two, three) = group(least=True)
     assert [servers.in_order()[0] for _ in range(4)] == [one, two, three, one]
 
 
-def test_one_that_failed_is_left_alone_for_a_while(clock: Clock) -> None:
+def test_a_failed_server_is_not_tried_for_a_while(clock: Clock) -> None:
     servers, (one, two, three) = group()
     servers.failed(one, "why")
     clock.now += 9.9
@@ -64,7 +64,7 @@ def test_one_that_failed_is_left_alone_for_a_while(clock: Clock) -> None:
     assert servers.in_order() == [one, two, three]
 
 
-def test_only_one_session_finds_out_whether_it_is_back(clock: Clock) -> None:
+def test_only_one_session_tries_whether_it_is_up_again(clock: Clock) -> None:
     """With a server that swallows connects, each session would wait for the time limit."""
     servers, (one, two, three) = group()
     servers.failed(one, "why")
@@ -139,7 +139,7 @@ class TestDoubt:
     """A client could not have a server that may have known it: is the server there for others?"""
 
     @pytest.mark.usefixtures("clock")
-    async def test_one_that_is_there_stays_up(self) -> None:
+    async def test_a_reachable_server_stays_up(self) -> None:
         reported, asked = Reported(), Asked()
         servers, (one, two, three) = group(reported, check=asked)
         servers.doubt(one)
@@ -151,7 +151,7 @@ class TestDoubt:
         assert reported == []
 
     @pytest.mark.usefixtures("clock")
-    async def test_one_that_is_not_there_is_left_alone(self) -> None:
+    async def test_an_unreachable_server_is_marked_as_down(self) -> None:
         reported, asked = Reported(), Asked()
         servers, (one, two, three) = group(reported, check=asked)
         servers.doubt(one)
@@ -160,7 +160,7 @@ class TestDoubt:
         assert servers.in_order() == [two, three, one]
         assert reported == [("one:25", False)]
 
-    async def test_one_that_was_down_and_is_back_comes_up(self, clock: Clock) -> None:
+    async def test_a_recovered_server_comes_up(self, clock: Clock) -> None:
         reported, asked = Reported(), Asked()
         servers, (one, two, three) = group(reported, check=asked)
         servers.failed(one, "why")
@@ -171,9 +171,7 @@ class TestDoubt:
         assert reported == [("one:25", False), ("one:25", True)]
         assert servers.in_order() == [one, two, three]
 
-    async def test_clients_that_are_not_wanted_are_no_reason_to_look_again_and_again(
-        self, clock: Clock
-    ) -> None:
+    async def test_refused_clients_do_not_cause_repeated_checks(self, clock: Clock) -> None:
         asked = Asked()
         servers, (one, two, _) = group(check=asked)
         servers.doubt(one)
@@ -195,7 +193,7 @@ class TestDoubt:
         assert len(asked.servers) == 3
         await asked.finds("")
 
-    async def test_one_that_greets_others_is_not_doubted(self, clock: Clock) -> None:
+    async def test_a_server_that_greets_others_is_not_checked(self, clock: Clock) -> None:
         asked = Asked()
         servers, (one, _, _) = group(check=asked)
         servers.greeted(one)
@@ -214,7 +212,7 @@ class TestDoubt:
         assert reported == []
 
     @pytest.mark.usefixtures("clock")
-    async def test_where_each_client_wants_another_one_there_is_none_to_look_at(self) -> None:
+    async def test_original_targets_are_not_checked(self) -> None:
         asked = Asked()
         original = Server(Address(ORIGINAL))
         servers = ServerPool([original], changed=Reported(), check=asked)

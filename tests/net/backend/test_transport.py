@@ -152,7 +152,7 @@ class TestSeveralAddresses:
     @pytest.mark.parametrize("way", ["plain", "header", "tls", "transparent"])
     @pytest.mark.parametrize("first", [HOLE, DEAD])
     @LOOPS
-    def test_the_one_that_answers_is_found(
+    def test_the_address_that_answers_is_used(
         self,
         loop: NewLoop,
         first: str,
@@ -184,7 +184,7 @@ class TestSeveralAddresses:
         run(loop, connect)
 
     @LOOPS
-    def test_so_it_is_for_an_active_check(
+    def test_an_active_check_gets_the_same(
         self, loop: NewLoop, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         name_is(monkeypatch, HOLE, LIVE)
@@ -197,7 +197,7 @@ class TestSeveralAddresses:
         run(loop, look)
 
     @LOOPS
-    def test_nothing_is_left_open_of_what_was_given_up(
+    def test_cancelled_attempts_leave_nothing_open(
         self, loop: NewLoop, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         name_is(monkeypatch, HOLE, HOLE, HOLE)
@@ -252,7 +252,7 @@ class TestSeveralAddresses:
 
 
 @LOOPS
-def test_a_silent_connection_to_a_server_is_kept_alive_by_tcp(loop: NewLoop) -> None:
+def test_a_connection_to_a_server_uses_tcp_keepalive(loop: NewLoop) -> None:
     found: list[int] = []
 
     class Session(BackendEvents):
@@ -317,7 +317,7 @@ class TestWhoseTrouble:
         ],
     )
     @LOOPS
-    def test_what_can_be_the_clients(
+    def test_failures_that_may_concern_the_client(
         self, loop: NewLoop, route: RoutesOf, host: str, peer: Peer, why: str
     ) -> None:
         async def fail() -> None:
@@ -336,7 +336,9 @@ class TestWhoseTrouble:
         ("route", "peer"), [(NONE, CLIENT), (HEADER, CLIENT), (HEADER, None), (TRANSPARENT, None)]
     )
     @LOOPS
-    def test_what_is_the_servers(self, loop: NewLoop, route: RoutesOf, peer: Peer | None) -> None:
+    def test_failures_that_concern_the_server(
+        self, loop: NewLoop, route: RoutesOf, peer: Peer | None
+    ) -> None:
         async def fail() -> None:
             server = Server(Address(DEAD, 9), route(ssl.create_default_context()))
             with pytest.raises(ConnectionRefusedError):
@@ -356,16 +358,16 @@ class TestWhoseTrouble:
         with pytest.raises(socket.gaierror):
             await server.connect(Caller, CLIENT)
 
-    async def test_a_client_that_wanted_the_proxy_itself_has_no_server(self) -> None:
+    async def test_a_client_of_the_proxy_itself_has_no_original_server(self) -> None:
         server = Server(Address(ORIGINAL), BackendTransport())
         with pytest.raises(NotForThisClient, match="connected to the proxy itself"):
             await server.connect(Caller, CLIENT)
 
-    async def test_an_active_check_wants_no_original_server(self) -> None:
+    async def test_an_active_check_needs_a_fixed_server(self) -> None:
         with pytest.raises(OSError, match="connected to the proxy itself"):
             await Server(Address(ORIGINAL), BackendTransport()).connect(Caller, None)
 
-    async def test_a_shortage_of_this_machine_is_neithers(
+    async def test_a_shortage_of_this_machine_blames_neither_side(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def bind(*_: object) -> None:
@@ -378,7 +380,7 @@ class TestWhoseTrouble:
             )
         assert raised.value.errno in OUR_OWN
 
-    async def test_so_it_is_for_an_active_check(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_an_active_check_gets_the_same(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """It does not take the server for down, as it does not know."""
 
         async def connect(*_: object) -> None:
@@ -390,7 +392,9 @@ class TestWhoseTrouble:
 
 
 @pytest.mark.parametrize("header", [make_v1, make_v2])
-async def test_an_active_check_is_introduced_as_the_proxy(header: Callable[[Peer], bytes]) -> None:
+async def test_an_active_check_passes_the_proxys_own_address(
+    header: Callable[[Peer], bytes],
+) -> None:
     heard: asyncio.Queue[bytes] = asyncio.Queue()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -407,7 +411,7 @@ async def test_an_active_check_is_introduced_as_the_proxy(header: Callable[[Peer
     listening.close()
 
 
-async def test_names_are_not_waited_for_where_there_is_no_thread_to_look_them_up(
+async def test_a_look_up_without_a_thread_fails_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def start(_: threading.Thread) -> None:
