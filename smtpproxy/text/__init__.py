@@ -1,1 +1,1 @@
-"""Text of peers on its way to a person: escaped in one function, printed in one place."""
+"""Text from peers: escaped by one function, printed in one place."""

@@ -1,7 +1,7 @@
-"""The terminal: the one place where the commands print, whatever they print and whoever said it.
+"""The terminal: the one place where the commands print.
 
-Nothing drives the reader's terminal, forges a line or reorders one, however it came into what is
-printed: in a reply, a trace file, a certificate or a settings file.
+Nothing in a reply, a trace file, a certificate or a settings file drives the reader's terminal,
+forges a line or reorders one.
 """
 
 from collections.abc import Iterable
@@ -17,7 +17,10 @@ from smtpproxy.text.escaping import printable
 class Terminal(Console):
     """A console on which each text is one line of printable characters, and none is markup.
 
-    stderr: print there.  width: in cells; None: the terminal's.  whole_lines: never break a line.
+    Args:
+        stderr: Print to standard error.
+        width: In cells; None: the terminal's.
+        whole_lines: Never break a line.
     """
 
     def __init__(
@@ -35,7 +38,7 @@ class Terminal(Console):
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
     ) -> Iterable[Segment]:
-        """Return what is written for a part of what is printed; all parts come by here."""
+        """Return what is written for a part of what is printed; each part is rendered here."""
         if isinstance(renderable, str):
             renderable = Text(printable(renderable))
         elif isinstance(renderable, Text):

@@ -1,7 +1,7 @@
-"""Text of peers: escaped wherever it leaves for a terminal, a page or a file.
+"""Text from peers: escaped wherever it goes to a terminal, a page or a file.
 
 `printable` is for people: one line of text in which nothing drives a terminal, forges a line or
-reorders what stands beside it.  `text_of` is for trace files: it loses nothing, so that `octets_of`
+reorders the text beside it.  `text_of` is for trace files: it loses nothing, so that `octets_of`
 can bring the octets back.
 
 Each is one pass: a stranger chooses the text, so no character may cost much more than another.
@@ -32,7 +32,7 @@ _CHARACTERS_KNOWN = 1024
 def printable(value: str | bytes) -> str:
     """Return `value` as one line of text, what is not printable escaped by a backslash.
 
-    Octets can be told from the result, as from that of `text_of`.
+    The octets can be read from the result, as from that of `text_of`.
     """
     if isinstance(value, str):
         text = value
@@ -48,9 +48,13 @@ def printable(value: str | bytes) -> str:
 
 
 def shortened(value: str | bytes, most: int) -> str:
-    """Return `printable` of the begin of a value: `most` bytes of UTF-8 at most.
+    """Return `printable` of the first part of a value; it ends in `...` if there is more.
 
-    What is cut ends in `...`.  The cost is that of `most` bytes, however long the value is.
+    The cost is that of `most` bytes, however long the value is.
+
+    Args:
+        value: The value.
+        most: How many bytes of UTF-8 the result has at most.
     """
     # Where each octet becomes an escape of four characters, a quarter of them is enough.
     text = printable(value[: most // 4 + 16])
@@ -73,8 +77,8 @@ def cut(text: str, most: int) -> str:
 def text_of(octets: bytes) -> str:
     """Return octets as text that `octets_of` reads.
 
-    UTF-8 (RFC 6531) stands as it is.  Any other octet, and each that JSON would not escape although
-    it could drive a terminal, becomes `\\xNN`; so a backslash of the peer's is doubled.
+    UTF-8 (RFC 6531) stays as it is.  Any other octet, and each that JSON would not escape although
+    it could drive a terminal, becomes `\\xNN`; so a peer's backslash is doubled.
     """
     if is_plain(octets):
         return octets.decode("ascii")
@@ -135,7 +139,8 @@ def is_plain(octets: bytes) -> bool:
 def octets_of(text: str) -> bytes:
     """Return the octets that `text_of` or `compact_text_of` made this text of.
 
-    Raises ValueError if there are none.
+    Raises:
+        ValueError: There are no such octets.
     """
     if text.startswith(_BASE64):
         return a2b_base64(text[len(_BASE64) :])

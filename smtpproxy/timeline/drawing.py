@@ -1,7 +1,7 @@
-"""The time line of one session: who said what to whom when, and how long the client waited.
+"""The time line of one session: what each side sent and when, and how long the client waited.
 
 It owns the drawing: a row for each arrow, in the order of time, between the lifelines of client,
-proxy and MTA; a bracket for each wait. It draws from records alone and never knows of a script.
+proxy and MTA; a bracket for each wait.
 """
 
 from collections.abc import Iterable
@@ -22,37 +22,48 @@ _ASCII = str.maketrans("│├┤─╌▶◀╭╰⋮…■", "|++--></\\:~#")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What was said at one moment on one side; at: seconds since the client connected.
-
-    to_mta, to_client: the group that went right, and left; on the proxy's MTA side a row has both,
-    a command and its reply. note: what happened there while nothing travelled. wait is the number
-    of the wait it belongs to, wait_s stands where that ends. took_s: how long the MTA took for its
-    reply, if that is to be told. skipped rows were left out here.
-    """
+    """What was sent at one moment on one side."""
 
     at: float
+    """Seconds since the client connected."""
     mta_side: bool = False
+    """It is between proxy and MTA; a row there has both a command and its reply."""
     to_mta: tuple[Label, ...] = ()
+    """The group that was sent towards the MTA."""
     to_client: tuple[Label, ...] = ()
+    """The group that was sent towards the client."""
     wait: int = 0
+    """The number of the wait that it belongs to; 0: of none."""
     wait_begins: bool = False
+    """The wait begins here."""
     wait_s: float | None = None
+    """How many seconds the wait took, where it ends."""
     took_s: float | None = None
+    """How many seconds the MTA took for its reply, if that is shown."""
     skipped: int = 0
+    """How many rows were left out here."""
     note: Label | None = None
+    """What happened here while nothing was sent."""
 
     @property
     def alike(self) -> object:
-        """Equal for rows that tell the same but for addresses and times."""
+        """Equal for rows that show the same but for addresses and times."""
         shorts = [[label.short for label in labels] for labels in (self.to_mta, self.to_client)]
         return self.mta_side, shorts, self.note
 
 
 class Timeline:
-    """A rich renderable of one session; `waits` and `seconds` are those of its client.
+    """A rich renderable of one session.
 
-    proxied: a proxy stands between client and MTA, whose other side is drawn too.
+    Args:
+        rows: The rows, in any order.
+        proxied: There is a proxy between client and MTA; its other side is drawn too.
     """
+
+    waits: int
+    """How often the client waited."""
+    seconds: float
+    """When its last wait ended, in seconds since it connected."""
 
     def __init__(self, rows: Iterable[Row], *, proxied: bool = True) -> None:
         self.proxied = proxied
@@ -73,7 +84,7 @@ class Timeline:
 
 
 def fit(line: Text, options: ConsoleOptions, *, wrap: bool = False) -> Text:
-    """The line as this terminal can show it: cut or wrapped, and in ASCII if it knows no more."""
+    """Return the line as the terminal can show it: cut or wrapped, in ASCII if it has no more."""
     line.no_wrap = not wrap
     line.overflow = "fold" if wrap else "crop"
     if options.ascii_only:
@@ -132,7 +143,7 @@ def _elided(rows: list[Row], period: int) -> list[Row]:
 
 @dataclass(frozen=True, slots=True)
 class _Lanes:
-    """The widths between the lifelines; mta is 0 when no proxy stands between."""
+    """The widths between the lifelines; mta is 0 without a proxy."""
 
     client: int
     mta: int
@@ -164,7 +175,7 @@ class _Lanes:
 
 
 def _gutter(row: Row) -> Text:
-    """The bracket of the wait, and the clock, on which only the client's side is told."""
+    """Return the bracket of the wait, and the clock, which only rows of the client's side have."""
     width = GUTTER - 1
     if row.skipped:
         return Text(("⋮" if not row.mta_side else "│").rjust(width) + " " * (CLOCK + 1), WAIT)
@@ -180,25 +191,25 @@ def _gutter(row: Row) -> Text:
 
 
 def _arrow(row: Row, width: int) -> Text:
-    """One group on its way across the network."""
+    """Return one group on its way across the network."""
     if row.note:
         return _noted(row.note, width)
     labels = list(row.to_mta or row.to_client)
-    told = join(labels, width - 5)
+    text = join(labels, width - 5)
     dash = "╌" if not labels[0].short else "─"
-    rest = dash * (width - told.cell_len - 4)
+    rest = dash * (width - text.cell_len - 4)
     if row.to_mta:
-        return Text.assemble((dash + " ", LINE), told, (" " + rest, LINE), ("▶", "bold"))
-    return Text.assemble(("◀", "bold"), (rest + " ", LINE), told, (" " + dash, LINE))
+        return Text.assemble((dash + " ", LINE), text, (" " + rest, LINE), ("▶", "bold"))
+    return Text.assemble(("◀", "bold"), (rest + " ", LINE), text, (" " + dash, LINE))
 
 
 def _both_ways(row: Row, width: int) -> Text:
-    """A command and its reply between proxy and MTA, where a round trip takes no time."""
+    """Return a command and its reply between proxy and MTA, where a round trip takes no time."""
     if row.note:
         return _noted(row.note, width)
     command, reply = _short(row.to_mta), _short(row.to_client)
     if row.took_s is not None:
-        reply.append(f" {seconds_told(row.took_s)}", QUIET)
+        reply.append(f" {duration_text(row.took_s)}", QUIET)
     command.truncate(width - reply.cell_len - 6, overflow="ellipsis")
     rest = "─" * (width - command.cell_len - reply.cell_len - 6)
     return Text.assemble(("─ ", LINE), command, (" " + rest, LINE), ("▶ ", "bold"), reply, " ")
@@ -210,7 +221,7 @@ def _noted(note: Label, width: int) -> Text:
     return text
 
 
-def seconds_told(seconds: float) -> str:
+def duration_text(seconds: float) -> str:
     """Return a duration in at most seven characters."""
     if seconds < 0.01:
         return f"{seconds * 1000:.1f} ms"

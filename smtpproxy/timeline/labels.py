@@ -1,6 +1,6 @@
-"""Few words for what travels: commands and replies, told so that people see the parts of a group.
+"""Labels of commands and replies, short enough that a line shows the parts of a group.
 
-Never fails on what it cannot read: any octets have some label.
+Any octets have some label.
 """
 
 from dataclasses import dataclass
@@ -14,26 +14,29 @@ COMMAND, GOOD, BAD, QUIET = "cyan", "green", "red", "dim"
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """One command, content or reply: in one word, in a line, and in which colour."""
+    """The label of one command, content or reply."""
 
     short: str
+    """In one word, or a few."""
     long: str
+    """In a line."""
     style: str
+    """Its colour, as rich names it."""
 
 
 def shown(octets: bytes) -> str:
-    """Octets as one line of printable text, the last CRLF left out."""
+    """Return octets as one line of printable text, without the last CRLF."""
     return printable(octets.removesuffix(b"\r\n"))
 
 
 def command_label(line: bytes) -> Label:
-    """The label of one command line."""
+    """Return the label of one command line."""
     text = shown(line)
     return Label(text.split(" ")[0].upper(), text, COMMAND)
 
 
 def reply_label(reply: bytes, *, short: bool = False) -> Label:
-    """The label of one complete reply; short: its code only."""
+    """Return the label of one complete reply; with `short`, its code only."""
     first, *more = reply.splitlines()
     code, text = shown(first[:3]), shown(first[4:])
     told = code if short else f"{code} {text}{' ...' if more else ''}"
@@ -41,7 +44,7 @@ def reply_label(reply: bytes, *, short: bool = False) -> Label:
 
 
 def join(labels: list[Label], width: int) -> Text:
-    """The labels in at most so many cells, joined by `|` as they travelled together."""
+    """Return the labels of a group, joined by `|`, in at most `width` cells."""
     if len(labels) == 1:
         text = Text(labels[0].long, style=labels[0].style)
         text.highlight_words(["PIPELINING"], "bold underline")
@@ -56,13 +59,13 @@ def join(labels: list[Label], width: int) -> Text:
 
 
 def _joined(labels: list[Label], separator: str) -> Text:
-    """Bold throughout: the groups are what is to be seen."""
+    """Return the short labels with a separator; all bold, so that groups stand out."""
     parts = [Text(label.short, style=label.style) for label in labels]
     return Text(separator, "bold").join(parts)
 
 
 def _runs_counted(labels: list[Label]) -> list[Label]:
-    """Labels with each run of equal ones told as one: `RCPT` three times as `3 RCPT`."""
+    """Return labels with each run of equal ones as one: `RCPT` three times as `3 x RCPT`."""
     counted: list[tuple[Label, int]] = []
     for label in labels:
         if counted and counted[-1][0].short == label.short:

@@ -1,4 +1,4 @@
-"""Captured content: the first octets of each message, as it came and as it goes to the backend."""
+"""Captured content: the first octets of each message, as received and as sent to the backend."""
 
 from enum import Enum
 from hashlib import sha256
@@ -9,13 +9,13 @@ from smtpproxy.core import verbs
 from smtpproxy.core.exchange import Exchange
 
 DIGESTED_OCTETS = 16 * 1024
-"""So much of a message goes into its digest: of all of it, it would cost as much as relaying it."""
+"""How much of a message is digested: to digest it all would cost as much as to relay it."""
 SMALL_OCTETS = 4096
-"""Chunks that are shorter are put together: each would take more than its octets."""
+"""Shorter chunks are joined: each alone would take more memory than its octets."""
 CAME_OCTETS = 64 * 1024
-"""Content as it came is recorded up to this size, where it is not what went to the backend."""
+"""How much content is recorded as received, where it is not what was sent to the backend."""
 HEADER_OCTETS = 64 * 1024
-"""A header is kept up to this size."""
+"""How much of a header is kept."""
 
 
 class CaptureMode(Enum):
@@ -33,18 +33,18 @@ _NOTHING_DIGESTED = sha256()
 
 
 class CapturedContent(Struct, gc=False):
-    """What is recorded of the content of one exchange.
-
-    sha256: of its first octets, as many as `digested`, as it went to the backend.
-    text: of it, as far as it was asked for; `cut` if there was more.
-    came: as it came from the client, where that was not the same.
-    """
+    """What is recorded of the content of one exchange."""
 
     sha256: str = ""
+    """The SHA-256 of its first octets as sent to the backend, in hexadecimal."""
     digested: int = 0
+    """Of how many octets that is."""
     text: bytes = b""
+    """The content as sent to the backend, as far as the settings ask for it."""
     cut: bool = False
+    """There was more content."""
     came: bytes = b""
+    """The content as received, where that is not the same."""
 
     @property
     def octets(self) -> int:
@@ -53,19 +53,21 @@ class CapturedContent(Struct, gc=False):
 
 
 class ContentCapture:
-    """Keeps the beginning of the message that is on its way, never more than a bound.
+    """Keeps the beginning of a message while it is relayed, up to a bound.
 
-    Chunks of one BDAT after another may be under way at once, so each is taken by its size.
+    Several BDAT chunks may be under way at once, so each is taken by its size.
 
     Args:
         kept: How much is recorded.
         most: How many octets of it, for CaptureMode.FULL.
-        under_way: How many octets are kept of a message on its way; None: as many as are recorded.
-
-    any: there is content that was not taken.
+        under_way: How many octets are kept of a message while it is relayed; None: as many as are
+            recorded.
     """
 
     __slots__ = ("_came", "_kept", "_most", "_sent", "any")
+
+    any: bool
+    """There is content that was not taken."""
 
     def __init__(self, kept: CaptureMode, most: int, under_way: int | None = None) -> None:
         self._kept = kept
@@ -84,18 +86,18 @@ class ContentCapture:
 
     @property
     def full(self) -> bool:
-        """Whether no more is kept until some is taken."""
+        """Whether nothing more is kept until some is taken."""
         return not self._sent.room and (self._came is None or not self._came.room)
 
     def add(self, sent: bytes, came: bytes) -> None:
-        """Take in what goes to the backend now, and what has come for it."""
+        """Take in what is sent to the backend, and what was received for it."""
         self.any = True
         self._sent.add(sent)
         if self._came is not None:
             self._came.add(came)
 
     def leave_out(self, sent: bytes, came: bytes) -> None:
-        """Count what goes to the backend now, and keep no more of this message."""
+        """Count what is sent to the backend, and keep no more of this message."""
         self._sent.close()
         if self._came is not None:
             self._came.close()
@@ -135,12 +137,16 @@ def _digest_of(octets: bytes) -> CapturedContent:
 
 
 class _Chunks:
-    """Octets that come in chunks, the first so many kept; small ones together.
-
-    size: how many came.  kept: how many of them are kept.  room: how many more may be.
-    """
+    """The first octets of what comes in chunks."""
 
     __slots__ = ("_bound", "_chunks", "kept", "room", "size")
+
+    size: int
+    """How many octets came."""
+    kept: int
+    """How many of them are kept."""
+    room: int
+    """How many more may be kept."""
 
     def __init__(self, bound: int) -> None:
         self._bound = self.room = bound

@@ -10,10 +10,10 @@ from smtpproxy.log import events, log
 from smtpproxy.trace.rotating_files import Lines, RotatingFiles
 
 Later = Callable[[Callable[[], None]], object]
-"""Calls what it is given soon, on the event loop."""
+"""Calls a function soon, on the event loop."""
 
 GATHERED_OCTETS = 256 * 1024
-"""Lines are handed to the thread when they are so many, or when `later` calls.
+"""Lines are handed to the thread when there are so many, or when `later` calls.
 
 Each time the two of them contend for the interpreter, which costs more than the write.
 """
@@ -45,13 +45,16 @@ class Writer:
         return self._files.lost
 
     def add(self, lines: bytes, records: int = 1) -> None:
-        """Have the lines of so many records written soon."""
+        """Write the lines of so many records soon."""
         self._add(lines, records, len(lines))
 
     def add_made(self, make: Callable[[], bytes], records: int, octets: int) -> None:
-        """Have lines made and written by the thread: such as take long to make.
+        """Let the thread make and write lines that take long to make.
 
-        octets: what `make` holds in memory until then.
+        Args:
+            make: Returns the lines.
+            records: How many records they have.
+            octets: How much memory `make` holds until then.
         """
         self._add(make, records, octets)
 
@@ -65,14 +68,14 @@ class Writer:
             self._hand_over()
 
     def flush(self) -> None:
-        """Hand on what was gathered, and log when records are being lost."""
+        """Hand over what was gathered, and log when records are being lost."""
         if self._lines:
             self._hand_over()
         if self._files.lost and not self._lost_logged:
             self._log_lost()
 
     def close(self) -> None:
-        """Write all that is left."""
+        """Write what is left."""
         if self._lines:
             self._hand_over()
         self._files.close()

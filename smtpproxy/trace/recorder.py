@@ -1,8 +1,8 @@
-"""The trace: every exchange of the sessions that are to be recorded, as records in files.
+"""The trace: every exchange of the sessions that are recorded, as records in files.
 
 `all` writes each exchange soon after its reply was flushed.  `errors` is a flight recorder: a
-session is kept in bounded memory, and written when it is over, if anything in it went wrong.  Lines
-are gathered and written by a thread, so that no disk ever holds up the mail.
+session is kept in bounded memory, and written when it is over, if anything in it failed.  Lines are
+gathered and written by a thread, so that a slow disk never delays mail.
 """
 
 from collections.abc import Sequence
@@ -27,11 +27,11 @@ class TraceRecorder:
 
     Args:
         files: Where the records go.
-        later: Calls what it is given soon; see `Writer`.
-        only_errors: Be a flight recorder.
-        networks: Whose sessions are recorded; empty for those of all clients.
-        kept: How much of message content is recorded.
-        most: How many octets of it, for Kept.FULL.
+        later: Calls a function soon; see `Writer`.
+        only_errors: Record only sessions in which something failed.
+        networks: Record only clients of these networks; empty: all clients.
+        kept: How much message content is recorded.
+        most: How many octets of each message, for CaptureMode.FULL.
     """
 
     writer: Writer
@@ -64,7 +64,7 @@ class TraceRecorder:
     def session(
         self, session: str, listener: str, backend: str, client: str
     ) -> SessionRecorder | None:
-        """Begin to record a session, if its client is one of those to be recorded."""
+        """Return what records a session; None if its client is not recorded."""
         if self._networks and not self._is_wanted(client):
             return None
         flight = FlightRecorder(self.writer, self.memory) if self._only_errors else None
@@ -84,5 +84,5 @@ class TraceRecorder:
         """Record nothing: it belongs to no session."""
 
     def close(self) -> None:
-        """Write all that is left."""
+        """Write what is left."""
         self.writer.close()

@@ -18,11 +18,11 @@ from smtpproxy.trace.content_capture import CapturedContent, ContentCapture
 from smtpproxy.trace.record_writer import Writer
 
 KEPT_OCTETS = 64 * 1024
-"""How much of a session the flight recorder keeps, all told: of its begin at most one half."""
+"""How much of a session the flight recorder keeps; at most one half is of its beginning."""
 ALL_KEPT_OCTETS = 64 * 1024 * 1024
 """How much it keeps of all sessions of a worker."""
 KEPT_WHEN_CROWDED = 4 * 1024
-"""How much of a session, once half of that is taken; the last eighth is for sessions' heads."""
+"""How much of a session, once half of that is used; the last eighth is for first records."""
 CONTENT_OCTETS = 16 * 1024
 """How much it keeps of the content of a message."""
 EXCHANGE_OCTETS, STEP_OCTETS, RECORD_OCTETS = 400, 200, 400
@@ -30,11 +30,11 @@ EXCHANGE_OCTETS, STEP_OCTETS, RECORD_OCTETS = 400, 200, 400
 LONG_OCTETS = 8 * 1024
 """A longer reply is cut by the flight recorder, or it alone would take the room of all others."""
 KEPT_MESSAGES = 100
-"""How many transactions, and how many violations, a session's last record tells."""
+"""How many transactions, and how many violations, a session's last record has."""
 KEPT_MESSAGES_OCTETS = 64 * 1024
-"""How much of transactions; of the flight recorder's KEPT_OCTETS they take a quarter at most."""
+"""How much of transactions; they take at most a quarter of the flight recorder's KEPT_OCTETS."""
 WHY_BYTES = 512
-"""How much of the reason why a server was given up."""
+"""How much of the reason for which a server was given up."""
 KEPT_CODES = 50
 """How many different reply codes."""
 _NO_CONTENTS: dict[Exchange, CapturedContent] = {}
@@ -135,7 +135,7 @@ class SessionRecorder:
         )
 
     def gave_up(self, server: str, reason: str) -> None:
-        """Record that a server could not be had."""
+        """Record that a server was not reached."""
         at = monotonic() + self._writer.offset
         self._add(records.ServerGivenUp(self.id, at, server, shortened(reason, WHY_BYTES)))
         if self._flight is not None:
@@ -167,7 +167,7 @@ class SessionRecorder:
             writer.add(lines, len(exchanges))
 
     def _note(self, exchange: Exchange) -> None:
-        """Remember what went wrong."""
+        """Keep what failed."""
         if exchange.code >= 400 and len(self._codes) < KEPT_CODES:
             self._codes.add(exchange.code)
         if exchange.problem is not None and len(self._violations) < KEPT_MESSAGES:
@@ -176,7 +176,7 @@ class SessionRecorder:
             self._flight.failed = True
 
     def transaction(self, outcome: str, fields: Callable[[], dict[str, Any]]) -> None:
-        """Keep what a transaction came to for the session's last record."""
+        """Keep the outcome of a transaction for the session's last record."""
         if len(self._messages) < KEPT_MESSAGES and self._messages_room > 0:
             message = records.transaction_of(outcome, fields())
             if self._has_room_for(message):
@@ -195,9 +195,9 @@ class SessionRecorder:
         return False
 
     def noted(self, event: str, **values: str) -> None:
-        """Record what the dialogue does not tell: who is inside TLS, or why there is no more of it.
+        """Record an event besides the dialogue, such as the start of TLS.
 
-        What failed is an error to the flight recorder, even if no reply tells of it.
+        A failure is an error to the flight recorder, even if no reply shows it.
         """
         if self._flight is not None and event != "tls_started":
             self._flight.failed = True
@@ -210,13 +210,13 @@ class SessionRecorder:
         self.noted(INTERNAL_ERROR.name, reason=type(error).__name__)
 
     def slowed(self) -> None:
-        """Record nothing: the times tell."""
+        """Record nothing: the times show it."""
 
     def stalled(self) -> None:
-        """Record nothing: the times tell."""
+        """Record nothing: the times show it."""
 
     def closed(self, summary: SessionSummary) -> None:
-        """Record the end; of the flight recorder's session all or nothing is written."""
+        """Record the end; the flight recorder writes all of the session or nothing."""
         if self._flight is not None:
             self._flight.close()
             if not self._flight.failed:
@@ -250,29 +250,29 @@ class SessionRecorder:
 
 
 class FlightMemory:
-    """What the flight recorder keeps of all sessions of a worker.
-
-    octets: how much it is together.
-    """
+    """What the flight recorder keeps of all sessions of a worker."""
 
     __slots__ = ("octets",)
+
+    octets: int
+    """How much it is."""
 
     def __init__(self) -> None:
         self.octets = 0
 
     @property
     def for_each(self) -> int:
-        """How much a session may keep as things stand."""
+        """How much of each session may be kept now."""
         if self.octets < ALL_KEPT_OCTETS // 2:
             return KEPT_OCTETS
         return KEPT_WHEN_CROWDED if self.octets < ALL_KEPT_OCTETS * 7 // 8 else 0
 
 
 class FlightRecorder:
-    """What the flight recorder keeps of a session: its begin and its end, in bounded memory.
+    """What the flight recorder keeps of a session: its beginning and its end, in bounded memory.
 
     All that is kept of a session counts: exchanges, content that is under way or recorded, what its
-    last record tells.  Where there is no room, the oldest exchanges of its end go first.
+    last record has.  Where there is no room, the oldest exchanges of its end are dropped first.
 
     Args:
         writer: Takes the records when the session is to be written.
@@ -326,7 +326,7 @@ class FlightRecorder:
             self._make_room()
 
     def add_content(self, captured: ContentCapture, sent: bytes, came: bytes) -> None:
-        """Take in content on its way, as far as there is room for it."""
+        """Take in content that is relayed, as far as there is room for it."""
         if captured.full:
             captured.add(sent, came)  # is only counted
             return
@@ -339,7 +339,7 @@ class FlightRecorder:
         self.charge(captured.octets - before - most)
 
     def charge(self, octets: int) -> bool:
-        """Count what else is kept of the session; tell whether there was room for it."""
+        """Count what else is kept of the session; return whether there was room for it."""
         self._kept += octets
         self._memory.octets += octets
         self._make_room()
@@ -358,12 +358,12 @@ class FlightRecorder:
             self._missing += 1
 
     def close(self) -> None:
-        """Give back what it took of the room of all."""
+        """Free its share of the memory of all sessions."""
         self._memory.octets -= self._kept
         self._kept = 0
 
     def write(self, session: str) -> None:
-        """Have all that was kept written."""
+        """Write all that was kept."""
         contents, writer = self._contents, self._writer
         for part in (self._first, list(self._last)):
             if part:
@@ -381,7 +381,7 @@ def _size_of(exchange: Exchange) -> int:
 
 
 def _shortened(exchange: Exchange) -> Exchange:
-    """Return it without more of its replies than there is room for."""
+    """Return an exchange with its replies cut."""
     kept = copy(exchange)
     kept.reply = exchange.reply[:LONG_OCTETS] + b" ..."
     kept.steps = [step._replace(reply=step.reply[:LONG_OCTETS]) for step in exchange.steps]

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from smtpproxy.log.verb_name import END_OF_DATA
-from smtpproxy.timeline.drawing import Row, Timeline, seconds_told
+from smtpproxy.timeline.drawing import Row, Timeline, duration_text
 from smtpproxy.timeline.labels import BAD, COMMAND, GOOD, QUIET, Label
 from smtpproxy.trace.reader import RecordedSession
 from smtpproxy.trace.records import Closed, Exchanged, Noted, Step, Transaction, client_of
@@ -37,8 +37,8 @@ def list_table(sessions: Sequence[Closed], console: Console) -> Table:
         if not session.transactions:
             table.add_row(*first, "", "", _reason(session), saved)
         for message in session.transactions:
-            told = (message.sender or "<>", _recipients(message), _outcome(message))
-            table.add_row(*first, *told, saved)
+            text = (message.sender or "<>", _recipients(message), _outcome(message))
+            table.add_row(*first, *text, saved)
             first, saved = ("", "", ""), ""
         if session.more_transactions:
             more = counted(session.more_transactions, "message") + " more"
@@ -74,7 +74,7 @@ def _reason(session: Closed) -> Text:
 
 
 def show(console: Console, session: RecordedSession) -> None:
-    """Print a session: who with whom, the time line of both sides, and what it came to."""
+    """Print a session: its addresses, the time line of both sides, and its outcome."""
     console.print(Text(f"session {session.id}  {clock(session.began)} UTC", "bold"))
     if session.connected is not None:
         ends = session.connected
@@ -103,15 +103,15 @@ def rows_of(session: RecordedSession) -> Iterator[Row]:
         yield Row(noted.at - began, noted.side == "backend", note=note(noted))
     asked = [each for each in session.exchanges if _is_asked(each)]
     for framed, group in groupby(asked, lambda each: each.framed):
-        yield Row(framed - began, to_mta=tuple(map(_command, group)))
+        yield Row(framed - began, to_mta=tuple(map(command_of, group)))
     for each in session.exchanges:
         for step in each.steps:
             took = step.replied - step.sent if step.replied else None
             reply = _reply_label(step.reply[:3], step.reply) if step.reply else _NO_REPLY
             yield Row(step.sent - began, True, (_step(each, step),), (reply,), took_s=took)
         if each.replied and not each.steps and (each.sent or each.verb == "greeting"):
-            at, label = each.sent, _command(each)
-            if each.verb == "greeting":  # owed from a moment before the session is told of
+            at, label = each.sent, command_of(each)
+            if each.verb == "greeting":  # it is due from a moment before the session begins
                 at, label = min(max(each.framed, began), each.replied), Label("open", "open", QUIET)
             yield Row(at - began, True, (label,), (_reply(each),), took_s=each.replied - at)
     answered = [each for each in session.exchanges if each.flushed]
@@ -123,12 +123,13 @@ def _is_asked(exchange: Exchanged) -> bool:
     return exchange.verb not in {"greeting", "unsolicited"}
 
 
-def _command(exchange: Exchanged) -> Label:
+def command_of(exchange: Exchanged) -> Label:
+    """Return the label of a command, or of content."""
     if exchange.verb == END_OF_DATA:
-        told = f"content, {counted(exchange.content_bytes, 'byte')}, end of data"
-        return Label("end of data", told, COMMAND)
-    told = exchange.command or exchange.verb
-    return Label(exchange.verb, told, COMMAND)
+        text = f"content, {counted(exchange.content_bytes, 'byte')}, end of data"
+        return Label("end of data", text, COMMAND)
+    text = exchange.command or exchange.verb
+    return Label(exchange.verb, text, COMMAND)
 
 
 def _step(exchange: Exchanged, step: Step) -> Label:
@@ -142,8 +143,8 @@ def _reply(exchange: Exchanged) -> Label:
 
 def _reply_label(code: str, reply: str) -> Label:
     first, *more = reply.split("\r\n")
-    told = first + (f" ... {more[-1]}" if more else "")
-    return Label(code, told, BAD if code >= "4" else GOOD)
+    text = first + (f" ... {more[-1]}" if more else "")
+    return Label(code, text, BAD if code >= "4" else GOOD)
 
 
 _NO_REPLY = Label("-", "no reply", BAD)
@@ -177,7 +178,7 @@ def _what_went_on(session: RecordedSession) -> Iterator[RenderableType]:
         yield from _what_differed(each)
         if each.content:
             yield Text(
-                "content as it went to the MTA" + (" (cut)" if each.content_cut else ""), "bold"
+                "content as sent to the MTA" + (" (cut)" if each.content_cut else ""), "bold"
             )
             yield from _lines(each.content)
         if each.content_received:
@@ -185,15 +186,15 @@ def _what_went_on(session: RecordedSession) -> Iterator[RenderableType]:
             yield from _lines(each.content_received)
     slow = sorted((e for e in session.exchanges if e.sent), key=lambda e: e.sent - e.replied)[:3]
     if slow:
-        told = ", ".join(f"{e.verb} {seconds_told(max(0, e.replied - e.sent))}" for e in slow)
-        yield Text(f"the MTA took longest for {told}", QUIET)
+        text = ", ".join(f"{e.verb} {duration_text(max(0, e.replied - e.sent))}" for e in slow)
+        yield Text(f"the MTA took longest for {text}", QUIET)
     closed = session.closed
     if closed is None:
         yield Text("the session is not over, or its end was not recorded", BAD)
         return
     facts = counted(closed.messages, "message"), counted(closed.commands, "command"), saved(closed)
     yield Text(
-        f"{closed.reason} after {seconds_told(closed.duration_s)}: {', '.join(facts)}", "bold"
+        f"{closed.reason} after {duration_text(closed.duration_s)}: {', '.join(facts)}", "bold"
     )
 
 
@@ -203,17 +204,17 @@ def counted(number: int, noun: str, nouns: str = "") -> str:
 
 
 def saved(closed: Closed) -> str:
-    """Tell how many round trips a session has saved."""
+    """Return how many round trips a session has saved, in words."""
     return counted(closed.round_trips_saved, "round trip") + " saved"
 
 
 def _what_differed(exchange: Exchanged) -> Iterator[Text]:
-    """Yield what the client does not know of, or the MTA."""
+    """Yield what one of client and MTA did not see."""
     if exchange.bare_lf:
         yield Text(f"the client ended {exchange.verb} with a bare LF", BAD)
     if not exchange.steps:
         return
-    yield Text(f"{exchange.verb}, as it was between smtpproxy and the MTA", "bold")
+    yield Text(f"{exchange.verb}, between smtpproxy and the MTA", "bold")
     for step in exchange.steps:
         yield Text("    > " + step.command, QUIET)
         for line in step.reply.split("\r\n") if step.reply else ["(no reply)"]:

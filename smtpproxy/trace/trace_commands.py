@@ -26,7 +26,7 @@ from rich.text import Text
 from smtpproxy.config.address import Address, canonical, parse_server
 from smtpproxy.text.console import Terminal, say
 from smtpproxy.text.escaping import printable
-from smtpproxy.timeline.drawing import seconds_told
+from smtpproxy.timeline.drawing import duration_text
 from smtpproxy.timeline.labels import BAD, COMMAND, GOOD
 from smtpproxy.trace import html_page, pcapng, terminal
 from smtpproxy.trace.reader import (
@@ -110,7 +110,7 @@ def list_sessions(
     text: str | None,
     last: int | None,
 ) -> None:
-    """List the sessions that are over: when, who, to whom, with what outcome."""
+    """List the sessions that are over: time, client, addresses and outcome."""
     begin = since.replace(tzinfo=UTC).timestamp() if since else 0.0
     end = until.replace(tzinfo=UTC).timestamp() if until else float("inf")
     reader = _reader(directory)
@@ -214,8 +214,8 @@ def follow(directory: Path, text: str | None) -> None:
     try:
         while True:
             for record in follower.new_records((text or "").encode(errors="replace")):
-                if told := _told(printable_record(record)):
-                    console.print(told)
+                if line := _line_of(printable_record(record)):
+                    console.print(line)
             time.sleep(POLL_S)  # each system has another API to be notified of new lines
     except KeyboardInterrupt:
         sys.exit(INCOMPLETE if follower.problems.count else 0)
@@ -253,19 +253,19 @@ class _Follower:
         return TraceFile(path, self.problems)
 
 
-def _told(record: Record) -> Text | None:
+def _line_of(record: Record) -> Text | None:
     if isinstance(record, Closed):
-        told = f"closed, {record.reason}, {terminal.saved(record)}"
-        return Text(f"{terminal.clock(record.at, '%H:%M:%S')} {record.session:12} {told}", "dim")
+        text = f"closed, {record.reason}, {terminal.saved(record)}"
+        return Text(f"{terminal.clock(record.at, '%H:%M:%S')} {record.session:12} {text}", "dim")
     if isinstance(record, Noted):
         when = f"{terminal.clock(record.at, '%H:%M:%S')} {record.session:12}   "
         label = terminal.note(record)
         return Text.assemble((when, "dim"), (label.long, label.style))
     if not isinstance(record, Exchanged):
         return None
-    took = seconds_told(record.replied - record.sent) if record.sent else ""
+    took = duration_text(record.replied - record.sent) if record.sent else ""
     asked = "  +" if record.pipelined else "   "
-    command = record.command or f"{record.verb} {record.content_bytes or ''}".strip()
+    command = terminal.command_of(record).long
     reply = record.reply.split("\r\n")[-1]
     return Text.assemble(
         (f"{terminal.clock(record.flushed or record.framed, '%H:%M:%S')} ", "dim"),

@@ -59,7 +59,7 @@ def run_trace(octets: bytes) -> list[int]:
     if capture.exists():
         _check_capture(capture.read_bytes())
     for record, _ in TraceFile(file, Problems()).records(b""):
-        if reported := trace_commands._told(trace_commands.printable_record(record)):
+        if reported := trace_commands._line_of(trace_commands.printable_record(record)):
             check_shown(reported.plain)
     try:
         session = TraceReader(file).session(SESSION)

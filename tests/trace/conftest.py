@@ -16,7 +16,7 @@ from tests.support.observed_session import Later, Watched
 
 @pytest.fixture
 def recorded(tmp_path: Path) -> Path:
-    """Return a directory with three sessions: relayed, refused with 550, a bare newline mended."""
+    """Return a directory with three sessions: relayed, refused with 550, and with a bare LF."""
     directory = tmp_path / "trace"
     files = RotatingFiles(directory, 0, 1 << 20, 5)
     trace = TraceRecorder(files, Later(), kept=CaptureMode.FULL, most=4096)
@@ -66,7 +66,7 @@ def record_secured(directory: Path) -> Path:
 
 @pytest.fixture
 def forwarded(tmp_path: Path) -> Path:
-    """Return a directory with a session of which the MTA was told by XFORWARD."""
+    """Return a directory with a session whose client is named by XFORWARD."""
     return record_forwarded(tmp_path / "trace")
 
 

@@ -220,7 +220,7 @@ class TestOddFiles:
         ],
         ids=range(11),
     )
-    def test_a_file_that_is_none_is_named_and_the_others_are_read(
+    def test_a_file_that_cannot_be_a_trace_is_named_and_the_others_are_read(
         self, file: Path, command: str, make: Callable[[Path], object], why: str
     ) -> None:
         make(file)

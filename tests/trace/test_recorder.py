@@ -1,4 +1,4 @@
-"""The trace: what is recorded of a session, when, and that it never holds up the mail."""
+"""The trace: what is recorded of a session, when, and that it never delays mail."""
 
 import gc
 import tracemalloc
@@ -224,7 +224,7 @@ class TestContent:
 class TestBothSides:
     """What the proxy and the backend said, where the client knows nothing of it."""
 
-    def test_steps_of_a_hello(self, tmp_path: Path) -> None:
+    def test_steps_of_an_ehlo(self, tmp_path: Path) -> None:
         traced = Traced(tmp_path)
         session = Watched(traced.trace)
         session.sends("EHLO x")
@@ -266,7 +266,7 @@ class TestBothSides:
         session.says("250 ok")
         assert exchanges(traced.records())[-1]["bare_lf"] is True
 
-    def test_content_as_it_came(self, tmp_path: Path) -> None:
+    def test_content_as_received(self, tmp_path: Path) -> None:
         traced = Traced(tmp_path, kept=CaptureMode.FULL, most=4096)
         session = Watched(traced.trace)
         session.relay("a\nb")
@@ -283,7 +283,7 @@ class TestBothSides:
 
 class TestErrors:
     @pytest.mark.parametrize("reply", ["250 2.0.0 queued", "451 4.3.0 later", "554 5.7.1 spam"])
-    def test_only_what_went_wrong_is_written(self, tmp_path: Path, reply: str) -> None:
+    def test_only_failed_sessions_are_written(self, tmp_path: Path, reply: str) -> None:
         traced = Traced(tmp_path, only_errors=True)
         session = Watched(traced.trace)
         session.relay("text", reply=reply)
@@ -300,7 +300,9 @@ class TestErrors:
         assert records[-1]["codes"] == [int(reply[:3])]
 
     @pytest.mark.parametrize("end", [["backend_lost"], ["expire", "command"]])
-    def test_lost_backends_and_time_limits_went_wrong(self, tmp_path: Path, end: list[str]) -> None:
+    def test_lost_backends_and_time_limits_are_failures(
+        self, tmp_path: Path, end: list[str]
+    ) -> None:
         traced = Traced(tmp_path, only_errors=True)
         session = Watched(traced.trace)
         session.sends("NOOP")
@@ -308,7 +310,7 @@ class TestErrors:
         session.close()
         assert traced.records()[-1]["codes"] == [421]
 
-    def test_tls_that_failed_went_wrong(self, tmp_path: Path) -> None:
+    def test_failed_tls_is_a_failure(self, tmp_path: Path) -> None:
         traced = Traced(tmp_path, only_errors=True)
         for failed in (False, True):
             session = Watched(traced.trace)
@@ -331,7 +333,7 @@ class TestErrors:
         session.close()
         assert traced.records()[-1]["violations"] == ["bare_cr"]
 
-    def test_a_long_session_keeps_its_begin_and_its_end(self, tmp_path: Path) -> None:
+    def test_a_long_session_keeps_its_beginning_and_its_end(self, tmp_path: Path) -> None:
         traced = Traced(tmp_path, only_errors=True)
         session = Watched(traced.trace)
         for number in range(2000):
@@ -361,7 +363,7 @@ class TestErrors:
 
     @pytest.mark.parametrize("address", ["x@y", "\x7f" * 2000])
     def test_all_that_is_kept_of_a_session_counts(self, tmp_path: Path, address: str) -> None:
-        """Commands, replies, messages under way and what the last record tells."""
+        """Commands, replies, messages under way and what the last record has."""
         traced = Traced(tmp_path, only_errors=True, kept=CaptureMode.FULL, most=1 << 20)
         policy = SessionPolicy(recipients=10_000, consecutive_errors=10**6)
         session = Watched(traced.trace, policy=policy)
@@ -427,7 +429,7 @@ class TestErrors:
         last = [each for each in exchanges(traced.records()) if each.get("command") == "VRFY x"]
         assert len(last) > 50  # the most recent of each goes last
 
-    def test_what_was_kept_of_a_session_without_errors_is_given_back(self, tmp_path: Path) -> None:
+    def test_memory_of_a_session_without_errors_is_freed(self, tmp_path: Path) -> None:
         traced = Traced(tmp_path, only_errors=True, kept=CaptureMode.FULL, most=30000)
         session = Watched(traced.trace)
         for _ in range(20):

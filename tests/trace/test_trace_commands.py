@@ -1,4 +1,4 @@
-"""`smtpproxy trace`: what each command says of recorded sessions."""
+"""`smtpproxy trace`: what each command prints of recorded sessions."""
 
 import asyncio
 import re
@@ -31,7 +31,7 @@ def ids(directory: Path) -> list[str]:
 
 
 class TestList:
-    def test_all_sessions_with_what_they_came_to(self, recorded: Path) -> None:
+    def test_all_sessions_are_listed_with_their_outcome(self, recorded: Path) -> None:
         result = run("list", "-d", recorded)
         lines = result.stdout.splitlines()
         assert len(lines) == 4
@@ -82,7 +82,7 @@ class TestList:
         result = CliRunner().invoke(main, ["trace", "list", "-d", str(recorded)])
         assert len(result.stdout.splitlines()) == 4
 
-    def test_torn_lines_are_passed_over(self, recorded: Path) -> None:
+    def test_torn_lines_do_not_hide_others(self, recorded: Path) -> None:
         (recorded / "trace-3.jsonl").write_bytes(b'{"what":"closed","sess\n\nx')
         (recorded / "trace-4.jsonl").touch()
         assert len(ids(recorded)) == 3
@@ -160,7 +160,7 @@ def test_follow_yields_whole_records_once(recorded: Path) -> None:
 
 def test_follow_prints_when_tls_starts(secured: Path) -> None:
     (file,) = files_of(secured)
-    told = [trace_commands._told(decode(line)) for line in file.read_bytes().splitlines()[1:]]
+    told = [trace_commands._line_of(decode(line)) for line in file.read_bytes().splitlines()[1:]]
     noted = [
         each.plain.split("   ")[-1].strip() for each in told if each is not None and "TLS" in each
     ]
@@ -172,7 +172,7 @@ def test_follow_prints_when_tls_starts(secured: Path) -> None:
 
 def test_follow_prints_each_exchange(recorded: Path) -> None:
     session = TraceReader(recorded).session(ids(recorded)[0])
-    told = [str(text) for record in session.records if (text := trace_commands._told(record))]
+    told = [str(text) for record in session.records if (text := trace_commands._line_of(record))]
     assert any(re.search(r"\+RCPT TO:<b@y>  250 b  250 ms$", line) for line in told)
     assert told[-1].endswith("closed, quit, 2 round trips saved")
 
@@ -214,7 +214,7 @@ class TestCapture:
             b"Subject: x\r\n[90 bytes of content, of which 12 were recorded]\r\n.\r\n"
         )
 
-    def test_a_page_says_what_was_not_kept_where_it_was(self) -> None:
+    def test_a_page_shows_a_gap_where_it_was(self) -> None:
         session = RecordedSession("s-1")
         one, other = (Exchanged("s-1", verb, verb) for verb in ("NOOP", "QUIT"))
         for record in (one, Gap("s-1", 7), other):
@@ -253,7 +253,7 @@ class TestReplay:
         (message,) = mta.messages
         assert (message.sender, message.content) == (b"a@x", b"text\r\n")
 
-    async def test_what_was_said_inside_tls_is_played_in_plaintext(self, recorded: Path) -> None:
+    async def test_what_was_sent_inside_tls_is_played_in_plaintext(self, recorded: Path) -> None:
         session = TraceReader(recorded).session(ids(recorded)[0])
         starttls = Exchanged(session.id, "STARTTLS", "STARTTLS", 220, "220 go", framed=1.0)
         again = Exchanged(session.id, "EHLO", "EHLO x", 250, "250 mx", framed=2.0)
@@ -276,7 +276,7 @@ class TestReplay:
         assert not performance.stopped
 
     @pytest.mark.parametrize("said", [b"x" * 100_000 + b"\r\n", b"hello\r\n"])
-    async def test_what_is_no_reply_ends_it(self, recorded: Path, said: bytes) -> None:
+    async def test_a_malformed_reply_ends_the_replay(self, recorded: Path, said: bytes) -> None:
         async def odd(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             writer.write(said)
             writer.close()
@@ -288,12 +288,12 @@ class TestReplay:
         assert performance.stopped.startswith("the server sent what is no reply: ")
         assert len(performance.stopped) < 500
 
-    def test_nobody_there(self, recorded: Path) -> None:
+    def test_a_server_that_cannot_be_reached_is_an_error(self, recorded: Path) -> None:
         result = run("replay", "-d", recorded, ids(recorded)[0], "--to", "127.0.0.1:1")
         assert (result.exit_code, "cannot connect" in result.stderr) == (1, True)
 
     @pytest.mark.parametrize("octets", [0, 1, 2, 77, 78, 79, 5000])
-    def test_as_much_content_as_there_was(self, octets: int) -> None:
+    def test_filler_has_the_size_of_the_content(self, octets: int) -> None:
         record = Exchanged("s", "end_of_data", content_bytes=octets)
         played = b"".join(played_pieces(record))
         assert played.endswith(b".\r\n")
