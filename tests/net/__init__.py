@@ -1,1 +1,1 @@
-"""Tests of the edge: a fake clock and loopback sockets."""
+"""Tests of net, with a fake clock or loopback sockets."""

@@ -1,4 +1,4 @@
-"""Fixtures of the edge's tests."""
+"""Fixtures of the tests of net."""
 
 import io
 import json
@@ -57,7 +57,7 @@ async def opened(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Opener]:
 
 @pytest.fixture
 def logged() -> Iterator[Logged]:
-    """Return what returns the log's lines of an event."""
+    """Return a function that returns the log lines of an event."""
     stream = io.BytesIO()
     log.configure("debug", "json", stream)
 
@@ -71,7 +71,7 @@ def logged() -> Iterator[Logged]:
 
 @pytest.fixture
 async def stage(tmp_path: Path) -> AsyncIterator[real_sockets.Stage]:
-    """A backend, and what is needed to start the proxy in front of it, on real sockets."""
+    """A backend, and a function that starts the proxy in front of it, with real sockets."""
     made = real_sockets.Stage(tmp_path)
     yield made
     await made.stop()

@@ -39,7 +39,7 @@ LIMITS = {
 
 
 class Clock:
-    """Stands for time.monotonic."""
+    """Replaces time.monotonic."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -49,7 +49,7 @@ class Clock:
 
 
 class Transport(asyncio.Transport):
-    """A connection that remembers what was done to it."""
+    """A connection that records what was done to it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class Transport(asyncio.Transport):
 
 
 class Server:
-    """A server that can be reached, or not, or never answers.
+    """A server that can be reached, cannot be reached, or never answers.
 
     reported: whether it gets the client's address before its greeting.
     """
@@ -144,17 +144,17 @@ class Server:
         self.protocol.connection_made(self.transport)
 
     def says(self, octets: bytes) -> None:
-        """Let it send octets."""
+        """Send octets as the server."""
         self.protocol.data_received(octets)
 
     def heard(self) -> bytes:
-        """Return what it got since the last call."""
+        """Return the octets that it got since the last call."""
         return self.transport.taken()
 
 
 @dataclass
 class Watcher:
-    """An observer, of the service and of each of its sessions, that remembers."""
+    """An observer of the worker and of each session that records all calls."""
 
     down: list[tuple[str, str]] = field(default_factory=list)
     turned_away: list[tuple[str, str, int]] = field(default_factory=list)
@@ -258,26 +258,26 @@ class Stage:
         (self.session,) = self.timeouts.sessions
 
     async def settle(self) -> None:
-        """Let tasks that are ready run."""
+        """Run the tasks that are ready."""
         for _ in range(5):
             await asyncio.sleep(0)
 
     def sends(self, octets: bytes) -> None:
-        """Let the client send octets."""
+        """Send octets as the client."""
         self.connection.data_received(octets)
 
     def gets(self) -> bytes:
-        """Return what the client got since the last call."""
+        """Return the octets that the client got since the last call."""
         return self.client.taken()
 
     def wait(self, seconds: float) -> None:
-        """Let time pass, and have time limits looked at."""
+        """Advance the clock, and check the time limits."""
         self.clock.now += seconds
         self.timeouts.sweep()
 
     @property
     def ended(self) -> str:
-        """Why the session ended; empty while it goes on."""
+        """Why the session ended; empty while it is active."""
         return self.watcher.summaries[0].reason if self.watcher.summaries else ""
 
 
@@ -287,7 +287,7 @@ GROUP = b"MAIL FROM:<a@x>\r\nRCPT TO:<b@y>\r\nDATA\r\n"
 
 
 async def greeted(opened: Opener, *servers: Server, **options: object) -> Stage:
-    """Open a stage whose first server has greeted."""
+    """Open a stage whose first server has sent its greeting."""
     stage = await opened(*servers, **options)
     stage.servers[0].says(b"220 mx ready\r\n")
     assert stage.gets() == b"220 mx ready\r\n"
@@ -295,7 +295,7 @@ async def greeted(opened: Opener, *servers: Server, **options: object) -> Stage:
 
 
 async def in_content(opened: Opener, **options: object) -> Stage:
-    """Open a stage that has come to message content."""
+    """Open a stage up to message content."""
     stage = await greeted(opened, **options)
     stage.sends(GROUP)
     for reply in (b"250 a\r\n", b"250 b\r\n", b"354 go\r\n"):

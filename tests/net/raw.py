@@ -32,7 +32,7 @@ from smtpproxy.net.tunnel import Tunnel
 from smtpproxy.worker.app import App
 
 CLIENT = "127.0.0.9"
-"""Where clients come from; the proxy's own address is 127.0.0.1."""
+"""The clients' address; the proxy's own is 127.0.0.1."""
 GREETING, CONTENT, HANDSHAKE = b"greeting", b"content", b"handshake"
 """What an MTA may be silent about, besides commands: its greeting, the end of data, its part of a
 TLS handshake."""
@@ -44,7 +44,7 @@ Parameters = ParamSpec("Parameters")
 def on_uvloop(
     test: Callable[Parameters, Coroutine[Any, Any, None]],
 ) -> Callable[Parameters, None]:
-    """Have a test run on the loop that the proxy runs on."""
+    """Run tests on the event loop that the proxy uses."""
 
     @wraps(test)
     def run(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
@@ -59,13 +59,13 @@ def on_uvloop(
 
 @cache
 def authority() -> trustme.CA:
-    """Return who issues all certificates."""
+    """Return the authority of all certificates."""
     return trustme.CA()
 
 
 @cache
 def client_context() -> ssl.SSLContext:
-    """Return what clients secure their connections with."""
+    """Return the TLS context of clients."""
     context = ssl.create_default_context()
     authority().configure_trust(context)
     return context
@@ -113,7 +113,7 @@ class Connection(asyncio.Protocol):
         self.lost = True
 
     def eof_received(self) -> None:
-        """The proxy has closed: so does the MTA."""
+        """Close, since the proxy has closed."""
 
     def data_received(self, data: bytes) -> None:
         if self._deaf:
@@ -192,26 +192,26 @@ class Connection(asyncio.Protocol):
             self.transport.write(reply)
 
     def pay(self) -> None:
-        """Say what is owed."""
+        """Send the replies that are owed."""
         self.transport.resume_reading()
         owed, self._owed = self._owed, []
         if not self.lost:
             self.transport.write(b"".join(owed))
 
     def reset(self) -> None:
-        """Be gone at once, with a reset."""
+        """Reset the connection."""
         opened = self.transport.get_extra_info("socket")
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.transport.abort()
 
     def half_close(self) -> None:
-        """Send no more, and answer nothing."""
+        """Half-close, and send no more replies."""
         self._deaf = True
         self.transport.write_eof()
 
 
 class Mta:
-    """A scripted MTA that takes everything.
+    """A scripted MTA that accepts everything.
 
     silent: what it leaves unanswered: a verb's four letters, GREETING, CONTENT or HANDSHAKE.
     replies: other ones than 250, by verb.  reads: it does.  header_octets: of the PROXY header that
@@ -240,7 +240,7 @@ class Mta:
         self.address = "{}:{}".format(*self._server.sockets[0].getsockname())
 
     def start_as_black_hole(self) -> None:
-        """Answer no attempt to connect."""
+        """Do not answer connection attempts."""
         listening = socket.create_server(("127.0.0.1", 0), backlog=0)
         self.address = "{}:{}".format(*listening.getsockname())
         self._sockets = [listening, socket.create_connection(listening.getsockname())]
@@ -258,12 +258,12 @@ class Mta:
         return [each for each in self.connections if not each.lost]
 
     def listen(self) -> None:
-        """Read what has come, so as to notice a connection that is over."""
+        """Read what has arrived, to detect a closed connection."""
         for connection in self.open:
             connection.transport.resume_reading()
 
     def release(self) -> None:
-        """Read and answer everything from now on, also what was left unanswered."""
+        """Read and answer everything from now on, including earlier commands."""
         self.silent.clear()
         self.reads = True
         for connection in self.open:
@@ -283,7 +283,7 @@ class Client:
         self.heard = b""
 
     def send(self, *octets: bytes) -> None:
-        """Send in one segment."""
+        """Send octets in one segment."""
         joined = b"".join(octets)
         if self._tls is not None:
             self._tls.write(joined)
@@ -291,13 +291,13 @@ class Client:
         self._socket.send(joined)
 
     def flood(self, octets: bytes) -> None:
-        """Send the same octets over and over until no more are taken."""
+        """Send the same octets repeatedly until no more are accepted."""
         with contextlib.suppress(BlockingIOError):
             while True:
                 self._socket.send(octets)
 
     async def hear(self, end: bytes, seconds: float = 5.0) -> bytes:
-        """Read until these octets have come; return all that has come since the last time."""
+        """Read until these octets; return everything since the last call."""
         async with asyncio.timeout(seconds):
             while end not in self.heard:
                 octets = await self._read()
@@ -307,7 +307,7 @@ class Client:
         return heard
 
     async def some(self, seconds: float = 5.0) -> None:
-        """Wait until something has come, and leave it where it is."""
+        """Wait until something has arrived, without reading it."""
         loop = asyncio.get_running_loop()
         ready = loop.create_future()
         loop.add_reader(self._socket, ready.set_result, None)
@@ -349,7 +349,7 @@ class Client:
         self._socket.send(self._outgoing.read())
 
     async def secure(self) -> None:
-        """Come inside TLS."""
+        """Make the TLS handshake."""
         self.say_client_hello()
         assert self._tls is not None
         loop = asyncio.get_running_loop()
@@ -363,19 +363,19 @@ class Client:
             return
 
     def say_good_bye(self) -> None:
-        """Say inside TLS that nothing more comes (close_notify)."""
+        """Send close_notify."""
         assert self._tls is not None
         with contextlib.suppress(ssl.SSLWantReadError):
             self._tls.unwrap()
         self._socket.send(self._outgoing.read())
 
     def reset(self) -> None:
-        """Be gone at once, with a reset."""
+        """Reset the connection."""
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._socket.close()
 
     def half_close(self) -> None:
-        """Send no more."""
+        """Half-close."""
         self._socket.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
@@ -408,7 +408,7 @@ class Proxy:
         limits: str = "",
         address: str = "127.0.0.1:0",
     ) -> None:
-        """Start with these settings, `@` in them being where the certificate is."""
+        """Start with these settings, in which `@` is the path of the certificate."""
         if not self.mta.address:
             await self.mta.start()
         certificate = authority().issue_cert("mx.example")
@@ -449,7 +449,7 @@ class Proxy:
         return client
 
     def held(self) -> dict[str, int]:
-        """Return what the proxy holds for its sessions, by what it is; empty if nothing."""
+        """Return what the proxy holds for its sessions, by kind; empty if nothing."""
         assert self.app is not None
         slots = self._shared_counters.slots(bytes(map(int, CLIENT.split("."))))
         counts = {
@@ -481,14 +481,14 @@ class Proxy:
 
     @property
     def session(self) -> Session:
-        """The session, if there is one only."""
+        """The only session."""
         assert self.app is not None
         (session,) = self.app._timeouts.sessions
         assert isinstance(session, Session)
         return session
 
     async def lets_go(self) -> None:
-        """Check that within a second nothing is held any more."""
+        """Check that nothing is held within a second."""
         await within_a_second(lambda: not self.held(), self.held)
         for client in self._clients:
             client.close()
@@ -496,12 +496,12 @@ class Proxy:
         await within_a_second(lambda: not self.kept(), self.kept)
 
     def logged(self, event: str) -> list[dict[str, Any]]:
-        """Return the log's lines of an event."""
+        """Return the log lines of an event."""
         lines = map(json.loads, self._log.getvalue().splitlines())
         return [line for line in lines if line["event"] == event]
 
     def reasons(self) -> list[str]:
-        """Return why the sessions were closed, in order; those that sent nothing, too."""
+        """Return the reasons of closed sessions, in order, including those without data."""
         lines = map(json.loads, self._log.getvalue().splitlines())
         closed = ("session_closed", "probe_closed")
         return [line["reason"] for line in lines if line["event"] in closed]
@@ -509,7 +509,7 @@ class Proxy:
 
 @contextlib.asynccontextmanager
 async def proxy(work: Path) -> AsyncIterator[Proxy]:
-    """Give a proxy that is not started yet, with an MTA that is."""
+    """Yield a proxy that is not started, with a running MTA."""
     mta = Mta()
     made = Proxy(work, mta)
     log.configure("debug", "json", made._log)
@@ -527,7 +527,7 @@ async def proxy(work: Path) -> AsyncIterator[Proxy]:
 async def within_a_second(
     holds: Callable[[], object], found: Callable[[], object] = lambda: ""
 ) -> None:
-    """Wait for what must hold within a second of the loop's own time; `found` is what does not.
+    """Wait up to a second of the loop's time until `found` is empty.
 
     A hundred sleeps: a loop that gets no CPU for a while is given as much more time.
     """

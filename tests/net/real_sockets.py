@@ -1,4 +1,4 @@
-"""A stage with real sockets and real handshakes: what the fake transports can't show."""
+"""A stage with real sockets and real handshakes, for what fakes cannot show."""
 
 import asyncio
 import contextlib
@@ -15,7 +15,7 @@ V1_HEADER = -1
 
 
 class Backend:
-    """A scripted MTA that says yes to everything.
+    """A scripted MTA that accepts everything.
 
     offers: what its EHLO reply has besides STARTTLS and AUTH.  injects: what is sent after the 220
     to STARTTLS.  owed_header: how many octets of a PROXY header come first; V1_HEADER is a line.
@@ -117,7 +117,7 @@ class Stage:
         await self.stop_backend()
 
     async def stop_backend(self) -> None:
-        """Take no more connections."""
+        """Stop accepting connections."""
         if self._server is not None:
             self._server.close()
 

@@ -1,4 +1,4 @@
-"""Admission: who is turned away, with which words, and that it is counted over all workers."""
+"""Admission: which clients are refused, with which reply, and that all workers count together."""
 
 import asyncio
 import os
@@ -96,7 +96,7 @@ def test_exempt_applies_to_either_address_of_a_client_behind_a_nat64() -> None:
 
 
 def entered(door: Admission, times: int, host: str = "192.0.2.1") -> int:
-    """Return how many of so many sessions, each over at once, are let in."""
+    """Return how many of these sessions, each ended at once, are admitted."""
     slots = [door.enter(host) for _ in range(times)]
     for each in slots:
         if each is not None:
@@ -108,7 +108,7 @@ def entered(door: Admission, times: int, host: str = "192.0.2.1") -> int:
 def test_the_rate_of_new_sessions_has_no_minute_boundary(
     begin: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A count by the minute would let in 20 of 10 within a moment, whenever a minute ends."""
+    """A count per minute would admit twice the limit around the end of a minute."""
     now = [begin]
     monkeypatch.setattr("smtpproxy.net.admission.monotonic", lambda: now[0])
     door = admission(new_sessions_per_minute=10)
@@ -168,7 +168,7 @@ def test_workers_count_together_and_an_ended_one_is_not_counted(memory: int) -> 
 
 
 def test_addresses_are_counted_separately() -> None:
-    """10000 addresses with a session each: none is taken for one that has a dozen."""
+    """With 10,000 addresses of one session each, no count reaches 12."""
     row = SharedCounters()
     for number in range(10000):
         row.add(row.slots(number.to_bytes(4, "big")))
@@ -209,7 +209,7 @@ def test_a_flood_is_one_line_a_second_with_its_count(monkeypatch: pytest.MonkeyP
 
 async def test_a_refused_client_costs_no_session() -> None:
     class OneClient:
-        """A service that lets in one client."""
+        """A listener context that admits one client."""
 
         admission = admission(sessions=1)
 
@@ -226,7 +226,7 @@ async def test_a_refused_client_costs_no_session() -> None:
 async def test_a_half_closed_client_counts_until_the_backend_has_answered(
     opened: Opener,
 ) -> None:
-    """Else a client could have the MTA work on any number of groups, with no session to show."""
+    """Otherwise a client could make the MTA process many groups without counting as a session."""
     row = SharedCounters()
     stage = await opened(admission=admission(row=row, sessions_per_address=1))
     (server,) = stage.servers

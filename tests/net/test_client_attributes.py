@@ -142,7 +142,7 @@ def test_an_invalid_xclient_is_refused(said: bytes) -> None:
 
 
 def test_the_target_of_a_redirected_client_is_not_changed() -> None:
-    """It is the server that the session goes to."""
+    """It is the server of the session."""
     peer = Peer(FRONT.name, FRONT.target, redirected=True)
     assert peer_named_by(peer, b"XCLIENT DESTADDR=203.0.113.9\r\n") == peer
 

@@ -29,7 +29,7 @@ from tests.net.raw import (
 from tests.support.programs import unavailable
 
 NAMED = "127.0.0.7"
-"""Whom a proxy in front names; an address of loopback, so that a connection can come from it."""
+"""The client that a proxy in front names; a loopback address, so that connections can use it."""
 HEADER = f"PROXY TCP4 {NAMED} 127.0.0.1 4711 25\r\n".encode()
 SPEAKS = f"XCLIENT ADDR={NAMED} PORT=4711\r\n".encode()
 ENVELOPE = b"MAIL FROM:<a@a>\r\nRCPT TO:<b@b>\r\n"
@@ -39,7 +39,7 @@ CERTIFICATE = 'certificate = "@/mx.pem"'
 
 @dataclass(frozen=True)
 class Way:
-    """How a client comes to the proxy.
+    """How a client connects to the proxy.
 
     listener: its settings.  client: the address of whom it serves.  first: what stands before all
     that the client itself says.
@@ -66,12 +66,12 @@ WAYS = {
 
 
 async def at_accept(here: Proxy, way: str) -> Client:  # noqa: ARG001
-    """The proxy has not accepted the connection when it is reset already."""
+    """The connection is reset before the proxy accepts it."""
     return here.client()
 
 
 async def in_the_first_burst(here: Proxy, way: str) -> Client:
-    """The same, with all that there is to say."""
+    """The same, after the client has sent everything."""
     one = here.client()
     if way == IMPLICIT:
         one.say_client_hello()
@@ -84,7 +84,7 @@ async def in_the_first_burst(here: Proxy, way: str) -> Client:
 
 
 async def when_accepted(here: Proxy, way: str) -> Client:
-    """The proxy knows who it is; all that there is to say comes after that."""
+    """The reset comes after the proxy has read the address, and before the data."""
     one = here.client()
     await within_a_second(here.held)
     if way == IMPLICIT:
@@ -95,7 +95,7 @@ async def when_accepted(here: Proxy, way: str) -> Client:
 
 
 async def in_the_handshake(here: Proxy, way: str) -> Client:
-    """Or in whatever else comes before the session of that client."""
+    """Or in anything else that precedes the session of that client."""
     one = here.client()
     if way == IMPLICIT:
         one.say_client_hello()
@@ -114,7 +114,7 @@ async def in_the_handshake(here: Proxy, way: str) -> Client:
 
 
 async def come_in(here: Proxy, way: str) -> Client:
-    """Come as far as a client does who speaks for itself, and has said EHLO."""
+    """Get as far as a client that connects directly and has sent EHLO."""
     one = here.client()
     if way == IMPLICIT:
         await one.secure()
@@ -205,7 +205,7 @@ IDENTITIES = {
 
 
 def prepare(here: Proxy, identity: str) -> None:
-    """Have the MTA expect clients to be introduced in this way."""
+    """Make the MTA expect clients' addresses in this way."""
     here.mta.header_octets = {"proxy-v1": -1, "proxy-v2": 28}.get(identity, 0)
     offered = {"xclient": b"250-XCLIENT ADDR PORT\r\n", "xforward": b"250-XFORWARD ADDR PORT\r\n"}
     here.mta.replies[b"EHLO"] = b"250-mx\r\n" + offered.get(identity, b"") + b"250 CHUNKING\r\n"
@@ -213,7 +213,7 @@ def prepare(here: Proxy, identity: str) -> None:
 
 
 def require_transparency() -> None:
-    """Skip where connections can't have other machines' addresses."""
+    """Skip if connections cannot use other machines' addresses."""
     try:
         (listening,) = listen(Address(host="127.0.0.1"), transparent=True)
     except OSError as error:
@@ -254,7 +254,7 @@ async def test_the_mta_gets_the_clients_own_address_or_no_message(
 async def test_a_client_with_an_unreadable_address_is_closed_first(
     way: str, tmp_path: Path
 ) -> None:
-    """It is counted, and logged for who looks closely; no bound by address could hold it."""
+    """It is counted, and logged at debug; no limit by address can apply to it."""
     async with proxy(tmp_path) as here:
         if way == TRANSPARENT:
             require_transparency()

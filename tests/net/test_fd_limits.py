@@ -1,4 +1,4 @@
-"""Descriptors: when there are too few of them, and what then becomes of who wants to connect."""
+"""File descriptors: when they are short, and how new clients are then handled."""
 
 import asyncio
 import resource
@@ -17,7 +17,7 @@ from tests.net.fakes import Watcher
 
 @pytest.fixture
 def limit(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The limit that there is, to be changed."""
+    """The limit, which tests change."""
     limits = [1000]
     monkeypatch.setattr(resource, "getrlimit", lambda _: (limits[0], 4096))
     return limits
@@ -42,8 +42,8 @@ def test_a_quarter_of_a_low_limit_is_reserved(limit: list[int]) -> None:
     assert found.short_at(29, 15)  # those may be waiting for their backends yet
 
 
-class Doors:
-    """A listener that notes whether it is to accept."""
+class PausableListener:
+    """A listener that records whether it should accept."""
 
     def __init__(self) -> None:
         self.paused: list[bool] = []
@@ -53,9 +53,9 @@ class Doors:
 
 
 async def test_listeners_pause_while_no_descriptor_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    watcher, doors = Watcher(), Doors()
+    watcher, listener = Watcher(), PausableListener()
     door = Admission(AdmissionLimits(), SharedCounters(), b"mx.example", watcher)
-    door.start([doors])
+    door.start([listener])
 
     def none_left(*_: object) -> int:
         raise OSError(24, "Too many open files")
@@ -66,7 +66,7 @@ async def test_listeners_pause_while_no_descriptor_is_left(monkeypatch: pytest.M
     monkeypatch.undo()
     door._watch(0.0)
     door.stop()
-    assert doors.paused == [False, True, True, False]
+    assert listener.paused == [False, True, True, False]
     assert watcher.turned_away == [("file_descriptors", "", 1)]  # reported once
 
 

@@ -1,4 +1,4 @@
-"""The handshake on a connection that is going, or gone: it ends at once, and says why."""
+"""The handshake on a closing or lost connection: it ends at once, with a reason."""
 
 import asyncio
 from collections.abc import Callable
@@ -72,7 +72,7 @@ async def test_a_client_lost_after_starttls_gets_no_handshake(tmp_path: Path) ->
 
 
 class _Recorder(asyncio.Protocol):
-    """Notes that its connection was lost."""
+    """Records that its connection was lost."""
 
     lost = False
 

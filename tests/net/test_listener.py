@@ -1,4 +1,4 @@
-"""The listener: real sockets, as the system gives them."""
+"""The listener, with real sockets."""
 
 import asyncio
 import os
@@ -22,7 +22,7 @@ from tests.net.fakes import LIMITS, Watcher
 
 
 class AnyWatcher(Watcher):
-    """Takes sessions of any client; `clients` are their addresses, without the ports."""
+    """Accepts sessions of any client; `clients` are their addresses, without ports."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ async def mta(tmp_path: Path) -> AsyncIterator[Address]:
 
 
 async def talk(address: str) -> bytes:
-    """Connect, say QUIT, and return all that comes."""
+    """Connect, send QUIT, and return everything received."""
     if address.startswith("unix:"):
         reader, writer = await asyncio.open_unix_connection(address.removeprefix("unix:"))
     else:
@@ -125,7 +125,7 @@ def listener_at(address: Address, mta: Address, **options: bool) -> tuple[Listen
 
 
 async def test_a_wildcard_of_ipv6_includes_ipv4(mta: Address) -> None:
-    """And who comes by IPv4 is known by an IPv4 address."""
+    """And an IPv4 client has an IPv4 address."""
     listener, watcher = listener_at(Address(host="::", port=0), mta)
     await listener.open()
     ports = {int(address.rpartition(":")[2]) for address in listener.addresses}
@@ -224,7 +224,7 @@ def test_a_unix_socket_has_its_mode_whatever_the_umask(
 def test_a_unix_socket_never_has_a_more_open_mode(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nor before its mode is set."""
+    """Not even before its mode is set."""
     address = Address(path=str(tmp_path / "s"))
     seen = []
     chmod = Path.chmod
@@ -254,7 +254,7 @@ def test_a_shared_socket_is_never_blocking(kind: str, tmp_path: Path) -> None:
 
 
 def test_two_instances_that_start_at_once_keep_their_sockets(tmp_path: Path) -> None:
-    """Without a lock the second removes what the first has bound, and not listened at yet."""
+    """Without a lock the second would remove a socket of the first that does not listen yet."""
     address = Address(path=str(tmp_path / "proxy.sock"))
 
     def start(begin: threading.Barrier) -> list[socket.socket]:

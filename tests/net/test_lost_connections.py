@@ -34,7 +34,7 @@ LONG = b"".join(b"250-%b\r\n" % (b"x" * 900) for _ in range(60)) + b"250 ok\r\n"
 
 
 async def connected(here: Proxy) -> Client:
-    """A client that has sent nothing; the MTA has not greeted, or not even answered."""
+    """A client that has sent nothing, while the MTA has sent no greeting, or is not connected."""
     one = here.client()
     await within_a_second(here.held)
     return one
@@ -47,7 +47,7 @@ async def greeted(here: Proxy) -> Client:
 
 
 async def said(here: Proxy, *commands: bytes) -> Client:
-    """A client whose commands the MTA has got, up to the last one."""
+    """A client whose commands have all reached the MTA."""
     one = await greeted(here)
     for command in commands:
         one.send(command)
@@ -57,7 +57,7 @@ async def said(here: Proxy, *commands: bytes) -> Client:
 
 
 async def got(here: Proxy, line: bytes) -> None:
-    """Wait until the MTA has got a command."""
+    """Wait until the MTA has a command."""
     await within_a_second(lambda: any(line in each.lines for each in here.mta.connections))
 
 
@@ -106,7 +106,7 @@ async def quitting(here: Proxy) -> Client:
 
 
 async def lingering(here: Proxy) -> Client:
-    """A client that was closed, and has not closed yet."""
+    """A client that has got its last reply, and has not closed."""
     one = await greeted(here)
     one.send(b"GET / HTTP/1.1\r\n")
     await one.rest()
@@ -241,7 +241,7 @@ async def introduced(here: Proxy) -> Client:
 
 @dataclass(frozen=True)
 class State:
-    """A state of a session, and what becomes of it.
+    """A state of a session, and how it ends.
 
     reach: how it is reached.  silent: what the MTA leaves unanswered.  listener, backend, limits:
     settings.  ehlo: the MTA's reply to EHLO.

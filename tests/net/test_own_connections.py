@@ -1,4 +1,4 @@
-"""Own connections: what one worker has noted of them, all others know."""
+"""Own connections: a record of one worker is known to all others."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""The peer: who the client is."""
+"""The peer: the client's address."""
 
 import asyncio
 import socket
@@ -27,7 +27,7 @@ def test_an_endpoint_has_one_name(reported: object, end: tuple[str, int] | None,
 
 
 def test_a_client_of_a_socket_for_both_families_has_its_ipv4_address() -> None:
-    """The MTA, the log and the networks in the settings know it by that one only."""
+    """The MTA, the log and the networks in the settings use only that one."""
     with (
         socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as listening,
         socket.create_connection(("127.0.0.1", listening.getsockname()[1])) as client,
@@ -39,7 +39,7 @@ def test_a_client_of_a_socket_for_both_families_has_its_ipv4_address() -> None:
 
 
 class Opened(asyncio.BaseTransport):
-    """A transport of a socket of this family, of which this can be read."""
+    """A transport with a socket of this family, and these addresses."""
 
     def __init__(self, family: int, **extra: object) -> None:
         super().__init__({**extra, "socket": socket.socket(family)})
@@ -66,7 +66,7 @@ CLIENT, HERE = ("192.0.2.1", 4711), ("198.51.100.1", 25)
 def test_a_unix_client_is_known_by_the_sockets_family(
     family: int, read: dict[str, Any], peer: Peer | None, name: str
 ) -> None:
-    """A client whose address can't be read has reset its connection; its socket is no Unix one."""
+    """A client with an unreadable address has reset its connection, and is no Unix client."""
     opened = Opened(family, **read)
     assert Peer.of(opened) == peer
     assert end_of(opened, "peername") == (name or "192.0.2.1:4711")

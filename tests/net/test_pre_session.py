@@ -1,4 +1,4 @@
-"""What comes ahead of a session: a PROXY header, a handshake; and who does not come in."""
+"""The pre-session: PROXY header and TLS handshake, and which clients are refused."""
 
 import asyncio
 import re
@@ -200,7 +200,7 @@ async def test_the_clienthello_has_the_time_limit_of_a_handshake(
 
 
 async def test_a_handshake_may_come_in_one_segment_with_the_header(stage: Stage) -> None:
-    """As HAProxy sends it when the client was quick."""
+    """As HAProxy sends it if the client was fast."""
     port = await stage.start(f"{IMPLICIT}\n{BEHIND}")
     async with asyncio.timeout(10):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)

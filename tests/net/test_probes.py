@@ -134,7 +134,7 @@ async def test_a_header_without_a_client_is_a_probe(stage: Stage, header: bytes)
 
 
 async def test_a_header_with_a_client_starts_that_clients_session(stage: Stage) -> None:
-    """The load balancer's own address is a probe's; those whom it names send mail."""
+    """The load balancer's own address is that of a probe; the clients that it names send mail."""
     async with client(await stage.start(f"{PROXY}\n{PROBES}")) as one:
         one.writer.write(HEADER)
         assert await one.reply() == b"220 mx"
@@ -150,7 +150,7 @@ async def test_a_client_of_another_network_sends_mail(stage: Stage) -> None:
 async def test_a_header_that_comes_late_is_refused(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By then it was greeted as a probe: no mail is taken for the wrong client."""
+    """It has the greeting of a probe by then: no mail is accepted for the wrong client."""
     monkeypatch.setattr(pre_session, "HEADER_WAIT_S", 0.0)
     async with client(await stage.start(f"{PROXY}\n{PROBES}")) as one:
         assert (await one.reply()).startswith(b"220 ")
@@ -219,7 +219,7 @@ async def test_a_drain_ends_it(stage: Stage) -> None:
 
 
 async def test_it_counts_as_a_session_of_the_service(stage: Stage, logged: Logged) -> None:
-    """Where clients are turned away, a load balancer is to learn of it."""
+    """If clients are refused, a load balancer should notice."""
     port = await stage.start(PROBES, limits="sessions = 1")
     async with client(port) as one, client(port) as other:
         assert (await one.reply()).startswith(b"220 ")

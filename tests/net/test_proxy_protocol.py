@@ -37,7 +37,7 @@ peers = st.builds(Peer, v4_ends.map(name_of), v4_ends) | st.builds(
 
 
 def v2(command: int, family: int, addresses: bytes, size: int | None = None) -> bytes:
-    """Return a version 2 header; `size` if it is to lie about its length."""
+    """Return a version 2 header; `size` sets a wrong length."""
     return (
         V2
         + struct.pack("!BBH", command, family, len(addresses) if size is None else size)
@@ -148,7 +148,7 @@ def test_headers_without_a_client_from_others_are_read() -> None:
 
 @given(st.builds(Peer, v4_ends.map(name_of), v6_ends))
 def test_ends_of_two_families_are_both_made_ipv6(peer: Peer) -> None:
-    """Who reads that knows whom it means."""
+    """Both addresses keep their meaning."""
     assert make_v1(peer).startswith(b"PROXY TCP6 ")
     for made in (make_v1(peer), make_v2(peer)):
         assert read_header(made) == (peer, len(made))

@@ -1,4 +1,4 @@
-"""The session: which server, who is read, who is closed, and when."""
+"""The session: order of commands, back-pressure and rate limit."""
 
 from smtpproxy.core.policy import SessionPolicy
 from tests.net.fakes import GROUP, Opener, greeted, in_content

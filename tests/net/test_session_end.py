@@ -1,4 +1,4 @@
-"""The session: who ends it and when, and what the other side gets then."""
+"""The end of a session: its causes, and what the other side gets."""
 
 import asyncio
 
@@ -301,7 +301,7 @@ class TestReclaimedSlot:
 
     @pytest.mark.parametrize("begun", [b"", b"MAIL FROM:<a@x>\r\n"], ids=["idle", "MAIL"])
     async def test_repeated_noops_do_not_keep_a_slot(self, opened: Opener, begun: bytes) -> None:
-        """With a NOOP in flight at each moment there is none that is between transactions."""
+        """With a NOOP always in flight, the session is never idle between transactions."""
         stage = await greeted(opened)
         if begun:
             stage.sends(begun)

@@ -1,4 +1,4 @@
-"""The session: which server it gets, and what becomes of those it does not."""
+"""The session: which server it uses, and how the others are released."""
 
 from collections.abc import Awaitable, Callable
 
@@ -163,11 +163,11 @@ HAPPENINGS: dict[str, tuple[str, Callable[[Stage], Awaitable[None]], bytes]] = {
     "connect time limit": ("silent", lambda stage: _is_silent(stage, 30), b"421 4.4.1 "),
     "greeting time limit": ("", lambda stage: _is_silent(stage, 300), b"421 4.4.2 "),
 }
-"""Why a server was given up, how it behaves, what happens, and what the client gets."""
+"""The reason, the server's behaviour, how the test plays it, and what the client gets."""
 
 
 class TestWhoseTrouble:
-    """What a server that knows the client does to it says nothing of the server."""
+    """A failure at a server with the client's address says nothing about the server."""
 
     @pytest.mark.parametrize("reported", [False, True])
     @pytest.mark.parametrize("why", HAPPENINGS)
@@ -232,7 +232,7 @@ class TestWhoseTrouble:
     async def test_the_client_gets_the_greeting_of_the_last_mta_that_refused(
         self, opened: Opener, second: str
     ) -> None:
-        """Whatever the next server fails by."""
+        """However the next server fails."""
         stage = await opened(
             Server("one", reported=True), Server("two", "silent" if second == "is silent" else "")
         )

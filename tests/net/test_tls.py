@@ -27,7 +27,7 @@ async def test_groups_are_served_inside_tls_as_outside(stage: Stage) -> None:
 
 
 async def test_a_certificate_is_chosen_by_name(stage: Stage) -> None:
-    """A whole name goes ahead of `*`, also if it is in the listener's own certificate."""
+    """A full name precedes `*`, also if it is in the listener's own certificate."""
     sni = '[listeners.smtp.sni."*.example"]\ncertificate = "@/other.example.pem"'
     port = await stage.start(f"{STARTTLS}\n{sni}")
     for name in ("other.example", "mx.example", "MX.Example"):
@@ -216,7 +216,7 @@ async def test_an_old_backend_needs_a_lower_minimum(stage: Stage, tls: str) -> N
 
 @pytest.mark.parametrize("tls", ["off", "implicit"])
 async def test_an_active_check_uses_implicit_tls(stage: Stage, tls: str) -> None:
-    """And to others it says nothing that it would not say to a client."""
+    """And to others it sends nothing that it would not send to a client."""
     backend = f'tls = "{tls}"\n{VERIFIED if tls == "implicit" else ""}'
     await stage.start(backend=backend)
     settings = load(stage.work / "smtpproxy.toml")

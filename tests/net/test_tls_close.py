@@ -11,7 +11,7 @@ from tests.net.real_sockets import GROUP, IMPLICIT, Client, Stage, client
 
 
 class Inside:
-    """A client's TLS, of which each record, and the end of the connection, is sent when we like."""
+    """A TLS client that sends each record, and the end of the connection, on request."""
 
     def __init__(self, context: ssl.SSLContext, one: Client) -> None:
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -23,7 +23,7 @@ class Inside:
             self._one.writer.write(self._outgoing.read())
 
     async def until_done(self, what: Callable[[], object]) -> None:
-        """Do what may need octets of the other side."""
+        """Run a step that may need octets of the other side."""
         while True:
             try:
                 what()
@@ -48,7 +48,7 @@ class Inside:
 
 @pytest.mark.parametrize("apart", [False, True])
 async def test_a_close_notify_after_quit_loses_no_reply(stage: Stage, apart: bool) -> None:
-    """Real Exim says it there, and closes its half of the connection, too."""
+    """Exim sends it there, and half-closes the connection, too."""
 
     async def maybe_send() -> None:
         if apart:

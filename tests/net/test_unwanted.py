@@ -68,7 +68,7 @@ Begin = Callable[..., Awaitable[tuple[Mta, int]]]
 
 @pytest.fixture
 async def begin(tmp_path: Path, logged: Logged) -> AsyncIterator[Begin]:  # noqa: ARG001
-    """Return what starts an MTA, and the proxy in front of it; gives the proxy's port."""
+    """Return a function that starts an MTA and the proxy in front, and returns the proxy's port."""
     started: list[App] = []
     servers: list[asyncio.Server] = []
     mtas: list[Mta] = []
@@ -101,7 +101,7 @@ async def begin(tmp_path: Path, logged: Logged) -> AsyncIterator[Begin]:  # noqa
 
 
 async def greeting(port: int, host: str, proxy: str = "127.0.0.1") -> bytes:
-    """Connect to the proxy from an address, and return what it says until it closes, or greets."""
+    """Connect to the proxy from an address; return what it sends up to a greeting or its close."""
     async with asyncio.timeout(20):
         reader, writer = await asyncio.open_connection(proxy, port, local_addr=(host, 0))
         said = await reader.readline()
@@ -148,7 +148,7 @@ async def test_the_same_with_xclient(begin: Begin, logged: Logged) -> None:
 async def test_a_server_that_refuses_every_client_is_down(
     identity: str, begin: Begin, logged: Logged
 ) -> None:
-    """The proxy finds it out by a connection of its own."""
+    """The proxy detects it by a separate connection."""
     mta, port = await begin(identity)
     mta.greeting = lambda host: BUSY  # noqa: ARG005
     assert await greeting(port, UNWANTED) == BUSY
@@ -162,7 +162,7 @@ async def test_a_server_that_refuses_every_client_is_down(
 async def test_a_failure_without_the_clients_address_concerns_all_clients(
     identity: str, begin: Begin, logged: Logged
 ) -> None:
-    """It greets before it could know."""
+    """It sends its greeting before it gets the client's address."""
     mta, port = await begin(identity)
     mta.greeting = lambda host: BUSY  # noqa: ARG005
     assert await greeting(port, UNWANTED) == BUSY

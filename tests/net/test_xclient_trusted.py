@@ -1,4 +1,4 @@
-"""A client that may speak for others by XCLIENT: then the session is that of another client.
+"""A trusted client that names another one by XCLIENT: the session is then that of the other.
 
 For the limits, for the log, and for the MTA, by every identity.
 """
@@ -101,7 +101,7 @@ async def test_inside_tls_the_session_stays_there(stage: Stage, tls: str) -> Non
 
 @pytest.mark.parametrize("tls", ["", STARTTLS], ids=["plain", "starttls"])
 async def test_a_named_client_may_not_name_another_one(stage: Stage, tls: str) -> None:
-    """It may be a client's own XCLIENT, which the proxy in front passes on as it is (nginx)."""
+    """It may be a client's own XCLIENT, which the proxy in front forwards unchanged (nginx)."""
     async with client(await stage.start(f"{TRUSTED}\n{tls}")) as one:
         if tls:
             await one.reply()

@@ -1,4 +1,4 @@
-"""The whole proxy in one process: settings in, mail through, signals obeyed."""
+"""The whole proxy in one process: settings, mail, and signals."""
 
 import asyncio
 import io
@@ -88,7 +88,7 @@ async def test_settings_of_the_file_reach_the_sessions(mta: LegacyMTA, tmp_path:
 
 
 async def test_a_client_cannot_fill_the_log(mta: LegacyMTA, tmp_path: Path) -> None:
-    """What is left out is counted, to the last line, in the log and in the metrics."""
+    """Lines that are left out are counted exactly, in the log and in the metrics."""
     file = tmp_path / "smtpproxy.toml"
     file.write_text(
         f"""

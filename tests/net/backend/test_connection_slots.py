@@ -1,4 +1,4 @@
-"""Connection slots: never more than there are, in turns by address, and reclaimed from a hog.
+"""Connection slots: never over the limit, in turn by address, reclaimed from the largest holder.
 
 The dialogues: `A1 asks` is a session of address A; `-> A1` it gets its slot, `A1 no` it is refused,
 `A1!` it is asked to give its slot back.
@@ -13,7 +13,7 @@ from smtpproxy.net.backend.connection_slots import SlotQueue
 
 
 class Line:
-    """A queue, the sessions that use it by name, and what happens to them."""
+    """A queue, the sessions that use it by name, and their events."""
 
     def __init__(self, limit: int, max_wait: float, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
@@ -23,37 +23,37 @@ class Line:
         self.happened: list[str] = []
 
     def ask(self, *names: str) -> str:
-        """Let sessions ask for a slot; the address is the name without its number."""
+        """Request a slot for sessions; the address is the name without its number."""
         for name in names:
             self.sessions[name] = Session(name, self)
             self.queue.ask(self.sessions[name], name.rstrip("0123456789").encode())
         return self.says()
 
     def leave(self, *names: str) -> str:
-        """Let sessions go."""
+        """Release the slots of sessions, or cancel their requests."""
         for name in names:
             self.queue.leave(self.sessions[name])
         return self.says()
 
     def passes(self, seconds: float) -> str:
-        """Let time pass, and have the queue looked at."""
+        """Advance the clock, and check the queue."""
         self.now += seconds
         self.queue.look()
         return self.says()
 
     def says(self) -> str:
-        """Return what has happened since the last call."""
+        """Return the events since the last call."""
         said, self.happened = " ".join(self.happened), []
         return said
 
     @property
     def count(self) -> tuple[int, int]:
-        """How many have a slot, and how many wait."""
+        """The numbers of slots in use and of waiting sessions."""
         return self.queue.taken, self.queue.waiting
 
 
 class Session:
-    """Stands for a session."""
+    """Replaces a session."""
 
     def __init__(self, name: str, line: Line) -> None:
         self.name = name
@@ -94,7 +94,7 @@ async def test_the_sessions_of_an_address_are_served_in_their_order(line: MakeLi
 
 
 async def test_addresses_are_served_in_turns(line: MakeLine) -> None:
-    """One that has asked a hundred times waits as long for its second as the others do."""
+    """An address with a hundred requests waits as long for its second slot as others."""
     one = line(1)
     one.ask("X1", "A1", "A2", "A3", "B1", "C1", "C2")
     served, last = [], "X1"
@@ -202,7 +202,7 @@ async def test_a_slot_is_reclaimed_from_the_address_that_holds_most(line: MakeLi
 
 
 async def test_another_session_is_asked_if_the_first_does_not_end(line: MakeLine) -> None:
-    """It may be in the middle of a large message."""
+    """The session may be in the middle of a large message."""
     three = line(3)
     three.ask("A1", "A2", "A3")
     three.passes(100)
@@ -234,7 +234,7 @@ async def test_nothing_is_reclaimed_for_an_address_with_as_many_slots(line: Make
 
 
 async def test_a_single_slot_is_shared_in_time(line: MakeLine) -> None:
-    """Else who has the only slot has it for ever."""
+    """Otherwise one address could hold the only slot for ever."""
     one = line(1)
     one.ask("A1")
     one.passes(1000)
@@ -244,7 +244,7 @@ async def test_a_single_slot_is_shared_in_time(line: MakeLine) -> None:
 
 
 async def test_an_address_that_keeps_connecting_does_not_exclude_others(line: MakeLine) -> None:
-    """Ten connections that never end by themselves, each replaced at once when it does."""
+    """Ten connections that never end by themselves, each replaced at once when it is reclaimed."""
     ten = line(10)
     hogs = [f"A{number}" for number in range(10)]
     ten.ask(*hogs)
@@ -264,7 +264,7 @@ async def test_an_address_that_keeps_connecting_does_not_exclude_others(line: Ma
 
 
 async def test_many_waiting_addresses_are_not_searched(line: MakeLine) -> None:
-    """Who is next costs the same however many wait."""
+    """Finding the next address costs the same however many wait."""
     two = line(2)
     two.ask("A1", "A2", *(f"B{number}".replace("B", "B" * (number + 1)) for number in range(500)))
     looked = 0

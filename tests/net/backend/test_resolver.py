@@ -47,7 +47,7 @@ async def test_the_scope_of_an_address_stays_with_it() -> None:
 
 
 async def test_concurrent_requests_for_a_name_share_one_look_up(resolver: Resolver) -> None:
-    """A resolver that is slow is not asked once for each client that comes meanwhile."""
+    """A slow resolver does not get a request for each client."""
     waiting = [asyncio.create_task(look_up("mx.example", 25)) for _ in range(100)]
     gone = asyncio.create_task(look_up("mx.example", 25))
     await asyncio.sleep(0)

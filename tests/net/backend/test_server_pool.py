@@ -1,4 +1,4 @@
-"""The servers of a backend: which is tried first, and which is left alone."""
+"""The servers of a backend: which is tried first, and which is down."""
 
 import asyncio
 import errno
@@ -12,7 +12,7 @@ from tests.net.fakes import Clock
 
 
 class Reported(list[tuple[str, bool]]):
-    """Remembers which server has gone down or come up."""
+    """Records which servers went down or came up."""
 
     def __call__(self, name: str, up: bool, why: str) -> None:  # noqa: ARG002
         self.append((name, up))
@@ -50,7 +50,7 @@ def test_balance_least_tries_the_server_with_the_fewest_sessions_first() -> None
 
 @pytest.mark.usefixtures("clock")
 def test_servers_with_equal_sessions_take_turns() -> None:
-    """Else all sessions go to the first where each is over before the next one comes."""
+    """Otherwise all sessions would use the first one if each ends before the next starts."""
     servers, (one, two, three) = group(least=True)
     assert [servers.in_order()[0] for _ in range(4)] == [one, two, three, one]
 
@@ -65,7 +65,7 @@ def test_a_failed_server_is_not_tried_for_a_while(clock: Clock) -> None:
 
 
 def test_only_one_session_tries_whether_it_is_up_again(clock: Clock) -> None:
-    """With a server that swallows connects, each session would wait for the time limit."""
+    """With a server that drops connection attempts, each session would wait for the time limit."""
     servers, (one, two, three) = group()
     servers.failed(one, "why")
     clock.now += 10
@@ -111,7 +111,7 @@ def test_reports_of_other_workers_apply_and_are_not_repeated() -> None:
 
 
 class Asked:
-    """Stands for the check: what it finds is said by hand."""
+    """Replaces the check; a test sets the result."""
 
     def __init__(self) -> None:
         self.servers: list[Server] = []
@@ -125,7 +125,7 @@ class Asked:
         return found
 
     async def finds(self, found: str | OSError) -> None:
-        """Let the check that is under way end."""
+        """Finish the check in progress."""
         self._answers.put_nowait(found)
         await settled()
 
@@ -136,7 +136,7 @@ async def settled() -> None:
 
 
 class TestDoubt:
-    """A client could not have a server that may have known it: is the server there for others?"""
+    """A server with the client's address failed for one client: it is checked for others."""
 
     @pytest.mark.usefixtures("clock")
     async def test_a_reachable_server_stays_up(self) -> None:

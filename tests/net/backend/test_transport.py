@@ -1,4 +1,4 @@
-"""The way to a server: by a name with several addresses, and never as the proxy for a client."""
+"""Connecting to a server: several addresses, and never the proxy's address for a client."""
 
 import asyncio
 import errno
@@ -35,7 +35,7 @@ NewLoop = Callable[[], asyncio.AbstractEventLoop]
 
 
 def run(loop: NewLoop, what: Callable[[], Awaitable[None]]) -> None:
-    """Run it on such a loop, within 20 seconds."""
+    """Run it on a loop of this kind, within 20 seconds."""
 
     async def within() -> None:
         async with asyncio.timeout(20):
@@ -47,7 +47,7 @@ def run(loop: NewLoop, what: Callable[[], Awaitable[None]]) -> None:
 
 @contextmanager
 def black_hole(port: int) -> Iterator[None]:
-    """Have HOLE swallow all that is sent to a port: its queue has room for one connection."""
+    """Make a port of HOLE drop connection attempts: its queue has room for one."""
     with (
         socket.create_server((HOLE, port), backlog=0),
         socket.create_connection((HOLE, port)),
@@ -56,7 +56,7 @@ def black_hole(port: int) -> Iterator[None]:
 
 
 def name_is(monkeypatch: pytest.MonkeyPatch, *hosts: str) -> None:
-    """Let NAME have these addresses, in this order."""
+    """Make NAME resolve to these addresses, in this order."""
 
     async def look_up(host: str, port: int) -> resolver.Found:
         if host != NAME:
@@ -68,7 +68,7 @@ def name_is(monkeypatch: pytest.MonkeyPatch, *hosts: str) -> None:
 
 
 class Caller(asyncio.Protocol):
-    """Greets, and is done when it is answered."""
+    """Sends a greeting, and ends after the reply."""
 
     def __init__(self) -> None:
         self.greeted = asyncio.Event()
@@ -91,7 +91,7 @@ class Caller(asyncio.Protocol):
 
 @asynccontextmanager
 async def serving(tls: ssl.SSLContext | None = None) -> AsyncIterator[int]:
-    """Serve as an MTA at LIVE, until all who came have gone; gives the port."""
+    """Serve as an MTA at LIVE until all clients have closed; yield the port."""
     over: list[asyncio.Task[None]] = []
 
     async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -116,7 +116,7 @@ async def serving(tls: ssl.SSLContext | None = None) -> AsyncIterator[int]:
 
 @asynccontextmanager
 async def hanging_up() -> AsyncIterator[int]:
-    """Close each connection at LIVE when something has come; gives the port."""
+    """Close each connection at LIVE after its first data; yield the port."""
 
     class HangingUp(asyncio.Protocol):
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -138,7 +138,7 @@ def authority() -> trustme.CA:
 
 
 def contexts(authority: trustme.CA) -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """Return what a server, and what a client of it, goes by."""
+    """Return a TLS context for the server, and one for its client."""
     served = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.issue_cert(NAME).configure_cert(served)
     wanted = ssl.create_default_context()
@@ -147,7 +147,7 @@ def contexts(authority: trustme.CA) -> tuple[ssl.SSLContext, ssl.SSLContext]:
 
 
 class TestSeveralAddresses:
-    """Of a machine with two, the first may be one that swallows all, or not be listened at."""
+    """With two addresses, the first may drop connection attempts, or have no listener."""
 
     @pytest.mark.parametrize("way", ["plain", "header", "tls", "transparent"])
     @pytest.mark.parametrize("first", [HOLE, DEAD])
@@ -300,7 +300,7 @@ TRANSPARENT: RoutesOf = lambda tls: BackendTransport(transparent=True)  # noqa: 
 
 
 class TestWhoseTrouble:
-    """A failure is the server's if it could not know for whom the connection is."""
+    """A failure concerns the server if it did not get the client's address."""
 
     @pytest.mark.parametrize(
         ("route", "host", "peer", "why"),
@@ -381,7 +381,7 @@ class TestWhoseTrouble:
         assert raised.value.errno in OUR_OWN
 
     async def test_an_active_check_gets_the_same(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """It does not take the server for down, as it does not know."""
+        """It does not mark the server as down, since it has no result."""
 
         async def connect(*_: object) -> None:
             raise OSError(errno.EMFILE, "Too many open files")
