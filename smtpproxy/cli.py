@@ -151,10 +151,10 @@ def main() -> None:
 )
 @click.option(
     "--log-format",
-    type=click.Choice(["auto", "console", "json"]),
+    type=click.Choice(["auto", "console", "json", "syslog"]),
     envvar="SMTPPROXY_LOG_FORMAT",
     show_envvar=True,
-    help="auto: JSON unless standard error is a terminal.",
+    help="auto: JSON unless standard error is a terminal.  syslog: for `logger --prio-prefix`.",
 )
 @click.option(
     "--log-level",

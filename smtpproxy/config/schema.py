@@ -31,7 +31,7 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 ListenerTls = Literal["off", "starttls", "implicit", "passthrough"]
 BackendTls = Literal["off", "opportunistic", "starttls", "implicit"]
 Identity = Literal["none", "proxy-v1", "proxy-v2", "xclient", "xforward", "transparent"]
-LogFormat = Literal["auto", "console", "json"]
+LogFormat = Literal["auto", "console", "json", "syslog"]
 
 _MOST = 1_000_000_000
 
@@ -444,7 +444,9 @@ class LogSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     level: LogLevel = "info"
     """The lowest level that is logged; `debug` has a line for each exchange."""
     format: LogFormat = "auto"
-    """`json`, `console` (coloured lines), or `auto`: console on a terminal."""
+    """`json`, `console` (coloured lines), `auto` (console on a terminal, else json), or `syslog`:
+    json with a syslog priority before each line, for `logger --prio-prefix`.
+    """
     session_lines_per_second: Annotated[int, _whole(0, zero="no limit")] = 100
     """Log lines of one session in a second; those of five seconds may come at once. Further lines
     are left out and counted (`log_lines_suppressed`), except `message_relayed` and `auth_refused`.

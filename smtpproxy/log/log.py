@@ -45,7 +45,9 @@ _LEVELS = {
     "warning": logging.WARNING,
     "error": logging.ERROR,
 }
-_PRIORITIES = {"debug": b"<7>", "info": b"<6>", "warning": b"<4>", "error": b"<3>"}
+_SEVERITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3}
+_MAIL = 2
+"""The facility of mail in syslog."""
 _EVENT_WIDTH = 18
 _AS_THEY_ARE = frozenset({int, float, bool, str, type(None), datetime})
 
@@ -60,7 +62,8 @@ def configure(level: str, format: str, stream: BinaryIO | None = None) -> None: 
 
     Args:
         level: The lowest level that is logged: debug, info, warning or error.
-        format: json, console, or auto: console if `stream` is a terminal.
+        format: json; console; auto: console if `stream` is a terminal, else json; or syslog: json
+            with a syslog priority before each line.
         stream: Where to write; standard error if None.
     """
     if stream is None and sys.stderr is not None:  # None: started with descriptor 2 closed
@@ -68,8 +71,10 @@ def configure(level: str, format: str, stream: BinaryIO | None = None) -> None: 
     terminal = stream is not None and stream.isatty()
     console = format == "console" or (format == "auto" and terminal)
     render = _console(colors=terminal and "NO_COLOR" not in os.environ) if console else _json
-    if stream is not None and _is_journal(stream):
-        render = _with_priority(render)
+    if format == "syslog":
+        render = _with_priority(render, _MAIL)
+    elif stream is not None and _is_journal(stream):
+        render = _with_priority(render, 0)
     writer = _writer()
     if writer is not None and writer.stream is stream:
         writer.render = render  # loggers that were obtained before go on to write to it
@@ -93,11 +98,16 @@ def _is_journal(stream: BinaryIO) -> bool:
     return os.environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
 
 
-def _with_priority(render: Render) -> Render:
-    """Return a renderer that puts the priority before each line (sd-daemon(3))."""
+def _with_priority(render: Render, facility: int) -> Render:
+    """Return a renderer that puts the priority before each line (sd-daemon(3), logger(1)).
+
+    Args:
+        render: Renders the line.
+        facility: The facility of syslog; 0 for the journal, which knows it from the unit.
+    """
 
     def prefixed(line: Line) -> bytes:
-        prefix = _PRIORITIES[str(line["level"])]
+        prefix = b"<%d>" % (facility * 8 + _SEVERITIES[str(line["level"])])
         return prefix + render(line)[:-1].replace(b"\n", b"\n" + prefix) + b"\n"
 
     return prefixed

@@ -6,7 +6,9 @@ import io
 import json
 import logging
 import os
+import socket
 import ssl
+import subprocess
 import sys
 import timeit
 from collections.abc import Callable, Iterator
@@ -19,6 +21,7 @@ import pytest
 import structlog
 
 from smtpproxy.log import line_writer, log
+from tests.support.programs import command
 
 EVIL = b'a\r\n{"event":"forged"}\x1b[31m\x00\x7f\xff'
 
@@ -335,3 +338,28 @@ def test_a_stream_beside_the_journal_gets_no_priority(
         log.configure("info", "json", stream)
         log.get().info("x")
     assert (tmp_path / "log").read_bytes().startswith(b"{")
+
+
+def test_syslog_gets_each_line_with_its_priority(tmp_path: Path) -> None:
+    """By way of logger(1), which sends what it reads to the socket of syslog."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as syslog:
+        syslog.bind(str(tmp_path / "log"))
+        syslog.settimeout(20)
+        argv = [
+            command("logger", "bsdutils"),
+            "--socket",
+            tmp_path / "log",
+            "--prio-prefix",
+            "--tag",
+            "smtpproxy",
+        ]
+        with subprocess.Popen(argv, stdin=subprocess.PIPE) as logger:
+            assert logger.stdin is not None
+            log.configure("debug", "syslog", logger.stdin)
+            for level in ("debug", "info", "warning", "error"):
+                getattr(log.get(), level)("x")
+            logger.stdin.close()
+            sent = [syslog.recv(4096) for _ in range(4)]
+    mail = 2 * 8
+    assert [each[:4] for each in sent] == [b"<%d>" % (mail + each) for each in (7, 6, 4, 3)]
+    assert all(b" smtpproxy: {" in each for each in sent)
