@@ -22,6 +22,7 @@ The octets before the end: for `normalize` see STEPS; with `reject` whole lines 
 the first line with a violation; with `pass` they are forwarded as received.
 """
 
+import io
 import re
 from enum import Enum
 from typing import Final
@@ -84,6 +85,7 @@ _BARE: Final = re.compile(rb"(?<!\r)\n|\r(?=[^\n])|\0", re.DOTALL)
 # The dot is searched first, with memchr; then the octet after it, which is rarely a line end.
 _DOT_ALONE: Final = re.compile(rb"\.[\r\n\0](?<=[\r\n\0]..)", re.DOTALL)
 _DOT_LAST: Final = re.compile(rb"[\r\n\0]\.(?:\r|\r?\n)\Z")
+_CRLF_ONLY: Final = (None, "\r\n")
 _BARE_KIND: Final = {b"\n": "bare_lf", b"\r": "bare_cr", b"\0": "bare_nul"}
 
 
@@ -307,14 +309,16 @@ def is_clean(octets: bytes) -> bool:
 def has_crlf_only(octets: bytes) -> bool:
     """Return whether each CR is followed by LF, and each LF preceded by CR.
 
-    It uses only passes of memchr: removing each CR and adding it before each LF must give the same
-    octets.  Lines of equal length are checked in a faster way.
+    Read as text, they must have no other kind of newline.  Lines of equal length are checked in a
+    faster way.
     """
     # Hot path (bench S4).
     begin, end = _find_run(octets) if BULK <= len(octets) <= len(_SCRATCH) else (0, 0)
-    if begin == end:
-        return octets.replace(b"\r", b"").replace(b"\n", b"\r\n") == octets
-    return has_crlf_only(octets[:begin]) and has_crlf_only(octets[end:])
+    if begin != end:
+        return has_crlf_only(octets[:begin] + octets[end:])  # the run begins after LF and ends so
+    newlines = io.IncrementalNewlineDecoder(None, translate=False)
+    newlines.decode(octets.decode("latin-1"), final=True)
+    return newlines.newlines in _CRLF_ONLY
 
 
 def _find_run(octets: bytes) -> tuple[int, int]:

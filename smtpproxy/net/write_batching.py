@@ -26,6 +26,8 @@ class WriteBatcher:
 
     def flush(self) -> None:
         """Write everything now; must be called before a transport is closed."""
+        if not self.pending:
+            return
         pending, self.pending = self.pending, []
         for transport, octets in pending:
             if not transport.is_closing():
@@ -48,8 +50,11 @@ class BatchedWriter:
     def __call__(self, octets: bytes) -> None:
         """Write octets to the transport."""
         write_batcher = self._write_batcher
+        if len(octets) >= BULK:
+            write_batcher.flush()
+            if not self._transport.is_closing():
+                self._transport.write(octets)
+            return
         if not write_batcher.pending:
             write_batcher.at_turn_end(write_batcher.flush)
         write_batcher.pending.append((self._transport, octets))
-        if len(octets) >= BULK:
-            write_batcher.flush()
