@@ -611,6 +611,7 @@ class Pipeline:
         if self.ended:
             return
         self.ended = reason
+        self.upgrade = self.introduce = _not_connected  # nothing more is asked of the caller
         self.flush(now)
         self._drop_xforward(b"", now)
         unanswered = self.in_flight + self.framer.queue

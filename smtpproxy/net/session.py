@@ -435,17 +435,18 @@ class Session:
         self._note_refused_introduction()
         self.server_selection.end()
         self._report(now)
+        upgrades, self._upgrades = self._upgrades, None  # each knows the other
         if is_replaced and not (self._client_lost or pipeline.client_ended):
-            assert self._upgrades is not None
+            assert upgrades is not None
             self.listener_context.timeouts.remove(self)
             if self.client_paused:
                 self.client.resume_reading()
                 self.listener_context.timeouts.unread.discard(self.client)
-            self._upgrades.start_introduced_session()
+            upgrades.start_introduced_session()
             return
-        if self._upgrades is not None:
-            self._upgrades.cancel()
-            if self._upgrades.of_client:  # no reply can be sent during a handshake or a tunnel
+        if upgrades is not None:
+            upgrades.cancel()
+            if upgrades.of_client:  # no reply can be sent during a handshake or a tunnel
                 self._client_lost = True
                 if not self.client.is_closing():
                     self.client.abort()

@@ -102,6 +102,7 @@ class SessionUpgrades:
         """Cancel the handshake; the session then closes its connections."""
         if self._task is not None:
             self._task.cancel()
+            self._task = None  # its exception knows the frames that know this object
         if self.of_client:
             self._connection.connection_lost(None)
 

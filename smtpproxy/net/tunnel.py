@@ -30,7 +30,7 @@ class Tunnel:
         self.unread = unread
         self._over: Callable[[str], None] | None = over
         self._ends = self._losses = 0
-        self._sides = (
+        self._sides: tuple[_Side, ...] = (
             _Side(self, client, backend, "client_lost"),
             _Side(self, backend, client, "backend_lost"),
         )
@@ -59,6 +59,8 @@ class Tunnel:
             self._end(reason)
         elif self._losses == 2:
             self._end("client_closed")
+        if self._losses == 2:
+            self._sides = ()  # each knows the tunnel; what they carried is reported by now
 
     def _end(self, reason: str) -> None:
         if self._over is not None:

@@ -79,6 +79,7 @@ def begin(
             finally:
                 if not shaking.cancel() and not shaking.cancelled():
                     shaking.exception()  # marks the exception as retrieved
+                del shaking  # its exception knows this frame
         # start_tls also returns if the connection was closed locally during the handshake.
         if inside is None or inside.get_extra_info("cipher") is None:
             raise ConnectionResetError(_CLOSED)

@@ -5,7 +5,8 @@ nothing more).  What is looked at is what the proxy has counted, connected and k
 the reason in its log.
 """
 
-from collections.abc import Awaitable, Callable
+import gc
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,6 +29,14 @@ IMPLICIT = 'tls = "implicit"\ncertificate = "@/mx.pem"'
 TO_STARTTLS = b"250-mx\r\n250 STARTTLS\r\n"
 CHUNK = b"x" * 998 + b"\r\n"
 LONG = b"".join(b"250-%b\r\n" % (b"x" * 900) for _ in range(60)) + b"250 ok\r\n"
+
+
+@pytest.fixture(autouse=True)
+def no_garbage_collector() -> Iterator[None]:
+    """What a session was is freed by counting references, however it ends."""
+    gc.disable()
+    yield
+    gc.enable()
 
 
 # --- how a session comes to a state --------------------------------------------------------------
@@ -511,6 +520,7 @@ OF_THE_MTA = {"slots", "sessions of a server", "MTA connections"}
 async def test_nothing_is_held_of_a_reset_mta(name: str, tmp_path: Path) -> None:
     async with proxy(tmp_path) as here:
         one = await come_to(name, here)
+        await within_a_second(lambda: here.mta.open)
         here.mta.open[-1].reset()
         await within_a_second(lambda: not OF_THE_MTA & here.held().keys(), here.held)
         await one.rest(20.0)
@@ -526,6 +536,7 @@ async def test_nothing_is_held_of_a_half_closed_mta_once_the_client_has_closed(
 ) -> None:
     async with proxy(tmp_path) as here:
         one = await come_to(name, here)
+        await within_a_second(lambda: here.mta.open)
         here.mta.open[-1].half_close()
         here.mta.listen()
         await one.rest(20.0)
@@ -533,6 +544,23 @@ async def test_nothing_is_held_of_a_half_closed_mta_once_the_client_has_closed(
         await here.lets_go()
         in_a_tunnel = "tunnel" in name  # where the client has the last word
         assert here.reasons()[-1] == ("client_closed" if in_a_tunnel else STATES[name].mta)
+
+
+@pytest.mark.parametrize("tls", ["", STARTTLS], ids=["plain", "inside TLS"])
+@on_uvloop
+async def test_of_a_client_that_quits_after_a_message_nothing_is_held(
+    tls: str, tmp_path: Path
+) -> None:
+    async with proxy(tmp_path) as here:
+        await here.start(listener=tls)
+        one = await (inside_tls(here) if tls else greeted(here))
+        one.send(ENVELOPE, b"DATA\r\n")
+        await one.hear(b"354 go\r\n")
+        one.send(b"hello\r\n.\r\nQUIT\r\n")
+        await one.hear(b"221 bye\r\n")
+        one.close()
+        await here.lets_go()
+        assert here.reasons() == ["quit"]
 
 
 @pytest.mark.parametrize("end", [Client.reset, Client.half_close], ids=["reset", "half-close"])

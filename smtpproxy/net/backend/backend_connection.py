@@ -47,15 +47,20 @@ class BackendConnection(asyncio.Protocol):
         """
         self._left = True
         self.data_received = _discard  # type: ignore[method-assign, assignment]  # a slot
+        # A loop that has not called connection_lost keeps this object, and the other way round.
+        del self._session
+        if hasattr(self, "transport"):
+            del self.transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Record the connection for loop detection, and pass it to the session."""
-        self.transport: asyncio.Transport = cast("asyncio.Transport", transport)
-        """The transport that octets come from; replaced when the connection is inside TLS."""
+        connected = cast("asyncio.Transport", transport)
         own_connections.note(transport)
         if self._left:
-            self.transport.abort()
+            connected.abort()
         else:
+            self.transport = connected
+            """The transport that octets come from; replaced when the connection is inside TLS."""
             opened = transport.get_extra_info("socket")
             if opened is not None:
                 keep_alive(opened)

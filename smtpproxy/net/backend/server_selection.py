@@ -208,6 +208,8 @@ class ServerSelection:
     def end(self) -> None:
         """Release the server and the connection slot; may be called repeatedly."""
         self.cancel()
+        if hasattr(self, "_session"):
+            del self._session  # which knows this object
         self.waits = False
         connection_slots, self._connection_slots = self._connection_slots, None
         if connection_slots is not None:
