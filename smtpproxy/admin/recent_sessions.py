@@ -89,6 +89,10 @@ class RecentSessions:
         over = next((name for name, each in self._sessions.items() if each.over), None)
         self._sessions.pop(over or next(iter(self._sessions)))
 
+    def forget(self, session: str) -> None:
+        """Keep a session no longer."""
+        self._sessions.pop(session, None)
+
     def server_changed(self, backend: str, server: str, up: bool, reason: str) -> None:
         """Keep nothing."""
 
@@ -153,6 +157,7 @@ class RecentSession:
         "_saved",
         "_summary",
         "_transactions",
+        "_was_told",
         "changed",
     )
 
@@ -182,6 +187,7 @@ class RecentSession:
         self._transactions: deque[RecentTransaction] = deque(maxlen=KEPT_MESSAGES)
         self._noted: list[records.Noted] = []
         self._summary: SessionSummary | None = None
+        self._was_told = False
         self.changed = True
 
     @property
@@ -266,10 +272,13 @@ class RecentSession:
         """Keep how it ended."""
         self._summary = summary
         self.changed = True
+        if summary.probe and not self._was_told:
+            self._sample.forget(self._id)  # else probes would take the places of all others
 
     def told(self) -> dict[str, object]:
         """Return it as the page needs it, in plain values."""
         self.changed = False
+        self._was_told = True
         summary, connected = self._summary, self._connected
         client_ip, client_port = ip_and_port(self._client)
         missing = self._commands - len(self._first) - len(self._last)

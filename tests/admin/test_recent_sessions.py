@@ -16,6 +16,7 @@ from smtpproxy.admin.recent_sessions import (
     PER_SECOND,
     RecentSessions,
 )
+from smtpproxy.core.observer import SessionSummary
 from smtpproxy.core.policy import SessionPolicy
 from tests.support.observed_session import Watched
 
@@ -40,6 +41,19 @@ def test_so_many_sessions_a_second_are_taken(monkeypatch: pytest.MonkeyPatch) ->
     recent = RecentSessions()
     taken = [recent.session(f"s-{number}", "l", "b", "c") for number in range(1000)]
     assert sum(each is not None for each in taken) == PER_SECOND
+
+
+@pytest.mark.parametrize("was_told", [False, True])
+def test_a_probe_is_kept_only_if_the_page_shows_it_already(was_told: bool) -> None:
+    """One comes every few seconds: nothing else would be left of a quiet day."""
+    recent = watched()
+    kept = recent.session("s-1", "l", "b", "192.0.2.1:4711")
+    assert kept is not None
+    if was_told:
+        recent.changed()
+    kept.closed(SessionSummary("client_lost", 0.1, 0, 0, 0, 0, 0, probe=True))
+    reasons = [each["reason"] for each in recent.changed() if isinstance(each, dict)]
+    assert reasons == (["client_lost"] if was_told else [])
 
 
 def test_so_many_sessions_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
