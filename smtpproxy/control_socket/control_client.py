@@ -3,6 +3,7 @@
 The standard library only, and little of it: what asks every few seconds must be quick.
 """
 
+import errno
 import os
 import socket
 from collections.abc import Sequence
@@ -33,21 +34,32 @@ def ask(path: str, places: Sequence[Path], deadline_s: float = DEADLINE_S) -> tu
         NoAnswer: There is no service, or it does not answer in time.
     """
     deadline = monotonic() + deadline_s
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(deadline_s)
-        place = _connect(connection, places)
+    try:
+        place, answer = _exchange(path, places, deadline)
+    except ConnectionError:  # a service that hands over to a new version may have dropped it
         try:
-            connection.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
-            answer = _read(connection, deadline)
-        except TimeoutError:
-            raise NoAnswer(f"no answer at {place} within {deadline_s:g} s") from None
-        except OSError as error:
-            raise NoAnswer(f"no answer at {place}: {os.strerror(error.errno or 0)}") from None
+            place, answer = _exchange(path, places, deadline)
+        except ConnectionError as error:
+            raise NoAnswer(f"no answer: {os.strerror(error.errno or 0)}") from None
     head, _, text = answer.partition("\r\n\r\n")
     words = head.split(" ", 2)
     if len(words) < 3 or not words[1].isdecimal():
         raise NoAnswer(f"what answers at {place} is not smtpproxy")
     return int(words[1]), text.rstrip("\n")
+
+
+def _exchange(path: str, places: Sequence[Path], deadline: float) -> tuple[Path, str]:
+    """Return where the service is, and its answer; raises ConnectionError if it closes on us."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(max(deadline - monotonic(), 0.001))
+        place = _connect(connection, places)
+        try:
+            connection.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
+            if answer := _read(connection, deadline):
+                return place, answer
+        except TimeoutError:
+            raise NoAnswer(f"no answer in time at {place}") from None
+        raise ConnectionResetError(errno.ECONNRESET, "closed without an answer")
 
 
 def _connect(connection: socket.socket, places: Sequence[Path]) -> Path:

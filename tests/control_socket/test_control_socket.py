@@ -118,20 +118,21 @@ class TestServer:
 
 
 @contextmanager
-def peer(path: Path, answer: bytes | None) -> Iterator[None]:
-    """Answer one connection with these octets and the end, or not at all."""
+def peer(path: Path, *answers: bytes | None) -> Iterator[None]:
+    """Answer each connection in turn with these octets and the end, or not at all."""
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(path))
         listening.listen()
 
         def serve() -> None:
-            connection, _ = listening.accept()
-            with connection:
-                connection.recv(1000)
-                if answer is None:
+            for answer in answers:
+                connection, _ = listening.accept()
+                with connection:
                     connection.recv(1000)
-                else:
-                    connection.sendall(answer)
+                    if answer is None:
+                        connection.recv(1000)
+                    else:
+                        connection.sendall(answer)
 
         thread = threading.Thread(target=serve)
         thread.start()
@@ -159,11 +160,16 @@ class TestClient:
         "answer", [b"", b"220 mx\r\n", b"HTTP/1.0 ok\r\n\r\n", b"\xff" * 70_000]
     )
     def test_another_program_is_no_service(self, path: Path, answer: bytes) -> None:
-        with peer(path, answer), pytest.raises(NoAnswer, match=r"is not smtpproxy$|^no answer at"):
-            control_client.ask("/healthz", [path])
+        with peer(path, answer), pytest.raises(NoAnswer, match=r"is not smtpproxy$|^no answer"):
+            control_client.ask("/healthz", [path], deadline_s=0.5)
+
+    def test_who_is_dropped_by_a_hand_over_asks_again(self, path: Path) -> None:
+        """The loop of Python drops what it has accepted in the turn in which a server closes."""
+        with peer(path, b"", b"HTTP/1.0 200 OK\r\n\r\nok\n"):
+            assert control_client.ask("/healthz", [path]) == (200, "ok")
 
     def test_it_does_not_wait_for_ever(self, path: Path) -> None:
-        with peer(path, None), pytest.raises(NoAnswer, match=r"no answer at .* within 0.05 s"):
+        with peer(path, None), pytest.raises(NoAnswer, match=r"^no answer in time at "):
             control_client.ask("/healthz", [path], deadline_s=0.05)
 
     def test_a_request_without_permission_is_an_error(self, path: Path) -> None:
