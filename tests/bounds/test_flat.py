@@ -28,14 +28,14 @@ from tests.support.observed_session import Watched
 
 SESSIONS = int(os.environ.get("SMTPPROXY_NEW_SESSIONS", "3000"))
 GROWTH = 64 * 1024
-"""What may be more after all of them than after half: caches that are not yet full."""
+"""The allowed growth in the second half, for caches that are not full yet."""
 
 
 class Holder:
     """A session that waits for a connection slot."""
 
     def slot_answered(self, *, granted: bool) -> None:
-        """Take the answer."""
+        """Process the answer."""
 
     def reclaim_slot(self) -> None:
         """Keep it."""
@@ -62,7 +62,7 @@ class Service:
         self.slots.ask(Holder(), b"another one")
 
     def run_session(self, number: int) -> None:
-        """Run one whose every name is new: address, host, verb, sender, recipient, replies."""
+        """Run a session with only new names: address, host, verb, sender, recipient, replies."""
         if self.admission is None:
             self._started = Watched(self.metrics)
             self.admission = Admission(self._limits, SharedCounters(), b"mx", self._started.fanout)

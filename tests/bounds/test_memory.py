@@ -31,7 +31,7 @@ MIB = 1024 * 1024
 FLOOD = 64 * MIB
 """What a flooding peer would send if it were read."""
 QUEUES = 6 * MIB
-"""What the worker may take more for one flooding session: queue, transport, allocator."""
+"""The extra memory allowed for one flooding session: queue, transport, allocator."""
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -44,7 +44,7 @@ class Running:
         self.port = port
 
     def memory(self) -> int:
-        """Return what the only worker has of its own, in octets."""
+        """Return the private memory of the only worker, in bytes."""
         (worker,) = self.program.workers()
         lines = Path(f"/proc/{worker}/smaps_rollup").read_text().splitlines()
         fields = dict(line.split(":") for line in lines[1:])
@@ -94,7 +94,7 @@ async def running(tmp_path: Path, serve: Serve, more: str = "") -> AsyncIterator
 
 
 async def _greeted(port: int) -> None:
-    """Wait until a session goes through: then the worker has all that it needs."""
+    """Wait until a session completes, so that the worker has loaded everything."""
     async with asyncio.timeout(20):
         while True:
             try:
@@ -109,7 +109,7 @@ async def _greeted(port: int) -> None:
 
 
 async def obliging(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Serve as an MTA that takes everything and keeps nothing."""
+    """Serve as an MTA that accepts everything and stores nothing."""
     writer.write(b"220 mx\r\n")
     while line := await reader.readline():
         verb = line[:4].upper()
@@ -127,7 +127,7 @@ async def obliging(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
 
 
 async def test_idle_sessions_are_small(tmp_path: Path) -> None:
-    """And all of them are served when they wake up at once."""
+    """And all are served when they become active at once."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
@@ -180,7 +180,7 @@ async def test_memory_stays_flat_over_many_messages(tmp_path: Path) -> None:
 
 
 async def _send(port: int, messages: int) -> None:
-    """Send that many, at most 50 in a session, each in one group with the end of the last one."""
+    """Send messages, at most 50 per session, each in one group with the end of the last one."""
     group = b"MAIL FROM:<a@example.org>\r\nRCPT TO:<b@example.org>\r\nDATA\r\n"
     content = b"Subject: x\r\n\r\ntext\r\n.\r\n"
     while messages > 0:
@@ -201,7 +201,7 @@ async def _send(port: int, messages: int) -> None:
 async def test_a_client_that_only_sends_is_not_read_for_ever(
     tmp_path: Path, command: bytes
 ) -> None:
-    """It sends and never reads: first its replies stand still, then it does."""
+    """It sends and never reads: first its replies stall, then its commands."""
     async with running(tmp_path, obliging) as proxy:
         before = proxy.memory()
         sent = await asyncio.to_thread(_flood, proxy.port, command * (65536 // len(command)))
@@ -229,7 +229,7 @@ async def test_a_backend_that_never_reads_stops_the_client(tmp_path: Path) -> No
 
 
 def _flood(port: int, octets: bytes, first: bytes = b"") -> int:
-    """Send without ever reading, until nothing is taken for a second; return how much was."""
+    """Send without reading until nothing is accepted for a second; return the bytes sent."""
     sent = 0
     with socket.create_connection(("127.0.0.1", port), timeout=1) as connection:
         try:

@@ -28,18 +28,18 @@ from tests.support.observed_session import Watched
 
 TURN_S = 0.05
 CALIBRATED_S = 0.02
-"""What `slowness` takes on a machine of 2020 with nothing else to do."""
+"""The time of `slowness` on an idle machine of 2020."""
 MADE = 1.5
-"""So many bytes are made of one that was received, by each observer."""
+"""The limit of bytes made for each byte received, by observer."""
 SMALL_BYTES = 600
-"""What a line or record has beside text of peers; it does not count."""
+"""The bytes of a line or record besides text from peers, which do not count."""
 READ_BYTES = 64 * 1024
 """What one read from a client brings, at most a little more."""
 OCTETS = ["\x7f", "\x01", "\\", '"', "\u202e", "\x80", "\x7f.", "x"]
 
 
 def slowness() -> float:
-    """Return how many times slower than it should be this machine is just now; 1 at least."""
+    """Return how many times slower than expected this machine is at present; at least 1."""
     began = thread_time()
     for number in range(200_000):
         str(number)
@@ -47,7 +47,7 @@ def slowness() -> float:
 
 
 class Loop:
-    """Measures turns: calls of `run`, and calls that were to happen later."""
+    """Measures loop iterations: calls of `run`, and later callbacks."""
 
     def __init__(self) -> None:
         self.longest = 0.0
@@ -71,7 +71,7 @@ class Loop:
 
 
 class Service:
-    """All that observes, with its output in a directory.
+    """All observers, with their output in a directory.
 
     received: how many bytes came from peers.
     wanted: events that are to be in the log at the end.
@@ -97,7 +97,7 @@ class Service:
         return Driven(self)
 
     def finish(self) -> None:
-        """Let all be written, and check the bounds."""
+        """Write everything, and check the limits."""
         self.loop.run_all()
         self.loop.run(lambda: msgspec.json.encode(self._snapshot()))
         page = len(msgspec.json.encode(self.recent.changed()))
@@ -128,7 +128,7 @@ class Service:
 
 
 class Driven:
-    """One session; each read from one of its peers is a turn."""
+    """One session; each read from a peer is one iteration."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -231,7 +231,7 @@ def test_content(service: Service, octets: str) -> None:
 
 @pytest.mark.parametrize("octets", ["\x7f", "\\", "x"])
 def test_transactions_that_end_together(service: Service, octets: str) -> None:
-    """Twenty sessions in one turn, each with an open transaction."""
+    """Twenty sessions in one iteration, each with an open transaction."""
     address = text_of(octets, 2000)
     sessions = [service.session() for _ in range(20)]
     for driven in sessions:
@@ -257,7 +257,7 @@ def test_commands_that_are_refused(service: Service) -> None:
 
 @pytest.mark.parametrize("octets", ["\x7f", "\\", '"', "x"])
 def test_refusals(service: Service, octets: str) -> None:
-    """Each event that a refusal makes, as often as a session can make it."""
+    """Each event of a refusal, as often as a session can cause it."""
     driven = service.session()
     word = text_of(octets, 1900)
     dialogue = [

@@ -1,4 +1,4 @@
-"""The recording backend: says in each reply what it answers and how, and fails at random."""
+"""The recording backend: quotes the command in each reply, and fails at random."""
 
 import asyncio
 import random
@@ -22,7 +22,7 @@ class Record:
         self.faults = 0
 
     def reset_one(self) -> None:
-        """Reset a connection, whatever it is at."""
+        """Reset a connection, in any state."""
         if self.connections:
             self.faults += 1
             self.random.choice(sorted(self.connections, key=id)).transport.abort()

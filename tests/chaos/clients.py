@@ -26,7 +26,7 @@ class Reported:
 
 
 class Ended(Exception):
-    """The session is over: 421, or nothing more came."""
+    """The session has ended: 421, or nothing more was received."""
 
 
 async def send_messages(
@@ -100,7 +100,7 @@ async def _session(
 
 
 async def _reply(reader: asyncio.StreamReader, to: bytes, reported: Reported) -> bytes:
-    """Read the reply to a command, return its code; the backend says in it what it answers."""
+    """Read the reply to a command, and return its code; the reply quotes the command."""
     reply = line = await reader.readuntil(b"\n")
     while line[3:4] == b"-":
         line = await reader.readuntil(b"\n")

@@ -10,7 +10,7 @@ from tests.net.raw import Client, Connection, Mta
 
 ENVELOPE = b"MAIL FROM:<a@a>\r\nRCPT TO:<b@b>\r\n"
 WAIT_S = 0.5
-"""How long a client waits for a reply before it goes on to its end."""
+"""How long a client waits for a reply before it ends."""
 
 
 class HostileMta(Mta):
@@ -24,7 +24,7 @@ class HostileMta(Mta):
 
 
 class HostileConnection(Connection):
-    """One connection of it."""
+    """One of its connections."""
 
     _mta: HostileMta
 
@@ -54,7 +54,7 @@ class HostileConnection(Connection):
 
 @dataclass
 class Ports:
-    """Where the proxy listens: for each way in, and what a client sends first there."""
+    """The listeners of the proxy, and what a client sends first at each."""
 
     plain: int = 0
     starttls: int = 0
@@ -65,7 +65,7 @@ class Ports:
 
 @dataclass
 class Attack:
-    """Clients that never go all the way, from some addresses.
+    """Clients that stop somewhere, from several addresses.
 
     named: the address that a proxy in front names.  ends: how many clients came to each end.
     """
@@ -77,7 +77,7 @@ class Attack:
     ends: dict[str, int] = field(default_factory=dict)
 
     async def run(self, clients: int) -> None:
-        """Let one client after the other come some way, and end."""
+        """Run one client after the other up to some point."""
         for _ in range(clients):
             with contextlib.suppress(OSError, AssertionError, TimeoutError):
                 await self._one()
@@ -164,7 +164,7 @@ class Attack:
 
 
 async def deliver(port: int, source: str) -> None:
-    """Deliver a message as an honest client does; raises if it is not taken."""
+    """Deliver a message as an honest client does; raise if it is not accepted."""
     one = Client(port, source)
     try:
         await one.hear(b"220 mx\r\n", 10.0)

@@ -1,4 +1,4 @@
-"""Hostile peers on both sides under load: who is honest is served, and at the end nothing is held.
+"""Hostile peers on both sides under load: honest clients are served, and nothing is held in the end.
 
 About $SMTPPROXY_CHAOS_S seconds; another course of it: $SMTPPROXY_CHAOS_SEED.
 """
@@ -32,9 +32,9 @@ LISTENERS = {
     "xclient": 'xclient = ["127.0.1.0/24"]',
 }
 CHECK = {b"EHLO proxy.example", b"QUIT"}
-"""What the proxy says for itself: it looks whether a server that has failed is there again."""
+"""The proxy's own connection: it checks whether a failed server is up again."""
 LIMIT_S = 5
-"""Longer than anything may be held for who is gone; then it was no time limit that freed it."""
+"""Longer than anything may be held for a lost client, so that no time limit frees it."""
 LIMITS = ("greeting", "command", "data", "content", "end_of_data", "client", "tls_handshake")
 
 
@@ -67,7 +67,7 @@ def descriptors(program: Program) -> dict[int, int]:
 
 
 def no_session(admin: str) -> bool | None:
-    """Return True if the metrics know of no session that is open."""
+    """Return whether the metrics show no open session."""
     return total(scrape(admin), "sessions") == 0 or None
 
 
@@ -106,7 +106,7 @@ async def test_honest_clients_are_served_and_nothing_is_held_at_the_end(tmp_path
 async def _attack(
     program: Program, hostile: HostileMta, chance: random.Random
 ) -> tuple[Attack, int]:
-    """Attack, and serve who is honest; check that then nothing is held."""
+    """Attack, and serve honest clients; then check that nothing is held."""
     admin = (await asyncio.to_thread(program.event, "admin_listening"))["address"]
     listening = [await asyncio.to_thread(program.port) for _ in range(len(LISTENERS) + 1)]
     *ways, port = listening

@@ -1,4 +1,4 @@
-"""Look for schedules that the core does not get right: python -m tests.fuzz --seconds 3600.
+"""Search for schedules that the core handles wrongly: python -m tests.fuzz --seconds 3600.
 
 With `--target trace`: for trace files that the `trace` commands do not get right.  With `--runs N`
 it ends after so many executions, those of the corpus counted.
@@ -73,7 +73,7 @@ def _show(octets: bytes) -> int:
 
 
 def _show_commands(octets: bytes) -> int:
-    """Let each command read a file, and show their exit codes."""
+    """Run each command on a file, and show the exit codes."""
     print(
         "exit codes of list, show, export --html, export --pcapng:", trace_files.run_trace(octets)
     )

@@ -1,4 +1,4 @@
-"""Hellos: what the proxy may say to the backend because of one, and what the client then gets."""
+"""EHLO and HELO: what the proxy may send to the backend for one, and what the client gets."""
 
 from smtpproxy.core.policy import BackendTls, SessionPolicy
 from tests.fuzz import reading
@@ -8,7 +8,7 @@ HELLO = (b"EHLO", b"HELO")
 
 
 class Hellos:
-    """Follows the hellos of a session.
+    """Follows EHLO and HELO of a session.
 
     introduces: the proxy says XCLIENT where it is offered.
     offer: the backend's reply to the last EHLO that it accepted.  inside_tls: the client is.
@@ -21,7 +21,7 @@ class Hellos:
         self.inside_tls = False
 
     def begin_anew(self) -> None:
-        """The client is inside TLS; what it said before was said to this backend nonetheless."""
+        """The client is inside TLS; the backend still has the state from before."""
         self.inside_tls = True
         self._before_tls = self._offered_to
 
@@ -56,12 +56,12 @@ class Hellos:
 
     @property
     def _asks_for(self) -> tuple[bytes, ...]:
-        """What the proxy has to say of its own to the backend, if that offers it."""
+        """The proxy's own commands to the backend, if that offers them."""
         asks = self._policy.backend_tls in (BackendTls.OPPORTUNISTIC, BackendTls.REQUIRED)
         return (b"STARTTLS",) * asks + (b"XCLIENT",) * self._introduces
 
     def reply(self, line: bytes, reported: list[Said]) -> bytes:
-        """Return what the client must get for its hello."""
+        """Return what the client must get for its EHLO or HELO."""
         policy, inside, last = self._policy, self.inside_tls, reported[-1]
         said_ehlo = verb_of(line) == b"EHLO"
         refused = [said.reply for said in reported if said.code >= 300 and said.verb in HELLO]

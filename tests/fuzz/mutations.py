@@ -1,4 +1,4 @@
-"""Schedules made from those of the corpus: the same ones each time, whatever the core does.
+"""Schedules mutated from the corpus: the same in every run, whatever the core does.
 
 The fuzzer (`python -m tests.fuzz`) is led by what its schedules reach in the core, so that each
 change of the core leads it elsewhere.  These are led by nothing: a new failure is a change's.
@@ -20,18 +20,18 @@ TRICKY = b"\r\n.\0\xffCAB05 "
 
 
 def corpus() -> list[bytes]:
-    """Return the schedules that were found worth keeping, in an order of their own."""
+    """Return the schedules of the corpus, in a fixed order."""
     return [file.read_bytes() for file in sorted(CORPUS.iterdir())]
 
 
 def words() -> list[bytes]:
-    """Return what schedules are made of, as the fuzzer's dictionary has it."""
+    """Return the fuzzer's dictionary of parts of schedules."""
     lines = WORDS.read_text().splitlines()
     return [ast.literal_eval("b" + line) for line in lines if line.startswith('"')]
 
 
 def mutations(count: int, seed: int) -> Iterator[bytes]:
-    """Give so many schedules."""
+    """Yield this many schedules."""
     chance, schedules, dictionary = Random(seed), corpus(), words()
     for _ in range(count):
         octets = chance.choice(schedules)

@@ -34,7 +34,7 @@ _BEHIND_A_HELLO = frozenset((b"EHLO", b"HELO", b"NOOP", b"VRFY", b"EXPN", b"ETRN
 
 
 def split_replies(octets: bytes) -> list[tuple[int, bytes]]:
-    """Return what a client got, as replies with their codes; all of it must be replies."""
+    """Return what a client got as replies with their codes; fail on anything else."""
     found: list[tuple[int, bytes]] = []
     reply = b""
     for line in octets.split(b"\n")[:-1]:
@@ -51,7 +51,7 @@ def split_replies(octets: bytes) -> list[tuple[int, bytes]]:
 
 
 def line_at(octets: bytes, limit: int) -> tuple[bytes, int, bool]:
-    """Return the line at the start, what it takes, and whether it is too long to be one.
+    """Return the first line, its length, and whether it is too long.
 
     Without an end it is empty, unless it is too long already.
     """
@@ -64,11 +64,11 @@ def line_at(octets: bytes, limit: int) -> tuple[bytes, int, bool]:
 
 PROXY_V2 = b"\r\n\r\n\0\r\nQUIT\n"
 PROXY_HEADERS = (b"PROXY ", PROXY_V2)
-"""How a PROXY header begins, by version."""
+"""The start of a PROXY header, by version."""
 
 
 def forwarded(line: bytes) -> bytes:
-    """Return a line as the backend is to get it."""
+    """Return a line as the backend must get it."""
     return line.removesuffix(b"\n").removesuffix(b"\r") + b"\r\n"
 
 
@@ -90,7 +90,7 @@ def _never_and_closed(line: bytes) -> bytes:
 
 
 def misread(line: bytes, *, first: bool) -> tuple[bytes, bool]:
-    """Return the reply to what is no command, and whether it closes; or nothing, if it is one.
+    """Return the reply to an invalid command line, and whether it closes; None if it is valid.
 
     `first`: nothing has come before it.
     """
@@ -120,7 +120,7 @@ def seems_bdat(line: bytes) -> bool:
 
 
 def never_forwarded(verb: bytes) -> tuple[bytes, bool]:
-    """Return the reply to what no backend ever gets, and whether it closes."""
+    """Return the reply to a command that is never forwarded, and whether it closes."""
     if verb in _OTHER_PROTOCOLS:
         return replies.NOT_SMTP, True
     if verb == b"PROXY":
@@ -172,7 +172,7 @@ def declared_size(line: bytes) -> int:
 
 
 def content_end(octets: bytes) -> int:
-    """Return how many octets belong to the content, its end included; 0 while that has not come."""
+    """Return the length of the content including its end; 0 if it has not ended."""
     at = (b"\r\n" + octets).find(b"\r\n.\r\n")
     return at + 3 if at >= 0 else 0
 
@@ -195,7 +195,7 @@ def content_refusal(content: bytes, policy: BareNewlines, most: int) -> bytes:
 
 
 def as_relayed(content: bytes, policy: BareNewlines, *, whole: bool) -> bytes:
-    """Return content as the backend is to get it, or, if it isn't whole, what may come of it."""
+    """Return content as the backend must get it, or, if incomplete, what it may get."""
     if policy is not BareNewlines.NORMALIZE:
         return content
     body = content[:-3] if whole else content
@@ -211,7 +211,7 @@ def as_relayed(content: bytes, policy: BareNewlines, *, whole: bool) -> bytes:
 
 
 def offered(reply: bytes, policy: SessionPolicy, *, inside_tls: bool) -> bytes:
-    """Return what the client is to get for an EHLO reply of the backend."""
+    """Return what the client must get for an EHLO reply of the backend."""
     first, *rest = reply.split(b"\r\n")[:-1]
     code = [first, *rest][-1][:3]
     kept = []
@@ -227,7 +227,7 @@ def offered(reply: bytes, policy: SessionPolicy, *, inside_tls: bool) -> bytes:
 
 
 def offered_for_helo(reply: bytes, policy: SessionPolicy, *, inside_tls: bool) -> bytes:
-    """Return what the client is to get for its EHLO, if the backend knows HELO only."""
+    """Return what the client must get for its EHLO if the backend knows only HELO."""
     lines = reply.split(b"\r\n")[:-1]
     code = lines[-1][:3]
     return code + b"-" + lines[0][4:] + b"\r\n" + _joined(code, [], policy, inside_tls)

@@ -1,4 +1,4 @@
-"""One execution: a schedule is played, judged, and played again in single octets."""
+"""One execution: a schedule is played, checked, and played again in single octets."""
 
 from smtpproxy.core import replies
 from tests.fuzz.schedule import SMALL_QUEUE, Schedule
@@ -7,7 +7,7 @@ from tests.fuzz.verdict import judge
 
 
 def run(octets: bytes) -> Trial:
-    """Play the schedule that these octets are; fail if anything is not as it must be."""
+    """Play the schedule in these octets; fail if anything is wrong."""
     schedule = Schedule.decode(octets)
     trial = _play(schedule)
     if not schedule.letters & SMALL_QUEUE:  # what waits outside depends on how it is cut
@@ -24,7 +24,7 @@ def _play(schedule: Schedule, *, octet_by_octet: bool = False) -> Trial:
 
 
 def _compare(whole: Trial, cut: Trial) -> None:
-    """How octets are cut must not matter, but to whom runs ahead of a reply.
+    """How octets are cut must not matter, except for octets sent before a reply.
 
     Octets after a guarded command are refused if they came before its reply; cut up, some may
     have come after it.  Then the backend got the same up to that command, or up to a drain

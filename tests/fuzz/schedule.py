@@ -56,7 +56,7 @@ RULES: dict[str, dict[str, object]] = {
     "B": {"backend_tls": BackendTls.REQUIRED},
     "X": {},
 }
-"""By letter; `X` has the client introduced by XCLIENT."""
+"""By letter; with `X` the client's address is passed by XCLIENT."""
 
 SMALL_QUEUE = frozenset("12Q")
 
@@ -71,7 +71,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The rules by their letters, and the turns in order."""
+    """The policy by its letters, and the turns in order."""
 
     letters: frozenset[str]
     turns: tuple[Turn, ...]
@@ -95,14 +95,14 @@ class Schedule:
         return cls(letters, tuple(turns))
 
     def encode(self) -> bytes:
-        """Return the octets; those of FF in a turn are lost."""
+        """Return the schedule as octets; FF octets within a turn are lost."""
         turns = [t.kind.encode() + t.octets.replace(END, b"") for t in self.turns]
         return END.join(["".join(sorted(self.letters)).encode(), *turns])
 
 
 @lru_cache(maxsize=4096)
 def policy_of(letters: frozenset[str]) -> SessionPolicy:
-    """Return the rules that the letters lay down."""
+    """Return the policy for these letters."""
     values: dict[str, object] = {"hostname": b"proxy"}
     for letter in sorted(letters):
         values |= RULES[letter]

@@ -9,7 +9,7 @@ import re
 from smtpproxy.core.policy import SessionPolicy
 
 GROUPABLE = frozenset((b"MAIL", b"RCPT", b"RSET", b"SEND", b"SOML", b"SAML"))
-"""What may stand anywhere in a group (RFC 2920 section 3.1)."""
+"""The commands that may be anywhere in a group (RFC 2920 section 3.1)."""
 
 COMMANDS, CONTENT, PAYLOAD, AUTH, TLS = "commands", "content", "payload", "AUTH", "TLS"
 
@@ -49,7 +49,7 @@ class Said:
 
 
 class Server:
-    """Fails the trial if an octet comes while it owes a reply, or a line that is none.
+    """Fails the trial if an octet arrives while it owes a reply, or an invalid line.
 
     said: all units received, and first the greeting, which it owes from the start.
     owed: what it has not answered.  unasked: replies that answered nothing.
@@ -133,14 +133,14 @@ class Server:
         return rest
 
     def secured(self) -> None:
-        """Go on inside TLS."""
+        """Continue inside TLS."""
         self.state = COMMANDS
 
     # --- what it says -----------------------------------------------------------------------------
 
     @property
     def in_a_reply(self) -> bool:
-        """Whether it has begun a reply, and not said the end of it."""
+        """Whether a reply is incomplete."""
         return bool(self._unsaid or self._reply)
 
     def answer(self, text: bytes) -> bytes:
@@ -158,7 +158,7 @@ class Server:
         )
 
     def say(self, octets: bytes) -> None:
-        """Note what goes to the proxy: whole replies are the answers to what was owed."""
+        """Record what is sent to the proxy: complete replies answer what was owed."""
         self._unsaid += octets
         while not self.broken and (end := self._unsaid.find(b"\n") + 1):
             line, self._unsaid = self._unsaid[:end], self._unsaid[end:]
@@ -199,6 +199,6 @@ class Server:
 
 
 def verb_of(line: bytes) -> bytes:
-    """Return the first word of a line, in capitals."""
+    """Return the first word of a line in upper case."""
     words = line.split(None, 1)
     return words[0].upper() if words else b""

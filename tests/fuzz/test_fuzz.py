@@ -1,4 +1,4 @@
-"""The corpus and schedules made from it are played in every run of the tests, the same each time.
+"""The corpus and schedules mutated from it are played in every run of the tests.
 
 New ones are sought by `python -m tests.fuzz --seconds 3600`.
 """
@@ -101,7 +101,7 @@ def test_these_schedules_are_the_same_each_time_and_many_are_new() -> None:
 
 
 def test_the_search_can_be_made() -> None:
-    """The corpus alone is played: what the search finds is not to depend on chance here."""
+    """Only the corpus is played, so that the result does not depend on chance."""
     if find_spec("atheris") is None:
         wheels = platform.machine() == "x86_64" and sys.version_info < (3, 14)
         (unavailable if wheels else pytest.skip)("atheris is not installed")

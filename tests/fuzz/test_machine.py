@@ -70,7 +70,7 @@ ODD = [
 
 
 class Session(RuleBasedStateMachine):
-    """A session whose next step is drawn; when it is over, the verdict is reached."""
+    """A session whose next step Hypothesis draws; the verdict comes at its end."""
 
     @initialize(letters=st.frozensets(st.sampled_from(sorted(RULES)), max_size=3))
     def begin(self, letters: frozenset[str]) -> None:

@@ -1,4 +1,4 @@
-"""Trace files of the corpus, and files made from them, are read by every command in every run.
+"""Every command reads the trace files of the corpus and mutated ones, in every run.
 
 New ones are sought by `python -m tests.fuzz --target trace --seconds 3600`.
 """
@@ -47,7 +47,7 @@ def test_these_files_are_the_same_each_time() -> None:
 
 
 def test_the_search_can_be_made() -> None:
-    """The corpus alone is read: what the search finds is not to depend on chance here."""
+    """Only the corpus is read, so that the result does not depend on chance."""
     if find_spec("atheris") is None:
         wheels = platform.machine() == "x86_64" and sys.version_info < (3, 14)
         (unavailable if wheels else pytest.skip)("atheris is not installed")

@@ -1,4 +1,4 @@
-"""One execution with a trace file: each command reads it, and all that comes of it is judged."""
+"""One execution with a trace file: each command reads it, and its output is checked."""
 
 import asyncio
 import json
@@ -41,7 +41,7 @@ REPLIES = b"220 mx\r\n" + b"354 go\r\n250-ok\r\n250 ok\r\n" * 500
 
 
 def run_trace(octets: bytes) -> list[int]:
-    """Let each command read a file; fail if anything is not as it must be; return exit codes."""
+    """Run each command on a file; fail if anything is wrong; return the exit codes."""
     directory = _directory()
     file = directory / "trace-1.jsonl"
     file.write_bytes(octets)
@@ -120,7 +120,7 @@ def _check_capture(octets: bytes) -> None:
 
 
 class _Sink:
-    """Takes what is sent, as a stream does."""
+    """Collects what is sent, like a stream."""
 
     def write(self, octets: bytes) -> None:
         pass
@@ -143,7 +143,7 @@ async def _play(session: RecordedSession) -> None:
 
 
 def trace_mutations(count: int, seed: int) -> list[bytes]:
-    """Return so many files made from those of the corpus: the same ones each time."""
+    """Return this many files mutated from the corpus, the same in every run."""
     chance = Random(seed)
     files = [file.read_bytes() for file in sorted(CORPUS.iterdir())]
     words = re.findall(r'^"(.*)"$', WORDS.read_text(), re.MULTILINE)

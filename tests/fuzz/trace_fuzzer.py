@@ -1,4 +1,4 @@
-"""The fuzzer's process for trace files: their reader and all that prints, instrumented."""
+"""The fuzzer's process for trace files, with reader and printing code instrumented."""
 
 import shlex
 import sys
@@ -12,7 +12,7 @@ with atheris.instrument_imports(
 
 
 def execute(octets: bytes) -> None:
-    """Let each command read one file."""
+    """Run each command on one file."""
     try:
         run_trace(octets)
     except BaseException as failed:

@@ -1,4 +1,4 @@
-"""The trial: one schedule played, with what must hold at every moment checked at every moment."""
+"""The trial: plays one schedule, and checks all invariants after each step."""
 
 from smtpproxy.core.framing import CONTENT as READS_CONTENT
 from smtpproxy.core.framing import ENDED
@@ -12,18 +12,18 @@ from tests.support.pipeline_stage import Introduced, Stage, check_observed
 PATIENCE = 3000
 """Turns within which a session must be at rest, if the server answers what it owes."""
 CUT_UP = 1000
-"""So many octets of a client may come one by one: each costs time."""
+"""The limit of octets that arrive one by one, since each costs time."""
 
 
 class Introduction(Introduced):
-    """Like the real one, it says XCLIENT also if the backend knows nothing to be said with it."""
+    """Like the real one, it sends XCLIENT even if the backend offers no attribute."""
 
     def lines(self, attributes: frozenset[bytes], hello: bytes) -> list[bytes]:
         return super().lines(attributes, hello) or [self.verb + b"\r\n"]
 
 
 class Trial(Stage):
-    """A session whose both sides do what a schedule says.
+    """A session whose two sides follow a schedule.
 
     octet_by_octet: the same, but the client's octets and the server's answers come one by one.
     epochs: what the client has sent, in plaintext and then inside TLS.
@@ -44,7 +44,7 @@ class Trial(Stage):
             self.pipeline.ehlo.introduction = Introduction("XCLIENT")
 
     def play(self) -> None:
-        """Play all turns; then let the server answer until the session is at rest."""
+        """Play all turns; then send the server's replies until the session is at rest."""
         for turn in self.schedule.turns:
             self.take(turn.kind, turn.octets)
         self.settle()
@@ -55,30 +55,30 @@ class Trial(Stage):
 
     @property
     def handed_over(self) -> bool:
-        """Whether both connections are the caller's, who carries octets now."""
+        """Whether both connections belong to the caller, which relays octets now."""
         return "tunnel" in self.upgrades
 
     @property
     def waits_for_nobody(self) -> bool:
-        """Whether some commands may well have no reply: they will never get one."""
+        """Whether some commands may never get a reply."""
         return bool(self.ended or self.handed_over or self.server.in_a_reply)
 
     def finish(self) -> None:
-        """End what goes on still."""
+        """End what is still active."""
         self._over = self._over or bool(self.ended)
         self.happen("stop")
         assert self.ended
         check_observed(self)
 
     def clear_written(self) -> None:
-        """Forget what was written, but not the handshakes that are to come."""
+        """Clear what was written, but not the pending handshakes."""
         self.to_client.clear()
         self.to_backend.clear()
 
     # --- turns ------------------------------------------------------------------------------------
 
     def take(self, kind: str, octets: bytes = b"") -> None:
-        """Take one turn; one that can't be now is passed over."""
+        """Play one turn; skip one that is not possible now."""
         if self.handed_over:
             return
         if kind == CLIENT:
@@ -130,7 +130,7 @@ class Trial(Stage):
         self._look()
 
     def _let_come(self) -> None:
-        """Let the client's octets come, as long as it is read."""
+        """Deliver the client's octets, as long as it is read."""
         while self._coming and not (self.ended or self.pipeline.full or self._client_ended):
             if "client" in self.upgrades:
                 return
@@ -146,7 +146,7 @@ class Trial(Stage):
             self._look()
 
     def settle(self) -> None:
-        """Let handshakes succeed, and the server answer, until nothing more happens."""
+        """Complete handshakes, and send the server's replies, until nothing more happens."""
         for _ in range(PATIENCE):
             if self.ended or self.handed_over:
                 break

@@ -23,11 +23,11 @@ _MAIL = (b"MAIL", b"SEND", b"SOML", b"SAML")
 
 
 class Over(Exception):
-    """Nothing more is to be read: the session has ended here, or waits for octets."""
+    """Nothing more can be read: the session has ended, or waits for octets."""
 
 
 def judge(trial: Trial) -> None:
-    """Fail unless all that was said on both sides fits together."""
+    """Fail unless the dialogues of both sides agree."""
     Verdict(trial).reach()
 
 
@@ -80,7 +80,7 @@ class Verdict:
     # --- replies ----------------------------------------------------------------------------------
 
     def _reply(self, what: object) -> tuple[int, bytes]:
-        """Take the next reply to the client, or (0, b"") if there is none, as the session ended."""
+        """Remove the next reply to the client; (0, b"") if the session ended without one."""
         if self._cut or not self._replies:
             assert self._trial.waits_for_nobody, f"no reply to {what!r}"
             self._cut = True
@@ -111,7 +111,7 @@ class Verdict:
         return None
 
     def _end_here(self) -> None:
-        """The session has ended with this reply: nothing more was said to anybody."""
+        """The session has ended with this reply: nothing more was sent to either side."""
         assert self._trial.ended, "it should have ended"
         assert not self._replies, f"after the end: {self._replies!r}"
         raise Over
@@ -186,7 +186,7 @@ class Verdict:
         self._refused(line, b"", refusal, closes=closes)
 
     def _refusal(self, verb: bytes) -> bytes:
-        """Return what is answered to a command while TLS or a hello is demanded."""
+        """Return the reply to a command while TLS or EHLO is required first."""
         if verb in reading.ALWAYS_ACCEPTED or reading.never_forwarded(verb)[0]:
             return b""
         if self._policy.require_tls and not self._hellos.inside_tls:
@@ -214,7 +214,7 @@ class Verdict:
         self._end_here()
 
     def _forwarded(self, line: bytes, verb: bytes) -> None:
-        """Check a command that the backend is to get, or that is refused as things stand."""
+        """Check a command that the backend must get, or that is refused in the current state."""
         refusal, must = self._refusal_in_turn(line, verb)
         code, reply = self._reply(line)
         if refusal and reply == refusal:
@@ -246,7 +246,7 @@ class Verdict:
             raise Over
 
     def _refusal_in_turn(self, line: bytes, verb: bytes) -> tuple[bytes, bool]:
-        """Return how a command may be refused as things stand, and whether it must be."""
+        """Return how a command may be refused in this state, and whether it must be."""
         policy = self._policy
         if verb == b"DATA" and policy.guard_data and not self._pipelining:
             if self._recipients and not self._accepted:
@@ -271,7 +271,7 @@ class Verdict:
             self._said_helo = verb == b"HELO"
 
     def _auth_lines(self, code: int) -> None:
-        """Check what is said after a 334, line by line (RFC 4954 section 4)."""
+        """Check the lines after a 334 (RFC 4954 section 4)."""
         while code == 334:
             line, size, too_long = reading.line_at(self._unread, self._policy.auth_line)
             bad = b"\r" in reading.forwarded(line)[:-2] or b"\0" in line
@@ -365,7 +365,7 @@ class Verdict:
     # --- hello and TLS ----------------------------------------------------------------------------
 
     def _hello(self, line: bytes) -> None:
-        """Check EHLO or HELO, and all that the proxy says of its own because of it."""
+        """Check EHLO or HELO, and the commands that the proxy adds for it."""
         code, reply = self._reply(line)
         reported = self._hellos.take(reading.forwarded(line), self._said)
         if not code:
@@ -387,7 +387,7 @@ class Verdict:
         self._follow(verb_of(line), 250 if reported[-1].code < 300 else reported[-1].code)
 
     def _starttls(self, line: bytes) -> None:
-        """Check STARTTLS of the client, which ends here, or is refused (RFC 3207 section 4)."""
+        """Check STARTTLS of the client, which the proxy handles or refuses (RFC 3207 section 4)."""
         code, reply = self._reply(line)
         if not code:
             raise Over
@@ -406,7 +406,7 @@ class Verdict:
             self._enter_tls()
 
     def _enter_tls(self) -> None:
-        """Go on with what came inside TLS; what was sent ahead in plaintext must not count."""
+        """Continue with octets inside TLS; early plaintext must not count."""
         if not self._epochs or self._unread:
             assert self._trial.ended or not self._unread, f"{self._unread!r} may yet be used"
             raise Over

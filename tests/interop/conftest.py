@@ -81,7 +81,7 @@ def front(stage: Stage, way: str) -> Iterator[Tap]:
 
 @pytest.fixture
 def door(front: Tap, way: str, keys: Path) -> Door:
-    """Give the door that leads to that tap."""
+    """Yield the clients' address of that tap."""
     return Door(front.port, way, keys / "ca.pem")
 
 

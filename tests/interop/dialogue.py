@@ -26,7 +26,7 @@ def verbs(group: bytes) -> list[bytes]:
 
 
 def verb_groups(connection: Connection) -> list[list[bytes]]:
-    """Return the verbs of each group; of a group that begins with content, what stands there."""
+    """Return the verbs of each group; for a group that begins with content, what follows it."""
     return [verbs(group) for group in groups(connection)]
 
 

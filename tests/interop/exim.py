@@ -1,4 +1,4 @@
-"""An Exim of its own: private configuration, spool and log, run wholly as an unprivileged account.
+"""A private Exim: private configuration, spool and log, run wholly as an unprivileged account.
 
 Exim hands each message to a new copy of itself and counts on being set-uid root there. A plain copy
 of the program, with every transport delivering as that same account, needs no privilege at all.

@@ -10,7 +10,7 @@ from tests.support.processes import Workplace
 
 
 class Jail:
-    """A root directory with some programs, the libraries they need, and accounts of its own."""
+    """A root directory with some programs, the libraries they need, and separate accounts."""
 
     def __init__(
         self, name: str, root: Path, programs: Sequence[str], users: Sequence[str]

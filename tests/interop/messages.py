@@ -36,7 +36,7 @@ class Delivery:
     kept: bytes
 
     def without_trace(self) -> bytes:
-        """Return what stands below the trace headers."""
+        """Return what follows the trace headers."""
         match = _TRACE.match(self.kept)
         assert match is not None
         return self.kept[match.end() :]

@@ -1,4 +1,4 @@
-"""MTAs as clients: each takes messages into a queue of its own and relays them to the door.
+"""MTAs as clients: each accepts messages into its own queue and relays them to the proxy.
 
 Their own bounces go nowhere: mail for the sender is discarded.
 """
@@ -54,7 +54,7 @@ def postfix(
 
 
 def _postfix_result(program: Postfix, mail: Mail) -> Result:
-    """Wait until the message has left the queue, and read from the log what became of it."""
+    """Wait until the message has left the queue, and read its outcome from the log."""
     arrived = re.compile(rf" (\w+): message-id=<{mail.message.token}@")
     queue_id = eventually(lambda: arrived.search(program.log()), "message in Postfix's log")
     left = f" {queue_id[1]}: removed"

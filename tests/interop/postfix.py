@@ -1,4 +1,4 @@
-"""A Postfix of its own: private configuration, queue and log, next to any that is installed.
+"""A private Postfix: private configuration, queue and log, next to any that is installed.
 
 It is run by its master program, without the `postfix` command, and needs no file in /etc. It serves
 as a backend (peers.py) and as a client (clients.py); both say what is theirs in main.cf and

@@ -82,7 +82,7 @@ def _assert_both_workers_served(proxy: Process) -> None:
 
 @contextmanager
 def configured(listener: str, backend: str) -> Iterator[tuple[int, Process]]:
-    """Run the proxy by a file with these settings; give its port, and the process."""
+    """Run the proxy with a file of these settings; yield its port and the process."""
     with _configured([listener], backend) as ([port], process):
         yield port, process
 

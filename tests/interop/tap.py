@@ -1,4 +1,4 @@
-"""A TCP relay that writes down what passes: it stands on either side of the proxy.
+"""A TCP relay that records all data, for use on either side of the proxy.
 
 Each tap runs its own event loop in a thread, so that tests and blocking clients need none. It
 passes on octets, half-closes and resets, and changes nothing. What each record means is read in

@@ -1,4 +1,4 @@
-"""The handbook's switch by a redirect, on the MTA's own host: on and off by one command each."""
+"""The handbook's cut-over by a redirect on the MTA's own host: on and off by one command each."""
 
 import re
 import shlex

@@ -1,4 +1,4 @@
-"""Every client delivers to every MTA through the proxy: the message whole, to the right people."""
+"""Every client delivers to every MTA through the proxy: complete, to the right recipients."""
 
 import pytest
 
@@ -78,7 +78,7 @@ def test_a_client_that_closes_after_data_leaves_no_message(
 def test_several_messages_go_through_one_connection(
     client: Client, stage: Stage, front: Tap, door: Door
 ) -> None:
-    """Each arrives whole, and at its own recipients."""
+    """Each arrives complete, for its own recipients."""
     bodies = (b"first", b"second", b"third")
     mails = [
         Mail(brief(body), (f"{body.decode()}@rcpt.example", "all@rcpt.example")) for body in bodies

@@ -56,7 +56,7 @@ def test_they_come_in_one_group_inside_tls_too(
 
 @REFERENCE
 def test_msmtp_groups_recipients_with_data(front: Tap) -> None:
-    """And with MAIL, which it writes by itself: the kernel may keep the others back (Nagle)."""
+    """And with MAIL, which it writes separately: the kernel may delay the others (Nagle)."""
     groups = verb_groups(sent_by(clients.msmtp, front))
     rest = [*RCPTS, b"DATA"]
     assert groups[1:3] == [[b"MAIL"], rest] or groups[1] == [b"MAIL", *rest]

@@ -114,7 +114,7 @@ def test_an_mta_without_xclient_gets_no_mail() -> None:
 
 
 def test_postfix_logs_the_client_by_xforward_for_each_message() -> None:
-    """It forgets it after each, and by RSET; its access rules know nothing of it in any case."""
+    """It discards the address after each message and at RSET; its access rules never use it."""
     group = (*GROUP[1:], b"DATA")
     with (
         postfix({"smtpd_authorized_xforward_hosts": "127.0.0.1"}) as mta,

@@ -1,4 +1,4 @@
-"""nginx in front, which speaks for its clients by XCLIENT and then carries what they say."""
+"""nginx in front, which names its clients by XCLIENT and then relays their commands."""
 
 import threading
 from collections.abc import Iterator

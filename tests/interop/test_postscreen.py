@@ -1,4 +1,4 @@
-"""Behind the proxy a postscreen, which lies in wait for clients that speak out of turn."""
+"""A postscreen as the backend, which tests for clients that send too early."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Why the proxy is needed: MTAs that drop a client for pipelining, and what it makes of them."""
+"""Why the proxy is needed: MTAs that drop a pipelining client, directly and through the proxy."""
 
 import pytest
 

@@ -113,7 +113,7 @@ def test_postfix_as_the_backend_is_reached_only_by_tls(hello: bytes, keys: Path)
 
 
 def test_passed_through_the_tls_is_postfixs_own(keys: Path) -> None:
-    """Of what swaks says inside the proxy knows nothing; the certificate is the MTA's."""
+    """The proxy sees nothing of swaks' commands inside TLS; the certificate is the MTA's."""
     message = brief()
     with Workplace("keys") as work:
         pem = work.write("mx.pem", (keys / "mx.pem").read_text(), 0o600)

@@ -1,4 +1,4 @@
-"""The trace of real sessions: followed while it grows, captured from inside TLS, played again."""
+"""The trace of real sessions: followed while it grows, exported from inside TLS, replayed."""
 
 import re
 import subprocess

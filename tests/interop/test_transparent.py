@@ -124,7 +124,7 @@ def test_a_real_client_delivers_to_a_real_mta(row: Networks, mta: Backend) -> No
 
 
 def test_a_client_of_the_proxy_itself_causes_no_loop(row: Networks, tproxy: Process) -> None:
-    """It listens at every address of its machine, and would go on to connect to itself."""
+    """It listens at every address of its machine, and would connect to itself in a loop."""
     lines = talk(row.client, "10.91.1.1", ("QUIT",), port=2525)
     assert lines[0].startswith("421 4.4.1 ")
     closed = '"session_closed"'
@@ -135,7 +135,7 @@ def test_a_client_of_the_proxy_itself_causes_no_loop(row: Networks, tproxy: Proc
 def test_redirected_clients_reach_their_original_mta(
     row: Networks, mta: Backend, tmp_path: Path
 ) -> None:
-    """As redirect.nft has it, and the MTA then sees the proxy's address."""
+    """As in redirect.nft; the MTA then sees the proxy's address."""
     settings = tmp_path / "smtpproxy.toml"
     lines = (EXAMPLES / "smtpproxy.toml").read_text().splitlines(keepends=True)
     settings.write_text("".join(line for line in lines if not line.startswith("identity")))
@@ -150,7 +150,7 @@ def test_redirected_clients_reach_their_original_mta(
 
 @pytest.mark.usefixtures("mta")
 def test_one_socket_for_both_families_serves_both(row: Networks) -> None:
-    """There the kernel knows of an IPv4 client's wish only if it is asked by IPv4's option."""
+    """There the kernel returns an IPv4 client's target only by the option of IPv4."""
     text = (
         '[listeners.smtp]\naddress = "fd:smtp"\ntransparent = true\n'
         '[backends.path]\nservers = ["original"]\n'
@@ -203,7 +203,7 @@ def test_its_own_way_to_the_mta_may_not_be_redirected_to_it(row: Networks, serve
 def test_the_mta_sees_the_client_that_a_proxy_in_front_names(
     row: Networks, mta: Backend, header: str
 ) -> None:
-    """The connection leaves from its address, though it has never been here."""
+    """The connection comes from its address, although the client never connected here."""
     client = header.split()[2].removeprefix("::ffff:")
     text = (
         '[listeners.smtp]\naddress = "0.0.0.0:2525"\nproxy_protocol = ["10.91.1.0/24"]\n'
@@ -226,7 +226,7 @@ def test_the_mta_sees_the_client_that_a_proxy_in_front_names(
 def test_a_reload_makes_a_listener_transparent_and_takes_it_back(
     row: Networks, mta: Backend
 ) -> None:
-    """Its socket stays the same: who listens at an address could not listen there once more."""
+    """Its socket stays the same, since an address cannot be bound twice."""
     greeting = "220 "
     text = (EXAMPLES / "smtpproxy.toml").read_text()
     plain = '[listeners.smtp]\naddress = "0.0.0.0:2525"\n[backends.path]\nservers = ["{}:{}"]\n'

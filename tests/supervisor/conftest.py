@@ -1,4 +1,4 @@
-"""Fixtures: a legacy MTA in a thread of its own, so that tests may block."""
+"""Fixtures: a legacy MTA in a separate thread, so that tests may block."""
 
 import asyncio
 import threading
@@ -28,7 +28,7 @@ def mta() -> Iterator[LegacyMTA]:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[Callable[..., Program]]:
-    """Return what starts the program with arguments; it is ended with the test."""
+    """Return a function that starts the program with arguments; it is stopped after the test."""
     started: list[Program] = []
 
     def start(*arguments: str | Path, **options: object) -> Program:

@@ -1,4 +1,4 @@
-"""The admin address in real life: reloads, workers that die, servers that go, the end."""
+"""The admin address: reloads, crashed workers, servers that go down, and the end."""
 
 import http.client
 import os
@@ -157,7 +157,7 @@ class Choosy(socketserver.StreamRequestHandler):
 
 @pytest.fixture
 def choosy() -> Iterator[str]:
-    """The address of a Choosy one."""
+    """The address of a choosy MTA."""
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Choosy) as server:
         serving = threading.Thread(target=server.serve_forever)
         serving.start()
@@ -176,7 +176,7 @@ class TestCounters:
         seen: dict[str, float] = {}
 
         def relayed() -> float:
-            """Look that no counter has gone back, and return how many messages were relayed."""
+            """Check that no counter has decreased, and return the number of relayed messages."""
             now = snapshot(address)
             for name, number in seen.items():
                 if re.match(r"smtpproxy_\w+_(total|bucket|sum|count)\b", name):
@@ -254,7 +254,7 @@ class TestReadiness:
     def test_a_setting_decides_whether_every_backend_is_needed(
         self, run: Run, file: File, ready: str, status: int
     ) -> None:
-        """One that no listener names is not."""
+        """A backend that no listener names is not needed."""
         with socket.socket() as nobody:
             nobody.bind(("127.0.0.1", 0))
             more = "".join(

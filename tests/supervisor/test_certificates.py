@@ -73,7 +73,7 @@ def write(directory: Path, mta: str, pem: Path, more: str = "", key: str = "") -
 
 
 def shown(port: int) -> bytes:
-    """Return the certificate that a client is shown."""
+    """Return the certificate that a client gets."""
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     with smtplib.SMTP("127.0.0.1", port, timeout=10) as client:
@@ -82,7 +82,7 @@ def shown(port: int) -> bytes:
 
 
 def expiry(admin: str) -> float | None:
-    """Return what the metric shows of the certificate."""
+    """Return the metric of the certificate."""
     metric = "certificate_expiry_timestamp_seconds"
     return total(scrape(admin), metric, listener="in")
 

@@ -35,7 +35,7 @@ def coordinator() -> Coordinator:
 
 
 def _send_to_none(*_: object) -> None:
-    """Stand for the other workers."""
+    """Replace the other workers."""
 
 
 def settings(*servers: str) -> Settings:
@@ -43,7 +43,7 @@ def settings(*servers: str) -> Settings:
 
 
 def test_a_new_worker_gets_the_servers_that_are_down(coordinator: Coordinator) -> None:
-    """Else, with a server that swallows connects, its first clients wait for the time limit."""
+    """Otherwise its first clients would wait for the limit of a server that does not answer."""
     (backend,) = settings("192.0.2.1:25").backends
     coordinator.change(Health(backend, "192.0.2.1:25", up=False, reason="refused"))
     worker: Any = Worker(coordinator, 1)
@@ -61,7 +61,7 @@ def test_a_removed_server_is_not_counted_as_down(coordinator: Coordinator) -> No
 
 
 def test_all_rows_are_read_whichever_worker_comes_first(coordinator: Coordinator) -> None:
-    """Workers that start at the same time must not take one another's row out of the sum."""
+    """Workers that start together must not remove each other's row from the sum."""
     rows = [coordinator.take_row() for _ in range(3)]
     first = SharedCounters(coordinator.memory, rows[0])
     last = SharedCounters(coordinator.memory, rows[2])

@@ -31,7 +31,7 @@ class Proxy:
         self.port = program.port()
 
     def counts(self, sample: str, number: int, **labels: str) -> None:
-        """Wait until a metric has come to a number."""
+        """Wait until a metric has a value."""
 
         def look() -> bool | None:
             return total(scrape(self._admin), sample, **labels) == number or None
@@ -39,7 +39,7 @@ class Proxy:
         eventually(look, f"{sample} is {number}", 15)
 
     def refused(self, reason: str, clients: int) -> None:
-        """Check that clients were turned away for a reason."""
+        """Check that clients were refused for a reason."""
         assert self.program.event("clients_refused")["reason"] == reason
         self.counts("clients_refused_total", clients, reason=reason)
 
@@ -54,7 +54,7 @@ class Client:
         self.greeting = self.reply()
 
     def reply(self) -> bytes:
-        """Read a reply; nothing, if there is none and the connection is closed."""
+        """Read a reply; return nothing if the connection is closed without one."""
         lines = [self._replies.readline()]
         while lines[-1][3:4] == b"-":
             lines.append(self._replies.readline())
@@ -75,7 +75,7 @@ class Client:
 
 @pytest.fixture
 def start(mta: LegacyMTA, run: Run, tmp_path: Path) -> Callable[..., Proxy]:
-    """Return what starts the program with limits."""
+    """Return a function that starts the program with limits."""
 
     def starts(limits: str, listener: str = "", **options: object) -> Proxy:
         file = tmp_path / "p"

@@ -27,7 +27,7 @@ def write(path: Path, mta: LegacyMTA, *listeners: str, admin: str = "") -> Path:
 
 
 def plain_hosts(program: Program) -> list[str]:
-    """Return where clients came from, as the log has it."""
+    """Return the clients' addresses in the log."""
     closed = [fields for fields in program.log() if fields["event"] == "session_closed"]
     return [fields["client_ip"] for fields in closed]
 
@@ -65,7 +65,7 @@ def test_the_admin_address_serves_both_families(mta: LegacyMTA, run: Run, tmp_pa
 def test_a_reload_moves_ipv4_between_listeners_without_refusing_a_client(
     mta: LegacyMTA, run: Run, tmp_path: Path, host: str
 ) -> None:
-    """From the one listener to another and back; all of it by the same socket."""
+    """From one listener to another and back, all with the same socket."""
     port = free_port()
     file = tmp_path / "p"
     everything = f'"[::]:{port}"'
@@ -123,7 +123,7 @@ def by_systemd(host: str, port: int) -> tuple[str, ...]:
 
 
 def test_a_socket_from_systemd_serves_both_families(mta: LegacyMTA, run: Run) -> None:
-    """One socket for both: its IPv4 clients are known by IPv4 addresses all the same."""
+    """One socket for both families: its IPv4 clients have IPv4 addresses even so."""
     port = free_port()
     program = run("-l", "fd:smtp", "-b", mta.address, argv=by_systemd("::", port))
     program.event("listening")

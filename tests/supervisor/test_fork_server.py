@@ -1,4 +1,4 @@
-"""The fork server: what it forks has all it needs, and its own end is noticed."""
+"""The fork server: its workers have everything loaded, and its end is detected."""
 
 import json
 import signal
@@ -47,7 +47,7 @@ def is_open(port: int) -> bool:
 def test_a_worker_imports_nothing_after_the_fork(
     mta: LegacyMTA, run: Run, tmp_path: Path, form: str
 ) -> None:
-    """Else it could be the code of another version, which an upgrade has put there meanwhile."""
+    """Otherwise it could load the code of another version that an upgrade has installed."""
     authority, pem = trustme.CA(), tmp_path / "mx.pem"
     authority.issue_cert("mx.example").private_key_and_cert_chain_pem.write_to_path(pem)
     context = ssl.create_default_context()

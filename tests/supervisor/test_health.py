@@ -1,4 +1,4 @@
-"""`smtpproxy health`, in each state that a service can be in."""
+"""`smtpproxy health` in each state of a service."""
 
 import os
 import signal
@@ -37,7 +37,7 @@ def health(path: Path, *options: str) -> tuple[int, str]:
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    """Where the first program runs, and has its control socket."""
+    """The directory of the first program, with its control socket."""
     return tmp_path / "run0"
 
 

@@ -1,4 +1,4 @@
-"""Active checks: what they find, and when nothing was found out."""
+"""Active health checks: their results, and errors without a result."""
 
 import asyncio
 import errno
@@ -15,7 +15,7 @@ from smtpproxy.worker.control_messages import Health
 async def test_a_shortage_of_this_machine_is_no_result_and_the_check_is_repeated(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A supervisor without descriptors would else take every server for down."""
+    """Otherwise a supervisor without descriptors would mark every server as down."""
     outcomes: list[OSError | str] = [OSError(errno.EMFILE, "Too many open files"), ""]
 
     async def check(server: Server, hostname: str, limit_s: float) -> str:  # noqa: ARG001

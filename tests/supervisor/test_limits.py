@@ -1,4 +1,4 @@
-"""Limits of the whole service: new clients are turned away, old ones are served."""
+"""Limits of the whole service: new clients are refused, and open sessions are served."""
 
 import resource
 import smtplib

@@ -21,7 +21,7 @@ from tests.support.programs import require_root
 HEADER = b"PROXY TCP4 192.0.2.7 198.51.100.1 4711 25\r\n"
 IN_FRONT = 'proxy_protocol = ["127.0.0.0/8"]'
 MOST = 100
-"""Sessions of one client with several workers, where a round may overtake who has begun it."""
+"""Sessions of one client with several workers, where a loop may take a few rounds."""
 REFUSED = b"421 4.4.6 "
 
 Run = Callable[..., Program]
@@ -38,7 +38,7 @@ def rounds(
     inside: ssl.SSLContext | None = None,
     workers: int = 1,
 ) -> tuple[bytes, Counter[str]]:
-    """Let one client come; return what it got, and how many sessions ended for which reason."""
+    """Connect one client; return what it got, and the number of sessions by reason of their end."""
     port = free_port()
     file = work / "p.toml"
     file.write_text(
@@ -77,7 +77,7 @@ WAYS = {
 
 
 def check_gone_at_once(closed: Counter[str]) -> None:
-    """Check that no client came round twice.
+    """Check that the loop ended in time.
 
     A server that gets the client's address is then checked in the proxy's own name, as a client of
     its own: the check may come round as well, before the program ends.

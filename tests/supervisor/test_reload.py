@@ -64,7 +64,7 @@ def test_an_open_session_continues_and_new_ones_use_the_new_settings(
 def test_a_crashed_worker_is_replaced_by_one_with_the_same_certificate(
     run: Run, file: File, tmp_path: Path
 ) -> None:
-    """What lies on the disk meanwhile may be half of a new pair; the old one is kept for this."""
+    """The files on disk may be half of a new pair by then, so the old contents are kept."""
     authority, pem = trustme.CA(), tmp_path / "mx.pem"
     authority.issue_cert("mx.example").private_key_and_cert_chain_pem.write_to_path(pem)
     file.write("127.0.0.1:0", more=f'tls = "starttls"\ncertificate = "{pem}"')

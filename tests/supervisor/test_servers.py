@@ -1,4 +1,4 @@
-"""Servers, as all workers see them: one event for each change, one queue for the places."""
+"""Servers with several workers: one event for each change, one queue for connection slots."""
 
 import contextlib
 import os
@@ -30,7 +30,7 @@ def _greeted(clients: list["Client"]) -> "Client | None":
 
 
 class Client:
-    """A client that waits for its greeting, and at most says NOOP."""
+    """A client that waits for its greeting, and sends at most NOOP."""
 
     def __init__(self, port: int, source: str = "127.0.0.1") -> None:
         self._socket = socket.create_connection(("127.0.0.1", port), source_address=(source, 0))
@@ -38,7 +38,7 @@ class Client:
         self.got = b""
 
     def greeting(self) -> bytes | None:
-        """Return what has come, if a line has."""
+        """Return the next line, if there is one."""
         try:
             self.got += self._socket.recv(1000)
         except BlockingIOError:
@@ -46,7 +46,7 @@ class Client:
         return self.got if self.got.endswith(b"\n") else None
 
     def noop(self) -> bytes | None:
-        """Say NOOP; return the last reply, if it is not positive."""
+        """Send NOOP; return the last reply if it is not positive."""
         with contextlib.suppress(OSError):  # the proxy has closed
             self._socket.send(b"NOOP\r\n")
         last = (self.greeting() or b"").split(b"\r\n")[-2:-1]
@@ -140,7 +140,7 @@ def test_a_client_that_has_waited_too_long_for_a_slot_gets_421(
 def test_one_address_does_not_hold_every_slot(
     mta: LegacyMTA, run: Run, tmp_path: Path, workers: str
 ) -> None:
-    """It holds all of them, says NOOP now and then, and waits for more of them."""
+    """It holds all slots, sends NOOP now and then, and waits for more slots."""
     more = "max_connections = 10\nmax_wait = 4"
     program = run("-c", write(tmp_path / "p", [mta.address], more), "-w", workers)
     port = program.port()

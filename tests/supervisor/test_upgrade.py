@@ -1,4 +1,4 @@
-"""The upgrade of a running service: the new version as a whole, or the old one as it was.
+"""The upgrade of a running service: the new version takes over completely, or not at all.
 
 Real wheels in a virtual environment of their own. Each version names itself in a reply of the
 proxy's own, and spells one setting differently.
@@ -69,7 +69,7 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 class Installation:
-    """A virtual environment with one version, of which another may take the place."""
+    """A virtual environment with one version, which another may replace."""
 
     def __init__(self, directory: Path, wheels: dict[str, Path]) -> None:
         self.program = directory / "bin/smtpproxy"
@@ -82,7 +82,7 @@ class Installation:
         )
 
     def install(self, version: str) -> None:
-        """Put a version in the place of the one that there is, as `pip install -U` does."""
+        """Replace the installed version, as `pip install -U` does."""
         options = ["--quiet", "--no-deps", "--no-index", "--disable-pip-version-check"]
         subprocess.run(
             [
@@ -95,7 +95,7 @@ class Installation:
 
 
 class Session:
-    """A client that asks who serves it."""
+    """A client that checks which version serves it."""
 
     def __init__(self, port: int) -> None:
         self._client = smtplib.SMTP("127.0.0.1", port, timeout=20)
@@ -108,7 +108,7 @@ class Session:
         self._client.sendmail("a@example.org", ["b@example.org"], b"Subject: x\r\n\r\ntext\r\n")
 
     def reply(self) -> tuple[int, bytes]:
-        """Return a reply that was not asked for, and close."""
+        """Return an unsolicited reply, and close."""
         reply = self._client.getreply()
         self._client.close()
         return reply
@@ -118,7 +118,7 @@ class Session:
 
 
 class Load:
-    """Clients that come and go, until `stop`."""
+    """Clients that connect and close, until `stop`."""
 
     def __init__(self, port: int, clients: int) -> None:
         self.failed: list[Exception] = []
@@ -142,7 +142,7 @@ class Load:
                 self.failed.append(error)
 
     def more(self) -> None:
-        """Wait until all sessions that are under way now have ended, and as many others."""
+        """Wait until all current sessions have ended, and as many new ones."""
         count = len(self.served) + 3 * len(self._threads)
         eventually(lambda: len(self.served) >= count or self.failed or None, "sessions")
 
@@ -204,7 +204,7 @@ def served_by(port: int) -> str:
 
 
 def logged(program: Program, event: str) -> dict[str, Any]:
-    """Wait for a log line, wherever it stands: two processes write at the same time."""
+    """Wait for a log line anywhere in the output, since two processes write it."""
 
     def look() -> dict[str, Any] | None:
         return next((fields for fields in program.log() if fields["event"] == event), None)
@@ -286,7 +286,7 @@ def test_a_service_hands_over_to_the_new_version_under_load(
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """A copy of the package: any of its files may change."""
+    """A copy of the package, whose files may be changed."""
     return Path(shutil.copytree(ROOT / "smtpproxy", tmp_path / "copy/smtpproxy"))
 
 

@@ -1,4 +1,4 @@
-"""Workers: they share the work, and one that is lost is replaced."""
+"""Workers share the work, and a lost one is replaced."""
 
 import contextlib
 import fcntl
@@ -58,7 +58,7 @@ def test_a_hanging_worker_is_replaced(mta: LegacyMTA, run: Run, tmp_path: Path) 
 
 
 def test_no_worker_hangs_because_of_a_blocked_log(mta: LegacyMTA, tmp_path: Path) -> None:
-    """Lines longer than the pipe's room: they are lost, and the mail goes on."""
+    """Lines longer than the pipe's buffer are lost, and mail is not affected."""
     file = tmp_path / "p.toml"
     file.write_text("timeouts = { heartbeat = 2 }\nlog = { level = 'debug' }")
     port = free_port()
