@@ -1,4 +1,4 @@
-"""Hostile peers on both sides under load: honest clients are served, and nothing is held in the end.
+"""Hostile peers on both sides under load: honest clients are served, and nothing stays held.
 
 About $SMTPPROXY_CHAOS_S seconds; another course of it: $SMTPPROXY_CHAOS_SEED.
 """
