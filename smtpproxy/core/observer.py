@@ -29,7 +29,7 @@ class SessionSummary:
     backend_octets: int
     """The number of octets from the backend."""
     probe: bool = False
-    """Whether nobody wanted to send mail: a connection that left without a word, or a probe."""
+    """Whether it was only a check: a connection without any data, or a health probe."""
 
 
 @dataclass(frozen=True, slots=True)

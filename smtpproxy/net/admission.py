@@ -88,7 +88,7 @@ class Admission:
         self._shared_counters = shared_counters
         self._hostname = hostname
         self._observer = observer
-        self._nobody = shared_counters.slots(b"")
+        self._uncounted = shared_counters.slots(b"")
         self._slots_of = lru_cache(ADDRESSES_KNOWN)(self._find_slots)
         self._address_of = lru_cache(ADDRESSES_KNOWN)(self._find_address)
         self.lag = 0.0
@@ -166,7 +166,7 @@ class Admission:
             reason = "sessions"
         elif self.lag > bounds.event_loop_lag > 0:
             reason = "event_loop_lag"
-        elif slots is self._nobody:
+        elif slots is self._uncounted:
             pass
         elif (
             bounds.sessions_per_address
@@ -203,10 +203,10 @@ class Admission:
     def _find_slots(self, host: str) -> CounterSlots:
         bounds = self._bounds
         if not host or not (bounds.sessions_per_address or bounds.new_sessions_per_minute):
-            return self._nobody
+            return self._uncounted
         address, counted = self._addresses(host)
         if any(address in network or counted in network for network in bounds.exempt):
-            return self._nobody
+            return self._uncounted
         return self._shared_counters.slots(counted.packed[:8])
 
     def _find_address(self, host: str) -> bytes:

@@ -120,7 +120,7 @@ class PreSession(asyncio.Protocol):
 
     def _cut_short(self) -> None:
         if not self._octets and self._handshake is None:
-            self._turn_away("client_lost", "")  # it only looked whether somebody is here
+            self._turn_away("client_lost", "")  # a check by a load balancer
             return
         self._turn_away(
             "bad_proxy_header" if self._owes_header else "client_tls_failed", "cut short"

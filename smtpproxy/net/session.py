@@ -164,7 +164,7 @@ class Session:
                     self.give_up_server(why_not, now)
             if octets:
                 pipeline.backend_received(octets, now)
-        except Exception as error:  # noqa: BLE001  the outermost callback: nobody above could close
+        except Exception as error:  # noqa: BLE001  the outermost callback: no caller could close
             self._break_down(error, now)
         if pipeline.ended:
             self._end(now)
@@ -227,7 +227,7 @@ class Session:
         self.octets_client += len(octets)
         try:
             pipeline.client_received(octets, now)
-        except Exception as error:  # noqa: BLE001  the outermost callback: nobody above could close
+        except Exception as error:  # noqa: BLE001  the outermost callback: no caller could close
             self._break_down(error, now)
         if pipeline.framer.mistaken_end is not None:
             self.observer.noted("content_not_ended", kind=pipeline.framer.mistaken_end.kind)

@@ -414,7 +414,7 @@ class Supervisor:
         """Serve until a signal ends the service, or until no session is left after a hand-over."""
         tasks = [
             asyncio.create_task(self._end_wanted.wait(), name="end"),
-            asyncio.create_task(self._until_nobody_is_left(), name="no session left"),
+            asyncio.create_task(self._until_no_session_is_left(), name="no session left"),
         ]
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in tasks:
@@ -422,7 +422,7 @@ class Supervisor:
         if self._end_wanted.is_set():
             await self._drain()
 
-    async def _until_nobody_is_left(self) -> None:
+    async def _until_no_session_is_left(self) -> None:
         await self._handed_over.wait()
         await self._wait_for_all()
 
