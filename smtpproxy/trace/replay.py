@@ -162,6 +162,8 @@ class _Player:
                 if each.verb == "DATA" and reply[:3] != each.reply[:3]:
                     self._result.stopped = "the reply to DATA differs, so no content can follow"
                     return False
+            async with asyncio.timeout(REPLY_LIMIT_S):
+                await sending  # a server may reply before it has read all
         finally:
             sending.cancel()
             with contextlib.suppress(asyncio.CancelledError, OSError):
@@ -169,12 +171,23 @@ class _Player:
         return True
 
     async def _send(self, group: list[Exchanged]) -> None:
-        """Send a group while its replies are read: a server may wait until they are."""
+        """Send a group, in one write if it is short, while its replies are read.
+
+        A server may wait until they are.
+        """
+        unsent = bytearray()
         for each in group:
             for piece in played_pieces(each):
-                self._writer.write(piece)
-                await self._writer.drain()
-                self._moved = asyncio.get_running_loop().time()
+                unsent += piece
+                if len(unsent) > len(FILLER):
+                    await self._write(bytes(unsent))
+                    unsent.clear()
+        await self._write(bytes(unsent))
+
+    async def _write(self, octets: bytes) -> None:
+        self._writer.write(octets)
+        await self._writer.drain()
+        self._moved = asyncio.get_running_loop().time()
 
     async def _take(self, exchange: Exchanged) -> str:
         loop = asyncio.get_running_loop()

@@ -1,5 +1,6 @@
 """Trace files of a stranger: whatever is in them, each command ends soon, with a clear line."""
 
+import asyncio
 import base64
 import gzip
 import os
@@ -371,6 +372,21 @@ class TestBounds:
         assert result.stopped == "content of 50000000000 bytes is too long"
         assert [each.exchange.verb for each in result.played] == ["NOOP"]
 
+    async def test_a_group_is_sent_in_one_write(self, file: Path) -> None:
+        """Long content is not: it is sent in pieces."""
+        content = {"verb": "end_of_data", "command": "", "content_bytes": 1_000_000}
+        file.write_bytes(
+            lines(OPENED, *[EXCHANGE] * 3, EXCHANGE | content | {"framed": 2.5}, CLOSED)
+        )
+        sink = Sink()
+        reader = asyncio.StreamReader()
+        reader.feed_data(b"250 ok\r\n" * 9)
+        session = TraceReader(file).session("s1")
+        await replay_module.play(session, reader, sink, as_fast=True)  # type: ignore[arg-type]
+        assert sink.writes[0] == b"NOOP\r\n" * 3
+        assert sum(map(len, sink.writes[1:])) == 1_000_003
+        assert max(map(len, sink.writes)) < 200_000
+
     async def test_a_pause_of_years_is_cut_short(
         self, file: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -420,6 +436,22 @@ def limited(*arguments: str) -> "subprocess.CompletedProcess[str]":
         check=False,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (3 << 29, 3 << 29)),
     )
+
+
+class Sink:
+    """Takes what is sent, as a stream does."""
+
+    def __init__(self) -> None:
+        self.writes: list[bytes] = []
+
+    def write(self, octets: bytes) -> None:
+        self.writes.append(octets)
+
+    async def drain(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 class TestSession:
