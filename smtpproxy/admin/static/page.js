@@ -75,7 +75,7 @@ function connect() {
 
 async function again() {
   const ended = source;
-  const why = await fetch("healthz").then((told) => told.status, () => 0);
+  const why = await fetch("page.js", {cache: "no-store"}).then((told) => told.status, () => 0);
   shutOut = why === 401;
   drawState();
   if (shutOut) return;
