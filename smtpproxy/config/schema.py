@@ -396,7 +396,9 @@ class LimitSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     limit, which ends the session.
     """
     recipients: Annotated[int, _whole(0, zero="no limit")] = 0
-    """Accepted recipients of a message; further ones get 452 4.5.3."""
+    """Accepted recipients of a message; further ones get 452 4.5.3. LIMITS RCPTMAX (RFC 9422) is
+    lowered to it, or announced if the MTA has none.
+    """
 
 
 class TimeoutSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

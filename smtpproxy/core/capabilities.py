@@ -50,6 +50,9 @@ RFC 4422 appendix A, RFC 5802 section 6.  They cannot work if TLS ends at the pr
 """
 
 
+_LIMITS: Final = re.compile(rb"(?i)LIMITS( .*)?")
+
+
 @dataclass(frozen=True, slots=True)
 class CapabilityFilter:
     """Which capabilities a listener passes; keywords are in upper case."""
@@ -86,7 +89,9 @@ CACHED_OCTETS: Final = 4096
 """The longest EHLO reply whose filtered lines are cached; of many long ones a cache would grow."""
 
 
-def offer(reply: bytes, keep: CapabilityFilter, largest: int = 0) -> RewrittenOffer:
+def offer(
+    reply: bytes, keep: CapabilityFilter, largest: int = 0, recipients: int = 0
+) -> RewrittenOffer:
     """Rewrite the backend's positive EHLO reply, keeping first line and order; PIPELINING is last.
 
     Args:
@@ -94,17 +99,19 @@ def offer(reply: bytes, keep: CapabilityFilter, largest: int = 0) -> RewrittenOf
         keep: Which capabilities pass.
         largest: The limit of a message in octets, to which SIZE is lowered (RFC 1870 section 3);
             0 for no limit.
+        recipients: The limit of recipients of a message, to which RCPTMAX is lowered (RFC 9422
+            section 4.2), or which is announced if the backend has no RCPTMAX; 0 for no limit.
     """
     first, _, rest = reply.partition(b"\r\n")
     filtered = _filter_cached if len(rest) <= CACHED_OCTETS else _filter
-    kept, pipelining, chunking = filtered(rest, keep, largest)
+    kept, pipelining, chunking = filtered(rest, keep, largest, recipients)
     return RewrittenOffer(
         _multi_line(_code(reply), first, kept), pipelining=pipelining, chunking=chunking
     )
 
 
 def _filter(
-    rest: bytes, keep: CapabilityFilter, largest: int
+    rest: bytes, keep: CapabilityFilter, largest: int, recipients: int
 ) -> tuple[tuple[bytes, ...], bool, bool]:
     """Return the capabilities that pass, without their reply code, and the two flags."""
     lines = rest.split(b"\r\n")[:-1]
@@ -116,7 +123,7 @@ def _filter(
     ]
     if keep.ends_tls:
         kept = [line for line in map(_without_bound_mechanisms, kept) if line]
-    kept += _own(keep)
+    kept = [*_with_limit(kept, keep, recipients), *_own(keep)]
     chunking = b"CHUNKING" in words and keep.passes(b"CHUNKING")
     return tuple(kept), b"PIPELINING" in words, chunking
 
@@ -132,6 +139,30 @@ def _lowered(size: bytes, largest: int) -> bytes:
     return b"SIZE %d" % (min(offered, largest) if offered else largest)
 
 
+def _with_limit(lines: list[bytes], keep: CapabilityFilter, recipients: int) -> list[bytes]:
+    """Return capability lines in which RCPTMAX is at most `recipients`; LIMITS is added if missing.
+
+    They are unchanged if `recipients` is 0, or if LIMITS does not pass.
+    """
+    if not recipients or not keep.passes(b"LIMITS"):
+        return lines
+    if not any(map(_LIMITS.fullmatch, lines)):
+        return [*lines, b"LIMITS RCPTMAX=%d" % recipients]
+    return [_limited(line, recipients) for line in lines]
+
+
+def _limited(line: bytes, recipients: int) -> bytes:
+    """Return the capability LIMITS with RCPTMAX lowered or added; other lines unchanged."""
+    if not _LIMITS.fullmatch(line):
+        return line
+    words = line.split()
+    others = [each for each in words[1:] if each[:8].upper() != b"RCPTMAX="]
+    values = [each[8:] for each in words[1:] if each[:8].upper() == b"RCPTMAX="]
+    known = [int(each) for each in values if 0 < len(each) <= 20 and each.isdigit()]
+    most = min([recipients, *(each for each in known if each)])
+    return b" ".join([words[0], b"RCPTMAX=%d" % most, *others])
+
+
 def _without_bound_mechanisms(line: bytes) -> bytes:
     """Return a capability line without TLS-bound AUTH mechanisms; empty if none are left."""
     if line[:4].upper() != b"AUTH":
@@ -143,10 +174,16 @@ def _without_bound_mechanisms(line: bytes) -> bytes:
     return line[:5] + b" ".join(kept) if kept else b""
 
 
-def offer_for_helo(reply: bytes, keep: CapabilityFilter) -> bytes:
-    """Return the client's EHLO reply, given the HELO reply of a backend that knows only HELO."""
+def offer_for_helo(reply: bytes, keep: CapabilityFilter, recipients: int = 0) -> bytes:
+    """Return the client's EHLO reply, given the HELO reply of a backend that knows only HELO.
+
+    Args:
+        reply: The backend's reply.
+        keep: Which capabilities pass.
+        recipients: The limit of recipients of a message; 0 for none.
+    """
     first = reply.split(b"\r\n", 1)[0]
-    return _multi_line(_code(reply), first, _own(keep))
+    return _multi_line(_code(reply), first, (*_with_limit([], keep, recipients), *_own(keep)))
 
 
 def words(reply: bytes) -> dict[bytes, frozenset[bytes]]:

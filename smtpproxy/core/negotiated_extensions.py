@@ -26,14 +26,15 @@ class NegotiatedExtensions:
         """Process the backend's positive reply to EHLO, and return the reply for the client."""
         policy = self._policy
         keep = policy.secured_capabilities if self.backend_secure else policy.capabilities
-        offer = capabilities.offer(reply, keep, policy.message_bytes)
+        offer = capabilities.offer(reply, keep, policy.message_bytes, policy.recipients)
         self.pipelining = offer.pipelining and policy.use_pipelining
         self.chunking = offer.chunking
         return offer.reply
 
     def offer_for_helo(self, reply: bytes) -> bytes:
         """Return the client's EHLO reply, given the backend's reply to HELO."""
-        return capabilities.offer_for_helo(reply, self._policy.capabilities)
+        policy = self._policy
+        return capabilities.offer_for_helo(reply, policy.capabilities, policy.recipients)
 
     def may_follow(self, in_flight: list[Exchange]) -> bool:
         """Return whether another command may be sent before those in flight are answered.

@@ -2,6 +2,8 @@
 
 import tracemalloc
 
+import pytest
+
 from smtpproxy.core.capabilities import (
     NEVER_PASSED,
     PASSED,
@@ -101,3 +103,39 @@ def test_many_long_replies_of_a_backend_take_no_memory() -> None:
     finally:
         tracemalloc.stop()
     assert size < 64 * 1024
+
+
+@pytest.mark.parametrize(
+    ("offered", "shown"),
+    [
+        (b"", b"LIMITS RCPTMAX=50"),
+        (b"LIMITS RCPTMAX=1000", b"LIMITS RCPTMAX=50"),
+        (b"LIMITS RCPTMAX=20", b"LIMITS RCPTMAX=20"),
+        (b"limits rcptmax=1000 MAILMAX=5", b"limits RCPTMAX=50 MAILMAX=5"),
+        (b"LIMITS RCPTDOMAINMAX=1 RCPTMAX=51", b"LIMITS RCPTMAX=50 RCPTDOMAINMAX=1"),
+        (b"LIMITS MAILMAX=5", b"LIMITS RCPTMAX=50 MAILMAX=5"),
+        (b"LIMITS", b"LIMITS RCPTMAX=50"),
+        (b"LIMITS RCPTMAX=many RCPTMAX= RCPTMAX=0", b"LIMITS RCPTMAX=50"),
+        (b"LIMITS RCPTMAX=" + b"9" * 30, b"LIMITS RCPTMAX=50"),
+    ],
+)
+def test_rcptmax_is_at_most_the_limit_of_recipients(offered: bytes, shown: bytes) -> None:
+    """RFC 9422 section 4.2."""
+    lines = b"250-" + offered + b"\r\n" if offered else b""
+    found = offer(FIRST + lines + b"250 DSN\r\n", EVERYTHING, recipients=50)
+    assert b"\r\n250-" + shown + b"\r\n" in found.reply
+    assert found.reply.upper().count(b"LIMITS") == 1
+    unlimited = offer(FIRST + lines + b"250 DSN\r\n", EVERYTHING).reply
+    assert (offered in unlimited) if offered else (b"LIMITS" not in unlimited)
+
+
+def test_limits_that_are_hidden_are_not_announced() -> None:
+    hides = CapabilityFilter(hide=frozenset([b"LIMITS"]))
+    assert b"LIMITS" not in offer(FIRST + b"250 LIMITS RCPTMAX=9\r\n", hides, recipients=5).reply
+    assert b"LIMITS" not in offer_for_helo(b"250 mx\r\n", hides, 5)
+
+
+def test_a_backend_that_knows_only_helo_gets_the_limit_announced() -> None:
+    assert offer_for_helo(b"250 mx\r\n", EVERYTHING, 5) == (
+        b"250-mx\r\n250-LIMITS RCPTMAX=5\r\n250 PIPELINING\r\n"
+    )
