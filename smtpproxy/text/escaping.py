@@ -75,10 +75,10 @@ def cut(text: str, most: int) -> str:
 
 
 def text_of(octets: bytes) -> str:
-    """Return octets as text that `octets_of` reads.
+    r"""Return octets as text that `octets_of` reads.
 
     UTF-8 (RFC 6531) stays as it is.  Any other octet, and each that JSON would not escape although
-    it could drive a terminal, becomes `\\xNN`; so a peer's backslash is doubled.
+    it could drive a terminal, becomes `\xNN`; so a peer's backslash is doubled.
     """
     if is_plain(octets):
         return octets.decode("ascii")
@@ -92,7 +92,7 @@ def text_of(octets: bytes) -> str:
 
 
 def compact_text_of(octets: bytes) -> str:
-    """Return `text_of` of octets, or what is shorter in JSON: `\\=` and base64.
+    r"""Return `text_of` of octets, or what is shorter in JSON: `\=` and base64.
 
     So no octet takes much more than one, and none costs much more time than another.
     """

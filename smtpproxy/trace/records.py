@@ -1,11 +1,11 @@
-"""Records: what trace files hold and what the live page gets, one JSON object for each.
+r"""Records: what trace files hold and what the live page gets, one JSON object for each.
 
 A session is `opened`, `connected`, any number of `exchange`, and `closed`, all with its id; `noted`
 records come where it happened.  Moments (`at`, `opened`, `framed`, `sent`, `replied`, `flushed`)
 are seconds since 1970, of one clock that never goes back within a worker; 0 or left out: it has not
 happened.  A field with its default is left out.  Text of peers is that of
 `smtpproxy.text.escaping`, without the CRLF at its end; in a file, long text that would grow is
-`\\=` and base64, which `decode` turns back, but for content.
+`\=` and base64, which `decode` turns back, but for content.
 
 The first line of each file is a `trace_file` record with the version of this schema.  The bounds in
 the types are those of what is read: no record that this file makes is beyond them.
