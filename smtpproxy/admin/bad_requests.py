@@ -1,7 +1,7 @@
-"""Bad requests to the admin address, as the log shows them: how many, never what was in them.
+"""Bad requests to the admin address: the log shows their number, and nothing of their content.
 
-The HTTP library logs each request that it cannot parse, with a traceback that quotes it: the token
-too, and as often as a stranger likes.
+The HTTP library logs each request that it cannot parse, with a traceback that quotes the request
+and its token.  So a client could fill the log, and the token would be in it.
 """
 
 import logging
@@ -12,18 +12,18 @@ from aiohttp.http_exceptions import HttpProcessingError
 from smtpproxy.log import events, log
 
 LOGGED_EVERY_S = 1.0
-"""One line is logged in this time, with the number of requests since the last."""
+"""The shortest time between two lines; a line has the number of requests since the last."""
 
 
 def logger() -> logging.Logger:
-    """Return what the HTTP library is to log to."""
+    """Return the logger for the HTTP library."""
     made = logging.Logger("smtpproxy.admin")
     made.addHandler(_BadRequests())
     return made
 
 
 class _BadRequests(logging.Handler):
-    """Counts bad requests; logs a fault of the proxy itself with its traceback."""
+    """Counts bad requests; logs a bug in the proxy with its traceback."""
 
     def __init__(self) -> None:
         super().__init__()

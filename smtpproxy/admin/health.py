@@ -1,39 +1,39 @@
-"""Health and readiness: what is asked at the admin address and at the control socket.
+"""Health and readiness, for requests to the admin address and to the control socket.
 
-Everybody may ask, so an answer has names of backends and never an address.
+No token is needed, so an answer has names of backends and never an address.
 """
 
 from typing import Protocol
 
 _HEALTH, _READINESS = "/healthz", "/readyz"
 PATHS = (_HEALTH, _READINESS, f"{_READINESS}/{{backend}}")
-"""As the HTTP library writes them."""
+"""The paths, in the syntax of the HTTP library."""
 
 
 class HealthSource(Protocol):
-    """Knows how the service is."""
+    """The health of the service."""
 
     def why_not_ready(self, backend: str = "") -> str:
-        """Return why clients could not be served just now; empty if they could.
+        """Return why clients cannot be served now; empty if they can.
 
         Args:
-            backend: The one that is asked about; empty: whichever clients need.
+            backend: The name of one backend; empty for all that clients need.
 
         Raises:
             KeyError: There is no such backend.
         """
 
     async def wait_for_checks(self) -> None:
-        """Wait until each server has been checked once, but no longer than a moment."""
+        """Wait until each server has been checked once, for a short time at most."""
 
 
 def is_asked_for(path: str) -> bool:
-    """Tell whether a path is one of those here."""
+    """Return whether a path is one of `PATHS`."""
     return path in (_HEALTH, _READINESS) or path.startswith(f"{_READINESS}/")
 
 
 async def answer(path: str, source: HealthSource) -> tuple[int, str]:
-    """Return the status and the line of text for one of these paths."""
+    """Return the HTTP status and the line of text for one of `PATHS`."""
     if path == _HEALTH:
         return 200, "ok\n"
     backend = path[len(_READINESS) + 1 :]

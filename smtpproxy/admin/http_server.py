@@ -1,13 +1,14 @@
-"""The admin address: /metrics, health, readiness and the live page.
+"""The HTTP server of the admin address: /metrics, health, readiness and the live page.
 
-Whoever reaches it reads who writes to whom, so it belongs on loopback or a Unix socket; elsewhere a
-token is asked for, as `Authorization: Bearer` or once as `/?token=`, which a cookie then keeps.
-Health and readiness are for everybody.  Nothing is loaded from elsewhere, nothing is taken in, and
-no other site's page may read it or make a browser ask for it.
+It shows senders and recipients, so it belongs on loopback or a Unix socket.  Any other address
+needs a token: as `Authorization: Bearer`, or once as `/?token=`, which a cookie then keeps.  Health
+and readiness need none.  The page loads nothing from other sites, the server accepts no data, and
+pages of other sites can neither read it nor make a browser send requests to it.
 
-A connection waits until a request of it has been let in; then it has a seat.  Strangers can only
-take the places of those that wait, where the oldest goes for a new one: a request that comes at
-once is read in time, and an answer about health needs no seat.
+A connection is pending until one of its requests is authorized.  If too many are pending, the
+oldest is closed for a new one; authorized connections are counted separately.  So unauthenticated
+clients cannot block others: a request that follows its connection at once is read in time, and a
+health request can be answered on a pending connection.
 """
 
 import asyncio
@@ -25,19 +26,22 @@ from smtpproxy.metrics.exposition import CONTENT_TYPE, Exposition
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-WAITING = 200
-"""Connections that may wait: have sent no request that was let in; for one more the oldest goes.
+PENDING = 200
+"""The most pending connections; beyond them the oldest is closed for a new one.
 
-More than come in the few turns of the loop in which a request is read, `BACKLOG` in each.
+A request is read within a few turns of the event loop, each of which accepts at most `BACKLOG`
+connections, so this number is large enough.
 """
-SEATS = 200
-"""Connections that may stay open after a request that was let in.  Without bounds, whoever opens
-ever more could take all file descriptors, without which no worker can be replaced."""
+AUTHORIZED = 200
+"""The most authorized connections.
+
+Without a bound, one client could use up all file descriptors, and no worker could be replaced.
+"""
 BACKLOG = 20
-WAITING_S = 5.0
-"""How long a connection may wait."""
+PENDING_S = 5.0
+"""How long a connection may be pending."""
 UNREAD_S = 20.0
-"""Who does not read what the page is told for so long, is told no more."""
+"""A viewer that does not read an event for this long is disconnected."""
 COOKIE = "smtpproxy"
 STATIC = {
     "": ("index.html", "text/html"),
@@ -61,26 +65,31 @@ HEADERS = {
 # RFC 6750 section 3
 CHALLENGE = {**HEADERS, "WWW-Authenticate": "Bearer"}
 NEEDS_TOKEN = "a token is needed: as Authorization: Bearer TOKEN, or once as /?token=TOKEN\n"  # noqa: S105
+HOST_REFUSED = (
+    "the Host header must be an IP address or localhost; set admin.token to allow names\n"
+)
 
 
 class AdminServer:
-    """Serves HTTP.
+    """Serves the admin address.
 
-    token: who does not know it is not let in; empty where nobody else can come.
+    Args:
+        token: The token that requests need; empty for none.
+        source: The state of the service.
     """
 
     def __init__(self, token: str, source: StatusSource) -> None:
         self._token = token
         static = files("smtpproxy.admin") / "static"
-        # Read at once: an upgrade may put those of another version there.
+        # Read at start: an upgrade may replace the files by those of another version.
         self._bodies = {name: (static / name).read_bytes() for name, _ in STATIC.values()}
         self._source = source
         self._live_feed = LiveFeed(source)
         self._exposition = Exposition()
         self._servers: list[asyncio.Server] = []
         self._has_name = False
-        self._waiting: dict[web.RequestHandler, asyncio.TimerHandle] = {}  # the oldest first
-        self._seated: set[web.RequestHandler] = set()
+        self._pending: dict[web.RequestHandler, asyncio.TimerHandle] = {}  # the oldest first
+        self._authorized: set[web.RequestHandler] = set()
         app = web.Application(middlewares=[self._guard])
         app.router.add_get("/metrics", self._metrics)
         for path in health.PATHS:
@@ -96,7 +105,7 @@ class AdminServer:
         )
 
     async def start(self, sockets: Sequence[socket.socket]) -> None:
-        """Begin to serve at listening sockets, which stay the caller's."""
+        """Start to serve on listening sockets, which the caller keeps."""
         await self._runner.setup()
         self._has_name = any(each.family != socket.AF_UNIX for each in sockets)
         loop = asyncio.get_running_loop()
@@ -105,7 +114,7 @@ class AdminServer:
             self._servers.append(await loop.create_server(self._accept, sock=own, backlog=BACKLOG))
 
     async def stop(self) -> None:
-        """Serve no more."""
+        """Stop, and close all connections."""
         for server in self._servers:
             server.close()
         self._live_feed.close()
@@ -115,37 +124,37 @@ class AdminServer:
         server = self._runner.server
         assert server is not None
         handler = server()
-        if len(self._waiting) >= WAITING:
-            self._close_waiting(next(iter(self._waiting)))
-        timer = asyncio.get_running_loop().call_later(WAITING_S, self._close_waiting, handler)
-        self._waiting[handler] = timer
+        if len(self._pending) >= PENDING:
+            self._close_pending(next(iter(self._pending)))
+        timer = asyncio.get_running_loop().call_later(PENDING_S, self._close_pending, handler)
+        self._pending[handler] = timer
         return handler
 
-    def _close_waiting(self, handler: web.RequestHandler) -> None:
-        self._waiting.pop(handler).cancel()
+    def _close_pending(self, handler: web.RequestHandler) -> None:
+        self._pending.pop(handler).cancel()
         if handler.transport is not None:
             handler.transport.abort()
 
-    def _seat(self, handler: web.RequestHandler) -> bool:
-        """Let a connection stay open; tell whether there is room for it."""
-        if handler in self._seated:
+    def _authorize(self, handler: web.RequestHandler) -> bool:
+        """Count a connection as authorized; return whether there is room for it."""
+        if handler in self._authorized:
             return True
-        if len(self._seated) >= SEATS:
-            self._seated = {each for each in self._seated if each.transport is not None}
-        if len(self._seated) >= SEATS:
+        if len(self._authorized) >= AUTHORIZED:
+            self._authorized = {each for each in self._authorized if each.transport is not None}
+        if len(self._authorized) >= AUTHORIZED:
             return False
-        if handler in self._waiting:
-            self._waiting.pop(handler).cancel()
-        self._seated.add(handler)
+        if handler in self._pending:
+            self._pending.pop(handler).cancel()
+        self._authorized.add(handler)
         return True
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Let nobody in who is not to see this."""
+        """Refuse requests without the token, and requests that pages of other sites cause."""
         if health.is_asked_for(request.path):
             return _last(await handler(request))
         if _is_from_elsewhere(request):
-            return _told(403, "other sites may not ask\n")
+            return _text(403, "requests from other sites are refused\n")
         if self._token:
             given = request.query.get("token", "")
             if request.path == "/" and self._is_token(given):
@@ -156,10 +165,10 @@ class AdminServer:
             if not (self._is_token(header) or self._is_token(request.cookies.get(COOKIE, ""))):
                 return _last(web.Response(status=401, text=NEEDS_TOKEN, headers=CHALLENGE))
         elif self._has_name and not _is_own_name(request.headers.get(hdrs.HOST, "")):
-            # A page of some other site, whose name was made to mean this address.
-            return _told(403, "ask by address, please\n")
-        if not self._seat(request.protocol):
-            return _last(_told(503, "too many connections\n"))
+            # DNS rebinding: the name of another site that resolves to this address.
+            return _text(403, HOST_REFUSED)
+        if not self._authorize(request.protocol):
+            return _last(_text(503, "too many connections\n"))
         return await handler(request)
 
     def _is_token(self, given: str) -> bool:
@@ -170,19 +179,19 @@ class AdminServer:
         return web.Response(body=body, headers={**HEADERS, "Content-Type": CONTENT_TYPE})
 
     async def _health(self, request: web.Request) -> web.Response:
-        return _told(*await health.answer(request.path, self._source))
+        return _text(*await health.answer(request.path, self._source))
 
     async def _static(self, request: web.Request) -> web.Response:
         found = STATIC.get(request.match_info["name"])
         if found is None:
-            return _told(404, "not found\n")
+            return _text(404, "not found\n")
         name, kind = found
         body = self._bodies[name]
         return web.Response(body=body, content_type=kind, charset="utf-8", headers=HEADERS)
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
         if self._live_feed.full:
-            return _told(503, "too many look already\n")
+            return _text(503, "too many viewers\n")
         viewer = self._live_feed.join()
         try:
             response = web.StreamResponse(headers={**HEADERS, "Content-Type": "text/event-stream"})
@@ -198,18 +207,18 @@ class AdminServer:
         return response
 
 
-def _told(status: int, text: str) -> web.Response:
+def _text(status: int, text: str) -> web.Response:
     return web.Response(status=status, text=text, headers=HEADERS)
 
 
 def _last(response: web.StreamResponse) -> web.StreamResponse:
-    """Have the connection closed after this response."""
+    """Close the connection after this response."""
     response.force_close()
     return response
 
 
 def _is_from_elsewhere(request: web.Request) -> bool:
-    """Tell whether a page of another site has made a browser ask; a link may lead to the page."""
+    """Return whether a page of another site caused the request; a link to the page is allowed."""
     site = request.headers.get("Sec-Fetch-Site", "none")
     if site in ("none", "same-origin"):
         return False
@@ -217,7 +226,7 @@ def _is_from_elsewhere(request: web.Request) -> bool:
 
 
 def _is_own_name(host: str) -> bool:
-    """Tell whether no other site can have this name; what is no browser may leave it out."""
+    """Return whether no other site can have this Host; a client that is no browser may omit it."""
     name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
     if name in ("", "localhost"):
         return True

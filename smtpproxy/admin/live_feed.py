@@ -15,9 +15,9 @@ KEPT_SESSIONS = 200
 KEPT_BYTES = 4 * 1024 * 1024
 """What they take together, as they are sent; the oldest go."""
 MAX_VIEWERS = 16
-"""So many may look at once."""
+"""The most viewers at once."""
 UNHEARD = 3
-"""An open session of which no worker has told so many times is followed no more."""
+"""After this many events without a report from its worker, an open session counts as lost."""
 WAITING = 4
 """Events that may wait for a slow reader; it misses those beyond."""
 INTERVAL_S = 1.0
@@ -27,12 +27,13 @@ class StatusSource(HealthSource, Protocol):
     """Where figures come from."""
 
     def snapshot(self) -> MetricsSnapshot:
-        """Return the figures of the whole service."""
+        """Return the metrics of the whole service."""
 
     def look(self, *, anew: bool = False) -> None:
-        """Somebody looks: figures are to have the list `sessions` for the next few seconds.
+        """Make snapshots include sessions for the next few seconds, since the page is open.
 
-        anew: with all sessions that workers know, not only those that change.
+        Args:
+            anew: Whether to include all sessions once, not only those that changed.
         """
 
     def listeners(self) -> list[str]:
@@ -40,10 +41,10 @@ class StatusSource(HealthSource, Protocol):
 
 
 class KeptSession(NamedTuple):
-    """A session as it was told last."""
+    """The last state of a session."""
 
     told: bytes
-    """In JSON."""
+    """As the page gets it."""
     open: bool
 
 
@@ -106,7 +107,7 @@ class LiveFeed:
                 viewer.put_nowait(event)
 
     def _take(self, snapshot: MetricsSnapshot) -> list[KeptSession]:
-        """Take in what workers told of sessions, and return what is new in it."""
+        """Keep the sessions of a snapshot; return those that changed."""
         changed = []
         for item in snapshot.lists.get("sessions", []):
             session = cast("dict[str, Any]", item)
@@ -126,7 +127,7 @@ class LiveFeed:
         self._sessions[name] = kept
 
     def _leave_lost(self, heard: set[object]) -> list[KeptSession]:
-        """Find sessions whose worker is gone, or keeps others now: their end is never told."""
+        """Return the open sessions that no worker reports any more, marked as such."""
         was, self._unheard = self._unheard, {}
         lost = []
         for name, kept in list(self._sessions.items()):

@@ -1,8 +1,8 @@
-"""Recent sessions: a sample of those of now and of a moment ago, for whoever looks at the page.
+"""Recent sessions: a sample of open and recently closed sessions, for the live page.
 
-Bounded in every direction: so many sessions a second are taken, so many are kept, with so many
-exchanges and octets of each, and cut where they are long.  While nobody looks, only what the list
-of sessions shows is kept of each: a few exchanges and the last transaction.
+The sample is bounded: sessions in a second, sessions in all, exchanges and octets of each session,
+and the length of each line.  While no page is open, only what the list of sessions shows is kept of
+each session: a few exchanges and the last transaction.
 """
 
 from collections import OrderedDict, deque
@@ -21,29 +21,31 @@ from smtpproxy.text.escaping import text_of
 from smtpproxy.trace import records
 
 PER_SECOND = 20
+"""The most sessions that are sampled in a second."""
 KEPT_SESSIONS = 60
 KEPT_EXCHANGES, KEPT_LAST = 120, 20
 """Of each session: its first exchanges, and its last ones."""
 KEPT_UNSEEN, KEPT_WRONG = 8, 2
-"""While nobody looks: its first exchanges (those of one message), and the last that went wrong."""
+"""While no page is open: its first exchanges (those of one message), and the last that failed."""
 KEPT_LINE, KEPT_OCTETS = 400, 24 * 1024
-"""Of each line and reply; of all those of a session, before which the first ones end."""
+"""The octets kept of a line or reply, and of all the first exchanges of a session."""
 KEPT_MESSAGES = KEPT_RECIPIENTS = 20
 KEPT_ADDRESSES = 2048
-"""Of the recipients of one transaction so many characters."""
+"""The most characters kept of the recipients of one transaction."""
 KEPT_STEPS = 4
 LOOK_S = 5.0
-"""For so long after it was told so, somebody looks."""
+"""How long the page counts as open after `look` was called."""
 TURN_S = 0.01
-"""For so long sessions are made ready to be sent at once; the others' turn is a second later."""
+"""How long one call prepares sessions for the page; the rest are prepared a second later."""
 
 
 class RecentTransaction(Struct):
-    """What a transaction came to; `to` are its first recipients, the refused ones with codes."""
+    """The outcome of a transaction."""
 
     outcome: str
     sender: str
     to: list[str]
+    """Its first recipients; the refused ones with their replies."""
     accepted: int
     refused: int
     size_bytes: int
@@ -51,10 +53,10 @@ class RecentTransaction(Struct):
 
 
 class RecentSessions:
-    """Keeps a sample of a worker's sessions.
+    """Keeps a sample of a worker's sessions."""
 
-    watched: somebody looks, or has done so a moment ago.
-    """
+    watched: bool
+    """Whether the page is open, or was within the last `LOOK_S`."""
 
     def __init__(self) -> None:
         self.offset = time() - monotonic()
@@ -71,7 +73,7 @@ class RecentSessions:
         backend: str,
         client: str,
     ) -> "RecentSession | None":
-        """Begin to keep a session, if not enough of this second are kept already."""
+        """Sample a session, if fewer than `PER_SECOND` have been sampled in this second."""
         now = monotonic()
         if int(now) != self._second:
             self._second, self._taken = int(now), 0
@@ -85,19 +87,23 @@ class RecentSessions:
         return kept
 
     def _drop(self) -> None:
-        """Forget the oldest that is over, or else the oldest."""
+        """Remove the oldest closed session; if none is closed, the oldest."""
         over = next((name for name, each in self._sessions.items() if each.over), None)
         self._sessions.pop(over or next(iter(self._sessions)))
 
     def forget(self, session: str) -> None:
-        """Keep a session no longer."""
+        """Remove a session."""
         self._sessions.pop(session, None)
 
     def server_changed(self, backend: str, server: str, up: bool, reason: str) -> None:
         """Keep nothing."""
 
     def look(self, *, anew: bool = False) -> None:
-        """Learn that somebody looks at the page; anew: who has been told of no session yet."""
+        """Count the page as open for the next `LOOK_S`.
+
+        Args:
+            anew: Whether to report all sessions once, not only those that changed.
+        """
         if anew or not self.watched:
             for each in self._sessions.values():
                 each.changed = True
@@ -105,7 +111,7 @@ class RecentSessions:
         self._looked = monotonic()
 
     def _is_watched(self) -> bool:
-        """Tell whether somebody looks; once nobody does, forget what was kept for that."""
+        """Return whether the page is open; when it no longer is, free what was kept for it."""
         if self.watched and monotonic() - self._looked > LOOK_S:
             self.watched = False
             for each in self._sessions.values():
@@ -113,23 +119,23 @@ class RecentSessions:
         return self.watched
 
     def changed(self) -> list[object]:
-        """Return what has changed since the last time, as plain values; nothing if nobody looks.
+        """Return the sessions that changed since the last call, as plain values.
 
-        What takes long to make is left for the next time.
+        While no page is open there are none.  After `TURN_S`, the rest is left for the next call.
         """
         if not self._is_watched():
             return []
         until = monotonic() + TURN_S
-        told: list[object] = []
+        found: list[object] = []
         for each in self._sessions.values():
             if each.changed:
-                told.append(each.told())
+                found.append(each.as_plain())
                 if monotonic() > until:
                     break
-        return told
+        return found
 
     def open(self) -> list[object]:
-        """Return the names of those that are not over; nothing if nobody looks."""
+        """Return the ids of the open sessions; none while no page is open."""
         if not self._is_watched():
             return []
         return [name for name, each in self._sessions.items() if not each.over]
@@ -157,7 +163,7 @@ class RecentSession:
         "_saved",
         "_summary",
         "_transactions",
-        "_was_told",
+        "_was_reported",
         "changed",
     )
 
@@ -187,12 +193,12 @@ class RecentSession:
         self._transactions: deque[RecentTransaction] = deque(maxlen=KEPT_MESSAGES)
         self._noted: list[records.Noted] = []
         self._summary: SessionSummary | None = None
-        self._was_told = False
+        self._was_reported = False
         self.changed = True
 
     @property
     def over(self) -> bool:
-        """Whether it is over."""
+        """Whether the session is closed."""
         return self._summary is not None
 
     def connected(
@@ -201,7 +207,7 @@ class RecentSession:
         source: Endpoint | None,  # noqa: ARG002
         ends: Callable[[], ConnectionEnds],
     ) -> None:
-        """Keep who is connected with whom."""
+        """Keep the addresses of both connections."""
         at, end = monotonic() + self._offset, ends()
         self._connected = records.Connected(
             self._id, at, server, end.client, end.listener, end.proxy, end.server
@@ -209,7 +215,7 @@ class RecentSession:
         self.changed = True
 
     def gave_up(self, server: str, reason: str) -> None:
-        """Keep nothing: its reply tells."""
+        """Keep nothing: the reply shows it."""
 
     def settled(self, exchanges: list[Exchange]) -> None:
         """Keep exchanges: the first ones, and the last ones."""
@@ -238,7 +244,7 @@ class RecentSession:
             self._last.popleft()
 
     def forget(self) -> None:
-        """Forget what the list does not show."""
+        """Remove what the list of sessions does not show."""
         if len(self._first) > KEPT_UNSEEN:
             del self._first[KEPT_UNSEEN:]
             self._room = 0
@@ -247,7 +253,7 @@ class RecentSession:
                 kept.popleft()
 
     def transaction(self, outcome: str, fields: Callable[[], dict[str, Any]]) -> None:
-        """Keep what a transaction came to."""
+        """Keep the outcome of a transaction."""
         self._messages += 1
         if not self._sample.watched:
             self._transactions.clear()
@@ -260,7 +266,7 @@ class RecentSession:
         self.changed = True
 
     def broken(self, error: Exception) -> None:
-        """Keep nothing: its reply shows it."""
+        """Keep nothing: the reply shows it."""
 
     def slowed(self) -> None:
         """Keep nothing."""
@@ -272,18 +278,18 @@ class RecentSession:
         """Keep how it ended."""
         self._summary = summary
         self.changed = True
-        if summary.probe and not self._was_told:
-            self._sample.forget(self._id)  # else probes would take the places of all others
+        if summary.probe and not self._was_reported:
+            self._sample.forget(self._id)  # else probes would displace all other sessions
 
-    def told(self) -> dict[str, object]:
-        """Return it as the page needs it, in plain values."""
+    def as_plain(self) -> dict[str, object]:
+        """Return the session for the page, in plain values."""
         self.changed = False
-        self._was_told = True
+        self._was_reported = True
         summary, connected = self._summary, self._connected
         client_ip, client_port = ip_and_port(self._client)
         missing = self._commands - len(self._first) - len(self._last)
         gap = [records.Gap(self._id, missing)] if missing else []
-        told: dict[str, object] = {
+        values: dict[str, object] = {
             "session": self._id,
             "opened": self._opened,
             "listener": self._listener,
@@ -306,14 +312,14 @@ class RecentSession:
                 *self._exchanged(self._last),
             ],
         }
-        return msgspec.to_builtins(told)  # type: ignore[no-any-return]  # a dict makes a dict
+        return msgspec.to_builtins(values)  # type: ignore[no-any-return]  # a dict makes a dict
 
     def _exchanged(self, exchanges: Collection[Exchange]) -> list[records.Exchanged]:
         return records.exchanged(self._id, list(exchanges), self._offset)
 
 
 def _shortened(exchange: Exchange) -> Exchange:
-    """Return it without more of its line and reply than the page has room for."""
+    """Return the exchange with its line and reply cut to what the page shows."""
     if len(exchange.line) <= KEPT_LINE and len(exchange.reply) <= KEPT_LINE and not exchange.steps:
         return exchange
     kept = copy(exchange)
@@ -343,7 +349,7 @@ def _transaction(outcome: str, fields: dict[str, Any]) -> RecentTransaction:
 
 
 def _first_of(addresses: list[str]) -> list[str]:
-    """Return as many addresses as are kept."""
+    """Return the addresses that are kept."""
     room = KEPT_ADDRESSES // 2
     kept = addresses[:KEPT_RECIPIENTS]
     for number, address in enumerate(kept):

@@ -1,6 +1,7 @@
-"""The client of the control socket: one question to the running service.
+"""The client of the control socket: one request to the running service.
 
-The standard library only, and little of it: what asks every few seconds must be quick.
+It uses little of the standard library and nothing else: `smtpproxy health` runs every few seconds,
+so it must start quickly.
 """
 
 import errno
@@ -16,16 +17,16 @@ _MOST_BYTES = 65536
 
 
 class NoAnswer(Exception):
-    """Nobody has answered; the text says why, and where."""
+    """There is no answer; the text gives the reason and the path of the socket."""
 
 
 def ask(path: str, places: Sequence[Path], deadline_s: float = DEADLINE_S) -> tuple[int, str]:
-    """Ask the service for a path of its control socket.
+    """Send a request to the service, and return its answer.
 
     Args:
-        path: What is asked for, such as `/readyz`.
-        places: Where the socket may be; the first that is served is asked.
-        deadline_s: Seconds until there must be an answer.
+        path: The path of the request, such as `/readyz`.
+        places: The possible paths of the socket; the first that accepts a connection is used.
+        deadline_s: How many seconds the service may take for its answer.
 
     Returns:
         The HTTP status, and the text without the end of its last line.
@@ -36,7 +37,7 @@ def ask(path: str, places: Sequence[Path], deadline_s: float = DEADLINE_S) -> tu
     deadline = monotonic() + deadline_s
     try:
         place, answer = _exchange(path, places, deadline)
-    except ConnectionError:  # a service that hands over to a new version may have dropped it
+    except ConnectionError:  # a service that hands over to a new version may have closed it
         try:
             place, answer = _exchange(path, places, deadline)
         except ConnectionError as error:
@@ -44,12 +45,16 @@ def ask(path: str, places: Sequence[Path], deadline_s: float = DEADLINE_S) -> tu
     head, _, text = answer.partition("\r\n\r\n")
     words = head.split(" ", 2)
     if len(words) < 3 or not words[1].isdecimal():
-        raise NoAnswer(f"what answers at {place} is not smtpproxy")
+        raise NoAnswer(f"the program that answers at {place} is not smtpproxy")
     return int(words[1]), text.rstrip("\n")
 
 
 def _exchange(path: str, places: Sequence[Path], deadline: float) -> tuple[Path, str]:
-    """Return where the service is, and its answer; raises ConnectionError if it closes on us."""
+    """Return the path of the socket, and the answer.
+
+    Raises:
+        ConnectionError: The service closed the connection without an answer.
+    """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(max(deadline - monotonic(), 0.001))
         place = _connect(connection, places)

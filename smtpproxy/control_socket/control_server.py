@@ -1,7 +1,7 @@
-"""The server of the control socket: HTTP/1.0, one request a connection.
+"""The server of the control socket: HTTP/1.0, one request for each connection.
 
-So `curl --unix-socket` can ask, too.  It needs no HTTP library, which a service without an admin
-address does not load.  Who may connect is a matter of the socket's mode.
+So `curl --unix-socket` works, too.  It uses no HTTP library, which a service without an admin
+address does not load.  The socket's mode decides which users may connect.
 """
 
 import asyncio
@@ -14,14 +14,18 @@ from smtpproxy.admin import health
 from smtpproxy.admin.health import HealthSource
 
 CONNECTIONS = 50
-"""So many may be open at once; one more is closed."""
+"""The most connections at once; further ones are closed."""
 DEADLINE_S = 10.0
 """How long a request and its answer may take together."""
 _MOST_BYTES = 4096
 
 
 class ControlServer:
-    """Answers what other commands ask."""
+    """Answers the requests of other commands.
+
+    Args:
+        source: The health of the service.
+    """
 
     def __init__(self, source: HealthSource) -> None:
         self._source = source
@@ -29,14 +33,14 @@ class ControlServer:
         self._open = 0
 
     async def start(self, sockets: Sequence[socket.socket]) -> None:
-        """Begin to serve at listening sockets, which stay the caller's."""
+        """Start to serve on listening sockets, which the caller keeps."""
         for each in sockets:
             own = each.dup()
             server = await asyncio.start_server(self._serve, sock=own, limit=_MOST_BYTES)
             self._servers.append(server)
 
     def stop(self) -> None:
-        """Accept no more connections; those that are open get their answer."""
+        """Accept no more connections; open ones still get their answer."""
         for server in self._servers:
             server.close()
         self._servers.clear()
@@ -64,7 +68,7 @@ class ControlServer:
                     return await health.answer(path, self._source)
                 return 404, "not found\n"
             case _:
-                return 400, "only GET is known here\n"
+                return 400, "only GET is supported\n"
 
 
 def _response(status: int, text: str) -> bytes:

@@ -1,7 +1,7 @@
-"""`smtpproxy health`: asks the running service how it is.
+"""`smtpproxy health`: asks the running service whether it is healthy.
 
-Load balancers and containers run it every few seconds, so it loads next to nothing
-(`smtpproxy.__main__`).
+Load balancers and containers run it every few seconds, so it loads as little as possible
+(see `smtpproxy.__main__`).
 """
 
 import os
@@ -22,19 +22,19 @@ from smtpproxy.control_socket import control_client, locations
       smtpproxy health --ready || echo "no mail through this host"
     """,
 )
-@click.option("--ready", is_flag=True, help="Ask whether clients can be served just now.")
+@click.option("--ready", is_flag=True, help="Ask whether clients can be served.")
 @click.option(
     "--control",
     type=click.Path(path_type=Path),
     metavar="PATH",
     envvar=locations.VARIABLE,
     show_envvar=True,
-    help="Where the service has its control socket, if it was told so.",
+    help="The path of the control socket, if the service was started with one.",
 )
 def health(*, ready: bool, control: Path | None) -> None:
-    """Ask the service that runs on this machine how it is.
+    """Ask the service on this machine whether it is healthy.
 
-    Prints one line; exit 0 if all is well, else 1, also if there is no service or no answer within
+    Prints one line, and exits 0 if it is; else 1, also if there is no service or no answer within
     5 seconds.
     """
     places = [control] if control else locations.of_commands(os.environ)

@@ -1,7 +1,7 @@
-"""Where the control socket is, for the service that makes it and for the commands that ask there.
+"""The path of the control socket, for the service that creates it and for commands that connect.
 
-The first of these that can be used: `$RUNTIME_DIRECTORY`, which systemd sets for a unit with
-`RuntimeDirectory=`; `/run/smtpproxy`; `$XDG_RUNTIME_DIR/smtpproxy`, which is the user's own.
+It is in the first of these directories that can be used: `$RUNTIME_DIRECTORY`, which systemd sets
+for a unit with `RuntimeDirectory=`; `/run/smtpproxy`; the user's own `$XDG_RUNTIME_DIR/smtpproxy`.
 """
 
 import os
@@ -10,14 +10,14 @@ from pathlib import Path
 
 NAME = "control.sock"
 VARIABLE = "SMTPPROXY_CONTROL"
-"""The environment variable in which a path can be given, as by `--control`."""
+"""The environment variable for the path, as `--control`."""
 SYSTEM = Path("/run/smtpproxy")
 
 
 def of_service(environ: Mapping[str, str]) -> Path | None:
-    """Return where the service makes its socket; None if there is no directory for it.
+    """Return the path at which the service creates its socket; None if no directory can be used.
 
-    The directory is made if need be.
+    The directory is created if it does not exist.
     """
     if given := _runtime_directory(environ):
         return given / NAME
@@ -32,7 +32,7 @@ def of_service(environ: Mapping[str, str]) -> Path | None:
 
 
 def of_commands(environ: Mapping[str, str]) -> list[Path]:
-    """Return where a service may be found, the first that answers being the one."""
+    """Return the possible paths of the socket, in the order in which they are tried."""
     given = _runtime_directory(environ)
     directories = [*([given] if given else []), SYSTEM, *_of_user(environ)]
     return [each / NAME for each in dict.fromkeys(directories)]

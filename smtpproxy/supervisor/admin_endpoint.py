@@ -1,4 +1,4 @@
-"""The admin endpoint: what the service shows at the admin address, which may move at a reload."""
+"""The admin endpoint: starts and stops the admin server as the settings change."""
 
 import socket
 from time import time
@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 
 
 class AdminEndpoint:
-    """Shows what a source tells, at the address that the settings name."""
+    """The admin server at the address of the settings, if there is one.
+
+    Args:
+        source: The state of the service.
+    """
 
     def __init__(self, source: "StatusSource") -> None:
         self._source = source
@@ -27,9 +31,11 @@ class AdminEndpoint:
         self._loaded = time()
 
     async def settle(self, settings: AdminSettings, sockets: list[socket.socket]) -> None:
-        """Follow settings that have come into force; `sockets` are those of the address.
+        """Apply new settings; if they differ, all admin connections are closed.
 
-        Who looks at the page has to come again if address or token are others now.
+        Args:
+            settings: The settings that are now in use.
+            sockets: The listening sockets of the address, which the caller keeps.
         """
         self._reload_failed, self._loaded = False, time()
         if settings == self._settings:
@@ -38,7 +44,7 @@ class AdminEndpoint:
         self._settings = settings
         if settings.address == Address():
             return
-        # The HTTP library is not loaded for nothing.
+        # The HTTP library is loaded only if it is used.
         from smtpproxy.admin.http_server import AdminServer
 
         self._admin = AdminServer(settings.token, self._source)
@@ -47,16 +53,16 @@ class AdminEndpoint:
             events.ADMIN_LISTENING.log(log.get(), address=name_of(each))
 
     def reload_failed(self) -> None:
-        """Learn that the settings that were to come into force did not."""
+        """Record that the last reload failed."""
         self._reload_failed = True
 
     def add_metrics(self, snapshot: MetricsSnapshot) -> None:
-        """Add which settings are in force: the last that there were?"""
+        """Add whether the last reload succeeded, and when the settings in use were read."""
         snapshot.put(definitions.CONFIG_LAST_RELOAD_SUCCESSFUL, int(not self._reload_failed))
         snapshot.put(definitions.CONFIG_LAST_RELOAD_SUCCESS_TIMESTAMP_SECONDS, self._loaded)
 
     async def close(self) -> None:
-        """Show nothing any more."""
+        """Stop the admin server."""
         if self._admin is not None:
             await self._admin.stop()
             self._admin = None

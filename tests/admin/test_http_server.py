@@ -209,7 +209,7 @@ class TestPaths:
                     if response.status == 200:
                         break
                     assert (response.status, await response.text()) == (
-                        *(503, "too many look already\n"),
+                        *(503, "too many viewers\n"),
                     )
                 await asyncio.sleep(0.01)
         for _, writer in stuck:
@@ -218,23 +218,23 @@ class TestPaths:
     async def test_a_connection_over_the_limit_gets_503_but_health_is_answered(
         self, url: str, client: ClientSession, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(server_module, "SEATS", 2)
+        monkeypatch.setattr(server_module, "AUTHORIZED", 2)
         address = url.removeprefix("http://").split(":")
-        seated = [await asyncio.open_connection(*address) for _ in range(2)]
-        for reader, writer in seated:
+        authorized = [await asyncio.open_connection(*address) for _ in range(2)]
+        for reader, writer in authorized:
             writer.write(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
         for path, status in (("/metrics", 503), ("/events", 503), ("/healthz", 200)):
             async with client.get(url + path) as response:
                 assert response.status == status
                 assert response.headers["Connection"] == "close"
-        seated[0][1].close()
+        authorized[0][1].close()
         async with asyncio.timeout(5):  # seen from outside only, so asked for again and again
             while True:
                 async with client.get(f"{url}/metrics") as response:
                     if response.status == 200:
                         break
-        seated[1][1].close()
+        authorized[1][1].close()
 
     async def test_events_report_sessions(
         self, url: str, source: Source, client: ClientSession, monkeypatch: pytest.MonkeyPatch
@@ -264,7 +264,7 @@ class TestPaths:
     async def test_a_slow_request_is_closed(
         self, url: str, said: bytes, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(server_module, "WAITING_S", 0.05)
+        monkeypatch.setattr(server_module, "PENDING_S", 0.05)
         address = url.removeprefix("http://").split(":")
         asks, asks_writer = await asyncio.open_connection(*address)
         asks_writer.write(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -331,7 +331,7 @@ class TestTokens:
         admin = AdminServer(TOKEN, source)
         address = (await start(admin)).removeprefix("http://").split(":")
         strangers = []
-        for _ in range(2 * server_module.WAITING):
+        for _ in range(2 * server_module.PENDING):
             strangers.append(await asyncio.open_connection(*address))
             strangers[-1][1].write(said)
         bearer = f"Authorization: Bearer {TOKEN}\r\n".encode()
