@@ -1,1 +1,1 @@
-"""The benchmark: smtpproxy beside what a user would pick instead, and its core alone."""
+"""The benchmark: smtpproxy compared with the alternatives, and its core alone."""

@@ -1,4 +1,4 @@
-"""Measure smtpproxy beside what a user would pick instead: python -m tests.bench --help."""
+"""Measure smtpproxy and the alternatives to it: python -m tests.bench --help."""
 
 import functools
 import signal
@@ -22,11 +22,11 @@ from tests.bench.scenarios import SCENARIOS, Scenario, named
 
 ROOT = Path(__file__).parents[2]
 CONSOLE = Console(stderr=True)
-"""What goes on; figures go to standard output."""
+"""For progress and warnings; figures go to standard output."""
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 DIRECTORY = click.Path(file_okay=False, path_type=Path)
 WIDE = 120
-"""Columns of a table that does not go to a terminal."""
+"""The columns of tables when the output is not a terminal."""
 
 
 class Options(NamedTuple):
@@ -39,7 +39,7 @@ class Options(NamedTuple):
 
 
 def _contenders(only: str, pythons: Sequence[str], *, more: Sequence[str] = ()) -> list[Contender]:
-    """Return those that are named, or those that are measured by default; and some more."""
+    """Return the contenders named, or those measured by default, and `more`."""
     known = {each.name: each for each in all_contenders()}
     wanted = [name.strip() for name in only.split(",") if name.strip()]
     wanted = wanted or [name for name, each in known.items() if each.by_default]
@@ -84,7 +84,7 @@ def _measure(steps: Sequence[Step], options: Options) -> Results:
 
 
 def _measure_all(steps: Sequence[Step], options: Options) -> Results:
-    """Measure what is to be published: whole, or not at all."""
+    """Measure for a document, which is not changed if the measurement is interrupted."""
     results = _measure(steps, options)
     if results.interrupted:
         raise click.ClickException("interrupted: no document is changed")
@@ -100,7 +100,7 @@ def _load(file: Path) -> Results:
 
 
 def _require_place(file: Path, part: str) -> None:
-    """Fail before anything is measured that could not be written."""
+    """Fail before the measurement if the document has no place for its results."""
     try:
         markdown.require_place(file, part)
     except markdown.NoPlaceError as error:
@@ -112,7 +112,7 @@ def _output() -> Console:
 
 
 def _measuring(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options of every command that measures; it gets them as `options`."""
+    """Add the options of commands that measure; the command gets them as `options`."""
 
     @click.option(
         "--reps", type=click.IntRange(1), default=5, show_default=True, help="Repetitions."
@@ -212,7 +212,7 @@ def main(
 
 @main.command("list")
 def show_list() -> None:
-    """Show all scenarios, and all contenders: whether they are here, and of which version."""
+    """Show all scenarios, and all contenders with their versions, if installed."""
     table = Table("scenario", "", "", title="Scenarios", title_justify="left", box=None)
     for scenario in SCENARIOS:
         table.add_row(scenario.short, scenario.name, scenario.sentence)
@@ -233,7 +233,7 @@ def show_list() -> None:
 @_BESIDE
 @click.pass_context
 def check(context: click.Context, only: str, beside: tuple[str, ...]) -> None:
-    """Look whether contenders are right before they are fast; exit code 1 if one is not."""
+    """Check that contenders are correct: replies, content, order; exit code 1 if one is not."""
     bench = _bench(seconds=1.0)
     context.exit(0 if check_all(bench, _contenders(only, beside), _output()) else 1)
 
@@ -293,7 +293,7 @@ def measure_core() -> None:
 
 @main.command("trace")
 def measure_trace() -> None:
-    """Measure what a trace costs beside the log, without sockets."""
+    """Measure the cost of a trace in addition to the log, without sockets."""
     trace.main()
 
 

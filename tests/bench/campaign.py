@@ -1,4 +1,4 @@
-"""A measurement: every contender in every scenario, over and over, one after the other."""
+"""A measurement: every contender in every scenario, one after the other, repeatedly."""
 
 import os
 import shlex
@@ -28,7 +28,7 @@ TRIES = 3
 
 
 class Step(Struct):
-    """Some contenders in some scenarios, so many times."""
+    """Some contenders in some scenarios, `repetitions` times."""
 
     scenarios: Sequence[Scenario]
     contenders: Sequence[Contender]
@@ -36,18 +36,15 @@ class Step(Struct):
 
 
 class Campaign(Struct, frozen=True, kw_only=True):
-    """How to measure.
-
-    Attributes:
-        quiet_s: how long to wait before each run for a quiet machine; 0: a busy one will do.
-    """
+    """How to measure."""
 
     bench: Bench
     console: Console
     quiet_s: float
+    """How long to wait before each run until other programs are idle, in seconds; 0: not at all."""
 
     def measure(self, steps: Sequence[Step]) -> Results:
-        """Make all runs; Ctrl-C ends it early, with what there is by then."""
+        """Make all runs and return the results; after Ctrl-C, those of the runs made until then."""
         steps, skipped = _leave_out_missing(steps)
         results = _blank(steps, skipped, self.bench.seconds)
         for name, reason in skipped.items():
@@ -71,7 +68,7 @@ class Campaign(Struct, frozen=True, kw_only=True):
         return results
 
     def _run_quietly(self, scenario: Scenario, contender: Contender) -> Run:
-        """Repeat until undisturbed, at most TRIES times; the last run counts in any case."""
+        """Repeat a run, at most TRIES times, until other programs are quiet; return the last."""
         for _ in range(TRIES):
             if self.quiet_s:
                 wait_until_quiet(self.quiet_s)
@@ -85,7 +82,7 @@ class Campaign(Struct, frozen=True, kw_only=True):
 
 
 def save(results: Results, directory: Path) -> Path:
-    """Write results as JSON into a directory; return the file."""
+    """Write results as JSON into a directory, which is created if missing; return the file."""
     directory.mkdir(parents=True, exist_ok=True)
     file = directory / f"{stem(results)}.json"
     file.write_bytes(msgspec.json.format(msgspec.json.encode(results)))
@@ -93,15 +90,15 @@ def save(results: Results, directory: Path) -> Path:
 
 
 def stem(results: Results) -> str:
-    """Return the name of what is written about results, without its end."""
+    """Return the name of the files written about results, without the extension."""
     return results.date.replace(":", "").replace(" ", "-")
 
 
 def load(file: Path) -> Results:
-    """Read results.
+    """Read results that `save` has written.
 
     Raises:
-        ValueError: these are none.
+        ValueError: the file holds no results.
     """
     return msgspec.json.decode(file.read_bytes(), type=Results)
 
@@ -140,7 +137,7 @@ def _blank(steps: Sequence[Step], skipped: dict[str, str], seconds: float) -> Re
 
 
 def _runs(steps: Sequence[Step]) -> Iterator[tuple[Scenario, Contender, int]]:
-    """Yield all runs, interleaved: each repetition sees every contender, so that drift hits all."""
+    """Yield all runs; each repetition has every contender, so that drift affects all alike."""
     for step in steps:
         for scenario in step.scenarios:
             for repetition in range(step.repetitions):

@@ -1,6 +1,6 @@
-"""Is a contender right, before it is fast: replies, their order, content, and no early command.
+"""Whether contenders are correct: replies, their order, content, and no command sent early.
 
-The MTA holds each reply back for 200 µs and empties its socket before it answers: a command that
+The MTA holds each reply back for 200 µs and empties its socket before it replies: a command that
 reaches it early is lost, and counted.
 """
 
@@ -22,7 +22,7 @@ SESSIONS = 100
 
 @dataclass(frozen=True)
 class Trial:
-    """A kind of session that all must serve, with the options of load generator and MTA."""
+    """A kind of session that contenders must serve, and the options of load generator and MTA."""
 
     title: str
     scenario: Scenario
@@ -53,18 +53,18 @@ TRIALS = (
 
 @dataclass
 class Outcome:
-    """What is wrong; nothing, if all went well."""
+    """The faults found in a trial; none if all went well."""
 
     faults: list[str] = field(default_factory=list)
 
     def expect(self, found: object, wanted: object, what: str) -> None:
-        """Note a fault, unless both are the same."""
+        """Add a fault unless both values are equal."""
         if found != wanted:
             self.faults.append(f"{what}: {found} instead of {wanted}")
 
 
 def check(bench: Bench, contenders: Sequence[Contender], console: Console) -> bool:
-    """Try everybody, print what is wrong with whom, and return whether nothing is."""
+    """Try all contenders, print a table of their faults, and return whether there are none."""
     table = Table("contender", *(trial.title for trial in TRIALS), box=None)
     right = True
     for contender in contenders:

@@ -1,7 +1,7 @@
-"""Who is measured: smtpproxy, and what a user would pick instead, each set up as its makers advise.
+"""The contenders: smtpproxy and the alternatives to it, each set up as its documentation advises.
 
-All stand between the same load generator and the same MTA, with the logging that they have by
-default. A contender that is not on this machine is left out, with the reason.
+All run between the same load generator and the same MTA, with their default logging.  A contender
+that is not installed is left out, and the reason is shown.
 """
 
 import os
@@ -23,28 +23,25 @@ SETUPS = Path(__file__).parent / "setups"
 MODULES = Path("/usr/lib/nginx/modules")
 HARAKA = cache_directory() / "haraka"
 REFERENCE = "haproxy"
-"""What all others are compared with: a TCP relay in C, whose clients go in lock step."""
+"""All others are compared with it: a TCP relay in C, whose clients send one command at a time."""
 
 Argv = Sequence[str | Path]
 
 
 @dataclass(frozen=True)
 class Site:
-    """Where a contender runs: a directory of its own, and ports of 127.0.0.1.
-
-    Attributes:
-        port: where it accepts clients.
-        backend: where the MTA is.
-        spare: one more, for what it needs besides.
-    """
+    """Where a contender runs: its directory, and ports of 127.0.0.1."""
 
     work: Workplace
     port: int
+    """Where it accepts clients."""
     backend: int
+    """Where the MTA listens."""
     spare: int
+    """Free for the contender's use, such as for a second process."""
 
     def fill(self, setup: str, name: str, **values: object) -> Path:
-        """Copy a file of `setups/` into the directory, its $names filled in; return its path."""
+        """Copy a file of `setups/` into the directory with its $names replaced; return its path."""
         text = string.Template((SETUPS / setup).read_text())
         return self.work.write(name, text.substitute(self._values(), **values))
 
@@ -68,35 +65,33 @@ class Need:
 
 @dataclass(frozen=True)
 class Contender:
-    """A program between client and MTA.
-
-    Attributes:
-        label: its name in tables and pictures.
-        start: writes its settings and returns its command line; None if there is no proxy.
-        version: a command that prints it.
-        pipelining: what clients may do: it adds PIPELINING, or the MTA has it.
-        able_mta: its MTA has PIPELINING; otherwise it loses what comes early.
-        by_default: measured without being named.
-        cpus: how many it may use.
-        credentials: USER:PASSWORD, if it demands AUTH.
-        wait_for_dot: it fails when something follows the end of data at once.
-        idle_most: how many idle sessions are opened; one of a process each needs fewer.
-    """
+    """A program between client and MTA."""
 
     name: str
     label: str
+    """Its name in tables and pictures."""
     note: str
     start: Callable[[Site], Argv] | None
+    """Writes its settings and returns its command line; None if there is no proxy."""
     version: Sequence[str | Path] = ()
+    """A command that prints its version."""
     needs: Sequence[Need] = ()
     needs_account: str = ""
+    """A system account that must exist; then the benchmark must run as root, too."""
     pipelining: bool = False
+    """Whether clients may pipeline: it adds PIPELINING, or the MTA offers it."""
     able_mta: bool = False
+    """Whether its MTA offers PIPELINING; otherwise the MTA loses commands sent early."""
     by_default: bool = True
+    """Whether it is measured without being named."""
     cpus: int = 1
+    """How many CPUs it may use."""
     credentials: str = ""
+    """USER:PASSWORD, if it requires AUTH."""
     wait_for_dot: bool = False
+    """Whether it fails when a command follows the end of data at once."""
     idle_most: int = 2000
+    """How many idle sessions are opened; fewer for a contender with one process for each."""
     environment: Mapping[str, str] = field(default_factory=dict)
 
     def missing(self) -> str:
@@ -124,12 +119,12 @@ class Contender:
 
 
 def all_contenders() -> Iterator[Contender]:
-    """Yield everybody, in the order of the tables."""
+    """Yield all contenders, in the order of the tables."""
     yield from (_HAPROXY, *_smtpproxy("smtpproxy", sys.executable), *_OTHERS)
 
 
 def another_smtpproxy(name: str, python: str) -> Contender:
-    """Return the smtpproxy that is installed for another Python: another version, or a build."""
+    """Return the smtpproxy installed for another Python, such as another version or build."""
     contender, *_ = _smtpproxy(name, python)
     return replace(contender, label=name, note=f"the smtpproxy of {python}")
 

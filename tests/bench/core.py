@@ -1,6 +1,6 @@
-"""What the protocol core and the log cost, without sockets: `python -m tests.bench core`.
+"""The cost of the protocol core and of the log, without sockets: `python -m tests.bench core`.
 
-The scenarios have the names that remarks in the code use (scenarios.py).  Figures are CPU time, the
+The scenarios have the names used in comments in the code (scenarios.py).  Figures are CPU time, the
 best of several rounds, so that two versions can be compared on a busy machine too.
 """
 
@@ -20,14 +20,14 @@ from tests.bench.scenarios import Scenario, named
 ROUNDS = 7
 SECONDS_PER_ROUND = 0.15
 CHUNK_OCTETS = 256_000
-"""What one read brings when content comes fast."""
+"""The octets of one read when content arrives fast."""
 
 
 SCENARIOS = tuple(map(named, ("S1", "S2", "S3", "S4")))
 
 
 def session(scenario: Scenario, listener_context: ObserverFanout | None) -> Callable[[], None]:
-    """Return what plays one session: a client that pipelines, a backend that accepts."""
+    """Return a function that plays one session: the client pipelines, the backend accepts all."""
     policy = SessionPolicy()
     group = b"MAIL FROM:<sender@bench.example>\r\n" + b"".join(
         b"RCPT TO:<user%d@rcpt.example>\r\n" % number for number in range(scenario.recipients)

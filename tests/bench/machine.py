@@ -1,4 +1,4 @@
-"""The machine that is measured on: what it is, and a corner of it that nothing else reaches."""
+"""The machine that measures: its description, a network namespace, and the limit of open files."""
 
 import contextlib
 import os
@@ -11,14 +11,14 @@ import sys
 from pathlib import Path
 
 DESCRIPTORS = 65536
-"""Wanted: a session takes two of a proxy's."""
+"""The limit of open files to ask for: a session takes two in a proxy."""
 SPARE_DESCRIPTORS = 400
-"""What a proxy needs besides."""
+"""How many open files a proxy needs besides those of sessions."""
 _INSIDE = "SMTPPROXY_BENCH_INSIDE"
 
 
 def describe() -> dict[str, str]:
-    """Return what decides over the figures: processors, kernel, Python, the load before."""
+    """Return what affects the figures: processors, kernel, Python, and the load before."""
     cpuinfo = Path("/proc/cpuinfo").read_text()
     model = re.search(r"^model name\s*:\s*(.*)$", cpuinfo, re.MULTILINE)
     return {
@@ -31,7 +31,7 @@ def describe() -> dict[str, str]:
 
 
 def commit() -> str:
-    """Return which state of the repository this is; "" outside of one."""
+    """Return the commit of the repository, as `git describe` shows it; "" outside of one."""
     git = shutil.which("git")
     if not git:
         return ""
@@ -40,13 +40,13 @@ def commit() -> str:
 
 
 def isolate() -> bool:
-    """Start this program again in a network of its own, if that can be.
+    """Start this program again in a new network namespace, if possible; this takes root.
 
-    There nothing reaches another machine, a name is never looked up, and the loopback's ports are
-    free. It takes root.
+    There nothing reaches another machine, no name is looked up, and all ports of the loopback are
+    free.
 
     Returns:
-        Whether it is in one; if not, the machine's own loopback is used.
+        Whether the program runs in such a namespace; if not, it uses the machine's loopback.
     """
     if os.environ.get(_INSIDE):
         _set_up_network()
@@ -61,7 +61,7 @@ def isolate() -> bool:
 
 
 def raise_limits() -> None:
-    """Allow as many open files as thousands of sessions take, or as many as may be allowed."""
+    """Raise the limit of open files to DESCRIPTORS, or as far as the system allows."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     for limit in (max(hard, DESCRIPTORS), hard):
         with contextlib.suppress(OSError, ValueError):
@@ -70,7 +70,7 @@ def raise_limits() -> None:
 
 
 def most_sessions() -> int:
-    """Return how many sessions the limit of open files lets one process have."""
+    """Return how many sessions the limit of open files allows one process."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return (limit - SPARE_DESCRIPTORS) // 2
 

@@ -1,4 +1,4 @@
-"""Puts what is generated into documents that are written by hand, between two comments."""
+"""Writes generated parts into handwritten documents, between two comments."""
 
 import re
 from collections.abc import Sequence
@@ -10,15 +10,15 @@ class NoPlaceError(Exception):
 
 
 def markers(name: str) -> tuple[str, str]:
-    """Return the comments between which a generated part stands."""
+    """Return the comments before and after a generated part."""
     return f"<!-- {name}: generated, see tests/bench/README.md -->", f"<!-- /{name} -->"
 
 
 def require_place(file: Path, name: str) -> None:
-    """Look whether a document has a place for a generated part.
+    """Check that a document has a place for a generated part.
 
     Raises:
-        NoPlaceError: it has none.
+        NoPlaceError: It has none.
     """
     if not _place(name).search(file.read_text()):
         begin, end = markers(name)
@@ -26,7 +26,7 @@ def require_place(file: Path, name: str) -> None:
 
 
 def replace_part(file: Path, name: str, text: str) -> None:
-    """Write a generated part into a document that has a place for it, instead of what was there."""
+    """Replace the generated part of a document, which must have a place for it."""
     document = file.read_text()
     written = _place(name).sub(lambda found: f"{found[1]}\n{text.strip()}\n\n{found[2]}", document)
     file.write_text(written)
@@ -38,6 +38,6 @@ def _place(name: str) -> re.Pattern[str]:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table; figures, in all columns but the first, stand at the right."""
+    """Return a table; all columns but the first are aligned to the right, for figures."""
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)

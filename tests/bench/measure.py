@@ -1,4 +1,4 @@
-"""One run: a contender between the load generator and the MTA, and what it uses meanwhile."""
+"""One run: a contender between the load generator and the MTA; its CPU time and memory."""
 
 import contextlib
 import json
@@ -18,9 +18,9 @@ from tests.bench.usage import Cpu, Meter, memory_of
 from tests.support.processes import Process, Workplace, free_port
 
 RUN_LIMIT_S = 300.0
-"""The longest that the load generator may take."""
+"""How long the load generator may take."""
 SETTLE_S = 0.5
-"""So long memory is left alone before it is read."""
+"""How long to wait before memory is read, so that it has settled."""
 
 
 class RunError(Exception):
@@ -28,21 +28,19 @@ class RunError(Exception):
 
 
 FAILURES = (RunError, AssertionError, OSError, subprocess.SubprocessError)
-"""What can come of a contender that does not start, or of sessions that get nowhere."""
+"""Raised if a contender does not start, or its sessions do not end."""
 
 
 @dataclass(frozen=True)
 class Bench:
-    """Where runs are made: the built programs, and a CPU for each side.
-
-    Attributes:
-        cpus: the contender's first; the load generator and the MTA share the last.
-        seconds: how long a run is.
-    """
+    """Where runs are made: the built programs, and a CPU for each side."""
 
     programs: Path
+    """The directory that `native.build` returns."""
     cpus: Sequence[int]
+    """The contender gets the first ones; the load generator and the MTA share the last."""
     seconds: float
+    """How long a run is."""
 
     @classmethod
     def here(cls, programs: Path, seconds: float) -> Self:
@@ -53,7 +51,7 @@ class Bench:
         """Run a contender in a scenario.
 
         Raises:
-            RunError: it does not start, or the load generator gets nowhere.
+            RunError: the contender does not start, or no session ends well.
         """
         measures: Mapping[Kind, Callable[[Chain, Scenario], Run]] = {
             Kind.PASSING: self._passing,
@@ -109,12 +107,12 @@ class Bench:
 
 
 class Chain:
-    """A contender and the MTA after it, running while it is entered.
+    """A context manager: a contender and the MTA after it, running until the exit.
 
     Attributes:
-        port: where clients connect to.
-        pid: the contender's; None if there is no proxy.
-        counted: what the MTA has counted, once it is left.
+        port: The port that clients connect to.
+        pid: The contender's process; None if there is no proxy.
+        counted: What the MTA has counted; set at the exit.
     """
 
     def __init__(
@@ -171,14 +169,14 @@ class Chain:
             self.port = near
 
     def warm_up(self) -> None:
-        """Let a few sessions through, which are not measured."""
+        """Play a few sessions that are not measured."""
         self.load(Scenario(short="", name="", sentence="", at_once=20), "--sessions", 200)
 
     def load(self, scenario: Scenario, *more: object) -> dict[str, Any]:
         """Play sessions; return what the load generator has counted.
 
         Raises:
-            RunError: it has counted nothing, or not one session ended well.
+            RunError: the load generator has counted nothing, or no session ended well.
         """
         done = subprocess.run(
             self._loadgen(scenario, scenario.at_once, more),
@@ -194,7 +192,7 @@ class Chain:
 
     @contextlib.contextmanager
     def holding(self, scenario: Scenario, at_once: int, *more: object) -> Iterator["HeldSessions"]:
-        """Keep so many sessions open."""
+        """Keep `at_once` sessions open until the exit."""
         argv = self._loadgen(scenario, at_once, ("--hold", *more))
         with HeldSessions(argv) as held:
             _, opened, failed = held.answer().split()  # READY
@@ -203,11 +201,11 @@ class Chain:
             yield held
 
     def resident_kib(self) -> int:
-        """Return what the contender holds in memory."""
+        """Return the resident memory of the contender in KiB; 0 without a proxy."""
         return memory_of(self.pid).resident if self.pid else 0
 
     def run(self, scenario: Scenario, found: Mapping[str, Any], meter: Meter) -> Run:
-        """Return the record of what was found and used; memory is read now."""
+        """Return the record of the run; memory is read now."""
         run = Run(scenario=scenario.name, contender=self.contender.name, others=meter.others())
         if self.pid:
             cpu: Cpu = meter.cpu()
@@ -241,7 +239,7 @@ class Chain:
 
 
 class HeldSessions:
-    """A load generator that keeps its sessions open while it is entered."""
+    """A context manager: a load generator that keeps its sessions open until the exit."""
 
     def __init__(self, argv: Sequence[str]) -> None:
         self._argv = argv
@@ -259,12 +257,12 @@ class HeldSessions:
             self.close()
 
     def close(self) -> str:
-        """Close all sessions; return what went wrong with the first of them."""
+        """Close all sessions; return the error of the first that failed."""
         _, errors = self._popen.communicate()  # the end of its input ends it
         return errors.strip().partition("\n")[0]
 
     def answer(self) -> str:
-        """Return its next line."""
+        """Return the next line of its output."""
         assert self._popen.stdout
         line = self._popen.stdout.readline()
         if not line:
@@ -272,7 +270,7 @@ class HeldSessions:
         return line
 
     def go_on(self) -> dict[str, Any]:
-        """Let each session send its messages; return what was counted."""
+        """Let each session send its messages; return what the load generator has counted."""
         assert self._popen.stdin
         self._popen.stdin.write("\n")
         self._popen.stdin.flush()

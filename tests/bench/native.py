@@ -1,4 +1,4 @@
-"""Builds the programs of `native/` with the machine's C compiler, once for each version of them."""
+"""Builds the programs of `native/` with `cc`, once for each version of their source."""
 
 import hashlib
 import os
@@ -13,11 +13,11 @@ FLAGS = ("-O2", "-std=gnu11", "-Wall", "-Wextra")
 
 
 class CannotBuildError(Exception):
-    """There is no compiler, or it fails; the text says which."""
+    """There is no C compiler, or it failed; the text says which."""
 
 
 def cache_directory() -> Path:
-    """Return where built programs and results are kept: never in the project's own tree."""
+    """Return the directory of built programs and results, outside the project."""
     chosen = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(chosen) / "smtpproxy-bench"
 
@@ -29,7 +29,7 @@ def build(flags: tuple[str, ...] = FLAGS) -> Path:
         The directory of the programs.
 
     Raises:
-        CannotBuildError: there is no `cc`, or it does not like a program.
+        CannotBuildError: there is no `cc`, or it failed.
     """
     compiler = shutil.which("cc")
     if compiler is None:

@@ -24,7 +24,7 @@ class Row:
 
 BAR_LABEL, BAR_COLUMN, BAR_ROW, BAR_GAP = 170.0, 128.0, 26.0, 16.0
 BAR_MOST = 6.0
-"""Longer bars are cut; their figures stand inside."""
+"""Longer bars are cut, with the figure inside."""
 
 
 def bars(
@@ -33,9 +33,10 @@ def bars(
     """Return a picture of ratios, with a line where they are 1.
 
     Args:
-        notes: lines below the title.
-        headings: of each column, in lines.
-        rows: their values are in the order of the headings.
+        title: The title of the picture.
+        notes: Lines below the title.
+        headings: The lines of the heading of each column.
+        rows: The contenders, with values in the order of the headings.
     """
     top = MARGIN + 14 + len(notes) * LINE_HEIGHT + 12
     head = max(map(len, headings)) * LINE_HEIGHT + 6
@@ -102,12 +103,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Panel:
-    """A field with axes.
-
-    Attributes:
-        write_x, write_y: how figures at the axes are written.
-        write_end: how the last figure of a line is written.
-    """
+    """A plot with two axes."""
 
     title: str
     x_label: str
@@ -115,8 +111,11 @@ class Panel:
     logarithmic_x: bool = False
     logarithmic_y: bool = False
     write_x: Callable[[float], str] = "{:,g}".format
+    """Formats a figure at the x axis."""
     write_y: Callable[[float], str] = "{:,g}".format
+    """Formats a figure at the y axis."""
     write_end: Callable[[float], str] = written
+    """Formats the last figure of a line."""
 
 
 PANEL_WIDTH, PANEL_HEIGHT = 330.0, 220.0
@@ -141,7 +140,7 @@ def lines(
 
 
 def _end_label(panel: Panel, series: Series) -> str:
-    """Return what stands at the end of a line."""
+    """Return the label at the end of a line."""
     return f"{series.label}: {panel.write_end(series.points[-1][1])}" if series.points else ""
 
 
@@ -194,7 +193,7 @@ class _Field:
         )
 
     def _draw_proportion(self) -> None:
-        """Draw how the first line would go if y grew as x does, up to its end."""
+        """Draw the first line as if y grew in proportion to x."""
         points = self._panel.series[0].points
         if not points:
             return
@@ -205,7 +204,7 @@ class _Field:
         self._picture.text(from_x + 16, from_y - 2, "in proportion", "dim")
 
     def _label_lines(self) -> None:
-        """Write each line's name at its end, and none over another."""
+        """Write the label of each line at its end, without overlap."""
         ends = sorted(
             (self._y.place(series.points[-1][1]), number)
             for number, series in enumerate(self._panel.series)
@@ -221,7 +220,7 @@ class _Field:
 
 
 class _Scale:
-    """From figures to places, linear from 0 or logarithmic by decades."""
+    """Maps figures to positions, linear from 0 or logarithmic by decades."""
 
     def __init__(
         self,
@@ -251,7 +250,7 @@ class _Scale:
         return 10.0**self._low if self._logarithmic else self._low
 
     def place(self, value: float) -> float:
-        """Return where a figure stands."""
+        """Return the position of a figure."""
         at = math.log10(value) if self._logarithmic else value
         share = (at - self._low) / (self._high - self._low)
         return self._start + share * (self._end - self._start)
@@ -265,7 +264,7 @@ class _Scale:
 
 
 def _step(high: float) -> float:
-    """Return a round distance that makes four to eight of it."""
+    """Return a round step that divides a range into four to eight."""
     if high <= 0:
         return 1.0
     power = 10.0 ** math.floor(math.log10(high / 4))

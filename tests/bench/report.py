@@ -1,4 +1,4 @@
-"""What the README shows: a table, a picture of the cost, and one of what the proxy saves."""
+"""The README's generated part: a table, a picture of the cost, and one of the time saved."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,7 +33,7 @@ RECIPIENTS = (1, 10, 25, 50, 100)
 
 
 def distant(recipients: int) -> Scenario:
-    """Return the scenario of a client far away whose message has so many recipients."""
+    """Return the scenario of a distant client whose message has `recipients` recipients."""
     name = f"distant-{recipients}"
     return replace(FAR, short=name, name=name, recipients=recipients)
 
@@ -42,7 +42,9 @@ def steps(contenders: Sequence[Contender], repetitions: int) -> list[Step]:
     """Return what is to be measured.
 
     Args:
-        contenders: all of the cost; of these, `direct` and `smtpproxy` are those of the saving.
+        contenders: All whose cost is compared; must include `direct` and `smtpproxy`, whose
+            sessions over a long link are compared.
+        repetitions: How often each is measured.
     """
     costly = [each for each in contenders if each.name != ALONE]
     both = [each for each in contenders if each.name in (ALONE, OURS)]
@@ -56,7 +58,7 @@ def steps(contenders: Sequence[Contender], repetitions: int) -> list[Step]:
 
 
 def write(results: Results, readme: Path, pictures: Path) -> list[Path]:
-    """Write both pictures, and the README's part; return all files."""
+    """Write both pictures and the generated part of the README; return all files."""
     cost, saving = pictures / COST_FILE, pictures / SAVING_FILE
     cost.write_text(cost_picture(results))
     saving.write_text(saving_picture(results))
@@ -123,7 +125,7 @@ def _beneath(results: Results) -> str:
 
 
 def cost_picture(results: Results) -> str:
-    """Return the bars: CPU per message of each contender."""
+    """Return the bar chart: CPU per message of each contender."""
     rows = [_bar_row(results, name, COSTS) for name in _order(results)]
     notes = (
         f"as multiples of {_reference(results)}, a TCP relay whose clients go in lock step",
@@ -134,7 +136,7 @@ def cost_picture(results: Results) -> str:
 
 
 def run_picture(results: Results) -> str:
-    """Return the bars of any measurement: the main figure of each scenario."""
+    """Return the bar chart of any measurement: the main figure of each scenario."""
     rows = [_bar_row(results, name, results.scenarios) for name in results.labels]
     headings = [(scenario.short, scenario.name) for scenario in results.scenarios]
     note = f"as multiples of {_reference(results)}; {made_by(results)}"
@@ -151,7 +153,7 @@ def _bar_row(results: Results, name: str, scenarios: Sequence[Scenario]) -> Row:
 
 
 def saving_picture(results: Results) -> str:
-    """Return the lines: seconds of a session, with the proxy and in lock step."""
+    """Return the line chart: seconds of a session, with the proxy and without."""
     series = [
         Series("lock step, no proxy", _seconds(results, ALONE), "second"),
         Series("through smtpproxy", _seconds(results, OURS), "ours"),

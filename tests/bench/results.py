@@ -1,4 +1,4 @@
-"""What has been measured: each run, medians over the repetitions, how far those are apart."""
+"""Results: each run, and medians and ranges over the repetitions."""
 
 import statistics
 from collections.abc import Callable, Iterator, Sequence
@@ -10,20 +10,13 @@ from tests.bench.scenarios import Kind, Scenario
 
 
 class Run(Struct, kw_only=True):
-    """One contender in one scenario, once.
-
-    Attributes:
-        error: why there is no figure.
-        session_s: the median time of a session.
-        open_sessions: how many were open when memory was read; `before_kib`: with none open.
-        others: the share of one CPU that other programs used meanwhile.
-        violations: how often the contender sent the MTA what it had not asked for yet.
-    """
+    """One contender in one scenario, once."""
 
     scenario: str
     contender: str
     repetition: int = 0
     error: str = ""
+    """Why there are no figures."""
     seconds: float = 0
     sessions: int = 0
     failed: int = 0
@@ -31,20 +24,25 @@ class Run(Struct, kw_only=True):
     cpu_s: float | None = None
     user_s: float | None = None
     session_s: float = 0
+    """The median time of a session."""
     session_p99_s: float = 0
     waits: int = 0
     mode: str = ""
     open_sessions: int = 0
+    """How many sessions were open when memory was read."""
     before_kib: int = 0
+    """The resident memory with no session open."""
     resident_kib: int = 0
     peak_kib: int = 0
     load_cpu_s: float = 0
     others: float = 0
+    """The share of one CPU that other programs used during the run."""
     violations: int = 0
+    """How often the contender sent the MTA a command before the MTA was ready for it."""
 
 
 class Figure(NamedTuple):
-    """Something to compare; None where a run has no such thing."""
+    """A figure to compare; `of` returns None for a run without it."""
 
     title: str
     of: Callable[[Run], float | None]
@@ -86,43 +84,42 @@ class Spread(NamedTuple):
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Spread | None":
-        """Return the spread of values, None if there are none."""
+        """Return the spread of values; None if there are no values."""
         return cls(statistics.median(values), min(values), max(values)) if values else None
 
     @property
     def width(self) -> float:
-        """How far they are apart, as a share of the median."""
+        """The range as a share of the median."""
         return (self.high - self.low) / self.median if self.median else 0.0
 
 
 class Results(Struct, kw_only=True):
-    """A measurement.
-
-    Attributes:
-        command: what was typed.
-        date: when it began, UTC.
-        machine, versions: what it ran on, and of which version the contenders are.
-        skipped: who was left out, and why.
-        seconds: how long each run was.
-        reference: the contender that ratios compare with, if it was measured.
-        interrupted: runs are missing at its end.
-    """
+    """A measurement."""
 
     command: str
+    """The command line that measured."""
     date: str
+    """When it began, UTC."""
     machine: dict[str, str]
+    """See `machine.describe`."""
     versions: dict[str, str]
+    """The version of each contender."""
     skipped: dict[str, str]
+    """The contenders left out, each with the reason."""
     seconds: float
+    """How long each run was."""
     repetitions: int
     reference: str
+    """The contender that ratios compare with, if it was measured."""
     scenarios: list[Scenario]
     labels: dict[str, str]
+    """The label of each contender, in the order of the tables."""
     runs: list[Run] = field(default_factory=list)
     interrupted: bool = False
+    """Whether it ended before all runs were made."""
 
     def measured(self, scenario: Scenario) -> list[str]:
-        """Return who was measured in a scenario, in the order of the tables."""
+        """Return the contenders measured in a scenario, in the order of the tables."""
         there = {run.contender for run in self._of(scenario.name)}
         return [name for name in self.labels if name in there]
 
@@ -135,12 +132,12 @@ class Results(Struct, kw_only=True):
         return next((run.error for run in self._of(scenario.name, contender) if run.error), "")
 
     def spread(self, scenario: Scenario, contender: str, figure: Figure) -> Spread | None:
-        """Return a figure over the repetitions."""
+        """Return the spread of a figure over the repetitions."""
         values = (figure.of(run) for run in self.good(scenario, contender))
         return Spread.of([value for value in values if value is not None])
 
     def ratio(self, scenario: Scenario, contender: str, figure: Figure) -> Spread | None:
-        """Return a figure over that of the reference, repetition by repetition."""
+        """Return the spread of a figure divided by the reference's in the same repetition."""
         beside = {
             run.repetition: value
             for run in self.good(scenario, self.reference)
@@ -155,7 +152,7 @@ class Results(Struct, kw_only=True):
         )
 
     def noise(self) -> Spread | None:
-        """Return how far repetitions are apart, over all scenarios and contenders."""
+        """Return how much repetitions differ, over all scenarios and contenders."""
         spreads = (
             self.spread(scenario, contender, MAIN_FIGURE[scenario.kind])
             for scenario in self.scenarios

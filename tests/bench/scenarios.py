@@ -1,4 +1,4 @@
-"""What is measured: how many sessions, messages, recipients, bytes, and how far the client is."""
+"""Scenarios: how many sessions, messages, recipients and bytes, and how far away the client is."""
 
 from enum import StrEnum
 
@@ -6,35 +6,33 @@ from msgspec import Struct
 
 
 class Kind(StrEnum):
-    """How the sessions of a scenario go, and so what its figure is."""
+    """The kind of sessions in a scenario, which decides what is measured."""
 
-    PASSING = "passing"  # they come and go: CPU per message
+    PASSING = "passing"  # sessions open and close: CPU per message
     HELD = "held"  # all stay open, and each sends message after message: CPU per message, memory
-    IDLE = "idle"  # all stay open and say nothing: memory of a session
-    DISTANT = "distant"  # one, over a long link: how long it takes
+    IDLE = "idle"  # all stay open and send nothing: memory of a session
+    DISTANT = "distant"  # one session over a long link: its duration
 
 
 class Scenario(Struct, frozen=True, kw_only=True):
-    """One kind of load.
-
-    Attributes:
-        short: the name that remarks in the code use.
-        messages: in each session, of `message_bytes` each, to so many `recipients`.
-        at_once: sessions at a time.
-    """
+    """One kind of load."""
 
     short: str
+    """The name used in comments in the code."""
     name: str
     sentence: str
     kind: Kind = Kind.PASSING
     at_once: int = 1
+    """How many sessions are open at a time."""
     messages: int = 1
+    """How many messages each session sends."""
     recipients: int = 1
+    """How many recipients each message has."""
     message_bytes: int = 2048
 
 
 ROUND_TRIP_MS = 100
-"""Of the link in a distant scenario."""
+"""The round-trip time of the link in a distant scenario."""
 
 SCENARIOS = (
     Scenario(
@@ -97,7 +95,11 @@ SCENARIOS = (
 
 
 def named(name: str) -> Scenario:
-    """Return a scenario by either of its names; KeyError if there is none."""
+    """Return the scenario whose `short` or `name` this is.
+
+    Raises:
+        KeyError: there is none.
+    """
     for scenario in SCENARIOS:
         if name.lower() in (scenario.short.lower(), scenario.name):
             return scenario

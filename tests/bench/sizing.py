@@ -1,4 +1,4 @@
-"""How the cost grows with the work: sessions at once, recipients, size; one worker and two."""
+"""How the cost grows with sessions at once, recipients and message size; one worker and two."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ SESSIONS_MOST = 10_000
 
 
 def size(size_bytes: float) -> str:
-    """Return a size as people write it."""
+    """Return a size in MB, KB or bytes, as text."""
     for unit, scale in (("MB", 1e6), ("KB", 1e3)):
         if size_bytes >= scale:
             return f"{size_bytes / scale:,.3g} {unit}"
@@ -29,27 +29,24 @@ def size(size_bytes: float) -> str:
 
 @dataclass(frozen=True)
 class Sweep:
-    """One thing that grows, while all else stays.
-
-    Attributes:
-        axis: what it is, in full.
-        values: how much of it is tried.
-        scenario: returns the scenario of a value.
-        value: returns the value of a scenario.
-        more_work: whether a message then takes more work, so that its CPU may grow.
-        memory: the figure that a machine must have room for.
-        write: writes a value.
-    """
+    """Scenarios that differ in one quantity."""
 
     name: str
     title: str
     axis: str
+    """The label of the axis."""
     values: Callable[[], Sequence[int]]
+    """Returns the values of the quantity to measure."""
     scenario: Callable[[int], Scenario]
+    """Returns the scenario of a value."""
     value: Callable[[Scenario], int]
+    """Returns the value of a scenario."""
     more_work: bool
+    """Whether a message takes more work with a larger value, so that its CPU may grow."""
     memory: Figure
+    """The figure by which a machine's memory is chosen."""
     write: Callable[[float], str] = "{:,g}".format
+    """Formats a value."""
 
     def scenarios(self) -> list[Scenario]:
         """Return one scenario for each value."""
@@ -148,7 +145,7 @@ def write(results: Results, page: Path) -> list[Path]:
 
 
 def picture(results: Results, sweep: Sweep) -> str:
-    """Return a sweep's two panels: CPU per message, and memory."""
+    """Return the two panels of a sweep: CPU per message, and memory."""
     panels = [
         Panel(
             figure.title,
@@ -183,7 +180,7 @@ def _table(results: Results, sweep: Sweep) -> str:
 
 
 def _growth(results: Results, sweep: Sweep) -> str:
-    """Return how CPU and memory grow from the least work to the most."""
+    """Return how CPU and memory grow from the smallest value to the largest."""
     texts = []
     for contender, workers in WORKERS.items():
         cpu = sweep.points(results, contender, CPU_US)

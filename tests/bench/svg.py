@@ -1,4 +1,4 @@
-"""Writes SVG pictures: light or dark as the page is, with a text for those who cannot see."""
+"""Writes SVG pictures, light or dark like the page, with a description for screen readers."""
 
 from collections.abc import Sequence
 from xml.sax.saxutils import escape, quoteattr
@@ -31,7 +31,7 @@ STYLE = """
 
 
 class Picture:
-    """Shapes, drawn one over the other; `style` is a class, or several, of STYLE."""
+    """A picture of shapes, later ones on top; `style` is one or more classes of STYLE."""
 
     def __init__(self, width: float, height: float, title: str, description: str) -> None:
         self._head = (
@@ -44,7 +44,7 @@ class Picture:
         self.rectangle(0, 0, width, height, "back")
 
     def text(self, x: float, y: float, text: str, style: str = "", anchor: str = "start") -> None:
-        """Write a line; y is its base, `anchor` which of its ends x is: start, middle, end."""
+        """Write a line of text; y is its baseline, x its `anchor`: start, middle or end."""
         self._add("text", style, f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"', escape(text))
 
     def rectangle(self, x: float, y: float, width: float, height: float, style: str) -> None:
@@ -61,7 +61,7 @@ class Picture:
         self._add("polyline", style, f'points={quoteattr(_joined(points))} fill="none"')
 
     def dot(self, x: float, y: float, style: str) -> None:
-        """Draw a point that stands for a measurement."""
+        """Draw the point of a measurement."""
         self._add("circle", style, f'cx="{x:.1f}" cy="{y:.1f}" r="3"')
 
     def render(self) -> str:

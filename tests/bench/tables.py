@@ -1,4 +1,4 @@
-"""Results as tables for a terminal, and how figures are written."""
+"""Results as tables for a terminal, and the format of figures."""
 
 from collections.abc import Iterator
 
@@ -31,7 +31,7 @@ COLUMNS: dict[Kind, tuple[Figure, ...]] = {
 
 
 def written(value: float | None) -> str:
-    """Return a figure with three digits that count."""
+    """Return a figure with three significant digits; "-" for None."""
     if value is None:
         return "-"
     size = abs(value)
@@ -47,7 +47,7 @@ def with_range(spread: Spread | None) -> str:
 
 
 def show(results: Results, console: Console) -> None:
-    """Print a table for each scenario, one of them all, and what they are worth."""
+    """Print a table for each scenario, one of all scenarios, and the footnotes."""
     for scenario in results.scenarios:
         console.print(_of_scenario(results, scenario), "")
     if len(results.scenarios) > 1 and len(results.labels) > 1:
@@ -57,7 +57,7 @@ def show(results: Results, console: Console) -> None:
 
 
 def footnotes(results: Results) -> Iterator[str]:
-    """Yield what the figures were measured on, and how far repetitions are apart."""
+    """Yield the machine, how much repetitions differ, versions, and contenders left out."""
     yield measured_on(results)
     for name, version in results.versions.items():
         if version:
@@ -67,7 +67,7 @@ def footnotes(results: Results) -> Iterator[str]:
 
 
 def made_by(results: Results) -> str:
-    """Return the date and the command, which stand in every picture."""
+    """Return the date and the command, for the note in every picture."""
     return f"{results.date.partition(' ')[0]}: {results.command}"
 
 

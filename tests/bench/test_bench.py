@@ -1,4 +1,4 @@
-"""The benchmark still runs, from the C programs to the pictures; and its arithmetic."""
+"""The benchmark runs, from the C programs to the pictures; and its arithmetic is right."""
 
 import json
 import os
@@ -29,7 +29,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 
 def run(*argv: str | Path) -> "subprocess.CompletedProcess[str]":
-    """Run the benchmark's command line to its end."""
+    """Run a command of the benchmark."""
     return subprocess.run(
         [sys.executable, "-m", "tests.bench", *map(str, argv)],
         cwd=ROOT,
@@ -41,26 +41,26 @@ def run(*argv: str | Path) -> "subprocess.CompletedProcess[str]":
 
 
 def texts(picture: str) -> list[str]:
-    """Return all that is written in a picture, in order."""
+    """Return all texts in a picture, in order."""
     return [each.text or "" for each in ElementTree.fromstring(picture).iter(f"{SVG}text")]
 
 
 @pytest.fixture(scope="module")
 def programs() -> Path:
-    """Where the C programs are, built."""
+    """The directory of the built C programs."""
     command("cc", "gcc")
     return build()
 
 
 @pytest.fixture
 def bench(programs: Path) -> Bench:
-    """A bench for runs as short as can be."""
+    """A bench for very short runs."""
     return Bench.here(programs, seconds=0.1)
 
 
 @pytest.fixture(scope="module")
 def measured(programs: Path, tmp_path_factory: pytest.TempPathFactory) -> Results:
-    """What the command measures in a moment."""
+    """The results of a very short measurement."""
     assert programs
     out = tmp_path_factory.mktemp("results")
     options = ("--only", "haproxy,smtpproxy", "--scenario", "S1,distant-10")
@@ -130,7 +130,7 @@ def test_the_c_programs_are_built_without_a_warning(
 
 
 def test_the_mta_counts_commands_that_come_early_and_loses_them(bench: Bench) -> None:
-    """What all contenders are judged by can see a fault: a client that pipelines unasked."""
+    """The check of contenders finds a fault: a client that pipelines without PIPELINING."""
     (direct,) = (each for each in all_contenders() if each.name == "direct")
     chain = Chain(bench, direct)
     with chain, pytest.raises(RunError, match="stalled in group 2 after 1 of 3 replies"):

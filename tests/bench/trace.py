@@ -1,4 +1,4 @@
-"""What a trace costs beside the log, without sockets: `python -m tests.bench trace`."""
+"""The cost of a trace in addition to the log, without sockets: `python -m tests.bench trace`."""
 
 import tempfile
 from pathlib import Path
@@ -16,7 +16,7 @@ from tests.bench.core import SCENARIOS, best_us, session
 
 
 def main() -> None:
-    """Measure each scenario with every kind of trace; figures are CPU µs of a whole session."""
+    """Measure each scenario with every kind of trace; figures are µs of CPU per session."""
     table = Table("scenario", "", "log", "errors", "all", "headers", "full", box=None)
     with open("/dev/null", "wb") as nowhere, tempfile.TemporaryDirectory() as directory:  # noqa: PTH123
         log.configure("error", "json", nowhere)

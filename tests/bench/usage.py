@@ -1,4 +1,4 @@
-"""CPU and memory of a process and its descendants, as /proc has them."""
+"""CPU and memory of a process and its descendants, read from /proc."""
 
 import os
 import re
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 QUIET_SHARE = 0.04
-"""Others use no more of a CPU than this on a quiet machine."""
+"""On a quiet machine other programs use no more of one CPU than this share."""
 
 
 class Cpu(NamedTuple):
@@ -20,14 +20,11 @@ class Cpu(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """KiB of all processes together; what they share is counted once.
-
-    Attributes:
-        peak: the most that they have held, each at its own time.
-    """
+    """KiB of all processes together; memory that they share is counted once."""
 
     resident: int
     peak: int
+    """The sum of the processes' peaks, which may have been at different times."""
     processes: int
 
 
@@ -37,13 +34,13 @@ class _Status(NamedTuple):
 
 
 def cpu_of(root: int) -> Cpu:
-    """Return what a process and its descendants have used so far."""
+    """Return the CPU time that a process and its descendants have used so far."""
     used = [status.cpu for pid in _tree(root) if (status := _status(pid))]
     return Cpu(sum(cpu.user_s for cpu in used), sum(cpu.system_s for cpu in used))
 
 
 def memory_of(root: int) -> Memory:
-    """Return what a process and its descendants hold now."""
+    """Return the memory of a process and its descendants now."""
     resident = peak = processes = 0
     for pid in _tree(root):
         fields = dict(re.findall(r"^(Vm\w+):\s+(\d+)", _read(f"/proc/{pid}/status"), re.MULTILINE))
@@ -58,10 +55,10 @@ def memory_of(root: int) -> Memory:
 
 
 class Meter:
-    """What a process, and everybody but this benchmark, use of the CPUs from now on."""
+    """Measures the CPU time of a process, and of all programs but this benchmark, from now on."""
 
     def __init__(self, root: int | None) -> None:
-        """Begin; without a process only the others are watched."""
+        """Begin to measure; without a process (None) only `others` is useful."""
         self._root = root
         self._cpu = cpu_of(root) if root else Cpu(0, 0)
         self._ours = sum(cpu_of(os.getpid()))
@@ -69,19 +66,19 @@ class Meter:
         self._began = time.monotonic()
 
     def cpu(self) -> Cpu:
-        """Return what the process has used since."""
+        """Return the CPU time that the process has used since."""
         now = cpu_of(self._root) if self._root else Cpu(0, 0)
         return Cpu(now.user_s - self._cpu.user_s, now.system_s - self._cpu.system_s)
 
     def others(self) -> float:
-        """Return which share of one CPU others have used since."""
+        """Return the share of one CPU that other programs have used since."""
         ours = sum(cpu_of(os.getpid())) - self._ours
         seconds = max(time.monotonic() - self._began, 1e-6)
         return max(0.0, (_busy_s() - self._busy - ours) / seconds)
 
 
 def wait_until_quiet(limit_s: float) -> bool:
-    """Wait for half a second in which other processes are idle; return whether it came."""
+    """Wait until other programs are idle for half a second; return whether they were in time."""
     deadline = time.monotonic() + limit_s
     while time.monotonic() < deadline:
         meter = Meter(None)
@@ -104,7 +101,7 @@ def _tree(root: int) -> Iterator[int]:
 
 
 def _status(pid: int) -> _Status | None:
-    """Read /proc/PID/stat, whose second field, the name, may hold anything."""
+    """Read /proc/PID/stat, whose second field, the name, may contain spaces and parentheses."""
     fields = _read(f"/proc/{pid}/stat").rpartition(") ")[2].split()
     if len(fields) < 15:
         return None
@@ -120,6 +117,6 @@ def _read(path: str) -> str:
 
 
 def _busy_s() -> float:
-    """Return the seconds that all CPUs have worked; what the host has taken is not counted."""
+    """Return the seconds that all CPUs have worked, without those stolen by the hypervisor."""
     user, nice, system, _, _, irq, softirq, *_ = map(int, _read("/proc/stat").split()[1:9])
     return (user + nice + system + irq + softirq) / TICKS_PER_S

@@ -38,8 +38,8 @@ def _compare(whole: Trial, cut: Trial) -> None:
     if drained:
         said = said[: len(said_cut)]
     if drained and not ran_ahead:
-        good_bye = replies.DRAINING % cut.pipeline.policy.hostname
-        assert whole.sent_to_client.startswith(cut.sent_to_client.removesuffix(good_bye))
+        draining = replies.DRAINING % cut.pipeline.policy.hostname
+        assert whole.sent_to_client.startswith(cut.sent_to_client.removesuffix(draining))
     elif not ran_ahead:
         assert cut.sent_to_client == whole.sent_to_client
         assert cut.ended == whole.ended

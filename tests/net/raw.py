@@ -363,7 +363,7 @@ class Client:
             self._socket.send(self._outgoing.read())
             return
 
-    def say_good_bye(self) -> None:
+    def send_close_notify(self) -> None:
         """Send close_notify."""
         assert self._tls is not None
         with contextlib.suppress(ssl.SSLWantReadError):

@@ -154,7 +154,7 @@ async def half_closed(here: Proxy) -> Client:
     return one
 
 
-async def told_to_secure(here: Proxy) -> Client:
+async def asked_to_begin_tls(here: Proxy) -> Client:
     one = await greeted(here)
     one.send(b"STARTTLS\r\n")
     await one.hear(b"220 2.0.0 Ready to start TLS\r\n")
@@ -162,7 +162,7 @@ async def told_to_secure(here: Proxy) -> Client:
 
 
 async def in_its_handshake(here: Proxy) -> Client:
-    one = await told_to_secure(here)
+    one = await asked_to_begin_tls(here)
     one.say_client_hello()
     await one.some()
     return one
@@ -176,7 +176,7 @@ async def in_its_first_handshake(here: Proxy) -> Client:
 
 
 async def inside_tls(here: Proxy) -> Client:
-    one = await told_to_secure(here)
+    one = await asked_to_begin_tls(here)
     await one.secure()
     one.send(b"EHLO inside\r\n")
     await one.hear(b"250 ")
@@ -196,11 +196,11 @@ async def leaving_replies_unread_inside_tls(here: Proxy) -> Client:
     return await _leaving_replies_unread(here, await inside_tls(here))
 
 
-async def good_bye_inside_tls(here: Proxy) -> Client:
+async def close_notify_inside_tls(here: Proxy) -> Client:
     one = await inside_tls(here)
     one.send(ENVELOPE)
     await got(here, b"MAIL FROM:<a@a>")
-    one.say_good_bye()
+    one.send_close_notify()
     one.half_close()
     await within_a_second(lambda: here.session.pipeline.client_ended)
     return one
@@ -352,7 +352,7 @@ STATES = {
         silence="command_time_limit",
     ),
     "told to begin with TLS": State(
-        told_to_secure,
+        asked_to_begin_tls,
         listener=STARTTLS,
         reset="client_tls_failed",
         half_close="client_tls_failed",
@@ -396,8 +396,8 @@ STATES = {
     "leaving replies unread inside TLS": State(
         leaving_replies_unread_inside_tls, listener=STARTTLS, half_close="client_lost"
     ),
-    "after its good-bye inside TLS": State(
-        good_bye_inside_tls,
+    "after its close_notify inside TLS": State(
+        close_notify_inside_tls,
         {b"MAIL"},
         listener=STARTTLS,
         half_close="client_closed",

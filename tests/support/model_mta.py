@@ -1,9 +1,8 @@
 """A model of a legacy MTA, for tests that need a backend with a memory.
 
-It is as strict as OpenSMTPD: an octet that comes while it owes a reply fails the test.  It can be
-made to offer PIPELINING: then the test fails if anything comes after a command that must stand
-last in its group.  What it takes for the end of a line in content can be made as lenient as some
-MTAs are.
+It is as strict as OpenSMTPD: an octet that arrives while it owes a reply fails the test.  With
+`pipelining` it offers PIPELINING: then the test fails if anything arrives after a command that must
+be the last of its group.  `line_ends` makes it as lenient with line ends in content as some MTAs.
 """
 
 import re
@@ -15,7 +14,7 @@ from tests.support.pipeline_stage import Stage
 
 
 class LineEnds(Enum):
-    """What ends a line of content, and so what is read as a dot alone."""
+    """What ends a line of content, and so which dots are the end of data."""
 
     STRICT = "strict"
     """CRLF."""
@@ -36,16 +35,17 @@ _CONTENT_LINE = {
 
 EHLO_REPLY = b"250-mx\r\n250-SIZE 1000\r\n250-XUNKNOWN\r\n250 CHUNKING\r\n"
 EHLO_OFFER = b"250-mx\r\n250-SIZE 1000\r\n250-CHUNKING\r\n250 PIPELINING\r\n"
-"""What the client of the proxy gets for EHLO_REPLY."""
+"""The reply to EHLO that a client gets from the proxy for EHLO_REPLY."""
 
 
 class Mta:
-    """Quotes each command in its reply, so that replies show which command they answer.
+    """The MTA.  It quotes each command in its reply, so that replies show their command.
 
-    pipelining, xforward: it offers PIPELINING, or XFORWARD.
-
-    commands: all that were read.  messages: what was taken over.  owed: replies not yet given.
-    octets: all that came.
+    Attributes:
+        commands: All commands read.
+        messages: The content of the messages accepted.
+        owed: The replies not sent yet.
+        octets: All octets received.
     """
 
     def __init__(

@@ -3,34 +3,33 @@ r"""Transcripts: dialogues kept as text files, played against the pipeline witho
 A file holds dialogues, each headed by `== what it shows`.  A dialogue is played line by line:
 
     C: octets     the client sends a segment            C: EOF   it sends no more; RST: it is gone
-    C| octets     ... of which this is part, too
-    S: octets     the client gets a write                S| octets   ... with this in the same write
-    B> octets     the backend gets octets
+    C| octets     more of the same segment
+    S: octets     the proxy writes to the client         S| octets   more of the same write
+    B> octets     the proxy writes to the backend
     B< octets     the backend sends a segment            B< EOF   it is gone
-    B<| octets    ... of which this is part, too
+    B<| octets    more of the same segment
 
 CRLF is implied; a `\` at the end of the line says that there is none.  `\r`, `\n`, `\x00` and `\\`
 stand for raw octets, `{x*2048}` for repetition.  `#` at the start of a line is a comment.
 
-What the proxy writes stands below what made it write; anything more or less fails the dialogue.
-Other happenings: `hold` (the oldest held reply is old enough), `expire` (a time limit is over),
+What the proxy writes is noted below the event that caused it; any difference fails the dialogue.
+Other events: `hold` (the oldest held reply is old enough), `expire` (a time limit is over),
 `drain`, `reclaim` (of the connection slot), `stop`, `break down`, `unavailable` (no server; a
-greeting that refused may follow), `no place` (the backend has as many connections as it may),
+greeting that refused may follow), `no place` (the backend has its maximum of connections),
 `client secured`, `backend secured`, `not secured` (a TLS handshake is over).
 
 Settings, before the first line: `policy: sync=strict consecutive_errors=2 hide=AUTH,SIZE`;
-`secret: word` (no observer may ever see it); `refuse XCLIENT: reply` (to that of a client);
-`introduce: XCLIENT` (or
-XFORWARD; the client, to the backend, as it says in INTRODUCED); `segments: as written` (what
-happens depends on how the client's or the backend's octets are cut, so the dialogue is not played
-again octet by octet); `given:` one of
-`greeting`, `HELO`, `EHLO [CAPABILITY...]`, `MAIL [CAPABILITY...]`, `DATA [CAPABILITY...]`: the
-session has come as far as that.
+`secret: word` (no observer may ever see it); `refuse XCLIENT: reply` (the reply to a client's
+XCLIENT); `introduce: XCLIENT` or `introduce: XFORWARD` (the proxy passes the client's address to
+the backend, with the attributes in INTRODUCED); `segments: as written` (what happens depends on how
+the client's or the backend's octets are cut, so the dialogue is not played again octet by octet);
+`given:` one of `greeting`, `HELO`, `EHLO [CAPABILITY...]`, `MAIL [CAPABILITY...]`,
+`DATA [CAPABILITY...]`: the session has already reached that point.
 
-Claims, anywhere: `ends: reason`; `full: yes|no`; `waiting: time limit`; `upgrade: client|backend|
-tunnel` (what the caller is asked for), `introduced: line` (the XCLIENT line passed to it); and,
-on the whole dialogue, `violation: kind [octets]`, `observed: command line`, `waits: n` (turnarounds
-that the client makes), `pipelined: n`, `messages: n`.
+Assertions, anywhere: `ends: reason`; `full: yes|no`; `waiting: time limit`;
+`upgrade: client|backend|tunnel` (what the caller is asked for), `introduced: line` (the XCLIENT
+line passed to it); and, on the whole dialogue, `violation: kind [octets]`, `observed: command
+line`, `waits: n` (how often the client waits for a reply), `pipelined: n`, `messages: n`.
 """
 
 import re
@@ -68,7 +67,7 @@ _SETTINGS = ("policy", "secret", "segments", "given", "introduce", "refuse XCLIE
 
 @dataclass
 class Step:
-    """Something happens, and what the proxy does then."""
+    """An event, and what the proxy must write then."""
 
     place: str
     kind: str
@@ -93,7 +92,7 @@ class Dialogue:
 
     @property
     def depends_on_segments(self) -> bool:
-        """Return whether it may be played only as written."""
+        """Return whether the dialogue may be played only in its own segments."""
         return "as written" in self.all_settings("segments")
 
 
@@ -103,7 +102,7 @@ def read_all() -> list[Dialogue]:
 
 
 def read(file: Path) -> list[Dialogue]:
-    """Return the dialogues of one file; any line that says nothing known is an error."""
+    """Return the dialogues of one file; a line that is not understood is an error."""
     dialogues: list[Dialogue] = []
     for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), 1):
         if line.startswith("== "):
@@ -144,7 +143,7 @@ def _read_line(dialogue: Dialogue, mark: str, text: str, place: str) -> None:
 
 
 def as_octets(text: str) -> bytes:
-    """Return the octets that a line of a transcript stands for."""
+    """Return the octets that a line of a transcript means."""
     escapes = len(text) - len(text.rstrip("\\"))
     text = text[:-1] if escapes % 2 else text + r"\r\n"
     text = _REPEATED.sub(lambda match: match[1] * int(match[2]), text)
@@ -161,7 +160,7 @@ _CHOICES = {
 
 
 def policy_of(text: str) -> SessionPolicy:
-    """Return the rules that `name=value` pairs lay down."""
+    """Return the policy of `name=value` pairs."""
     values: dict[str, object] = {}
     words: dict[str, frozenset[bytes]] = {}
     for pair in text.split():
@@ -178,7 +177,7 @@ def policy_of(text: str) -> SessionPolicy:
 
 
 def play(dialogue: Dialogue, *, octet_by_octet: bool = False) -> None:
-    """Play a dialogue and fail where the proxy does anything else than it says."""
+    """Play a dialogue, and fail if the proxy does anything else."""
     stage = Stage(policy_of(" ".join(dialogue.all_settings("policy"))))
     for verb in dialogue.all_settings("introduce"):
         stage.pipeline.ehlo.introduction = Introduced(verb)

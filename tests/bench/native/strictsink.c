@@ -230,7 +230,7 @@ static int begin_content(struct connection *c)
 	return REPLY(c, "354 go ahead\r\n");
 }
 
-static int say_good_bye(struct connection *c)
+static int reply_to_quit(struct connection *c)
 {
 	count.quits++;
 	if (REPLY(c, "221 2.0.0 bye\r\n") < 0)
@@ -256,7 +256,7 @@ static int take_command(struct connection *c, const char *line, size_t bytes)
 	if (!strcasecmp(verb, "NOOP"))
 		return REPLY(c, "250 2.0.0 ok\r\n");
 	if (!strcasecmp(verb, "QUIT"))
-		return say_good_bye(c);
+		return reply_to_quit(c);
 	if (!strcasecmp(verb, "MAIL") || !strcasecmp(verb, "RSET"))
 		c->recipients = 0;
 	if (!strcasecmp(verb, "MAIL"))
