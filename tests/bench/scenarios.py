@@ -67,7 +67,7 @@ SCENARIOS = (
     Scenario(
         short="S5",
         name="idle",
-        sentence="2,000 sessions that stay open after EHLO and say nothing",
+        sentence="2,000 sessions that stay open after EHLO and send nothing",
         kind=Kind.IDLE,
         at_once=2000,
     ),

@@ -1,10 +1,10 @@
 /*
- * delayrelay: a TCP relay that holds everything back for a fixed time in each direction, with no bound
- * on bandwidth and no loss: a link to a client far away.
+ * delayrelay: a TCP relay that delays all octets by a fixed time in each direction, without loss and
+ * without a limit of bandwidth: a link to a distant client.
  *
- * The handshake is modelled too: the client's connect() returns at once, but the server is connected
- * three delays later, so that its first byte comes four delays (two round trips) after connect(), as
- * over a real link. TCP's slow start is not modelled.
+ * The handshake is modelled too: the client's connect() returns at once, but the relay connects to the
+ * server three delays later, so that the server's first octet arrives four delays (two round trips)
+ * after connect(), as over a real link. TCP's slow start is not modelled.
  */
 #define _GNU_SOURCE
 #include <getopt.h>

@@ -1,16 +1,16 @@
 /*
- * strictsink: an MTA that accepts every message and keeps none, cheap and strict.
+ * strictsink: an MTA that accepts every message and stores none.
  *
- * Without --pipelining it is one of the servers that RFC 2920 section 1 speaks of: each time it has
- * read a command or a message, whatever else is in its input buffer is DISCARDED, and counted as a
- * violation; who pipelines to it loses commands. With --drain it also empties its socket right before
- * each reply, and with --reply-delay-us it holds each reply back, so that bytes count that come in a
- * later segment, but before the reply.
+ * Without --pipelining it is a server as in RFC 2920 section 1: after each command or message that it
+ * reads, it DISCARDS all other octets in its input buffer, and counts a violation; a client that
+ * pipelines loses commands. With --drain it also empties its socket right before each reply, and with
+ * --reply-delay-us it delays each reply, so that octets in a later segment, but before the reply, are
+ * violations too.
  *
- * With --pipelining it offers that, and takes it.
+ * With --pipelining it offers PIPELINING and processes all commands.
  *
  * RCPT TO:<bad...> is refused with 550. Replies to MAIL and RCPT repeat the path, so that a client can
- * check their order. On SIGTERM and SIGINT it prints what it has counted, one JSON object.
+ * check their order. On SIGTERM and SIGINT it prints its counters as one JSON object.
  */
 #define _GNU_SOURCE
 #include <getopt.h>
