@@ -7,7 +7,6 @@ each session: a few exchanges and the last transaction.
 
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection
-from copy import copy
 from time import monotonic, time
 from typing import Any
 
@@ -322,7 +321,7 @@ def _shortened(exchange: Exchange) -> Exchange:
     """Return the exchange with its line and reply cut to what the page shows."""
     if len(exchange.line) <= KEPT_LINE and len(exchange.reply) <= KEPT_LINE and not exchange.steps:
         return exchange
-    kept = copy(exchange)
+    kept = exchange.copy()
     kept.line, kept.reply = _cut(exchange.line), _cut(exchange.reply)
     kept.steps = [
         each._replace(line=_cut(each.line), reply=_cut(each.reply))

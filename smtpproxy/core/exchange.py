@@ -178,6 +178,15 @@ class Exchange:
         role = self.verb.role
         return role == verbs.END_OF_DATA or (role == verbs.BDAT and lines.is_last_chunk(self.line))
 
+    def copy(self) -> "Exchange":
+        """Return a copy that an observer may change; `copy.copy` cannot copy compiled objects."""
+        made = Exchange(self.verb, self.line, self.framed)
+        made.octets, made.code, made.reply = self.octets, self.code, self.reply
+        made.refusal, made.closes, made.problem = self.refusal, self.closes, self.problem
+        made.pipelined, made.bare_lf, made.steps = self.pipelined, self.bare_lf, self.steps
+        made.sent, made.replied, made.flushed = self.sent, self.replied, self.flushed
+        return made
+
     def __repr__(self) -> str:
         return f"<Exchange {self.line or self.verb.name!r} -> {self.reply!r}>"
 

@@ -2,7 +2,6 @@
 
 from collections import deque
 from collections.abc import Callable
-from copy import copy
 from functools import partial
 from time import monotonic
 from typing import Any
@@ -382,7 +381,7 @@ def _size_of(exchange: Exchange) -> int:
 
 def _shortened(exchange: Exchange) -> Exchange:
     """Return an exchange with its replies cut."""
-    kept = copy(exchange)
+    kept = exchange.copy()
     kept.reply = exchange.reply[:LONG_OCTETS] + b" ..."
     kept.steps = [step._replace(reply=step.reply[:LONG_OCTETS]) for step in exchange.steps]
     return kept

@@ -3,8 +3,9 @@
 import pytest
 
 from smtpproxy.core import verbs
-from smtpproxy.core.exchange import Exchange
+from smtpproxy.core.exchange import Exchange, ProxyStep
 from smtpproxy.core.violations import ClientViolation
+from tests.support.compiled import attributes_of
 
 
 def _exchange(verb: bytes, line: bytes = b"") -> Exchange:
@@ -33,6 +34,24 @@ def test_is_refused_by_a_violation(closes: bool) -> None:
     exchange.refuse(violation)
     assert (exchange.problem, exchange.refusal) == (violation, b"500 no\r\n")
     assert exchange.closes is closes
+
+
+def test_a_copy_has_every_attribute_and_may_be_changed() -> None:
+    exchange = _exchange(b"MAIL", b"MAIL FROM:<a>\r\n")
+    exchange.refuse(ClientViolation("x", b"500 no\r\n", closes=True))
+    exchange.octets, exchange.code, exchange.reply = 1, 250, b"250 ok\r\n"
+    exchange.pipelined = exchange.bare_lf = True
+    exchange.sent, exchange.replied, exchange.flushed = 6.0, 7.0, 8.0
+    exchange.steps = [ProxyStep(b"RSET\r\n", b"250 ok\r\n", 6.0, 7.0)]
+    names = attributes_of(Exchange)
+    new = _exchange(b"RSET", b"")
+    new.framed = 0.0
+    values = [getattr(exchange, name) for name in names]
+    assert all(value != getattr(new, name) for name, value in zip(names, values, strict=True))
+    copied = exchange.copy()
+    assert [getattr(copied, name) for name in names] == values
+    copied.line = b"MAIL"
+    assert exchange.line == b"MAIL FROM:<a>\r\n"
 
 
 def test_knows_whether_it_decides_on_a_message() -> None:
