@@ -1,6 +1,8 @@
 """Tests and the compiled core: what can be tested only on plain Python, and what needs care."""
 
-from types import GetSetDescriptorType, MemberDescriptorType
+import importlib.util
+from pathlib import Path
+from types import GetSetDescriptorType, MemberDescriptorType, ModuleType
 
 import pytest
 
@@ -16,3 +18,14 @@ def attributes_of(of: type) -> list[str]:
     """Return the names in a class's slots; a compiled class has no __slots__."""
     kinds = (MemberDescriptorType, GetSetDescriptorType)
     return [name for name, each in vars(of).items() if isinstance(each, kinds)]
+
+
+def compile_hook() -> ModuleType:
+    """Return the build hook as a module."""
+    file = Path(__file__).parents[2] / "deploy/compile_hook.py"
+    spec = importlib.util.spec_from_file_location("compile_hook", file)
+    assert spec is not None
+    assert spec.loader is not None
+    hook = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hook)
+    return hook
