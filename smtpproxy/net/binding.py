@@ -109,12 +109,18 @@ def _share_port(opened: Iterable[socket.socket], value: int) -> None:
 
 def keep_alive(opened: socket.socket) -> None:
     """Enable TCP keepalive, which the connections of a listening socket inherit."""
-    if opened.family == socket.AF_UNIX:
+    family = opened.family
+    if family == socket.AF_UNIX:
         return
-    opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_S)
-    opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)
-    opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
+    # A transport's socket makes a `socket.socket` for each option, at several times its cost.
+    bare = socket.SocketType(family, socket.SOCK_STREAM, 0, opened.fileno())
+    try:
+        bare.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        bare.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_S)
+        bare.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)
+        bare.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
+    finally:
+        bare.detach()  # else it closes the descriptor
 
 
 def name_of(listening: socket.socket) -> str:

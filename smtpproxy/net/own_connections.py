@@ -15,6 +15,7 @@ import socket
 from hashlib import blake2b
 from time import monotonic
 from typing import Any
+from zlib import crc32
 
 from smtpproxy.core.observer import Endpoint
 from smtpproxy.net import shared_counters
@@ -26,7 +27,10 @@ PLACES = 4096
 NOTED_S = 30.0
 """How long an entry is valid; a connection is usually accepted at once."""
 
-# In 64-bit words after the shared counters.  An entry: the time in ms; a hash of both addresses.
+# In 64-bit words after the shared counters.  An entry: the time in ms and, in the lowest bits, the
+# tag of the source; a hash of both addresses.
+_TAG_BITS = 16
+_TAG = (1 << _TAG_BITS) - 1
 _PLACE = 2
 _ROW = PLACES * _PLACE
 _BEGIN = -(-shared_counters.OCTETS // 8)
@@ -54,17 +58,21 @@ class OwnConnections:
         """Record a connection that is being made, or has just been made."""
         place = self._own + source[1] % PLACES * _PLACE
         self._words[place + 1] = _hash(source, target)
-        self._words[place] = int(monotonic() * 1000)
+        self._words[place] = int(monotonic() * 1000) << _TAG_BITS | _tag(source)
 
-    def may_have(self, port: int) -> bool:
-        """Return whether a recent connection may have this local port, without a false no."""
-        oldest = int((monotonic() - NOTED_S) * 1000)
-        return any(self._words[place] > oldest for place in self._places(port))
+    def may_have(self, source: Endpoint) -> bool:
+        """Return whether a recent connection may have this source, without a false no."""
+        oldest, tag = int((monotonic() - NOTED_S) * 1000), _tag(source)
+        for place in self._places(source[1]):
+            entry = self._words[place]
+            if entry & _TAG == tag and entry >> _TAG_BITS > oldest:
+                return True
+        return False
 
     def has(self, source: Endpoint, target: Endpoint) -> bool:
         """Return whether any worker has recently made the connection with these addresses."""
         ends = _hash(source, target)
-        return self.may_have(source[1]) and any(
+        return self.may_have(source) and any(
             self._words[place + 1] == ends for place in self._places(source[1])
         )
 
@@ -72,6 +80,11 @@ class OwnConnections:
         rows = max(self._head[0], self._row + 1)
         first = _BEGIN + port % PLACES * _PLACE
         return range(first, first + rows * _ROW, _ROW)
+
+
+def _tag(source: Endpoint) -> int:
+    """Return bits by which nearly all other sources differ, though their ports have one place."""
+    return crc32(source[0].encode(), source[1]) & _TAG
 
 
 def _hash(source: Endpoint, target: Endpoint) -> int:
@@ -104,7 +117,7 @@ def note(made: asyncio.BaseTransport) -> None:
 def is_one(client: asyncio.BaseTransport) -> bool:
     """Return whether a client connection is one of the service's own connections."""
     source = endpoint(client.get_extra_info("peername"))
-    if source is None or not _shared.may_have(source[1]):
+    if source is None or not _shared.may_have(source):
         return False
     target = endpoint(client.get_extra_info("sockname"))
     opened = client.get_extra_info("socket")

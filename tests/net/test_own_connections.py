@@ -61,6 +61,15 @@ def test_no_other_connection_is_taken_for_it() -> None:
         assert not alone.has(source, target)
 
 
+def test_a_client_whose_port_has_the_place_of_another_is_not_looked_at_closely() -> None:
+    """A busy service has an entry at every place; the closer look costs a session 5 %."""
+    alone = OwnConnections()
+    alone.note(HERE, THERE)
+    assert alone.may_have(HERE)
+    clients = [(f"192.0.2.{host}", port) for host in range(250) for port in (40000, 35904)]
+    assert not any(alone.may_have(client) for client in clients)
+
+
 def test_it_is_known_for_a_limited_time(clock: Clock) -> None:
     """Its port may later be that of a connection of another program."""
     alone = OwnConnections()
