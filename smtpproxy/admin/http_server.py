@@ -107,6 +107,7 @@ class AdminServer:
     async def start(self, sockets: Sequence[socket.socket]) -> None:
         """Start to serve on listening sockets, which the caller keeps."""
         await self._runner.setup()
+        self._live_feed.start()
         self._has_name = any(each.family != socket.AF_UNIX for each in sockets)
         loop = asyncio.get_running_loop()
         for each in sockets:

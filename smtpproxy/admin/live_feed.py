@@ -1,14 +1,20 @@
-"""The live feed: what the live page is told, once a second and only while somebody looks."""
+"""The live feed: what the live page is told, once a second and only while somebody looks.
+
+Only the figures of the last hour are kept while nobody looks: a row each few seconds.
+"""
 
 import asyncio
+import socket
 from collections import OrderedDict
-from time import time
+from time import monotonic, time
 from typing import Any, NamedTuple, Protocol, cast
 
 import msgspec
 
+from smtpproxy import __version__
+from smtpproxy.admin.figure_history import KEPT_ROWS, FigureHistory, FigureRow
 from smtpproxy.admin.health import HealthSource
-from smtpproxy.admin.page_metrics import page_metrics
+from smtpproxy.admin.page_metrics import PageTotals, page_totals, reply_times
 from smtpproxy.metrics.snapshot import MetricsSnapshot
 
 KEPT_SESSIONS = 200
@@ -20,11 +26,17 @@ UNHEARD = 3
 """After this many events without a report from its worker, an open session counts as lost."""
 WAITING = 4
 """Events that may wait for a slow reader; it misses those beyond."""
+NEWEST_ROWS = 2
+"""Of the figures, so many rows are in each event: the one before is there for who missed it."""
 INTERVAL_S = 1.0
 
 
 class StatusSource(HealthSource, Protocol):
     """Where figures come from."""
+
+    @property
+    def serving_since(self) -> float:
+        """When this process started, on the monotonic clock."""
 
     def snapshot(self) -> MetricsSnapshot:
         """Return the metrics of the whole service."""
@@ -53,6 +65,7 @@ class LiveFeed:
 
     def __init__(self, source: StatusSource) -> None:
         self._source = source
+        self._history = FigureHistory()
         self._sessions: OrderedDict[str, KeptSession] = OrderedDict()
         self._bytes = 0  # of them
         self._unheard: dict[str, int] = {}  # how many times, by the names of open sessions
@@ -64,28 +77,32 @@ class LiveFeed:
         """Whether nobody else may look."""
         return len(self._viewers) >= MAX_VIEWERS
 
+    def start(self) -> None:
+        """Begin to keep figures."""
+        self._task = asyncio.get_running_loop().create_task(self._run(), name="live feed")
+
     def join(self) -> asyncio.Queue[bytes]:
         """Begin to look; the first event tells all there is, an empty one that there is no more."""
         viewer: asyncio.Queue[bytes] = asyncio.Queue(WAITING)
-        viewer.put_nowait(self._event(list(self._sessions.values()), self._source.snapshot()))
+        sessions = list(self._sessions.values())
+        viewer.put_nowait(self._event(sessions, self._source.snapshot(), rows=KEPT_ROWS))
         self._source.look(anew=not self._viewers)
         self._viewers.add(viewer)
-        if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._run(), name="board")
         return viewer
 
     def leave(self, viewer: asyncio.Queue[bytes]) -> None:
         """Look no more."""
         self._viewers.discard(viewer)
-        if not self._viewers and self._task is not None:
-            self._task.cancel()
-            self._task = None
+        if not self._viewers:
             self._sessions.clear()
             self._unheard.clear()
             self._bytes = 0
 
     def close(self) -> None:
         """Let nobody look any more."""
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
         for viewer in list(self._viewers):
             if viewer.full():
                 viewer.get_nowait()
@@ -94,12 +111,19 @@ class LiveFeed:
 
     async def _run(self) -> None:
         while True:
+            self.tick()
             await asyncio.sleep(INTERVAL_S)
+
+    def tick(self) -> None:
+        """Tell viewers what has changed; without any, only keep figures."""
+        if self._viewers:
             self._source.look()
             self.tell()
+        elif self._history.is_due(monotonic()):
+            self._take_figures(monotonic(), self._source.snapshot())
 
     def tell(self) -> None:
-        """Tell all lookers what has changed."""
+        """Tell all viewers what has changed."""
         snapshot = self._source.snapshot()
         event = self._event(self._take(snapshot), snapshot)
         for viewer in self._viewers:
@@ -142,10 +166,25 @@ class LiveFeed:
                 self._keep(name, lost[-1])
         return lost
 
-    def _event(self, sessions: list[KeptSession], snapshot: MetricsSnapshot) -> bytes:
+    def _take_figures(self, now: float, snapshot: MetricsSnapshot) -> tuple[PageTotals, FigureRow]:
+        totals = page_totals(snapshot)
+        return totals, self._history.take(now, totals, reply_times(snapshot))
+
+    def _event(
+        self, sessions: list[KeptSession], snapshot: MetricsSnapshot, *, rows: int = NEWEST_ROWS
+    ) -> bytes:
+        """Return an event with so many of the newest rows of figures."""
+        clock = monotonic()
+        totals, lately = self._take_figures(clock, snapshot)
         told = {
             "at": time(),
-            "metrics": page_metrics(snapshot),
+            "clock": clock,
+            "host": socket.gethostname(),
+            "version": __version__,
+            "uptime_s": clock - self._source.serving_since,
+            "totals": totals,
+            "lately": lately,
+            "rows": list(self._history.rows)[-rows:],
             "listeners": self._source.listeners(),
             "why_not_ready": self._source.why_not_ready(),
             "sessions": [msgspec.Raw(each.told) for each in sessions],

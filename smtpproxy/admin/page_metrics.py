@@ -10,14 +10,16 @@ from smtpproxy.metrics.snapshot import MetricsSnapshot, Number
 class ReplyTimes(Struct):
     """How long the backends took for their replies to one verb."""
 
+    bounds: tuple[float, ...]
+    """The bounds of the histogram, in seconds."""
     seconds: Number
     """All times together."""
     counts: list[int]
-    """How many lie between two bounds of the histogram; the last: above all bounds."""
+    """How many lie between two bounds; the last: above all bounds."""
 
 
-class PageMetrics(Struct):
-    """The numbers that the page shows or computes rates from."""
+class PageTotals(Struct):
+    """The numbers that the page shows or that rates are made of."""
 
     relayed: Number
     refused: Number
@@ -29,28 +31,17 @@ class PageMetrics(Struct):
     """Sessions opened."""
     open: Number
     """Open sessions."""
-    bounds: tuple[float, ...]
-    """The bounds of reply times, in seconds."""
-    replies: dict[str, ReplyTimes]
-    """By verb; the greeting is left out, as its time includes that of the connection."""
+    workers: Number
+    """Worker processes."""
     servers: list[tuple[str, str, Number]]
     """Backend, server, and whether the server is up."""
     waiting: dict[str, Number]
     """Clients that wait for a connection, by backend."""
 
 
-def page_metrics(snapshot: MetricsSnapshot) -> PageMetrics:
-    """Return what the page needs of a snapshot."""
-    reply_seconds = definitions.BACKEND_REPLY_SECONDS
-    replies: dict[str, ReplyTimes] = {}
-    for each in snapshot.histograms_of(reply_seconds):
-        verb = each.labels[reply_seconds.labels.index("verb")]
-        if verb == "greeting":
-            continue
-        known = replies.setdefault(verb, ReplyTimes(0, [0] * len(each.counts)))
-        known.seconds += each.total
-        known.counts = [a + b for a, b in zip(known.counts, each.counts, strict=True)]
-    return PageMetrics(
+def page_totals(snapshot: MetricsSnapshot) -> PageTotals:
+    """Return what the page needs of a snapshot, but for reply times."""
+    return PageTotals(
         relayed=_sum(snapshot, definitions.MESSAGES, "relayed"),
         refused=_sum(snapshot, definitions.MESSAGES, "refused"),
         saved=_sum(snapshot, definitions.ROUND_TRIPS_SAVED),
@@ -59,8 +50,7 @@ def page_metrics(snapshot: MetricsSnapshot) -> PageMetrics:
         ),
         opened=_sum(snapshot, definitions.SESSIONS_OPENED),
         open=_sum(snapshot, definitions.SESSIONS),
-        bounds=reply_seconds.bounds,
-        replies=replies,
+        workers=_sum(snapshot, definitions.WORKERS),
         servers=[
             (each.label("backend"), each.label("server"), each.value)
             for each in snapshot.samples_of(definitions.SERVER_UP)
@@ -70,6 +60,23 @@ def page_metrics(snapshot: MetricsSnapshot) -> PageMetrics:
             for each in snapshot.samples_of(definitions.BACKEND_WAITING_CLIENTS)
         },
     )
+
+
+def reply_times(snapshot: MetricsSnapshot) -> dict[str, ReplyTimes]:
+    """Return the backends' reply times by verb.
+
+    The greeting is left out, as its time includes that of the connection.
+    """
+    metric = definitions.BACKEND_REPLY_SECONDS
+    replies: dict[str, ReplyTimes] = {}
+    for each in snapshot.histograms_of(metric):
+        verb = each.labels[metric.labels.index("verb")]
+        if verb == "greeting":
+            continue
+        known = replies.setdefault(verb, ReplyTimes(metric.bounds, 0, [0] * len(each.counts)))
+        known.seconds += each.total
+        known.counts = [a + b for a, b in zip(known.counts, each.counts, strict=True)]
+    return replies
 
 
 def _sum(snapshot: MetricsSnapshot, metric: Definition, outcome: str = "") -> Number:

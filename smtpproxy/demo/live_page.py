@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from time import monotonic
 
 from smtpproxy.admin.http_server import AdminServer
 from smtpproxy.config.loader import from_flags
@@ -42,6 +43,7 @@ class _Status:
     """What the live page shows: the proxy of this process."""
 
     def __init__(self, app: App, backend: str) -> None:
+        self.serving_since = monotonic()
         self._app = app
         self._backend = backend
 

@@ -72,6 +72,8 @@ class Supervisor:
         inherited: Inherited | None = None,
         control: Address | None = None,
     ) -> None:
+        self.serving_since = monotonic()
+        """When this process started, on the monotonic clock."""
         self._settings = settings
         self._control = control
         self._control_server = ControlServer(self)

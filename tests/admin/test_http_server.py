@@ -33,6 +33,7 @@ class Source:
         self.metrics = MetricCounters()
         self.recent = RecentSessions()
         self.why_not = ""
+        self.serving_since = 0.0
         self.looks = self.waits = 0
 
     def snapshot(self) -> MetricsSnapshot:

@@ -1,6 +1,6 @@
 """What the live page is sent of the metrics."""
 
-from smtpproxy.admin.page_metrics import page_metrics
+from smtpproxy.admin.page_metrics import page_totals, reply_times
 from smtpproxy.metrics import definitions
 from smtpproxy.metrics.snapshot import MetricsSnapshot
 
@@ -23,15 +23,17 @@ def test_numbers_are_summed_over_listeners() -> None:
         snapshot.put_histogram(definitions.PIPELINE_GROUP_SIZE, counts, number, *labels)
     snapshot.put(definitions.SERVER_UP, 0, "old", "10.0.0.5:25")
     snapshot.put(definitions.BACKEND_WAITING_CLIENTS, 2, "old")
-    page = page_metrics(snapshot)
-    assert (page.open, page.opened, page.saved, page.groups) == (7, 70, 35, 7)
+    snapshot.put(definitions.WORKERS, 3)
+    page, replies = page_totals(snapshot), reply_times(snapshot)
+    assert (page.workers, page.open, page.opened, page.saved, page.groups) == (3, 7, 70, 35, 7)
     assert (page.relayed, page.refused) == (7, 2)
-    assert page.replies.keys() == {"MAIL"}
-    assert (page.replies["MAIL"].seconds, page.replies["MAIL"].counts[:2]) == (3.5, [7, 0])
+    assert replies.keys() == {"MAIL"}
+    assert (replies["MAIL"].seconds, replies["MAIL"].counts[:2]) == (3.5, [7, 0])
     assert page.servers == [("old", "10.0.0.5:25", 0)]
     assert page.waiting == {"old": 2}
 
 
 def test_a_service_without_sessions_has_zeros() -> None:
-    page = page_metrics(MetricsSnapshot())
-    assert (page.open, page.relayed, page.groups, page.replies) == (0, 0, 0, {})
+    page = page_totals(MetricsSnapshot())
+    assert (page.open, page.relayed, page.groups, page.workers) == (0, 0, 0, 0)
+    assert reply_times(MetricsSnapshot()) == {}

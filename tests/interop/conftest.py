@@ -85,18 +85,28 @@ def door(front: Tap, way: str, keys: Path) -> Door:
     return Door(front.port, way, keys / "ca.pem")
 
 
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[webdriver.Chrome]:
+@pytest.fixture(scope="session")
+def browser_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
     """Give a browser that keeps what its console says."""
     options = webdriver.ChromeOptions()
     options.binary_location = command("chromium")
-    for flag in (*FLAGS.split(), f"--user-data-dir={tmp_path / 'profile'}"):
+    for flag in (*FLAGS.split(), f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     service = webdriver.ChromeService(command("chromedriver", "chromium-driver"))
     driver = webdriver.Chrome(options=options, service=service)
     yield driver
     driver.quit()
+
+
+@pytest.fixture
+def browser(browser_process: webdriver.Chrome) -> webdriver.Chrome:
+    """Give the browser with nothing left of another test."""
+    browser_process.delete_all_cookies()
+    browser_process.get("about:blank")
+    browser_process.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    browser_process.get_log("browser")
+    return browser_process
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:

@@ -5,6 +5,7 @@ and a proxy that restarts.
 """
 
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -18,10 +19,12 @@ from time import monotonic
 import msgspec
 import pytest
 from selenium import webdriver
+from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.support.ui import WebDriverWait
+from selenium.webdriver.support.ui import Select, WebDriverWait
 
+from smtpproxy import __version__
 from smtpproxy.trace import html_page
 from smtpproxy.trace.reader import RecordedSession, add
 from smtpproxy.trace.records import Noted, Record
@@ -118,7 +121,7 @@ def test_a_session_is_seen_while_it_runs_and_drawn(
         ):
             assert part in picture
         assert shown(browser, "#servers .server", f"127.0.0.1:{backend}")
-        assert shown(browser, ".figure", "1 relayed")
+        assert shown(browser, "#messages", "relayed 1")
         browser.switch_to.active_element.send_keys("/")
         browser.switch_to.active_element.send_keys("nobody")
         until(browser, lambda: shown(browser, "#none", "No session matches"))
@@ -155,7 +158,7 @@ def test_what_a_hostile_client_sends_is_text(
         client.say("NOOP </svg><style>*{display:none}</style>", replies=1)
         client.say("FOO\0<b>", "QUIT", replies=2)
         client.close()
-        until(browser, lambda: shown(browser, "#sessions .details", "127.0.0.1"))
+        until(browser, lambda: shown(browser, "#sessions .client", "127.0.0.1"))
         browser.find_element(By.TAG_NAME, "body").send_keys("j")
         picture = until(browser, lambda: shown(browser, "#picture", "QUIT"))
         assert (
@@ -221,8 +224,8 @@ def test_many_sessions_leave_the_page_small(
             client.close()
             count += 1
         passed = monotonic() - began
-        snapshot = f"{count:,} relayed"
-        until(browser, lambda: shown(browser, ".figure", snapshot))
+        snapshot = f"relayed {count:,}"
+        until(browser, lambda: shown(browser, "#messages", snapshot))
         reported = browser.execute_script("return told")
         assert len(reported) <= passed + 20, "one event a second, and a few while it was waited for"
         assert max(reported) < 1024 * 1024
@@ -243,7 +246,7 @@ def test_the_page_reconnects_to_a_restarted_proxy(
         client.say("MAIL FROM:<old@x.example>", replies=1)
         until(browser, lambda: shown(browser, "#sessions tr", "old@x.example"))
         client.close()
-    until(browser, lambda: shown(browser, "#state", "no answer for"))
+    until(browser, lambda: shown(browser, "#state", "no answer since"))
     assert browser.execute_script("return document.body.className") == "gone"
     with proxy(backend, admin) as port:
         until(browser, lambda: shown(browser, "#state", "live"))
@@ -275,6 +278,234 @@ def test_a_token_can_be_set_and_removed(
         write("fedcba9876543210")
         program.signal(signal.SIGHUP)
         until(browser, lambda: shown(browser, "#state", "the token is no longer good"))
+
+
+LONG = "x" * 60 + "@" + "y" * 60 + ".example"
+
+
+@pytest.fixture(scope="module")
+def busy() -> Iterator[str]:
+    """Give the page's URL, of a proxy with three sessions: fine, with a refusal, abandoned."""
+    admin = free_port()
+    with smtp_sink("-p") as backend, proxy(backend.port, admin) as port:
+        for lines, replies in (
+            ((*TO_TWO, "text", ".", "QUIT"), 6),
+            (("SPURIOUS command", "QUIT"), 2),
+            ((f"MAIL FROM:<{LONG}>", f"RCPT TO:<{LONG}>", "RSET", "QUIT"), 4),
+        ):
+            client = Client(port)
+            client.say("EHLO client.example", replies=1)
+            client.say(*lines, replies=replies)
+            client.close()
+        yield f"http://127.0.0.1:{admin}/"
+
+
+def opened(browser: webdriver.Chrome, url: str) -> None:
+    """Open the page, and wait until it shows the three sessions."""
+    browser.get("about:blank")
+    browser.get(url)
+    until(browser, lambda: "3" if rows(browser) == 3 else "")
+
+
+def rows(browser: webdriver.Chrome) -> int:
+    return len(browser.find_elements(By.CSS_SELECTOR, "#sessions tr"))
+
+
+def press(browser: webdriver.Chrome, *keys: str) -> str:
+    """Press keys one after the other, wherever the focus is; return where it is then."""
+    for key in keys:
+        ActionChains(browser).send_keys(key).perform()
+    script = "const on = document.activeElement; return on.id || on.dataset.id || on.tagName"
+    return str(browser.execute_script(script))
+
+
+def test_the_page_names_the_instance_and_links_its_metrics(
+    browser: webdriver.Chrome, busy: str
+) -> None:
+    opened(browser, busy)
+    assert browser.title == f"smtpproxy {socket.gethostname()}"
+    assert browser.find_element(By.ID, "host").text == socket.gethostname()
+    about = browser.find_element(By.ID, "about").text
+    assert re.fullmatch(rf"version {re.escape(__version__)} · up \d+ (s|min) · 2 workers", about)
+    link = browser.find_element(By.LINK_TEXT, "metrics").get_attribute("href")
+    assert link == f"{busy}metrics"
+
+
+def test_plots_have_a_time_axis_and_a_span_that_the_reader_chooses(
+    browser: webdriver.Chrome, busy: str
+) -> None:
+    opened(browser, busy)
+    # An hour ago three messages a second for a minute; now one end of data in 20 ms.
+    browser.execute_script("""
+        source.close();
+        const row = (ago, relayed, replies) => [1e6 - ago, 5, relayed, 0, 0, 0, 1, replies];
+        const old = Array.from({length: 12}, (_, at) => row(3500 - 5 * at, 3, {RCPT: [9, 0.5, 2]}));
+        const told = {end_of_data: [1, 0.02, 0.024]};
+        anew = true;
+        take({...latest, clock: 1e6, uptime_s: 1e5, rows: old, lately: row(0, 0, told)});
+        pause();
+    """)
+    for span, text, most in (("300", "\u22125 min", ""), ("3600", "\u22121 hour", "3.0")):
+        Select(browser.find_element(By.ID, "span")).select_by_value(span)
+        axis = shown(browser, "#messages .axis", text)
+        assert "now" in axis
+        assert re.search(r"\d\d:\d\d", axis)
+        assert browser.find_element(By.CSS_SELECTOR, "#messages .top").text == most
+    replies = browser.find_element(By.ID, "replies")
+    assert "20 ms" in replies.text, "the end of data, unless another verb is chosen"
+    assert "95 % under 24 ms" in replies.text.replace("\n", " ")
+    Select(browser.find_element(By.ID, "verb")).select_by_value("RCPT")
+    assert "500 ms" in replies.text
+    assert "95 % under 2.0 s" in replies.text.replace("\n", " ")
+    Select(browser.find_element(By.ID, "span")).select_by_value("300")
+    assert "no reply in this time" in replies.text
+    for name, keys in (
+        ("messages", ["relayed", "refused"]),
+        ("replies", ["average", "95 % under"]),
+    ):
+        found = browser.find_elements(By.CSS_SELECTOR, f"#{name} .key")
+        assert [
+            each.is_displayed() and each.text[: len(key)]
+            for each, key in zip(found, keys, strict=True)
+        ] == keys
+
+
+def test_a_link_opens_its_session(browser: webdriver.Chrome, busy: str) -> None:
+    opened(browser, busy)
+    body = browser.find_element(By.TAG_NAME, "body")
+    assert shown(browser, "#link", "Link")
+    body.send_keys("j", "j")
+    session = browser.execute_script("return chosen")
+    assert browser.current_url == f"{busy}#{session}"
+    assert browser.find_element(By.ID, "link").get_attribute("href") == browser.current_url
+    opened(browser, f"{busy}#{session}")
+    until(browser, lambda: shown(browser, "#opened:not([hidden]) .facts", f"session {session}"))
+    browser.find_element(By.ID, "close").click()
+    assert browser.current_url == busy
+    assert not browser.find_element(By.ID, "opened").is_displayed()
+
+
+@pytest.mark.parametrize("name", ["gone-1", "%3Cb%3E%E2%80%AE", "%"])
+def test_a_link_to_a_session_that_is_gone_says_so(
+    browser: webdriver.Chrome, busy: str, name: str
+) -> None:
+    opened(browser, f"{busy}#{name}")
+    assert shown(browser, "#missing", "Looking for session")
+    browser.execute_script("for (let event = 0; event < 6; event++) take({...latest, rows: []})")
+    text = browser.find_element(By.ID, "missing").text
+    shown_name = {"%3Cb%3E%E2%80%AE": "<b>\\u{202e}"}.get(name, name)
+    assert text.startswith(f"Session {shown_name} is not on this page any more")
+    assert f"session={shown_name};" in text
+    browser.find_element(By.TAG_NAME, "body").send_keys("j")
+    assert shown(browser, "#opened:not([hidden]) .facts", "session ")
+    assert browser.get_log("browser") == []
+
+
+def test_the_keyboard_alone_opens_and_closes_a_session(
+    browser: webdriver.Chrome, busy: str
+) -> None:
+    opened(browser, busy)
+    ids = browser.execute_script(
+        "return [...document.querySelectorAll('#sessions tr')].map((row) => row.dataset.id)"
+    )
+    outline = "const style = getComputedStyle(document.activeElement); return style.outlineStyle"
+    assert press(browser, Keys.TAB) == "skip"
+    assert browser.find_element(By.ID, "skip").location["x"] >= 0, "seen with the focus"
+    assert press(browser, Keys.ENTER) == ids[0], "the first session"
+    assert browser.execute_script(outline) == "solid"
+    assert press(browser, Keys.ARROW_DOWN) == ids[1]
+    assert press(browser, Keys.ENTER) == "picture"
+    assert browser.execute_script(outline) == "solid"
+    assert shown(browser, "#sessions [aria-selected=true]", "") == shown(
+        browser, f"#sessions [data-id='{ids[1]}']", ""
+    )
+    reached = [press(browser, Keys.TAB) for _ in range(3)]
+    assert reached == ["link", "close", "SUMMARY"]
+    assert press(browser, Keys.ESCAPE) == ids[1], "back to its row"
+    assert not browser.find_element(By.ID, "opened").is_displayed()
+    browser.execute_script("document.getElementById('span').focus()")
+    assert press(browser, Keys.ARROW_DOWN, "e") == "span", "a list of choices keeps its keys"
+    assert browser.execute_script("return [chosen, onlyWrong]") == [None, False]
+    names = "return [...document.querySelectorAll('input, select, button, a')].filter((each) => "
+    names += "!(each.getAttribute('aria-label') || each.textContent.trim() || each.labels[0]))"
+    assert browser.execute_script(names) == [], "each control has a name"
+
+
+def test_each_row_says_what_is_wrong_and_fits(browser: webdriver.Chrome, busy: str) -> None:
+    opened(browser, busy)
+    body = browser.find_element(By.TAG_NAME, "body")
+    heights = "return [...document.querySelectorAll('#sessions tr')].map((row) => row.offsetHeight)"
+    line = "return parseFloat(getComputedStyle(document.querySelector('#sessions td')).lineHeight)"
+    for width, lines in ((1280, 1), (390, 2)):
+        screen = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 500}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+        for problems in (False, True):
+            if problems:
+                body.send_keys("e")
+            room = browser.execute_script(line) * (lines + 0.8)
+            assert all(height < room for height in browser.execute_script(heights)), width
+            assert browser.execute_script("return document.documentElement.scrollWidth") == width
+        found = [each.text for each in browser.find_elements(By.CSS_SELECTOR, "#sessions .problem")]
+        assert "message abandoned" in found
+        assert any(re.match(r"\w+: 5\d\d ", text) for text in found)
+        assert "" not in found
+        body.send_keys("e")
+
+
+WRONG: dict[str, tuple[dict[str, object], str]] = {
+    "a refused recipient": (
+        {
+            "records": [
+                {"verb": "RCPT", "command": "RCPT TO:<a@y> X", "code": 550, "reply": "550 no"}
+            ]
+        },
+        "RCPT a@y: 550 no",
+    ),
+    "its address is in the reply": (
+        {
+            "records": [
+                {"verb": "RCPT", "command": "RCPT TO:<a@y>", "code": 550, "reply": "550 a@y"}
+            ]
+        },
+        "RCPT: 550 a@y",
+    ),
+    "a violation before all else": (
+        {
+            "records": [
+                {"verb": "NOOP", "code": 500, "reply": "500 x"},
+                {"violation": {"side": "client", "kind": "bare_lf", "rewritten": True}},
+            ]
+        },
+        "client: bare lf, rewritten",
+    ),
+    "a message whose exchange was not kept": (
+        {"transactions": [{"outcome": "refused", "refused": 0, "reply": "554 spam"}]},
+        "message refused: 554 spam",
+    ),
+    "recipients whose exchanges were not kept": (
+        {"transactions": [{"outcome": "relayed", "refused": 2, "reply": "250 ok"}]},
+        "2 recipients refused",
+    ),
+    "a message before the last": (
+        {
+            "transactions": [
+                {"outcome": "refused", "refused": 0, "reply": "554 spam"},
+                {"outcome": "relayed", "refused": 0, "reply": "250 ok"},
+            ]
+        },
+        "an earlier message, or recipients of it, were refused",
+    ),
+    "how it ended": ({"reason": "client_lost"}, "client lost"),
+}
+
+
+def test_whatever_was_wrong_has_words(browser: webdriver.Chrome, busy: str) -> None:
+    browser.get(busy)
+    fine = {"reason": "quit", "transactions": [], "records": []}
+    ask = "return problemsOf(arguments[0])"
+    assert browser.execute_script(ask, fine) == []
+    for name, (session, words) in WRONG.items():
+        assert browser.execute_script(ask, {**fine, **session})[0] == words, name
 
 
 def width_on_a_phone(browser: webdriver.Chrome) -> int:

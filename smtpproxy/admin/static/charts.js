@@ -1,105 +1,167 @@
 "use strict";
-// The figures: rates and times of the last two minutes, and how the servers are.
+// The figures: rates and times of up to an hour, which the server keeps, and how the servers are.
 
-const POINTS = 120;
-const series = {relayed: [], refused: [], saved: [], mean: [], high: [], open: []};
-let before = null, lately = null; // the last event, and the last in which the MTA replied
+const HOUR_S = 3600, COLUMNS = 180;
+const TICKS = {300: 120, 900: 300, 3600: 1200}; // seconds between two marks of the axis, by span
+const YOUNG_S = 300;
+const FAR_S = 10; // a reply time that is older is shown with its time of day
+const TOP = 2, BOTTOM = 39.5; // of a plot
+let figureRows = [], figuresNow = null; // the oldest row first; the last event
 
-function push(values, value) { values.push(value); if (values.length > POINTS) values.shift(); }
+const rowOfFigures = ([at, seconds, relayed, refused, saved, opened, open, replies]) => ({at, seconds, relayed, refused, saved, opened, open, replies});
 
-// Adds one event to the series; counters that a new supervisor has begun anew make no rates.
-function takeFigures(event) {
-  const now = {...event.metrics, at: event.at};
-  const passed = before ? now.at - before.at : 0;
-  if (passed > 0 && now.opened >= before.opened) {
-    const rate = (name) => Math.max(0, now[name] - before[name]) / passed;
-    for (const name of ["relayed", "refused", "saved"]) push(series[name], rate(name));
-    now.rate = rate("opened");
-    now.taken = since(before.replies, now.replies);
-    const total = [...now.taken.values()].reduce((one, other) => [one[0] + other[0], one[1] + other[1]], [0, 0]);
-    push(series.mean, total[1] ? total[0] / total[1] : 0);
-    if (total[1]) lately = {at: now.at, mean: total[0] / total[1], verbs: now.taken};
-    push(series.high, quantile(now.bounds, buckets(before.replies), buckets(now.replies), 0.95));
+// Takes one event; whole: it has all rows that there are.
+function takeFigures(event, whole) {
+  if (whole) figureRows = [];
+  const last = figureRows.length ? figureRows.at(-1).at : -Infinity;
+  figureRows.push(...event.rows.map(rowOfFigures).filter((row) => row.at > last));
+  while (figureRows.length && figureRows[0].at < event.clock - HOUR_S) figureRows.shift();
+  // A service that has just started would fill a small part of a plot only.
+  if (!figuresNow && event.uptime_s < YOUNG_S) document.getElementById("span").value = YOUNG_S;
+  figuresNow = {...event, lately: rowOfFigures(event.lately)};
+  offerVerbs();
+}
+
+// Lets the reader choose each verb that got a reply.
+function offerVerbs() {
+  const select = document.getElementById("verb"), known = new Set([...select.options].map((each) => each.value));
+  const verbs = new Set([...figureRows, figuresNow.lately].flatMap((row) => Object.keys(row.replies)));
+  for (const verb of [...verbs].filter((each) => !known.has(each)).sort()) {
+    const option = element("option", "", nameOf({verb}));
+    option.value = verb;
+    select.append(option);
   }
-  push(series.open, now.open);
-  before = now;
 }
 
-const count = (times) => times.counts.reduce((one, other) => one + other, 0);
+// Returns the rows of a span, several as one where there are more than a plot has columns.
+function columnsOf(span) {
+  const width = span / COLUMNS, clock = figuresNow.clock, since = clock - span;
+  const rows = figureRows.filter((row) => row.at > since);
+  const last = rows.length ? rows.at(-1).at : clock - figuresNow.lately.seconds;
+  if (clock - last > 0.5) rows.push({...figuresNow.lately, at: clock, seconds: clock - last}); // until its row is complete
+  return grouped(rows, (one, other) => Math.floor(one.at / width) === Math.floor(other.at / width)).map(joined);
+}
 
-// Returns seconds and replies of each verb that got replies since.
-function since(old, now) {
-  const found = new Map();
-  for (const [verb, times] of Object.entries(now)) {
-    const before = old[verb] || {seconds: 0, counts: []};
-    if (count(times) > count(before)) found.set(verb, [times.seconds - before.seconds, count(times) - count(before)]);
+function joined(rows) {
+  if (rows.length === 1) return rows[0];
+  const seconds = rows.reduce((sum, row) => sum + row.seconds, 0), made = {at: rows.at(-1).at, seconds, replies: {}};
+  for (const name of ["relayed", "refused", "saved", "opened"]) made[name] = rows.reduce((sum, row) => sum + row[name] * row.seconds, 0) / seconds;
+  made.open = Math.max(...rows.map((row) => row.open));
+  for (const row of rows) {
+    for (const [verb, [count, mean, high]] of Object.entries(row.replies)) {
+      const [before, was, most] = made.replies[verb] || [0, 0, 0];
+      made.replies[verb] = [before + count, (before * was + count * mean) / (before + count), Math.max(most, high)];
+    }
   }
-  return found;
-}
-
-// Returns how many replies took no longer than each bound, of all verbs.
-function buckets(replies) {
-  const found = [];
-  for (const {counts} of Object.values(replies)) counts.forEach((value, at) => { found[at] = (found[at] || 0) + value; });
-  let total = 0;
-  return found.map((value) => total += value);
-}
-
-// Returns below which time so large a part of the replies came, as Prometheus' histogram_quantile does.
-function quantile(bounds, old, now, part) {
-  const counts = now.map((value, at) => value - (old[at] || 0));
-  const all = counts.at(-1) || 0;
-  if (all <= 0) return 0;
-  const at = counts.findIndex((value) => value >= all * part);
-  if (at >= bounds.length) return bounds.at(-1);
-  const low = at ? bounds[at - 1] : 0, under = at ? counts[at - 1] : 0;
-  return low + (bounds[at] - low) * (all * part - under) / (counts[at] - under);
+  return made;
 }
 
 function number(value) { return value >= 100 ? Math.round(value).toLocaleString() : value.toFixed(value && value < 10 ? 1 : 0); }
 
-function plot(title, text, ...lines) {
-  const picture = document.createElementNS(SVG, "svg");
-  for (const [key, value] of Object.entries({viewBox: `0 0 ${POINTS - 1} 40`, preserveAspectRatio: "none", role: "img", "aria-label": title})) picture.setAttribute(key, value);
-  const top = Math.max(...lines.flatMap(([values]) => values), 1e-9) * 1.05;
-  for (const y of [2, 20.5, 39.5]) svg(picture, "line", {x1: 0, x2: POINTS - 1, y1: y, y2: y, class: "grid"});
-  for (const [values, name] of lines) {
-    const start = POINTS - values.length;
-    const points = values.map((value, index) => `${start + index},${(39.5 - 37.5 * value / top).toFixed(1)}`);
-    if (points.length < 2) continue;
-    if (name === "plot") svg(picture, "path", {d: `M${start},39.5 L${points.join(" L")} L${POINTS - 1},39.5 Z`, class: "plot-area"});
-    svg(picture, "polyline", {points: points.join(" "), class: name});
+const timeOfDay = (seconds) => new Date(seconds * 1000).toTimeString();
+// When something was by the wall clock, which the rows know nothing of.
+const wallClock = (at) => figuresNow.at - (figuresNow.clock - at);
+
+function figure(name, value, unit, ...notes) {
+  const card = document.getElementById(name);
+  const put = (where, text) => { where.textContent = shownLines(text); };
+  put(card.querySelector("b"), value);
+  put(card.querySelector("small"), unit);
+  card.querySelectorAll("i").forEach((each, index) => put(each, notes[index]));
+}
+
+// Draws lines, each [value of a column, its class]; a column without a value is a gap.
+function plot(name, title, text, span, columns, ...lines) {
+  const values = lines.flatMap(([valueOf]) => columns.map(valueOf)).filter((value) => value !== undefined);
+  const most = Math.max(0, ...values), scale = (BOTTOM - TOP) / Math.max(most * 1.05, 1e-9);
+  const picture = svgAlone({viewBox: `0 0 ${span} 40`, preserveAspectRatio: "none", role: "img", "aria-label": `${title}, last ${spanText(span)}: ${most ? `at most ${text(most)}` : "none"}`});
+  for (const y of [TOP, (TOP + BOTTOM) / 2, BOTTOM]) svg(picture, "line", {x1: 0, x2: span, y1: y, y2: y, class: "grid"});
+  for (const [valueOf, style] of lines) {
+    let path = "", area = "", end = -Infinity;
+    for (const column of columns) {
+      const value = valueOf(column);
+      if (value === undefined) continue;
+      const x = span - (figuresNow.clock - column.at), from = Math.max(0, x - column.seconds), y = (BOTTOM - value * scale).toFixed(2);
+      path += `${from - end > 1 ? "M" : "L"}${from.toFixed(1)},${y} L${x.toFixed(1)},${y} `;
+      area += `M${from.toFixed(1)},${BOTTOM} V${y} H${x.toFixed(1)} V${BOTTOM} Z `;
+      end = x;
+    }
+    if (style === "plot" && area) svg(picture, "path", {d: area, class: "plot-area"});
+    if (path) svg(picture, "path", {d: path, class: style});
   }
-  const most = Math.max(0, ...lines.flatMap(([values]) => values));
-  const made = element("div", "plotted");
-  made.append(picture, element("span", "top", most ? text(most) : ""));
+  document.querySelector(`#${name} .plotted`).replaceChildren(picture, element("span", "top", most ? text(most) : ""), axis(span));
+}
+
+function svgAlone(attributes) {
+  const made = document.createElementNS(SVG, "svg");
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
   return made;
 }
 
-function card(title, value, unit, picture, note) {
-  const made = element("div", "figure");
-  made.append(element("span", "", title), element("b", "", value), element("small", "", unit), picture, element("em", "", note));
+const spanText = (span) => span < HOUR_S ? `${span / 60} min` : "1 hour";
+
+// The time axis: the span at the left, times of day, and now.
+function axis(span) {
+  const made = svgAlone({class: "axis", "aria-hidden": "true"});
+  const mark = (part, text, anchor) => svg(made, "text", {x: `${(100 * part).toFixed(2)}%`, y: 11, "text-anchor": anchor}, text);
+  mark(0, `−${spanText(span)}`, "start");
+  mark(1, "now", "end");
+  const step = TICKS[span];
+  for (let at = Math.ceil((figuresNow.at - span) / step) * step; at < figuresNow.at; at += step) {
+    const part = 1 - (figuresNow.at - at) / span, x = `${(100 * part).toFixed(2)}%`;
+    if (part < 0.3 || part > 0.83) continue; // the ends have their own words
+    svg(made, "line", {x1: x, x2: x, y1: 0, y2: 3, class: "tick"});
+    mark(part, timeOfDay(at).slice(0, 5), "middle");
+  }
   return made;
 }
 
 function drawFigures() {
-  const now = (name) => series[name].at(-1) || 0;
-  const share = before.saved ? Math.round(100 * before.saved / (before.saved + before.groups)) : 0;
-  const told = lately && before.at - lately.at < 10 ? lately : null;
-  const slow = [...(told ? told.verbs : [])].map(([verb, [seconds, replies]]) => [verb, seconds / replies]).sort((one, other) => other[1] - one[1]).slice(0, 3);
-  document.getElementById("figures").replaceChildren(
-    card("messages", number(now("relayed")), "a second", plot("messages a second", number, [series.relayed, "plot"], ...(series.refused.some(Boolean) ? [[series.refused, "plot bad"]] : [])), `${before.relayed.toLocaleString()} relayed · ${before.refused.toLocaleString()} refused`),
-    card("round trips saved", number(now("saved")), "a second", plot("round trips saved a second", number, [series.saved, "plot"]), `${before.saved.toLocaleString()} in all` + (share ? ` · ${share} % of the waits` : "")),
-    card("MTA's reply time", told ? duration(told.mean) : "–", told ? "on average" : "", plot("reply time", duration, [series.mean, "plot"], [series.high, "plot high"]), slow.length ? slow.map(([verb, seconds]) => `${verb} ${duration(seconds)}`).join(" · ") : "dashed: 95 % are faster"),
-    card("sessions open", now("open").toLocaleString(), "", plot("open sessions", String, [series.open, "plot"]), `${number(before.rate || 0)} new a second`));
+  const span = Number(document.getElementById("span").value), verb = document.getElementById("verb").value;
+  const columns = columnsOf(span), {totals, lately} = figuresNow;
+  const draw = (name, title, text, ...lines) => plot(name, title, text, span, columns, ...lines);
+  figure("messages", number(lately.relayed), "a second", totals.relayed.toLocaleString(), totals.refused.toLocaleString());
+  draw("messages", "messages a second", number, [(each) => each.relayed, "plot"], [(each) => each.refused || (columns.some((other) => other.refused) ? 0 : undefined), "plot bad"]);
+  const share = totals.saved ? Math.round(100 * totals.saved / (totals.saved + totals.groups)) : 0;
+  figure("saved", number(lately.saved), "a second", totals.saved.toLocaleString() + (share ? `, ${share} % of all waits` : ""));
+  draw("saved", "round trips saved a second", number, [(each) => each.saved, "plot"]);
+  drawReplies(columns, verb, draw);
+  figure("open", totals.open.toLocaleString(), "", `${number(lately.opened)} new a second`);
+  draw("open", "open sessions", (value) => Math.round(value).toLocaleString(), [(each) => each.open, "plot"]);
+}
+
+function drawReplies(columns, verb, draw) {
+  const newest = verb in figuresNow.lately.replies ? figuresNow.lately : columns.findLast((each) => verb in each.replies);
+  const [, mean, high] = newest ? newest.replies[verb] : [];
+  const ago = newest && figuresNow.clock - newest.at > FAR_S ? `, at ${timeOfDay(wallClock(newest.at)).slice(0, 5)}` : "";
+  figure("replies", newest ? duration(mean) : "–", newest ? `on average${ago}` : "no reply in this time", newest ? duration(high) : "–");
+  const value = (index) => (each) => each.replies[verb]?.[index];
+  draw("replies", `reply time for ${nameOf({verb})}`, duration, [value(1), "plot"], [value(2), "plot high"]);
 }
 
 function drawServers(event) {
-  const servers = event.metrics.servers;
+  const servers = event.totals.servers;
   const several = new Set(servers.map(([backend]) => backend)).size > 1;
   const chips = servers.map(([backend, server, up]) => element("span", up ? "server" : "server down", (several ? backend + " " : "") + server + (up ? "" : " is down")));
-  for (const [backend, waiting] of Object.entries(event.metrics.waiting)) {
+  for (const [backend, waiting] of Object.entries(event.totals.waiting)) {
     if (waiting) chips.push(element("span", "server wait", `${waiting} wait for ${backend}`));
   }
   document.getElementById("servers").replaceChildren(...chips);
+}
+
+// Which instance this is, and for how long it has run.
+function drawInstance(event) {
+  const workers = event.totals.workers;
+  const facts = [`version ${event.version}`, `up ${uptime(event.uptime_s)}`, `${workers} worker${workers === 1 ? "" : "s"}`];
+  const put = (name, text) => { const place = document.getElementById(name); if (place.textContent !== text) place.textContent = text; };
+  put("host", visible(event.host));
+  put("about", visible(facts.join(" · ")));
+  document.title = visible(`smtpproxy ${event.host}`);
+}
+
+function uptime(seconds) {
+  const minutes = Math.floor(seconds / 60), hours = Math.floor(minutes / 60), days = Math.floor(hours / 24);
+  if (days) return `${days} d ${hours % 24} h`;
+  if (hours) return `${hours} h ${minutes % 60} min`;
+  return minutes ? `${minutes} min` : `${Math.floor(seconds)} s`;
 }

@@ -12,27 +12,45 @@ function outcomeOf(session) {
     const text = refused ? `${refused.code} to ${nameOf(refused)}` : session.reason.replaceAll("_", " ");
     return isWrong(session) ? ["bad", "✗", text] : ["soft", "·", text];
   }
-  if (last.outcome === "relayed") return last.refused ? ["part", "✓", `${code} relayed, ${last.refused} refused`] : ["good", "✓", `${code} relayed`];
+  if (last.outcome === "relayed") return last.refused ? ["part", "✓", `${code}, ${last.refused} refused`] : ["good", "✓", `${code} relayed`];
   return ["bad", "✗", `${code} ${last.outcome}`.trim()];
 }
 
 const FINE = new Set(["", "quit", "client_closed", "draining", "introduced", "followed no more"]);
-function isWrong(session) {
-  return !FINE.has(session.reason) || session.transactions.some((each) => each.outcome !== "relayed" || each.refused) ||
-    session.records.some((each) => each.code >= 400 || each.violation);
+function isWrong(session) { return problemsOf(session).length > 0; }
+
+// Returns what went wrong, the most telling first: violations, what got a 4xx or 5xx, how it ended.
+function problemsOf(session) {
+  const exchanges = session.records.filter((each) => each.code >= 400), last = session.transactions.at(-1);
+  const found = session.records.filter((each) => each.violation).map((each) => violationText(each.violation));
+  found.push(...exchanges.map((each) => refusalText(each, each.reply ? lastLine(each.reply) : String(each.code))));
+  if (!exchanges.length && last) { // they were not kept
+    if (last.refused) found.push(`${last.refused} recipient${last.refused > 1 ? "s" : ""} refused`);
+    if (last.outcome === "refused") found.push(`message refused: ${last.reply}`);
+  }
+  if (!exchanges.length && session.transactions.some((each) => each.outcome !== "relayed" && each.outcome !== "refused")) found.push("message abandoned");
+  if (!found.length && session.transactions.some((each) => each.outcome !== "relayed" || each.refused)) found.push("an earlier message, or recipients of it, were refused");
+  if (!FINE.has(session.reason)) found.push(session.reason.replaceAll("_", " "));
+  return found.map(visible);
 }
 
+// The verb, what it was about if the reply does not say it: an address without brackets and parameters.
+function refusalText(exchange, reply) {
+  const [, about] = /^[^<]*<([^>]*)>/.exec(exchange.command || "") || [];
+  return `${nameOf(exchange)}${about && !reply.includes(about) ? " " + about : ""}: ${reply}`;
+}
+
+// Returns the text, and how many recipients there are besides.
 function whoWrites(session) {
   const last = session.transactions.at(-1);
   if (!last) {
     const found = ["MAIL", "EHLO", "HELO"].map((verb) => session.records.find((each) => each.verb === verb && each.command));
     const wrong = session.records.find((each) => each.violation && (each.command || each.violation.bytes));
     const telling = wrong || found.find(Boolean);
-    return telling ? visible(telling.command || telling.violation.bytes) : "nothing said";
+    return [telling ? visible(telling.command || telling.violation.bytes) : "nothing said", ""];
   }
   const all = last.accepted + last.refused;
-  const more = all > 1 ? ` +${all - 1}` : "";
-  return visible(`${last.sender || "<>"} → ${last.to[0] || "nobody"}`) + more;
+  return [visible(`${last.sender || "<>"} → ${last.to[0] || "nobody"}`), all > 1 ? ` +${all - 1}` : ""];
 }
 
 function details(session) {
@@ -47,11 +65,12 @@ function matches(session, wanted) {
   if (!wanted) return true;
   const said = session.transactions.flatMap((each) => [each.sender, each.outcome, each.reply, ...each.to]);
   const seen = session.records.flatMap((each) => [each.command || "", String(each.code || ""), each.violation ? each.violation.kind : ""]);
-  return [session.session, session.reason, details(session), outcomeOf(session)[2], ...said, ...seen].join(" ").toLowerCase().includes(wanted);
+  return [session.session, session.reason, details(session), outcomeOf(session)[2], ...problemsOf(session), ...said, ...seen].join(" ").toLowerCase().includes(wanted);
 }
 
 // Draws those that match; rows stay where they are, so that neither a click nor the focus is lost.
 function drawList(sessions, wanted, onlyWrong, chosen) {
+  document.getElementById("table").className = onlyWrong ? "problems" : "";
   const found = [...sessions.values()].filter((each) => (!onlyWrong || isWrong(each)) && matches(each, wanted))
     .sort((one, other) => other.opened - one.opened).slice(0, SHOWN);
   const kept = new Set(found.map((each) => each.session)), body = document.getElementById("sessions");
@@ -70,18 +89,29 @@ function rowOf(session) {
   if (!row) {
     row = element("tr");
     row.dataset.id = session.session;
+    row.setAttribute("role", "row");
     rows.set(session.session, row);
   }
   if (row.session !== session) {
     row.session = session;
-    const [style, sign, text] = outcomeOf(session);
-    const told = element("td");
-    told.append(element("div", "who", whoWrites(session)), element("div", "details", details(session)));
-    const outcome = element("td", style);
-    outcome.append(element("span", "sign", sign), text);
-    row.replaceChildren(element("td", "when", new Date(session.opened * 1000).toTimeString().slice(0, 8)), told, element("td", "number", session.round_trips_saved || "–"), outcome);
+    const [style, sign, text] = outcomeOf(session), problems = problemsOf(session);
+    const outcome = cell(`outcome ${style}`), more = problems.length > 1 ? ` (+${problems.length - 1})` : "";
+    outcome.append(element("span", "sign", sign), element("span", "short", text), element("span", "problem", (problems[0] || "") + more));
+    const [mail, others] = whoWrites(session), who = cell("who"), line = element("div", "line");
+    line.append(element("span", "cut", mail), element("span", "others", others));
+    who.append(line);
+    row.title = [mail + others, details(session), ...problems].join("\n");
+    row.replaceChildren(
+      cell("when", new Date(session.opened * 1000).toTimeString().slice(0, 8)), cell("client", visible(session.client_ip || "unix")),
+      who, cell("number", session.round_trips_saved || "–"), outcome);
   }
   return row;
+}
+
+function cell(style, text) {
+  const made = element("td", style, text);
+  made.setAttribute("role", "gridcell");
+  return made;
 }
 
 // One row can be reached by Tab: the chosen one, or else the first.

@@ -2,14 +2,17 @@
 // The live page: one event a second becomes figures, the list of sessions and one picture.
 
 const KEPT = 300, SILENT_MS = 6000, AGAIN_MS = 3000;
+const AWAITED = 5; // events in which workers may still report a session of a link
+
 const sessions = new Map();
 const get = (name) => document.getElementById(name);
-let latest = null, chosen = null, paused = false, onlyWrong = false, pending = false, textOpen = false;
+let latest = null, chosen = null, paused = false, onlyWrong = false, pending = false, awaited = 0;
 let source = null, heard = 0, lostSince = 0, anew = true, shutOut = false;
 
 // --- what the proxy tells ----------------------------------------------------------------------
 
 function take(event) {
+  takeFigures(event, anew);
   if (anew) { // told all: what is not in it was of a proxy that is gone
     const open = new Set(event.sessions.map((each) => each.session));
     for (const [id, session] of sessions) if (!session.reason && !open.has(id)) sessions.delete(id);
@@ -21,9 +24,9 @@ function take(event) {
     if (id !== chosen) sessions.delete(id);
   }
   latest = event;
-  takeFigures(event);
+  awaited++;
   const changed = event.sessions.some((each) => each.session === chosen);
-  if (!paused) draw(changed);
+  if (!paused) draw(changed || !sessions.has(chosen));
 }
 
 function draw(picture) {
@@ -35,6 +38,7 @@ function draw(picture) {
     pending = false;
     drawFigures();
     drawServers(latest);
+    drawInstance(latest);
     drawSessions();
   });
 }
@@ -44,13 +48,13 @@ function drawSessions() {
   const shown = drawList(sessions, wanted, onlyWrong, chosen);
   get("none").hidden = shown > 0;
   if (!shown) drawNone(get("none"), latest ? latest.listeners : [], wanted || onlyWrong);
-  const rate = before && before.rate || 0, seen = latest ? latest.sessions.length : 0;
+  const rate = latest ? figuresNow.lately.opened : 0, seen = latest ? latest.sessions.length : 0;
   get("sample").hidden = rate < 30 || seen > rate * 0.9;
   get("sample").textContent = `a sample of ${number(rate)} new sessions a second`;
 }
 
 function drawState() {
-  const [style, text] = shutOut ? ["lost", "the token is no longer good: open /?token=TOKEN"] : lostSince ? ["lost", `no answer for ${Math.round((Date.now() - lostSince) / 1000)} s, trying again`] :
+  const [style, text] = shutOut ? ["lost", "the token is no longer good: open /?token=TOKEN"] : lostSince ? ["lost", `no answer since ${new Date(lostSince).toTimeString().slice(0, 8)}, trying again`] :
     paused ? ["paused", "paused"] : !latest ? ["", "connecting"] : latest.why_not_ready ? ["lost", "not ready: " + latest.why_not_ready] : ["live", "live"];
   get("state").className = style;
   if (get("state").textContent !== text) get("state").textContent = text;
@@ -94,23 +98,36 @@ function watch() {
 // --- the chosen session ------------------------------------------------------------------------
 
 function drawPicture() {
-  const session = sessions.get(chosen), place = get("picture");
+  const session = sessions.get(chosen);
+  if (session) show("opened");
+  else if (!chosen) show("hint");
+  else if (get("opened").hidden) drawMissing(); // else what was drawn stays
   if (!session) return;
-  const top = place.scrollTop;
+  const top = get("picture").scrollTop;
   const end = session.reason ? [{what: "closed", reason: session.reason}] : [];
   const more = [];
   if (session.content_bytes) more.push(size(session.content_bytes));
   for (const [side, version] of Object.entries(session.tls)) more.push(`${version.replace("TLSv", "TLS ")} to ${side === "client" ? "the client" : "the MTA"}`);
   if (session.duration_s) more.push(duration(session.duration_s));
-  drawSession(place, session.records.concat(end), {roundTripsSaved: session.round_trips_saved, more});
-  place.append(dialogue(session));
-  place.scrollTop = top;
+  drawSession(get("drawing"), session.records.concat(end), {roundTripsSaved: session.round_trips_saved, more});
+  get("dialogue").textContent = shownLines(dialogue(session).join("\n"));
+  get("link").href = hashOf(chosen);
+  get("picture").scrollTop = top;
+}
+
+function show(name) { for (const each of ["hint", "missing", "opened"]) get(each).hidden = each !== name; }
+
+// Says that the session of a link is not here, once workers have had time to report it.
+function drawMissing() {
+  const name = cut(visible(chosen), 60), gone = awaited > AWAITED;
+  const text = gone ? `Session ${name} is not on this page any more: the page has recent sessions, of many a sample. ` +
+    `Its lines in the log have session=${name}; if traces are recorded, smtpproxy trace show ${name} draws it.` : `Looking for session ${name} …`;
+  show("missing");
+  if (get("missing").textContent !== text) get("missing").textContent = text;
 }
 
 function dialogue(session) {
-  const told = element("details"), lines = [];
-  told.open = textOpen;
-  told.ontoggle = () => { textOpen = told.open; };
+  const lines = [];
   for (const each of session.records) {
     if (each.what === "gap") lines.push(`… ${each.exchanges} exchanges not kept …`);
     if (each.what !== "exchange") continue;
@@ -121,19 +138,39 @@ function dialogue(session) {
     }
     for (const line of (each.reply || "").split(/\r?\n/)) if (line) lines.push("S: " + visible(line));
   }
-  told.append(element("summary", "", "Dialogue as text"), element("pre", "", lines.join("\n")));
-  return told;
+  return lines;
 }
 
-function choose(id, focus) {
+const hashOf = (id) => "#" + encodeURIComponent(id);
+
+// Opens a session, or closes the one that is open; its link becomes the address of the page.
+function choose(id) {
   chosen = id;
+  awaited = 0;
+  history.replaceState(null, "", id ? hashOf(id) : location.pathname + location.search);
   mark(id);
-  const row = rows.get(id);
-  if (focus && row) row.focus();
+  if (!sessions.has(id)) get("opened").hidden = true;
   get("picture").scrollTop = 0;
   drawPicture();
-  if (!focus && id && get("picture").getBoundingClientRect().top > innerHeight * 0.7) get("picture").scrollIntoView({behavior: "smooth"});
+  if (id && get("picture").getBoundingClientRect().top > innerHeight * 0.7) get("picture").scrollIntoView({behavior: STILL.matches ? "auto" : "smooth"});
 }
+
+const STILL = matchMedia("(prefers-reduced-motion: reduce)");
+
+function chooseLinked() {
+  let id = location.hash.slice(1);
+  try { id = decodeURIComponent(id); } catch { /* no link of ours: shown as it is */ }
+  if (id !== (chosen || "")) choose(id || null);
+}
+
+function closeSession() {
+  const id = chosen;
+  choose(null);
+  toList(id);
+}
+
+// Moves the focus to a session's row, or else to the first.
+function toList(id) { (rows.get(id) || get("sessions").firstElementChild || get("list")).focus(); }
 
 // --- buttons and keys --------------------------------------------------------------------------
 
@@ -159,25 +196,37 @@ function backToAll() {
 }
 
 function step(by) {
-  const all = [...get("sessions").rows], at = all.findIndex((row) => row.dataset.id === chosen);
-  if (all.length) choose(all[Math.max(0, Math.min(all.length - 1, at + by))].dataset.id, true);
+  const from = document.activeElement.dataset.id ?? chosen;
+  const all = [...get("sessions").rows], at = all.findIndex((row) => row.dataset.id === from);
+  if (!all.length) return;
+  const row = all[Math.max(0, Math.min(all.length - 1, at + by))];
+  choose(row.dataset.id);
+  row.focus();
 }
 
 const KEYS = {
-  "/": () => get("filter").focus(), p: pause, e: problems, Escape: backToAll, Home: () => step(-1e6), End: () => step(1e6),
+  "/": () => get("filter").focus(), p: pause, e: problems, Home: () => step(-1e6), End: () => step(1e6),
   ArrowDown: () => step(1), ArrowUp: () => step(-1), j: () => step(1), k: () => step(-1),
+  Escape: () => { if (chosen) closeSession(); else backToAll(); },
 };
 document.onkeydown = (event) => {
   const on = document.activeElement, typing = on === get("filter");
-  if (event.ctrlKey || event.metaKey || event.altKey || typing && event.key !== "Escape" && event.key !== "ArrowDown") return;
-  if (event.key === "Enter" && on.dataset.id) { choose(on.dataset.id, true); return; }
+  if (event.ctrlKey || event.metaKey || event.altKey || on.tagName === "SELECT") return;
+  if (typing && event.key === "Escape") { backToAll(); return; }
+  if (typing && event.key !== "ArrowDown") return;
+  if (event.key === "Enter" && on.dataset.id) { choose(on.dataset.id); get("picture").focus(); return; }
   if (event.key.startsWith("Arrow") && get("picture").contains(on)) return; // they scroll it
   const act = Object.hasOwn(KEYS, event.key) && KEYS[event.key];
   if (act) { event.preventDefault(); act(); }
 };
 get("pause").onclick = pause;
 get("problems").onclick = problems;
+get("close").onclick = closeSession;
 get("filter").oninput = drawSessions;
-get("sessions").onclick = (event) => { const row = event.target.closest("tr"); if (row) choose(row.dataset.id, false); };
+get("skip").onclick = (event) => { event.preventDefault(); toList(chosen); };
+get("span").onchange = get("verb").onchange = () => { if (latest) drawFigures(); };
+get("sessions").onclick = (event) => { const row = event.target.closest("tr"); if (row) choose(row.dataset.id); };
+window.onhashchange = chooseLinked;
 setInterval(watch, 1000);
+chooseLinked();
 connect();

@@ -4,6 +4,7 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 const STEP = 22, LONGEST_STEP = 64; // pixels between two rows
+const NARROWEST = 340, WIDEST = 820; // pixels across
 const FOLDED = 6; // so many equal commands in a row are drawn one by one
 
 function element(name, className, text) {
@@ -111,8 +112,10 @@ function folded(run) {
 
 function broken(exchange, at) {
   const found = exchange.violation;
-  return {at, order: 0.5, kind: "broken", text: `${found.side}: ${found.kind.replaceAll("_", " ")}${found.rewritten ? ", rewritten" : ""}${found.bytes ? " · " + visible(found.bytes) : ""}`};
+  return {at, order: 0.5, kind: "broken", text: violationText(found) + (found.bytes ? " · " + visible(found.bytes) : "")};
 }
+
+function violationText(found) { return `${found.side}: ${found.kind.replaceAll("_", " ")}${found.rewritten ? ", rewritten" : ""}`; }
 
 // What happened besides the dialogue: a side went inside TLS, or did not, or the client waits in vain.
 function noted(each) {
@@ -155,10 +158,10 @@ function place(rows) {
 
 // told: what else is known of it; `roundTripsSaved`, if not all of its exchanges are among the records, and `more` facts.
 function drawSession(where, records, told = {}) {
-  const narrow = where.clientWidth < 520;
+  const width = Math.max(NARROWEST, Math.min(WIDEST, where.clientWidth));
   where.replaceChildren(...heading(records, told));
   const rows = rowsOf(records);
-  if (rows.length) where.append(drawRows(rows, narrow), legend(rows.some((row) => row.own)));
+  if (rows.length) where.append(drawRows(rows, width), legend(rows.some((row) => row.own)));
 }
 
 function heading(records, told) {
@@ -180,9 +183,9 @@ function legend(own) {
   return told;
 }
 
-function drawRows(rows, narrow) {
-  const began = rows[0].at, yOf = place(rows);
-  const width = narrow ? 420 : 640, clock = narrow ? 48 : 58;
+function drawRows(rows, width) {
+  const began = rows[0].at, yOf = place(rows), narrow = width < 480;
+  const clock = narrow ? 48 : 58;
   const client = clock + 10, proxy = Math.round(client + (width - client) * (narrow ? 0.52 : 0.57)), mta = width - 8;
   const height = rows.at(-1).y + 34;
   const picture = document.createElementNS(SVG, "svg");
