@@ -1,6 +1,6 @@
-"""The live feed: what the live page is told, once a second and only while somebody looks.
+"""The live feed: the events of the live page, one a second while at least one page is open.
 
-Only the figures of the last hour are kept while nobody looks: a row each few seconds.
+While no page is open, it only keeps the figures of the last hour: a row every few seconds.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ UNHEARD = 3
 WAITING = 4
 """Events that may wait for a slow reader; it misses those beyond."""
 NEWEST_ROWS = 2
-"""Of the figures, so many rows are in each event: the one before is there for who missed it."""
+"""The rows of figures in each event; more than one, since a slow viewer misses events."""
 INTERVAL_S = 1.0
 
 
@@ -61,7 +61,7 @@ class KeptSession(NamedTuple):
 
 
 class LiveFeed:
-    """Sends each looker the same events."""
+    """Sends the same events to each viewer."""
 
     def __init__(self, source: StatusSource) -> None:
         self._source = source
@@ -74,15 +74,15 @@ class LiveFeed:
 
     @property
     def full(self) -> bool:
-        """Whether nobody else may look."""
+        """Whether there are as many viewers as allowed."""
         return len(self._viewers) >= MAX_VIEWERS
 
     def start(self) -> None:
-        """Begin to keep figures."""
+        """Start the events and the history of figures."""
         self._task = asyncio.get_running_loop().create_task(self._run(), name="live feed")
 
     def join(self) -> asyncio.Queue[bytes]:
-        """Begin to look; the first event tells all there is, an empty one that there is no more."""
+        """Add a viewer; its first event has everything kept, an empty event is the last one."""
         viewer: asyncio.Queue[bytes] = asyncio.Queue(WAITING)
         sessions = list(self._sessions.values())
         viewer.put_nowait(self._event(sessions, self._source.snapshot(), rows=KEPT_ROWS))
@@ -91,7 +91,7 @@ class LiveFeed:
         return viewer
 
     def leave(self, viewer: asyncio.Queue[bytes]) -> None:
-        """Look no more."""
+        """Remove a viewer; without any, forget the sessions."""
         self._viewers.discard(viewer)
         if not self._viewers:
             self._sessions.clear()
@@ -99,7 +99,7 @@ class LiveFeed:
             self._bytes = 0
 
     def close(self) -> None:
-        """Let nobody look any more."""
+        """Stop, and send each viewer its last event."""
         if self._task is not None:
             self._task.cancel()
             self._task = None
@@ -115,7 +115,7 @@ class LiveFeed:
             await asyncio.sleep(INTERVAL_S)
 
     def tick(self) -> None:
-        """Tell viewers what has changed; without any, only keep figures."""
+        """Send the viewers an event; without viewers, only keep figures."""
         if self._viewers:
             self._source.look()
             self.tell()
@@ -123,7 +123,7 @@ class LiveFeed:
             self._take_figures(monotonic(), self._source.snapshot())
 
     def tell(self) -> None:
-        """Tell all viewers what has changed."""
+        """Send an event to all viewers: what has changed."""
         snapshot = self._source.snapshot()
         event = self._event(self._take(snapshot), snapshot)
         for viewer in self._viewers:
@@ -173,7 +173,7 @@ class LiveFeed:
     def _event(
         self, sessions: list[KeptSession], snapshot: MetricsSnapshot, *, rows: int = NEWEST_ROWS
     ) -> bytes:
-        """Return an event with so many of the newest rows of figures."""
+        """Return an event that has `rows` of the newest rows of figures."""
         clock = monotonic()
         totals, lately = self._take_figures(clock, snapshot)
         told = {
