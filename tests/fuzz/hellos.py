@@ -28,14 +28,14 @@ class Hellos:
     def take(self, line: bytes, said: list[Said]) -> list[Said]:
         """Read what the backend got: EHLO or HELO, and what may follow from its reply."""
         reported: list[Said] = []
-        while said and self._may_be_told(line, reported[-1] if reported else None, said[0]):
+        while said and self._may_follow(line, reported[-1] if reported else None, said[0]):
             reported.append(said.pop(0))
         for each in reported:
             if each.verb == b"EHLO" and each.code < 300:
                 self.offer, self._offered_to = each.reply, each.octets
         return reported
 
-    def _may_be_told(self, line: bytes, last: Said | None, following: Said) -> bool:
+    def _may_follow(self, line: bytes, last: Said | None, following: Said) -> bool:
         """Return whether this may follow `last`, or start the commands that an EHLO causes."""
         verb = following.verb
         is_ehlo = verb == b"EHLO" and following.octets[4:] == line[4:]

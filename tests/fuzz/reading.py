@@ -234,6 +234,27 @@ def offered_for_helo(reply: bytes, policy: SessionPolicy, *, inside_tls: bool) -
 
 
 def _joined(code: bytes, kept: list[bytes], policy: SessionPolicy, inside_tls: bool) -> bytes:
+    if policy.recipients:
+        kept = _with_limit(kept, policy.recipients)
     if policy.client_tls is ClientTls.OFFERED and not inside_tls:
         kept = [*kept, b"STARTTLS"]
     return b"".join(code + b"-" + line + b"\r\n" for line in kept) + code + b" PIPELINING\r\n"
+
+
+def _with_limit(kept: list[bytes], recipients: int) -> list[bytes]:
+    """Return capabilities whose LIMITS have RCPTMAX, at most `recipients` (RFC 9422)."""
+    result, announced = [], False
+    for line in kept:
+        word, *limits = line.split(b" ")
+        if word.upper() != b"LIMITS":
+            result.append(line)
+            continue
+        announced, most, others = True, recipients, []
+        for limit in filter(None, limits):
+            name, _, value = limit.partition(b"=")
+            if name.upper() != b"RCPTMAX" or not limit[len(name) :]:
+                others.append(limit)
+            elif value.isdigit() and len(value) <= 20 and int(value):
+                most = min(most, int(value))
+        result.append(b" ".join([word, b"RCPTMAX=%d" % most, *others]))
+    return result if announced else [*result, b"LIMITS RCPTMAX=%d" % recipients]
