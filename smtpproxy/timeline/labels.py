@@ -39,8 +39,8 @@ def reply_label(reply: bytes, *, short: bool = False) -> Label:
     """Return the label of one complete reply; with `short`, its code only."""
     first, *more = reply.splitlines()
     code, text = shown(first[:3]), shown(first[4:])
-    told = code if short else f"{code} {text}{' ...' if more else ''}"
-    return Label(code, told, BAD if code[:1] in {"4", "5"} else GOOD)
+    text_shown = code if short else f"{code} {text}{' ...' if more else ''}"
+    return Label(code, text_shown, BAD if code[:1] in {"4", "5"} else GOOD)
 
 
 def join(labels: list[Label], width: int) -> Text:

@@ -157,8 +157,8 @@ def command_octets(exchange: Exchanged, room: int = FILLER_OCTETS) -> bytes:
     if content and not exchange.content_cut:
         return content
     end = content.rfind(b"\n") + 1
-    told = b"[%d bytes of content, of which %d were recorded]\r\n" % (exchange.content_bytes, end)
-    return content[:end] + told + b".\r\n"
+    note = b"[%d bytes of content, of which %d were recorded]\r\n" % (exchange.content_bytes, end)
+    return content[:end] + note + b".\r\n"
 
 
 def _end(name: str, *, server: bool = False) -> StreamEnd:

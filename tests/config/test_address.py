@@ -1,4 +1,4 @@
-"""Addresses: what may be written for one, and what is told of what may not."""
+"""Addresses: which texts are valid, and which messages report invalid ones."""
 
 import pytest
 

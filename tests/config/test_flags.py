@@ -1,4 +1,4 @@
-"""Flags: what they lay over a settings file, and what is told of wrong ones."""
+"""Flags: how they override a settings file, and how invalid ones are reported."""
 
 import os
 from pathlib import Path
@@ -58,8 +58,8 @@ class TestFlags:
         assert backend.startswith("-b: is missing")
 
     def test_every_bad_flag_is_reported(self) -> None:
-        told = flag_problems(None, ["x", "[::1]:1", "[::1]:1"], ["h:0", "10.0.0.5:25"])
-        assert sorted(each.split(":")[0] for each in told) == ["-b", "-l", "-l"]
+        reported = flag_problems(None, ["x", "[::1]:1", "[::1]:1"], ["h:0", "10.0.0.5:25"])
+        assert sorted(each.split(":")[0] for each in reported) == ["-b", "-l", "-l"]
 
     def test_bad_flags_of_the_log_are_reported(self) -> None:
         with pytest.raises(
@@ -71,16 +71,16 @@ class TestFlags:
     def test_a_listener_cannot_choose_between_backends(self, tmp_path: Path) -> None:
         text = '[backends.a]\nservers = ["h:1"]\n[backends.b]\nservers = ["h:2"]\n'
         file = load(write(tmp_path, text), need_listener=False)
-        (told,) = flag_problems(file, ["[::1]:1"], [])
-        assert 'cannot choose between the backends "a", "b"; give -b too' in told
+        (reported,) = flag_problems(file, ["[::1]:1"], [])
+        assert 'cannot choose between the backends "a", "b"; give -b too' in reported
 
     def test_contradictions_with_flags_are_found(self, tmp_path: Path) -> None:
         text = '[backends.a]\nservers = ["h:1"]\nidentity = "proxy-v2"\n'
         file = load(write(tmp_path, text), need_listener=False)
-        (told,) = flag_problems(file, ["unix:/run/s"], [])
-        assert told.startswith("-l: is a Unix socket, whose clients have no addresses")
-        (told,) = flag_problems(load(write(tmp_path, GOOD)), [], ["original"])
-        assert told.startswith("listeners.smtp.transparent: must be true")
+        (reported,) = flag_problems(file, ["unix:/run/s"], [])
+        assert reported.startswith("-l: is a Unix socket, whose clients have no addresses")
+        (reported,) = flag_problems(load(write(tmp_path, GOOD)), [], ["original"])
+        assert reported.startswith("listeners.smtp.transparent: must be true")
         alone, transparent = flag_problems(None, ["[::1]:1"], ["h:1", "original"])
         assert alone == '-b: "original" must stand alone'
         assert transparent.startswith("-l: listeners.listener-1.transparent must be true")
@@ -103,14 +103,14 @@ class TestAdminAndTraceFlags:
     def test_the_admin_address_cannot_be_that_of_a_listener(
         self, tmp_path: Path, listen: str
     ) -> None:
-        told = rf'cannot be bound: "{listen}" of listeners.* is at the same address and port'
-        with pytest.raises(ConfigError, match=rf"^--admin: {told}$"):
+        reported = rf'cannot be bound: "{listen}" of listeners.* is at the same address and port'
+        with pytest.raises(ConfigError, match=rf"^--admin: {reported}$"):
             from_flags(None, [listen], ["h:1"], admin="127.0.0.1:2526")
         file = load(write(tmp_path, GOOD + '[admin]\naddress = "127.0.0.1:2526"\n'))
-        with pytest.raises(ConfigError, match=rf"^admin.address: {told}$"):
+        with pytest.raises(ConfigError, match=rf"^admin.address: {reported}$"):
             from_flags(file, [listen], [])
         file = load(write(tmp_path, text_of(listen)))
-        with pytest.raises(ConfigError, match=rf"^--admin: {told}$"):
+        with pytest.raises(ConfigError, match=rf"^--admin: {reported}$"):
             from_flags(file, [], [], admin="127.0.0.1:2526")
 
     def test_an_address_for_all_needs_a_token(self, tmp_path: Path) -> None:

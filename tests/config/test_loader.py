@@ -1,4 +1,4 @@
-"""Settings: what a file and flags may say, and that every mistake is told with its place."""
+"""Settings: what files and flags may contain; every mistake is reported with its place."""
 
 from pathlib import Path
 
@@ -171,8 +171,8 @@ recipients = 5
 
 class TestMistakes:
     def test_all_problems_are_reported_at_once_each_with_its_line(self, tmp_path: Path) -> None:
-        told = [(line, key) for line, key, _ in problems(tmp_path, WRONG_EVERYWHERE)]
-        assert told == [
+        reported = [(line, key) for line, key, _ in problems(tmp_path, WRONG_EVERYWHERE)]
+        assert reported == [
             (2, "hostnam"),
             (3, "hostname"),
             (7, "listeners.first.sync"),
@@ -297,9 +297,9 @@ class TestMistakes:
     def test_what_is_wrong_and_what_to_do(
         self, tmp_path: Path, more: str, line: int, key: str, text: str
     ) -> None:
-        (told,) = problems(tmp_path, GOOD + more)
-        assert told[:2] == (line, key)
-        assert text in told[2]
+        (reported,) = problems(tmp_path, GOOD + more)
+        assert reported[:2] == (line, key)
+        assert text in reported[2]
 
     def test_a_problem_that_hides_others_is_reported_alone(self, tmp_path: Path) -> None:
         """What is wrong as a whole is not also searched for mistakes inside, nor does it crash."""
@@ -313,51 +313,51 @@ limits = 8
 a = 9
 b.servers = 10
 """
-        told = [(line, key) for line, key, _ in problems(tmp_path, text)]
-        assert (1, "listeners.a") in told
-        assert (2, "listeners.b.backend") in told
-        assert (4, "listeners.d.capabilities.hide") in told
-        assert (5, "limits") in told
-        assert (7, "backends.a") in told
-        assert (8, "backends.b.servers") in told
+        reported = [(line, key) for line, key, _ in problems(tmp_path, text)]
+        assert (1, "listeners.a") in reported
+        assert (2, "listeners.b.backend") in reported
+        assert (4, "listeners.d.capabilities.hide") in reported
+        assert (5, "limits") in reported
+        assert (7, "backends.a") in reported
+        assert (8, "backends.b.servers") in reported
         assert problems(tmp_path, "listeners = 1\nbackends = []\n")[0][:2] == (1, "listeners")
 
     @pytest.mark.parametrize("table", ["[[listener]]", "[listener]", "[listener.smtp]"])
     def test_a_listener_under_the_key_in_the_singular(self, tmp_path: Path, table: str) -> None:
-        none, told = problems(tmp_path, GOOD.replace("[listeners.smtp]", table))
+        none, reported = problems(tmp_path, GOOD.replace("[listeners.smtp]", table))
         assert none[2].startswith("has no listener")
-        assert told[:2] == (1, "listener")
-        assert told[2].endswith("write each listener as a table with a name, [listeners.NAME]")
+        assert reported[:2] == (1, "listener")
+        assert reported[2].endswith("write each listener as a table with a name, [listeners.NAME]")
 
     @pytest.mark.parametrize(("table", "key"), [("[[listeners]]", ""), ("[listeners]", ".address")])
     def test_a_listener_without_a_name(self, tmp_path: Path, table: str, key: str) -> None:
-        (told,) = problems(tmp_path, GOOD.replace("[listeners.smtp]", table))
-        assert told[1] == f"listeners{key}"
-        assert "a table for each listener, written [listeners.NAME]" in told[2]
+        (reported,) = problems(tmp_path, GOOD.replace("[listeners.smtp]", table))
+        assert reported[1] == f"listeners{key}"
+        assert "a table for each listener, written [listeners.NAME]" in reported[2]
 
     def test_an_invalid_name_of_a_listener_is_reported(self, tmp_path: Path) -> None:
-        (told,) = problems(tmp_path, GOOD.replace("listeners.smtp", 'listeners."a b"'))
-        assert told[:2] == (1, 'listeners."a b"')
-        assert "is not a valid name" in told[2]
+        (reported,) = problems(tmp_path, GOOD.replace("listeners.smtp", 'listeners."a b"'))
+        assert reported[:2] == (1, 'listeners."a b"')
+        assert "is not a valid name" in reported[2]
 
     def test_servers_as_one_text(self, tmp_path: Path) -> None:
-        (told,) = problems(tmp_path, GOOD.replace('["10.0.0.5:25"]', '"10.0.0.5:25"'))
-        assert told[:2] == (5, "backends.old.servers")
-        assert 'a list of addresses, such as ["10.0.0.5:25"], not "10.0.0.5:25"' in told[2]
+        (reported,) = problems(tmp_path, GOOD.replace('["10.0.0.5:25"]', '"10.0.0.5:25"'))
+        assert reported[:2] == (5, "backends.old.servers")
+        assert 'a list of addresses, such as ["10.0.0.5:25"], not "10.0.0.5:25"' in reported[2]
 
     def test_an_unknown_backend(self, tmp_path: Path) -> None:
         text = GOOD.replace("\n\n", '\nbackend = "odl"\n\n')
-        (told,) = problems(tmp_path, text)
-        assert told == (
+        (reported,) = problems(tmp_path, text)
+        assert reported == (
             3,
             "listeners.smtp.backend",
             '"odl" is not the name of a backend; did you mean "old"?',
         )
 
     def test_a_backend_left_out_among_several(self, tmp_path: Path) -> None:
-        (told,) = problems(tmp_path, GOOD + '[backends.new]\nservers = ["10.0.0.6:25"]')
-        assert told[:2] == (1, "listeners.smtp.backend")
-        assert '"old", "new"' in told[2]
+        (reported,) = problems(tmp_path, GOOD + '[backends.new]\nservers = ["10.0.0.6:25"]')
+        assert reported[:2] == (1, "listeners.smtp.backend")
+        assert '"old", "new"' in reported[2]
 
     def test_an_empty_file_lacks_both_sides(self, tmp_path: Path) -> None:
         listener, backend = problems(tmp_path, "")
@@ -379,26 +379,26 @@ b.servers = 10
 
 class TestAFileThatIsNoSettings:
     def test_a_syntax_error_has_line_and_column(self, tmp_path: Path) -> None:
-        (told,) = problems(tmp_path, GOOD + "[limits]\nline == 3\n")
-        assert told[:2] == (7, "")
-        assert told[2].startswith("is not TOML: ")
-        assert "(column 7)" in told[2]
+        (reported,) = problems(tmp_path, GOOD + "[limits]\nline == 3\n")
+        assert reported[:2] == (7, "")
+        assert reported[2].startswith("is not TOML: ")
+        assert "(column 7)" in reported[2]
 
     def test_an_unfinished_file_is_reported_at_its_end(self, tmp_path: Path) -> None:
-        (told,) = problems(tmp_path, GOOD + "x = [\n")
-        assert told[0] == 6
-        assert told[2].startswith("is not TOML: ")
+        (reported,) = problems(tmp_path, GOOD + "x = [\n")
+        assert reported[0] == 6
+        assert reported[2].startswith("is not TOML: ")
 
     @pytest.mark.parametrize("text", ["a = " + "[" * 5000, "a = " + "9" * 5000])
     def test_nesting_that_is_too_deep_for_tomllib_is_reported(
         self, tmp_path: Path, text: str
     ) -> None:
-        (told,) = problems(tmp_path, text)
-        assert told[2].startswith("is not TOML: ")
+        (reported,) = problems(tmp_path, text)
+        assert reported[2].startswith("is not TOML: ")
 
     def test_bytes_that_are_not_utf_8_are_reported(self, tmp_path: Path) -> None:
-        (told,) = problems(tmp_path, GOOD.encode() + b'x = "\xe4"\n')
-        assert told == (6, "", "byte 0xe4 is not UTF-8; save the file as UTF-8")
+        (reported,) = problems(tmp_path, GOOD.encode() + b'x = "\xe4"\n')
+        assert reported == (6, "", "byte 0xe4 is not UTF-8; save the file as UTF-8")
 
     def test_a_file_that_is_not_there(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"gone.toml: cannot be read: no such file"):

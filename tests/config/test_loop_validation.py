@@ -105,8 +105,8 @@ def test_symbolic_links_of_sockets_are_followed(tmp_path: Path) -> None:
 
 
 def test_every_server_that_leads_back_is_reported(tmp_path: Path) -> None:
-    told = found(tmp_path, ["127.0.0.1:1", "127.0.0.2:2"], "127.0.0.2:2", "127.0.0.1:1")
-    assert [each.split()[0] for each in told] == [
+    reported = found(tmp_path, ["127.0.0.1:1", "127.0.0.2:2"], "127.0.0.2:2", "127.0.0.1:1")
+    assert [each.split()[0] for each in reported] == [
         "backends.mta.servers[0]",
         "backends.mta.servers[1]",
     ]
@@ -120,8 +120,8 @@ def test_each_address_of_a_name_is_checked(tmp_path: Path) -> None:
         return NAMES.get(host, [])
 
     listening = ["127.0.0.1:2525"]
-    (told,) = found(tmp_path, listening, "mta.example:2525", names=look_up)
-    assert '"mta.example:2525" leads back to listeners.l0' in told
+    (reported,) = found(tmp_path, listening, "mta.example:2525", names=look_up)
+    assert '"mta.example:2525" leads back to listeners.l0' in reported
     for server in ("mta.example:25", "other.example:2525", "none.example:2525"):
         assert found(tmp_path, listening, server, names=look_up) == []
     assert found(tmp_path, listening, "mta.example:2525") == []

@@ -106,7 +106,7 @@ def test_contradictions_of_listener_and_backend_are_reported_at_a_key(keys: Path
 
 @pytest.mark.parametrize("identity", ["proxy-v1", "proxy-v2", "transparent"])
 def test_clients_of_a_unix_socket_have_no_address_to_pass_on(identity: str, keys: Path) -> None:
-    """Instead of them the MTA would be told the proxy itself, for which it may relay."""
+    """The MTA would get the address of the proxy instead, for which it may relay."""
     unix = '[listeners.smtp]\naddress = "unix:/run/x.sock"'
     (problem,) = found(keys, "", f'identity = "{identity}"', address=unix)
     assert_matches(f'address is a Unix socket, .* its backend has identity = "{identity}"', problem)

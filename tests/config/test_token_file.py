@@ -60,10 +60,10 @@ def test_an_unsafe_or_invalid_token_file_is_reported(
     tmp_path: Path, text: str | bytes, mode: int, why: str
 ) -> None:
     file = secret(tmp_path / "token", text, mode)
-    (told,) = problems(settings(tmp_path, f'token_file = "{file}"'))
-    assert told.startswith(f"{tmp_path}/smtpproxy.toml:7: admin.token_file: {why}")
-    assert "sesame" not in told
-    assert TOKEN not in told
+    (reported,) = problems(settings(tmp_path, f'token_file = "{file}"'))
+    assert reported.startswith(f"{tmp_path}/smtpproxy.toml:7: admin.token_file: {why}")
+    assert "sesame" not in reported
+    assert TOKEN not in reported
 
 
 @pytest.mark.parametrize("kind", ["nothing", "directory", "fifo", "socket"])
@@ -76,23 +76,26 @@ def test_a_token_file_that_is_no_file_is_reported(tmp_path: Path, kind: str) -> 
             os.mkfifo(path)
         elif kind == "socket":
             unix.bind(str(path))
-        (told,) = problems(settings(tmp_path, f'token_file = "{path}"'))
-    assert "admin.token_file: cannot be read: " in told or "admin.token_file: is not a file" in told
+        (reported,) = problems(settings(tmp_path, f'token_file = "{path}"'))
+    assert (
+        "admin.token_file: cannot be read: " in reported
+        or "admin.token_file: is not a file" in reported
+    )
 
 
 def test_token_and_token_file_exclude_each_other(tmp_path: Path) -> None:
     both = f'token = "{TOKEN}"\ntoken_file = "{secret(tmp_path / "token")}"'
-    (told,) = problems(settings(tmp_path, both))
-    assert told.endswith(
+    (reported,) = problems(settings(tmp_path, both))
+    assert reported.endswith(
         "admin.token_file: is not used: there is admin.token, too; leave one of them out"
     )
 
 
 @pytest.mark.parametrize("written", ['"sesame open"', "12345678"])
 def test_an_invalid_token_is_not_shown(tmp_path: Path, written: str) -> None:
-    (told,) = problems(settings(tmp_path, f"token = {written}"))
-    assert "admin.token: " in told
-    assert written.strip('"') not in told
+    (reported,) = problems(settings(tmp_path, f"token = {written}"))
+    assert "admin.token: " in reported
+    assert written.strip('"') not in reported
 
 
 def problems(file: Path) -> list[str]:

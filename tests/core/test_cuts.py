@@ -103,7 +103,7 @@ DIALOGUES = {
 IN_TRANSACTIONS = {
     "chunks": b"BDAT 3\r\n\r\n.BDAT 5 LAST\r\n\r\n.\r\nRSET\r\n",
     "empty chunks": b"BDAT 0\r\nBDAT 0 LAST\r\nRSET\r\n",
-    "a chunk whose size cannot be told": b"BDAT x\r\nabcNOOP\r\n",
+    "a chunk of unknown size": b"BDAT x\r\nabcNOOP\r\n",
     "what may be a chunk": b"\tBDAT 3\r\nabcNOOP\r\n",
     "content": b"DATA\r\na\r\n..\r\n.\r\nRSET\r\n",
     "empty content": b"DATA\r\n.\r\nRSET\r\n",

@@ -93,8 +93,8 @@ class TestALine:
         log.configure("info", "json", stream)
         logging.getLogger("asyncio").error("Task %s", "lost")
         logging.getLogger("asyncio").critical("worse")
-        told = [(each["event"], each["level"], each["message"]) for each in lines(stream)]
-        assert told == [
+        reported = [(each["event"], each["level"], each["message"]) for each in lines(stream)]
+        assert reported == [
             ("library_message", "error", "Task lost"),
             ("library_message", "error", "worse"),
         ]

@@ -351,7 +351,7 @@ STATES = {
         limit="command",
         silence="command_time_limit",
     ),
-    "told to begin with TLS": State(
+    "asked to begin TLS": State(
         asked_to_begin_tls,
         listener=STARTTLS,
         reset="client_tls_failed",

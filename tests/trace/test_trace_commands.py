@@ -88,9 +88,9 @@ class TestList:
         assert len(ids(recorded)) == 3
 
     def test_progress_is_reported(self, recorded: Path) -> None:
-        told: list[int] = []
-        assert list(TraceReader(recorded, told.append).closed_sessions())
-        assert sum(told) == sum(path.stat().st_size for path in files_of(recorded))
+        reported: list[int] = []
+        assert list(TraceReader(recorded, reported.append).closed_sessions())
+        assert sum(reported) == sum(path.stat().st_size for path in files_of(recorded))
 
 
 class TestShow:
@@ -160,9 +160,13 @@ def test_follow_yields_whole_records_once(recorded: Path) -> None:
 
 def test_follow_prints_when_tls_starts(secured: Path) -> None:
     (file,) = files_of(secured)
-    told = [trace_commands._line_of(decode(line)) for line in file.read_bytes().splitlines()[1:]]
+    reported = [
+        trace_commands._line_of(decode(line)) for line in file.read_bytes().splitlines()[1:]
+    ]
     noted = [
-        each.plain.split("   ")[-1].strip() for each in told if each is not None and "TLS" in each
+        each.plain.split("   ")[-1].strip()
+        for each in reported
+        if each is not None and "TLS" in each
     ]
     assert noted[:2] == [
         "the MTA is inside TLS 1.2, ECDHE-RSA",
@@ -172,9 +176,11 @@ def test_follow_prints_when_tls_starts(secured: Path) -> None:
 
 def test_follow_prints_each_exchange(recorded: Path) -> None:
     session = TraceReader(recorded).session(ids(recorded)[0])
-    told = [str(text) for record in session.records if (text := trace_commands._line_of(record))]
-    assert any(re.search(r"\+RCPT TO:<b@y>  250 b  250 ms$", line) for line in told)
-    assert told[-1].endswith("closed, quit, 2 round trips saved")
+    reported = [
+        str(text) for record in session.records if (text := trace_commands._line_of(record))
+    ]
+    assert any(re.search(r"\+RCPT TO:<b@y>  250 b  250 ms$", line) for line in reported)
+    assert reported[-1].endswith("closed, quit, 2 round trips saved")
 
 
 class TestCapture:
