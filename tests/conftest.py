@@ -1,5 +1,6 @@
 """For all tests: the same examples of properties each time, and log lines of the catalogue."""
 
+import tempfile
 from collections.abc import Iterator, MutableMapping
 
 import pytest
@@ -12,6 +13,14 @@ __all__ = ["effort"]
 
 FREE_LINES = ("tests.log.test_log", "tests.log.test_line_writer", "tests.text.test_console")
 """Tests of how any line is written, with events of their own."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def control_sockets_are_not_those_of_this_machine() -> Iterator[None]:
+    """Give the services that tests start another directory than /run/smtpproxy."""
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as directory:
+        patch.setenv("RUNTIME_DIRECTORY", directory)
+        yield
 
 
 @pytest.fixture(autouse=True)
