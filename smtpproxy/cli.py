@@ -18,9 +18,9 @@ from msgspec.structs import asdict, replace
 from rich.table import Table
 
 from smtpproxy import __version__, data, is_compiled
-from smtpproxy.config import loop_validation
+from smtpproxy.config import credentials, loop_validation
 from smtpproxy.config.certificate_validation import doubtful_certificates
-from smtpproxy.config.decoding import ConfigError
+from smtpproxy.config.decoding import ConfigError, dotted
 from smtpproxy.config.loader import control_from_flag, from_flags, load
 from smtpproxy.config.schema import Settings
 from smtpproxy.config.tls_validation import exposed_listeners, weak_backends
@@ -228,7 +228,7 @@ def check(file: Path | None, named: Path | None, as_json: bool) -> None:
         raise click.UsageError("needs one file, as in\n\n  smtpproxy check smtpproxy.toml")
     settings, problems = None, []
     try:
-        settings = load(path, look_up=loop_validation.look_up)
+        settings = load(path, need_credentials=False, look_up=loop_validation.look_up)
     except ConfigError as error:
         if not as_json:
             _fail(error)
@@ -377,6 +377,11 @@ def _warnings(settings: Settings) -> list[str]:
     found += [
         f"listener {listener}: the certificate {why}"
         for listener, _, why in doubtful_certificates(settings, time())
+    ]
+    found += [
+        f"{dotted(place)}: {file} was not checked: systemd shows a credential only to the service, "
+        "while it runs"
+        for place, file in credentials.invisible(settings)
     ]
     return found
 

@@ -16,6 +16,7 @@ from msgspec.structs import replace
 
 from smtpproxy.config import (
     certificate_validation,
+    credentials,
     loop_validation,
     path_validation,
     tls_validation,
@@ -46,6 +47,7 @@ def load(
     need_listener: bool = True,
     need_backend: bool = True,
     need_trace_directory: bool = True,
+    need_credentials: bool = True,
     look_up: loop_validation.LookUp = loop_validation.no_look_up,
 ) -> Settings:
     """Load a settings file.
@@ -55,6 +57,8 @@ def load(
         need_listener: Report a file without a listener; False if a flag gives it.
         need_backend: Report a file without a backend; False if a flag gives it.
         need_trace_directory: Report `[trace]` without a directory; False if a flag gives it.
+        need_credentials: Report credentials of systemd that this process cannot see; False if it
+            is not the service.
         look_up: Resolves the names of servers, to find loops.
 
     Raises:
@@ -69,9 +73,12 @@ def load(
         reader.add(fault, what)
     files = chain(certificate_validation.faults(settings), path_validation.faults(settings))
     loops = loop_validation.faults(settings, look_up)
+    unseen = set() if need_credentials else {place for place, _ in credentials.invisible(settings)}
     for fault, what in chain(tls_validation.faults(settings), loops, files):
-        reader.add(fault, what)
-    settings = _with_token_read(settings, reader)
+        if fault not in unseen:
+            reader.add(fault, what)
+    if ("admin", "token_file") not in unseen:
+        settings = _with_token_read(settings, reader)
     if reader.found:
         lines_of_keys = find_lines(text)
         raise ConfigError(

@@ -1,0 +1,44 @@
+"""Credentials of systemd (`LoadCredential=`): files that only the service sees, while it runs.
+
+To every other process, `ExecReload=smtpproxy check` included, their directory is missing or closed.
+So `check` cannot examine them; the service itself refuses what is wrong.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path as FilePath
+
+from smtpproxy.config.decoding import BAD
+from smtpproxy.config.schema import Settings
+from smtpproxy.config.toml_lines import KeyPath
+
+DIRECTORY = "/run/credentials/"
+"""Has a directory for each unit with credentials."""
+
+
+def invisible(settings: Settings) -> Iterator[tuple[KeyPath, str]]:
+    """Yield the credentials that this process cannot see: the key path of each, and the file.
+
+    Any value may be BAD; its problem has been reported already.
+    """
+    for place, file in _files(settings):
+        if (
+            isinstance(file, str)
+            and file.startswith(DIRECTORY)
+            and not os.access(FilePath(file).parent, os.R_OK | os.X_OK)
+        ):
+            yield place, file
+
+
+def _files(settings: Settings) -> Iterator[tuple[KeyPath, object]]:
+    """Yield every setting that names a file to read."""
+    for name, listener in ({} if settings.listeners is BAD else settings.listeners).items():
+        pairs: dict[KeyPath, object] = {("listeners", name): listener}
+        if listener is not BAD and listener.sni is not BAD:
+            pairs |= {("listeners", name, "sni", host): each for host, each in listener.sni.items()}
+        for place, pair in pairs.items():
+            for key in ("certificate", "key"):
+                yield (*place, key), getattr(pair, key, BAD)
+    for name, backend in ({} if settings.backends is BAD else settings.backends).items():
+        yield ("backends", name, "ca_file"), getattr(backend, "ca_file", BAD)
+    yield ("admin", "token_file"), getattr(settings.admin, "token_file", BAD)
