@@ -21,31 +21,64 @@ MOST = 10_000
 """More columns than any console has."""
 
 
-def list_table(sessions: Sequence[Closed], console: Console) -> Table:
+COLUMNS = "time (UTC)", "session", "client", "sender", "recipients", "outcome", "saved"
+"""The columns of the list."""
+LEFT_OUT = "saved", "client", "sender"
+"""The columns of the list that a narrow console does not show, the first one first."""
+DATE = len("2026-11-25")
+"""The width of a date; the time goes below it."""
+
+
+def list_table(sessions: Sequence[Closed], console: Console) -> tuple[Table, list[str]]:
     """Return the table of sessions: one row for each message, or for one without any.
 
-    Where it is too wide for the console, the time goes below the date before the rest is folded.
+    Where it is too wide for the console, the time goes below the date, then columns are left out;
+    what is still too long is folded.
+
+    Returns:
+        The table, and the names of the columns that were left out.
     """
+    rows = list(_list_rows(sessions))
+    left_out: list[str] = []
+    table = _list_table(rows, left_out)
+    if not _fits(table, console):
+        table.columns[0].width = DATE
+    for name in LEFT_OUT:
+        if not _fits(table, console):
+            left_out.append(name)
+            table = _list_table(rows, left_out)
+            table.columns[0].width = DATE
+    return table, left_out
+
+
+def _list_table(rows: Sequence[Sequence[RenderableType]], left_out: Sequence[str]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("time (UTC)", "session", "client", "sender", "recipients", "outcome", "saved"):
-        justify: JustifyMethod = "right" if name == "saved" else "left"
-        whole = name in {"session", "saved"}  # the id is what the other commands take
-        table.add_column(name, justify=justify, overflow="fold", no_wrap=whole)
+    for name in COLUMNS:
+        if name not in left_out:
+            justify: JustifyMethod = "right" if name == "saved" else "left"
+            whole = name in {"session", "saved"}  # the id is what the other commands take
+            table.add_column(name, justify=justify, overflow="fold", no_wrap=whole)
+    for row in rows:
+        table.add_row(*(c for c, name in zip(row, COLUMNS, strict=True) if name not in left_out))
+    return table
+
+
+def _list_rows(sessions: Sequence[Closed]) -> Iterator[Sequence[RenderableType]]:
     for session in sessions:
         first = (clock(session.opened), session.session, client_of(session))
         saved = str(session.round_trips_saved)
         if not session.transactions:
-            table.add_row(*first, "", "", _reason(session), saved)
+            yield *first, "", "", _reason(session), saved
         for message in session.transactions:
-            text = (message.sender or "<>", _recipients(message), _outcome(message))
-            table.add_row(*first, *text, saved)
+            yield *first, message.sender or "<>", _recipients(message), _outcome(message), saved
             first, saved = ("", "", ""), ""
         if session.more_transactions:
-            more = counted(session.more_transactions, "message") + " more"
-            table.add_row("", "", "", "", "", more, "")
-    if console.measure(table, options=console.options.update(width=MOST)).maximum > console.width:
-        table.columns[0].width = len("2026-11-25")
-    return table
+            yield "", "", "", "", "", counted(session.more_transactions, "message") + " more", ""
+
+
+def _fits(table: Table, console: Console) -> bool:
+    options = console.options.update(width=MOST)
+    return console.measure(table, options=options).maximum <= console.width
 
 
 def clock(at: float, form: str = "%Y-%m-%d %H:%M:%S") -> str:

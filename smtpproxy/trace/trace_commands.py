@@ -7,10 +7,11 @@ records or files could not be read.
 import asyncio
 import contextlib
 import heapq
+import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -88,6 +89,7 @@ def trace() -> None:
       smtpproxy trace list -d /var/log/smtpproxy --since 2026-11-24T08:00
       smtpproxy trace list -d /var/log/smtpproxy --address joe@example.org --code 550
       smtpproxy trace list -d /var/log/smtpproxy --text bare_       # whom `reject` would refuse
+      smtpproxy trace list -d /var/log/smtpproxy --json > sessions.jsonl
     """,
 )
 @_directory
@@ -101,6 +103,7 @@ def trace() -> None:
 )
 @click.option("--text", help="Anything in a session's last record has this in it.")
 @click.option("-n", "--last", type=click.IntRange(1), metavar="N", help="Only so many, the latest.")
+@click.option("--json", "as_json", is_flag=True, help="Print each session's last record as JSON.")
 def list_sessions(
     directory: Path,
     since: datetime | None,
@@ -109,8 +112,12 @@ def list_sessions(
     code: int | None,
     text: str | None,
     last: int | None,
+    as_json: bool,
 ) -> None:
-    """List the sessions that are over: time, client, addresses and outcome."""
+    """List the sessions that are over: time, client, addresses and outcome.
+
+    A terminal that is too narrow shows fewer columns.
+    """
     begin = since.replace(tzinfo=UTC).timestamp() if since else 0.0
     end = until.replace(tzinfo=UTC).timestamp() if until else float("inf")
     reader = _reader(directory)
@@ -123,13 +130,30 @@ def list_sessions(
             and (not text or text.lower() in msgspec.json.encode(each).decode().lower())
         ):
             found.add(each, size)
-    console = _console()
-    console.print(terminal.list_table(list(map(printable_record, found.sessions())), console))
-    click.echo(terminal.counted(found.count, "session"), err=True)
+    if as_json:
+        _print_json(found.sessions())
+    else:
+        _print_table(found.sessions())
+        click.echo(terminal.counted(found.count, "session"), err=True)
     if found.too_many:
         more = terminal.counted(found.too_many, "earlier session")
         say(f"{more} left out: choose with --since and --until", err=True)
     _finish(reader)
+
+
+def _print_table(sessions: list[Closed]) -> None:
+    console = _console()
+    table, left_out = terminal.list_table(list(map(printable_record, sessions)), console)
+    console.print(table)
+    if left_out:
+        columns = "columns" if len(left_out) > 1 else "column"
+        say(f"the terminal is too narrow for the {columns} {', '.join(left_out)}", err=True)
+
+
+def _print_json(found: Sequence[Record]) -> None:
+    """Print each record as a line of JSON in ASCII; it has no escape sequence of a terminal."""
+    for record in found:
+        say(json.dumps(msgspec.to_builtins(record)))
 
 
 class _Latest:
@@ -187,10 +211,18 @@ def _has_code(session: Closed, code: str) -> bool:
     return any(each.startswith(code) for each in codes)
 
 
-@trace.command()
+@trace.command(
+    epilog="""
+    \b
+    Examples:
+      smtpproxy trace show -d /var/log/smtpproxy 53b4b0-1
+      smtpproxy trace show -d /var/log/smtpproxy 53b4b0-1 --json > session.jsonl
+    """
+)
 @_directory
 @click.argument("session")
-def show(directory: Path, session: str) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print its records as JSON, one a line.")
+def show(directory: Path, session: str, as_json: bool) -> None:
     """Show the dialogue of SESSION, both sides on one time line.
 
     It shows what the client sent in one group, when each command was sent to the MTA, how long the
@@ -198,7 +230,10 @@ def show(directory: Path, session: str) -> None:
     """
     reader = _reader(directory)
     found = _find(reader, session)
-    terminal.show(_console(), for_people(found))
+    if as_json:
+        _print_json(found.records)
+    else:
+        terminal.show(_console(), for_people(found))
     _finish(reader, found)
 
 
