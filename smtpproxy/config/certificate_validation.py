@@ -14,7 +14,7 @@ from smtpproxy.config.toml_lines import KeyPath
 from smtpproxy.tls import contexts
 
 DEFAULT = "default"
-"""Stands for the listener's own certificate, as opposed to those of `sni`."""
+"""The name of the listener's own certificate, as opposed to those of `sni`."""
 _SOON_S = 14 * 86400
 
 

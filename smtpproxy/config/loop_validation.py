@@ -34,8 +34,9 @@ def faults(settings: Settings, look_up: LookUp) -> Iterator[Fault]:
             listener = "" if server is BAD else _listener_at(server, listening, look_up)
             if listener:
                 place = dotted(("listeners", listener))
-                text = f"{show(str(server))} leads back to {place}: a connection to it"
-                yield ("backends", name, "servers", number), f"{text} would make another, for ever"
+                text = f"{show(str(server))} leads back to {place}"
+                text = f"{text}: each connection to it would make another one"
+                yield ("backends", name, "servers", number), text
 
 
 def look_up(host: str) -> Sequence[str]:

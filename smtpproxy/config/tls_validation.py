@@ -82,9 +82,9 @@ def _listener_tls(listener: ListenerSettings, place: KeyPath) -> Iterator[Fault]
             if getattr(listener, key) not in ("", {}, BAD):
                 yield (*place, key), f'is not used with tls = "{listener.tls}"; leave it out'
     if listener.tls == "off" and listener.require_tls is True:
-        yield (*place, "require_tls"), 'nobody can fulfil it with tls = "off"'
+        yield (*place, "require_tls"), 'no client can start TLS with tls = "off"'
     if listener.tls == "off" and listener.auth == "tls-only":
-        yield (*place, "auth"), 'nobody can authenticate with tls = "off"; write "hidden"'
+        yield (*place, "auth"), 'no client can authenticate with tls = "off"; write "hidden"'
 
 
 def _unix_networks(listener: ListenerSettings, place: KeyPath) -> Iterator[Fault]:
@@ -92,13 +92,13 @@ def _unix_networks(listener: ListenerSettings, place: KeyPath) -> Iterator[Fault
         return
     if not listener.address.is_unix:
         if listener.mode not in ("", BAD):
-            yield (*place, "mode"), "has a meaning for a Unix socket only"
+            yield (*place, "mode"), "is used for a Unix socket only"
         return
     for key in ("proxy_protocol", "probes", "xclient"):
         if getattr(listener, key) not in ([], BAD):
-            yield (*place, key), "has no meaning on a Unix socket: its clients have no addresses"
+            yield (*place, key), "is not used for a Unix socket: its clients have no addresses"
     if listener.transparent is True:
-        yield (*place, "transparent"), "has no meaning on a Unix socket"
+        yield (*place, "transparent"), "is not used for a Unix socket"
 
 
 def _backend_tls(backend: BackendSettings, place: KeyPath) -> Iterator[Fault]:
@@ -117,12 +117,12 @@ def _servers(backend: BackendSettings, place: KeyPath) -> Iterator[Fault]:
         return
     where = (*place, "servers")
     if any(each.is_original for each in backend.servers) and len(backend.servers) > 1:
-        yield where, '"original" must stand alone'
+        yield where, '"original" must be the only server'
     if any(each.is_original for each in backend.servers) and backend.health_check_interval not in (
         0,
         BAD,
     ):
-        yield (*place, "health_check_interval"), 'can check no server: they are "original"'
+        yield (*place, "health_check_interval"), 'cannot be used with servers = ["original"]'
     if backend.identity == "transparent" and any(each.is_unix for each in backend.servers):
         yield where, 'a Unix socket has no addresses; identity = "transparent" needs IP'
 

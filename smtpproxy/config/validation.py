@@ -173,7 +173,7 @@ def _open_admin(admin: AdminSettings) -> Iterator[Fault]:
     if BAD in astuple(admin) or admin.address == Address():
         return
     if not admin.address.is_loopback and not (admin.token or admin.token_file):
-        what = "is missing: other machines can reach the address, and nobody else may read it"
+        what = "is missing: it is needed for an address that other machines can reach"
         yield ("admin", "token"), what
 
 

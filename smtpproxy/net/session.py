@@ -360,7 +360,7 @@ class Session:
         if self.pipeline.ended:
             return "close", self._since
         if self.backend is None:
-            return "place" if self.server_selection.waits else "connect", self._since
+            return "slot_queue" if self.server_selection.waits else "connect", self._since
         if self._upgrades is not None and self._upgrades.tunnel is not None:
             return "client", self._upgrades.tunnel.active
         if self._slot_reclaimed_at and self.pipeline.interruptible:

@@ -7,7 +7,13 @@ from dataclasses import dataclass
 from enum import Enum
 
 from smtpproxy.probe.connector import Connector
-from smtpproxy.probe.smtp_connection import NoReply, ProbeReply, Refused, SendMode, SmtpConnection
+from smtpproxy.probe.smtp_connection import (
+    NoReply,
+    NoReplyReason,
+    ProbeReply,
+    Refused,
+    SmtpConnection,
+)
 
 _REFUSED = (b"RCPT TO:<smtpproxy-probe@refused.invalid>", b"RCPT TO:<>")
 """Recipients that a server should refuse: a reserved domain (RFC 2606), then the null path."""
@@ -85,7 +91,7 @@ def _newline(connector: Connector, bare: bytes, rest: bytes) -> NewlineResult:
         try:
             reply = connection.reply(connector.patience_s)
         except NoReply as failure:
-            if failure.how is not SendMode.SILENT:
+            if failure.how is not NoReplyReason.SILENT:
                 return NewlineResult.CLOSES
         else:
             return NewlineResult.ENDS if reply.code == usual else NewlineResult.REFUSED

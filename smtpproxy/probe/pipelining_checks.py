@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from smtpproxy.probe.connector import Connector
-from smtpproxy.probe.smtp_connection import NoReply, ProbeReply, SendMode, SmtpConnection
+from smtpproxy.probe.smtp_connection import NoReply, NoReplyReason, ProbeReply, SmtpConnection
 
 Commands = tuple[bytes, ...]
 
@@ -89,20 +89,20 @@ def _end_of_answered(
             return GroupEnd.ANSWERED if connection.ask(b"QUIT").code == 221 else GroupEnd.SURPLUS
         connection.reply(connector.patience_s)
     except NoReply as failure:
-        return GroupEnd.BROKEN if failure.how is SendMode.BROKEN else GroupEnd.ANSWERED
+        return GroupEnd.BROKEN if failure.how is NoReplyReason.BROKEN else GroupEnd.ANSWERED
     return GroupEnd.SURPLUS
 
 
 def _end_of_unanswered(
     connector: Connector,
     connection: SmtpConnection,
-    how: SendMode,
+    how: NoReplyReason,
     expected: int,
     replies: list[ProbeReply],
 ) -> GroupEnd:
     """Distinguish lost commands from a slow server, by one more command."""
-    if how is not SendMode.SILENT:
-        return GroupEnd.CLOSED if how is SendMode.CLOSED else GroupEnd.BROKEN
+    if how is not NoReplyReason.SILENT:
+        return GroupEnd.CLOSED if how is NoReplyReason.CLOSED else GroupEnd.BROKEN
     late: list[ProbeReply] = []
     missing = expected - len(replies)
     try:

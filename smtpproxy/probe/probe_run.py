@@ -13,9 +13,9 @@ from smtpproxy.probe.smtp_connection import (
     CheckFailed,
     HandshakeFailed,
     NoReply,
+    NoReplyReason,
     OutOfTime,
     ProbeReply,
-    SendMode,
     SmtpConnection,
 )
 
@@ -79,7 +79,7 @@ def _greeting(connector: Connector, on_step: Step) -> tuple[SmtpConnection, Prob
             connection.abort()
             raise
     except NoReply as failure:
-        if failure.how is not SendMode.SILENT or connector.is_implicit:
+        if failure.how is not NoReplyReason.SILENT or connector.is_implicit:
             raise
     on_step("greeting inside TLS")
     connector.is_implicit = True

@@ -28,7 +28,7 @@ _SHOWN = 160
 _DELIVERS = re.compile(rb"(?im)^(\.|DATA|BDAT|BURL|SEND|SOML|SAML)")
 
 
-class SendMode(Enum):
+class NoReplyReason(Enum):
     """Why a reply did not arrive."""
 
     SILENT = "no reply came in time"
@@ -70,7 +70,7 @@ class NoReply(CheckFailed):
         octets: What the server sent instead of a reply.
     """
 
-    def __init__(self, how: SendMode, octets: bytes = b"") -> None:
+    def __init__(self, how: NoReplyReason, octets: bytes = b"") -> None:
         super().__init__(f"{how.value}: {short(octets)}" if octets else how.value)
         self.how = how
 
@@ -178,7 +178,7 @@ class SmtpConnection:
         reply = self.reply()
         verb = command[:4].upper()
         self._has_recipient |= verb == b"RCPT" and reply.is_accepting
-        self._told(command, reply)
+        self._report(command, reply)
         return reply
 
     def ask_for_content(self) -> ProbeReply:
@@ -193,7 +193,7 @@ class SmtpConnection:
         except CheckFailed:
             self.abort()
             raise
-        self._told(b"DATA", reply)
+        self._report(b"DATA", reply)
         if reply.code < 400:
             self.abort()
         return reply
@@ -241,7 +241,7 @@ class SmtpConnection:
         self._is_over = True
         self._socket.close()
 
-    def _told(self, command: bytes, reply: ProbeReply) -> None:
+    def _report(self, command: bytes, reply: ProbeReply) -> None:
         self._on_reply(command.split(b" ", 1)[0].decode().upper(), reply)
 
     def _send(self, octets: bytes) -> None:
@@ -253,13 +253,13 @@ class SmtpConnection:
             self._is_over = True
             raise self._silence() from None
         except OSError:
-            raise self._ended(SendMode.CLOSED) from None
+            raise self._ended(NoReplyReason.CLOSED) from None
 
     def _next(self) -> tuple[int, bytes] | None:
         try:
             return self._reader.next_reply()
         except BackendViolation as violation:
-            raise self._ended(SendMode.BROKEN, violation.octets) from None
+            raise self._ended(NoReplyReason.BROKEN, violation.octets) from None
 
     def _read(self, deadline: float) -> bytes:
         self._socket.settimeout(self._left(deadline - monotonic()))
@@ -268,9 +268,9 @@ class SmtpConnection:
         except TimeoutError:
             raise self._silence() from None
         except OSError:
-            raise self._ended(SendMode.CLOSED) from None
+            raise self._ended(NoReplyReason.CLOSED) from None
         if not octets:
-            raise self._ended(SendMode.CLOSED, self.unread)
+            raise self._ended(NoReplyReason.CLOSED, self.unread)
         return octets
 
     def _left(self, seconds: float) -> float:
@@ -281,9 +281,9 @@ class SmtpConnection:
 
     def _silence(self) -> NoReply | OutOfTime:
         is_all_over = monotonic() >= self._until
-        return OutOfTime() if is_all_over else NoReply(SendMode.SILENT, self.unread)
+        return OutOfTime() if is_all_over else NoReply(NoReplyReason.SILENT, self.unread)
 
-    def _ended(self, how: SendMode, octets: bytes = b"") -> NoReply:
+    def _ended(self, how: NoReplyReason, octets: bytes = b"") -> NoReply:
         self._is_over = True
         return NoReply(how, octets)
 

@@ -1,7 +1,7 @@
 """The terminal: the one place where the commands print.
 
-Nothing in a reply, a trace file, a certificate or a settings file drives the reader's terminal,
-forges a line or reorders one.
+Nothing in a reply, a trace file, a certificate or a settings file can control the terminal, forge
+a line or reorder one.
 """
 
 from collections.abc import Iterable
@@ -15,11 +15,11 @@ from smtpproxy.text.escaping import printable
 
 
 class Terminal(Console):
-    """A console on which each text is one line of printable characters, and none is markup.
+    """A console that prints each text as one line of printable characters, and never as markup.
 
     Args:
         stderr: Print to standard error.
-        width: In cells; None: the terminal's.
+        width: The width in cells; None for that of the terminal.
         whole_lines: Never break a line.
     """
 
@@ -38,7 +38,7 @@ class Terminal(Console):
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
     ) -> Iterable[Segment]:
-        """Return what is written for a part of what is printed; each part is rendered here."""
+        """Return the segments of a renderable; every text that is printed passes through here."""
         if isinstance(renderable, str):
             renderable = Text(printable(renderable))
         elif isinstance(renderable, Text):
@@ -52,7 +52,7 @@ def say(text: str, *, err: bool = False) -> None:
 
 
 def _safe(text: Text) -> Text:
-    """Return a text with what is not printable escaped, and its styles where they were."""
+    """Return a text with unprintable characters escaped, and its styles unchanged."""
     if text.plain.isprintable():
         return text
     safe = text.blank_copy()

@@ -1,10 +1,10 @@
-"""Text from peers: escaped wherever it goes to a terminal, a page or a file.
+"""Escaping of text from peers, for terminals, the live page, the log and trace files.
 
-`printable` is for people: one line of text in which nothing drives a terminal, forges a line or
-reorders the text beside it.  `text_of` is for trace files: it loses nothing, so that `octets_of`
-can bring the octets back.
+`printable` is for people: it returns one line of text that cannot control a terminal, forge a line
+or reorder the text next to it.  `text_of` is for trace files: it loses nothing, so that `octets_of`
+can return the octets.
 
-Each is one pass: a stranger chooses the text, so no character may cost much more than another.
+Peers choose the text, so no character may cost much more time than another.
 """
 
 import re
@@ -13,26 +13,26 @@ from collections.abc import Callable
 from functools import lru_cache, partial
 
 _ESCAPE = re.compile(r"\\(?:\\|x([0-9a-f]{2}))")
-# All that is not printable is among these, in runs that are short enough for other threads.
+# Every character that is not printable matches; runs are short, so that other threads can run.
 _UNUSUAL = re.compile(r"[^\w -~]{1,4096}")
 _UNUSUAL_IN_LINES = re.compile(r"[^\w\x00-~]{1,4096}")
 _CUT_ESCAPE = re.compile(r"\\(x.?|u.{0,3}|U.{0,7})?$")
-_ESCAPE_LENGTH = 9  # of what _CUT_ESCAPE finds, at most
+_ESCAPE_LENGTH = 9  # the longest match of _CUT_ESCAPE
 COMPACT_OCTETS = 256
-"""What is shorter may grow: for people to read it."""
+"""Shorter text is never base64, so that people can read it."""
 SHORT_TEXT = 4096
-"""Up to so many characters each is looked up; in longer text only the unusual ones are."""
+"""Up to this length each character is looked up; in longer text only unusual ones are."""
 _BASE64 = "\\="
 _HIGH = bytes(range(0x80, 0x100))
 _SHORT_IN_JSON = bytes(each for each in range(0x20, 0x7F) if each != 0x5C) + b"\r\n\t"
 _CHARACTERS_KNOWN = 1024
-"""Of so many characters it is kept in mind how they are shown."""
+"""The number of characters whose escapes are cached."""
 
 
 def printable(value: str | bytes) -> str:
-    """Return `value` as one line of text, what is not printable escaped by a backslash.
+    """Return a value as one line of text, with unprintable characters as backslash escapes.
 
-    The octets can be read from the result, as from that of `text_of`.
+    `octets_of` returns the octets again, as for `text_of`.
     """
     if isinstance(value, str):
         text = value
@@ -54,9 +54,9 @@ def shortened(value: str | bytes, most: int) -> str:
 
     Args:
         value: The value.
-        most: How many bytes of UTF-8 the result has at most.
+        most: The most bytes of UTF-8 that the result may have.
     """
-    # Where each octet becomes an escape of four characters, a quarter of them is enough.
+    # If each octet becomes an escape of four characters, a quarter of them is enough.
     text = printable(value[: most // 4 + 16])
     if len(text) < most + 16:
         text = printable(value[:most])
@@ -68,17 +68,17 @@ def shortened(value: str | bytes, most: int) -> str:
 
 
 def cut(text: str, most: int) -> str:
-    """Return the begin of text that `printable` has made: `most` bytes of UTF-8 at most, `...`."""
+    """Return the start of a result of `printable`, and `...`: at most `most` bytes of UTF-8."""
     begin = text[:most].encode()[: most - 3].decode(errors="ignore")
-    # To look for an escape from the front would cost as much as all escapes do.
+    # Only the end is searched for a cut escape, since a search of all text would take long.
     return begin[:-_ESCAPE_LENGTH] + _CUT_ESCAPE.sub("", begin[-_ESCAPE_LENGTH:]) + "..."
 
 
 def text_of(octets: bytes) -> str:
     r"""Return octets as text that `octets_of` reads.
 
-    UTF-8 (RFC 6531) stays as it is.  Any other octet, and each that JSON would not escape although
-    it could drive a terminal, becomes `\xNN`; so a peer's backslash is doubled.
+    UTF-8 (RFC 6531) is unchanged.  Any other octet, and any that could control a terminal and that
+    JSON does not escape, becomes `\xNN`; so a peer's backslash is doubled.
     """
     if is_plain(octets):
         return octets.decode("ascii")
@@ -92,9 +92,9 @@ def text_of(octets: bytes) -> str:
 
 
 def compact_text_of(octets: bytes) -> str:
-    r"""Return `text_of` of octets, or what is shorter in JSON: `\=` and base64.
+    r"""Return `text_of` of octets, or `\=` and base64 if that is shorter in JSON.
 
-    So no octet takes much more than one, and none costs much more time than another.
+    So the text is never much longer than the octets, and no octet costs much more than another.
     """
     size = len(octets)
     if size < COMPACT_OCTETS:
@@ -117,14 +117,14 @@ def _decoded(octets: bytes) -> str | None:
 
 
 def expanded(text: str, most: int | None = None) -> str:
-    """Return `text_of` of the octets that `compact_text_of` made this text of.
+    """Return the result of `compact_text_of` as that of `text_of`.
 
     Args:
         text: The text.
-        most: How much of it is used, if not all; it ends in `...` if there is more.
+        most: The most characters of it to use; if there are more, the result ends in `...`.
 
     Raises:
-        ValueError: There are no such octets.
+        ValueError: It is not a result of `compact_text_of`.
     """
     used = text if most is None else text[: most // 4 * 4 + len(_BASE64)]
     more = "..." if len(used) < len(text) else ""
@@ -132,15 +132,15 @@ def expanded(text: str, most: int | None = None) -> str:
 
 
 def is_plain(octets: bytes) -> bool:
-    """Tell whether octets are just the text that they read as."""
+    """Return whether octets are ASCII text without anything to escape."""
     return octets.isascii() and b"\\" not in octets and b"\x7f" not in octets
 
 
 def octets_of(text: str) -> bytes:
-    """Return the octets that `text_of` or `compact_text_of` made this text of.
+    """Return the octets of a text that `text_of` or `compact_text_of` has returned.
 
     Raises:
-        ValueError: There are no such octets.
+        ValueError: The text is not such a result.
     """
     if text.startswith(_BASE64):
         return a2b_base64(text[len(_BASE64) :])

@@ -191,7 +191,7 @@ def _gutter(row: Row) -> Text:
 
 
 def _arrow(row: Row, width: int) -> Text:
-    """Return one group on its way across the network."""
+    """Return the arrow of one group between client and proxy."""
     if row.note:
         return _noted(row.note, width)
     labels = list(row.to_mta or row.to_client)

@@ -1,6 +1,6 @@
-"""A session as a page of its own: the picture of the live page, and nothing from outside.
+"""Exports a session as an HTML page with the drawing of the live page, without external files.
 
-Content of messages is not in it: the picture does not show it.
+The page does not contain message content.
 """
 
 import re
@@ -29,11 +29,11 @@ drawSession(document.getElementById("picture"), records);
 
 
 FIRST_EXCHANGES, LAST_EXCHANGES = 4000, 1000
-"""How many exchanges the page has; a browser takes long to draw more."""
+"""The most exchanges on the page, since a browser takes long to draw more."""
 
 
 def page(session: RecordedSession) -> str:
-    """Return the page; what peers sent is data in it, never markup."""
+    """Return the page; text of peers is data in it, never markup."""
     session = for_people(_drawn(session))
     static = files("smtpproxy.admin") / "static"
     records = msgspec.json.encode(session.records).decode()
@@ -59,6 +59,6 @@ def _drawn(session: RecordedSession) -> RecordedSession:
 
 
 def _fill(**parts: str) -> str:
-    """Put each part in its place; parts hold braces and percent signs."""
+    """Insert each part into the template; parts contain braces and percent signs."""
     pieces = re.split(r"@(\w+)@", _PAGE)
     return "".join(parts[piece] if index % 2 else piece for index, piece in enumerate(pieces))

@@ -1,11 +1,10 @@
-"""Reading trace files: which sessions there are, and all of one.
+"""Reads trace files: the list of their sessions, or all records of one session.
 
-A trace file may come from anybody.  It is read in blocks, so that it may be of any size, grow, be
-cut short or be removed meanwhile; only regular files are read, each record is checked, and a
-session takes bounded memory.  What cannot be read is counted and named, and reading goes on.
+A trace file is untrusted input.  It is read in blocks, so that it may be of any size, grow, be
+truncated or be removed meanwhile; only regular files are read, each record is checked, and a
+session takes bounded memory.  Unreadable records are counted and reported, and reading continues.
 
-Lines that are not asked for are only checked to be whole, at the speed of memory, so that a list of
-a gigabyte takes seconds.
+Lines of other sessions are only checked to be whole, so that listing a gigabyte takes seconds.
 """
 
 import os
@@ -159,7 +158,7 @@ class TraceReader:
                 yield record, size
 
     def session(self, name: str) -> RecordedSession:
-        """Return a session by its id, or by the begin of it.
+        """Return a session by its id, or by the start of it.
 
         Raises:
             ValueError: There is no such session, or there are several.

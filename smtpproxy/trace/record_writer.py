@@ -13,18 +13,18 @@ Later = Callable[[Callable[[], None]], object]
 """Calls a function soon, on the event loop."""
 
 GATHERED_OCTETS = 256 * 1024
-"""Lines are handed to the thread when there are so many, or when `later` calls.
+"""The octets after which lines are passed to the thread, if `later` does not call before.
 
-Each time the two of them contend for the interpreter, which costs more than the write.
+Fewer, larger writes are cheaper: each time, both threads compete for the interpreter.
 """
 
 
 class Writer:
-    """The records of all sessions of a worker, on their way to its files.
+    """Buffers the records of all sessions of a worker for its files.
 
     Args:
-        files: Appends the lines, in a thread of its own.
-        later: Is called with `flush` when there is something to flush.
+        files: Appends the lines, in another thread.
+        later: Called with `flush` when there are lines to flush.
     """
 
     offset: float
@@ -45,7 +45,12 @@ class Writer:
         return self._files.lost
 
     def add(self, lines: bytes, records: int = 1) -> None:
-        """Write the lines of so many records soon."""
+        """Write lines soon.
+
+        Args:
+            lines: The lines.
+            records: The number of records in them.
+        """
         self._add(lines, records, len(lines))
 
     def add_made(self, make: Callable[[], bytes], records: int, octets: int) -> None:

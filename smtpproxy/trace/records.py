@@ -81,16 +81,16 @@ class ServerGivenUp(Struct, tag_field="what", tag="server_given_up", omit_defaul
     server: Name
     """The address of the server."""
     reason: Annotated[str, Meta(max_length=8192)]
-    """Why."""
+    """The cause."""
 
 
 class Connected(Struct, tag_field="what", tag="connected", omit_defaults=True, gc=False):
-    """The session has its connection to a server."""
+    """The session is connected to a server."""
 
     session: Name
     """The session's id."""
     at: Moment
-    """When the connection was there."""
+    """When the connection was made."""
     server: Name
     """The address of the server, as the settings have it."""
     client_address: Name
@@ -104,7 +104,7 @@ class Connected(Struct, tag_field="what", tag="connected", omit_defaults=True, g
 
 
 class Noted(Struct, tag_field="what", tag="noted", omit_defaults=True, gc=False):
-    """An event besides the dialogue."""
+    """An event outside the dialogue."""
 
     session: Name
     """The session's id."""
@@ -198,7 +198,7 @@ class Exchanged(Struct, tag_field="what", tag="exchange", omit_defaults=True, gc
     content_received: str = ""
     """The content as the client sent it, where that is not what was sent to the backend."""
     steps: Sequence[Step] = ()
-    """What was sent to the backend for it, where that is not just the command."""
+    """What was sent to the backend for it, if that is not just the command."""
     bare_lf: bool = False
     """The client ended the line in a bare LF."""
 
@@ -213,7 +213,7 @@ class Gap(Struct, tag_field="what", tag="gap", omit_defaults=True):
 
 
 class Transaction(Struct, omit_defaults=True, gc=False):
-    """What became of a message."""
+    """The outcome of a message."""
 
     outcome: Name
     """relayed, refused or abandoned."""
@@ -261,7 +261,7 @@ class Closed(Struct, tag_field="what", tag="closed", omit_defaults=True, gc=Fals
     reason: Name
     """Why it ended, as in the log's session_closed."""
     duration_s: Seconds
-    """Seconds from its begin to its end."""
+    """Seconds from its start to its end."""
     commands: Count
     """Commands from the client."""
     round_trips_saved: Count
@@ -277,7 +277,7 @@ class Closed(Struct, tag_field="what", tag="closed", omit_defaults=True, gc=Fals
     violations: Annotated[list[Name], Meta(max_length=LINES)]
     """The kind of each violation."""
     transactions: Annotated[list[Transaction], Meta(max_length=LINES)]
-    """What became of each message."""
+    """The outcome of each message."""
     more_transactions: Count = 0
     """Transactions that are not in the list."""
     backend: Name = ""
@@ -446,7 +446,7 @@ def violation_of(exchange: Exchange) -> Violation:
 
 
 def octets_of_transaction(transaction: Transaction) -> int:
-    """Return about how many octets a transaction takes beside the record itself."""
+    """Return the approximate octets of a transaction, besides the record itself."""
     texts = (
         transaction.sender,
         transaction.reply,

@@ -1,7 +1,7 @@
-"""A session played again: the client's side against any server, and how the replies differ.
+"""Replays the client's side of a session to any server, and compares the replies.
 
-The session may come from anybody: what is sent for it is made in pieces and has a bound, and so has
-each pause.
+A trace file is untrusted input, so the content that is sent is made in pieces and bounded, and so
+is each pause.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from smtpproxy.trace.reader import RecordedSession
 from smtpproxy.trace.records import Exchanged
 
 REPLY_LIMIT_S = 300.0
-"""How long one reply is waited for, or the connection; also the longest pause."""
+"""The time limit for the connection and for each reply; also the longest pause."""
 CONTENT_BYTES = 1024 * 1024 * 1024
 """The longest content of a message that is played."""
 NOT_PLAYED = frozenset(
@@ -48,12 +48,12 @@ class ReplayedExchange:
 
 @dataclass(slots=True)
 class ReplayResult:
-    """What was played."""
+    """The result of a replay."""
 
     played: list[ReplayedExchange]
     """The commands that got a reply, in order."""
     stopped: str = ""
-    """Why not all was played; empty if all was."""
+    """Why the replay stopped early; empty if it did not."""
 
 
 async def replay(
@@ -95,19 +95,19 @@ async def play(
     except (OSError, EOFError):
         result.stopped = "the server closed the connection"
     except BackendViolation as violation:
-        result.stopped = f"the server sent what is no reply: {text_of(violation.octets)}"
+        result.stopped = f"the server sent an invalid reply: {text_of(violation.octets)}"
     finally:
         writer.close()
     return result
 
 
 def _asked(exchanges: list[Exchanged]) -> list[Exchanged]:
-    """Return what is to be played.
+    """Return the exchanges to play.
 
-    The EHLO that is repeated inside TLS is not: in plaintext, some servers accept no second one.
+    The EHLO inside TLS is left out: in plaintext, some servers accept no second one.
     """
     found: list[Exchanged] = []
-    again = False  # the next EHLO repeats one that is played
+    again = False  # whether the next EHLO repeats one that is played
     for each in exchanges:
         if each.verb == "STARTTLS" and each.code == 220:
             again = any(other.verb in HELLOS for other in found)
@@ -150,7 +150,7 @@ class _Player:
                     return
 
     async def _play_group(self, group: list[Exchanged]) -> bool:
-        """Send a group and take its replies; False when it can't go on from there."""
+        """Send a group and read its replies; return whether the replay can continue."""
         for each in group:
             if each.content_bytes > CONTENT_BYTES:
                 self._result.stopped = f"content of {each.content_bytes} bytes is too long"
@@ -173,7 +173,7 @@ class _Player:
     async def _send(self, group: list[Exchanged]) -> None:
         """Send a group, in one write if it is short, while its replies are read.
 
-        A server may wait until they are.
+        A server may not read on before its replies are read.
         """
         unsent = bytearray()
         for each in group:
@@ -209,7 +209,7 @@ class _Player:
 
 
 def played_pieces(exchange: Exchanged) -> Iterator[bytes]:
-    """Yield what is sent, in pieces, with as much filler as there was content not recorded."""
+    """Yield the octets to send, in pieces, with filler for content that was not recorded."""
     end = b"\n" if exchange.bare_lf else b"\r\n"
     line = octets_of(exchange.command) + end if exchange.command else b""
     content = octets_of(exchange.content_received or exchange.content)

@@ -3,7 +3,7 @@
 Each worker writes its own files: a new one at its start and whenever one is full.  They are named
 `trace-TIME-WORKER-PROCESS-COUNT.jsonl`, so no two writers share one, and names are in order of
 time.  Lines that cannot be written because the disk is full or too slow are dropped and counted;
-the mail goes on.
+mail is not affected.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from threading import Thread
 from smtpproxy.trace.records import HEADER
 
 Lines = bytes | Callable[[], bytes]
-"""Whole lines, or a function that makes them in the thread, where they take long to make."""
+"""Whole lines, or a function that makes them in the thread if that takes long."""
 WAITING_OCTETS = 16 * 1024 * 1024
 """How much may wait for a slow disk; more is dropped."""
 STOP_LIMIT_S = 5.0
@@ -41,7 +41,7 @@ class RotatingFiles:
     lost: int
     """How many lines were dropped."""
     why: str
-    """The last reason for it, as the system has it."""
+    """The last reason, as the system describes it."""
 
     def __init__(self, directory: Path, worker: int, max_octets: int, max_files: int) -> None:
         self._directory = directory
@@ -65,8 +65,8 @@ class RotatingFiles:
 
         Args:
             parts: The lines.
-            lines: How many they are, to be counted if they are lost.
-            size: About how many octets they are.
+            lines: The number of lines, which is counted if they are lost.
+            size: The approximate number of octets.
         """
         if self._put - self._written > WAITING_OCTETS:
             self.lost += lines
@@ -100,7 +100,7 @@ class RotatingFiles:
 
     def _append(self, octets: bytes) -> None:
         if self._descriptor >= 0 and not os.fstat(self._descriptor).st_nlink:
-            self._close_file()  # somebody has removed it
+            self._close_file()  # the file has been removed
         if self._descriptor < 0 or self._size + len(octets) > self._max_octets:
             self._close_file()
             self._open_next()
@@ -120,25 +120,25 @@ class RotatingFiles:
         time = f"{self._time:%Y%m%dT%H%M%S.%f}"
         name = f"trace-{time}-w{self._worker}-{os.getpid()}-{self._serial:06}{SUFFIX}"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
-        # What people write to each other: not for every account of the machine.
+        # Traces may contain mail: other accounts of the machine must not read them.
         path = self._directory / name
         descriptor = os.open(path, flags, 0o640)
-        with contextlib.suppress(OSError):  # writing goes on
+        with contextlib.suppress(OSError):  # writing continues
             self._remove_oldest(name)
         try:
             if os.write(descriptor, HEADER) < len(HEADER):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError:
             os.close(descriptor)
-            path.unlink(missing_ok=True)  # nobody can read a file without its header
+            path.unlink(missing_ok=True)  # a file without its header cannot be read
             raise
         self._descriptor, self._size, self._torn = descriptor, len(HEADER), False
 
     def _remove_oldest(self, current: str) -> None:
         """Remove the oldest files of this worker's number; those of a later date come first.
 
-        A file dated later than `current` is from before it: the clock was wrong then.  Were it the
-        newest instead, the current file would be removed, and everything written to it lost.
+        A file dated later than `current` was written before it, while the clock was wrong.  If it
+        counted as the newest, the current file would be removed, and its records lost.
         """
         is_ours = re.compile(rf"trace-\d{{8}}T\d{{6}}\.\d{{6}}-w{self._worker}-\d+-\d+\.jsonl")
         with os.scandir(self._directory) as entries:

@@ -1,4 +1,4 @@
-"""One session as it is recorded: at once, or kept until it is known whether anything went wrong."""
+"""Records one session: at once, or, as a flight recorder, only if something in it failed."""
 
 from collections import deque
 from collections.abc import Callable
@@ -17,25 +17,25 @@ from smtpproxy.trace.content_capture import CapturedContent, ContentCapture
 from smtpproxy.trace.record_writer import Writer
 
 KEPT_OCTETS = 64 * 1024
-"""How much of a session the flight recorder keeps; at most one half is of its beginning."""
+"""The most that the flight recorder keeps of a session; at most half of it is its start."""
 ALL_KEPT_OCTETS = 64 * 1024 * 1024
-"""How much it keeps of all sessions of a worker."""
+"""The most that it keeps of all sessions of a worker."""
 KEPT_WHEN_CROWDED = 4 * 1024
-"""How much of a session, once half of that is used; the last eighth is for first records."""
+"""The most of a session once half of that is used; the last eighth is for first records."""
 CONTENT_OCTETS = 16 * 1024
-"""How much it keeps of the content of a message."""
+"""The most that it keeps of the content of a message."""
 EXCHANGE_OCTETS, STEP_OCTETS, RECORD_OCTETS = 400, 200, 400
-"""What an exchange, a step of one, and another record take beside their texts."""
+"""The memory that an exchange, a step, and another record take, besides their texts."""
 LONG_OCTETS = 8 * 1024
-"""A longer reply is cut by the flight recorder, or it alone would take the room of all others."""
+"""The flight recorder cuts longer replies, so that one cannot displace all others."""
 KEPT_MESSAGES = 100
-"""How many transactions, and how many violations, a session's last record has."""
+"""The most transactions, and the most violations, in a session's last record."""
 KEPT_MESSAGES_OCTETS = 64 * 1024
-"""How much of transactions; they take at most a quarter of the flight recorder's KEPT_OCTETS."""
+"""The most octets of transactions; in the flight recorder, a quarter of KEPT_OCTETS at most."""
 WHY_BYTES = 512
-"""How much of the reason for which a server was given up."""
+"""The most octets of the reason for which a server was given up."""
 KEPT_CODES = 50
-"""How many different reply codes."""
+"""The most different reply codes."""
 _NO_CONTENTS: dict[Exchange, CapturedContent] = {}
 _CONTENT = frozenset((verbs.END_OF_DATA, verbs.BDAT))
 
@@ -45,8 +45,8 @@ class SessionRecorder:
 
     Args:
         writer: Takes the records.
-        captured: Keeps what is to be recorded of message content.
-        flight: Keeps the session until it is over, if only what went wrong is to be written.
+        captured: Keeps the part of message content to record.
+        flight: Keeps the session until it ends, if only sessions with errors are recorded.
         session: The session's id.
         listener: The listener's name.
         backend: The backend's name.
@@ -106,7 +106,7 @@ class SessionRecorder:
         )
 
     def content(self, _exchange: Exchange, sent: bytes, came: bytes) -> None:
-        """Keep content as far as it is to be recorded."""
+        """Keep the part of content to record."""
         if self._flight is None:
             self._captured.add(sent, came)
         else:
@@ -152,7 +152,7 @@ class SessionRecorder:
                 before = captured.octets
                 content = captured.take(exchange, digested=digested)
                 contents = {**contents, exchange: content}
-                if self._flight is not None:  # it was counted on its way
+                if self._flight is not None:  # it was counted while it was relayed
                     kept = captured.octets + content.octets + RECORD_OCTETS
                     self._flight.charge(kept - before)
         writer = self._writer
@@ -194,7 +194,7 @@ class SessionRecorder:
         return False
 
     def noted(self, event: str, **values: str) -> None:
-        """Record an event besides the dialogue, such as the start of TLS.
+        """Record an event outside the dialogue, such as the start of TLS.
 
         A failure is an error to the flight recorder, even if no reply shows it.
         """

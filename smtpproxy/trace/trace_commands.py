@@ -45,17 +45,17 @@ from smtpproxy.trace.replay import replay as play_again
 
 POLL_S = 0.2
 PIPED_WIDTH = 1000
-"""In a pipe, lines are whole: `grep` reads them."""
+"""The width in a pipe, so that `grep` gets whole lines."""
 PROGRESS_BYTES = 64 * 1024 * 1024
-"""From this size on a bar shows how far reading has come."""
+"""From this size on, a progress bar is shown."""
 LISTED_BYTES = 64 * 1024 * 1024
-"""What `list` keeps of sessions, as it is in the files; the latest ones stay."""
+"""The most bytes of records that `list` keeps; of more, it shows the latest."""
 NEVER = b"\0"
-"""No line has it."""
+"""A text that no line contains."""
 Found = tuple[Closed, int]
 """A session's last record, and how many bytes it takes."""
 INCOMPLETE = 3
-"""The exit code where some records or files could not be read."""
+"""The exit code if some records or files could not be read."""
 
 _in_directory = partial(
     click.option,
@@ -64,7 +64,7 @@ _in_directory = partial(
     required=True,
     metavar="DIR",
     envvar="SMTPPROXY_TRACE",
-    help="Where the trace files are, or one of them; also $SMTPPROXY_TRACE.",
+    help="The directory of the trace files, or one file; also $SMTPPROXY_TRACE.",
 )
 _directory = _in_directory(type=click.Path(path_type=Path, exists=True))
 _future_directory = _in_directory(type=click.Path(path_type=Path))
@@ -88,21 +88,26 @@ def trace() -> None:
     Examples:
       smtpproxy trace list -d /var/log/smtpproxy --since 2026-11-24T08:00
       smtpproxy trace list -d /var/log/smtpproxy --address joe@example.org --code 550
-      smtpproxy trace list -d /var/log/smtpproxy --text bare_       # whom `reject` would refuse
+      smtpproxy trace list -d /var/log/smtpproxy --text bare_   # `reject` would refuse these
       smtpproxy trace list -d /var/log/smtpproxy --json > sessions.jsonl
     """,
 )
 @_directory
 @click.option(
-    "--since", type=_time, metavar="TIME", help="Sessions that began then or later (UTC)."
+    "--since",
+    type=_time,
+    metavar="TIME",
+    help="Only sessions that began then or later (UTC).",
 )
-@click.option("--until", type=_time, metavar="TIME", help="Sessions that began before (UTC).")
-@click.option("--address", metavar="TEXT", help="Client, sender or recipient has this in it.")
+@click.option("--until", type=_time, metavar="TIME", help="Only sessions that began before (UTC).")
 @click.option(
-    "--code", type=int, metavar="CODE", help="A reply had this code: 550, or 5 for all of 5xx."
+    "--address", metavar="TEXT", help="Only if client, sender or recipient contains this."
 )
-@click.option("--text", help="Anything in a session's last record has this in it.")
-@click.option("-n", "--last", type=click.IntRange(1), metavar="N", help="Only so many, the latest.")
+@click.option(
+    "--code", type=int, metavar="CODE", help="Only if a reply had this code: 550, or 5 for 5xx."
+)
+@click.option("--text", help="Only if the last record contains this.")
+@click.option("-n", "--last", type=click.IntRange(1), metavar="N", help="Only the latest N.")
 @click.option("--json", "as_json", is_flag=True, help="Print each session's last record as JSON.")
 def list_sessions(
     directory: Path,
@@ -114,7 +119,7 @@ def list_sessions(
     last: int | None,
     as_json: bool,
 ) -> None:
-    """List the sessions that are over: time, client, addresses and outcome.
+    """List the sessions that have ended: time, client, addresses and outcome.
 
     A terminal that is too narrow shows fewer columns.
     """
@@ -166,7 +171,7 @@ class _Latest:
         self.count = self.too_many = 0
 
     def add(self, session: Closed, size: int) -> None:
-        """Take in a session."""
+        """Add a session."""
         self.count += 1
         heapq.heappush(self._kept, (session.opened, self.count, size, session))
         self._bytes += size
@@ -197,7 +202,7 @@ def _with_progress(reader: TraceReader, found: Iterator[Found]) -> Iterator[Foun
 
 def _has_address(session: Closed, address: str) -> bool:
     wanted = address.lower()
-    with contextlib.suppress(ValueError):  # it is no IP address, but a part of one, or of another
+    with contextlib.suppress(ValueError):  # not an IP address, but a part of one or other text
         wanted = canonical(wanted.strip("[]"))
     names = [client_of(session)]
     for message in session.transactions:
@@ -239,11 +244,11 @@ def show(directory: Path, session: str, as_json: bool) -> None:
 
 @trace.command()
 @_future_directory
-@click.option("--text", help="Only lines that have this in them.")
+@click.option("--text", help="Only lines that contain this.")
 def follow(directory: Path, text: str | None) -> None:
     """Print each exchange as it is recorded, until interrupted."""
     console = _console()
-    if not directory.exists():  # it is made when the first session is recorded
+    if not directory.exists():  # it is created with the first record
         say(f"waiting for {directory}, which does not exist yet", err=True)
     follower = _Follower(directory)
     try:
@@ -257,7 +262,7 @@ def follow(directory: Path, text: str | None) -> None:
 
 
 class _Follower:
-    """Reads what is appended to the files of a directory from now on, and reports problems."""
+    """Reads records as they are appended to the files of a directory, and reports problems."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -265,7 +270,7 @@ class _Follower:
         self._reported = 0
         self.problems = Problems()
         for _ in self.new_records(NEVER):
-            pass  # it only goes to the end
+            pass  # skips what is there already
 
     def new_records(self, wanted: bytes) -> Iterator[Record]:
         """Yield the records that have been appended since the last time."""
@@ -320,14 +325,14 @@ def _line_of(record: Record) -> Text | None:
     "capture",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="For Wireshark: both connections, also of what was under TLS.",
+    help="For Wireshark: both connections, also what was inside TLS.",
 )
 @click.option(
     "--html",
     "page",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="A page with the picture of the live page.",
+    help="An HTML page with the drawing of the live page.",
 )
 def export(directory: Path, session: str, capture: Path | None, page: Path | None) -> None:
     """Write SESSION to a file: for Wireshark, or as a page that needs nothing else."""
@@ -360,13 +365,13 @@ def export(directory: Path, session: str, capture: Path | None, page: Path | Non
 @click.argument("session")
 @click.option("--to", "target", required=True, metavar="ADDR", help="The server to play it to.")
 @click.option("--lock-step", is_flag=True, help="One command at a time instead of in groups.")
-@click.option("--full-speed", is_flag=True, help="Without the pauses of the original.")
+@click.option("--full-speed", is_flag=True, help="Without the recorded pauses.")
 def replay(directory: Path, session: str, target: str, lock_step: bool, full_speed: bool) -> None:
     """Play the client's side of SESSION to any server, and compare the replies.
 
     A message may be delivered: choose the server with care.  AUTH, STARTTLS and the EHLO after it
-    are left out, so all is sent in plaintext.  Content that was not recorded is replaced by as many
-    bytes.  Exits 1 if a reply code differs.
+    are left out, so all is sent in plaintext.  Content that was not recorded is replaced by filler
+    of the same size.  Exits 1 if a reply code differs.
     """
     try:
         address: Address = parse_server(target)

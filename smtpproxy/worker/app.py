@@ -334,7 +334,7 @@ def _limits(settings: Settings) -> dict[str, float]:
     """Return each time limit in seconds, by the name that the verb table and sessions use."""
     times = settings.timeouts
     return {
-        "place": inf,  # the connection slots enforce max_wait
+        "slot_queue": inf,  # the connection slots enforce max_wait
         "connection_slot": SLOT_GRACE_S,
         "connect": times.connect,
         "greeting": times.greeting,

@@ -82,7 +82,7 @@ class TestFlags:
         (reported,) = flag_problems(load(write(tmp_path, GOOD)), [], ["original"])
         assert reported.startswith("listeners.smtp.transparent: must be true")
         alone, transparent = flag_problems(None, ["[::1]:1"], ["h:1", "original"])
-        assert alone == '-b: "original" must stand alone'
+        assert alone == '-b: "original" must be the only server'
         assert transparent.startswith("-l: listeners.listener-1.transparent must be true")
 
 

@@ -202,7 +202,12 @@ class TestMistakes:
         [
             ('[log]\nlevel = "warn"', 7, "log.level", 'did you mean "warning"?'),
             ("[log]\nformt = 1", 7, "log.formt", 'is not a known setting; did you mean "format"?'),
-            ('[admin]\naddress = "0.0.0.0:8025"', 6, "admin.token", "is missing: other machines"),
+            (
+                '[admin]\naddress = "0.0.0.0:8025"',
+                6,
+                "admin.token",
+                "is missing: it is needed for an address that other machines",
+            ),
             ('[admin]\naddress = "mx.example:80"', 7, "admin.address", "is a name"),
             ('[admin]\ntoken = "short"', 7, "admin.token", "is too short"),
             ("[trac]", 6, "trac", 'is not a known setting; did you mean "trace"?'),

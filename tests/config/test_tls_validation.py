@@ -53,8 +53,8 @@ WRONG = {
     'tls = "starttls"\ncertificate = "@/mx.pem"\nkey = "@/other.key"': "does not belong to the key",
     'tls = "starttls"\ncertificate = "@/mx.pem"\nkey = "@/none"': "key cannot be read",
     'certificate = "@/mx.both"': "certificate is not used",
-    "require_tls = true": "require_tls nobody can fulfil it",
-    'auth = "tls-only"': "auth nobody can authenticate",
+    "require_tls = true": "require_tls no client can start TLS",
+    'auth = "tls-only"': "auth no client can authenticate",
     'key = "@/mx.key"': "key is not used",
     'proxy_protocol = ["10.0.0.1/8"]': "proxy_protocol.* is an address inside a network",
     'xclient = ["everybody"]': "xclient.* is not a network",
@@ -99,9 +99,9 @@ def test_contradictions_of_listener_and_backend_are_reported_at_a_key(keys: Path
     assert_matches("tls needs tls", problem)
     unix = '[listeners.smtp]\naddress = "unix:/run/x.sock"'
     (problem,) = found(keys, 'proxy_protocol = ["10.0.0.0/8"]', address=unix)
-    assert_matches("proxy_protocol has no meaning", problem)
+    assert_matches("proxy_protocol is not used", problem)
     (problem,) = found(keys, "transparent = true", address=unix)
-    assert_matches("transparent has no meaning", problem)
+    assert_matches("transparent is not used", problem)
 
 
 @pytest.mark.parametrize("identity", ["proxy-v1", "proxy-v2", "transparent"])
@@ -118,7 +118,7 @@ def test_a_mode_is_for_a_unix_socket(tmp_path: Path) -> None:
     unix = '[listeners.smtp]\naddress = "unix:/run/x.sock"'
     assert found(tmp_path, 'mode = "0660"', address=unix) == []
     (problem,) = found(tmp_path, 'mode = "0660"')
-    assert_matches(r"listeners\.smtp\.mode has a meaning for a Unix socket only", problem)
+    assert_matches(r"listeners\.smtp\.mode is used for a Unix socket only", problem)
     (problem,) = found(tmp_path, 'mode = "rw"', address=unix)
     assert_matches("mode .*is not the mode of a file", problem)
 
@@ -127,11 +127,11 @@ def test_a_mode_is_for_a_unix_socket(tmp_path: Path) -> None:
     ("servers", "listener", "problem"),
     [
         ('["original"]', "", "transparent: must be true"),
-        ('["original", "10.0.0.5:25"]', "transparent = true", "must stand alone"),
+        ('["original", "10.0.0.5:25"]', "transparent = true", "must be the only server"),
         (
             '["original"]\nhealth_check_interval = 5',
             "transparent = true",
-            "health_check_interval: can check no server",
+            "health_check_interval: cannot be used",
         ),
         ('["unix:/x"]\nidentity = "transparent"', "", "servers: a Unix socket has no addresses"),
     ],

@@ -23,7 +23,7 @@ from smtpproxy.net.write_batching import WriteBatcher
 from smtpproxy.tls.error_text import NotForThisClient
 
 LIMITS = {
-    "place": inf,
+    "slot_queue": inf,
     "connection_slot": 10.0,
     "connect": 30.0,
     "greeting": 300.0,

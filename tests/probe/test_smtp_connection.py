@@ -11,7 +11,13 @@ from smtpproxy.core.replies import REPLY_LIMIT
 from smtpproxy.probe import probe_run
 from smtpproxy.probe.connector import ProbeOptions
 from smtpproxy.probe.probe_run import Unreachable
-from smtpproxy.probe.smtp_connection import NoReply, ProbeReply, SendMode, SmtpConnection, short
+from smtpproxy.probe.smtp_connection import (
+    NoReply,
+    NoReplyReason,
+    ProbeReply,
+    SmtpConnection,
+    short,
+)
 from tests.probe.server import Script, Server, Session, examined
 
 Pair = tuple[SmtpConnection, socket.socket]
@@ -152,7 +158,7 @@ class TestHostileServers:
             with pytest.raises(NoReply) as raised:
                 deque(iter(take, 1))
             connection.abort()
-        assert raised.value.how is SendMode.BROKEN
+        assert raised.value.how is NoReplyReason.BROKEN
         assert sent <= REPLY_LIMIT + 2 * len(piece)
 
     def test_slow_replies_reach_the_time_limit_of_the_run(

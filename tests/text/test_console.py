@@ -138,7 +138,7 @@ def test_trace_replay(trace: Path, run: Callable[..., Result]) -> None:
 def test_trace_replay_to_what_is_no_server(trace: Path, run: Callable[..., Result]) -> None:
     with Server(greeting=OCTETS + b"\r\n") as server:
         result = run("trace", "replay", "-d", trace, "s1", "--full-speed", "--to", server.address)
-    assert "stopped: the server sent what is no reply" in result.stderr
+    assert "stopped: the server sent an invalid reply" in result.stderr
 
 
 def test_trace_export(trace: Path, run: Callable[..., Result], tmp_path: Path) -> None:

@@ -349,7 +349,7 @@ class TestReplay:
         async with await asyncio.start_server(odd, "127.0.0.1", 0) as server:
             port = server.sockets[0].getsockname()[1]
             performance = await replay(session, parse_server(f"127.0.0.1:{port}"))
-        assert performance.stopped.startswith("the server sent what is no reply: ")
+        assert performance.stopped.startswith("the server sent an invalid reply: ")
         assert len(performance.stopped) < 500
 
     def test_a_server_that_cannot_be_reached_is_an_error(self, recorded: Path) -> None:
