@@ -7,6 +7,15 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
 from smtpproxy.config.loader import load
 from smtpproxy.worker.app import App
@@ -91,6 +100,37 @@ class Stage:
         self._server: asyncio.Server | None = None
         self.port = 0
         self.app: App | None = None
+
+    def context_for(self, name: str, *, alternative: bool) -> ssl.SSLContext:
+        """Return the context of a server whose certificate has a CN, and maybe it as a SAN, too."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        issuer = x509.load_pem_x509_certificate(self.authority.cert_pem.bytes())
+        signing_key = load_pem_private_key(self.authority.private_key_pem.bytes(), None)
+        assert isinstance(signing_key, ec.EllipticCurvePrivateKey)
+        certificate = (
+            x509.CertificateBuilder()
+            .subject_name(x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)]))
+            .issuer_name(issuer.subject)
+            .public_key(key.public_key())
+            .serial_number(1)
+            .not_valid_before(issuer.not_valid_before_utc)
+            .not_valid_after(issuer.not_valid_after_utc)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(signing_key.public_key()), False
+            )
+        )
+        if alternative:
+            names = x509.SubjectAlternativeName([x509.DNSName(name)])
+            certificate = certificate.add_extension(names, False)
+        signed = certificate.sign(signing_key, hashes.SHA256())
+        file = self.work / "backend.pem"
+        file.write_bytes(
+            key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+            + signed.public_bytes(Encoding.PEM)
+        )
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(file)
+        return context
 
     async def start(
         self, listener: str = "", backend: str = "", timeouts: str = "", limits: str = ""

@@ -5,10 +5,8 @@ import ssl
 import pytest
 
 from smtpproxy.config.loader import load
-from smtpproxy.config.schema import BackendSettings
 from smtpproxy.net.backend.health_check import check
 from smtpproxy.net.backend.server_pool import Server
-from smtpproxy.tls import contexts
 from smtpproxy.worker import security_builder
 from tests.net.conftest import Logged
 from tests.net.real_sockets import IMPLICIT, STARTTLS, Stage, client, deliver
@@ -152,9 +150,18 @@ async def test_requiretls_is_not_offered_if_the_backend_is_not_verified(
         assert b"REQUIRETLS" not in (await one.ask(b"EHLO c"))[0]
 
 
-def test_a_common_name_is_no_host_name() -> None:
+@pytest.mark.parametrize("tls", ["starttls", "implicit"])
+@pytest.mark.parametrize("alternative", [True, False], ids=["alternative name", "common name"])
+async def test_a_common_name_is_no_host_name(stage: Stage, tls: str, alternative: bool) -> None:
     """RFC 9525: a backend's certificate has its name among the alternative ones."""
-    assert not contexts.for_backend(BackendSettings(servers=[])).hostname_checks_common_name
+    stage.backend.context = stage.context_for("mx.internal", alternative=alternative)
+    backend = f'tls = "{tls}"\nserver_name = "mx.internal"\n{VERIFIED}'
+    async with client(await stage.start(backend=backend)) as one:
+        greeting = await one.reply()  # with implicit TLS, it waits for the backend's
+        reply = greeting if greeting.startswith(b"421 ") else (await one.ask(b"EHLO c"))[0]
+    assert (reply[:4] == b"250-") == alternative
+    assert (reply[:4] == b"421 ") != alternative
+    assert stage.backend.secure == alternative
 
 
 async def test_requiretls_is_not_offered_with_tls_on_the_clients_side_alone(stage: Stage) -> None:
