@@ -20,7 +20,8 @@ from ipaddress import ip_address
 
 from aiohttp import hdrs, web
 
-from smtpproxy.admin import bad_requests, health
+from smtpproxy.admin import health
+from smtpproxy.admin.bad_requests import BadRequests
 from smtpproxy.admin.live_feed import LiveFeed, StatusSource
 from smtpproxy.metrics.exposition import CONTENT_TYPE, Exposition
 
@@ -96,10 +97,11 @@ class AdminServer:
             app.router.add_get(path, self._health)
         app.router.add_get("/events", self._events, allow_head=False)
         app.router.add_get("/{name:[a-z.]*}", self._static)
+        self._bad_requests = BadRequests()
         self._runner = web.AppRunner(
             app,
             access_log=None,
-            logger=bad_requests.logger(),
+            logger=self._bad_requests.logger,
             shutdown_timeout=1.0,
             keepalive_timeout=75.0,
         )
@@ -120,6 +122,7 @@ class AdminServer:
             server.close()
         self._live_feed.close()
         await self._runner.cleanup()
+        self._bad_requests.report()
 
     def _accept(self) -> asyncio.Protocol:
         server = self._runner.server

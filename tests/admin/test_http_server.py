@@ -361,7 +361,7 @@ class TestTokens:
 async def test_a_malformed_request_leaves_nothing_of_it_in_the_log(
     odd: str, source: Source, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """However often: one line a second, with their number."""
+    """However often: one line a second, with the number of all of them."""
     stream = io.BytesIO()
     log.configure("debug", "json", stream)
     admin = AdminServer(TOKEN, source)
@@ -374,7 +374,7 @@ async def test_a_malformed_request_leaves_nothing_of_it_in_the_log(
     await admin.stop()
     log.configure("info", "json")
     (line,) = map(msgspec.json.decode, stream.getvalue().splitlines())
-    assert (line["event"], line["requests"]) == ("admin_bad_request", 1)
+    assert (line["event"], line["requests"]) == ("admin_bad_request", 3)
     assert TOKEN not in stream.getvalue().decode() + "".join(capfd.readouterr())
 
 
