@@ -435,6 +435,9 @@ def test_each_row_says_what_is_wrong_and_fits(browser: webdriver.Chrome, busy: s
     opened(browser, busy)
     body = browser.find_element(By.TAG_NAME, "body")
     heights = "return [...document.querySelectorAll('#sessions tr')].map((row) => row.offsetHeight)"
+    senders = (
+        "return [...document.querySelectorAll('#sessions .who')].map((each) => each.offsetWidth)"
+    )
     line = "return parseFloat(getComputedStyle(document.querySelector('#sessions td')).lineHeight)"
     for width, lines in ((1280, 1), (390, 2)):
         screen = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 500}
@@ -444,10 +447,11 @@ def test_each_row_says_what_is_wrong_and_fits(browser: webdriver.Chrome, busy: s
                 body.send_keys("e")
             room = browser.execute_script(line) * (lines + 0.8)
             assert all(height < room for height in browser.execute_script(heights)), width
+            assert min(browser.execute_script(senders)) > 140, "there is room for who writes"
             assert browser.execute_script("return document.documentElement.scrollWidth") == width
         found = [each.text for each in browser.find_elements(By.CSS_SELECTOR, "#sessions .problem")]
         assert "message abandoned" in found
-        assert any(re.match(r"\w+: 5\d\d ", text) for text in found)
+        assert any(re.match(r"5\d\d .+ · \w+$", text) for text in found)
         assert "" not in found
         body.send_keys("e")
 
@@ -459,7 +463,7 @@ WRONG: dict[str, tuple[dict[str, object], str]] = {
                 {"verb": "RCPT", "command": "RCPT TO:<a@y> X", "code": 550, "reply": "550 no"}
             ]
         },
-        "RCPT a@y: 550 no",
+        "550 no · RCPT a@y",
     ),
     "its address is in the reply": (
         {
@@ -467,7 +471,7 @@ WRONG: dict[str, tuple[dict[str, object], str]] = {
                 {"verb": "RCPT", "command": "RCPT TO:<a@y>", "code": 550, "reply": "550 a@y"}
             ]
         },
-        "RCPT: 550 a@y",
+        "550 a@y · RCPT",
     ),
     "a violation before all else": (
         {

@@ -5,6 +5,7 @@ const HOUR_S = 3600, COLUMNS = 180;
 const TICKS = {300: 120, 900: 300, 3600: 1200}; // seconds between two marks of the axis, by span
 const YOUNG_S = 300;
 const FAR_S = 10; // a reply time that is older is shown with its time of day
+const LABEL = 58; // pixels at both ends of the axis, which their own labels need
 const TOP = 2, BOTTOM = 39.5; // of a plot
 let figureRows = [], figuresNow = null; // the oldest row first; the last event
 
@@ -89,7 +90,7 @@ function plot(name, title, text, span, columns, ...lines) {
     if (style === "plot" && area) svg(picture, "path", {d: area, class: "plot-area"});
     if (path) svg(picture, "path", {d: path, class: style});
   }
-  document.querySelector(`#${name} .plotted`).replaceChildren(picture, element("span", "top", most ? text(most) : ""), axis(span));
+  document.querySelector(`#${name} .plotted`).replaceChildren(picture, element("span", "top", most ? text(most) : ""), axis(span, document.getElementById(name).clientWidth));
 }
 
 function svgAlone(attributes) {
@@ -101,7 +102,7 @@ function svgAlone(attributes) {
 const spanText = (span) => span < HOUR_S ? `${span / 60} min` : "1 hour";
 
 // The time axis: the span at the left, times of day, and now.
-function axis(span) {
+function axis(span, width) {
   const made = svgAlone({class: "axis", "aria-hidden": "true"});
   const mark = (part, text, anchor) => svg(made, "text", {x: `${(100 * part).toFixed(2)}%`, y: 11, "text-anchor": anchor}, text);
   mark(0, `−${spanText(span)}`, "start");
@@ -109,7 +110,7 @@ function axis(span) {
   const step = TICKS[span];
   for (let at = Math.ceil((figuresNow.at - span) / step) * step; at < figuresNow.at; at += step) {
     const part = 1 - (figuresNow.at - at) / span, x = `${(100 * part).toFixed(2)}%`;
-    if (part < 0.3 || part > 0.83) continue; // the ends have their own words
+    if (Math.min(part, 1 - part) * width < LABEL) continue;
     svg(made, "line", {x1: x, x2: x, y1: 0, y2: 3, class: "tick"});
     mark(part, timeOfDay(at).slice(0, 5), "middle");
   }

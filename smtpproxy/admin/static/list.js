@@ -34,10 +34,10 @@ function problemsOf(session) {
   return found.map(visible);
 }
 
-// The verb, what it was about if the reply does not say it: an address without brackets and parameters.
+// The reply, the verb, and its address unless the reply has it.
 function refusalText(exchange, reply) {
   const [, about] = /^[^<]*<([^>]*)>/.exec(exchange.command || "") || [];
-  return `${nameOf(exchange)}${about && !reply.includes(about) ? " " + about : ""}: ${reply}`;
+  return `${reply} · ${nameOf(exchange)}${about && !reply.includes(about) ? " " + about : ""}`;
 }
 
 // Returns the text, and how many recipients there are besides.

@@ -120,8 +120,8 @@ function show(name) { for (const each of ["hint", "missing", "opened"]) get(each
 // Says that the session of a link is not here, once workers have had time to report it.
 function drawMissing() {
   const name = cut(visible(chosen), 60), gone = awaited > AWAITED;
-  const text = gone ? `Session ${name} is not on this page any more: the page has recent sessions, of many a sample. ` +
-    `Its lines in the log have session=${name}; if traces are recorded, smtpproxy trace show ${name} draws it.` : `Looking for session ${name} …`;
+  const text = gone ? `Session ${name} is not on this page any more: the page keeps recent sessions only, and a sample of them if there are many. ` +
+    `In the log, look for session=${name}; if sessions are traced, smtpproxy trace show ${name} draws it.` : `Looking for session ${name} …`;
   show("missing");
   if (get("missing").textContent !== text) get("missing").textContent = text;
 }
@@ -227,6 +227,7 @@ get("skip").onclick = (event) => { event.preventDefault(); toList(chosen); };
 get("span").onchange = get("verb").onchange = () => { if (latest) drawFigures(); };
 get("sessions").onclick = (event) => { const row = event.target.closest("tr"); if (row) choose(row.dataset.id); };
 window.onhashchange = chooseLinked;
+window.onresize = drawPicture;
 setInterval(watch, 1000);
 chooseLinked();
 connect();
