@@ -185,8 +185,8 @@ function legend(own) {
 
 function drawRows(rows, width) {
   const began = rows[0].at, yOf = place(rows), narrow = width < 480;
-  const clock = narrow ? 48 : 58;
-  const client = clock + 10, proxy = Math.round(client + (width - client) * (narrow ? 0.52 : 0.57)), mta = width - 8;
+  const clock = narrow ? 40 : 58;
+  const client = clock + (narrow ? 8 : 10), proxy = Math.round(client + (width - client) * (narrow ? 0.45 : 0.57)), mta = width - 8;
   const height = rows.at(-1).y + 34;
   const picture = document.createElementNS(SVG, "svg");
   for (const [key, value] of Object.entries({viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": "sequence of the session"})) picture.setAttribute(key, value);
@@ -219,7 +219,7 @@ function drawWaits(picture, rows, client) {
 
 function drawRow(picture, row, at) {
   const {client, proxy, mta} = at, left = proxy - client - 24, right = mta - proxy - 24;
-  const letters = (room) => Math.floor(room / 6.4);
+  const letters = (room) => Math.floor(room / 6.1);
   const said = (x, y, name, text, anchor) => svg(picture, "text", {x, y, class: name, "text-anchor": anchor || "start"}, text);
   const whole = (text) => { if (row.full) svg(text, "title", {}, row.full); };
   if (row.kind === "gap" || row.kind === "broken") {
@@ -242,7 +242,7 @@ function drawRow(picture, row, at) {
     whole(said(proxy - 9, row.y - 5, row.bad ? "no" : "ok", cut(row.text, letters(left)), "end"));
   } else {
     arrow(picture, proxy, mta - 4, row.y);
-    whole(said(proxy + 8, row.y - 5, row.own ? "command own" : "command", cut(row.text, letters(right - (at.narrow ? 70 : 90)))));
+    whole(said(proxy + 8, row.y - 5, row.own ? "command own" : "command", cut(row.text, letters(right - (at.narrow ? 60 : 90)))));
     const reply = said(mta - 10, row.y - 5, row.code >= 400 ? "no" : "ok", row.until ? row.code + "  " : "", "end");
     svg(reply, "tspan", {class: "time"}, row.took);
   }
