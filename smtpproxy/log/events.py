@@ -257,7 +257,7 @@ MESSAGE_ABANDONED = Event(
 GREETING_REFUSED = Event(
     "greeting_refused",
     "info",
-    "The backend refused this client in its greeting.",
+    "The client got a greeting that refuses it: the backend's, or the proxy's 421.",
     (*SESSION, "reply"),
 )
 HELLO_REFUSED = Event(
