@@ -135,7 +135,7 @@ class Address(Struct, frozen=True):
 
     @property
     def is_original(self) -> bool:
-        """Whether it stands for the address that the client connected to."""
+        """Whether it is `original`, the address that the client connected to."""
         return self.host == ORIGINAL and not self.port
 
     @property

@@ -196,7 +196,7 @@ Seconds = Annotated[
 class CertificateSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A certificate for clients that ask for the host name HOST in the TLS handshake (SNI).
 
-    `*.example.org` stands for any host of that domain and is tried after whole names.
+    `*.example.org` matches any host of that domain and is tried after whole names.
     """
 
     certificate: File

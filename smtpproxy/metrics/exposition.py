@@ -1,4 +1,4 @@
-"""The text for Prometheus, made when it is asked for and never before."""
+"""The text that Prometheus scrapes at /metrics, made for each request."""
 
 import time
 from collections.abc import Iterable
@@ -23,7 +23,7 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 
 class Exposition(Collector):
-    """Makes the text."""
+    """Makes the text of a snapshot, with the metrics of this process."""
 
     def __init__(self) -> None:
         self._snapshot = MetricsSnapshot()
@@ -51,7 +51,7 @@ class Exposition(Collector):
 
 
 class _Process(ProcessCollector):
-    """The supervisor's process; also where /proc/stat is hidden, as by `ProcSubset=pid`."""
+    """The metrics of the supervisor's process, also if `ProcSubset=pid` hides /proc/stat."""
 
     def _boot_time(self) -> float:
         # Without a boot time the base class reports nothing at all.
@@ -70,7 +70,7 @@ def _histogram(metric: Definition, samples: Iterable[HistogramSample]) -> Metric
     family = HistogramMetricFamily(PREFIX + metric.name, metric.help, labels=metric.labels)
     bounds = [*map(str, metric.bounds), "+Inf"]
     for sample in samples:
-        # Prometheus counts in each bucket all that is below its bound.
+        # In Prometheus a bucket counts all values below its bound.
         buckets = zip(bounds, accumulate(sample.counts), strict=True)
         family.add_metric(sample.labels, list(buckets), float(sample.total))
     return family

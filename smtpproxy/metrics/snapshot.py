@@ -1,4 +1,4 @@
-"""A worker's numbers at one moment, and the sums over all workers.
+"""The metrics of a worker at one moment, and their sums over all workers.
 
 Once a second each worker sends what `App.snapshot` returns to the supervisor, as its heartbeat. The
 supervisor keeps the last snapshot of each worker; `SnapshotTotals.sum` is the whole service.
@@ -45,7 +45,7 @@ class MetricsSnapshot(Struct, kw_only=True):
     samples: list[Sample] = field(default_factory=list)
     histograms: list[HistogramSample] = field(default_factory=list)
     lists: dict[str, list[object]] = field(default_factory=dict)
-    """Short lists of plain values, joined over all workers; whoever makes a list bounds it."""
+    """Lists of plain values, joined over all workers; the code that adds a list bounds it."""
 
     def put(self, metric: Definition, value: Number, *labels: str) -> None:
         """Add the number of a counter or a gauge, under the values of its labels."""

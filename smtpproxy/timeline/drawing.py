@@ -27,27 +27,27 @@ class Row:
     at: float
     """Seconds since the client connected."""
     mta_side: bool = False
-    """It is between proxy and MTA; a row there has both a command and its reply."""
+    """Whether it is between proxy and MTA; such a row has a command and its reply."""
     to_mta: tuple[Label, ...] = ()
     """The group that was sent towards the MTA."""
     to_client: tuple[Label, ...] = ()
     """The group that was sent towards the client."""
     wait: int = 0
-    """The number of the wait that it belongs to; 0: of none."""
+    """The number of its wait; 0 if it belongs to none."""
     wait_begins: bool = False
-    """The wait begins here."""
+    """Whether the wait begins here."""
     wait_s: float | None = None
-    """How many seconds the wait took, where it ends."""
+    """The duration of the wait in seconds, in its last row."""
     took_s: float | None = None
-    """How many seconds the MTA took for its reply, if that is shown."""
+    """How many seconds the MTA took to reply; None to not show it."""
     skipped: int = 0
-    """How many rows were left out here."""
+    """The number of rows that are left out here."""
     note: Label | None = None
-    """What happened here while nothing was sent."""
+    """An event without data, such as a lost connection."""
 
     @property
     def alike(self) -> object:
-        """Equal for rows that show the same but for addresses and times."""
+        """A key that is equal for rows that differ only in addresses and times."""
         shorts = [[label.short for label in labels] for labels in (self.to_mta, self.to_client)]
         return self.mta_side, shorts, self.note
 
@@ -57,7 +57,7 @@ class Timeline:
 
     Args:
         rows: The rows, in any order.
-        proxied: There is a proxy between client and MTA; its other side is drawn too.
+        proxied: Whether there is a proxy, whose other side is drawn, too.
     """
 
     waits: int
@@ -84,7 +84,7 @@ class Timeline:
 
 
 def fit(line: Text, options: ConsoleOptions, *, wrap: bool = False) -> Text:
-    """Return the line as the terminal can show it: cut or wrapped, in ASCII if it has no more."""
+    """Return the line for the terminal: cut or wrapped, and in ASCII if it supports no more."""
     line.no_wrap = not wrap
     line.overflow = "fold" if wrap else "crop"
     if options.ascii_only:
@@ -204,7 +204,7 @@ def _arrow(row: Row, width: int) -> Text:
 
 
 def _both_ways(row: Row, width: int) -> Text:
-    """Return a command and its reply between proxy and MTA, where a round trip takes no time."""
+    """Return the arrow of a command to the MTA, with its reply."""
     if row.note:
         return _noted(row.note, width)
     command, reply = _short(row.to_mta), _short(row.to_client)

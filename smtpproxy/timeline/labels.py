@@ -17,11 +17,11 @@ class Label:
     """The label of one command, content or reply."""
 
     short: str
-    """In one word, or a few."""
+    """The text in a group: a verb or a code."""
     long: str
-    """In a line."""
+    """The text if it is alone in its line."""
     style: str
-    """Its colour, as rich names it."""
+    """The colour, by its name in rich."""
 
 
 def shown(octets: bytes) -> str:

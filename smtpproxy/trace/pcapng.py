@@ -1,4 +1,4 @@
-"""A session as a capture file: both connections as TCP streams, for Wireshark.
+"""Exports a session as a capture file: both connections as TCP streams, for Wireshark.
 
 The bytes are those inside TLS, if there was any.  The packets are not those of the wire: one is
 made for each group that was recorded.  Format: draft-ietf-opsawg-pcapng.
@@ -19,7 +19,7 @@ RAW_IP = 101
 SEGMENT_OCTETS = 16384
 SMTP_PORTS = (25, 587)
 FILLER_OCTETS = 16 * 1024 * 1024
-"""How much of a capture stands for BDAT payload that was not recorded, all chunks together."""
+"""The most filler for BDAT payload that was not recorded, in all chunks together."""
 CONTENT = (END_OF_DATA, "BDAT")
 """Exchanges that have content or a payload."""
 COMMENT = (
@@ -189,7 +189,7 @@ def _ip(source: Address, target: Address, segment: bytes) -> bytes:
 
 
 def _checksum(octets: bytes) -> int:
-    """RFC 1071."""
+    """Return the Internet checksum (RFC 1071)."""
     octets += b"\0" * (len(octets) % 2)
     total: int = sum(struct.unpack(f"!{len(octets) // 2}H", octets))
     while total >> 16:

@@ -9,7 +9,7 @@ const get = (name) => document.getElementById(name);
 let latest = null, chosen = null, paused = false, onlyWrong = false, pending = false, awaited = 0;
 let source = null, heard = 0, lostSince = 0, anew = true, shutOut = false;
 
-// --- what the proxy tells ----------------------------------------------------------------------
+// --- the events of the proxy --------------------------------------------------------------------
 
 function take(event) {
   takeFigures(event, anew);

@@ -41,7 +41,7 @@ function escaped(character) {
   return code < 256 ? "\\x" + code.toString(16).padStart(2, "0") : "\\u{" + code.toString(16) + "}";
 }
 
-// Of all that becomes text of the page, whoever it comes from.
+// Escapes any text of peers, line by line.
 function shownLines(text) { return String(text).split("\n").map(visible).join("\n"); }
 
 function cut(text, most) { return text.length > most ? text.slice(0, Math.max(1, most - 1)) + "…" : text; }
@@ -156,21 +156,21 @@ function place(rows) {
 
 // --- drawing -----------------------------------------------------------------------------------
 
-// told: what else is known of it; `roundTripsSaved`, if not all of its exchanges are among the records, and `more` facts.
-function drawSession(where, records, told = {}) {
+// known: what else is known of it; `roundTripsSaved`, if not all of its exchanges are among the records, and `more` facts.
+function drawSession(where, records, known = {}) {
   const width = Math.max(NARROWEST, Math.min(WIDEST, where.clientWidth));
-  where.replaceChildren(...heading(records, told));
+  where.replaceChildren(...heading(records, known));
   const rows = rowsOf(records);
   if (rows.length) where.append(drawRows(rows, width), legend(rows.some((row) => row.own)));
 }
 
-function heading(records, told) {
+function heading(records, known) {
   const exchanges = records.filter((each) => each.what === "exchange");
   const connected = records.find((each) => each.what === "connected");
   const closed = records.find((each) => each.what === "closed");
-  const saved = told.roundTripsSaved ?? exchanges.filter((each) => each.pipelined).length;
+  const saved = known.roundTripsSaved ?? exchanges.filter((each) => each.pipelined).length;
   const gap = records.find((each) => each.what === "gap");
-  const facts = [`session ${(exchanges[0] || connected || closed || {}).session || ""}`, `${exchanges.length + (gap ? gap.exchanges : 0)} exchanges`, `${saved} round trips saved`, ...(told.more || [])];
+  const facts = [`session ${(exchanges[0] || connected || closed || {}).session || ""}`, `${exchanges.length + (gap ? gap.exchanges : 0)} exchanges`, `${saved} round trips saved`, ...(known.more || [])];
   if (closed) facts.push(closed.reason.replaceAll("_", " "));
   const title = element("h2", "", connected ? `${connected.client_address} → ${connected.server}` : "no server");
   return [title, element("p", "facts", facts.join(" · "))];
