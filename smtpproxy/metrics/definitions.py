@@ -59,7 +59,7 @@ LABELS: Final = {
     "version": "The version of smtpproxy, or of TLS; `none` for a handshake that failed.",
     "result": "Of a TLS handshake: `ok` or `failed`. Of a connection to a server: `ok`, or"
     " `given_up`: it was not reached, or did not greet.",
-    "compiled": "Whether the protocol core is compiled: `yes` or `no`.",
+    "compiled": "Whether the hot path is compiled: `yes` or `no`.",
 }
 """What each label means, in all metrics that have it."""
 

@@ -160,13 +160,14 @@ class Admission:
             return None
         bounds, shared_counters = self._bounds, self._shared_counters
         full_again = 0.0
-        slots = self._slots_of(host)
+        by_address = self._slots_of(host)
+        slots = self._uncounted if by_address is None else by_address
         reason = ""
         if bounds.sessions and shared_counters.sessions() >= bounds.sessions:
             reason = "sessions"
         elif self.lag > bounds.event_loop_lag > 0:
             reason = "event_loop_lag"
-        elif slots is self._uncounted:
+        elif by_address is None:
             pass
         elif (
             bounds.sessions_per_address
@@ -200,13 +201,14 @@ class Admission:
         """Count a client that reset its connection before its address could be read."""
         self._count(LOST, "")
 
-    def _find_slots(self, host: str) -> CounterSlots:
+    def _find_slots(self, host: str) -> CounterSlots | None:
+        """Return the slots of a client's address; None if it is not counted by address."""
         bounds = self._bounds
         if not host or not (bounds.sessions_per_address or bounds.new_sessions_per_minute):
-            return self._uncounted
+            return None
         address, counted = self._addresses(host)
         if any(address in network or counted in network for network in bounds.exempt):
-            return self._uncounted
+            return None
         return self._shared_counters.slots(counted.packed[:8])
 
     def _find_address(self, host: str) -> bytes:

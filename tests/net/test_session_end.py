@@ -10,6 +10,7 @@ from smtpproxy.core.verbs import Sync
 from smtpproxy.net.backend.connection_slots import SlotQueue
 from smtpproxy.net.client_connection import ClientConnection
 from tests.net.fakes import GROUP, Opener, Server, Transport, greeted, in_content
+from tests.support.compiled import only_pure
 
 
 class TestEnd:
@@ -128,6 +129,7 @@ class TestEnd:
         stage.session.backend_connected(late.transport)
         assert late.transport.state == "aborted"
 
+    @only_pure
     async def test_an_internal_error_ends_the_session_and_is_reported(
         self, opened: Opener, monkeypatch: pytest.MonkeyPatch
     ) -> None:

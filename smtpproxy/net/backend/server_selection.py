@@ -53,6 +53,7 @@ class ServerSelection:
         peer: The client.
     """
 
+    __deletable__ = ("_session",)  # for mypyc
     __slots__ = (
         "_connecting",
         "_connection",
