@@ -1,7 +1,8 @@
-"""The figures of the last hour, for the plots of the live page: a row each few seconds.
+"""The rates and reply times of the last hour, for the charts of the live page.
 
-A row is kept as the JSON that a viewer is sent, so that an hour is less than a megabyte.  Times are
-those of a monotonic clock, so that a step of the wall clock moves nothing.
+There is a row for every few seconds, kept as the JSON that viewers get, so that an hour takes less
+than a megabyte.  Times are those of the monotonic clock, so that a step of the wall clock does not
+shift the charts.
 """
 
 from collections import deque
@@ -13,29 +14,30 @@ from msgspec import Struct
 from smtpproxy.admin.page_metrics import PageTotals, ReplyTimes
 
 ROW_S = 5.0
-"""The seconds that a row is about, at least."""
+"""The shortest period of a row."""
 KEPT_ROWS = 720
-"""An hour of them."""
+"""The rows of one hour."""
 QUANTILE = 0.95
+"""The quantile of reply times in the charts."""
 
 
 class FigureRow(Struct, array_like=True):
-    """The figures of the seconds before `at`."""
+    """The rates and reply times of one period."""
 
     at: float
-    """On the monotonic clock."""
+    """The end of the period, on the monotonic clock."""
     seconds: float
-    """How many seconds it is about."""
+    """The length of the period."""
     relayed: float
-    """Messages a second."""
+    """Relayed messages in a second."""
     refused: float
-    """Messages a second."""
+    """Refused messages in a second."""
     saved: float
-    """Round trips saved, a second."""
+    """Round trips saved in a second."""
     opened: float
-    """New sessions a second."""
+    """New sessions in a second."""
     open: float
-    """Open sessions at its end."""
+    """Open sessions at the end of the period."""
     replies: dict[str, tuple[int, float, float]]
     """By verb: the number of replies, and their mean time and 95th percentile in seconds."""
 
@@ -47,7 +49,7 @@ class _Moment(NamedTuple):
 
 
 class FigureHistory:
-    """Makes rows of totals, and keeps those of the last hour."""
+    """Makes rows from totals, and keeps those of the last hour."""
 
     def __init__(self) -> None:
         self.rows: deque[msgspec.Raw] = deque(maxlen=KEPT_ROWS)
@@ -59,7 +61,7 @@ class FigureHistory:
         return self._row_began is None or now - self._row_began.at >= ROW_S
 
     def take(self, now: float, totals: PageTotals, replies: dict[str, ReplyTimes]) -> FigureRow:
-        """Take in the totals of this moment; return the figures of the last few seconds."""
+        """Add the totals of this moment; return the row of the last few seconds."""
         moment = _Moment(now, totals, replies)
         if self._row_began is None:
             self._row_began = moment
@@ -107,7 +109,7 @@ def _reply_times(
 
 
 def quantile(bounds: tuple[float, ...], counts: list[int], part: float = QUANTILE) -> float:
-    """Return below which time so large a part of the replies came.
+    """Return the time within which this part of the replies came.
 
     It is interpolated as Prometheus' histogram_quantile does.
 

@@ -19,7 +19,7 @@ from smtpproxy.metrics.snapshot import MetricsSnapshot
 
 KEPT_SESSIONS = 200
 KEPT_BYTES = 4 * 1024 * 1024
-"""What they take together, as they are sent; the oldest go."""
+"""The most bytes of all sessions, as JSON; beyond it the oldest are dropped."""
 MAX_VIEWERS = 16
 """The most viewers at once."""
 UNHEARD = 3
@@ -32,7 +32,7 @@ INTERVAL_S = 1.0
 
 
 class StatusSource(HealthSource, Protocol):
-    """Where figures come from."""
+    """The state of the service."""
 
     @property
     def serving_since(self) -> float:

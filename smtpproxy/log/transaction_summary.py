@@ -25,7 +25,7 @@ KEPT_COMMANDS = 1000
 
 
 Outcome = Literal["message_relayed", "message_refused", "message_abandoned"]
-"""What became of a transaction: the name of its log event."""
+"""The outcome of a transaction: the name of its log event."""
 
 
 class TransactionSummary:

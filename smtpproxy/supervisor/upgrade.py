@@ -28,8 +28,8 @@ START_LIMIT_S = 75.0
 """The time limit of the new version's start; longer than that of its workers."""
 OVER_LIMIT_S = 30.0
 """The time limit for the old workers to stop accepting."""
-_MOST_WORDS = 65536
-_MOST_LINES = 50
+_OUTPUT_BYTES = 65536
+_OUTPUT_LINES = 50
 
 
 class Inherited(Struct):
@@ -119,8 +119,8 @@ class Successor:
             The problems, as lines, if it failed; else empty.
         """
         ours, its = socket.socketpair()
-        words, its_words = socket.socketpair()
-        with its, its_words:
+        output, its_output = socket.socketpair()
+        with its, its_output:
             error = os.dup(2)
             inherited = Inherited(its.fileno(), error, sockets, given)
             text = msgspec.json.encode(inherited).decode()
@@ -128,17 +128,17 @@ class Successor:
                 self._process = subprocess.Popen(  # noqa: S603  this program itself
                     [sys.executable, *sys.orig_argv[1:]],
                     pass_fds=_descriptors(inherited),
-                    stderr=its_words.fileno(),
+                    stderr=its_output.fileno(),
                     env={**os.environ, **environment, VARIABLE: text},
                 )
             except OSError as problem:
                 ours.close()
-                words.close()
+                output.close()
                 return [str(problem)]
             finally:
                 os.close(error)
         self._reader, self._writer = await asyncio.open_connection(sock=ours)
-        said = asyncio.create_task(_read_words(words), name="words of the new version")
+        written = asyncio.create_task(_read_output(output), name="output of the new version")
         try:
             async with asyncio.timeout(START_LIMIT_S):
                 first = (await self._reader.readline()).decode(errors="replace").strip()
@@ -149,14 +149,14 @@ class Successor:
         kind, _, rest = first.partition(" ")
         if kind == "ready":
             self.pid, self.version = self._process.pid, rest
-            _say(await said)
+            _print_output(await written)
             return []
         self.kill()
         code = await asyncio.to_thread(self._process.wait)
         lines = [
-            line for line in (await said).decode(errors="replace").splitlines() if line.strip()
+            line for line in (await written).decode(errors="replace").splitlines() if line.strip()
         ]
-        return [*lines[-_MOST_LINES:], rest or f"the new version ended with exit code {code}"]
+        return [*lines[-_OUTPUT_LINES:], rest or f"the new version ended with exit code {code}"]
 
     def over(self) -> None:
         """Report that the old workers have stopped accepting."""
@@ -221,13 +221,13 @@ async def _end_of(reader: asyncio.StreamReader) -> None:
         return
 
 
-async def _read_words(words: socket.socket) -> bytes:
-    """Read to the end, and return the last `_MOST_WORDS` bytes."""
+async def _read_output(output: socket.socket) -> bytes:
+    """Read to the end, and return the last `_OUTPUT_BYTES` bytes."""
     found = b""
-    reader, writer = await asyncio.open_connection(sock=words)
+    reader, writer = await asyncio.open_connection(sock=output)
     try:
         while octets := await reader.read(4096):
-            found = (found + octets)[-_MOST_WORDS:]
+            found = (found + octets)[-_OUTPUT_BYTES:]
     except OSError:
         pass
     finally:
@@ -235,8 +235,8 @@ async def _read_words(words: socket.socket) -> bytes:
     return found
 
 
-def _say(words: bytes) -> None:
-    """Write what the new version has written before it was ready, such as warnings."""
-    if words and sys.stderr is not None:
-        sys.stderr.write(words.decode(errors="replace"))
+def _print_output(output: bytes) -> None:
+    """Print what the new version wrote before it was ready, such as warnings."""
+    if output and sys.stderr is not None:
+        sys.stderr.write(output.decode(errors="replace"))
         sys.stderr.flush()

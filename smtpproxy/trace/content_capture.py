@@ -67,7 +67,7 @@ class ContentCapture:
     __slots__ = ("_came", "_kept", "_most", "_sent", "any")
 
     any: bool
-    """There is content that was not taken."""
+    """Whether there is captured content that `take` has not returned yet."""
 
     def __init__(self, kept: CaptureMode, most: int, under_way: int | None = None) -> None:
         self._kept = kept
