@@ -89,25 +89,31 @@ class ContentCapture:
         """Whether nothing more is kept until some is taken."""
         return not self._sent.room and (self._came is None or not self._came.room)
 
-    def add(self, sent: bytes, came: bytes) -> None:
-        """Take in what is sent to the backend, and what was received for it."""
-        self.any = True
-        self._sent.add(sent)
-        if self._came is not None:
-            self._came.add(came)
+    def add(self, sent: bytes, came: bytes) -> int:
+        """Take in what is sent to the backend, and what was received for it.
 
-    def leave_out(self, sent: bytes, came: bytes) -> None:
+        Returns:
+            How many octets of it are kept.
+        """
+        self.any = True
+        if self._came is None:
+            return self._sent.add(sent)
+        return self._sent.add(sent) + self._came.add(came)
+
+    def leave_out(self, sent: bytes, came: bytes) -> int:
         """Count what is sent to the backend, and keep no more of this message."""
         self._sent.close()
         if self._came is not None:
             self._came.close()
-        self.add(sent, came)
+        return self.add(sent, came)
 
-    def take(self, exchange: Exchange, *, digested: bool) -> CapturedContent:
-        """Return what is to be recorded of the content of an exchange."""
+    def take(self, exchange: Exchange, *, digested: bool) -> CapturedContent | None:
+        """Return what is to be recorded of the content of an exchange; None for nothing."""
         most = exchange.octets if exchange.verb.role == verbs.BDAT else None
         octets, size = self._sent.take(most)
         self.any = self._sent.size > 0
+        if not digested and self._kept is CaptureMode.NONE:
+            return None
         content = _digest_of(octets[:DIGESTED_OCTETS]) if digested else CapturedContent()
         if self._kept is CaptureMode.NONE:
             return content
@@ -157,11 +163,11 @@ class _Chunks:
         """Keep no more until all is taken."""
         self.room = 0
 
-    def add(self, octets: bytes) -> None:
+    def add(self, octets: bytes) -> int:
         size = len(octets)
         self.size += size
         if not self.room:
-            return
+            return 0
         if size > self.room:
             octets = octets[: self.room]
             size = self.room
@@ -173,6 +179,7 @@ class _Chunks:
             self._chunks[-1] += octets
         else:
             self._chunks.append(bytearray(octets))
+        return size
 
     def take(self, most: int | None) -> tuple[bytes, int]:
         """Return what is kept, and how much came; of that, `most` octets, if given."""

@@ -142,19 +142,10 @@ class SessionRecorder:
 
     def settled(self, exchanges: list[Exchange]) -> None:
         """Record each exchange."""
-        contents = _NO_CONTENTS
-        captured = self._captured
         for exchange in exchanges:
             if exchange.code >= 400 or exchange.problem is not None:
                 self._note(exchange)
-            if captured.any and exchange.verb.role in _CONTENT:
-                digested = self._flight is None or self._flight.failed
-                before = captured.octets
-                content = captured.take(exchange, digested=digested)
-                contents = {**contents, exchange: content}
-                if self._flight is not None:  # it was counted while it was relayed
-                    kept = captured.octets + content.octets + RECORD_OCTETS
-                    self._flight.charge(kept - before)
+        contents = self._take_contents(exchanges) if self._captured.any else _NO_CONTENTS
         writer = self._writer
         if self._flight is not None:
             self._flight.add(exchanges, contents)
@@ -164,6 +155,22 @@ class SessionRecorder:
         else:
             lines = records.encoded(self.id, exchanges, contents, writer.offset)
             writer.add(lines, len(exchanges))
+
+    def _take_contents(self, exchanges: list[Exchange]) -> dict[Exchange, CapturedContent]:
+        """Return what is to be recorded of the content of those exchanges that have some."""
+        captured, flight = self._captured, self._flight
+        contents = {}
+        before = captured.octets
+        for exchange in exchanges:
+            if captured.any and exchange.verb.role in _CONTENT:
+                digested = flight is None or flight.failed
+                content = captured.take(exchange, digested=digested)
+                if content is not None:
+                    contents[exchange] = content
+        if flight is not None:  # it was counted while it was relayed
+            kept = sum(RECORD_OCTETS + each.octets for each in contents.values())
+            flight.charge(kept + captured.octets - before)
+        return contents
 
     def _note(self, exchange: Exchange) -> None:
         """Keep what failed."""
@@ -306,55 +313,58 @@ class FlightRecorder:
     def add(self, exchanges: list[Exchange], contents: dict[Exchange, CapturedContent]) -> None:
         """Take in exchanges, and the content of those that have some."""
         first, last, half = self._first, self._last, self._memory.for_each // 2
+        begins = not last and not self._missing
         before = kept = self._kept
         for each in exchanges:
-            exchange, size = each, _size_of(each)
-            if size > LONG_OCTETS:
+            exchange = each
+            size = EXCHANGE_OCTETS + len(each.line) + len(each.reply)  # hot: as `_size_of`
+            if each.steps or size > LONG_OCTETS:
                 exchange = _shortened(each)
                 size = _size_of(exchange)
             if contents and each in contents:
                 self._contents[exchange] = contents[each]
             kept += size
-            if kept <= half and not last and not self._missing:
+            begins = begins and kept <= half
+            if begins:
                 first.append(exchange)
             else:
                 last.append(exchange)
-        self._kept = kept
-        self._memory.octets += kept - before
+        self._count(kept - before)
         if last:
-            self._make_room()
+            self._has_room(0)
 
     def add_content(self, captured: ContentCapture, sent: bytes, came: bytes) -> None:
         """Take in content that is relayed, as far as there is room for it."""
-        if captured.full:
-            captured.add(sent, came)  # is only counted
-            return
-        before = captured.octets
         most = min(len(sent) + len(came), 2 * CONTENT_OCTETS)
-        if self.charge(most):
-            captured.add(sent, came)
+        if captured.full or self._has_room(most):
+            self._count(captured.add(sent, came))
         else:
-            captured.leave_out(sent, came)
-        self.charge(captured.octets - before - most)
+            self._count(captured.leave_out(sent, came))
 
     def charge(self, octets: int) -> bool:
         """Count what else is kept of the session; return whether there was room for it."""
+        self._count(octets)
+        return self._has_room(0)
+
+    def _count(self, octets: int) -> None:
         self._kept += octets
         self._memory.octets += octets
-        self._make_room()
-        return self._kept <= self._memory.for_each
 
-    def _make_room(self) -> None:
-        last, memory = self._last, self._memory
-        while last and self._kept > memory.for_each:
+    def _has_room(self, octets: int) -> bool:
+        """Return whether more may be kept, after the oldest of the end made room for it."""
+        memory = self._memory
+        if self._kept + octets <= memory.for_each:
+            return True
+        last = self._last
+        while last and self._kept + octets > memory.for_each:
             gone = last.popleft()
             content = self._contents.pop(gone, None)
             size = _size_of(gone)
             if content is not None:
                 size += content.octets + RECORD_OCTETS
-            self._kept -= size
-            memory.octets -= size
+            self._count(-size)
             self._missing += 1
+        return self._kept + octets <= memory.for_each
 
     def close(self) -> None:
         """Free its share of the memory of all sessions."""
@@ -380,7 +390,9 @@ def _size_of(exchange: Exchange) -> int:
 
 
 def _shortened(exchange: Exchange) -> Exchange:
-    """Return an exchange with its replies cut."""
+    """Return an exchange with its replies cut, if it is long."""
+    if _size_of(exchange) <= LONG_OCTETS:
+        return exchange
     kept = exchange.copy()
     kept.reply = exchange.reply[:LONG_OCTETS] + b" ..."
     kept.steps = [step._replace(reply=step.reply[:LONG_OCTETS]) for step in exchange.steps]

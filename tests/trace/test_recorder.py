@@ -361,6 +361,16 @@ class TestErrors:
         )
         assert session_recorder.KEPT_OCTETS // 2 < octets < session_recorder.KEPT_OCTETS + 40000
 
+    def test_a_long_reply_is_cut(self, tmp_path: Path) -> None:
+        traced = Traced(tmp_path, only_errors=True)
+        session = Watched(traced.trace)
+        session.sends("VRFY x")
+        session.says("550-" + "\r\n550-".join(["y" * 500] * 30) + "\r\n550 no")
+        session.close()
+        reply = exchanges(traced.records())[-1]["reply"]
+        assert reply.endswith("y ...")
+        assert len(reply) == session_recorder.LONG_OCTETS + len(" ...")
+
     @pytest.mark.parametrize("address", ["x@y", "\x7f" * 2000])
     def test_all_that_is_kept_of_a_session_counts(self, tmp_path: Path, address: str) -> None:
         """Commands, replies, messages under way and what the last record has."""
