@@ -346,6 +346,21 @@ class TestTokens:
             writer.close()
         await admin.stop()
 
+    async def test_the_oldest_pending_connection_is_closed_for_a_new_one(
+        self, source: Source, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(server_module, "PENDING", 2)
+        monkeypatch.setattr(server_module, "PENDING_S", 60.0)
+        admin = AdminServer(TOKEN, source)
+        address = (await start(admin)).removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(*address)
+        others = [await asyncio.open_connection(*address) for _ in range(2)]
+        with contextlib.suppress(ConnectionResetError):
+            assert await asyncio.wait_for(reader.read(), 5) == b""
+        for _, each in [(reader, writer), *others]:
+            each.close()
+        await admin.stop()
+
 
 @pytest.mark.parametrize(
     "odd",
