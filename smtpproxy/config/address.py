@@ -197,7 +197,9 @@ def parse_server(text: str) -> Address:
     if address.given:
         raise ValueError('is a listening socket; a server needs an address, "127.0.0.1:25"')
     if not address.is_unix and address.port == 0:
-        raise ValueError("has port 0; a server needs its real port, 1 to 65535")
+        raise ValueError(
+            'has port 0; a server needs its real port, 1 to 65535, such as "127.0.0.1:25"'
+        )
     ip = _ip(address.host)
     if ip is not None and ip.is_unspecified:
         raise ValueError(
@@ -252,7 +254,9 @@ def _given_port(text: str, port: str | None) -> str:
 
 def _port(port: str) -> int:
     if not re.fullmatch(r"[0-9]{1,5}", port, re.ASCII) or int(port) > 65535:
-        raise ValueError("has no valid port after its colon: a number up to 65535")
+        raise ValueError(
+            'has no valid port after its colon: a number up to 65535, such as "127.0.0.1:25"'
+        )
     return int(port)
 
 
@@ -262,9 +266,12 @@ def _host(host: str) -> str:
         return str(ip)
     # A last label of digits only is never a host name (RFC 3696 section 2): a mistyped address.
     if re.fullmatch(r"(.*\.)?[0-9]+", host):
-        raise ValueError("is not an IPv4 address; it has four numbers from 0 to 255")
+        raise ValueError('is not an IPv4 address: four numbers from 0 to 255, such as "192.0.2.1"')
     if len(host) > 253 or not _HOST_NAME.fullmatch(host):
-        raise ValueError("has no valid host name: letters, digits, hyphens and dots (or xn--...)")
+        raise ValueError(
+            "has no valid host name: letters, digits, hyphens and dots (or xn--...), such as"
+            ' "mta.example.org"'
+        )
     return host.lower()
 
 

@@ -46,7 +46,9 @@ def _host_name(text: str) -> str:
 def _table_name(text: str) -> str:
     if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text, re.ASCII):
         return text
-    raise ValueError("is not a valid name: letters, digits, hyphens, dots and underscores")
+    raise ValueError(
+        'is not a valid name: letters, digits, hyphens, dots and underscores, such as "old-mta"'
+    )
 
 
 def _capability(text: str) -> str:
@@ -136,15 +138,19 @@ def _size(text: str) -> int:
     found = re.fullmatch(r"([0-9]{1,12}) ?(|[KMG]iB)", text, re.ASCII)
     size = int(found[1]) << _UNITS[found[2]] if found else 0
     if not 4096 <= size <= 1 << 40:
-        raise ValueError('is not a size from "4KiB" to "1024GiB"')
+        raise ValueError('is not a size from "4KiB" to "1024GiB", such as "64MiB"')
     return size
 
 
 def _content_size(text: str) -> int:
     """Read a number of bytes that a trace record has room for."""
-    size = _size(text)
+    wrong = ValueError('is not a size from "4KiB" to "16MiB", such as "1MiB"')
+    try:
+        size = _size(text)
+    except ValueError:
+        raise wrong from None
     if size > 1 << 24:
-        raise ValueError('is not a size from "4KiB" to "16MiB"')
+        raise wrong
     return size
 
 
@@ -155,12 +161,12 @@ def read_token(text: str) -> str:
     raise ValueError("is too short or has odd characters; 16 letters and digits at least")
 
 
-TableName = Annotated[str, ParsedBy(_table_name, "a name")]
+TableName = Annotated[str, ParsedBy(_table_name, 'a name, such as "old-mta"')]
 ListenAddress = Annotated[Address, ParsedBy(parse_listener, 'an address, such as "127.0.0.1:25"')]
 ServerAddress = Annotated[Address, ParsedBy(parse_server, 'an address, such as "10.0.0.5:25"')]
 AdminAddress = Annotated[Address, ParsedBy(parse_listener, 'an address, such as "127.0.0.1:8025"')]
 HostName = Annotated[str, ParsedBy(_host_name, 'a name, such as "mx.example.org"')]
-ServedName = Annotated[str, ParsedBy(_served_name, "a host name")]
+ServedName = Annotated[str, ParsedBy(_served_name, 'a host name, such as "mx.example.org"')]
 Networks = Annotated[
     list[
         Annotated[NetworkSetting, ParsedBy(_network, 'a network in quotes, such as "192.0.2.0/24"')]
@@ -337,7 +343,7 @@ class BackendSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Verify the MTA's certificate (`starttls`, `implicit`)."""
     ca_file: File = ""
     """PEM file with the CAs to trust instead of the system's."""
-    server_name: Annotated[str, ParsedBy(_host_name, "a host name")] = ""
+    server_name: Annotated[str, ParsedBy(_host_name, 'a host name, such as "mx.example.org"')] = ""
     """The name that the MTA's certificate must have, if it is not the server's host."""
     minimum_tls: Literal["1.0", "1.1", "1.2", "1.3"] = "1.2"
     """The oldest version of TLS to use with the MTA."""

@@ -69,7 +69,25 @@ _in_directory = partial(
 _directory = _in_directory(type=click.Path(path_type=Path, exists=True))
 _future_directory = _in_directory(type=click.Path(path_type=Path))
 
-_time = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S"])
+
+class _Time(click.DateTime):
+    """A time, whose error is an example and not a format."""
+
+    def __init__(self) -> None:
+        super().__init__(["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S"])
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> datetime:
+        """Return the time that a text is."""
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter:
+            example = "2026-11-24, 2026-11-24T08:00 or 2026-11-24T08:00:30"
+            self.fail(f"{value!r} is not a time; write, for example, {example}", param, ctx)
+
+
+_time = _Time()
 
 
 @click.group()
@@ -104,7 +122,10 @@ def trace() -> None:
     "--address", metavar="TEXT", help="Only if client, sender or recipient contains this."
 )
 @click.option(
-    "--code", type=int, metavar="CODE", help="Only if a reply had this code: 550, or 5 for 5xx."
+    "--code",
+    type=click.IntRange(1, 999),
+    metavar="CODE",
+    help="Only if a reply had this code: 550, or 5 for 5xx.",
 )
 @click.option("--text", help="Only if the last record contains this.")
 @click.option("-n", "--last", type=click.IntRange(1), metavar="N", help="Only the latest N.")

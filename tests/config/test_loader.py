@@ -1,13 +1,17 @@
 """Settings: what files and flags may contain; every mistake is reported with its place."""
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
+import msgspec
 import pytest
 
 from smtpproxy.config.address import Address
-from smtpproxy.config.decoding import ConfigError
+from smtpproxy.config.decoding import ConfigError, ParsedBy
 from smtpproxy.config.loader import load
-from smtpproxy.config.schema import BackendSettings, ListenerSettings
+from smtpproxy.config.schema import BackendSettings, ListenerSettings, Settings
 from tests.support.settings_file import GOOD, write
 
 WRONG_EVERYWHERE = """\
@@ -412,3 +416,41 @@ class TestAFileThatIsNoSettings:
     def test_a_directory(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="cannot be read: is a directory"):
             load(tmp_path)
+
+
+def _parsers(wanted: object) -> Iterator[ParsedBy]:
+    """Yield each parser in a type of the settings, or in those of the fields of a table."""
+    if isinstance(wanted, ParsedBy):
+        yield wanted
+    elif isinstance(wanted, type) and issubclass(wanted, msgspec.Struct):
+        for field in msgspec.structs.fields(wanted):
+            yield from _parsers(field.type)
+    else:
+        for each in (*get_args(wanted), *getattr(wanted, "__metadata__", ())):
+            yield from _parsers(each)
+
+
+_MARKS = sorted(
+    {mark for mark in _parsers(Settings) if not mark.secret},
+    key=lambda mark: mark.expected,
+)
+
+
+_WRONG = (
+    *("", " ", "x y", "-", "1", "64MB", "9999GiB", "999", "cert.pem", "10.0.0.0/99", "10.0.0.1/8"),
+    *(":25", "25", "h", "h:99999", "h:smtp", "h:0", "a b:25", "1.2.3:25", "::1:25", "[x]:25"),
+    *("unix:smtp.sock", "fd:", "smtp://h:25", "0.0.0.0:25"),
+)
+
+
+@pytest.mark.parametrize("mark", _MARKS, ids=lambda mark: mark.expected)
+def test_every_error_of_a_format_has_an_example(mark: ParsedBy) -> None:
+    problems = [mark.expected]
+    for text in _WRONG:
+        try:
+            mark.parse(text)
+        except ValueError as error:
+            problems.append(str(error))
+    assert len(problems) > 1
+    example = re.compile('(such as|for example,|write|brackets:|address,) "[^"]+"')
+    assert [each for each in problems if not example.search(each)] == []

@@ -115,6 +115,11 @@ class TestList:
         result = run("list", "-d", recorded, *filters)
         assert len(result.stdout.splitlines()) == 1 + count
 
+    def test_a_wrong_time_is_answered_with_an_example(self, recorded: Path) -> None:
+        result = run("list", "-d", recorded, "--since", "yesterday")
+        assert result.exit_code == 2
+        assert "'yesterday' is not a time; write, for example, 2026-11-24, " in result.stderr
+
     def test_a_pipe_gets_lines_that_are_whole(
         self, recorded: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
