@@ -10,7 +10,7 @@ import pytest
 from smtpproxy import data
 from smtpproxy.core.pipeline import Pipeline
 from smtpproxy.core.policy import SessionPolicy
-from smtpproxy.log import log
+from smtpproxy.log import events, log
 from smtpproxy.log.session_log import ServiceLog
 from tests.support.programs import root_of
 
@@ -60,6 +60,7 @@ def test_the_filter_finds_the_clients_that_the_mta_refused(
     stream = io.BytesIO()
     for client, dialogue in SESSIONS.items():
         session(stream, f"[{client}]:4711" if ":" in client else f"{client}:4711", dialogue)
+    events.LOG_LINES_SUPPRESSED.log(log.get(), client_ip="192.0.2.10", lines=1950)
     logged = tmp_path / "log"
     lines = stream.getvalue().decode().splitlines(keepends=True)
     logged.write_text("".join(before + line for line in lines))
@@ -77,5 +78,5 @@ def test_the_filter_finds_the_clients_that_the_mta_refused(
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    wanted = NORMAL + ["192.0.2.4", "192.0.2.5"] * (mode == "aggressive")
+    wanted = NORMAL + ["192.0.2.4", "192.0.2.5", "192.0.2.10"] * (mode == "aggressive")
     assert done.stdout.split() == wanted
