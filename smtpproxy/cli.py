@@ -4,6 +4,7 @@ Exit codes: 0, 1 (failed), 2 (usage).  A user's mistake never shows a traceback.
 """
 
 import json
+import os
 import platform
 import ssl
 import sys
@@ -240,7 +241,7 @@ def check(file: Path | None, named: Path | None, as_json: bool) -> None:
             say(line)
         sys.exit(1 if problems else 0)
     assert settings is not None
-    Terminal(whole_lines=True).print(_table(settings))
+    _print_table(settings)
     for warning in warnings:
         say(f"smtpproxy: warning: {warning}", err=True)
     say(f"{path}: no problems found")
@@ -386,14 +387,33 @@ def _warnings(settings: Settings) -> list[str]:
     return found
 
 
-def _table(settings: Settings) -> Table:
-    """Return a table of the listeners and their backends."""
+_COLUMNS = "listener", "address", "tls", "backend", "servers", "tls", "identity", "sync"
+_PIPED_WIDTH = 1000
+"""In a pipe, lines are whole: `grep` reads them."""
+
+
+def _print_table(settings: Settings) -> None:
+    """Print the listeners and their backends; a narrow terminal shows fewer columns."""
+    console = Terminal(whole_lines=True)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = _PIPED_WIDTH
+    count = len(_COLUMNS)
+    wide = console.options.update(width=_PIPED_WIDTH)
+    while count > 1 and (
+        console.measure(_table(settings, count), options=wide).minimum > console.width
+    ):
+        count -= 1
+    console.print(_table(settings, count))
+
+
+def _table(settings: Settings, count: int) -> Table:
+    """Return a table of the listeners and their backends, of the first `count` columns."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("listener", "address", "tls", "backend", "servers", "tls", "identity", "sync"):
-        table.add_column(column)
+    for column in _COLUMNS[:count]:
+        table.add_column(column, no_wrap=column != "servers", overflow="fold")
     for name, listener in settings.listeners.items():
         backend = settings.backends[listener.backend]
-        table.add_row(
+        row = (
             name,
             str(listener.address),
             listener.tls,
@@ -403,4 +423,5 @@ def _table(settings: Settings) -> Table:
             backend.identity,
             listener.sync,
         )
+        table.add_row(*row[:count])
     return table

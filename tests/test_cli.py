@@ -223,6 +223,17 @@ class TestCheck:
         for word in ("127.0.0.1:2525", "old", "10.0.0.5:25", "[fe80::5]:25", "safe", "no problems"):
             assert word in result.stdout
 
+    def test_a_narrow_terminal_shows_fewer_columns_and_whole_words(
+        self, file: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("COLUMNS", "60")
+        lines = invoke("check", "-c", file).stdout.splitlines()
+        assert max(map(len, lines[:-1])) <= 60
+        assert lines[0].split()[:5] == ["listener", "address", "tls", "backend", "servers"]
+        assert "sync" not in lines[0]
+        assert "10.0.0.5:25," in lines[1]
+        assert "…" not in "".join(lines)
+
     def test_every_problem_is_on_standard_error_with_its_place(self, file: Path) -> None:
         file.write_text('hostnam = "x"\n' + GOOD + "guard_data = 3\n")
         result = invoke("check", "-c", file)
