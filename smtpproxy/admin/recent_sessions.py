@@ -134,10 +134,11 @@ class RecentSessions:
         return found
 
     def open(self) -> list[object]:
-        """Return the ids of the open sessions; none while no page is open."""
+        """Return the ids of sessions that are open or not sent yet; none while no page is open."""
         if not self._is_watched():
             return []
-        return [name for name, each in self._sessions.items() if not each.over]
+        # One that is over but not sent yet counts, or the page would take it for lost.
+        return [name for name, each in self._sessions.items() if not each.over or each.changed]
 
 
 class RecentSession:

@@ -188,3 +188,20 @@ def test_nothing_is_sampled_without_a_viewer() -> None:
     recent.look()
     assert len(recent.changed()) == 1
     assert recent.changed() == []
+
+
+def test_a_session_that_is_over_counts_as_open_until_the_page_was_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else the page takes a session whose turn has not come for one that no worker has."""
+    monkeypatch.setattr("smtpproxy.admin.recent_sessions.TURN_S", -1)
+    recent = watched()
+    first, second = Watched(recent), Watched(recent)
+    assert len(recent.changed() + recent.changed()) == 2
+    first.close()
+    second.close()
+    open_names = []
+    for _ in range(3):
+        recent.changed()
+        open_names.append(len(recent.open()))
+    assert open_names == [1, 0, 0]
