@@ -5,9 +5,10 @@ a line or reorder one.
 """
 
 from collections.abc import Iterable
+from shutil import get_terminal_size
 
 import click
-from rich.console import Console, ConsoleOptions, RenderableType
+from rich.console import Console, ConsoleDimensions, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
@@ -34,6 +35,8 @@ class Terminal(Console):
             markup=False,
             emoji=False,
         )
+        if self.is_dumb_terminal:  # Console assumes 80 columns there, whatever it has
+            self.size = ConsoleDimensions(width or get_terminal_size().columns, self.height)
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None

@@ -324,3 +324,11 @@ def test_no_other_place_prints() -> None:
         if node.func.id in {"Console", "print"}
     }
     assert found == set()
+
+
+def test_a_dumb_terminal_has_the_width_that_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"TERM": "dumb", "FORCE_COLOR": "1", "COLUMNS": "60"}.items():
+        monkeypatch.setenv(name, value)
+    assert Terminal().is_dumb_terminal
+    assert Terminal().width == 60
+    assert Terminal(width=50).width == 50
