@@ -14,12 +14,13 @@ from smtpproxy.worker.app import App
 
 
 @asynccontextmanager
-async def proxy_with_page(backend: str, admin: str) -> AsyncIterator[str]:
+async def proxy_with_page(backend: str, admin: str, listeners: list[str]) -> AsyncIterator[str]:
     """Run the real proxy in this process, and its live page; yield the proxy's address.
 
     Args:
         backend: The MTA's address, HOST:PORT.
         admin: The address of the page.
+        listeners: The addresses for clients that the page shows; may be filled later.
 
     Raises:
         ConfigError: `admin` is no address for the page.
@@ -29,7 +30,7 @@ async def proxy_with_page(backend: str, admin: str) -> AsyncIterator[str]:
     sockets = binding.listen(settings.admin.address)
     try:
         async with running(App(settings)) as app:
-            page = AdminServer("", _Status(app, backend))
+            page = AdminServer("", _Status(app, backend, listeners))
             await page.start(sockets)
             try:
                 yield app.addresses[0]
@@ -42,7 +43,8 @@ async def proxy_with_page(backend: str, admin: str) -> AsyncIterator[str]:
 class _Status:
     """What the live page shows: the proxy of this process."""
 
-    def __init__(self, app: App, backend: str) -> None:
+    def __init__(self, app: App, backend: str, listeners: list[str]) -> None:
+        self._listeners = listeners
         self.serving_since = monotonic()
         self._app = app
         self._backend = backend
@@ -59,8 +61,8 @@ class _Status:
         self._app.look(anew)
 
     def listeners(self) -> list[str]:
-        """Return the addresses of the listeners."""
-        return self._app.addresses
+        """Return the addresses for clients: of the simulated network in front of the proxy."""
+        return self._listeners
 
     def why_not_ready(self, backend: str = "") -> str:
         """Return nothing: the proxy is ready."""

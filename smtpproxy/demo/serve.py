@@ -61,12 +61,14 @@ async def stay_up(
             mta.sessions.remove(session)
         draw(link, session)
 
+    listeners: list[str] = []
     mta = LegacyMTA(failing=failing, refused=_refused)
     straight_mta = LegacyMTA(failing=failing, refused=_refused)
-    async with mta, straight_mta, _proxy(mta.address, admin) as proxy:
+    async with mta, straight_mta, _proxy(mta.address, admin, listeners) as proxy:
         direct = SimulatedNetwork(straight_mta.address, rtt_s, draw_direct)
         proxied = SimulatedNetwork(proxy, rtt_s, draw_proxied, port)
         async with direct, proxied:
+            listeners.append(proxied.address)
             advice = _advice(direct.address, proxied.address, rtt_s, failing, admin)
             console.print(advice, soft_wrap=True)  # commands can be copied as whole lines
             await interrupted.wait()
@@ -75,12 +77,12 @@ async def stay_up(
 
 
 @asynccontextmanager
-async def _proxy(backend: str, admin: str) -> AsyncIterator[str]:
+async def _proxy(backend: str, admin: str, listeners: list[str]) -> AsyncIterator[str]:
     """Run the proxy, with the live page if it is wanted; yield the proxy's address."""
     if admin:
         from smtpproxy.demo.live_page import proxy_with_page  # and with it the HTTP library
 
-        async with proxy_with_page(backend, admin) as address:
+        async with proxy_with_page(backend, admin, listeners) as address:
             yield address
     else:
         async with proxy_before(backend) as address:
