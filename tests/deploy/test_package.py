@@ -191,6 +191,8 @@ def _it_serves_and_reloads(booted: Booted) -> None:
         lambda: _log(booted, f"SYSLOG_FACILITY={mail}").count(relayed) == 2 or None,
         "a log line for each message",
     )
+    levels = re.findall('"level":"([a-z]+)"', _log(booted, "-p", "warning"))
+    assert set(levels) == {"warning"}, _log(booted)
     assert _succeed(booted, "stat", "-c", "%u", f"/proc/{_main_pid(booted)}") != "0\n"
 
 
