@@ -457,8 +457,8 @@ class LogSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """
     session_lines_per_second: Annotated[int, _whole(0, zero="no limit")] = 100
     """Log lines of one session in a second; those of five seconds may come at once. Further lines
-    are left out and counted (`log_lines_suppressed`), except `message_relayed` and `auth_refused`.
-    At level `debug` the lines of exchanges are counted separately, so that they displace no others.
+    are left out and counted (`log_lines_suppressed`), except `message_relayed`. `auth_refused` of
+    an address, and at level `debug` the lines of exchanges, are counted separately.
     """
     address_lines_per_second: Annotated[int, _whole(0, zero="no limit")] = 500
     """The same for all sessions of one client address (IPv6: per /64) in one worker."""

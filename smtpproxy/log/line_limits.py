@@ -2,8 +2,9 @@
 
 Each session and each client address has a token bucket, so that a burst is logged whole; for each
 bucket only the time is kept at which it is full again. Lines over the limit are left out and
-counted, and the count is logged once a second. Acknowledged messages and refused logins are never
-left out, since audits count them.
+counted, and the count is logged once a second. Acknowledged messages are never left out, since
+audits count them. Refused logins have a bucket of their own for each address, so that other lines
+cannot hide them.
 
 Hot path: measure before changing (bench core, S1: a line for each session).
 """
@@ -23,7 +24,8 @@ ADDRESSES = 4096
 """The number of addresses whose buckets are kept, those that logged last."""
 REPORTED = 64
 """The most addresses with a report line of their own in a second; the others share one."""
-NEVER_LEFT_OUT = frozenset((events.MESSAGE_RELAYED.name, events.AUTH_REFUSED.name))
+_OF_LOGINS = b" AUTH"
+"""Added to the key of an address, for the bucket of its refused logins."""
 _LONGEST = BURST_S + 1e-6  # sums of intervals are rounded
 _LEVELS = ("debug", "info", "warning", "error")
 
@@ -106,14 +108,18 @@ class SessionLineLimit:
     def allows(self, event: events.Event, level: str) -> bool:
         """Count a line; return whether it may be logged."""
         limits = self._limits
-        if event.name in NEVER_LEFT_OUT or level not in limits.levels:
+        if event is events.MESSAGE_RELAYED or level not in limits.levels:
             return True
         if self._address is None:
             self._address = limits.address_of(self._client_ip)
         now = monotonic()
-        full_again = max(self._full_again, now) + limits.session_interval
-        if full_again > now + _LONGEST or not limits.take(self._address, now):
+        if event is events.AUTH_REFUSED:
+            allowed = limits.take(self._address + _OF_LOGINS, now)
+        else:
+            full_again = max(self._full_again, now) + limits.session_interval
+            allowed = full_again <= now + _LONGEST and limits.take(self._address, now)
+            if allowed:
+                self._full_again = full_again
+        if not allowed:
             limits.leave_out(self._client_ip, self._address)
-            return False
-        self._full_again = full_again
-        return True
+        return allowed

@@ -9,7 +9,7 @@ import pytest
 
 from smtpproxy.log import line_limits, log
 from smtpproxy.log.debug_log import DebugLog
-from smtpproxy.log.line_limits import LineLimits
+from smtpproxy.log.line_limits import BURST_S, LineLimits
 from smtpproxy.log.session_log import ServiceLog, SessionLog
 from tests.support.observed_session import Watched
 
@@ -107,7 +107,7 @@ def test_a_new_session_does_not_help_an_address(service: Service) -> None:
     assert line["client_ip"] == "192.0.2.19", "the last of them"
 
 
-def test_an_accepted_message_and_a_refused_login_are_always_logged(service: Service) -> None:
+def test_other_lines_hide_no_accepted_message_and_no_refused_login(service: Service) -> None:
     service.start(per_session=1, per_address=1)
     session = service.session()
     watched = Watched(level="info")
@@ -124,6 +124,19 @@ def test_an_accepted_message_and_a_refused_login_are_always_logged(service: Serv
     assert service.events() == ["message_relayed", "auth_refused"]
     service.passes(0)
     assert [line["lines"] for line in service.lines()] == [1]
+
+
+def test_refused_logins_of_an_address_have_their_own_limit(service: Service) -> None:
+    service.start(per_session=1, per_address=2)
+    for _ in range(30):
+        session = service.session()
+        watched = Watched(level="info")
+        watched.pipeline.reply_buffer.observer = session
+        watched.sends("AUTH PLAIN AGEAYg==")
+        watched.says("535 no")
+    assert service.events().count("auth_refused") == 2 * BURST_S
+    service.passes(0)
+    assert [line["lines"] for line in service.lines()] == [20]
 
 
 def test_events_below_the_level_are_not_counted(service: Service) -> None:
