@@ -16,11 +16,19 @@ FREE_LINES = ("tests.log.test_log", "tests.log.test_line_writer", "tests.text.te
 
 
 @pytest.fixture(scope="session", autouse=True)
-def control_sockets_are_not_those_of_this_machine() -> Iterator[None]:
+def runtime_directory() -> Iterator[str]:
     """Give the services that tests start another directory than /run/smtpproxy."""
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as directory:
         patch.setenv("RUNTIME_DIRECTORY", directory)
-        yield
+        yield directory
+
+
+@pytest.fixture(autouse=True)
+def each_test_has_its_control_socket(
+    runtime_directory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside services that several tests share."""
+    monkeypatch.setenv("RUNTIME_DIRECTORY", tempfile.mkdtemp(dir=runtime_directory))
 
 
 @pytest.fixture(autouse=True)
