@@ -54,6 +54,7 @@ def settings(work: Path, hostile: Mta, honest: Mta) -> Path:
         f'[backends.honest]\nservers = ["{honest.address}"]\n'
         f"[limits]\nexempt = []\nsessions_per_address = {SLOTS}\n"
         f'[admin]\naddress = "127.0.0.1:0"\n[log]\nlevel = "debug"\n'
+        "session_lines_per_second = 0\naddress_lines_per_second = 0\n"
         "[timeouts]\n" + "".join(f"{limit} = {LIMIT_S}\n" for limit in LIMITS)
     )
     file = work / "settings"
