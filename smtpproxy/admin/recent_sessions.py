@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from smtpproxy.core.exchange import Exchange
-from smtpproxy.core.observer import ConnectionEnds, Endpoint, SessionSummary
+from smtpproxy.core.observer import SessionEnds, SessionSummary
 from smtpproxy.log.session_log import ip_and_port
 from smtpproxy.text.escaping import text_of
 from smtpproxy.trace import records
@@ -201,14 +201,9 @@ class RecentSession:
         """Whether the session is closed."""
         return self._summary is not None
 
-    def connected(
-        self,
-        server: str,
-        source: Endpoint | None,  # noqa: ARG002
-        ends: Callable[[], ConnectionEnds],
-    ) -> None:
+    def connected(self, server: str, ends: SessionEnds) -> None:
         """Keep the addresses of both connections."""
-        at, end = monotonic() + self._offset, ends()
+        at, end = monotonic() + self._offset, ends.all()
         self._connected = records.Connected(
             self._id, at, server, end.client, end.listener, end.proxy, end.server
         )

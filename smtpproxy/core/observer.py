@@ -49,6 +49,16 @@ class ConnectionEnds:
     """The server's address."""
 
 
+class SessionEnds(Protocol):
+    """Reads the addresses of a session's connections, which may close at any time."""
+
+    def source(self) -> Endpoint | None:
+        """Return the address and port that the server sees; None on a Unix socket, or if closed."""
+
+    def all(self) -> ConnectionEnds:
+        """Return all of them as text; each costs several times as much as `source`."""
+
+
 NotedEvent = Literal[
     "client_turned_away", "content_not_ended", "loop_detected", "tls_failed", "tls_started"
 ]
@@ -66,16 +76,12 @@ class SessionObserver(Protocol):
         costs nothing.
         """
 
-    def connected(
-        self, server: str, source: Endpoint | None, ends: Callable[[], ConnectionEnds]
-    ) -> None:
+    def connected(self, server: str, ends: SessionEnds) -> None:
         """Report that the session has its backend connection.
 
         Args:
             server: The address of the server, as configured.
-            source: The address and port that the server sees; None on a Unix socket.
-            ends: Reads the addresses of both connections; to be called only during this call,
-                since either may close at any time.
+            ends: Reads the addresses of both connections; to be used only during this call.
         """
 
     def gave_up(self, server: str, reason: str) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 from structlog.typing import FilteringBoundLogger
 
 from smtpproxy.core.exchange import Exchange
-from smtpproxy.core.observer import ConnectionEnds, Endpoint, SessionSummary
+from smtpproxy.core.observer import SessionEnds, SessionSummary
 from smtpproxy.log import events, log
 from smtpproxy.log.line_limits import LineLimits, SessionLineLimit
 from smtpproxy.log.session_log import ip_and_port, session_fields
@@ -72,12 +72,7 @@ class SessionDebugLog:
                 held_s=_between(exchange.replied, exchange.flushed),
             )
 
-    def connected(
-        self,
-        server: str,
-        source: Endpoint | None,  # noqa: ARG002
-        ends: Callable[[], ConnectionEnds],  # noqa: ARG002
-    ) -> None:
+    def connected(self, server: str, ends: SessionEnds) -> None:  # noqa: ARG002
         """Set the server's address."""
         self._fields["server"] = server
 

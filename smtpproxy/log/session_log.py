@@ -7,7 +7,7 @@ from structlog.typing import FilteringBoundLogger
 
 from smtpproxy.core import verbs
 from smtpproxy.core.exchange import Exchange
-from smtpproxy.core.observer import ConnectionEnds, Endpoint, NotedEvent, SessionSummary
+from smtpproxy.core.observer import Endpoint, NotedEvent, SessionEnds, SessionSummary
 from smtpproxy.core.violations import LIMITS, BackendViolation
 from smtpproxy.log import events, log
 from smtpproxy.log.line_limits import LineLimits, SessionLineLimit
@@ -130,9 +130,7 @@ class SessionLog:
         self._backend = backend
         self._client = client
         self._server = ""
-        self._limits_logged: tuple[
-            str, ...
-        ] = ()  # each is logged once, however often it is reached
+        self._limits_logged: tuple[str, ...] = ()  # each is logged once
         self._log = logger
         self._limit = limit
         self._transaction: TransactionSummary | None = None
@@ -146,15 +144,10 @@ class SessionLog:
         self._scanners: dict[Exchange, MessageIdScanner] = {}
         self.on_transaction = ()
 
-    def connected(
-        self,
-        server: str,
-        source: Endpoint | None,
-        ends: Callable[[], ConnectionEnds],  # noqa: ARG002
-    ) -> None:
+    def connected(self, server: str, ends: SessionEnds) -> None:
         """Log that the session is open."""
         self._server = server
-        self._source = source
+        self._source = ends.source()
         self._emit(events.SESSION_OPENED)
 
     def _emit(self, event: events.Event, **values: object) -> None:
@@ -268,18 +261,16 @@ class SessionLog:
     def _log_refusal(self, exchange: Exchange) -> None:
         role, reply = exchange.verb.role, exchange.reply.rstrip()
         if role == verbs.RCPT:
-            if self._counts(events.RECIPIENT_REFUSED):
-                (recipient,) = paths([exchange.line])
-                self._emit_refusal(events.RECIPIENT_REFUSED, recipient=recipient, reply=reply)
+            (recipient,) = paths([exchange.line])
+            self._emit_refusal(events.RECIPIENT_REFUSED, recipient=recipient, reply=reply)
         elif role == verbs.AUTH:
-            if self._counts(events.AUTH_REFUSED):
-                self._emit_refusal(events.AUTH_REFUSED, mechanism=self._mechanism, reply=reply)
+            self._emit_refusal(events.AUTH_REFUSED, mechanism=self._mechanism, reply=reply)
         elif role == verbs.GREETING:
             if not exchange.refusal:
                 self._emit(events.GREETING_REFUSED, reply=reply)
         elif role in (verbs.EHLO, verbs.HELO):
             self._log_hello_refused(exchange, reply)
-        elif exchange.verb.name in _FORWARDING and self._counts(events.XCLIENT_REFUSED):
+        elif exchange.verb.name in _FORWARDING:
             command = exchange.line.rstrip()
             self._emit_refusal(events.XCLIENT_REFUSED, command=command, reply=reply)
 
@@ -294,13 +285,11 @@ class SessionLog:
         elif exchange.verb.role == verbs.HELO or exchange.code not in _NOT_KNOWN:
             self._emit(events.HELLO_REFUSED, command=exchange.line.rstrip(), reply=reply)
 
-    def _counts(self, event: events.Event) -> bool:
-        """Count a refusal; return whether it is among those that are logged."""
-        self._refusals[event] = attempt = self._refusals.get(event, 0) + 1
-        return attempt <= REFUSALS_LOGGED
-
     def _emit_refusal(self, event: events.Event, **values: object) -> None:
-        self._emit(event, **values, attempt=self._refusals[event])
+        """Count a refusal of this kind, and log it if it is among the first ones."""
+        self._refusals[event] = attempt = self._refusals.get(event, 0) + 1
+        if attempt <= REFUSALS_LOGGED:
+            self._emit(event, **values, attempt=attempt)
 
     def _log_violation(self, exchange: Exchange) -> None:
         problem = exchange.problem

@@ -10,7 +10,7 @@ from typing import Any
 
 from smtpproxy.core import verbs
 from smtpproxy.core.exchange import Exchange
-from smtpproxy.core.observer import ConnectionEnds, Endpoint, SessionSummary
+from smtpproxy.core.observer import SessionEnds, SessionSummary
 from smtpproxy.core.violations import LIMITS, BackendViolation
 from smtpproxy.metrics import definitions
 from smtpproxy.metrics.definitions import Definition
@@ -175,12 +175,7 @@ class SessionCounters:
         counters.opened += 1
         counters.open += 1
 
-    def connected(
-        self,
-        server: str,  # noqa: ARG002
-        source: Endpoint | None,  # noqa: ARG002
-        ends: Callable[[], ConnectionEnds],  # noqa: ARG002
-    ) -> None:
+    def connected(self, server: str, ends: SessionEnds) -> None:  # noqa: ARG002
         """Count the connection, and how long it took."""
         self._counters.connect_seconds.add(monotonic() - self._began)
 

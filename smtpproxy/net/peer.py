@@ -108,28 +108,37 @@ _shared = lru_cache(maxsize=256)(lambda each: each)
 """Returns one object for all equal endpoints, to save memory."""
 
 
-def source_of(backend: asyncio.Transport) -> Endpoint | None:
-    """Return the proxy's address on a backend connection; None on a Unix socket."""
-    try:
-        name = backend.get_extra_info("sockname")
-    except OSError:  # closed already
-        return None
-    return (name[0].partition("%")[0], name[1]) if isinstance(name, tuple) else None
-
-
-def ends_of(
-    client_name: str, client: asyncio.Transport, backend: asyncio.Transport
-) -> ConnectionEnds:
-    """Read the addresses of both connections.
+class TransportEnds:
+    """Reads the addresses of a session's two connections.
 
     Args:
         client_name: The client's address as in `Peer.name`.
         client: The client connection.
         backend: The backend connection.
     """
-    return ConnectionEnds(
-        client=client_name,
-        listener=end_of(client, "sockname"),
-        proxy=end_of(backend, "sockname"),
-        server=end_of(backend, "peername"),
-    )
+
+    __slots__ = ("_backend", "_client", "_client_name")
+
+    def __init__(
+        self, client_name: str, client: asyncio.Transport, backend: asyncio.Transport
+    ) -> None:
+        self._client_name = client_name
+        self._client = client
+        self._backend = backend
+
+    def source(self) -> Endpoint | None:
+        """Return the address and port that the server sees; None on a Unix socket, or if closed."""
+        try:
+            name = self._backend.get_extra_info("sockname")
+        except OSError:
+            return None
+        return (name[0].partition("%")[0], name[1]) if isinstance(name, tuple) else None
+
+    def all(self) -> ConnectionEnds:
+        """Return all of them as text."""
+        return ConnectionEnds(
+            client=self._client_name,
+            listener=end_of(self._client, "sockname"),
+            proxy=end_of(self._backend, "sockname"),
+            server=end_of(self._backend, "peername"),
+        )

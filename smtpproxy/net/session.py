@@ -16,7 +16,7 @@ from smtpproxy.core import replies
 from smtpproxy.core.observer import SessionSummary
 from smtpproxy.core.pipeline import Pipeline
 from smtpproxy.net.backend.server_selection import ServerSelection
-from smtpproxy.net.peer import ends_of, source_of
+from smtpproxy.net.peer import TransportEnds
 from smtpproxy.net.rate_limit import RateLimit
 from smtpproxy.net.session_upgrades import SessionUpgrades
 from smtpproxy.net.write_batching import BatchedWriter
@@ -147,8 +147,8 @@ class Session:
         self.pipeline.connect_backend(BatchedWriter(self.listener_context.write_batcher, backend))
         server = self.server_selection.server
         assert server is not None
-        ends = partial(ends_of, self.peer.name, self.client, backend)
-        self.observer.connected(server.name_for(self.peer), source_of(backend), ends)
+        ends = TransportEnds(self.peer.name, self.client, backend)
+        self.observer.connected(server.name_for(self.peer), ends)
         if self._upgrades is not None:
             self._upgrades.note_tls("backend", backend)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from smtpproxy.core import verbs
 from smtpproxy.core.exchange import Exchange
-from smtpproxy.core.observer import ConnectionEnds, Endpoint, SessionSummary
+from smtpproxy.core.observer import SessionEnds, SessionSummary
 from smtpproxy.log.events import INTERNAL_ERROR
 from smtpproxy.log.session_log import ip_and_port
 from smtpproxy.text.escaping import shortened
@@ -119,16 +119,11 @@ class SessionRecorder:
             self._head.append(record)
             self._flight.charge(RECORD_OCTETS)
 
-    def connected(
-        self,
-        server: str,
-        source: Endpoint | None,  # noqa: ARG002
-        ends: Callable[[], ConnectionEnds],
-    ) -> None:
+    def connected(self, server: str, ends: SessionEnds) -> None:
         """Record the connection to the server."""
         self._server = server
         at = monotonic() + self._writer.offset
-        end = ends()
+        end = ends.all()
         self._add(
             records.Connected(self.id, at, server, end.client, end.listener, end.proxy, end.server)
         )

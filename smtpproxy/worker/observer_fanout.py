@@ -11,9 +11,8 @@ from typing import Any, Protocol
 
 from smtpproxy.core.exchange import Exchange
 from smtpproxy.core.observer import (
-    ConnectionEnds,
-    Endpoint,
     NotedEvent,
+    SessionEnds,
     SessionObserver,
     SessionSummary,
 )
@@ -94,12 +93,10 @@ class SessionObserverFanout:
         for add in self._content:
             add(exchange, sent, came)
 
-    def connected(
-        self, server: str, source: Endpoint | None, ends: Callable[[], ConnectionEnds]
-    ) -> None:
+    def connected(self, server: str, ends: SessionEnds) -> None:
         """Report the backend connection."""
         for each in self._observers:
-            each.connected(server, source, ends)
+            each.connected(server, ends)
 
     def gave_up(self, server: str, reason: str) -> None:
         """Report that a server could not be reached."""

@@ -10,7 +10,7 @@ from math import inf
 from typing import Any
 
 from smtpproxy.core.exchange import Exchange
-from smtpproxy.core.observer import ConnectionEnds, Endpoint, SessionSummary
+from smtpproxy.core.observer import SessionEnds, SessionSummary
 from smtpproxy.core.policy import SessionPolicy
 from smtpproxy.net.admission import Admission
 from smtpproxy.net.backend.connection_slots import ConnectionSlots
@@ -174,12 +174,7 @@ class Watcher:
     content: Callable[[Exchange, bytes, bytes], None] | None = None
     stalls: int = 0
 
-    def connected(
-        self,
-        server: str,
-        source: Endpoint | None,  # noqa: ARG002
-        ends: Callable[[], ConnectionEnds],
-    ) -> None:
+    def connected(self, server: str, ends: SessionEnds) -> None:
         self.servers.append(server)
         self.ends = ends
 

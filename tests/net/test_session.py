@@ -44,7 +44,7 @@ async def test_observers_get_content_as_sent_and_as_received(opened: Opener) -> 
 
 async def test_all_four_addresses_are_reported(opened: Opener) -> None:
     stage = await greeted(opened)
-    ends = stage.watcher.ends()
+    ends = stage.watcher.ends.all()
     assert (ends.client, ends.proxy) == ("192.0.2.1:4711", "198.51.100.1:25")
 
 

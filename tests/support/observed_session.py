@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from smtpproxy.core.observer import ConnectionEnds, SessionObserver, SessionSummary
+from smtpproxy.core.observer import ConnectionEnds, Endpoint, SessionObserver, SessionSummary
 from smtpproxy.core.pipeline import Pipeline
 from smtpproxy.core.policy import SessionPolicy
 from smtpproxy.log import log
@@ -17,6 +17,7 @@ from smtpproxy.trace.records import decode
 from smtpproxy.trace.rotating_files import RotatingFiles
 from smtpproxy.worker.observer_fanout import ObserverFanout, SessionObserverFactory
 
+SOURCE = ("10.0.0.1", 33333)
 ENDS = ConnectionEnds("192.0.2.1:4711", "192.0.2.9:25", "10.0.0.1:33333", "10.0.0.5:25")
 
 
@@ -34,6 +35,16 @@ class Later:
         calls, self.calls = self.calls, []
         for call in calls:
             call()
+
+
+class KnownEnds:
+    """The addresses of a session without connections."""
+
+    def source(self) -> Endpoint:
+        return SOURCE
+
+    def all(self) -> ConnectionEnds:
+        return ENDS
 
 
 class Watched:
@@ -60,7 +71,7 @@ class Watched:
         self.backend: list[bytes] = []
         self.pipeline.connect_backend(self.backend.append)
         self.pipeline.framer.watch = self.observer.content
-        self.observer.connected("10.0.0.5:25", ("192.0.2.9", 40000), lambda: ENDS)
+        self.observer.connected("10.0.0.5:25", KnownEnds())
         self.says("220 mx")
 
     def sends(self, *lines: str) -> None:
