@@ -175,6 +175,14 @@ MALFORMED_ROW = Verb(b"")
 """An invalid command line, which the proxy answers."""
 
 
+NAMES_OF_ROLES: Final = {
+    GREETING: "greeting",
+    AUTH: "auth_line",
+    UNSOLICITED: "unsolicited",
+}
+"""What the rows without a verb are called in log, traces and metrics, by their role."""
+
+
 def _strict(verb: Verb) -> Verb:
     guarded = verb.name in {b"EHLO", b"HELO", b"NOOP", b"VRFY", b"EXPN", b"ETRN"}
     return replace(verb, gate=True, guarded=True) if guarded else verb

@@ -9,11 +9,6 @@ END_OF_DATA = "end_of_data"
 VERB_NAMES = {verb.name: verb.name.decode() for verb in verbs.ROWS}
 VERB_NAMES[verbs.END_OF_DATA_ROW.name] = END_OF_DATA
 """Verb -> its name as text; most exchanges need no more."""
-_ROLES = {
-    verbs.GREETING: "greeting",
-    verbs.AUTH: "auth_line",
-    verbs.UNSOLICITED: "unsolicited",
-}
 
 
 def verb_of(exchange: Exchange) -> str:
@@ -21,7 +16,7 @@ def verb_of(exchange: Exchange) -> str:
     name = exchange.verb.name
     if name:
         return VERB_NAMES[name]
-    role = _ROLES.get(exchange.verb.role)
+    role = verbs.NAMES_OF_ROLES.get(exchange.verb.role)
     if role:
         return role
     words = exchange.line.split(None, 1)

@@ -16,11 +16,7 @@ from smtpproxy.metrics import definitions
 from smtpproxy.metrics.definitions import Definition
 from smtpproxy.metrics.snapshot import MetricsSnapshot, Number
 
-_NAMELESS = {
-    verbs.GREETING: b"greeting",
-    verbs.AUTH: b"auth_line",
-    verbs.UNSOLICITED: b"unsolicited",
-}
+_NAMELESS = {role: name.encode() for role, name in verbs.NAMES_OF_ROLES.items()}
 _NO_COMMANDS = (b"greeting", b"unsolicited")
 
 
