@@ -110,6 +110,7 @@ class LiveFeed:
             self.leave(viewer)
 
     async def _run(self) -> None:
+        """Send an event once a second, for as long as the service runs."""
         while True:
             self.tick()
             await asyncio.sleep(INTERVAL_S)

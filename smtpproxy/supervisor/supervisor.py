@@ -157,7 +157,7 @@ class Supervisor:
             loop.create_task(self._follow_certificates(), name="certificates"),
         ]
         if self._notifier.watchdog_s:
-            tasks.append(loop.create_task(self._stroke_watchdog(), name="watchdog"))
+            tasks.append(loop.create_task(self._feed_watchdog(), name="watchdog"))
         try:
             if problem := await self._start():
                 if self._predecessor is not None:
@@ -473,7 +473,8 @@ class Supervisor:
             if self._notifier.wanted:
                 self._notifier.status(self._status())
 
-    async def _stroke_watchdog(self) -> None:
+    async def _feed_watchdog(self) -> None:
+        """Notify systemd, in time for its watchdog (sd_notify(3) advises half of it)."""
         while True:
             self._notifier.alive()
             await asyncio.sleep(self._notifier.watchdog_s / 3)

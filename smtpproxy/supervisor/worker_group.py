@@ -148,6 +148,7 @@ class WorkerGroup:
         task.add_done_callback(self._replacing.discard)
 
     async def _replace(self, delay: float) -> None:
+        """Start another worker after a delay, so that one that cannot run does not loop."""
         await asyncio.sleep(delay)
         if self._deadline:
             return

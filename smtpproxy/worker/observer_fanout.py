@@ -79,17 +79,14 @@ class ObserverFanout:
 class SessionObserverFanout:
     """The observer of a session, which calls several others."""
 
-    __slots__ = ("_content", "_observers", "content")
+    __slots__ = ("_content", "_observers")
 
     def __init__(self, observers: Sequence[SessionObserver]) -> None:
         self._observers = observers
-        wanted = [each.content for each in observers if each.content is not None]
-        self._content = wanted
-        self.content: Callable[[Exchange, bytes, bytes], None] | None = (
-            None if not wanted else wanted[0] if len(wanted) == 1 else self._share_content
-        )
+        self._content = [each.content for each in observers if each.content is not None]
 
-    def _share_content(self, exchange: Exchange, sent: bytes, came: bytes) -> None:
+    def content(self, exchange: Exchange, sent: bytes, came: bytes) -> None:
+        """Pass content on; the log alone always looks at it."""
         for add in self._content:
             add(exchange, sent, came)
 

@@ -29,13 +29,13 @@ SEND = (
 )
 HOLD = """\
 import os, smtplib
-os.mkfifo("/root/go")
+os.mkfifo("/srv/go")
 with smtplib.SMTP("127.0.0.1", 25, timeout=200) as client:
     client.ehlo()
     client.mail("a@sender.example")
     client.rcpt("b@rcpt.example")
-    os.mkdir("/root/held")
-    open("/root/go").read()
+    os.mkdir("/srv/held")
+    open("/srv/go").read()
     assert client.data("Subject: held\\n\\nhello\\n")[0] == 250
 """
 
@@ -108,11 +108,11 @@ def _fields(package: Path) -> dict[str, str]:
 def installed(package: Path, older: Path) -> Iterator[System]:
     """A system on which the earlier version has been installed, with what it depends on."""
     with system() as fresh:
-        shutil.copy(older, fresh.root / "root/older.deb")
-        shutil.copy(package, fresh.root / "root/newer.deb")
+        shutil.copy(older, fresh.root / "srv/older.deb")
+        shutil.copy(package, fresh.root / "srv/newer.deb")
         done = fresh.run("apt-get", "-q", "update")
         assert done.returncode == 0, done.stdout + done.stderr
-        done = fresh.run(*INSTALL, "opensmtpd", "swaks", "/root/older.deb")
+        done = fresh.run(*INSTALL, "opensmtpd", "swaks", "/srv/older.deb")
         assert done.returncode == 0, done.stdout + done.stderr
         yield fresh
 
@@ -153,7 +153,7 @@ def test_bash_completes_its_commands(installed: System) -> None:
 def test_the_service_runs_is_upgraded_and_removed(installed: System) -> None:
     """From the first start to the purge, with systemd and every restriction of the unit."""
     (installed.root / "etc/smtpd.conf").write_text(MTA)
-    (installed.root / "root/hold.py").write_text(HOLD)
+    (installed.root / "srv/hold.py").write_text(HOLD)
     _give_a_secret(installed.root)
     with installed.boot() as booted:
         _nothing_runs_at_first(booted)
@@ -233,18 +233,16 @@ def _its_health_can_be_asked(booted: Booted) -> None:
 
 def _an_upgrade_hands_over_and_cuts_no_session(booted: Booted) -> None:
     before = _main_pid(booted)
-    _succeed(booted, "systemd-run", "--quiet", "--unit=hold", "/usr/bin/python3", "/root/hold.py")
-    eventually(lambda: _exists(booted, "/root/held") or None, "an open transaction")
+    _succeed(booted, "systemd-run", "--quiet", "--unit=hold", "/usr/bin/python3", "/srv/hold.py")
+    eventually(lambda: _exists(booted, "/srv/held") or None, "an open transaction")
 
     # Settings that the new version does not accept leave the old one as it is.
     _succeed(booted, "sed", "-i", "1i bad", SETTINGS)
-    assert "smtpproxy still runs as version 0.0.1: " in _succeed(
-        booted, *INSTALL, "/root/newer.deb"
-    )
+    assert "smtpproxy still runs as version 0.0.1: " in _succeed(booted, *INSTALL, "/srv/newer.deb")
     assert [_show(booted, name) for name in ("ActiveState", "MainPID")] == ["active", before]
     _succeed(booted, "sed", "-i", "1d", SETTINGS)
 
-    _succeed(booted, *INSTALL, "--reinstall", "/root/newer.deb")
+    _succeed(booted, *INSTALL, "--reinstall", "/srv/newer.deb")
     version = f"smtpproxy {smtpproxy.__version__}"
     assert _succeed(booted, "smtpproxy", "--version").startswith(f"{version}, ")
     eventually(lambda: '"event":"handed_over"' in _log(booted) or None, "the hand-over")
@@ -256,7 +254,7 @@ def _an_upgrade_hands_over_and_cuts_no_session(booted: Booted) -> None:
     assert _succeed(booted, "smtpproxy", "health", "--ready") == "ready\n"
 
     # The open transaction ends under the old version, which then ends; systemd follows the new one.
-    _succeed(booted, "sh", "-c", "echo > /root/go")
+    _succeed(booted, "sh", "-c", "echo > /srv/go")
     eventually(lambda: not _exists(booted, f"/proc/{before}") or None, "the end of the old version")
     assert booted.run("systemctl", "is-failed", "hold.service").stdout != "failed\n"
     eventually(lambda: _show(booted, "StatusText").startswith(f"{version}:") or None, "its status")
