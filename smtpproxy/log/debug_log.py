@@ -52,7 +52,7 @@ class SessionDebugLog:
         self._limit = limit
 
     def _allows(self, event: events.Event) -> bool:
-        return self._limit is None or self._limit.allows(event, event.level)
+        return self._limit is None or self._limit.allows(event)
 
     def settled(self, exchanges: list[Exchange]) -> None:
         """Log each exchange with its times."""

@@ -36,12 +36,14 @@ class LineLimits:
     Args:
         per_session: Lines of a session in a second; 0: no limit.
         per_address: Lines of all sessions of an address in a second; 0: no limit.
-        level: The lowest level that is logged; events below it are not counted.
+        level: The lowest level that is logged.
         address_of: Returns the key under which an IP address is counted.
         later: Calls a function after some seconds.
         logger: Logs the number of lines that were left out.
     """
 
+    levels: frozenset[str]
+    """The levels that are logged; lines of others are not counted."""
     suppressed: int
     """The number of lines that were left out."""
 
@@ -102,16 +104,14 @@ class SessionLineLimit:
     def __init__(self, limits: LineLimits, client_ip: str) -> None:
         self._limits = limits
         self._client_ip = client_ip
-        self._address: bytes | None = None  # looked up when the first line comes
+        self._address = limits.address_of(client_ip)
         self._full_again = 0.0
 
-    def allows(self, event: events.Event, level: str) -> bool:
-        """Count a line; return whether it may be logged."""
+    def allows(self, event: events.Event) -> bool:
+        """Count a line, of a level that is logged; return whether it may be logged."""
         limits = self._limits
-        if event is events.MESSAGE_RELAYED or level not in limits.levels:
+        if event is events.MESSAGE_RELAYED:
             return True
-        if self._address is None:
-            self._address = limits.address_of(self._client_ip)
         now = monotonic()
         if event is events.AUTH_REFUSED:
             allowed = limits.take(self._address + _OF_LOGINS, now)

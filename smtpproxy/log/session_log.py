@@ -41,9 +41,7 @@ class ServiceLog:
 
     def session(self, session: str, listener: str, backend: str, client: str) -> "SessionLog":
         """Return the log of a session; `session` is its unique id."""
-        limits = self._limits
-        limit = None if limits is None else limits.session(ip_and_port(client)[0])
-        return SessionLog(session, listener, backend, client, self._log, limit)
+        return SessionLog(session, listener, backend, client, self._log, self._limits)
 
     def server_changed(self, backend: str, server: str, up: bool, reason: str) -> None:
         """Log that a server is down, or up again."""
@@ -95,6 +93,7 @@ class SessionLog:
         "_hello",
         "_id",
         "_limit",
+        "_limits",
         "_limits_logged",
         "_listener",
         "_log",
@@ -123,8 +122,9 @@ class SessionLog:
         backend: str,
         client: str,
         logger: FilteringBoundLogger,
-        limit: SessionLineLimit | None,
+        limits: LineLimits | None,
     ) -> None:
+        # An idle session keeps all this (bench S5), so what it may not need is made later.
         self._id = session
         self._listener = listener
         self._backend = backend
@@ -132,16 +132,17 @@ class SessionLog:
         self._server = ""
         self._limits_logged: tuple[str, ...] = ()  # each is logged once
         self._log = logger
-        self._limit = limit
+        self._limits = limits
+        self._limit: SessionLineLimit | None = None
         self._transaction: TransactionSummary | None = None
         self._source: Endpoint | None = None
         self._tls = ""
         self._hello = b""  # the client's last EHLO or HELO line
         self._mechanism = self._auth = b""  # of the last AUTH, and of the one that was accepted
-        self._shown: dict[str, object] = {}  # what each message's event has of the session
-        self._refusals: dict[events.Event, int] = {}
+        self._shown: dict[str, object] | None = None  # what each message's event has of it
+        self._refusals: dict[events.Event, int] | None = None
         self._scanned: Exchange | None = None
-        self._scanners: dict[Exchange, MessageIdScanner] = {}
+        self._scanners: dict[Exchange, MessageIdScanner] | None = None
         self.on_transaction = ()
 
     def connected(self, server: str, ends: SessionEnds) -> None:
@@ -151,8 +152,14 @@ class SessionLog:
         self._emit(events.SESSION_OPENED)
 
     def _emit(self, event: events.Event, **values: object) -> None:
-        if self._limit is not None and not self._limit.allows(event, event.level_of(values)):
-            return
+        limits = self._limits
+        if limits is not None:
+            if event.level_of(values) not in limits.levels:
+                return  # what is not logged need not be made
+            if self._limit is None:
+                self._limit = limits.session(ip_and_port(self._client)[0])
+            if not self._limit.allows(event):
+                return
         fields = session_fields(self._id, self._listener, self._backend, self._client, self._server)
         event.log(self._log, **{**fields, **values})
 
@@ -164,7 +171,9 @@ class SessionLog:
         """Look for the Message-ID; called with each chunk."""
         if exchange is not self._scanned:
             self._scanned = exchange
+            self._scanners = self._scanners or {}
             self._scanners[exchange] = MessageIdScanner()
+        assert self._scanners is not None
         self._scanners[exchange].add(sent)
 
     def settled(self, exchanges: list[Exchange]) -> None:
@@ -208,11 +217,11 @@ class SessionLog:
             self._finish()
             if exchange.verb.role != verbs.RSET:
                 self._hello = exchange.line
-                self._shown = {}
+                self._shown = None
 
     def _continue(self, exchange: Exchange) -> None:
         transaction = self._transaction
-        scanner = self._scanners.pop(exchange, None)
+        scanner = self._scanners.pop(exchange, None) if self._scanners else None
         if transaction is None:
             return
         if scanner is not None and not transaction.header_ended:
@@ -239,7 +248,8 @@ class SessionLog:
     def _client_fields(self) -> dict[str, object]:
         """Return the fields of a message's event that describe the client and the connection."""
         shown = self._shown
-        if not shown:
+        if shown is None:
+            shown = self._shown = {}
             if self._hello:
                 shown["helo"] = shortened(self._hello[5:].strip(), HELO_BYTES)
             if self._tls:
@@ -256,7 +266,7 @@ class SessionLog:
             self._mechanism = words[1].upper() if len(words) > 1 else b""
         if exchange.code == 235:
             self._auth = self._mechanism
-            self._shown = {}
+            self._shown = None
 
     def _log_refusal(self, exchange: Exchange) -> None:
         role, reply = exchange.verb.role, exchange.reply.rstrip()
@@ -287,7 +297,8 @@ class SessionLog:
 
     def _emit_refusal(self, event: events.Event, **values: object) -> None:
         """Count a refusal of this kind, and log it if it is among the first ones."""
-        self._refusals[event] = attempt = self._refusals.get(event, 0) + 1
+        refusals = self._refusals = self._refusals or {}
+        refusals[event] = attempt = refusals.get(event, 0) + 1
         if attempt <= REFUSALS_LOGGED:
             self._emit(event, **values, attempt=attempt)
 

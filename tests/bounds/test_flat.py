@@ -6,6 +6,7 @@ $SMTPPROXY_NEW_SESSIONS says how many; a million take ten minutes.
 import gc
 import os
 import tracemalloc
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -27,8 +28,13 @@ from smtpproxy.trace.rotating_files import RotatingFiles
 from tests.support.observed_session import Watched
 
 SESSIONS = int(os.environ.get("SMTPPROXY_NEW_SESSIONS", "3000"))
-GROWTH = 64 * 1024
-"""The allowed growth in the second half, for caches that are not full yet."""
+WINDOWS = 6
+GROWTH = 4 * 1024
+"""The allowed growth in that window of sessions that grows least.
+
+What each session leaves behind grows in all of them; a dict that is made larger or compacted, or a
+cache that fills up, in some.
+"""
 
 
 class Holder:
@@ -115,14 +121,14 @@ async def test_sessions_with_new_names_leave_nothing(
         sizes, keys = [], []
         for number in range(SESSIONS):
             service.run_session(number)
-            if number + 1 in (SESSIONS // 2, SESSIONS):
+            if (number + 1) % (SESSIONS // WINDOWS) == 0:
                 gc.collect()
                 sizes.append(tracemalloc.get_traced_memory()[0])
                 keys.append(len(msgspec.json.encode(service.snapshot())))
     finally:
         tracemalloc.stop()
         service.trace.close()
-    assert sizes[1] - sizes[0] < GROWTH
-    assert keys[1] - keys[0] < 1000  # no more digits than that
+    assert min(after - before for before, after in pairwise(sizes)) < GROWTH, sizes
+    assert keys[-1] - keys[len(keys) // 2] < 1000  # no more digits than that
     assert service.trace.memory.octets == 0
     assert (service.slots.taken, service.slots.waiting) == (1, 0)
