@@ -37,8 +37,11 @@ def _settings() -> Iterator[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("certificate") / "mx.pem"
-    trustme.CA().issue_cert("mx.example.org").private_key_and_cert_chain_pem.write_to_path(path)
+    path = tmp_path_factory.mktemp("certificate")
+    for name in ("mx", "mail", "rsa", "ecdsa"):
+        kind = trustme.KeyType.RSA if name == "rsa" else trustme.KeyType.ECDSA
+        issued = trustme.CA().issue_cert("mx.example.org", key_type=kind)
+        issued.private_key_and_cert_chain_pem.write_to_path(path / f"{name}.pem")
     return path
 
 
@@ -48,7 +51,7 @@ def test_settings_have_no_problem(name: str, block: str, certificate: Path, tmp_
     del name
     tables = tomllib.loads(block)
     whole = block + LISTENER * ("listeners" not in tables) + BACKEND * ("backends" not in tables)
-    whole = re.sub(r'"/etc/smtpproxy/\w+\.pem"', f'"{certificate}"', whole)
+    whole = re.sub(r'"/etc/smtpproxy/(\w+\.pem)"', rf'"{certificate}/\1"', whole)
     whole = whole.replace('"/var/log/smtpproxy"', f'"{tmp_path}"')
     (tmp_path / "smtpproxy.toml").write_text(whole)
     result = CliRunner().invoke(cli.main, ["check", "-c", str(tmp_path / "smtpproxy.toml")])

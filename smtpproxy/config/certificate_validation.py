@@ -4,12 +4,12 @@ An unusable file is an error in the settings, so a reload with it changes nothin
 """
 
 import ssl
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from datetime import UTC, datetime
 from pathlib import Path as FilePath
 
 from smtpproxy.config.decoding import BAD, dotted
-from smtpproxy.config.schema import CertificateSettings, Settings
+from smtpproxy.config.schema import CertificateSettings, ListenerSettings, Settings
 from smtpproxy.config.toml_lines import KeyPath
 from smtpproxy.tls import contexts
 
@@ -21,17 +21,23 @@ _SOON_S = 14 * 86400
 def served(settings: Settings) -> Iterator[tuple[str, str, str]]:
     """Yield each certificate for clients: listener, host name or DEFAULT, and file."""
     for listener, each in settings.listeners.items():
-        if each.certificate:
-            yield listener, DEFAULT, each.certificate
-        for host, pair in each.sni.items():
-            yield listener, host, pair.certificate
+        pairs: dict[str, CertificateSettings | ListenerSettings] = {DEFAULT: each, **each.sni}
+        for host, pair in pairs.items():
+            for file in (pair.certificate, pair.ecdsa_certificate):
+                if file:
+                    yield listener, host, file
 
 
 def expiries(settings: Settings) -> Iterator[tuple[str, str, float]]:
-    """Yield when each certificate expires: listener, host name or DEFAULT, Unix time."""
+    """Yield when each certificate expires: listener, host name or DEFAULT, Unix time.
+
+    Of two certificates for the same name it is the earlier time.
+    """
+    ends: dict[tuple[str, str], float] = {}
     for listener, host, file in served(settings):
         if (valid := _validity(file)) is not None:
-            yield listener, host, valid[1]
+            ends[listener, host] = min(valid[1], ends.get((listener, host), valid[1]))
+    yield from ((*names, end) for names, end in ends.items())
 
 
 def doubtful_certificates(settings: Settings, now: float) -> Iterator[tuple[str, str, str]]:
@@ -78,16 +84,14 @@ def certificate_problems(settings: Settings) -> list[str]:
 def faults(settings: Settings) -> Iterator[tuple[KeyPath, str]]:
     """Yield unusable files: the key path in the settings, and the problem."""
     for name, listener in ({} if settings.listeners is BAD else settings.listeners).items():
-        if listener is BAD or listener.certificate in ("", BAD):
+        if listener is BAD or listener.certificate in ("", BAD) or listener.ciphers is BAD:
             continue
         place: KeyPath = ("listeners", name)
-        yield from _faults_of(
-            CertificateSettings(certificate=listener.certificate, key=listener.key), place
-        )
+        yield from _faults_of(listener, place, listener.ciphers)
         if listener.sni is not BAD:
             for host, each in listener.sni.items():
                 if each is not BAD:
-                    yield from _faults_of(each, (*place, "sni", host))
+                    yield from _faults_of(each, (*place, "sni", host), listener.ciphers)
     backends = {} if settings.backends is BAD else settings.backends
     for name, backend in backends.items():
         if backend is BAD or backend.ca_file in ("", BAD):
@@ -98,21 +102,42 @@ def faults(settings: Settings) -> Iterator[tuple[KeyPath, str]]:
             yield ("backends", name, "ca_file"), contexts.why_unusable(error)
 
 
-def _faults_of(pair: CertificateSettings, place: KeyPath) -> Iterator[tuple[KeyPath, str]]:
-    if BAD in (pair.certificate, pair.key):
+def _faults_of(
+    served: CertificateSettings | ListenerSettings, place: KeyPath, ciphers: str
+) -> Iterator[tuple[KeyPath, str]]:
+    first = yield from _faults_of_pair(served, place, "", ciphers)
+    if served.ecdsa_certificate == "":
         return
+    second = yield from _faults_of_pair(served, place, "ecdsa_", ciphers)
+    if first and second:
+        from smtpproxy.tls.certificate_names import has_ecdsa_key
+
+        if not has_ecdsa_key(served.ecdsa_certificate):
+            yield (*place, "ecdsa_certificate"), "is not a certificate with an ECDSA key"
+        elif has_ecdsa_key(served.certificate):
+            yield (*place, "certificate"), "has an ECDSA key, like ecdsa_certificate; leave one out"
+
+
+def _faults_of_pair(
+    served: CertificateSettings | ListenerSettings, place: KeyPath, prefix: str, ciphers: str
+) -> Generator[tuple[KeyPath, str], None, bool]:
+    """Yield the faults of a certificate and its key; return whether there are none."""
+    certificate, key = (getattr(served, f"{prefix}{name}") for name in ("certificate", "key"))
+    if BAD in (certificate, key):
+        return False
     missing = False
-    for key in ("certificate", "key"):
-        path = getattr(pair, key)
+    for name, path in (("certificate", certificate), ("key", key)):
         try:
-            FilePath(path or pair.certificate).read_bytes()
+            FilePath(path or certificate).read_bytes()
         except OSError as error:
             missing = True
             if path:
-                yield (*place, key), contexts.why_unusable(error)
+                yield (*place, f"{prefix}{name}"), contexts.why_unusable(error)
     if missing:
-        return
+        return False
     try:
-        contexts.load_pair(pair)
+        contexts.load_pair(certificate, key, ciphers)
     except OSError as error:
-        yield (*place, "certificate"), contexts.why_unusable(error)
+        yield (*place, f"{prefix}certificate"), contexts.why_unusable(error)
+        return False
+    return True

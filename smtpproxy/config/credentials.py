@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path as FilePath
 
 from smtpproxy.config.decoding import BAD
-from smtpproxy.config.schema import Settings
+from smtpproxy.config.schema import CERTIFICATE_FILES, Settings
 from smtpproxy.config.toml_lines import KeyPath
 
 DIRECTORY = "/run/credentials/"
@@ -37,7 +37,7 @@ def _files(settings: Settings) -> Iterator[tuple[KeyPath, object]]:
         if listener is not BAD and listener.sni is not BAD:
             pairs |= {("listeners", name, "sni", host): each for host, each in listener.sni.items()}
         for place, pair in pairs.items():
-            for key in ("certificate", "key"):
+            for key in CERTIFICATE_FILES:
                 yield (*place, key), getattr(pair, key, BAD)
     for name, backend in ({} if settings.backends is BAD else settings.backends).items():
         yield ("backends", name, "ca_file"), getattr(backend, "ca_file", BAD)

@@ -30,6 +30,8 @@ BareNewlines = Literal["normalize", "reject", "pass"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 ListenerTls = Literal["off", "starttls", "implicit", "passthrough"]
 BackendTls = Literal["off", "opportunistic", "starttls", "implicit"]
+TlsVersion = Literal["1.0", "1.1", "1.2", "1.3"]
+Ciphers = Literal["modern", "intermediate", "legacy"]
 Identity = Literal["none", "proxy-v1", "proxy-v2", "xclient", "xforward", "transparent"]
 LogFormat = Literal["auto", "console", "json", "syslog"]
 
@@ -209,6 +211,15 @@ class CertificateSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """PEM file with the certificate and its chain."""
     key: File = ""
     """PEM file with the key, if it is not in the file of the certificate."""
+    ecdsa_certificate: File = ""
+    """PEM file with another certificate for the same names, whose key is ECDSA, as for listeners.
+    """
+    ecdsa_key: File = ""
+    """PEM file with its key, if it is not in the file of `ecdsa_certificate`."""
+
+
+CERTIFICATE_FILES = ("certificate", "key", "ecdsa_certificate", "ecdsa_key")
+"""The settings of a listener, and of a host name in its `sni`, that name files."""
 
 
 class CapabilitySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -247,8 +258,15 @@ class ListenerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """
     capabilities: CapabilitySettings = CapabilitySettings()
     tls: ListenerTls = "off"
-    """`starttls`, `implicit`: the proxy does TLS 1.2 or 1.3 with clients. `passthrough`: the MTA's
-    own STARTTLS; from its 220 on the proxy only carries bytes. `off`: the MTA's STARTTLS is hidden.
+    """`starttls`, `implicit`: the proxy does TLS with clients. `passthrough`: the MTA's own
+    STARTTLS; from its 220 on the proxy only carries bytes. `off`: the MTA's STARTTLS is hidden.
+    """
+    minimum_tls: TlsVersion = "1.2"
+    """The oldest version of TLS to use with clients. 1.0 and 1.1 need `ciphers = "legacy"`."""
+    ciphers: Ciphers = "intermediate"
+    """Which cipher suites clients may use before TLS 1.3. `modern`: ECDHE with AES-GCM or
+    ChaCha20-Poly1305. `intermediate`: also AES-CBC with SHA-2. `legacy`: also RSA key exchange and
+    SHA-1, short keys and TLS 1.0, for old clients. See deploy/recipes.md#clients-with-old-tls.
     """
     certificate: File = ""
     """PEM file with the certificate and its chain. Read at start, at each reload, and within a
@@ -256,6 +274,12 @@ class ListenerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """
     key: File = ""
     """PEM file with the key, if it is not in the file of the certificate."""
+    ecdsa_certificate: File = ""
+    """PEM file with another certificate for the same names, whose key is ECDSA, while that of
+    `certificate` is RSA. Clients that support ECDSA get it, older ones the other.
+    """
+    ecdsa_key: File = ""
+    """PEM file with its key, if it is not in the file of `ecdsa_certificate`."""
     sni: Annotated[
         dict[ServedName, CertificateSettings],
         WrittenLike('a table for each host name, written [listeners.NAME.sni."mx.example.org"]'),
@@ -345,7 +369,7 @@ class BackendSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """PEM file with the CAs to trust instead of the system's."""
     server_name: Annotated[str, ParsedBy(_host_name, 'a host name, such as "mx.example.org"')] = ""
     """The name that the MTA's certificate must have, if it is not the server's host."""
-    minimum_tls: Literal["1.0", "1.1", "1.2", "1.3"] = "1.2"
+    minimum_tls: TlsVersion = "1.2"
     """The oldest version of TLS to use with the MTA."""
 
 

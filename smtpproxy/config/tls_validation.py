@@ -6,7 +6,13 @@ Any value may be BAD in `faults`; its problem has been reported already.
 from collections.abc import Iterator
 
 from smtpproxy.config.decoding import BAD, show
-from smtpproxy.config.schema import BackendSettings, ListenerSettings, Settings
+from smtpproxy.config.schema import (
+    CERTIFICATE_FILES,
+    BackendSettings,
+    CertificateSettings,
+    ListenerSettings,
+    Settings,
+)
 from smtpproxy.config.toml_lines import KeyPath
 
 Fault = tuple[KeyPath, str]
@@ -24,6 +30,8 @@ def faults(settings: Settings) -> Iterator[Fault]:
             continue
         place = ("listeners", name)
         yield from _listener_tls(listener, place)
+        if listener.tls in ("starttls", "implicit"):
+            yield from _old_clients(listener, place)
         yield from _unix_networks(listener, place)
         its = _backend_of(listener, backends)
         if its is not None:
@@ -52,6 +60,17 @@ def _has_its_own_clients_only(listener: ListenerSettings) -> bool:
     return not (listener.proxy_protocol or listener.xclient or listener.transparent)
 
 
+def weak_listeners(settings: Settings) -> list[tuple[str, str]]:
+    """Return the listeners that allow weak TLS: the name, and the reason."""
+    return [
+        (name, "old cipher suites and short keys are allowed")
+        if listener.minimum_tls >= "1.2"
+        else (name, f"TLS {listener.minimum_tls} is allowed")
+        for name, listener in settings.listeners.items()
+        if listener.ciphers == "legacy"
+    ]
+
+
 def weak_backends(settings: Settings) -> list[tuple[str, str]]:
     """Return the backends with weak TLS: the name, and the reason."""
     found = []
@@ -78,13 +97,37 @@ def _listener_tls(listener: ListenerSettings, place: KeyPath) -> Iterator[Fault]
         text = f'is missing; tls = "{listener.tls}" needs a PEM file with a certificate'
         yield (*place, "certificate"), text
     if listener.tls in ("off", "passthrough"):
-        for key in ("certificate", "key", "sni"):
-            if getattr(listener, key) not in ("", {}, BAD):
+        for key, unset in _UNSET.items():
+            if getattr(listener, key) not in (unset, BAD):
                 yield (*place, key), f'is not used with tls = "{listener.tls}"; leave it out'
     if listener.tls == "off" and listener.require_tls is True:
         yield (*place, "require_tls"), 'no client can start TLS with tls = "off"'
     if listener.tls == "off" and listener.auth == "tls-only":
         yield (*place, "auth"), 'no client can authenticate with tls = "off"; write "hidden"'
+
+
+def _old_clients(listener: ListenerSettings, place: KeyPath) -> Iterator[Fault]:
+    """Yield contradictions of the versions, ciphers and certificates of TLS with clients."""
+    if listener.minimum_tls in ("1.0", "1.1") and listener.ciphers not in ("legacy", BAD):
+        text = f'needs ciphers = "legacy": TLS {listener.minimum_tls} has no others'
+        yield (*place, "minimum_tls"), text
+    if listener.minimum_tls == "1.3" and listener.ciphers == "legacy":
+        yield (*place, "ciphers"), 'is not used: with minimum_tls = "1.3" there are no old ciphers'
+    pairs: dict[KeyPath, CertificateSettings | ListenerSettings] = {place: listener}
+    if listener.sni is not BAD:
+        pairs |= {(*place, "sni", host): each for host, each in listener.sni.items()}
+    for where, pair in pairs.items():
+        if pair is not BAD and pair.ecdsa_key not in ("", BAD) and pair.ecdsa_certificate == "":
+            yield (*where, "ecdsa_key"), "is not used without ecdsa_certificate"
+
+
+_UNSET: dict[str, object] = {
+    **dict.fromkeys(CERTIFICATE_FILES, ""),
+    "sni": {},
+    "minimum_tls": "1.2",
+    "ciphers": "intermediate",
+}
+"""The settings of TLS with clients, with the values they have if they are left out."""
 
 
 def _unix_networks(listener: ListenerSettings, place: KeyPath) -> Iterator[Fault]:

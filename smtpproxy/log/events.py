@@ -114,8 +114,12 @@ FIELDS: Final = {
         ),
         "The client's port; null on a Unix socket.",
     ),
-    "listener": Field(("text",), "The listener's name in the settings."),
-    "backend": Field(("text",), "The backend's name in the settings."),
+    "listener": Field(
+        ("text", "null"), "The listener's name in the settings; null if it is about a backend."
+    ),
+    "backend": Field(
+        ("text", "null"), "The backend's name in the settings; null if it is about a listener."
+    ),
     "server": Field(("text",), "The address of the backend's server; empty before there is one."),
     "address": Field(
         ("text",), "The address of the listener or of the admin server, with the real port."
@@ -407,8 +411,8 @@ OPEN_RELAY_RISK = Event(
 WEAK_TLS = Event(
     "weak_tls",
     "warning",
-    "The settings allow an old version of TLS, or any certificate.",
-    ("backend", "reason"),
+    "The settings allow an old version of TLS or old ciphers, or any certificate of the MTA.",
+    ("listener", "backend", "reason"),
 )
 CLIENTS_REFUSED = Event(
     "clients_refused",

@@ -25,7 +25,7 @@ from smtpproxy.config.certificate_validation import (
 )
 from smtpproxy.config.decoding import ConfigError
 from smtpproxy.config.schema import Settings
-from smtpproxy.config.tls_validation import exposed_listeners, weak_backends
+from smtpproxy.config.tls_validation import exposed_listeners, weak_backends, weak_listeners
 from smtpproxy.control_socket import locations
 from smtpproxy.control_socket.control_server import ControlServer
 from smtpproxy.log import events, log
@@ -245,8 +245,10 @@ class Supervisor:
 
     def _warn(self, settings: Settings) -> None:
         """Log settings that are valid but weak, and certificates that clients may reject."""
+        for name, how in weak_listeners(settings):
+            events.WEAK_TLS.log(self._log, listener=name, backend=None, reason=how)
         for name, how in weak_backends(settings):
-            events.WEAK_TLS.log(self._log, backend=name, reason=how)
+            events.WEAK_TLS.log(self._log, listener=None, backend=name, reason=how)
         for name in exposed_listeners(settings):
             backend = settings.listeners[name].backend
             events.OPEN_RELAY_RISK.log(self._log, listener=name, backend=backend)

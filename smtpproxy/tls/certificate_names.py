@@ -1,9 +1,11 @@
-"""Reads names and validity of certificates; imported only if needed, since it takes 11 MiB."""
+"""Reads names, validity and keys of certificates; imported if needed, since it takes 11 MiB."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
 _NO_NAMES = (
     *(ValueError, x509.InvalidVersion, x509.UnsupportedGeneralNameType),
@@ -23,6 +25,15 @@ def names_in(path: str) -> Iterator[str]:
         yield from (name.lower() for name in names.get_values_for_type(x509.DNSName))
     except _NO_NAMES:
         return
+
+
+def has_ecdsa_key(path: str) -> bool:
+    """Return whether the key of the first certificate in a PEM file is for ECDSA."""
+    try:
+        leaf = x509.load_pem_x509_certificates(Path(path).read_bytes())[0]
+        return isinstance(leaf.public_key(), EllipticCurvePublicKey)
+    except (*_NO_NAMES, UnsupportedAlgorithm):
+        return False
 
 
 def validity(pem: bytes) -> tuple[float, float] | None:

@@ -12,10 +12,17 @@ VERSIONS = {
     "1.3": ssl.TLSVersion.TLSv1_3,
 }
 """The TLS versions by their name in the settings, in ascending order."""
+_OLD = "DEFAULT:!PSK:!SRP:@SECLEVEL=0"  # OpenSSL allows TLS 1.0 and 1.1 at no higher level
+CIPHERS = {
+    "modern": "ECDHE+AESGCM:ECDHE+CHACHA20:!aNULL",
+    "intermediate": "",  # Python's default
+    "legacy": _OLD,
+}
+"""The cipher suites before TLS 1.3, by their name in the settings, in the format of OpenSSL."""
 
 
-class CertificatePair(Protocol):
-    """The files of a certificate and its key."""
+class ServedCertificate(Protocol):
+    """The files of a certificate for clients and its key, or of one of each kind of key."""
 
     @property
     def certificate(self) -> str:
@@ -25,13 +32,29 @@ class CertificatePair(Protocol):
     def key(self) -> str:
         """The path of the PEM file with its key; empty if it is in the certificate's file."""
 
-
-class ServedCertificates(CertificatePair, Protocol):
-    """The default certificate for clients, and others by the server name a client sends (SNI)."""
+    @property
+    def ecdsa_certificate(self) -> str:
+        """The same as `certificate` for the ECDSA one; empty if there is only one."""
 
     @property
-    def sni(self) -> Mapping[str, CertificatePair]:
+    def ecdsa_key(self) -> str:
+        """The same as `key` for the ECDSA one."""
+
+
+class ClientTlsSettings(ServedCertificate, Protocol):
+    """TLS with clients: the default certificate, and others by server name (SNI)."""
+
+    @property
+    def sni(self) -> Mapping[str, ServedCertificate]:
         """The other certificates by host name or wildcard (`*.example.org`)."""
+
+    @property
+    def minimum_tls(self) -> str:
+        """The oldest TLS version to use, a key of `VERSIONS`."""
+
+    @property
+    def ciphers(self) -> str:
+        """The cipher suites, a key of `CIPHERS`."""
 
 
 class BackendVerification(Protocol):
@@ -54,18 +77,23 @@ class BackendVerification(Protocol):
         """The oldest TLS version to accept, a key of `VERSIONS`."""
 
 
-def for_clients(listener: ServedCertificates) -> ssl.SSLContext:
-    """Return the context for clients: TLS 1.2 or newer, with Python's default ciphers.
+def for_clients(listener: ClientTlsSettings) -> ssl.SSLContext:
+    """Return the context for clients.
 
     Raises:
         OSError: A certificate file cannot be used; see `why_unusable`.
     """
-    context = load_pair(listener)
+    context = load_served(listener, listener.ciphers)
+    _set_minimum(context, listener.minimum_tls)
     if listener.sni:
         from smtpproxy.tls.certificate_names import names_in
 
         contexts = dict.fromkeys(names_in(listener.certificate), context)
-        contexts |= {name.lower(): load_pair(each) for name, each in listener.sni.items()}
+        contexts |= {
+            # Only certificates and security level of these contexts are used.
+            name.lower(): load_served(each, listener.ciphers)
+            for name, each in listener.sni.items()
+        }
 
         def choose(inside: ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> None:
             inside.context = _chosen(name or "", contexts) or context
@@ -87,25 +115,56 @@ def for_backend(backend: BackendVerification) -> ssl.SSLContext:
     if backend.tls == "opportunistic" or not backend.verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
-    with warnings.catch_warnings():
-        # Python warns about TLS 1.0 and 1.1; `check` does so, too.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        context.minimum_version = VERSIONS[backend.minimum_tls]
+    _set_minimum(context, backend.minimum_tls)
     if backend.minimum_tls in ("1.0", "1.1"):
-        context.set_ciphers("DEFAULT:@SECLEVEL=0")  # OpenSSL allows 1.0 and 1.1 at no higher level
+        context.set_ciphers(_OLD)
     return context
 
 
-def load_pair(pair: CertificatePair) -> ssl.SSLContext:
+def load_served(served: ServedCertificate, ciphers: str) -> ssl.SSLContext:
+    """Return a server context with its certificates.
+
+    Args:
+        served: The certificates.
+        ciphers: The cipher suites, a key of `CIPHERS`; `legacy` also allows short keys.
+
+    Raises:
+        OSError: A file cannot be used; see `why_unusable`.
+    """
+    context = load_pair(served.certificate, served.key, ciphers)
+    if served.ecdsa_certificate:
+        _add_pair(context, served.ecdsa_certificate, served.ecdsa_key)
+    return context
+
+
+def load_pair(certificate: str, key: str, ciphers: str) -> ssl.SSLContext:
     """Return a server context with one certificate.
+
+    Args:
+        certificate: The path of its PEM file.
+        key: The path of its key; empty if it is in the same file.
+        ciphers: As for `load_served`.
 
     Raises:
         OSError: A file cannot be used; see `why_unusable`.
     """
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    # Without it, OpenSSL would ask for the pass phrase of a key at the terminal.
-    context.load_cert_chain(pair.certificate, pair.key or None, password=_no_pass_phrase)
+    if CIPHERS[ciphers]:
+        context.set_ciphers(CIPHERS[ciphers])
+    _add_pair(context, certificate, key)
     return context
+
+
+def _set_minimum(context: ssl.SSLContext, version: str) -> None:
+    with warnings.catch_warnings():
+        # Python warns about TLS 1.0 and 1.1; `check` does so, too.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        context.minimum_version = VERSIONS[version]
+
+
+def _add_pair(context: ssl.SSLContext, certificate: str, key: str) -> None:
+    # Without it, OpenSSL would ask for the pass phrase of a key at the terminal.
+    context.load_cert_chain(certificate, key or None, password=_no_pass_phrase)
 
 
 def _no_pass_phrase() -> str:

@@ -12,7 +12,13 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from smtpproxy.config.schema import BackendSettings, CertificateSettings, ListenerSettings, Settings
+from smtpproxy.config.schema import (
+    CERTIFICATE_FILES,
+    BackendSettings,
+    CertificateSettings,
+    ListenerSettings,
+    Settings,
+)
 
 SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 """The seals that make a copy read-only, also if it is opened by its path in /proc."""
@@ -36,9 +42,8 @@ def read_files(settings: Settings) -> Files:
 
 def _paths(settings: Settings) -> Iterator[str]:
     for listener in settings.listeners.values():
-        yield from (listener.certificate, listener.key)
-        for pair in listener.sni.values():
-            yield from (pair.certificate, pair.key)
+        for served in (listener, *listener.sni.values()):
+            yield from (getattr(served, name) for name in CERTIFICATE_FILES)
     yield from (each.ca_file for each in settings.backends.values())
 
 
@@ -70,14 +75,11 @@ class FileCopies:
         self._copies.clear()
 
     def _listener(self, listener: ListenerSettings) -> ListenerSettings:
-        certificate, key = self._copy(listener.certificate), self._copy(listener.key)
-        sni = {
-            name: CertificateSettings(
-                certificate=self._copy(each.certificate), key=self._copy(each.key)
-            )
-            for name, each in listener.sni.items()
-        }
-        return replace(listener, certificate=certificate, key=key, sni=sni)
+        sni = {name: replace(each, **self._copies_of(each)) for name, each in listener.sni.items()}
+        return replace(listener, sni=sni, **self._copies_of(listener))
+
+    def _copies_of(self, served: ListenerSettings | CertificateSettings) -> dict[str, str]:
+        return {name: self._copy(getattr(served, name)) for name in CERTIFICATE_FILES}
 
     def _backend(self, backend: BackendSettings) -> BackendSettings:
         return replace(backend, ca_file=self._copy(backend.ca_file))

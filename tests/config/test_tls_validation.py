@@ -1,13 +1,18 @@
 """Settings of TLS and identity: every mistake has its place, and every warning its reason."""
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from smtpproxy.config.decoding import ConfigError
 from smtpproxy.config.loader import load
-from smtpproxy.config.tls_validation import exposed_listeners, weak_backends
+from smtpproxy.config.tls_validation import exposed_listeners, weak_backends, weak_listeners
 from smtpproxy.tls import contexts
 
 ADDRESS = '[listeners.smtp]\naddress = "127.0.0.1:25"'
@@ -21,8 +26,26 @@ def keys(tmp_path: Path) -> Path:
         issued.cert_chain_pems[0].write_to_path(tmp_path / f"{name}.pem")
         issued.private_key_pem.write_to_path(tmp_path / f"{name}.key")
         issued.private_key_and_cert_chain_pem.write_to_path(tmp_path / f"{name}.both")
+    issued = trustme.CA().issue_cert("mx.example", key_type=trustme.KeyType.RSA)
+    issued.private_key_and_cert_chain_pem.write_to_path(tmp_path / "rsa.both")
+    (tmp_path / "short.both").write_bytes(with_short_key())
     (tmp_path / "no.pem").write_text("nothing")
     return tmp_path
+
+
+def with_short_key() -> bytes:
+    """Return a certificate and its key of 1024 bits, as of an old device."""
+    key = rsa.generate_private_key(65537, 1024)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "mx.example")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), 1)
+        .not_valid_before(now - timedelta(1))
+        .not_valid_after(now + timedelta(99))
+        .sign(key, hashes.SHA256())
+    )
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return private + certificate.public_bytes(Encoding.PEM)
 
 
 def found(work: Path, listener: str, backend: str = "", address: str = ADDRESS) -> list[str]:
@@ -41,6 +64,14 @@ GOOD = {
     "key beside it": 'tls = "implicit"\ncertificate = "@/mx.pem"\nkey = "@/mx.key"',
     "by name": 'tls = "starttls"\ncertificate = "@/mx.both"\n'
     '[listeners.smtp.sni."*.example"]\ncertificate = "@/other.both"',
+    "both kinds of key": 'tls = "starttls"\ncertificate = "@/rsa.both"\n'
+    'ecdsa_certificate = "@/mx.pem"\necdsa_key = "@/mx.key"',
+    "both kinds of key by name": 'tls = "starttls"\ncertificate = "@/mx.both"\n'
+    '[listeners.smtp.sni."*.example"]\ncertificate = "@/rsa.both"\n'
+    'ecdsa_certificate = "@/other.both"',
+    "old clients": 'tls = "starttls"\ncertificate = "@/rsa.both"\nminimum_tls = "1.0"\n'
+    'ciphers = "legacy"',
+    "a short key": 'tls = "starttls"\ncertificate = "@/short.both"\nciphers = "legacy"',
     "passed through": 'tls = "passthrough"\nrequire_tls = true\nauth = "tls-only"',
 }
 
@@ -52,6 +83,35 @@ WRONG = {
     'tls = "starttls"\ncertificate = "@/mx.pem"': "certificate is not a PEM file with",
     'tls = "starttls"\ncertificate = "@/mx.pem"\nkey = "@/other.key"': "does not belong to the key",
     'tls = "starttls"\ncertificate = "@/mx.pem"\nkey = "@/none"': "key cannot be read",
+    'tls = "starttls"\ncertificate = "@/short.both"': "certificate cannot be used: ee key too",
+    'tls = "starttls"\ncertificate = "@/rsa.both"\necdsa_certificate = "@/none.pem"': (
+        "ecdsa_certificate cannot be read: no such file"
+    ),
+    'tls = "starttls"\ncertificate = "@/rsa.both"\necdsa_certificate = "@/rsa.both"': (
+        "ecdsa_certificate is not a certificate with an ECDSA key"
+    ),
+    'tls = "starttls"\ncertificate = "@/mx.both"\necdsa_certificate = "@/other.both"': (
+        "smtp.certificate has an ECDSA key, like ecdsa_certificate"
+    ),
+    'tls = "starttls"\ncertificate = "@/rsa.both"\nsni."a.b" = '
+    '{ certificate = "@/rsa.both", ecdsa_certificate = "@/no.pem" }': (
+        "sni.*ecdsa_certificate is not a PEM file"
+    ),
+    'tls = "starttls"\ncertificate = "@/mx.both"\necdsa_key = "@/mx.key"': (
+        "ecdsa_key is not used without ecdsa_certificate"
+    ),
+    'tls = "starttls"\ncertificate = "@/mx.both"\nsni."a.b" = '
+    '{ certificate = "@/mx.both", ecdsa_key = "@/mx.key" }': "sni.*ecdsa_key is not used without",
+    'tls = "starttls"\ncertificate = "@/mx.both"\nminimum_tls = "1.1"': (
+        'minimum_tls needs ciphers = "legacy": TLS 1.1 has no others'
+    ),
+    'tls = "starttls"\ncertificate = "@/mx.both"\nminimum_tls = "1.3"\nciphers = "legacy"': (
+        "ciphers is not used: with minimum_tls"
+    ),
+    'tls = "starttls"\ncertificate = "@/mx.both"\nciphers = "old"': 'ciphers must be "modern"',
+    'minimum_tls = "1.3"': "minimum_tls is not used",
+    'ciphers = "legacy"': "ciphers is not used",
+    'ecdsa_certificate = "@/mx.both"': "ecdsa_certificate is not used",
     'certificate = "@/mx.both"': "certificate is not used",
     "require_tls = true": "require_tls no client can start TLS",
     'auth = "tls-only"': "auth no client can authenticate",
@@ -182,6 +242,24 @@ def test_weak_tls_is_worth_a_warning(tmp_path: Path) -> None:
     ]
     context = contexts.for_backend(settings.backends["mta"])
     assert context.minimum_version == contexts.VERSIONS["1.0"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "reasons"),
+    [
+        ("", []),
+        ('ciphers = "modern"', []),
+        ('ciphers = "legacy"', ["old cipher suites and short keys are allowed"]),
+        ('ciphers = "legacy"\nminimum_tls = "1.1"', ["TLS 1.1 is allowed"]),
+    ],
+)
+def test_weak_tls_with_clients_is_worth_a_warning(
+    lines: str, reasons: list[str], keys: Path
+) -> None:
+    file = keys / "p.toml"
+    listener = f'{ADDRESS}\ntls = "starttls"\ncertificate = "@/mx.both"\n{lines}'
+    file.write_text(f"{listener}\n{SERVERS}\n".replace("@", str(keys)))
+    assert weak_listeners(load(file)) == [("smtp", each) for each in reasons]
 
 
 def assert_matches(pattern: str, text: str) -> None:

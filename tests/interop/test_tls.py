@@ -54,6 +54,54 @@ def test_openssl_verifies_the_certificate_and_is_served(keys: Path) -> None:
     assert b"250 2.0.0: Ok" in lines[-2] or lines[-2].startswith(b"250 ")
 
 
+@pytest.mark.parametrize(
+    ("options", "agreed"),
+    [
+        (("-tls1", "-cipher", "DEFAULT:@SECLEVEL=0"), ("TLSv1", "ECDHE-ECDSA-AES256-SHA")),
+        (("-tls1", "-cipher", "AES128-SHA:@SECLEVEL=0"), ("TLSv1", "AES128-SHA")),
+        (("-tls1_1", "-cipher", "ECDHE-RSA-AES128-SHA:@SECLEVEL=0"), ("TLSv1.1", "ECDHE-RSA-")),
+        (("-tls1_2", "-cipher", "ECDHE-ECDSA-AES128-GCM-SHA256"), ("TLSv1.2", "ECDHE-ECDSA-")),
+        (("-tls1_2", "-cipher", "AES256-SHA256"), ("TLSv1.2", "AES256-SHA256")),
+        (("-tls1_3", "-sigalgs", "RSA-PSS+SHA256"), ("TLSv1.3", "TLS_")),
+        (("-tls1_3",), ("TLSv1.3", "TLS_")),
+    ],
+    ids=lambda value: " ".join(value[:3]),
+)
+def test_openssl_is_served_in_every_version_with_either_certificate(
+    options: tuple[str, ...], agreed: tuple[str, str], tmp_path: Path
+) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    for kind in trustme.KeyType:
+        issued = authority.issue_cert("mx.example", key_type=kind)
+        issued.private_key_and_cert_chain_pem.write_to_path(tmp_path / f"{kind.name}.pem")
+    listener = (
+        f'tls = "starttls"\ncertificate = "{tmp_path}/RSA.pem"\n'
+        f'ecdsa_certificate = "{tmp_path}/ECDSA.pem"\nminimum_tls = "1.0"\nciphers = "legacy"'
+    )
+    with opensmtpd() as mta, configured(listener, servers(mta.port)) as (port, _):
+        done = subprocess.run(
+            [
+                *(command("openssl"), "s_client", "-connect", f"127.0.0.1:{port}"),
+                *("-starttls", "smtp", "-name", "client.example", "-crlf", "-ign_eof"),
+                *("-verify_return_error", "-CAfile", str(tmp_path / "ca.pem"), *options),
+            ],
+            input=b"EHLO client.example\nMAIL FROM:<a@sender.example>\nquit\n",
+            capture_output=True,
+            timeout=30,
+            check=False,
+        )
+    shown = done.stdout.decode()
+    assert "250 PIPELINING" in shown, shown + done.stderr.decode()
+    version, cipher = agreed
+    assert f"New, {version}, Cipher is {cipher}" in shown or (
+        f"    Protocol  : {version}\n    Cipher    : {cipher}" in shown
+    ), shown
+    assert "\n221 " in shown
+    if "-sigalgs" in options:
+        assert "Peer signature type: RSA-PSS" in shown
+
+
 @pytest.mark.parametrize("implicit", [False, True], ids=["starttls", "implicit"])
 def test_a_group_is_answered_in_one_record_and_reaches_the_mta_one_by_one(
     implicit: bool, keys: Path

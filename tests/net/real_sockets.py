@@ -101,6 +101,11 @@ class Stage:
         self.port = 0
         self.app: App | None = None
 
+    def issue(self, file: str, name: str, kind: trustme.KeyType) -> None:
+        """Write a certificate for a name, with its key of one kind, to a file."""
+        issued = self.authority.issue_cert(name, key_type=kind)
+        issued.private_key_and_cert_chain_pem.write_to_path(self.work / file)
+
     def context_for(self, name: str, *, alternative: bool) -> ssl.SSLContext:
         """Return the context of a server whose certificate has a CN, and maybe it as a SAN, too."""
         key = ec.generate_private_key(ec.SECP256R1())

@@ -1,8 +1,10 @@
 """TLS on both sides, with real handshakes."""
 
 import ssl
+import warnings
 
 import pytest
+import trustme
 
 from smtpproxy.config.loader import load
 from smtpproxy.net.backend.health_check import check
@@ -59,7 +61,9 @@ async def test_version_and_cipher_of_both_sides_are_reported(
     stage: Stage, logged: Logged, tls: str
 ) -> None:
     port = await stage.start(
-        STARTTLS.replace("starttls", tls), f'tls = "{tls}"\nca_file = "@/ca.pem"'
+        STARTTLS.replace("starttls", tls),
+        f'tls = "{tls}"\nca_file = "@/ca.pem"',
+        limits='[log]\nlevel = "debug"',
     )
     inside = {"ssl": stage.client_context, "server_hostname": "mx.example"}
     async with client(port, **(inside if tls == "implicit" else {})) as one:
@@ -83,6 +87,135 @@ async def test_old_versions_are_refused(stage: Stage) -> None:
     with pytest.raises((ssl.SSLError, ConnectionResetError)):
         async with client(port, ssl=old, server_hostname="mx.example"):
             pass
+
+
+LEGACY = f'{IMPLICIT}\nminimum_tls = "1.0"\nciphers = "legacy"'
+
+
+def only(version: ssl.TLSVersion, ciphers: str = "DEFAULT:@SECLEVEL=0") -> ssl.SSLContext:
+    """Return the context of a client with one version and certain ciphers; nothing is verified."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_ciphers(ciphers)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        context.minimum_version = context.maximum_version = version
+    return context
+
+
+async def agreed(port: int, context: ssl.SSLContext, name: str = "mx.example") -> tuple[str, str]:
+    """Return version and cipher of a client's session with implicit TLS."""
+    async with client(port, ssl=context, server_hostname=name) as one:
+        assert await one.reply() == b"220 mx"
+        await deliver(one)
+        inside = one.writer.get_extra_info("ssl_object")
+        return inside.version(), inside.cipher()[0]
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1])
+@pytest.mark.parametrize("name", ["mx.example", "old.example"], ids=["its own", "by name"])
+async def test_old_versions_are_served_if_the_settings_say_so(
+    stage: Stage, version: ssl.TLSVersion, name: str
+) -> None:
+    """The certificates of `sni` have the security level of the listener, too."""
+    sni = '[listeners.smtp.sni."old.example"]\ncertificate = "@/other.example.pem"'
+    port = await stage.start(f"{LEGACY}\n{sni}")
+    served, _ = await agreed(port, only(version), name)
+    assert served == {"TLSv1": "TLSv1", "TLSv1_1": "TLSv1.1"}[version.name]
+    modern = only(ssl.TLSVersion.TLSv1_3)
+    assert (await agreed(port, modern, name))[0] == "TLSv1.3"
+
+
+@pytest.mark.parametrize("minimum", ["1.1", "1.2", "1.3"])
+async def test_a_version_below_the_minimum_is_refused(stage: Stage, minimum: str) -> None:
+    versions = {"1.1": "TLSv1", "1.2": "TLSv1_1", "1.3": "TLSv1_2"}
+    ciphers = "" if minimum == "1.3" else '\nciphers = "legacy"'
+    port = await stage.start(f'{IMPLICIT}\nminimum_tls = "{minimum}"{ciphers}')
+    with pytest.raises((ssl.SSLError, ConnectionResetError)):
+        await agreed(port, only(ssl.TLSVersion[versions[minimum]]))
+    assert (await agreed(port, only(ssl.TLSVersion.TLSv1_3)))[0] == "TLSv1.3"
+
+
+@pytest.mark.parametrize(
+    ("cipher", "served"),
+    [
+        ("ECDHE-RSA-AES128-GCM-SHA256", ["modern", "intermediate", "legacy"]),
+        ("ECDHE-RSA-AES128-SHA256", ["intermediate", "legacy"]),
+        ("ECDHE-RSA-AES128-SHA", ["legacy"]),
+        ("AES128-SHA", ["legacy"]),  # RSA key exchange
+        ("PSK-AES128-CBC-SHA", []),
+    ],
+)
+@pytest.mark.parametrize("ciphers", ["modern", "intermediate", "legacy"])
+async def test_cipher_suites_are_those_of_the_settings(
+    stage: Stage, ciphers: str, cipher: str, served: list[str]
+) -> None:
+    stage.issue("rsa.pem", "mx.example", trustme.KeyType.RSA)
+    listener = IMPLICIT.replace("mx.example.pem", "rsa.pem")
+    port = await stage.start(f'{listener}\nciphers = "{ciphers}"')
+    context = only(ssl.TLSVersion.TLSv1_2, f"{cipher}:@SECLEVEL=0")
+    if ciphers in served:
+        assert await agreed(port, context) == ("TLSv1.2", cipher)
+    else:
+        with pytest.raises((ssl.SSLError, ConnectionResetError)):
+            await agreed(port, context)
+
+
+BOTH = 'certificate = "@/rsa.pem"\necdsa_certificate = "@/ecdsa.pem"'
+
+
+@pytest.mark.parametrize("by_name", [False, True], ids=["its own", "by name"])
+async def test_a_client_gets_the_certificate_whose_key_it_supports(
+    stage: Stage, by_name: bool
+) -> None:
+    stage.issue("rsa.pem", "mx.example", trustme.KeyType.RSA)
+    stage.issue("ecdsa.pem", "mx.example", trustme.KeyType.ECDSA)
+    listener = LEGACY.replace('certificate = "@/mx.example.pem"', BOTH)
+    if by_name:
+        listener = f'{LEGACY}\n[listeners.smtp.sni."mx.example"]\n{BOTH}'
+    port = await stage.start(listener)
+    for key in ("ECDSA", "RSA"):
+        context = only(ssl.TLSVersion.TLSv1_2, f"ECDHE-{key}-AES128-GCM-SHA256")
+        stage.authority.configure_trust(context)
+        context.verify_mode = ssl.CERT_REQUIRED
+        assert await agreed(port, context) == ("TLSv1.2", f"ECDHE-{key}-AES128-GCM-SHA256")
+    both = only(ssl.TLSVersion.TLSv1_2, "DEFAULT")
+    assert "-ECDSA-" in (await agreed(port, both))[1]
+    assert await agreed(port, only(ssl.TLSVersion.TLSv1, "AES128-SHA:@SECLEVEL=0"))
+
+
+HELLO_OF_A_SCANNER = bytes.fromhex(
+    "16 0301 002f 01 00002b"  # a record of TLS 1.0 with a ClientHello
+    "0301" + "5c" * 32 + "00"  # version, random, no session
+    "0004 002f 000a 0100"  # RSA key exchange with AES-128 or 3DES, SHA-1; no compression
+)
+"""TLS 1.0 without any extension, as of a scanner or a device of 2005."""
+
+
+@pytest.mark.parametrize("tls", ["starttls", "implicit"])
+@pytest.mark.parametrize("legacy", [False, True], ids=["by default", "legacy"])
+async def test_a_scanners_hello_is_refused_or_answered_in_old_tls(
+    stage: Stage, logged: Logged, tls: str, legacy: bool
+) -> None:
+    stage.issue("rsa.pem", "mx.example", trustme.KeyType.RSA)
+    listener = (LEGACY if legacy else IMPLICIT).replace("mx.example.pem", "rsa.pem")
+    async with client(await stage.start(listener.replace('"implicit"', f'"{tls}"'))) as one:
+        if tls == "starttls":
+            await one.reply()
+            await one.ask(b"STARTTLS")
+        one.writer.write(HELLO_OF_A_SCANNER)
+        if legacy:
+            head = await one.reader.readexactly(5)
+            record = await one.reader.readexactly(int.from_bytes(head[3:], "big"))
+            assert head[:3] == bytes((22, 3, 1))
+            assert record[0] == 2  # ServerHello
+            session = record[38]
+            assert record[39 + session : 41 + session] == b"\x00\x2f"
+        else:
+            assert await one.rest() in (b"", b"reset")
+    if not legacy:
+        (failed,) = logged("tls_failed" if tls == "starttls" else "client_turned_away")
+        assert failed["reason"] == "unsupported protocol"
 
 
 async def test_octets_after_starttls_end_the_session(stage: Stage) -> None:

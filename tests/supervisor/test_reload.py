@@ -82,15 +82,21 @@ def test_a_crashed_worker_is_replaced_by_one_with_the_same_certificate(
 
 
 def test_weak_tls_is_logged_at_start_and_reload(mta: LegacyMTA, run: Run, file: File) -> None:
+    pem = file.path.with_name("mx.pem")
+    trustme.CA().issue_cert("mx.example").private_key_and_cert_chain_pem.write_to_path(pem)
     file.path.write_text(
-        f'[listeners.smtp]\naddress = "127.0.0.1:0"\n[backends.old]\nservers = ["{mta.address}"]\n'
+        f'[listeners.smtp]\naddress = "127.0.0.1:0"\ntls = "starttls"\ncertificate = "{pem}"\n'
+        f'ciphers = "legacy"\n[backends.old]\nservers = ["{mta.address}"]\n'
         'tls = "opportunistic"\nminimum_tls = "1.0"\n'
     )
     program = run("-c", file.path)
     weak = program.event("weak_tls")
+    assert (weak["listener"], weak["backend"]) == ("smtp", None)
+    weak = program.event("weak_tls")
     assert (weak["backend"], weak["reason"]) == ("old", "TLS 1.0 is allowed")
     file.path.write_text(file.path.read_text().replace("1.0", "1.1"))
     program.signal(signal.SIGHUP)
+    assert program.event("weak_tls")["listener"] == "smtp"
     assert program.event("weak_tls")["reason"] == "TLS 1.1 is allowed"
     program.event("reloaded")
 

@@ -4,9 +4,16 @@ import os
 from pathlib import Path
 
 import pytest
-from msgspec.structs import replace
+from msgspec import Struct
+from msgspec.structs import fields, replace
 
 from smtpproxy.config.loader import from_flags
+from smtpproxy.config.schema import (
+    CERTIFICATE_FILES,
+    CertificateSettings,
+    File,
+    ListenerSettings,
+)
 from smtpproxy.net import shared_counters
 from smtpproxy.worker.certificate_snapshot import FileCopies
 
@@ -21,6 +28,25 @@ def test_a_copy_cannot_be_changed() -> None:
         with pytest.raises(PermissionError), copy.open(mode) as file:
             file.write(b"evil")
     assert copy.read_bytes() == b"good"
+    copies.close()
+
+
+@pytest.mark.parametrize("kind", [ListenerSettings, CertificateSettings])
+def test_each_setting_that_names_a_file_is_copied(kind: type[Struct]) -> None:
+    """Else a worker that replaces a crashed one would read a file that has changed since."""
+    assert {each.name for each in fields(kind) if each.type is File} == {*CERTIFICATE_FILES}
+
+
+def test_the_files_of_both_certificates_are_copied() -> None:
+    files = {f"/{name}": name.encode() for name in CERTIFICATE_FILES}
+    by_name = CertificateSettings(**{name: f"/{name}" for name in CERTIFICATE_FILES})
+    settings = from_flags(None, ["127.0.0.1:0"], ["127.0.0.1:25"])
+    (name, listener), *_ = settings.listeners.items()
+    listener = replace(listener, sni={"mx.example": by_name})
+    copies = FileCopies(replace(settings, listeners={name: listener}), files)
+    copied = copies.settings.listeners[name].sni["mx.example"]
+    for each in CERTIFICATE_FILES:
+        assert Path(getattr(copied, each)).read_bytes() == each.encode()
     copies.close()
 
 
