@@ -101,7 +101,7 @@ class Lines:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         for part in self.parts:
-            yield fit(part, options, wrap=True) if isinstance(part, Text) else part
+            yield fit(part, options) if isinstance(part, Text) else part
 
 
 def _alike(pair: Pair) -> bool:
@@ -178,9 +178,9 @@ def _without(telling: Dialogue, outcome: Outcome, failing: str) -> Text:
     group = max(telling.straight, key=len)
     before = 1 + sum(len(other) for other in telling.straight[: telling.straight.index(group)])
     replies = outcome.replies[before : before + len(group)]
-    sent = join([command_label(exchange.command) for exchange in group], 24)
+    sent = join([command_label(exchange.command) for exchange in group], 24).text()
     codes = [reply_label(reply, short=True) for reply in replies]
-    answered = join(codes, 12 if outcome.ended else 20)
+    answered = join(codes, 12 if outcome.ended else 20).text()
     lost = f"{outcome.ended}: {len(group) - len(replies)} of {len(group)} replies lost"
     return Text.assemble(
         ("Without it:  ", "bold"),

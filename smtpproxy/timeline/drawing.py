@@ -10,14 +10,13 @@ from dataclasses import dataclass, replace
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
+from smtpproxy.text.styled_lines import StyledLine, StyledLines, as_ascii
 from smtpproxy.timeline.labels import QUIET, Label, join
 
 MIN_WIDTH, MAX_WIDTH = 60, 100
 GUTTER, CLOCK = 11, 7
 LONG_RUN = 6
 LINE, WAIT = "dim", "magenta"
-
-_ASCII = str.maketrans("│├┤─╌▶◀╭╰⋮…■", "|++--></\\:~#")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,20 +74,17 @@ class Timeline:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         width = max(MIN_WIDTH, min(options.max_width, MAX_WIDTH))
         lanes = _Lanes.of(width - GUTTER - CLOCK, proxied=self.proxied)
-        yield from (
-            fit(line, options) for line in [lanes.header(), *map(lanes.draw, self._shown())]
-        )
+        yield StyledLines([lanes.header(), *map(lanes.draw, self._shown())])
 
     def _shown(self) -> list[Row]:
         return _elided(_elided(self.rows, 1), 2)
 
 
-def fit(line: Text, options: ConsoleOptions, *, wrap: bool = False) -> Text:
-    """Return the line for the terminal: cut or wrapped, and in ASCII if it supports no more."""
-    line.no_wrap = not wrap
-    line.overflow = "fold" if wrap else "crop"
+def fit(line: Text, options: ConsoleOptions) -> Text:
+    """Return the line for the terminal: wrapped, and in ASCII if it supports no more."""
+    line.overflow = "fold"
     if options.ascii_only:
-        line.plain = line.plain.translate(_ASCII).encode("ascii", "replace").decode()
+        line.plain = as_ascii(line.plain)
     return line
 
 
@@ -155,70 +151,91 @@ class _Lanes:
         mta = 20 + max(0, width - 69) * 7 // 13
         return cls(width - 3 - mta, mta)
 
-    def header(self) -> Text:
+    def header(self) -> StyledLine:
         blank = " " * (GUTTER + CLOCK)
         if not self.mta:
-            return Text(blank + "client" + "legacy MTA".rjust(self.client - 4), "bold")
+            return StyledLine((blank + "client" + "legacy MTA".rjust(self.client - 4), "bold"))
         proxy, mta = "smtpproxy".rjust(self.client - 1), "legacy MTA".rjust(self.mta - 3)
-        return Text(blank + "client" + proxy + mta, "bold")
+        return StyledLine((blank + "client" + proxy + mta, "bold"))
 
-    def draw(self, row: Row) -> Text:
+    def draw(self, row: Row) -> StyledLine:
+        line = _gutter(row)
         if row.skipped:
             lanes = "│" + " " * self.client + "│" if row.mta_side else "│"
-            return Text.assemble(_gutter(row), (f"{lanes}  ⋮ {row.skipped} more", LINE))
-        client = Text(" " * self.client) if row.mta_side else _arrow(row, self.client)
-        line = Text.assemble(_gutter(row), ("│", LINE), client, ("│", LINE))
+            line.add(f"{lanes}  ⋮ {row.skipped} more", LINE)
+            return line
+        line.add("│", LINE)
+        if row.mta_side:
+            line.add(" " * self.client)
+        else:
+            line.extend(_arrow(row, self.client))
+        line.add("│", LINE)
         if self.mta:
-            mta = _both_ways(row, self.mta) if row.mta_side else Text(" " * self.mta)
-            line = Text.assemble(line, mta, ("│", LINE))
+            if row.mta_side:
+                line.extend(_both_ways(row, self.mta))
+            else:
+                line.add(" " * self.mta)
+            line.add("│", LINE)
         return line
 
 
-def _gutter(row: Row) -> Text:
+def _gutter(row: Row) -> StyledLine:
     """Return the bracket of the wait, and the clock, which only rows of the client's side have."""
     width = GUTTER - 1
     if row.skipped:
-        return Text(("⋮" if not row.mta_side else "│").rjust(width) + " " * (CLOCK + 1), WAIT)
-    clock = " " * CLOCK if row.mta_side else f"{row.at:6.3f} "
+        dots = ("⋮" if not row.mta_side else "│").rjust(width)
+        return StyledLine((dots + " " * (CLOCK + 1), WAIT))
+    line = StyledLine()
     if row.wait_begins:
-        bracket = Text(f"wait {row.wait} ╭".rjust(width), WAIT)
+        line.add(f"wait {row.wait} ╭".rjust(width), WAIT)
     elif row.wait_s is not None:
-        seconds = f"{row.wait_s:.3f} s".rjust(width - 2)
-        bracket = Text.assemble((seconds, "bold " + WAIT), (" ╰", WAIT))
+        line.add(f"{row.wait_s:.3f} s".rjust(width - 2), "bold " + WAIT)
+        line.add(" ╰", WAIT)
     else:
-        bracket = Text(("│" if row.wait else "").rjust(width), WAIT)
-    return Text.assemble(bracket, " ", (clock, LINE))
+        line.add(("│" if row.wait else "").rjust(width), WAIT)
+    line.add(" " * (CLOCK + 1) if row.mta_side else f" {row.at:6.3f} ", LINE)
+    return line
 
 
-def _arrow(row: Row, width: int) -> Text:
+def _arrow(row: Row, width: int) -> StyledLine:
     """Return the arrow of one group between client and proxy."""
     if row.note:
         return _noted(row.note, width)
-    labels = list(row.to_mta or row.to_client)
+    labels = row.to_mta or row.to_client
     text = join(labels, width - 5)
     dash = "╌" if not labels[0].short else "─"
-    rest = dash * (width - text.cell_len - 4)
+    rest = dash * (width - text.width - 4)
     if row.to_mta:
-        return Text.assemble((dash + " ", LINE), text, (" " + rest, LINE), ("▶", "bold"))
-    return Text.assemble(("◀", "bold"), (rest + " ", LINE), text, (" " + dash, LINE))
+        line = StyledLine((dash + " ", LINE), *text.pieces)
+        line.add(f" {rest}", LINE)
+        line.add("▶", "bold")
+        return line
+    line = StyledLine(("◀", "bold"), (rest + " ", LINE), *text.pieces)
+    line.add(f" {dash}", LINE)
+    return line
 
 
-def _both_ways(row: Row, width: int) -> Text:
+def _both_ways(row: Row, width: int) -> StyledLine:
     """Return the arrow of a command to the MTA, with its reply."""
     if row.note:
         return _noted(row.note, width)
-    command, reply = _short(row.to_mta), _short(row.to_client)
+    reply = _short(row.to_client)
     if row.took_s is not None:
-        reply.append(f" {duration_text(row.took_s)}", QUIET)
-    command.truncate(width - reply.cell_len - 6, overflow="ellipsis")
-    rest = "─" * (width - command.cell_len - reply.cell_len - 6)
-    return Text.assemble(("─ ", LINE), command, (" " + rest, LINE), ("▶ ", "bold"), reply, " ")
+        reply.add(f" {duration_text(row.took_s)}", QUIET)
+    command = _short(row.to_mta).truncated(width - reply.width - 6)
+    rest = "─" * (width - command.width - reply.width - 6)
+    line = StyledLine(("─ ", LINE), *command.pieces)
+    line.add(f" {rest}", LINE)
+    line.add("▶ ", "bold")
+    line.extend(reply)
+    line.add(" ")
+    return line
 
 
-def _noted(note: Label, width: int) -> Text:
-    text = Text(f"  {note.short}", note.style)
-    text.truncate(width, overflow="ellipsis", pad=True)
-    return text
+def _noted(note: Label, width: int) -> StyledLine:
+    line = StyledLine((f"  {note.short}", note.style)).truncated(width)
+    line.add(" " * (width - line.width))
+    return line
 
 
 def duration_text(seconds: float) -> str:
@@ -228,7 +245,7 @@ def duration_text(seconds: float) -> str:
     return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
 
 
-def _short(labels: tuple[Label, ...]) -> Text:
+def _short(labels: tuple[Label, ...]) -> StyledLine:
     if not labels:
-        return Text("")
-    return Text(labels[0].short or labels[0].long, labels[0].style)
+        return StyledLine()
+    return StyledLine((labels[0].short or labels[0].long, labels[0].style))

@@ -3,11 +3,11 @@
 Any octets have some label.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rich.text import Text
-
 from smtpproxy.text.escaping import printable
+from smtpproxy.text.styled_lines import StyledLine
 
 COMMAND, GOOD, BAD, QUIET = "cyan", "green", "red", "dim"
 
@@ -43,28 +43,38 @@ def reply_label(reply: bytes, *, short: bool = False) -> Label:
     return Label(code, text_shown, BAD if code[:1] in {"4", "5"} else GOOD)
 
 
-def join(labels: list[Label], width: int) -> Text:
+def join(labels: Sequence[Label], width: int) -> StyledLine:
     """Return the labels of a group, joined by `|`, in at most `width` cells."""
     if len(labels) == 1:
-        text = Text(labels[0].long, style=labels[0].style)
-        text.highlight_words(["PIPELINING"], "bold underline")
+        line = _alone(labels[0])
     else:
-        text = _joined(labels, " | ")
-        if text.cell_len > width:
-            text = _joined(_runs_counted(labels), " | ")
-        if text.cell_len > width:
-            text = _joined(_runs_counted(labels), "|")
-    text.truncate(width, overflow="ellipsis")
-    return text
+        line = _joined(labels, " | ")
+        if line.width > width:
+            line = _joined(_runs_counted(labels), " | ")
+        if line.width > width:
+            line = _joined(_runs_counted(labels), "|")
+    return line.truncated(width)
 
 
-def _joined(labels: list[Label], separator: str) -> Text:
+def _alone(label: Label) -> StyledLine:
+    before, word, after = label.long.partition("PIPELINING")
+    if not word:
+        return StyledLine((label.long, label.style))
+    strong = f"{label.style} bold underline"
+    return StyledLine((before, label.style), (word, strong), (after, label.style))
+
+
+def _joined(labels: Sequence[Label], separator: str) -> StyledLine:
     """Return the short labels with a separator; all bold, so that groups stand out."""
-    parts = [Text(label.short, style=label.style) for label in labels]
-    return Text(separator, "bold").join(parts)
+    line = StyledLine()
+    for label in labels:
+        if line.pieces:
+            line.add(separator, "bold")
+        line.add(label.short, f"bold {label.style}")
+    return line
 
 
-def _runs_counted(labels: list[Label]) -> list[Label]:
+def _runs_counted(labels: Sequence[Label]) -> list[Label]:
     """Return labels with each run of equal ones as one: `RCPT` three times as `3 x RCPT`."""
     counted: list[tuple[Label, int]] = []
     for label in labels:

@@ -33,6 +33,7 @@ from smtpproxy.trace.records import (
     Record,
     ServerGivenUp,
     decode,
+    encode,
 )
 
 BLOCK_BYTES = 1024 * 1024
@@ -232,6 +233,9 @@ class TraceFile:
     ) -> Iterator[tuple[Record, int]]:
         """Yield the records whose line has some bytes, and how many bytes each takes.
 
+        Where another program has written the lines anew, with blanks or other escapes, they count
+        as this service writes them.
+
         Args:
             wanted: The bytes.
             progress: Is called as reading goes on.
@@ -298,7 +302,8 @@ class TraceFile:
 
     def _records_in(self, block: bytes, wanted: bytes) -> Iterator[tuple[Record, int]]:
         number, counted = self._lines + 1, 0
-        for begin, end in _lines_with(wanted if _is_whole(block) else b"", block):
+        is_whole = _is_whole(block)
+        for begin, end in _lines_with(wanted if is_whole else b"", block):
             number, counted = number + block.count(b"\n", counted, begin), begin
             line = block[begin:end]
             try:
@@ -309,7 +314,7 @@ class TraceFile:
                 continue
             if isinstance(record, FileHeader):
                 _check_version(record)
-            elif wanted in line:
+            elif wanted in (line if is_whole else encode(record)):
                 yield record, len(line)
 
 
@@ -335,7 +340,7 @@ def _check_length(record: Record | FileHeader, size: int) -> None:
 
 
 def _is_whole(block: bytes) -> bool:
-    """Tell whether all lines begin and end as records do, and none is a header."""
+    """Tell whether all lines begin and end as this service writes them, and none is a header."""
     between = block.count(b'}\n{"what":"')
     return (
         block.startswith(b'{"what":"')
@@ -396,15 +401,22 @@ def for_people(session: RecordedSession) -> RecordedSession:
 
 def printable_record(record: AnyRecord) -> AnyRecord:
     """Return a record with each of its texts printable, whatever is in the file."""
-    values = {name: getattr(record, name) for name in record.__struct_fields__}
-    for name, value in values.items():
+    changed = {}
+    for name in record.__struct_fields__:
+        value = getattr(record, name)
+        if not value or isinstance(value, int | float):
+            continue
         shown = expanded(value, SHOWN_CONTENT) if name in CONTENT else value
-        values[name] = _printable(shown, of_lines=name in OF_LINES)
-    return replace(record, **values)
+        shown = _printable(shown, of_lines=name in OF_LINES)
+        if shown is not value:
+            changed[name] = shown
+    return replace(record, **changed) if changed else record
 
 
 def _printable(value: object, *, of_lines: bool) -> object:
     if isinstance(value, str):
+        if value.isprintable():
+            return value
         lines = value.split("\r\n") if of_lines else [value]
         return "\r\n".join(map(printable, lines))
     if isinstance(value, Struct):

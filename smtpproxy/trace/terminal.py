@@ -5,31 +5,37 @@ They are made of records that people may see (`reader.printable_record`).
 
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from itertools import groupby
+from itertools import groupby, zip_longest
 
-from rich.console import Console, Group, JustifyMethod, RenderableType
-from rich.table import Table
+from rich.console import Console, RenderableType
 from rich.text import Text
 
 from smtpproxy.log.verb_name import END_OF_DATA
+from smtpproxy.text.styled_lines import Piece, StyledLine, StyledLines, width_of
 from smtpproxy.timeline.drawing import Row, Timeline, duration_text
 from smtpproxy.timeline.labels import BAD, COMMAND, GOOD, QUIET, Label
 from smtpproxy.trace.reader import RecordedSession
 from smtpproxy.trace.records import Closed, Exchanged, Noted, Step, Transaction, client_of
 
-MOST = 10_000
-"""More columns than any console has."""
-
-
+Cell = list[Piece]
+"""A cell of a table: its lines."""
 COLUMNS = "time (UTC)", "session", "client", "sender", "recipients", "outcome", "saved"
 """The columns of the list."""
 LEFT_OUT = "saved", "client", "sender"
 """The columns of the list that a narrow console does not show, the first one first."""
+RIGHT = frozenset(("saved",))
+"""The columns of the list that are aligned to the right."""
+WHOLE = frozenset(("session", "saved"))
+"""The columns of the list that are never folded: the id is what the other commands take."""
+NARROWEST = 5
+"""No column is folded to fewer cells."""
+GAP = "  "
+_FOLDING = Console(width=1000)
 DATE = len("2026-11-25")
 """The width of a date; the time goes below it."""
 
 
-def list_table(sessions: Sequence[Closed], console: Console) -> tuple[Table, list[str]]:
+def list_table(sessions: Sequence[Closed], console: Console) -> tuple[StyledLines, list[str]]:
     """Return the table of sessions: one row for each message, or for one without any.
 
     Where it is too wide for the console, the time goes below the date, then columns are left out;
@@ -38,47 +44,81 @@ def list_table(sessions: Sequence[Closed], console: Console) -> tuple[Table, lis
     Returns:
         The table, and the names of the columns that were left out.
     """
-    rows = list(_list_rows(sessions))
+    rows = [[[(name, "bold")] for name in COLUMNS], *_list_rows(sessions)]
+    widths = [max(map(_width_of, column)) for column in zip(*rows, strict=True)]
+    if _width_of_all(widths) > console.width:
+        widths[0] = DATE
     left_out: list[str] = []
-    table = _list_table(rows, left_out)
-    if not _fits(table, console):
-        table.columns[0].width = DATE
     for name in LEFT_OUT:
-        if not _fits(table, console):
+        if _width_of_all(widths) > console.width:
             left_out.append(name)
-            table = _list_table(rows, left_out)
-            table.columns[0].width = DATE
-    return table, left_out
+            widths[COLUMNS.index(name)] = 0
+    _narrow(widths, console.width)
+    return StyledLines(line for row in rows for line in _lines_of(row, widths)), left_out
 
 
-def _list_table(rows: Sequence[Sequence[RenderableType]], left_out: Sequence[str]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in COLUMNS:
-        if name not in left_out:
-            justify: JustifyMethod = "right" if name == "saved" else "left"
-            whole = name in {"session", "saved"}  # the id is what the other commands take
-            table.add_column(name, justify=justify, overflow="fold", no_wrap=whole)
-    for row in rows:
-        table.add_row(*(c for c, name in zip(row, COLUMNS, strict=True) if name not in left_out))
-    return table
+def _width_of(cell: Cell) -> int:
+    return max((width_of(text) for text, _ in cell), default=0)
 
 
-def _list_rows(sessions: Sequence[Closed]) -> Iterator[Sequence[RenderableType]]:
+def _width_of_all(widths: Sequence[int]) -> int:
+    shown = [width for width in widths if width]
+    return sum(shown) + len(GAP) * (len(shown) - 1)
+
+
+def _narrow(widths: list[int], most: int) -> None:
+    """Take from the widest columns what is too much; not from one that must stay whole."""
+    while _width_of_all(widths) > most:
+        foldable = [at for at, name in enumerate(COLUMNS) if name not in WHOLE]
+        widest = max(foldable, key=widths.__getitem__)
+        if widths[widest] <= NARROWEST:
+            return
+        widths[widest] -= 1
+
+
+def _lines_of(row: Sequence[Cell], widths: Sequence[int]) -> Iterator[StyledLine]:
+    """Yield the lines of a row, as many as its tallest cell has."""
+    cells = [
+        [(part, style) for text, style in cell for part in _folded(text, width)]
+        for cell, width in zip(row, widths, strict=True)
+        if width
+    ]
+    shown = [(width, name in RIGHT) for name, width in zip(COLUMNS, widths, strict=True) if width]
+    for parts in zip_longest(*cells, fillvalue=("", "")):
+        line, gap = StyledLine(), ""
+        for (text, style), (width, is_right) in zip(parts, shown, strict=True):
+            blank = " " * (width - width_of(text))
+            line.add(gap + blank if is_right else gap)
+            line.add(text, style)
+            line.add("" if is_right else blank)
+            gap = GAP
+        yield line
+
+
+def _folded(text: str, width: int) -> Sequence[str]:
+    """Return a text in lines of at most so many cells, between words if possible."""
+    if width_of(text) <= width:
+        return (text,)
+    return [str(line).rstrip() for line in Text(text).wrap(_FOLDING, width, overflow="fold")]
+
+
+def _list_rows(sessions: Sequence[Closed]) -> Iterator[Sequence[Cell]]:
     for session in sessions:
-        first = (clock(session.opened), session.session, client_of(session))
+        first = [clock(session.opened), session.session, client_of(session)]
         saved = str(session.round_trips_saved)
         if not session.transactions:
-            yield *first, "", "", _reason(session), saved
+            yield _row(*first, "", [], [_reason(session)], saved)
         for message in session.transactions:
-            yield *first, message.sender or "<>", _recipients(message), _outcome(message), saved
-            first, saved = ("", "", ""), ""
+            sender, outcome = message.sender or "<>", [_outcome(message)]
+            yield _row(*first, sender, _recipients(message), outcome, saved)
+            first, saved = ["", "", ""], ""
         if session.more_transactions:
-            yield "", "", "", "", "", counted(session.more_transactions, "message") + " more", ""
+            more = counted(session.more_transactions, "message") + " more"
+            yield _row("", "", "", "", [], [(more, "")], "")
 
 
-def _fits(table: Table, console: Console) -> bool:
-    options = console.options.update(width=MOST)
-    return console.measure(table, options=options).maximum <= console.width
+def _row(*cells: str | Cell) -> list[Cell]:
+    return [[(cell, "")] if isinstance(cell, str) else cell for cell in cells]
 
 
 def clock(at: float, form: str = "%Y-%m-%d %H:%M:%S") -> str:
@@ -86,24 +126,24 @@ def clock(at: float, form: str = "%Y-%m-%d %H:%M:%S") -> str:
     return datetime.fromtimestamp(at, UTC).strftime(form)
 
 
-def _recipients(message: Transaction) -> Group:
-    shown = [Text(each) for each in message.recipients[:3]]
-    shown += [Text(each, BAD) for each in message.refused[:3]]
+def _recipients(message: Transaction) -> Cell:
+    shown = [(each, "") for each in message.recipients[:3]]
+    shown += [(each, BAD) for each in message.refused[:3]]
     more = len(message.recipients) + len(message.refused) - len(shown)
     if more:
-        shown.append(Text(f"and {more} more", QUIET))
-    return Group(*shown)
+        shown.append((f"and {more} more", QUIET))
+    return shown
 
 
-def _outcome(message: Transaction) -> Text:
+def _outcome(message: Transaction) -> Piece:
     style = GOOD if message.outcome == "relayed" else BAD
-    return Text(f"{message.outcome} {message.reply[:3]}".rstrip(), style)
+    return f"{message.outcome} {message.reply[:3]}".rstrip(), style
 
 
-def _reason(session: Closed) -> Text:
+def _reason(session: Closed) -> Piece:
     bad = bool(session.codes or session.violations)
     codes = " ".join(map(str, session.codes))
-    return Text(f"{session.reason} {codes}".rstrip(), BAD if bad else QUIET)
+    return f"{session.reason} {codes}".rstrip(), BAD if bad else QUIET
 
 
 def show(console: Console, session: RecordedSession) -> None:

@@ -1,22 +1,27 @@
 """`smtpproxy trace`: what each command prints of recorded sessions."""
 
 import asyncio
+import io
 import json
 import re
 import subprocess
-from collections.abc import AsyncIterator
+import sys
+from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from rich.console import Console
 
 from smtpproxy.cli import main
 from smtpproxy.config.address import parse_server
 from smtpproxy.demo.legacy import LegacyMTA
-from smtpproxy.trace import pcapng, records, trace_commands
+from smtpproxy.trace import pcapng, records, terminal, trace_commands
 from smtpproxy.trace.reader import RecordedSession, TraceReader, add, files_of
 from smtpproxy.trace.recorder import TraceRecorder
-from smtpproxy.trace.records import Exchanged, Gap, decode
+from smtpproxy.trace.records import Closed, Exchanged, Gap, Transaction, decode
 from smtpproxy.trace.replay import played_pieces, replay
 from smtpproxy.trace.rotating_files import RotatingFiles
 from tests.support.observed_session import Later, Watched
@@ -131,6 +136,39 @@ class TestList:
         (recorded / "trace-3.jsonl").write_bytes(b'{"what":"closed","sess\n\nx')
         (recorded / "trace-4.jsonl").touch()
         assert len(ids(recorded)) == 3
+
+    def test_a_long_list_costs_little_for_each_row(self) -> None:
+        """To lay out one row as rich's table does takes 20,000 calls."""
+        session = Closed("s", 1.0, 0.0, "smtp", "192.0.2.1", 1, "", "quit", *[0] * 6, [], [], [])
+        message = Transaction("relayed", "a@x", ["b@y"] * 5, [], 1, "250 ok", 0.1, [7, 1])
+        session.transactions = [message]
+        console = Console(width=60, file=io.StringIO())
+        calls = 0
+
+        def count(_frame: object, event: str, _argument: object) -> None:
+            nonlocal calls
+            calls += event == "call"
+
+        sys.setprofile(count)
+        try:
+            console.print(terminal.list_table([session] * 200, console)[0])
+        finally:
+            sys.setprofile(None)
+        assert calls < 200 * 1000
+
+    @pytest.mark.parametrize(
+        "write", [json.dumps, partial(json.dumps, sort_keys=True, separators=(" , ", " : "))]
+    )
+    def test_files_that_another_program_wrote_anew_are_read(
+        self, recorded: Path, write: Callable[[Any], str]
+    ) -> None:
+        """As jq does, with blanks after colons or sorted keys."""
+        before = run("list", "-d", recorded), run("show", "-d", recorded, ids(recorded)[0])
+        for path in files_of(recorded):
+            written = [write(json.loads(line)) for line in path.read_text().splitlines()]
+            path.write_text("\n".join(written) + "\n")
+        after = run("list", "-d", recorded), run("show", "-d", recorded, ids(recorded)[0])
+        assert [each.output for each in after] == [each.output for each in before]
 
     def test_progress_is_reported(self, recorded: Path) -> None:
         reported: list[int] = []
