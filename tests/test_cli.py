@@ -100,7 +100,7 @@ class TestHelp:
         for name in COMMANDS[1:]:
             begin = ["smtpproxy", *name.split()]
             for line in invoke(*name.split(), "-h").output.splitlines():
-                words = re.split("&&|>|#", line)[0].replace("/var/log/smtpproxy", str(tmp_path))
+                words = re.split(r"&&|>|#|\|", line)[0].replace("/var/log/smtpproxy", str(tmp_path))
                 first, given = words.split()[: len(begin)], words.split()[len(begin) :]
                 if first == begin:
                     found(name).make_context(name, given, parent=click.Context(cli.main))

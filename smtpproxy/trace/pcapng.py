@@ -1,11 +1,11 @@
-"""Exports a session as a capture file: both connections as TCP streams, for Wireshark.
+"""Exports sessions as a capture file: both connections as TCP streams, for Wireshark.
 
 The bytes are those inside TLS, if there was any.  The packets are not those of the wire: one is
 made for each group that was recorded.  Format: draft-ietf-opsawg-pcapng.
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from itertools import groupby
@@ -13,13 +13,15 @@ from itertools import groupby
 from smtpproxy.log.verb_name import END_OF_DATA
 from smtpproxy.text.escaping import octets_of
 from smtpproxy.trace.reader import RecordedSession
-from smtpproxy.trace.records import Exchanged
+from smtpproxy.trace.records import Closed, Connected, Exchanged, Opened, Record
 
 RAW_IP = 101
 SEGMENT_OCTETS = 16384
 SMTP_PORTS = (25, 587)
 FILLER_OCTETS = 16 * 1024 * 1024
 """The most filler for BDAT payload that was not recorded, in all chunks together."""
+SESSIONS = 10_000
+"""The most open sessions; beyond it, the oldest are left out from then on."""
 CONTENT = (END_OF_DATA, "BDAT")
 """Exchanges that have content or a payload."""
 COMMENT = (
@@ -27,6 +29,11 @@ COMMENT = (
     "ends that are Unix sockets, as 127.0.0.1."
 )
 SYN, ACK, PSH, FIN = 2, 16, 8, 1
+SEQUENCE_STEP = 1_000_003
+"""Between the first sequence numbers of two sessions: Wireshark takes a SYN with that of an earlier
+connection of the same addresses for a retransmission."""
+UNIX_PORT, UNIX_PORTS = 40000, 20000
+"""The first of the ports for ends that are Unix sockets, and how many there are."""
 Address = IPv4Address | IPv6Address
 
 
@@ -38,7 +45,7 @@ class StreamEnd:
     """Its IP address."""
     port: int
     """Its TCP port."""
-    sequence: int = 1000
+    sequence: int
     """The sequence number of the next octet that it sends."""
 
 
@@ -62,35 +69,138 @@ class Stream:
         return _ip(source.address, target.address, header + octets)
 
 
-def capture(session: RecordedSession) -> bytes:
-    """Return the capture file of a session.
+def capture(*sessions: RecordedSession) -> bytes:
+    """Return the capture file of sessions, packets in order of time.
+
+    Those without a connection to a server are left out.
 
     Raises:
-        ValueError: The session has no connection to a server.
+        ValueError: None has one.
     """
-    ends = session.connected
-    if ends is None:
+    made = Capture(FILLER_OCTETS // max(1, len(sessions)))
+    packets = made.packets(record for session in sessions for record in session.records)
+    if not packets:
         raise ValueError(
             "the session has no connection to a server, so there is nothing to capture"
+            if len(sessions) == 1
+            else "no session has a connection to a server, so there is nothing to capture"
         )
-    outer = Stream(_end(ends.client_address), _end(ends.listener_address, server=True))
-    inner = Stream(_end(ends.proxy_address), _end(ends.server_address, server=True))
-    packets: list[tuple[float, bytes]] = []
-    packets += _opening(outer, session.began)
-    packets += _opening(inner, ends.at)
-    for at, inside, from_client, octets in sorted(_said(session), key=lambda said: said[0]):
-        stream = inner if inside else outer
-        for start in range(0, len(octets), SEGMENT_OCTETS):
-            part = octets[start : start + SEGMENT_OCTETS]
-            packets.append(
-                (at, stream.packet(from_client=from_client, flags=PSH | ACK, octets=part))
-            )
-    end = session.closed.at if session.closed else packets[-1][0]
-    for stream in (inner, outer):
-        packets.append((end, stream.packet(from_client=False, flags=FIN | ACK)))
-        packets.append((end, stream.packet(from_client=True, flags=FIN | ACK)))
-        packets.append((end, stream.packet(from_client=False, flags=ACK)))
-    return _head() + b"".join(_enhanced_packet(at, packet) for at, packet in packets)
+    return head() + packets
+
+
+class Capture:
+    """Makes the packets of sessions, whose records may come in several parts.
+
+    A session without its first records is left out.
+
+    Args:
+        filler: The most filler of one session for payload that was not recorded, in octets.
+    """
+
+    def __init__(self, filler: int = FILLER_OCTETS) -> None:
+        self._filler = filler
+        self._opened: dict[str, float] = {}  # the time, of those without a server
+        self._legs: dict[str, _Legs] = {}
+        self._count = 0
+
+    def packets(self, records: Iterable[Record]) -> bytes:
+        """Return the packets of more records, in order of time.
+
+        The commands of a group become one packet if their records come together.
+        """
+        parts: dict[str, list[Record]] = {}
+        for record in records:
+            parts.setdefault(record.session, []).append(record)
+        found: list[tuple[float, float, bytes]] = []
+        for session, part in parts.items():
+            latest = 0.0  # the order within a session is kept, whatever its times are
+            for at, packet in self._packets_of(session, part):
+                latest = max(latest, at)
+                found.append((latest, at, packet))
+        found.sort(key=lambda each: each[0])
+        return b"".join(_enhanced_packet(at, packet) for _, at, packet in found)
+
+    def _packets_of(self, session: str, records: list[Record]) -> Iterator[tuple[float, bytes]]:
+        exchanges: list[Exchanged] = []
+        for record in records:
+            if isinstance(record, Exchanged):
+                exchanges.append(record)
+                continue
+            yield from self._said(session, exchanges)
+            exchanges = []
+            match record:
+                case Opened():
+                    self._opened[session] = record.at
+                case Connected() if session in self._legs:
+                    yield from self._legs[session].connect_to_another(record)
+                case Connected():
+                    self._count += 1
+                    began = self._opened.pop(session, record.at)
+                    legs = self._legs[session] = _Legs(began, record, self._count, self._filler)
+                    yield from legs.opening(record.at)
+                case Closed():
+                    self._opened.pop(session, None)
+                    if session in self._legs:
+                        yield from self._legs.pop(session).closing(record.at)
+        yield from self._said(session, exchanges)
+        for known in (self._opened, self._legs):  # the end of some may not have been recorded
+            if len(known) > SESSIONS:
+                del known[next(iter(known))]
+
+    def _said(self, session: str, exchanges: list[Exchanged]) -> Iterator[tuple[float, bytes]]:
+        if exchanges and session in self._legs:
+            yield from self._legs[session].said(exchanges)
+
+
+class _Legs:
+    """The two connections of a session.
+
+    Args:
+        began: When the client connected.
+        ends: The addresses.
+        number: Its number, by which Wireshark tells sessions of equal addresses apart.
+        filler: The most filler for payload that was not recorded, in octets.
+    """
+
+    def __init__(self, began: float, ends: Connected, number: int, filler: int) -> None:
+        self._began = began
+        self._number = number
+        self._filler = filler
+        self._outer = self._stream(ends.client_address, ends.listener_address)
+        self._inner = self._stream(ends.proxy_address, ends.server_address)
+
+    def _stream(self, client: str, server: str) -> Stream:
+        return Stream(_end(client, self._number), _end(server, self._number, server=True))
+
+    def opening(self, at: float) -> Iterator[tuple[float, bytes]]:
+        """Yield the handshakes of both connections; that to the server was made at `at`."""
+        yield from _opening(self._outer, self._began)
+        yield from _opening(self._inner, at)
+
+    def connect_to_another(self, ends: Connected) -> Iterator[tuple[float, bytes]]:
+        """Yield the end of the connection to a server, and the handshake with the next one."""
+        yield from _closing(self._inner, ends.at)
+        self._inner = self._stream(ends.proxy_address, ends.server_address)
+        yield from _opening(self._inner, ends.at)
+
+    def said(self, exchanges: Sequence[Exchanged]) -> Iterator[tuple[float, bytes]]:
+        """Yield the packets of exchanges."""
+        chunks = [each for each in exchanges if each.verb == "BDAT"]
+        room = self._filler // max(1, len(chunks))
+        partly = [each for each in chunks if each.content_cut or not each.content]
+        self._filler -= sum(min(each.content_bytes, room) for each in partly)
+        for at, inside, from_client, octets in sorted(
+            _said(exchanges, room), key=lambda said: said[0]
+        ):
+            stream = self._inner if inside else self._outer
+            for start in range(0, len(octets), SEGMENT_OCTETS):
+                part = octets[start : start + SEGMENT_OCTETS]
+                yield at, stream.packet(from_client=from_client, flags=PSH | ACK, octets=part)
+
+    def closing(self, at: float) -> Iterator[tuple[float, bytes]]:
+        """Yield the end of both connections."""
+        yield from _closing(self._inner, at)
+        yield from _closing(self._outer, at)
 
 
 def _opening(stream: Stream, at: float) -> Iterator[tuple[float, bytes]]:
@@ -99,14 +209,20 @@ def _opening(stream: Stream, at: float) -> Iterator[tuple[float, bytes]]:
     yield at, stream.packet(from_client=True, flags=ACK)
 
 
-def _said(session: RecordedSession) -> Iterator[tuple[float, bool, bool, bytes]]:
+def _closing(stream: Stream, at: float) -> Iterator[tuple[float, bytes]]:
+    yield at, stream.packet(from_client=False, flags=FIN | ACK)
+    yield at, stream.packet(from_client=True, flags=FIN | ACK)
+    yield at, stream.packet(from_client=False, flags=ACK)
+
+
+def _said(
+    exchanges: Sequence[Exchanged], room: int = FILLER_OCTETS
+) -> Iterator[tuple[float, bool, bool, bytes]]:
     """Yield time, on the inner connection, from the client of that connection, octets."""
-    chunks = sum(each.verb == "BDAT" for each in session.exchanges)
-    room = FILLER_OCTETS // max(1, chunks)
-    asked = [each for each in session.exchanges if each.verb not in {"greeting", "unsolicited"}]
+    asked = [each for each in exchanges if each.verb not in {"greeting", "unsolicited"}]
     for framed, group in groupby(asked, lambda each: each.framed):
         yield framed, False, True, b"".join(client_octets(each, room) for each in group)
-    for each in session.exchanges:
+    for each in exchanges:
         for step in each.steps:
             line = octets_of(step.command) + b"\r\n"
             sent = command_octets(each, room) if each.verb in CONTENT else line
@@ -119,7 +235,7 @@ def _said(session: RecordedSession) -> Iterator[tuple[float, bool, bool, bytes]]
             yield each.sent, True, True, command_octets(each, room)
         if each.replied and (each.sent or each.verb in {"greeting", "unsolicited"}):
             yield each.replied, True, False, octets_of(each.reply) + b"\r\n"
-    answered = [each for each in session.exchanges if each.flushed]
+    answered = [each for each in exchanges if each.flushed]
     for flushed, replies in groupby(answered, lambda each: each.flushed):
         yield flushed, False, False, b"".join(octets_of(e.reply) + b"\r\n" for e in replies)
 
@@ -161,17 +277,17 @@ def command_octets(exchange: Exchanged, room: int = FILLER_OCTETS) -> bytes:
     return content[:end] + note + b".\r\n"
 
 
-def _end(name: str, *, server: bool = False) -> StreamEnd:
-    host, _, port = name.rpartition(":")
+def _end(name: str, number: int = 0, *, server: bool = False) -> StreamEnd:
+    host, _, given = name.rpartition(":")
     try:
-        address, number = ip_address(host.strip("[]").partition("%")[0]), int(port)
+        address, port = ip_address(host.strip("[]").partition("%")[0]), int(given)
     except ValueError:  # a Unix socket
-        address, number = ip_address("127.0.0.1"), 40000
-    if not 0 <= number <= 65535:
-        number = 40000
-    if server and number not in SMTP_PORTS:
-        number = 25
-    return StreamEnd(address, number)
+        address, port = ip_address("127.0.0.1"), UNIX_PORT + number % UNIX_PORTS
+    if not 0 <= port <= 65535:
+        port = UNIX_PORT
+    if server and port not in SMTP_PORTS:
+        port = 25
+    return StreamEnd(address, port, 1000 + number * SEQUENCE_STEP & 0xFFFFFFFF)
 
 
 def _ip(source: Address, target: Address, segment: bytes) -> bytes:
@@ -197,7 +313,8 @@ def _checksum(octets: bytes) -> int:
     return ~total & 0xFFFF
 
 
-def _head() -> bytes:
+def head() -> bytes:
+    """Return the blocks before the packets."""
     section = struct.pack("<IHHq", 0x1A2B3C4D, 1, 0, -1) + _option(1, COMMENT.encode())
     interface = struct.pack("<HHI", RAW_IP, 0, 0) + _option(9, b"\x06")
     return _block(0x0A0D0D0A, section + _option(0, b"")) + _block(1, interface + _option(0, b""))

@@ -9,7 +9,7 @@ Lines of other sessions are only checked to be whole, so that listing a gigabyte
 
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from io import FileIO
@@ -181,6 +181,23 @@ class TraceReader:
             several = ", ".join(sorted({found.id, *others}))
             raise ValueError(f"several sessions begin with {name} ({several})")
         return found
+
+    def sessions(self, names: Collection[str], most: int) -> list[RecordedSession]:
+        """Return several sessions by their ids.
+
+        Args:
+            names: The ids.
+            most: How many bytes of records are read in all; what is beyond is left out.
+        """
+        found = {name: RecordedSession(name) for name in names}
+        for record, size in self._records(b'"session":"'):
+            if (session := found.get(record.session)) is not None:
+                if size > most and not isinstance(record, Closed):
+                    session.left_out += 1
+                    continue
+                most -= size
+                _add_bounded(session, record, size)
+        return list(found.values())
 
     def _records(self, wanted: bytes) -> Iterator[tuple[Record, int]]:
         for file in self._files:

@@ -3,6 +3,7 @@
 They are made of records that people may see (`reader.printable_record`).
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import groupby, zip_longest
@@ -11,11 +12,20 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from smtpproxy.log.verb_name import END_OF_DATA
+from smtpproxy.text.console import Terminal
 from smtpproxy.text.styled_lines import Piece, StyledLine, StyledLines, width_of
 from smtpproxy.timeline.drawing import Row, Timeline, duration_text
 from smtpproxy.timeline.labels import BAD, COMMAND, GOOD, QUIET, Label
 from smtpproxy.trace.reader import RecordedSession
-from smtpproxy.trace.records import Closed, Exchanged, Noted, Step, Transaction, client_of
+from smtpproxy.trace.records import (
+    Closed,
+    Exchanged,
+    Noted,
+    Record,
+    Step,
+    Transaction,
+    client_of,
+)
 
 Cell = list[Piece]
 """A cell of a table: its lines."""
@@ -31,8 +41,18 @@ NARROWEST = 5
 """No column is folded to fewer cells."""
 GAP = "  "
 _FOLDING = Console(width=1000)
+PIPED_WIDTH = 1000
+"""The width in a pipe, so that `grep` gets whole lines."""
 DATE = len("2026-11-25")
 """The width of a date; the time goes below it."""
+
+
+def console(kind: type[Terminal] = Terminal) -> Terminal:
+    """Return the terminal or pipe that standard output is."""
+    made = kind()
+    if not made.is_terminal and "COLUMNS" not in os.environ:
+        made.width = PIPED_WIDTH
+    return made
 
 
 def list_table(sessions: Sequence[Closed], console: Console) -> tuple[StyledLines, list[str]]:
@@ -166,6 +186,31 @@ def show(console: Console, session: RecordedSession) -> None:
         console.print(Text(f"{session.gap.exchanges} exchanges between were not kept", BAD))
     for line in _what_went_on(session):
         console.print(line)
+
+
+def line_of(record: Record) -> Text | None:
+    """Return the line of a record while it is followed; None if it has none."""
+    if isinstance(record, Closed):
+        text = f"closed, {record.reason}, {saved(record)}"
+        return Text(f"{clock(record.at, '%H:%M:%S')} {record.session:12} {text}", "dim")
+    if isinstance(record, Noted):
+        when = f"{clock(record.at, '%H:%M:%S')} {record.session:12}   "
+        label = note(record)
+        return Text.assemble((when, "dim"), (label.long, label.style))
+    if not isinstance(record, Exchanged):
+        return None
+    took = duration_text(record.replied - record.sent) if record.sent else ""
+    asked = "  +" if record.pipelined else "   "
+    command = command_of(record).long
+    reply = record.reply.split("\r\n")[-1]
+    return Text.assemble(
+        (f"{clock(record.flushed or record.framed, '%H:%M:%S')} ", "dim"),
+        f"{record.session:12}{asked}",
+        (command, COMMAND),
+        "  ",
+        (reply, BAD if record.code >= 400 else GOOD),
+        (f"  {took}", "dim"),
+    )
 
 
 def rows_of(session: RecordedSession) -> Iterator[Row]:

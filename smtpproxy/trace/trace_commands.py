@@ -5,15 +5,13 @@ records or files could not be read.
 """
 
 import asyncio
-import contextlib
 import heapq
 import json
 import os
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import NoReturn
 
@@ -24,12 +22,18 @@ from rich.progress import BarColumn, DownloadColumn, Progress
 from rich.table import Table
 from rich.text import Text
 
-from smtpproxy.config.address import Address, canonical, parse_server
+from smtpproxy.config.address import Address, parse_server
 from smtpproxy.text.console import Terminal, say
 from smtpproxy.text.escaping import printable
-from smtpproxy.timeline.drawing import duration_text
-from smtpproxy.timeline.labels import BAD, COMMAND, GOOD
+from smtpproxy.timeline.labels import BAD, GOOD
 from smtpproxy.trace import html_page, pcapng, terminal
+from smtpproxy.trace.live_output import (
+    LiveCapture,
+    LiveTerminal,
+    capture_file,
+    until_the_reader_leaves,
+    wait,
+)
 from smtpproxy.trace.reader import (
     Problems,
     RecordedSession,
@@ -39,17 +43,20 @@ from smtpproxy.trace.reader import (
     for_people,
     printable_record,
 )
-from smtpproxy.trace.records import Closed, Exchanged, Noted, Record, client_of
+from smtpproxy.trace.records import Closed, Record
 from smtpproxy.trace.replay import ReplayResult
 from smtpproxy.trace.replay import replay as play_again
+from smtpproxy.trace.session_filter import SessionFilter, filter_options
 
 POLL_S = 0.2
-PIPED_WIDTH = 1000
-"""The width in a pipe, so that `grep` gets whole lines."""
 PROGRESS_BYTES = 64 * 1024 * 1024
 """From this size on, a progress bar is shown."""
 LISTED_BYTES = 64 * 1024 * 1024
 """The most bytes of records that `list` keeps; of more, it shows the latest."""
+EXPORTED_BYTES = 64 * 1024 * 1024
+"""The most bytes of records that become one capture file."""
+FOLLOWED_RECORDS = 1000
+"""How many records are shown at once, if there are more."""
 NEVER = b"\0"
 """A text that no line contains."""
 Found = tuple[Closed, int]
@@ -68,26 +75,7 @@ _in_directory = partial(
 )
 _directory = _in_directory(type=click.Path(path_type=Path, exists=True))
 _future_directory = _in_directory(type=click.Path(path_type=Path))
-
-
-class _Time(click.DateTime):
-    """A time, whose error is an example and not a format."""
-
-    def __init__(self) -> None:
-        super().__init__(["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S"])
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> datetime:
-        """Return the time that a text is."""
-        try:
-            return super().convert(value, param, ctx)
-        except click.BadParameter:
-            example = "2026-11-24, 2026-11-24T08:00 or 2026-11-24T08:00:30"
-            self.fail(f"{value!r} is not a time; write, for example, {example}", param, ctx)
-
-
-_time = _Time()
+_last = click.option("-n", "--last", type=click.IntRange(1), metavar="N", help="Only the latest N.")
 
 
 @click.group()
@@ -111,50 +99,18 @@ def trace() -> None:
     """,
 )
 @_directory
-@click.option(
-    "--since",
-    type=_time,
-    metavar="TIME",
-    help="Only sessions that began then or later (UTC).",
-)
-@click.option("--until", type=_time, metavar="TIME", help="Only sessions that began before (UTC).")
-@click.option(
-    "--address", metavar="TEXT", help="Only if client, sender or recipient contains this."
-)
-@click.option(
-    "--code",
-    type=click.IntRange(1, 999),
-    metavar="CODE",
-    help="Only if a reply had this code: 550, or 5 for 5xx.",
-)
-@click.option("--text", help="Only if the last record contains this.")
-@click.option("-n", "--last", type=click.IntRange(1), metavar="N", help="Only the latest N.")
+@filter_options
+@_last
 @click.option("--json", "as_json", is_flag=True, help="Print each session's last record as JSON.")
-def list_sessions(
-    directory: Path,
-    since: datetime | None,
-    until: datetime | None,
-    address: str | None,
-    code: int | None,
-    text: str | None,
-    last: int | None,
-    as_json: bool,
-) -> None:
+def list_sessions(chosen: SessionFilter, directory: Path, last: int | None, as_json: bool) -> None:
     """List the sessions that have ended: time, client, addresses and outcome.
 
     A terminal that is too narrow shows fewer columns.
     """
-    begin = since.replace(tzinfo=UTC).timestamp() if since else 0.0
-    end = until.replace(tzinfo=UTC).timestamp() if until else float("inf")
     reader = _reader(directory)
     found = _Latest(last)
     for each, size in _with_progress(reader, reader.closed_sessions()):
-        if (
-            begin <= each.opened < end
-            and (not address or _has_address(each, address))
-            and (not code or _has_code(each, str(code)))
-            and (not text or text.lower() in msgspec.json.encode(each).decode().lower())
-        ):
+        if chosen.matches(each):
             found.add(each, size)
     if as_json:
         _print_json(found.sessions())
@@ -168,7 +124,7 @@ def list_sessions(
 
 
 def _print_table(sessions: list[Closed]) -> None:
-    console = _console()
+    console = terminal.console()
     table, left_out = terminal.list_table(list(map(printable_record, sessions)), console)
     console.print(table)
     if left_out:
@@ -221,22 +177,6 @@ def _with_progress(reader: TraceReader, found: Iterator[Found]) -> Iterator[Foun
         yield from found
 
 
-def _has_address(session: Closed, address: str) -> bool:
-    wanted = address.lower()
-    with contextlib.suppress(ValueError):  # not an IP address, but a part of one or other text
-        wanted = canonical(wanted.strip("[]"))
-    names = [client_of(session)]
-    for message in session.transactions:
-        names += [message.sender, *message.recipients, *message.refused]
-    return any(wanted in name.lower() for name in names)
-
-
-def _has_code(session: Closed, code: str) -> bool:
-    codes = list(map(str, session.codes))
-    codes += [message.reply[:3] for message in session.transactions]
-    return any(each.startswith(code) for each in codes)
-
-
 @trace.command(
     epilog="""
     \b
@@ -259,27 +199,57 @@ def show(directory: Path, session: str, as_json: bool) -> None:
     if as_json:
         _print_json(found.records)
     else:
-        terminal.show(_console(), for_people(found))
-    _finish(reader, found)
+        terminal.show(terminal.console(), for_people(found))
+    _finish(reader, [found])
 
 
-@trace.command()
+@trace.command(
+    epilog="""
+    \b
+    Examples:
+      smtpproxy trace follow -d /var/log/smtpproxy --text joe@example.org
+      smtpproxy trace follow -d /var/log/smtpproxy --pcapng - | wireshark -k -i -
+    """
+)
 @_future_directory
 @click.option("--text", help="Only lines that contain this.")
-def follow(directory: Path, text: str | None) -> None:
+@click.option(
+    "--pcapng",
+    "capture",
+    metavar="FILE",
+    help="Write the sessions that begin from now on for Wireshark.  - for standard output.",
+)
+def follow(directory: Path, text: str | None, capture: str | None) -> None:
     """Print each exchange as it is recorded, until interrupted."""
-    console = _console()
+    if text and capture is not None:
+        raise click.UsageError("--text chooses lines, and --pcapng writes all")
+    try:
+        show = _Lines() if capture is None else LiveCapture(capture)
+    except OSError as error:
+        _fail(f"cannot write {capture}: {error.strerror}")
+    follower = _Follower(directory)
     if not directory.exists():  # it is created with the first record
         say(f"waiting for {directory}, which does not exist yet", err=True)
-    follower = _Follower(directory)
-    try:
+    with until_the_reader_leaves():
         while True:
-            for record in follower.new_records((text or "").encode(errors="replace")):
-                if line := _line_of(printable_record(record)):
-                    console.print(line)
-            time.sleep(POLL_S)  # each system has another API to be notified of new lines
-    except KeyboardInterrupt:
-        sys.exit(INCOMPLETE if follower.problems.count else 0)
+            records = follower.new_records((text or "").encode(errors="replace"))
+            while part := list(islice(records, FOLLOWED_RECORDS)):
+                show.write(part)
+            wait(POLL_S)  # each system has another API to be notified of new lines
+    sys.exit(INCOMPLETE if follower.problems.count else 0)
+
+
+class _Lines:
+    """Prints records as lines."""
+
+    def __init__(self) -> None:
+        self._console = terminal.console(LiveTerminal)
+
+    def write(self, records: Iterable[Record]) -> None:
+        """Print each record that has a line."""
+        for record in records:
+            if line := terminal.line_of(printable_record(record)):
+                self._console.print(line)
 
 
 class _Follower:
@@ -314,39 +284,24 @@ class _Follower:
         return TraceFile(path, self.problems)
 
 
-def _line_of(record: Record) -> Text | None:
-    if isinstance(record, Closed):
-        text = f"closed, {record.reason}, {terminal.saved(record)}"
-        return Text(f"{terminal.clock(record.at, '%H:%M:%S')} {record.session:12} {text}", "dim")
-    if isinstance(record, Noted):
-        when = f"{terminal.clock(record.at, '%H:%M:%S')} {record.session:12}   "
-        label = terminal.note(record)
-        return Text.assemble((when, "dim"), (label.long, label.style))
-    if not isinstance(record, Exchanged):
-        return None
-    took = duration_text(record.replied - record.sent) if record.sent else ""
-    asked = "  +" if record.pipelined else "   "
-    command = terminal.command_of(record).long
-    reply = record.reply.split("\r\n")[-1]
-    return Text.assemble(
-        (f"{terminal.clock(record.flushed or record.framed, '%H:%M:%S')} ", "dim"),
-        f"{record.session:12}{asked}",
-        (command, COMMAND),
-        "  ",
-        (reply, BAD if record.code >= 400 else GOOD),
-        (f"  {took}", "dim"),
-    )
-
-
-@trace.command()
+@trace.command(
+    epilog="""
+    \b
+    Examples:
+      smtpproxy trace export -d /var/log/smtpproxy 53b4b0-1 --html session.html
+      smtpproxy trace export -d /var/log/smtpproxy 53b4b0-1 --pcapng - | wireshark -k -i -
+      smtpproxy trace export -d /var/log/smtpproxy --code 550 --pcapng refused.pcapng
+    """
+)
 @_directory
-@click.argument("session")
+@click.argument("session", required=False)
+@filter_options
+@_last
 @click.option(
     "--pcapng",
     "capture",
-    type=click.Path(path_type=Path),
     metavar="FILE",
-    help="For Wireshark: both connections, also what was inside TLS.",
+    help="For Wireshark: both connections, also what was inside TLS.  - for standard output.",
 )
 @click.option(
     "--html",
@@ -355,24 +310,65 @@ def _line_of(record: Record) -> Text | None:
     metavar="FILE",
     help="An HTML page with the drawing of the live page.",
 )
-def export(directory: Path, session: str, capture: Path | None, page: Path | None) -> None:
-    """Write SESSION to a file: for Wireshark, or as a page that needs nothing else."""
+def export(
+    chosen: SessionFilter,
+    directory: Path,
+    session: str | None,
+    last: int | None,
+    capture: str | None,
+    page: Path | None,
+) -> None:
+    """Write SESSION to a file: for Wireshark, or as a page that needs nothing else.
+
+    With --since, --address and so on instead of SESSION, all sessions that have ended and match
+    become one file for Wireshark.
+    """
     if capture is None and page is None:
         raise click.UsageError("give --pcapng FILE, --html FILE, or both")
+    chooses = chosen != SessionFilter() or last is not None
+    if chooses == (session is not None):
+        raise click.UsageError("give SESSION, or choose several by --since, --address and so on")
+    if chooses and page is not None:
+        raise click.UsageError("--html is for one SESSION")
     reader = _reader(directory)
-    found = _find(reader, session)
+    if session is not None:
+        found = [_find(reader, session)]
+    else:
+        names = _choose(reader, chosen, last)
+        reader = _reader(directory)  # reads all again
+        found = reader.sessions(names, EXPORTED_BYTES)
     try:
         if capture is not None:
-            capture.write_bytes(pcapng.capture(found))
-            say(f"wrote {capture}", err=True)
+            octets = pcapng.capture(*found)
+            file = capture_file(capture)
+            with until_the_reader_leaves():
+                file.write(octets)
+                file.flush()
+            if capture != "-":
+                file.close()
+                say(f"wrote {capture}", err=True)
         if page is not None:
-            page.write_text(html_page.page(found), encoding="utf-8")
+            page.write_text(html_page.page(found[0]), encoding="utf-8")
             say(f"wrote {page}", err=True)
     except OSError as error:
-        _fail(f"cannot write {error.filename}: {error.strerror}")
+        _fail(f"cannot write {error.filename or capture}: {error.strerror}")
     except ValueError as error:
         _fail(str(error))
     _finish(reader, found)
+
+
+def _choose(reader: TraceReader, chosen: SessionFilter, last: int | None) -> list[str]:
+    """Return the ids of the sessions that options choose; end the command if there are none."""
+    latest = _Latest(last)
+    for each, size in _with_progress(reader, reader.closed_sessions()):
+        if chosen.matches(each):
+            latest.add(each, size)
+    names = [each.session for each in latest.sessions()]
+    if not names:
+        _report(reader)
+        _fail(f"no session matches in {reader.path}")
+    say(terminal.counted(len(names), "session"), err=True)
+    return names
 
 
 @trace.command(
@@ -405,13 +401,13 @@ def replay(directory: Path, session: str, target: str, lock_step: bool, full_spe
     except OSError as error:
         why = os.strerror(error.errno) if error.errno else str(error) or "timed out"
         _fail(f"cannot connect to {target}: {why}")
-    _console().print(_difference(result))
+    terminal.console().print(_difference(result))
     if result.stopped:
         say(f"stopped: {result.stopped}", err=True)
     differing = sum(each.differs for each in result.played)
     codes = f"{differing} of {terminal.counted(len(result.played), 'reply code')}"
     say(f"{codes} {'differs' if differing == 1 else 'differ'}", err=True)
-    _finish(reader, found, failed=bool(result.stopped or differing))
+    _finish(reader, [found], failed=bool(result.stopped or differing))
 
 
 def _difference(performance: ReplayResult) -> Table:
@@ -447,14 +443,18 @@ def _find(reader: TraceReader, name: str) -> RecordedSession:
 
 
 def _finish(
-    reader: TraceReader, session: RecordedSession | None = None, *, failed: bool = False
+    reader: TraceReader, sessions: Sequence[RecordedSession] = (), *, failed: bool = False
 ) -> NoReturn:
     """Report what could not be read, and end the command with its exit code."""
     _report(reader)
-    left_out = session.left_out if session else 0
+    left_out = sum(session.left_out for session in sessions)
     if left_out:
         records = terminal.counted(left_out, "record")
-        say(f"smtpproxy: {records} of the session left out: it is too long", err=True)
+        if len(sessions) == 1:
+            say(f"smtpproxy: {records} of the session left out: it is too long", err=True)
+        else:
+            what = "more than 64 MiB: choose with --since and --until"
+            say(f"smtpproxy: {records} left out: {what}", err=True)
     if failed or reader.failed:
         sys.exit(1)
     sys.exit(INCOMPLETE if left_out or reader.problems.count else 0)
@@ -472,10 +472,3 @@ def _report(reader: TraceReader) -> None:
 def _fail(text: str) -> NoReturn:
     say(f"smtpproxy: {text}", err=True)
     sys.exit(1)
-
-
-def _console() -> Terminal:
-    console = Terminal()
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = PIPED_WIDTH
-    return console

@@ -13,8 +13,15 @@ from random import Random
 from click.testing import CliRunner, Result
 
 from smtpproxy.cli import main
-from smtpproxy.trace import trace_commands
-from smtpproxy.trace.reader import Problems, RecordedSession, TraceFile, TraceReader
+from smtpproxy.text.escaping import printable
+from smtpproxy.trace import terminal
+from smtpproxy.trace.reader import (
+    Problems,
+    RecordedSession,
+    TraceFile,
+    TraceReader,
+    printable_record,
+)
 from smtpproxy.trace.records import HEADER
 from smtpproxy.trace.replay import play
 from tests.support.hostile_text import check_shown
@@ -59,7 +66,7 @@ def run_trace(octets: bytes) -> list[int]:
     if capture.exists():
         _check_capture(capture.read_bytes())
     for record, _ in TraceFile(file, Problems()).records(b""):
-        if reported := trace_commands._line_of(trace_commands.printable_record(record)):
+        if reported := terminal.line_of(printable_record(record)):
             check_shown(reported.plain)
     try:
         session = TraceReader(file).session(SESSION)
@@ -139,7 +146,7 @@ async def _play(session: RecordedSession) -> None:
         reader.feed_eof()
         sink: asyncio.StreamWriter = _Sink()  # type: ignore[assignment]  # all that is used of one
         result = await play(session, reader, sink, lock_step=lock_step, as_fast=True)
-        check_shown(str(trace_commands.printable(result.stopped)))
+        check_shown(str(printable(result.stopped)))
 
 
 def trace_mutations(count: int, seed: int) -> list[bytes]:

@@ -114,7 +114,7 @@ def test_trace_follow(
     def interrupt(_: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(trace_commands.time, "sleep", interrupt)
+    monkeypatch.setattr(trace_commands, "wait", interrupt)
     monkeypatch.setattr(trace_commands, "files_of", Directory(trace / "trace-1.jsonl"))
     assert MARKUP in run("trace", "follow", "-d", trace).stdout
 

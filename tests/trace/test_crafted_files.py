@@ -353,6 +353,20 @@ class TestBounds:
         assert done.returncode == 3, done.stderr[-500:]
         assert "records of the session left out: it is too long" in done.stderr
 
+    def test_several_sessions_take_bounded_memory(self, file: Path) -> None:
+        content = "\\=" + base64.b64encode(b"\x7f" * 4_800_000).decode()
+        big = EXCHANGE | {"verb": "end_of_data", "command": "", "content": content}
+        with file.open("wb") as written:
+            written.write(HEADER)
+            for number in range(12):
+                for each in (OPENED, CONNECTED, big, CLOSED):
+                    written.write(msgspec.json.encode(each | {"session": f"s{number}"}) + b"\n")
+        done = limited("export", "--pcapng", "/dev/null", "-d", str(file), "--last", "99")
+        assert done.returncode == 3, done.stderr[-500:]
+        assert done.stderr.startswith(
+            "12 sessions\nwrote /dev/null\nsmtpproxy: 2 records left out: more than 64 MiB: "
+        )
+
     @pytest.mark.parametrize("verb", ["BDAT", "end_of_data"])
     def test_content_of_a_size_that_cannot_be_takes_no_memory(self, file: Path, verb: str) -> None:
         command = "BDAT 50000000000" if verb == "BDAT" else ""

@@ -207,7 +207,7 @@ class TestShow:
         assert "    > XFORWARD ADDR=192.0.2.1\n    < 250 known\n    > MAIL" in result.stdout
         (name,) = ids(forwarded)
         session = TraceReader(forwarded).session(name)
-        inner = [said for _, inside, _, said in pcapng._said(session) if inside]
+        inner = [said for _, inside, _, said in pcapng._said(session.exchanges) if inside]
         assert inner[1:5] == [
             b"XFORWARD ADDR=192.0.2.1\r\n",
             b"250 known\r\n",
@@ -261,9 +261,7 @@ def test_follow_yields_whole_records_once(recorded: Path) -> None:
 
 def test_follow_prints_when_tls_starts(secured: Path) -> None:
     (file,) = files_of(secured)
-    reported = [
-        trace_commands._line_of(decode(line)) for line in file.read_bytes().splitlines()[1:]
-    ]
+    reported = [terminal.line_of(decode(line)) for line in file.read_bytes().splitlines()[1:]]
     noted = [
         each.plain.split("   ")[-1].strip()
         for each in reported
@@ -277,9 +275,7 @@ def test_follow_prints_when_tls_starts(secured: Path) -> None:
 
 def test_follow_prints_each_exchange(recorded: Path) -> None:
     session = TraceReader(recorded).session(ids(recorded)[0])
-    reported = [
-        str(text) for record in session.records if (text := trace_commands._line_of(record))
-    ]
+    reported = [str(text) for record in session.records if (text := terminal.line_of(record))]
     assert any(re.search(r"\+RCPT TO:<b@y>  250 b  250 ms$", line) for line in reported)
     assert reported[-1].endswith("closed, quit, 2 round trips saved")
 
