@@ -27,7 +27,7 @@ from smtpproxy.trace.recorder import TraceRecorder
 from smtpproxy.trace.rotating_files import RotatingFiles
 from tests.support.observed_session import Watched
 
-SESSIONS = int(os.environ.get("SMTPPROXY_NEW_SESSIONS", "3000"))
+SESSIONS = int(os.environ.get("SMTPPROXY_NEW_SESSIONS", "1200"))
 WINDOWS = 6
 GROWTH = 4 * 1024
 """The allowed growth in that window of sessions that grows least.
@@ -112,8 +112,8 @@ class Service:
 async def test_sessions_with_new_names_leave_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(admission, "ADDRESSES_KNOWN", 256)  # full after half of the sessions
-    monkeypatch.setattr(line_limits, "ADDRESSES", 256)
+    monkeypatch.setattr(admission, "ADDRESSES_KNOWN", 128)  # full long before the last window
+    monkeypatch.setattr(line_limits, "ADDRESSES", 128)
     service = Service(tmp_path)
     gc.collect()
     tracemalloc.start()

@@ -118,7 +118,7 @@ class Service:
             assert size < MADE * self.received
         assert page < MADE * self.received + 50_000
         assert self.trace.lost == 0
-        assert self.loop.longest < TURN_S * slowness()
+        assert self.loop.longest < TURN_S or self.loop.longest < TURN_S * slowness()
 
     def _snapshot(self) -> MetricsSnapshot:
         snapshot = MetricsSnapshot()
@@ -165,7 +165,6 @@ class Driven:
 @pytest.fixture(params=[False, True], ids=["all", "errors"])
 def service(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Service]:
     made = Service(tmp_path, only_errors=request.param)
-    gc.collect()
     gc.disable()  # it looks at all objects of the tests; a worker freezes its own
     try:
         yield made
@@ -184,11 +183,20 @@ def text_of(octets: str, size: int) -> bytes:
 @pytest.mark.parametrize("octets", OCTETS)
 @pytest.mark.parametrize("reply", [b"250 ok\r\n", b"450 no\r\n"])
 def test_recipients(service: Service, octets: str, reply: bytes) -> None:
+    _give_recipients(service, octets, reply, 200)
+
+
+@pytest.mark.parametrize("octets", ["\x7f", "\u202e"])
+def test_as_many_recipients_as_are_allowed(service: Service, octets: str) -> None:
+    _give_recipients(service, octets, b"250 ok\r\n", 1000)
+
+
+def _give_recipients(service: Service, octets: str, reply: bytes, number: int) -> None:
     driven = service.session()
     address = text_of(octets, 2000)
     driven.sends(b"MAIL FROM:<%s>\r\n" % address)
     driven.says(reply)
-    for _ in range(10):
+    for _ in range(number // 100):
         driven.sends(b"RCPT TO:<%s>\r\n" % address * 100)
         for _ in range(100):
             driven.says(reply)

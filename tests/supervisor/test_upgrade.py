@@ -27,6 +27,7 @@ from tests.support.processes import eventually
 from tests.support.program import Program, children, is_alive, is_worker
 
 ROOT = Path(__file__).parent.parent.parent
+NO_BYTECODE = shutil.ignore_patterns("__pycache__")
 OLD, NEW, BROKEN = "9.1.0", "9.2.0", "9.3.0"
 
 Run = Callable[..., Program]
@@ -40,7 +41,7 @@ def build(directory: Path, version: str, *changes: tuple[str, str, str]) -> Path
         shutil.copy(ROOT / name, source)
     shutil.copytree(ROOT / "deploy/man", source / "deploy/man")
     shutil.copy(ROOT / "deploy/compile_hook.py", source / "deploy")
-    shutil.copytree(ROOT / "smtpproxy", source / "smtpproxy")
+    shutil.copytree(ROOT / "smtpproxy", source / "smtpproxy", ignore=NO_BYTECODE)
     own = ("core/replies.py", "command not implemented", f"version {version}")
     file = source / "smtpproxy/__init__.py"
     file.write_text(re.sub('__version__ = ".*"', f'__version__ = "{version}"', file.read_text()))
@@ -48,10 +49,8 @@ def build(directory: Path, version: str, *changes: tuple[str, str, str]) -> Path
         file = source / "smtpproxy" / name
         assert text in file.read_text()
         file.write_text(file.read_text().replace(text, instead))
-    options = ["--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", directory]
-    subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", *options, source], check=True, timeout=120
-    )
+    build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel"]
+    subprocess.run([*build, "--directory", directory], cwd=source, check=True, timeout=120)
     (wheel,) = directory.glob(f"smtpproxy-{version}-*.whl")
     return wheel
 
@@ -87,7 +86,7 @@ class Installation:
         subprocess.run(
             [
                 *(sys.executable, "-m", "pip", "--python", self._python, "install"),
-                *(*options, "--force-reinstall", self._wheels[version]),
+                *(*options, "--no-compile", "--force-reinstall", self._wheels[version]),
             ],
             check=True,
             timeout=120,
