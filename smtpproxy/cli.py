@@ -24,7 +24,12 @@ from smtpproxy.config.certificate_validation import doubtful_certificates
 from smtpproxy.config.decoding import ConfigError, dotted
 from smtpproxy.config.loader import control_from_flag, from_flags, load
 from smtpproxy.config.schema import Settings
-from smtpproxy.config.tls_validation import exposed_listeners, weak_backends, weak_listeners
+from smtpproxy.config.tls_validation import (
+    exposed_listeners,
+    foreign_sources,
+    weak_backends,
+    weak_listeners,
+)
 from smtpproxy.config.validation import crowded, superfluous
 from smtpproxy.control_socket import locations
 from smtpproxy.text.console import Terminal, say
@@ -374,6 +379,7 @@ def _warnings(settings: Settings) -> list[str]:
     ]
     found += [f"listener {name}: {how}" for name, how in weak_listeners(settings)]
     found += [f"backend {name}: {how}" for name, how in weak_backends(settings)]
+    found += [f"backend {name}: {what}" for name, what in foreign_sources(settings)]
     found += [f"backend {name}: {what}" for name, what in superfluous(settings)]
     found += [f"backend {name}: {what}" for name, what in crowded(settings)]
     found += [

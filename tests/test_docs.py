@@ -38,10 +38,11 @@ def _settings() -> Iterator[tuple[str, str]]:
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("certificate")
-    for name in ("mx", "mail", "rsa", "ecdsa"):
+    for name in ("mx", "mail", "rsa", "ecdsa", "client"):
         kind = trustme.KeyType.RSA if name == "rsa" else trustme.KeyType.ECDSA
         issued = trustme.CA().issue_cert("mx.example.org", key_type=kind)
         issued.private_key_and_cert_chain_pem.write_to_path(path / f"{name}.pem")
+        (path / f"{name}.pem").chmod(0o600)
     return path
 
 

@@ -8,8 +8,14 @@ from collections.abc import Generator, Iterator
 from datetime import UTC, datetime
 from pathlib import Path as FilePath
 
+from smtpproxy.config import token_file
 from smtpproxy.config.decoding import BAD, dotted
-from smtpproxy.config.schema import CertificateSettings, ListenerSettings, Settings
+from smtpproxy.config.schema import (
+    BackendSettings,
+    CertificateSettings,
+    ListenerSettings,
+    Settings,
+)
 from smtpproxy.config.toml_lines import KeyPath
 from smtpproxy.tls import contexts
 
@@ -84,22 +90,38 @@ def certificate_problems(settings: Settings) -> list[str]:
 def faults(settings: Settings) -> Iterator[tuple[KeyPath, str]]:
     """Yield unusable files: the key path in the settings, and the problem."""
     for name, listener in ({} if settings.listeners is BAD else settings.listeners).items():
-        if listener is BAD or listener.certificate in ("", BAD) or listener.ciphers is BAD:
-            continue
-        place: KeyPath = ("listeners", name)
-        yield from _faults_of(listener, place, listener.ciphers)
-        if listener.sni is not BAD:
-            for host, each in listener.sni.items():
-                if each is not BAD:
-                    yield from _faults_of(each, (*place, "sni", host), listener.ciphers)
-    backends = {} if settings.backends is BAD else settings.backends
-    for name, backend in backends.items():
-        if backend is BAD or backend.ca_file in ("", BAD):
-            continue
+        if listener is not BAD:
+            yield from _faults_of_listener(listener, ("listeners", name))
+    for name, backend in ({} if settings.backends is BAD else settings.backends).items():
+        if backend is not BAD:
+            yield from _faults_of_backend(backend, ("backends", name))
+
+
+def _faults_of_listener(
+    listener: ListenerSettings, place: KeyPath
+) -> Iterator[tuple[KeyPath, str]]:
+    if listener.certificate in ("", BAD) or listener.ciphers is BAD:
+        return
+    yield from _faults_of(listener, place, listener.ciphers)
+    for host, each in ({} if listener.sni is BAD else listener.sni).items():
+        if each is not BAD:
+            yield from _faults_of(each, (*place, "sni", host), listener.ciphers)
+
+
+def _faults_of_backend(backend: BackendSettings, place: KeyPath) -> Iterator[tuple[KeyPath, str]]:
+    if backend.ca_file not in ("", BAD):
         try:
             ssl.create_default_context(cafile=backend.ca_file)
         except OSError as error:
-            yield ("backends", name, "ca_file"), contexts.why_unusable(error)
+            yield (*place, "ca_file"), contexts.why_unusable(error)
+    if backend.client_certificate in ("", BAD):
+        return
+    fine = yield from _faults_of_pair(backend, place, "client_", "legacy")
+    if fine:
+        name = "client_key" if backend.client_key else "client_certificate"
+        mode = FilePath(getattr(backend, name)).stat().st_mode
+        if why := token_file.why_exposed(mode):
+            yield (*place, name), why
 
 
 def _faults_of(
@@ -119,7 +141,10 @@ def _faults_of(
 
 
 def _faults_of_pair(
-    served: CertificateSettings | ListenerSettings, place: KeyPath, prefix: str, ciphers: str
+    served: CertificateSettings | ListenerSettings | BackendSettings,
+    place: KeyPath,
+    prefix: str,
+    ciphers: str,
 ) -> Generator[tuple[KeyPath, str], None, bool]:
     """Yield the faults of a certificate and its key; return whether there are none."""
     certificate, key = (getattr(served, f"{prefix}{name}") for name in ("certificate", "key"))

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path as FilePath
 
 from smtpproxy.config.decoding import BAD
-from smtpproxy.config.schema import CERTIFICATE_FILES, Settings
+from smtpproxy.config.schema import BACKEND_FILES, CERTIFICATE_FILES, Settings
 from smtpproxy.config.toml_lines import KeyPath
 
 DIRECTORY = "/run/credentials/"
@@ -40,5 +40,6 @@ def _files(settings: Settings) -> Iterator[tuple[KeyPath, object]]:
             for key in CERTIFICATE_FILES:
                 yield (*place, key), getattr(pair, key, BAD)
     for name, backend in ({} if settings.backends is BAD else settings.backends).items():
-        yield ("backends", name, "ca_file"), getattr(backend, "ca_file", BAD)
+        for key in BACKEND_FILES:
+            yield ("backends", name, key), getattr(backend, key, BAD)
     yield ("admin", "token_file"), getattr(settings.admin, "token_file", BAD)

@@ -12,6 +12,7 @@ To add a setting, add an attribute with its docstring.
 
 import re
 import socket
+from ipaddress import ip_address
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, field
@@ -19,6 +20,7 @@ from msgspec import Meta, Struct, field
 from smtpproxy.config.address import (
     NAT64_BITS,
     Address,
+    canonical,
     canonical_network,
     parse_listener,
     parse_server,
@@ -71,6 +73,17 @@ class NetworkSetting(Struct, frozen=True):
 def _network(text: str) -> NetworkSetting:
     """Parse a network or an address."""
     return NetworkSetting(str(canonical_network(text)))
+
+
+def _source(text: str) -> str:
+    """Parse an IP address to connect from."""
+    try:
+        ip = ip_address(canonical(text))
+    except ValueError:
+        ip = None
+    if ip is None or ip.is_unspecified or ip.is_multicast:
+        raise ValueError('is not an IP address to connect from; write, for example, "192.0.2.10"')
+    return str(ip)
 
 
 def _nat64_network(text: str) -> NetworkSetting:
@@ -168,6 +181,7 @@ ListenAddress = Annotated[Address, ParsedBy(parse_listener, 'an address, such as
 ServerAddress = Annotated[Address, ParsedBy(parse_server, 'an address, such as "10.0.0.5:25"')]
 AdminAddress = Annotated[Address, ParsedBy(parse_listener, 'an address, such as "127.0.0.1:8025"')]
 HostName = Annotated[str, ParsedBy(_host_name, 'a name, such as "mx.example.org"')]
+SourceAddress = Annotated[str, ParsedBy(_source, 'an IP address in quotes, such as "192.0.2.10"')]
 ServedName = Annotated[str, ParsedBy(_served_name, 'a host name, such as "mx.example.org"')]
 Networks = Annotated[
     list[
@@ -218,6 +232,8 @@ class CertificateSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """PEM file with its key, if it is not in the file of `ecdsa_certificate`."""
 
 
+BACKEND_FILES = ("ca_file", "client_certificate", "client_key")
+"""The settings of a backend that name files."""
 CERTIFICATE_FILES = ("certificate", "key", "ecdsa_certificate", "ecdsa_key")
 """The settings of a listener, and of a host name in its `sni`, that name files."""
 
@@ -370,7 +386,21 @@ class BackendSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     server_name: Annotated[str, ParsedBy(_host_name, 'a host name, such as "mx.example.org"')] = ""
     """The name that the MTA's certificate must have, if it is not the server's host."""
     minimum_tls: TlsVersion = "1.2"
-    """The oldest version of TLS to use with the MTA."""
+    """The oldest version of TLS to use with the MTA. Below 1.2 its TLS may be old in other ways,
+    too: cipher suites, short keys, and no secure renegotiation (RFC 5746).
+    """
+    client_certificate: File = ""
+    """PEM file with the certificate, and its chain, that the proxy shows to the MTA. It is shown
+    for every client: an MTA that relays for it relays for them all.
+    """
+    client_key: File = ""
+    """PEM file with its key, if it is not in the file of `client_certificate`. Other accounts may
+    not read the file with the key: mode 0640 at most.
+    """
+    source: SourceAddress = ""
+    """The address of this machine to connect from. Of a server's name, only addresses of the same
+    family are used. Left out, the system chooses it.
+    """
 
 
 class LimitSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -6,6 +6,7 @@ Any value may be BAD in `faults`; its problem has been reported already.
 from collections.abc import Iterator
 
 from smtpproxy.config.decoding import BAD, show
+from smtpproxy.config.own_addresses import is_own
 from smtpproxy.config.schema import (
     CERTIFICATE_FILES,
     BackendSettings,
@@ -151,8 +152,13 @@ def _backend_tls(backend: BackendSettings, place: KeyPath) -> Iterator[Fault]:
         for key in ("ca_file", "server_name"):
             if getattr(backend, key) not in ("", BAD):
                 yield (*place, key), f"is not used: with {why} no certificate is verified"
-    if backend.tls == "off" and backend.minimum_tls not in ("1.2", BAD):
-        yield (*place, "minimum_tls"), 'is not used with tls = "off"; leave it out'
+    if backend.tls == "off":
+        unset = {"minimum_tls": "1.2", "client_certificate": "", "client_key": ""}
+        for key, default in unset.items():
+            if getattr(backend, key) not in (default, BAD):
+                yield (*place, key), 'is not used with tls = "off"; leave it out'
+    elif backend.client_key not in ("", BAD) and backend.client_certificate == "":
+        yield (*place, "client_key"), "is not used without client_certificate"
 
 
 def _servers(backend: BackendSettings, place: KeyPath) -> Iterator[Fault]:
@@ -168,6 +174,33 @@ def _servers(backend: BackendSettings, place: KeyPath) -> Iterator[Fault]:
         yield (*place, "health_check_interval"), 'cannot be used with servers = ["original"]'
     if backend.identity == "transparent" and any(each.is_unix for each in backend.servers):
         yield where, 'a Unix socket has no addresses; identity = "transparent" needs IP'
+    if backend.source not in ("", BAD):
+        yield from _source(backend, (*place, "source"))
+
+
+def _source(backend: BackendSettings, place: KeyPath) -> Iterator[Fault]:
+    """Yield what the address to connect from contradicts."""
+    if backend.identity == "transparent":
+        yield place, 'is not used: with identity = "transparent" connections come from the client'
+    for server in backend.servers:
+        if server.is_unix:
+            yield place, f"is not used: {server} is a Unix socket"
+        elif not (server.is_name or server.is_original) and (":" in server.host) != (
+            ":" in backend.source
+        ):
+            yield place, f"cannot connect to {server}: one is IPv4, the other IPv6"
+
+
+def foreign_sources(settings: Settings) -> list[tuple[str, str]]:
+    """Return the backends whose `source` is no address of this machine, and a text.
+
+    It is no fault: a cluster's address may come to this machine later.
+    """
+    return [
+        (name, f"source {backend.source} is not an address of this machine now")
+        for name, backend in settings.backends.items()
+        if backend.source and not is_own(backend.source)
+    ]
 
 
 def _pair(listener: ListenerSettings, backend: BackendSettings, place: KeyPath) -> Iterator[Fault]:

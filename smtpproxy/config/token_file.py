@@ -30,17 +30,22 @@ def read(path: str) -> str:
         raise ValueError(f"holds a token that {error}") from None
 
 
+def why_exposed(mode: int) -> str:
+    """Return why a file with this mode is not safe for a secret; empty if it is."""
+    if not mode & _FOR_OTHERS:
+        return ""
+    shown = f"{stat.S_IMODE(mode):04o}"
+    return f"has the mode {shown}: other accounts can read or change it; chmod 0640 or 0600"
+
+
 def _read_text(path: str) -> str:
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         mode = os.fstat(descriptor).st_mode
         if not stat.S_ISREG(mode):
             raise ValueError("is not a file")
-        if mode & _FOR_OTHERS:
-            raise ValueError(
-                f"has the mode {stat.S_IMODE(mode):04o}: other accounts can read or change it;"
-                f" chmod 0640 or 0600"
-            )
+        if why := why_exposed(mode):
+            raise ValueError(why)
         return os.read(descriptor, _MOST_BYTES).decode().strip()
     finally:
         os.close(descriptor)

@@ -169,9 +169,10 @@ class SessionUpgrades:
             side: "client" or "backend".
             transport: The transport of that side.
         """
-        found = transport.get_extra_info("cipher")
-        if found is not None:
-            cipher, version, _ = found
+        inside = transport.get_extra_info("ssl_object")
+        if inside is not None:
+            # The cipher's own version is that of the oldest TLS that has it.
+            version, cipher = inside.version(), inside.cipher()[0]
             self._session.observer.noted("tls_started", side=side, version=version, cipher=cipher)
 
     def _tunnel_over(self, reason: str) -> None:

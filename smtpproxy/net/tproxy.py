@@ -45,9 +45,18 @@ def bind_as(opened: socket.socket, peer: Peer) -> None:
     """
     assert peer.source is not None
     set_transparent(opened)
+    bind_from(opened, peer.source[0])
+
+
+def bind_from(opened: socket.socket, host: str) -> None:
+    """Bind a socket that is to be connected to an address of its family, at any port.
+
+    Raises:
+        OSError: The address is not one of this machine, and the socket not transparent.
+    """
     # A port then has to be free for one server only; else 28,000 connections would be the limit.
     opened.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
-    opened.bind((peer.source[0], 0))
+    opened.bind((host, 0))
 
 
 def with_original_target(peer: Peer, opened: socket.socket, own_port: int) -> Peer:

@@ -12,7 +12,7 @@ from time import monotonic
 
 from smtpproxy.config.address import Address
 from smtpproxy.probe.smtp_connection import CheckFailed, ProbeReply, Refused, SmtpConnection
-from smtpproxy.tls.contexts import VERSIONS
+from smtpproxy.tls.contexts import VERSIONS, allow_insecure_renegotiation
 
 IMPLICIT_TLS_PORT = 465
 """The submission port with implicit TLS (RFC 8314)."""
@@ -191,6 +191,7 @@ def unverified(version: str = "") -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
+    allow_insecure_renegotiation(context)
     context.set_ciphers("ALL:@SECLEVEL=0")  # OpenSSL allows 1.0 and 1.1 at no higher level
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)

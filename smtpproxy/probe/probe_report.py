@@ -212,6 +212,8 @@ def _version_rows(tls: TlsFindings) -> Iterator[Row]:
     if old:
         mark = ODD if new else WRONG
         yield mark, "", f"{' and '.join(old)} {_works(old)}, obsolete (RFC 8996)"
+    if tls.lacks_secure_renegotiation:
+        yield ODD, "", "lacks secure renegotiation (RFC 5746)"
     for version, why in tls.versions.items():
         if why:
             mark = WRONG if not tls.working else PLAIN

@@ -70,8 +70,11 @@ def _tls(found: Findings, tls: TlsFindings) -> list[str]:
     if not backend.verify:
         lines.append(_beside("verify = false", tls.unverified))
     if backend.minimum_tls != "1.2":
-        newest = f"TLS {max(tls.working)} is its newest version"
-        said = newest if max(tls.working) < "1.2" else "its certificate or ciphers are too old"
+        said = "its certificate or ciphers are too old"
+        if max(tls.working) < "1.2":
+            said = f"TLS {max(tls.working)} is its newest version"
+        elif tls.lacks_secure_renegotiation:
+            said = "it lacks secure renegotiation (RFC 5746)"
         lines.append(_beside(f'minimum_tls = "{backend.minimum_tls}"', said))
     return lines if verified else [*lines, *_how_to_verify(found, tls)]
 

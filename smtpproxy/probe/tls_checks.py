@@ -64,6 +64,8 @@ class TlsFindings:
     """The reply to EHLO inside TLS."""
     is_injectable: bool = False
     """Whether it executes inside TLS what was sent in plaintext after STARTTLS (CVE-2011-0411)."""
+    lacks_secure_renegotiation: bool = False
+    """Whether it does not know RFC 5746, so that OpenSSL 3 refuses it by default."""
     undetermined: str = ""
     """Why some of these could not be determined; empty if all were."""
 
@@ -156,6 +158,8 @@ def _fit(connector: Connector, found: TlsFindings) -> None:
             try:
                 _try(connector, candidate)
             except HandshakeFailed as failure:
+                if str(failure) == "unsafe legacy renegotiation disabled":
+                    found.lacks_secure_renegotiation = True
                 if failure.code and not found.unverified:
                     found.unverified = str(failure)
                 continue

@@ -57,8 +57,8 @@ class ClientTlsSettings(ServedCertificate, Protocol):
         """The cipher suites, a key of `CIPHERS`."""
 
 
-class BackendVerification(Protocol):
-    """How the certificate of a backend is verified."""
+class BackendTlsSettings(Protocol):
+    """TLS with a backend."""
 
     @property
     def tls(self) -> str:
@@ -75,6 +75,14 @@ class BackendVerification(Protocol):
     @property
     def minimum_tls(self) -> str:
         """The oldest TLS version to accept, a key of `VERSIONS`."""
+
+    @property
+    def client_certificate(self) -> str:
+        """The path of a PEM file with the proxy's own certificate; empty for none."""
+
+    @property
+    def client_key(self) -> str:
+        """The path of the PEM file with its key; empty if it is in the certificate's file."""
 
 
 def for_clients(listener: ClientTlsSettings) -> ssl.SSLContext:
@@ -102,13 +110,13 @@ def for_clients(listener: ClientTlsSettings) -> ssl.SSLContext:
     return context
 
 
-def for_backend(backend: BackendVerification) -> ssl.SSLContext:
+def for_backend(backend: BackendTlsSettings) -> ssl.SSLContext:
     """Return the context for a backend.
 
     Opportunistic TLS is not verified: an attacker on the network could as well remove STARTTLS.
 
     Raises:
-        OSError: The CA file cannot be used; see `why_unusable`.
+        OSError: A file cannot be used; see `why_unusable`.
     """
     context = ssl.create_default_context(cafile=backend.ca_file or None)
     context.hostname_checks_common_name = False  # RFC 9525 section 2
@@ -118,7 +126,18 @@ def for_backend(backend: BackendVerification) -> ssl.SSLContext:
     _set_minimum(context, backend.minimum_tls)
     if backend.minimum_tls in ("1.0", "1.1"):
         context.set_ciphers(_OLD)
+        allow_insecure_renegotiation(context)
+    if backend.client_certificate:
+        add_pair(context, backend.client_certificate, backend.client_key)
     return context
+
+
+def allow_insecure_renegotiation(context: ssl.SSLContext) -> None:
+    """Allow servers without secure renegotiation (RFC 5746), which OpenSSL 3 refuses otherwise.
+
+    The proxy never renegotiates.
+    """
+    context.options |= getattr(ssl, "OP_LEGACY_SERVER_CONNECT", 0x4)  # Python 3.12 has the name
 
 
 def load_served(served: ServedCertificate, ciphers: str) -> ssl.SSLContext:
@@ -133,7 +152,7 @@ def load_served(served: ServedCertificate, ciphers: str) -> ssl.SSLContext:
     """
     context = load_pair(served.certificate, served.key, ciphers)
     if served.ecdsa_certificate:
-        _add_pair(context, served.ecdsa_certificate, served.ecdsa_key)
+        add_pair(context, served.ecdsa_certificate, served.ecdsa_key)
     return context
 
 
@@ -151,7 +170,7 @@ def load_pair(certificate: str, key: str, ciphers: str) -> ssl.SSLContext:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     if CIPHERS[ciphers]:
         context.set_ciphers(CIPHERS[ciphers])
-    _add_pair(context, certificate, key)
+    add_pair(context, certificate, key)
     return context
 
 
@@ -162,7 +181,12 @@ def _set_minimum(context: ssl.SSLContext, version: str) -> None:
         context.minimum_version = VERSIONS[version]
 
 
-def _add_pair(context: ssl.SSLContext, certificate: str, key: str) -> None:
+def add_pair(context: ssl.SSLContext, certificate: str, key: str) -> None:
+    """Add a certificate and its key to a context.
+
+    Raises:
+        OSError: A file cannot be used; see `why_unusable`.
+    """
     # Without it, OpenSSL would ask for the pass phrase of a key at the terminal.
     context.load_cert_chain(certificate, key or None, password=_no_pass_phrase)
 

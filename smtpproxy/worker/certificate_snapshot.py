@@ -13,6 +13,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from smtpproxy.config.schema import (
+    BACKEND_FILES,
     CERTIFICATE_FILES,
     BackendSettings,
     CertificateSettings,
@@ -44,7 +45,8 @@ def _paths(settings: Settings) -> Iterator[str]:
     for listener in settings.listeners.values():
         for served in (listener, *listener.sni.values()):
             yield from (getattr(served, name) for name in CERTIFICATE_FILES)
-    yield from (each.ca_file for each in settings.backends.values())
+    for backend in settings.backends.values():
+        yield from (getattr(backend, name) for name in BACKEND_FILES)
 
 
 class FileCopies:
@@ -82,7 +84,9 @@ class FileCopies:
         return {name: self._copy(getattr(served, name)) for name in CERTIFICATE_FILES}
 
     def _backend(self, backend: BackendSettings) -> BackendSettings:
-        return replace(backend, ca_file=self._copy(backend.ca_file))
+        return replace(
+            backend, **{name: self._copy(getattr(backend, name)) for name in BACKEND_FILES}
+        )
 
     def _copy(self, path: str) -> str:
         if path not in self._files or not hasattr(os, "memfd_create"):

@@ -34,13 +34,14 @@ def backend_transport(settings: Settings, backend: BackendSettings) -> BackendTr
     transparent = backend.identity == "transparent"
     original = any(server.is_original for server in backend.servers)
     implicit = backend.tls == "implicit"
-    if not (header or transparent or original or implicit):
+    if not (header or transparent or original or implicit or backend.source):
         return None
     return BackendTransport(
         header=header,
         transparent=transparent,
         context=contexts.for_backend(backend) if implicit else None,
         server_name=backend.server_name,
+        source=backend.source,
         handshake_s=settings.timeouts.tls_handshake,
     )
 
@@ -62,7 +63,7 @@ def listener_security(
     introduces = backend.identity in ("xclient", "xforward")
     in_hello = backend.tls in ("opportunistic", "starttls")
     needed = listener.proxy_protocol or listener.xclient or listener.probes or listener.transparent
-    if listener.tls == "off" and not (introduces or in_hello or needed):
+    if listener.tls == backend.tls == "off" and not (introduces or needed):
         return None
     ends_here = listener.tls in ("starttls", "implicit")
     return ListenerSecurity(

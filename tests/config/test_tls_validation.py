@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 import trustme
+from click.testing import CliRunner
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from smtpproxy.cli import main
 from smtpproxy.config.decoding import ConfigError
 from smtpproxy.config.loader import load
 from smtpproxy.config.tls_validation import exposed_listeners, weak_backends, weak_listeners
@@ -26,6 +28,10 @@ def keys(tmp_path: Path) -> Path:
         issued.cert_chain_pems[0].write_to_path(tmp_path / f"{name}.pem")
         issued.private_key_pem.write_to_path(tmp_path / f"{name}.key")
         issued.private_key_and_cert_chain_pem.write_to_path(tmp_path / f"{name}.both")
+        for kind in ("key", "both"):
+            (tmp_path / f"{name}.{kind}").chmod(0o640)
+    (tmp_path / "open.both").write_bytes((tmp_path / "mx.both").read_bytes())
+    (tmp_path / "open.both").chmod(0o644)
     issued = trustme.CA().issue_cert("mx.example", key_type=trustme.KeyType.RSA)
     issued.private_key_and_cert_chain_pem.write_to_path(tmp_path / "rsa.both")
     (tmp_path / "short.both").write_bytes(with_short_key())
@@ -131,6 +137,24 @@ WRONG_BACKENDS = {
     'tls = "opportunistic"\nserver_name = "mx.example"': "server_name is not used",
     'tls = "starttls"\nverify = false\nserver_name = "mx.example"': "server_name is not used",
     'minimum_tls = "1.0"': "minimum_tls is not used",
+    'client_certificate = "@/mx.both"': "client_certificate is not used",
+    'client_key = "@/mx.key"': "client_key is not used",
+    'tls = "starttls"\nclient_key = "@/mx.key"': "client_key is not used without client_cert",
+    'tls = "starttls"\nclient_certificate = "@/none.pem"': "client_certificate cannot be read",
+    'tls = "starttls"\nclient_certificate = "@/no.pem"': "client_certificate is not a PEM file",
+    'tls = "starttls"\nclient_certificate = "@/mx.pem"\nclient_key = "@/other.key"': (
+        "client_certificate does not belong to the key"
+    ),
+    'tls = "starttls"\nclient_certificate = "@/open.both"': (
+        "client_certificate has the mode 0644: other accounts can read"
+    ),
+    'tls = "starttls"\nclient_certificate = "@/mx.pem"\nclient_key = "@/open.both"': (
+        "client_key has the mode 0644"
+    ),
+    'source = "0.0.0.0"': "source.* is not an IP address to connect from",
+    'source = "mx.example"': "source.* is not an IP address to connect from",
+    'source = "2001:db8::1"': "source cannot connect to 10.0.0.5:25: one is IPv4, the other IPv6",
+    'source = "192.0.2.10"\nidentity = "transparent"': "source is not used: with identity = ",
     'identity = "xclinet"': "identity must be .* did you mean",
 }
 
@@ -145,6 +169,41 @@ def test_a_mistake_of_a_listener_is_reported_at_its_key(listener: str, keys: Pat
     (problem,) = found(keys, listener)
     assert problem.startswith("listeners.smtp.")
     assert_matches(WRONG[listener], problem)
+
+
+@pytest.mark.parametrize(
+    "backend",
+    [
+        'tls = "starttls"\nclient_certificate = "@/mx.both"',
+        'tls = "opportunistic"\nclient_certificate = "@/mx.pem"\nclient_key = "@/mx.key"',
+        'source = "192.0.2.10"',
+        'source = "::ffff:192.0.2.10"',
+    ],
+)
+def test_valid_settings_of_a_backend_have_no_problem(backend: str, keys: Path) -> None:
+    assert found(keys, "", backend) == []
+
+
+def test_a_source_needs_servers_with_addresses(tmp_path: Path) -> None:
+    file = tmp_path / "p.toml"
+    text = f'{ADDRESS}\n[backends.mta]\nservers = ["{{}}"]\nsource = "{{}}"\n'
+    file.write_text(text.format("unix:/x", "192.0.2.10"))
+    with pytest.raises(ConfigError, match="source: is not used: unix:/x is a Unix socket"):
+        load(file)
+    for server in ("mx.example:25", "localhost:26"):
+        file.write_text(text.format(server, "2001:db8::1"))
+        assert load(file).backends["mta"].source == "2001:db8::1"
+
+
+def test_a_source_of_another_machine_is_worth_a_warning(tmp_path: Path) -> None:
+    """It is no mistake: the address of a cluster may come to this machine later."""
+    file = tmp_path / "p.toml"
+    for source, warned in (("192.0.2.1", True), ("127.0.0.1", False)):
+        file.write_text(f'{ADDRESS}\n{SERVERS}\nsource = "{source}"\n')
+        result = CliRunner().invoke(main, ["check", "-c", str(file)])
+        assert result.exit_code == 0
+        text = f"backend mta: source {source} is not an address of this machine now"
+        assert (text in result.output) == warned
 
 
 @pytest.mark.parametrize("backend", WRONG_BACKENDS)

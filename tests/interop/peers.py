@@ -164,10 +164,14 @@ tls_certificate = @work@/mx.pem
 
 
 @contextmanager
-def exim(*, chunking: bool, keys: Path | None = None) -> Iterator[Backend]:
-    """Run Exim without PIPELINING, with or without CHUNKING; with keys it insists on STARTTLS."""
+def exim(*, chunking: bool, keys: Path | None = None, priorities: str = "") -> Iterator[Backend]:
+    """Run Exim without PIPELINING, with or without CHUNKING; with keys it insists on STARTTLS.
+
+    Its TLS is that of GnuTLS; `priorities` are those of versions, ciphers and extensions.
+    """
     port = free_port()
     tls = _EXIM_TLS if keys else "tls_advertise_hosts ="
+    tls += f"\ntls_require_ciphers = {priorities}" if priorities else ""
     insist = "deny !encrypted = *" if keys else ""
     offered = "*" if chunking else ""
     program = Exim(_EXIM.format(port=port, chunking=offered, tls=tls, insist=insist))

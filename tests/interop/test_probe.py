@@ -11,7 +11,7 @@ import pytest
 import trustme
 
 from tests.interop.messages import brief
-from tests.interop.peers import BACKENDS, Backend, postfix
+from tests.interop.peers import BACKENDS, Backend, exim, postfix
 from tests.interop.stage import configured
 from tests.interop.wire import Wire
 from tests.support.processes import Workplace
@@ -28,6 +28,23 @@ OLD = {
     "tls_medium_cipherlist": "ALL:@SECLEVEL=0",
 }
 with_pipelining = partial(postfix, {"smtpd_discard_ehlo_keywords": ""})
+
+
+def test_an_mta_without_secure_renegotiation_is_reported_with_the_setting_for_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    issued = authority.issue_cert("mx.example", "127.0.0.1")
+    issued.private_key_and_cert_chain_pem.write_to_path(tmp_path / "mx.pem")
+    priorities = "NORMAL:-VERS-TLS1.3:%DISABLE_SAFE_RENEGOTIATION"
+    with exim(chunking=False, keys=tmp_path, priorities=priorities) as mta:
+        reported = probe(mta)
+        assert "!               lacks secure renegotiation (RFC 5746)\n" in reported, reported
+        assert "✓               1.2 works\n" in reported, reported
+        line = 'minimum_tls = "1.1"           # it lacks secure renegotiation (RFC 5746)'
+        assert line in reported, reported
 
 
 def probe(mta: Backend, *options: str) -> str:

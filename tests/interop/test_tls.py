@@ -2,6 +2,8 @@
 
 import ssl
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -9,11 +11,11 @@ import trustme
 
 from tests.interop.dialogue import verb_groups
 from tests.interop.messages import brief
-from tests.interop.peers import opensmtpd, postfix
+from tests.interop.peers import Backend, exim, opensmtpd, postfix
 from tests.interop.stage import configured
 from tests.interop.tap import Tap
 from tests.interop.wire import Wire
-from tests.support.processes import Workplace, eventually
+from tests.support.processes import Process, Workplace, eventually, free_port
 from tests.support.programs import command
 
 STARTTLS = 'tls = "starttls"\ncertificate = "{}/mx.pem"'
@@ -189,6 +191,125 @@ def test_passed_through_the_tls_is_postfixs_own(keys: Path) -> None:
             closed = '"session_closed"'
             eventually(lambda: closed in process.printed() or None, "the end of the session")
             assert '"commands":2' in process.printed()
+
+
+NOT_SECURE = "NORMAL:-VERS-TLS1.3:%DISABLE_SAFE_RENEGOTIATION"
+"""GnuTLS as a server without RFC 5746, such as those from before 2010."""
+
+
+@pytest.mark.parametrize("minimum", ["1.2", "1.1"])
+def test_an_mta_without_secure_renegotiation_needs_a_lower_minimum(
+    minimum: str, keys: Path
+) -> None:
+    backend = f'tls = "starttls"\nca_file = "{keys}/ca.pem"\nminimum_tls = "{minimum}"'
+    with (
+        exim(chunking=False, keys=keys, priorities=NOT_SECURE) as mta,
+        configured("", servers(mta.port, backend)) as (port, process),
+        Wire(port) as wire,
+    ):
+        assert wire.replies(1) == [220]
+        if minimum == "1.2":
+            assert wire.ask(b"EHLO client.example") == [421]
+            reason = '"reason":"unsafe legacy renegotiation disabled"'
+            eventually(lambda: reason in process.printed() or None, "the reason")
+            return
+        message = brief()
+        group = (b"EHLO client.example", b"MAIL FROM:<a@sender.example>")
+        assert wire.ask(*group, b"RCPT TO:<good@rcpt.example>", b"DATA") == [250, 250, 250, 354]
+        assert wire.ask(message.octets + b".", b"QUIT") == [250, 221]
+        assert mta.find(message).without_trace() == message.as_kept()
+
+
+@contextmanager
+def gnutls_server(keys: Path, priorities: str) -> Iterator[int]:
+    """Run GnuTLS' own server, which speaks no SMTP: it echoes what comes."""
+    port = free_port()
+    argv = [
+        *(command("gnutls-serv", "gnutls-bin"), "--echo", "--port", str(port), "--quiet"),
+        *("--priority", priorities, "--noticket"),
+        *("--x509certfile", str(keys / "mx.pem"), "--x509keyfile", str(keys / "mx.pem")),
+    ]
+    with Workplace("gnutls") as work, Process(argv, work.path / "printed") as process:
+        process.await_open(port)
+        yield port
+
+
+@pytest.mark.parametrize(
+    ("priorities", "minimum", "version", "refused"),
+    [
+        ("NORMAL", "1.2", "TLSv1.3", ""),
+        (NOT_SECURE, "1.2", "", "unsafe legacy renegotiation disabled"),
+        (NOT_SECURE, "1.1", "TLSv1.2", ""),
+        ("NORMAL:-VERS-ALL:+VERS-TLS1.0", "1.1", "", "unsupported protocol"),
+        ("NORMAL:-VERS-ALL:+VERS-TLS1.0:%DISABLE_SAFE_RENEGOTIATION", "1.0", "TLSv1", ""),
+        ("NORMAL:-VERS-TLS1.3:-KX-ALL:+RSA", "1.2", "", "sslv3 alert handshake failure"),
+        ("NORMAL:-VERS-TLS1.3:-KX-ALL:+RSA", "1.1", "TLSv1.2", ""),
+    ],
+)
+def test_gnutls_is_reached_with_a_minimum_that_is_low_enough(
+    priorities: str, minimum: str, version: str, refused: str, tmp_path: Path
+) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    issued = authority.issue_cert("127.0.0.1", key_type=trustme.KeyType.RSA)
+    issued.private_key_and_cert_chain_pem.write_to_path(tmp_path / "mx.pem")
+    with gnutls_server(tmp_path, priorities) as target:
+        backend = f'tls = "implicit"\nca_file = "{tmp_path}/ca.pem"\nminimum_tls = "{minimum}"'
+        more = f'{backend}\n[log]\nlevel = "debug"'
+        with (
+            configured("", servers(target, more)) as (port, process),
+            Wire(port) as wire,
+        ):
+            line = f'"side":"backend","version":"{version}"' if version else f'"reason":"{refused}"'
+            eventually(lambda: line in process.printed() or None, line)
+            wire.reset()
+
+
+def test_postfix_gets_the_client_certificate_and_the_new_one_after_a_change(keys: Path) -> None:
+    """It serves nobody else; a key that others may read is refused, and the old one kept."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(keys / "clients.pem")
+    own = keys / "own.pem"
+
+    def issue(name: str) -> None:
+        issued = authority.issue_cert(name, common_name=name)
+        own.touch(0o600)
+        issued.private_key_and_cert_chain_pem.write_to_path(own)
+
+    issue("one.example")
+    with Workplace("keys") as work:
+        pem = work.write("mx.pem", (keys / "mx.pem").read_text(), 0o600)
+        clients = work.write("clients.pem", (keys / "clients.pem").read_text(), 0o644)
+        settings = {
+            "smtpd_tls_security_level": "encrypt",
+            "smtpd_tls_chain_files": str(pem),
+            "smtpd_tls_CAfile": str(clients),
+            "smtpd_tls_req_ccert": "yes",
+            "smtpd_tls_received_header": "yes",
+        }
+        backend = f'tls = "starttls"\nca_file = "{keys}/ca.pem"\nclient_certificate = "{own}"'
+        with postfix(settings) as mta, configured("", servers(mta.port, backend)) as (port, run):
+            assert b'CN "one.example"' in _received(mta, port)
+            issue("two.example")
+            own.chmod(0o644)
+            run.hang_up()
+            eventually(lambda: "other accounts can read" in run.printed() or None, "the refusal")
+            assert b'CN "one.example"' in _received(mta, port)
+            own.chmod(0o600)
+            run.hang_up()
+            eventually(lambda: '"event":"reloaded"' in run.printed() or None, "the reload")
+            assert b'CN "two.example"' in _received(mta, port)
+
+
+def _received(mta: Backend, port: int) -> bytes:
+    """Deliver a message, and return it as kept, with its Received line."""
+    message = brief()
+    with Wire(port) as wire:
+        assert wire.replies(1) == [220]
+        group = (b"EHLO client.example", b"MAIL FROM:<a@sender.example>")
+        assert wire.ask(*group, b"RCPT TO:<good@rcpt.example>", b"DATA") == [250, 250, 250, 354]
+        assert wire.ask(message.octets + b".", b"QUIT") == [250, 221]
+    return mta.find(message).kept
 
 
 def test_a_new_certificate_is_read_at_reload_and_a_bad_one_keeps_the_old(keys: Path) -> None:

@@ -77,6 +77,16 @@ async def test_version_and_cipher_of_both_sides_are_reported(
     assert all(line["cipher"].startswith("TLS_") for line in reported)
 
 
+async def test_implicit_tls_with_the_backend_alone_is_reported(
+    stage: Stage, logged: Logged
+) -> None:
+    backend = 'tls = "implicit"\nca_file = "@/ca.pem"'
+    async with client(await stage.start("", backend, limits='[log]\nlevel = "debug"')) as one:
+        await one.reply()
+        await deliver(one)
+    assert [line["side"] for line in logged("tls_started")] == ["backend"]
+
+
 async def test_old_versions_are_refused(stage: Stage) -> None:
     port = await stage.start(IMPLICIT)
     old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -115,13 +125,14 @@ async def agreed(port: int, context: ssl.SSLContext, name: str = "mx.example") -
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1])
 @pytest.mark.parametrize("name", ["mx.example", "old.example"], ids=["its own", "by name"])
 async def test_old_versions_are_served_if_the_settings_say_so(
-    stage: Stage, version: ssl.TLSVersion, name: str
+    stage: Stage, logged: Logged, version: ssl.TLSVersion, name: str
 ) -> None:
     """The certificates of `sni` have the security level of the listener, too."""
     sni = '[listeners.smtp.sni."old.example"]\ncertificate = "@/other.example.pem"'
     port = await stage.start(f"{LEGACY}\n{sni}")
-    served, _ = await agreed(port, only(version), name)
+    served, cipher = await agreed(port, only(version), name)
     assert served == {"TLSv1": "TLSv1", "TLSv1_1": "TLSv1.1"}[version.name]
+    assert logged("message_relayed")[0]["tls"] == f"{served} {cipher}"
     modern = only(ssl.TLSVersion.TLSv1_3)
     assert (await agreed(port, modern, name))[0] == "TLSv1.3"
 

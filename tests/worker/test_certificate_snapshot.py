@@ -9,7 +9,9 @@ from msgspec.structs import fields, replace
 
 from smtpproxy.config.loader import from_flags
 from smtpproxy.config.schema import (
+    BACKEND_FILES,
     CERTIFICATE_FILES,
+    BackendSettings,
     CertificateSettings,
     File,
     ListenerSettings,
@@ -31,10 +33,19 @@ def test_a_copy_cannot_be_changed() -> None:
     copies.close()
 
 
-@pytest.mark.parametrize("kind", [ListenerSettings, CertificateSettings])
-def test_each_setting_that_names_a_file_is_copied(kind: type[Struct]) -> None:
+@pytest.mark.parametrize(
+    ("kind", "listed"),
+    [
+        (ListenerSettings, CERTIFICATE_FILES),
+        (CertificateSettings, CERTIFICATE_FILES),
+        (BackendSettings, BACKEND_FILES),
+    ],
+)
+def test_each_setting_that_names_a_file_is_copied(
+    kind: type[Struct], listed: tuple[str, ...]
+) -> None:
     """Else a worker that replaces a crashed one would read a file that has changed since."""
-    assert {each.name for each in fields(kind) if each.type is File} == {*CERTIFICATE_FILES}
+    assert {each.name for each in fields(kind) if each.type is File} == {*listed}
 
 
 def test_the_files_of_both_certificates_are_copied() -> None:

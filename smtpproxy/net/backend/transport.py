@@ -18,7 +18,7 @@ from smtpproxy.config.address import Address
 from smtpproxy.net.backend import resolver
 from smtpproxy.net.own_connections import Outgoing
 from smtpproxy.net.peer import Peer
-from smtpproxy.net.tproxy import bind_as, original_target
+from smtpproxy.net.tproxy import bind_as, bind_from, original_target
 from smtpproxy.tls.error_text import OUR_OWN, NotForThisClient, error_text
 
 NEXT_S = 0.25
@@ -37,6 +37,8 @@ class BackendTransport:
     """The TLS context for implicit TLS; None for no TLS."""
     server_name: str = ""
     """The name that the certificate must be for; empty for the server's host."""
+    source: str = ""
+    """The IP address to connect from; empty for any."""
     handshake_s: float = 30.0
     """The time limit of the TLS handshake."""
 
@@ -113,18 +115,28 @@ class BackendTransport:
             return _connect_unix(address.path)
         found = await resolver.look_up(address.host, address.port)
         if not self.transparent or peer is None:
-            return await _connect(found)
+            if not self.source:
+                return await _connect(found)
+            found = _of_family(found, self.source, "source")
+            return await _connect(found, lambda opened: bind_from(opened, self.source))
         if peer.source is None or ip_address(peer.host.partition("%")[0]).is_unspecified:
             # With 0.0.0.0, which a proxy in front may name, the source would be the proxy.
             raise OSError("the client has no address to connect from")
-        family = socket.AF_INET6 if ":" in peer.host else socket.AF_INET
-        found = [each for each in found if each[0] == family]
-        if not found:
-            raise OSError("the server has no address of the client's family")
-        return await _connect(found, peer)
+        found = _of_family(found, peer.host, "client")
+        return await _connect(found, lambda opened: bind_as(opened, peer))
 
 
-async def _connect(found: resolver.Found, source: Peer | None = None) -> socket.socket:
+def _of_family(found: resolver.Found, host: str, whose: str) -> resolver.Found:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    left = [each for each in found if each[0] == family]
+    if not left:
+        raise OSError(f"the server has no address of the {whose}'s family")
+    return left
+
+
+async def _connect(
+    found: resolver.Found, bind: Callable[[socket.socket], None] | None = None
+) -> socket.socket:
     """Return a socket that is connected to the first address that answers.
 
     The next address is tried after a failure or a short delay (RFC 8305 section 5), so that an
@@ -132,14 +144,14 @@ async def _connect(found: resolver.Found, source: Peer | None = None) -> socket.
 
     Args:
         found: The addresses.
-        source: The client whose address to connect from; None for the proxy's own.
+        bind: Binds a socket to the address to connect from; None for any.
     """
 
     def make(info: AddrInfoType) -> socket.socket:
         opened = Outgoing(*info[:3])
-        if source is not None:
+        if bind is not None:
             try:
-                bind_as(opened, source)
+                bind(opened)
             except OSError:
                 opened.close()
                 raise

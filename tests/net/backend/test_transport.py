@@ -16,6 +16,7 @@ import trustme
 import uvloop
 
 from smtpproxy.config.address import ORIGINAL, Address
+from smtpproxy.net import own_connections
 from smtpproxy.net.backend import resolver
 from smtpproxy.net.backend.backend_connection import BackendConnection, BackendEvents
 from smtpproxy.net.backend.health_check import check
@@ -149,7 +150,7 @@ def contexts(authority: trustme.CA) -> tuple[ssl.SSLContext, ssl.SSLContext]:
 class TestSeveralAddresses:
     """With two addresses, the first may drop connection attempts, or have no listener."""
 
-    @pytest.mark.parametrize("way", ["plain", "header", "tls", "transparent"])
+    @pytest.mark.parametrize("way", ["plain", "header", "tls", "transparent", "source"])
     @pytest.mark.parametrize("first", [HOLE, DEAD])
     @LOOPS
     def test_the_address_that_answers_is_used(
@@ -168,6 +169,7 @@ class TestSeveralAddresses:
             "header": BackendTransport(header=make_v1),
             "tls": BackendTransport(context=wanted),
             "transparent": BackendTransport(transparent=True),
+            "source": BackendTransport(source="127.0.0.8"),
         }
         name_is(monkeypatch, first, LIVE)
 
@@ -179,7 +181,8 @@ class TestSeveralAddresses:
                     await caller.greeted.wait()
                 await caller.over.wait()
             assert caller.peername[0] == LIVE
-            assert (caller.sockname[0] == CLIENT.host) == (way == "transparent")
+            source = {"transparent": CLIENT.host, "source": "127.0.0.8"}.get(way, LIVE)
+            assert caller.sockname[0] == source
 
         run(loop, connect)
 
@@ -422,3 +425,47 @@ async def test_a_look_up_without_a_thread_fails_at_once(
         with pytest.raises(OSError, match="cannot start a thread") as raised:
             await Server(Address("no.such.example", 9)).connect(Caller, CLIENT)
         assert raised.value.errno in OUR_OWN
+
+
+class TestSource:
+    """The address to connect from, which is the same for clients and for health checks."""
+
+    ROUTE = BackendTransport(source="127.0.0.8")
+
+    @LOOPS
+    def test_a_health_check_comes_from_it(self, loop: NewLoop) -> None:
+        async def look() -> None:
+            caller = Caller()
+            async with serving() as port:
+                await Server(Address(LIVE, port), self.ROUTE).connect(lambda: caller, None)
+                await caller.over.wait()
+            assert caller.sockname[0] == "127.0.0.8"
+
+        run(loop, look)
+
+    async def test_the_connection_is_known_as_the_services_own(self) -> None:
+        caller = Caller()
+        async with serving() as port:
+            await Server(Address(LIVE, port), self.ROUTE).connect(lambda: caller, CLIENT)
+            await caller.over.wait()
+            assert own_connections._shared.has(caller.sockname, (LIVE, port))
+
+    async def test_only_addresses_of_its_family_are_used(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        caller = Caller()
+        async with serving() as port:
+            name_is(monkeypatch, "::1", LIVE)
+            await Server(Address(NAME, port), self.ROUTE).connect(lambda: caller, CLIENT)
+            await caller.over.wait()
+        name_is(monkeypatch, "::1")
+        with pytest.raises(OSError, match="no address of the source's family"):
+            await Server(Address(NAME, port), self.ROUTE).connect(Caller, CLIENT)
+
+    async def test_an_address_of_another_machine_is_an_error_of_this_machine(self) -> None:
+        """So the server is not taken for down, but the client gets 421."""
+        async with serving() as port:
+            route = BackendTransport(source="192.0.2.1")
+            with pytest.raises(OSError, match="Cannot assign") as found:
+                await Server(Address(LIVE, port), route).connect(Caller, CLIENT)
+        assert found.value.errno in OUR_OWN
