@@ -47,7 +47,13 @@ class Event:
     """The level if the field `rewritten` is true, as the violation then did no harm."""
 
     def log(self, logger: FilteringBoundLogger, /, **values: object) -> None:
-        """Log the event; `details` is called for more fields when the line is rendered."""
+        """Log the event.
+
+        Args:
+            logger: The logger.
+            values: The fields.  `details` is none: it is called when the line is rendered, and
+                returns more fields, whose values have JSON types.
+        """
         getattr(logger, self.level_of(values))(self.name, **values)
 
     def level_of(self, values: Mapping[str, object]) -> Level:

@@ -110,8 +110,6 @@ class SessionLineLimit:
     def allows(self, event: events.Event) -> bool:
         """Count a line, of a level that is logged; return whether it may be logged."""
         limits = self._limits
-        if event is events.MESSAGE_RELAYED:
-            return True
         now = monotonic()
         if event is events.AUTH_REFUSED:
             allowed = limits.take(self._address + _OF_LOGINS, now)

@@ -159,13 +159,19 @@ def _stamp(_logger: object, level: str, fields: Line) -> tuple[tuple[Line], dict
     return ({"timestamp": datetime.now(UTC), "level": level, "event": "", **fields},), {}
 
 
+def text_of_value(value: bytes) -> str:
+    """Return what a line shows of a value of a peer."""
+    return printable(value) if len(value) <= _SMALL_VALUE_BYTES else _shortened_for_json(value)
+
+
 def _complete(line: Line) -> Line:
-    """Add the fields that `details` returns, and convert all values to JSON types."""
-    if "details" in line:
-        line.update(cast("Callable[[], Line]", line.pop("details"))())
+    """Convert all values to JSON types, and add the fields that `details` returns."""
+    details = cast("Callable[[], Line] | None", line.pop("details", None))
     for key, value in line.items():
         if type(value) not in _AS_THEY_ARE:
             line[key] = _plain(value)
+    if details is not None:
+        line.update(details())
     return line
 
 
@@ -173,7 +179,7 @@ def _plain(value: object) -> object:
     if type(value) in _AS_THEY_ARE:
         return value
     if isinstance(value, bytes):
-        return printable(value) if len(value) <= _SMALL_VALUE_BYTES else _shortened_for_json(value)
+        return text_of_value(value)
     if type(value) is list and set(map(type, value)) <= _AS_THEY_ARE:  # the recipients
         return value
     if isinstance(value, (list, tuple, set, frozenset)):

@@ -1,6 +1,7 @@
 """The session log: a line for each message and for each session, none for each command."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from structlog.typing import FilteringBoundLogger
@@ -90,6 +91,7 @@ class SessionLog:
         "_auth",
         "_backend",
         "_client",
+        "_fields",
         "_hello",
         "_id",
         "_limit",
@@ -98,11 +100,11 @@ class SessionLog:
         "_listener",
         "_log",
         "_mechanism",
+        "_message_fields",
         "_refusals",
         "_scanned",
         "_scanners",
         "_server",
-        "_shown",
         "_source",
         "_tls",
         "_transaction",
@@ -139,7 +141,8 @@ class SessionLog:
         self._tls = ""
         self._hello = b""  # the client's last EHLO or HELO line
         self._mechanism = self._auth = b""  # of the last AUTH, and of the one that was accepted
-        self._shown: dict[str, object] | None = None  # what each message's event has of it
+        self._fields: dict[str, object] | None = None  # those of each event
+        self._message_fields: dict[str, object] | None = None  # and of each message's
         self._refusals: dict[events.Event, int] | None = None
         self._scanned: Exchange | None = None
         self._scanners: dict[Exchange, MessageIdScanner] | None = None
@@ -148,20 +151,35 @@ class SessionLog:
     def connected(self, server: str, ends: SessionEnds) -> None:
         """Log that the session is open."""
         self._server = server
+        self._fields = None
         self._source = ends.source()
         self._emit(events.SESSION_OPENED)
 
     def _emit(self, event: events.Event, **values: object) -> None:
+        if self._may_log(event, event.level_of(values)):
+            event.log(self._log, **{**self._session_fields, **values})
+
+    def _may_log(self, event: events.Event, level: str) -> bool:
+        """Return whether a line is logged, before its fields are made; it counts as logged."""
         limits = self._limits
-        if limits is not None:
-            if event.level_of(values) not in limits.levels:
-                return  # what is not logged need not be made
-            if self._limit is None:
-                self._limit = limits.session(ip_and_port(self._client)[0])
-            if not self._limit.allows(event):
-                return
-        fields = session_fields(self._id, self._listener, self._backend, self._client, self._server)
-        event.log(self._log, **{**fields, **values})
+        if limits is None:
+            return True
+        if level not in limits.levels:
+            return False
+        if event is events.MESSAGE_RELAYED:
+            return True
+        if self._limit is None:
+            self._limit = limits.session(ip_and_port(self._client)[0])
+        return self._limit.allows(event)
+
+    @property
+    def _session_fields(self) -> dict[str, object]:
+        fields = self._fields
+        if fields is None:
+            fields = self._fields = session_fields(
+                self._id, self._listener, self._backend, self._client, self._server
+            )
+        return fields
 
     def gave_up(self, server: str, reason: str) -> None:
         """Log that a server could not be used."""
@@ -217,7 +235,7 @@ class SessionLog:
             self._finish()
             if exchange.verb.role != verbs.RSET:
                 self._hello = exchange.line
-                self._shown = None
+                self._message_fields = None
 
     def _continue(self, exchange: Exchange) -> None:
         transaction = self._transaction
@@ -241,24 +259,27 @@ class SessionLog:
             return
         self._transaction = None
         outcome, fields = transaction.outcome, transaction.fields
-        self._emit(events.EVENTS[outcome], **self._client_fields(), details=fields)
+        event = events.EVENTS[outcome]
+        if self._may_log(event, event.level):
+            details = partial(_message_details, self._fields_of_messages(), fields)
+            event.log(self._log, details=details)
         for tell in self.on_transaction:
             tell(outcome, fields)
 
-    def _client_fields(self) -> dict[str, object]:
-        """Return the fields of a message's event that describe the client and the connection."""
-        shown = self._shown
-        if shown is None:
-            shown = self._shown = {}
+    def _fields_of_messages(self) -> dict[str, object]:
+        """Return the fields of a message's event that all messages of the client have."""
+        fields = self._message_fields
+        if fields is None:
+            fields = self._message_fields = {**self._session_fields}
             if self._hello:
-                shown["helo"] = shortened(self._hello[5:].strip(), HELO_BYTES)
+                fields["helo"] = shortened(self._hello[5:].strip(), HELO_BYTES)
             if self._tls:
-                shown["tls"] = self._tls
+                fields["tls"] = self._tls
             if self._auth:
-                shown["auth"] = self._auth
+                fields["auth"] = log.text_of_value(self._auth)
             if self._source is not None:
-                shown["source_ip"], shown["source_port"] = self._source
-        return shown
+                fields["source_ip"], fields["source_port"] = self._source
+        return fields
 
     def _note_auth(self, exchange: Exchange) -> None:
         if exchange.verb.name:  # else it is a line after a 334
@@ -266,7 +287,7 @@ class SessionLog:
             self._mechanism = words[1].upper() if len(words) > 1 else b""
         if exchange.code == 235:
             self._auth = self._mechanism
-            self._shown = None
+            self._message_fields = None
 
     def _log_refusal(self, exchange: Exchange) -> None:
         role, reply = exchange.verb.role, exchange.reply.rstrip()
@@ -348,14 +369,31 @@ class SessionLog:
         self._finish()
         if summary.reason == "backend_lost":
             self._emit(events.BACKEND_LOST)
-        self._emit(
-            events.SESSION_CLOSED,
-            reason=summary.reason,
-            duration_s=round(summary.seconds, 4),
-            messages=summary.messages,
-            commands=summary.commands,
-            pipelined=summary.pipelined,
-            round_trips_saved=summary.pipelined,
-            bytes_from_client=summary.client_octets,
-            bytes_from_backend=summary.backend_octets,
-        )
+        event = events.SESSION_CLOSED
+        if self._may_log(event, event.level):
+            event.log(self._log, details=partial(_closed_details, self._session_fields, summary))
+
+
+def _message_details(
+    begin: dict[str, object], fields: Callable[[], dict[str, Any]]
+) -> dict[str, object]:
+    """Return the fields of a message's event, which begin with those of all its messages."""
+    line = {**begin, **fields()}
+    line["reply"] = log.text_of_value(line["reply"])
+    if "message_id" in line:
+        line["message_id"] = log.text_of_value(line["message_id"])
+    return line
+
+
+def _closed_details(begin: dict[str, object], summary: SessionSummary) -> dict[str, object]:
+    return {
+        **begin,
+        "reason": summary.reason,
+        "duration_s": round(summary.seconds, 4),
+        "messages": summary.messages,
+        "commands": summary.commands,
+        "pipelined": summary.pipelined,
+        "round_trips_saved": summary.pipelined,
+        "bytes_from_client": summary.client_octets,
+        "bytes_from_backend": summary.backend_octets,
+    }

@@ -123,13 +123,12 @@ class TransactionSummary:
 
     def _make_fields(self) -> dict[str, object]:
         sender, *recipients = paths([self._mail, *self._accepted])
-        refused = [
-            f"{path} {text_of_reply(reply)}"
-            for path, reply in zip(paths(self._refused), self._refusals, strict=True)
-        ]
-        room = KEPT_BYTES
-        shown, room = _fitting(recipients, room)
-        shown_refused, _ = _fitting(refused, room)
+        shown, room = _fitting(recipients, KEPT_BYTES)
+        refused: list[str] = []
+        shown_refused = refused
+        if self._refused:
+            refused = self._refused_with_replies()
+            shown_refused, _ = _fitting(refused, room)
         # A group is begun by what was not pipelined; MAIL begins the first in any case.
         begun = bytes(self._pipelined).split(b"\0")
         fields: dict[str, object] = {
@@ -150,6 +149,10 @@ class TransactionSummary:
         if more := self._more_refused + len(refused) - len(shown_refused):
             fields["more_refused"] = more
         return fields
+
+    def _refused_with_replies(self) -> list[str]:
+        pairs = zip(paths(self._refused), self._refusals, strict=True)
+        return [f"{path} {text_of_reply(reply)}" for path, reply in pairs]
 
 
 def text_of_reply(reply: bytes) -> str:

@@ -18,14 +18,13 @@ class WriteBatcher:
     def __init__(self) -> None:
         self.pending: list[tuple[asyncio.WriteTransport, bytes]] = []
         """The pending writes, in order."""
-        # The loop's `call_soon`; kept, since getting the running loop is a system call.
-        self._at_turn_end: Callable[[Callable[[], None]], object] | None = None
+        self.at_turn_end: Callable[[Callable[[], None]], object] = self._find_loop
+        """Calls a function at the end of the loop iteration."""
 
-    def schedule(self) -> None:
-        """Call `flush` at the end of the loop iteration."""
-        if self._at_turn_end is None:
-            self._at_turn_end = asyncio.get_running_loop().call_soon
-        self._at_turn_end(self.flush)
+    def _find_loop(self, call: Callable[[], None]) -> None:
+        # Kept, since getting the running loop is a system call.
+        self.at_turn_end = asyncio.get_running_loop().call_soon
+        self.at_turn_end(call)
 
     def flush(self) -> None:
         """Write everything now; must be called before a transport is closed."""
@@ -59,5 +58,5 @@ class BatchedWriter:
                 self._transport.write(octets)
             return
         if not write_batcher.pending:
-            write_batcher.schedule()
+            write_batcher.at_turn_end(write_batcher.flush)
         write_batcher.pending.append((self._transport, octets))

@@ -57,8 +57,9 @@ def shortened(value: str | bytes, most: int) -> str:
         most: The most bytes of UTF-8 that the result may have.
     """
     # If each octet becomes an escape of four characters, a quarter of them is enough.
-    text = printable(value[: most // 4 + 16])
-    if len(text) < most + 16:
+    begin = value[: most // 4 + 16]
+    text = printable(begin)
+    if len(begin) < len(value) and len(text) < most + 16:
         text = printable(value[:most])
     if len(value) <= most and len(text) * 4 <= most:
         return text

@@ -105,7 +105,7 @@ def test_many_lines_that_come_together_are_rendered_in_turns() -> None:
         loop = Loop()
         log.gather(loop.call_later)
         for _ in range(200):
-            log.get().info("x", details=lambda: {"to": [b"\x7f" * 320] * 100})
+            log.get().info("x", details=lambda: {"to": ["\x7f" * 320] * 100})
         assert loop.run() < 0.05
     assert loop.turns > 1
 
