@@ -63,6 +63,7 @@ class Pipeline:
     """
 
     __slots__ = (
+        "backend_idle",
         "client_active_at",
         "client_ended",
         "consecutive_errors",
@@ -96,6 +97,11 @@ class Pipeline:
     """
     ended: str
     """Why the session ended, a snake_case noun; empty while it is active."""
+    backend_idle: bool
+    """Whether the session ended between transactions, without a fault of the backend.
+
+    The backend owes no reply then and reads commands, so that the caller may send it QUIT.
+    """
     client_ended: bool
     """Whether the client has closed its sending side."""
     client_active_at: float
@@ -129,7 +135,7 @@ class Pipeline:
         self.introduce = _not_connected
         self.transaction = Transaction()
         self.consecutive_errors = 0
-        self.client_ended = False
+        self.client_ended = self.backend_idle = False
         self.draining = self.ended = ""
         self.client_active_at = now
 
@@ -593,13 +599,14 @@ class Pipeline:
         """Answer the oldest exchange without a reply, and end the session."""
         if self.ended:
             return
+        owed = bool(self.in_flight)
         own = reason != "backend_closed"
         self._drop_xforward(problem.octets if problem else b"" if own else reply, now)
         waiting = self.in_flight or self.framer.queue
         exchange = waiting.pop(0) if waiting else Exchange(verbs.UNSOLICITED_ROW, b"", now)
         exchange.abort(problem, now, own=own)
         self.reply_buffer.hold(exchange, reply, int(reply[:3]), now, False)
-        self.end(reason, now)
+        self._end(reason, now, owed=owed)
 
     def end(self, reason: str, now: float) -> None:
         """End the session without another reply; the held ones are flushed.
@@ -608,16 +615,27 @@ class Pipeline:
             reason: Why, a snake_case noun.
             now: The time.
         """
-        if self.ended:
-            return
+        if not self.ended:
+            self._end(reason, now, owed=bool(self.in_flight))
+
+    def _end(self, reason: str, now: float, *, owed: bool) -> None:
+        framer = self.framer
+        relayed = framer.mode == CLOSED and framer.gate.verb.role == verbs.TUNNEL
+        self.backend_idle = reason in _ENDS_OF_CLIENTS and not (
+            owed
+            or relayed
+            or self.transaction.open
+            or self.matcher.reader.unread
+            or framer.mode == AUTH_DATA
+        )
         self.ended = reason
         self.upgrade = self.introduce = _not_connected  # nothing more is asked of the caller
         self.flush(now)
         self._drop_xforward(b"", now)
-        unanswered = self.in_flight + self.framer.queue
+        unanswered = self.in_flight + framer.queue
         self.in_flight.clear()
-        self.framer.queue.clear()
-        self.framer.close()
+        framer.queue.clear()
+        framer.close()
         for exchange in unanswered:
             exchange.redact_line()
         if unanswered:
@@ -625,6 +643,19 @@ class Pipeline:
 
 
 _HELLO: Final = frozenset((verbs.EHLO, verbs.HELO))
+_ENDS_OF_CLIENTS: Final = frozenset(
+    (
+        "client_closed",
+        "client_lost",
+        "client_time_limit",
+        "client_tls_failed",
+        "connection_slot_reclaimed",
+        "draining",
+        "introduced",
+        "too_many_errors",
+    )
+)
+"""The reasons of an end that the backend has not caused."""
 
 
 def _not_connected(what: object) -> NoReturn:

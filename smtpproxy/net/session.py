@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from smtpproxy.core import replies
 from smtpproxy.core.observer import SessionSummary
 from smtpproxy.core.pipeline import Pipeline
+from smtpproxy.net.backend.backend_connection import QuittingConnection
 from smtpproxy.net.backend.server_selection import ServerSelection
 from smtpproxy.net.peer import TransportEnds
 from smtpproxy.net.rate_limit import RateLimit
@@ -426,14 +427,8 @@ class Session:
         self.listener_context.write_batcher.flush()
         pipeline = self.pipeline
         is_replaced = pipeline.ended == "introduced"
-        if self.backend is not None and is_replaced:
-            self.backend.set_protocol(asyncio.Protocol())  # ignores the reply to QUIT
-            self.backend.write(b"QUIT\r\n")
-            self.backend.close()
-        elif self.backend is not None:
-            self.backend.abort()  # nothing unsent matters, and an unsent end of data must not go
         self._note_refused_introduction()
-        self.server_selection.end()
+        self._leave_backend()
         self._report(now)
         upgrades, self._upgrades = self._upgrades, None  # each knows the other
         if is_replaced and not (self._client_lost or pipeline.client_ended):
@@ -457,6 +452,19 @@ class Session:
             self.client.close()
         else:
             self._linger(now)
+
+    def _leave_backend(self) -> None:
+        """Close the backend connection, after QUIT if the backend is idle."""
+        backend, unread = self.backend, self.listener_context.timeouts.unread
+        if backend is not None and self.pipeline.backend_idle and not backend.is_closing():
+            if self._client_blocked:
+                backend.resume_reading()
+                unread.discard(backend)
+            QuittingConnection(backend, self.server_selection.end)
+            return
+        if backend is not None:
+            backend.abort()  # nothing unsent matters, and an unsent end of data must not go
+        self.server_selection.end()
 
     def _linger(self, now: float) -> None:
         """Half-close, and read until the client has closed."""

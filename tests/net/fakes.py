@@ -58,6 +58,10 @@ class Transport(asyncio.Transport):
         self.reading = True
         self.state = "open"
         self.eof_sent = False
+        self.protocol: Any = None
+
+    def set_protocol(self, protocol: Any) -> None:
+        self.protocol = protocol
 
     def write(self, data: Any) -> None:
         assert self.state == "open"
@@ -145,7 +149,7 @@ class Server:
 
     def says(self, octets: bytes) -> None:
         """Send octets as the server."""
-        self.protocol.data_received(octets)
+        (self.transport.protocol or self.protocol).data_received(octets)
 
     def heard(self) -> bytes:
         """Return the octets that it got since the last call."""

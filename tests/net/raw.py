@@ -23,7 +23,7 @@ import uvloop
 from smtpproxy.config.loader import load
 from smtpproxy.core.pipeline import Pipeline
 from smtpproxy.log import log
-from smtpproxy.net.backend.backend_connection import BackendConnection
+from smtpproxy.net.backend.backend_connection import BackendConnection, QuittingConnection
 from smtpproxy.net.backend.connection_slots import SlotQueue
 from smtpproxy.net.client_connection import ClientConnection
 from smtpproxy.net.pre_session import PreSession
@@ -37,7 +37,15 @@ CLIENT = "127.0.0.9"
 GREETING, CONTENT, HANDSHAKE = b"greeting", b"content", b"handshake"
 """What an MTA may be silent about, besides commands: its greeting, the end of data, its part of a
 TLS handshake."""
-_OURS = (Session, Pipeline, PreSession, ClientConnection, BackendConnection, Tunnel)
+_OURS = (
+    Session,
+    Pipeline,
+    PreSession,
+    ClientConnection,
+    BackendConnection,
+    QuittingConnection,
+    Tunnel,
+)
 
 Parameters = ParamSpec("Parameters")
 
@@ -513,9 +521,9 @@ class Proxy:
 
 
 @contextlib.asynccontextmanager
-async def proxy(work: Path) -> AsyncIterator[Proxy]:
+async def proxy(work: Path, connection: type[Connection] = Connection) -> AsyncIterator[Proxy]:
     """Yield a proxy that is not started, with a running MTA."""
-    mta = Mta()
+    mta = Mta(connection)
     made = Proxy(work, mta)
     log.configure("debug", "json", made._log)
     try:

@@ -288,6 +288,8 @@ class TestReclaimedSlot:
         stage.session.server_selection.reclaim_slot()
         assert stage.gets() == RECLAIMED
         assert stage.ended == "connection_slot_reclaimed"
+        assert slots.taken == 1  # as the MTA counts
+        stage.servers[0].transport.protocol.connection_lost(None)
         assert slots.taken == 0
 
     async def test_a_message_is_finished_however_long_it_takes(self, opened: Opener) -> None:

@@ -28,8 +28,9 @@ the client's or the backend's octets are cut, so the dialogue is not played agai
 
 Assertions, anywhere: `ends: reason`; `full: yes|no`; `waiting: time limit`;
 `upgrade: client|backend|tunnel` (what the caller is asked for), `introduced: line` (the XCLIENT
-line passed to it); and, on the whole dialogue, `violation: kind [octets]`, `observed: command
-line`, `waits: n` (how often the client waits for a reply), `pipelined: n`, `messages: n`.
+line passed to it), `backend idle: yes|no` (whether it may be sent QUIT after the end); and, on the
+whole dialogue, `violation: kind [octets]`, `observed: command line`, `waits: n` (how often the
+client waits for a reply), `pipelined: n`, `messages: n`.
 """
 
 import re
@@ -60,7 +61,7 @@ _HAPPENINGS = (
     "no place",
     *_HANDSHAKES,
 )
-_CLAIMS = ("ends", "full", "waiting", "upgrade", "introduced")
+_CLAIMS = ("ends", "full", "waiting", "upgrade", "introduced", "backend idle")
 _WHOLE = ("violation", "observed", "waits", "pipelined", "messages")
 _SETTINGS = ("policy", "secret", "segments", "given", "introduce", "refuse XCLIENT")
 
@@ -215,6 +216,8 @@ def _check(stage: Stage, step: Step, *, octet_by_octet: bool) -> None:
     assert "ends" not in step.claims or stage.pipeline.ended, place
     if "full" in step.claims:
         assert stage.pipeline.full == (step.claims["full"] == "yes"), place
+    if "backend idle" in step.claims:
+        assert stage.pipeline.backend_idle == (step.claims["backend idle"] == "yes"), place
     if "waiting" in step.claims:
         assert stage.pipeline.waiting()[0] == step.claims["waiting"], place
 

@@ -1,10 +1,14 @@
 """The backend connection: passes the event loop's callbacks to the session."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Protocol, cast
 
 from smtpproxy.net import own_connections
 from smtpproxy.net.binding import keep_alive
+
+QUIT_LIMIT_S = 0.5
+"""How long a server may take to reply to the proxy's own QUIT."""
 
 
 class BackendEvents(Protocol):
@@ -85,6 +89,36 @@ class BackendConnection(asyncio.Protocol):
         """Report that the backend reads again."""
         if not self._left:
             self._session.backend_blocked(blocked=False)
+
+
+class QuittingConnection(asyncio.Protocol):
+    """A backend connection after its session: sends QUIT, and closes after the reply.
+
+    Without it, MTAs would log each client that goes away as an error.
+
+    Args:
+        transport: The connection; the server owes no reply, and no transaction is open.
+        over: Called once, when the connection is closed.
+    """
+
+    def __init__(self, transport: asyncio.Transport, over: Callable[[], None]) -> None:
+        self._transport = transport
+        self._over = over
+        transport.set_protocol(self)
+        transport.write(b"QUIT\r\n")
+        loop = asyncio.get_running_loop()
+        self._limit = loop.call_later(QUIT_LIMIT_S, transport.abort)
+
+    def data_received(self, data: bytes) -> None:
+        """Close after the reply; a reset by an earlier close would be an error, too."""
+        if data.endswith(b"\n"):
+            self._transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        """Report that the connection is closed."""
+        self._limit.cancel()
+        self._over()
+        del self._over, self._transport  # which may know this object
 
 
 def _discard(octets: bytes) -> None:
