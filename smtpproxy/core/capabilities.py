@@ -84,6 +84,11 @@ class RewrittenOffer:
     chunking: bool
     """Whether the client is offered CHUNKING."""
 
+    @property
+    def lines(self) -> bytes:
+        """The lines after the first one, which may name the client."""
+        return self.reply.partition(b"\r\n")[2]
+
 
 CACHED_OCTETS: Final = 4096
 """The longest EHLO reply whose filtered lines are cached; of many long ones a cache would grow."""
@@ -184,6 +189,13 @@ def offer_for_helo(reply: bytes, keep: CapabilityFilter, recipients: int = 0) ->
     """
     first = reply.split(b"\r\n", 1)[0]
     return _multi_line(_code(reply), first, (*_with_limit([], keep, recipients), *_own(keep)))
+
+
+def with_pipeconnect(reply: bytes) -> bytes:
+    """Return an EHLO reply for the client with the capability PIPECONNECT as its last line."""
+    start = reply.rfind(b"\n", 0, -1) + 1
+    last = reply[start:]
+    return b"%b%b-%b%b PIPECONNECT\r\n" % (reply[:start], last[:3], last[4:], last[:3])
 
 
 def words(reply: bytes) -> dict[bytes, frozenset[bytes]]:

@@ -25,6 +25,7 @@ PAYLOAD: Final = 3
 AUTH_DATA: Final = 4
 SKIPPED: Final = 5
 ENDED: Final = 6
+SKIPPED_PAYLOAD: Final = 7
 
 WINDOW: Final = 16 * 1024
 """How many octets are split into lines at once; those after a gate may not be commands."""
@@ -197,6 +198,13 @@ class Framer:
         self.payload = size
         self.mode = PAYLOAD if size else COMMANDS
 
+    def skip_payload(self, size: int) -> None:
+        """Discard the next `size` octets, the payload of a refused BDAT, then read commands."""
+        self.open_commands()
+        self.payload = size
+        if size:
+            self.mode = SKIPPED_PAYLOAD
+
     def open_auth_data(self) -> None:
         """Read the next line as a reply to an AUTH challenge, whatever it looks like."""
         self.mode = AUTH_DATA
@@ -360,6 +368,14 @@ class Framer:
             self.content_over = True
         return len(payload)
 
+    def _skip_payload(self, octets: bytes, position: int, now: float) -> int:  # noqa: ARG002
+        """Discard the payload of a refused BDAT, of which the backend gets nothing."""
+        taken = min(self.payload, len(octets) - position)
+        self.payload -= taken
+        if not self.payload:
+            self.mode = COMMANDS
+        return taken
+
     def _skip_line(self, octets: bytes, position: int, now: float) -> int:  # noqa: ARG002
         """Discard the rest of a refused line."""
         end = octets.find(b"\n", position) + 1
@@ -421,4 +437,5 @@ _FRAME = {
     AUTH_DATA: Framer._frame_auth_data,
     SKIPPED: Framer._skip_line,
     ENDED: Framer._ignore,
+    SKIPPED_PAYLOAD: Framer._skip_payload,
 }

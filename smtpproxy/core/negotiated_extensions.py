@@ -1,6 +1,9 @@
 """The extensions that a session uses, of those that the backend offers (RFC 5321 section 2.2)."""
 
+from collections.abc import Callable, Sequence
+
 from smtpproxy.core import capabilities, verbs
+from smtpproxy.core.capabilities import CapabilityFilter
 from smtpproxy.core.exchange import Exchange
 from smtpproxy.core.policy import BackendTls, SessionPolicy
 
@@ -8,7 +11,7 @@ from smtpproxy.core.policy import BackendTls, SessionPolicy
 class NegotiatedExtensions:
     """The extensions that the client and the proxy may use in one session."""
 
-    __slots__ = ("_policy", "backend_secure", "chunking", "pipelining")
+    __slots__ = ("_policy", "backend_secure", "chunking", "offers", "pipelining")
 
     pipelining: bool
     """Whether the backend itself offers PIPELINING and the policy allows its use."""
@@ -16,11 +19,18 @@ class NegotiatedExtensions:
     """Whether the client was offered CHUNKING."""
     backend_secure: bool
     """Whether the backend connection is inside TLS."""
+    offers: Callable[[bytes], Sequence[bytes]]
+    """The callback that compares servers, for PIPECONNECT.
+
+    It is called with the capability lines of the server's EHLO reply, and returns those of all
+    servers that a client may reach; none if one of them is not known or has changed lately.
+    """
 
     def __init__(self, policy: SessionPolicy) -> None:
         self._policy = policy
         self.backend_secure = policy.backend_tls is BackendTls.IMPLICIT
         self.pipelining = self.chunking = False
+        self.offers = _only_this_one
 
     def accept_ehlo(self, reply: bytes) -> bytes:
         """Process the backend's positive reply to EHLO, and return the reply for the client."""
@@ -29,12 +39,34 @@ class NegotiatedExtensions:
         offer = capabilities.offer(reply, keep, policy.message_bytes, policy.recipients)
         self.pipelining = offer.pipelining and policy.use_pipelining
         self.chunking = offer.chunking
-        return offer.reply
+        return self._with_early_pipelining(offer.reply, _lines(reply), keep)
 
     def offer_for_helo(self, reply: bytes) -> bytes:
         """Return the client's EHLO reply, given the backend's reply to HELO."""
         policy = self._policy
-        return capabilities.offer_for_helo(reply, policy.capabilities, policy.recipients)
+        keep = policy.capabilities
+        reply = capabilities.offer_for_helo(reply, keep, policy.recipients)
+        return self._with_early_pipelining(reply, b"", keep)
+
+    def _with_early_pipelining(self, reply: bytes, offered: bytes, keep: CapabilityFilter) -> bytes:
+        """Add PIPECONNECT to a reply if the client would get the same offer from each server.
+
+        The client may keep the offer for days, and then send its first commands by it.
+
+        Args:
+            reply: The EHLO reply for the client.
+            offered: The capability lines of the server.
+            keep: Which capabilities pass.
+        """
+        policy = self._policy
+        if not policy.early_pipelining or keep.hide & {b"PIPELINING", b"PIPECONNECT"}:
+            return reply
+        offers = self.offers(offered)
+        passed = {
+            capabilities.offer(each, keep, policy.message_bytes, policy.recipients).lines
+            for each in {b"250-\r\n" + each for each in offers}
+        }
+        return capabilities.with_pipeconnect(reply) if len(passed) == 1 else reply
 
     def may_follow(self, in_flight: list[Exchange]) -> bool:
         """Return whether another command may be sent before those in flight are answered.
@@ -60,3 +92,13 @@ class NegotiatedExtensions:
     def clear(self) -> None:
         """Use no extension, as after HELO (RFC 5321 section 4.1.1.1)."""
         self.pipelining = self.chunking = False
+
+
+def _lines(reply: bytes) -> bytes:
+    """Return a reply without its first line."""
+    return reply.partition(b"\r\n")[2]
+
+
+def _only_this_one(offered: bytes) -> Sequence[bytes]:
+    """Return the offer of the only server."""
+    return (offered,)

@@ -497,6 +497,8 @@ class Pipeline:
             self.framer.open_content(content)
         elif code == 334:
             self.framer.open_auth_data()
+        elif role == verbs.BDAT:  # refused here
+            self.framer.skip_payload(self.framer.gate.octets)
         else:
             self.framer.open_commands()
 

@@ -91,6 +91,8 @@ class SessionPolicy:
     """Whether the backend's certificate is verified."""
     trusted: bool = False
     """Whether the client may name other clients by XCLIENT and XFORWARD."""
+    early_pipelining: bool = False
+    """Whether to offer PIPECONNECT: the client may send commands before the greeting."""
     hello_first: bool = False
     """Whether to refuse all but a few commands before EHLO or HELO."""
     xforward: bool = False

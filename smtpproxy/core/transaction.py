@@ -70,8 +70,9 @@ class Transaction:
             if code < 300:
                 self.begin()
         elif exchange.ends_message:
-            self.messages += code < 300
-            self.end()
+            if exchange.sent:  # else the backend still has the transaction
+                self.messages += code < 300
+                self.end()
         elif role in _ENDS:
             if code < 300:
                 self.end()
@@ -125,18 +126,24 @@ class Transaction:
     def _check_chunk(
         self, chunk: Exchange, policy: SessionPolicy, extensions: NegotiatedExtensions
     ) -> None:
-        """Refuse a BDAT chunk that may not be forwarded, and end the session (RFC 3030 section 2).
+        """Refuse a BDAT chunk that may not be forwarded (RFC 3030 section 2).
 
-        A backend without CHUNKING would read the payload as commands.  If a chunk that makes the
-        message too big were left out, a later chunk would complete a different message.
+        A backend without CHUNKING would read the payload as commands.  An early client may know
+        CHUNKING from a former session: its payload is skipped, and it may try again.  Any other
+        session ends.  If a chunk that makes the message too big were left out, a later chunk would
+        complete a different message.
         """
-        if not extensions.chunking:
+        closes = True
+        if not extensions.chunking and policy.early_pipelining:
+            why, reply, shown = "bdat_not_offered", replies.BDAT_NOT_OFFERED_NOW, chunk.line
+            closes = False
+        elif not extensions.chunking:
             why, reply, shown = "bdat_not_offered", replies.NOT_IMPLEMENTED, chunk.line
         elif policy.message_bytes and self.chunk_octets + chunk.octets > policy.message_bytes:
             why, reply, shown = "message_too_big", replies.MESSAGE_TOO_BIG, b""
         else:
             return
-        chunk.refuse(ClientViolation(why, reply, shown, closes=True))
+        chunk.refuse(ClientViolation(why, reply, shown, closes=closes))
 
 
 def _over(kind: str, reply: bytes, exchange: Exchange, in_flight: int) -> bytes:
