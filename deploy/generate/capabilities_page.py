@@ -19,6 +19,8 @@ _OWN = """\
 | capability | when |
 | --- | --- |
 | `PIPELINING` | always |
+| `PIPECONNECT` | with `listeners.NAME.early_pipelining`, if all servers offer the same |
+| `LIMITS` | with `limits.recipients`, if the MTA offers none: `RCPTMAX` |
 | `STARTTLS` | with `listeners.NAME.tls = "starttls"`, until the client uses TLS |
 | `XCLIENT` | to the networks of `listeners.NAME.xclient` |
 """
@@ -27,7 +29,8 @@ _PASSED = """\
 
 If the MTA offers them. `AUTH` is passed as `listeners.NAME.auth` specifies; if TLS ends at the
 proxy, without the mechanisms that are bound to the TLS connection (EXTERNAL, and those ending in
--PLUS). The value of `SIZE` is lowered to `limits.message_bytes`.
+-PLUS). The value of `SIZE` is lowered to `limits.message_bytes`, `RCPTMAX` of `LIMITS` to
+`limits.recipients`.
 
 Passed with certain settings only: `STARTTLS` with `listeners.NAME.tls = "passthrough"`; `XFORWARD`
 to the networks of `listeners.NAME.xclient`; `REQUIRETLS` (RFC 8689) if both sides use TLS and the

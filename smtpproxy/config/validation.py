@@ -37,6 +37,7 @@ def contradictions(
             yield (), 'has no listener; add [listeners.NAME] with address = "127.0.0.1:2525"'
         yield from _repeated_addresses(settings.listeners)
         yield from _hidden_and_allowed(settings.listeners)
+        yield from _early_and_refused(settings.listeners)
     if settings.backends is not BAD:
         if need_backend and not settings.backends:
             yield (), 'has no backend; add [backends.NAME] with servers = ["10.0.0.5:25"]'
@@ -152,6 +153,21 @@ def _hidden_and_allowed(listeners: Mapping[str, ListenerSettings]) -> Iterator[F
                 yield where, f"{show(word)} is hidden as well; write it in one of the two lists"
             elif word is not BAD and (why := NEVER_PASSED.get(word.encode())):
                 yield where, f"{show(word)} can never pass: {why}"
+
+
+def _early_and_refused(listeners: Mapping[str, ListenerSettings]) -> Iterator[Fault]:
+    """Yield each listener that offers early pipelining and refuses or hides what it needs."""
+    for name, listener in listeners.items():
+        if listener is BAD or listener.early_pipelining is not True:
+            continue
+        where = ("listeners", name, "early_pipelining")
+        if listener.sync == "strict":
+            yield where, 'cannot be used with sync = "strict", which refuses early commands'
+        if listener.capabilities is BAD or listener.capabilities.hide is BAD:
+            continue
+        for word in ("PIPELINING", "PIPECONNECT"):
+            if word in listener.capabilities.hide:
+                yield where, f"needs {show(word)}, which is hidden"
 
 
 def _watching(settings: Settings, need_trace_directory: bool) -> Iterator[Fault]:

@@ -24,6 +24,8 @@ KEEPALIVE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 60, 30, 6
 NATs and firewalls drop idle connections after minutes, some after four; an MTA may take ten minutes
 to reply (RFC 5321 section 4.5.3.2.6).
 """
+FAST_OPEN_QUEUE = 256
+"""How many connections with data in their SYN may wait for the end of the TCP handshake."""
 _LOCK_TRIES, _LOCK_INTERVAL_S = 50, 0.01
 _FREE_PORTS_TRIED = 10
 """How many free ports to try for port 0, since a port may be free in one family only."""
@@ -121,6 +123,14 @@ def keep_alive(opened: socket.socket) -> None:
         bare.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
     finally:
         bare.detach()  # else it closes the descriptor
+
+
+def set_fast_open(listening: socket.socket, *, on: bool) -> None:
+    """Accept data in the SYN (TCP Fast Open, RFC 7413), or stop; not all kernels do."""
+    if listening.family != socket.AF_UNIX:
+        with contextlib.suppress(OSError):
+            queue = FAST_OPEN_QUEUE if on else 0
+            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_FASTOPEN, queue)
 
 
 def name_of(listening: socket.socket) -> str:

@@ -24,6 +24,7 @@ class Listener:
         listener_context: What its sessions share.
         transparent: As for `binding.listen`.
         with_ipv4: As for `binding.listen`.
+        fast_open: Whether to accept data in the SYN.
     """
 
     def __init__(
@@ -33,11 +34,13 @@ class Listener:
         *,
         transparent: bool = False,
         with_ipv4: bool = True,
+        fast_open: bool = False,
     ) -> None:
         self.wanted = address
         """The address in the settings."""
         self._transparent = transparent
         self._with_ipv4 = with_ipv4
+        self._fast_open = fast_open
         self._listener_context = listener_context
         self._servers: list[asyncio.Server] = []
         self._listening: list[socket.socket] = []
@@ -60,6 +63,8 @@ class Listener:
                 self.wanted, transparent=self._transparent, with_ipv4=self._with_ipv4
             )
         self._listening = given
+        for each in given:
+            binding.set_fast_open(each, on=self._fast_open)
         await self._accept()
         self.addresses = [binding.name_of(each) for each in given]
 

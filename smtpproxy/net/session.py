@@ -106,6 +106,8 @@ class Session:
             else None
         )
         self.server_selection = ServerSelection(self, listener_context, peer)
+        if policy.early_pipelining:
+            self.pipeline.extensions.offers = self.server_selection.offers
         listener_context.timeouts.add(self)
         self.server_selection.begin()
 

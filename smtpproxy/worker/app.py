@@ -106,6 +106,7 @@ class App:
                 self._listener_context(settings, name, listener),
                 transparent=listener.transparent,
                 with_ipv4=listener.address.port not in on_ipv4,
+                fast_open=listener.early_pipelining,
             )
             for name, listener in settings.listeners.items()
         ]
@@ -308,6 +309,7 @@ def _policy(
         backend_tls=security_builder.BACKEND_TLS[backend.tls],
         backend_verified=backend.tls in ("starttls", "implicit") and backend.verify,
         trusted=trusted,
+        early_pipelining=listener.early_pipelining,
         xforward=backend.identity == "xforward",
         # Else mail could be forwarded before TLS starts, or without the client's address.
         hello_first=backend.tls == "starttls" or backend.identity == "xclient",

@@ -290,6 +290,18 @@ class TestMistakes:
                 "is hidden as well",
             ),
             (
+                '[listeners.b]\naddress = "[::1]:1"\nearly_pipelining = true\nsync = "strict"',
+                8,
+                "listeners.b.early_pipelining",
+                'cannot be used with sync = "strict"',
+            ),
+            (
+                "[listeners.b]\naddress='[::1]:1'\nearly_pipelining=true\ncapabilities.hide=['pipelining']",
+                8,
+                "listeners.b.early_pipelining",
+                'needs "PIPELINING", which is hidden',
+            ),
+            (
                 '[listeners.b]\naddress = "[::1]:1"\ncapabilities = {allow = ["prdr"]}',
                 8,
                 "listeners.b.capabilities.allow[0]",

@@ -111,7 +111,8 @@ class Server:
         self.name = name
         self.sessions = 0
         self.left_alone_until = 0.0
-        self.seen_at = -inf
+        self.seen_at = self.offer_changed_at = -inf
+        self.offer: bytes | None = None
         self.is_one = True
         self.reported = reported
         self.behaviour = behaviour

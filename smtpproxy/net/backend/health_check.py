@@ -16,7 +16,7 @@ LONGEST_S = 30.0
 
 
 async def check(server: Server, hostname: str, limit_s: float = LONGEST_S) -> str:
-    """Check a server, from the proxy's own address.
+    """Check a server, from the proxy's own address, and record its offer if none is known.
 
     Args:
         server: The server.
@@ -33,7 +33,7 @@ async def check(server: Server, hostname: str, limit_s: float = LONGEST_S) -> st
     try:
         async with asyncio.timeout(limit_s):
             await server.connect(lambda: dialogue, None)
-            return await _converse(dialogue, hostname)
+            return await _converse(server, dialogue, hostname)
     except TimeoutError:
         return "check time limit"
     except OSError as error:
@@ -44,17 +44,21 @@ async def check(server: Server, hostname: str, limit_s: float = LONGEST_S) -> st
         dialogue.close()
 
 
-async def _converse(dialogue: "_CheckConnection", hostname: str) -> str:
+async def _converse(server: Server, dialogue: "_CheckConnection", hostname: str) -> str:
     code = await dialogue.reply()
     if not 200 <= code < 300:
         return _why("greeted", code)
     dialogue.say(f"EHLO {hostname}")
     code = await dialogue.reply()
+    offer = dialogue.last.partition(b"\r\n")[2]
     if code in (500, 502):
         dialogue.say(f"HELO {hostname}")  # RFC 5321 section 3.2
         code = await dialogue.reply()
+        offer = b""
     if not 200 <= code < 300:
         return _why("answered EHLO", code)
+    if server.offer is None:  # else it is that of a client's session
+        server.offer = offer
     dialogue.say("QUIT")
     await dialogue.reply()
     return ""
@@ -69,7 +73,9 @@ class _CheckConnection(asyncio.Protocol):
 
     def __init__(self) -> None:
         self._reader = ReplyReader()
-        self._codes: asyncio.Queue[int] = asyncio.Queue()
+        self._replies: asyncio.Queue[tuple[int, bytes]] = asyncio.Queue()
+        self.last = b""
+        """The last reply."""
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -79,17 +85,18 @@ class _CheckConnection(asyncio.Protocol):
         self._reader.receive(data)
         try:
             while (reply := self._reader.next_reply()) is not None:
-                self._codes.put_nowait(reply[0])
+                self._replies.put_nowait(reply)
         except BackendViolation:
-            self._codes.put_nowait(0)
+            self._replies.put_nowait((0, b""))
             self.close()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
-        self._codes.put_nowait(0)
+        self._replies.put_nowait((0, b""))
 
     async def reply(self) -> int:
         """Wait for the next reply; return its code, or 0 after the end or an invalid reply."""
-        return await self._codes.get()
+        code, self.last = await self._replies.get()
+        return code
 
     def say(self, line: str) -> None:
         assert self._transport is not None

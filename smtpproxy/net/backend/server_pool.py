@@ -15,6 +15,12 @@ ServerChanged = Callable[[str, bool, str], None]
 Check = Callable[["Server"], Awaitable[str]]
 """Checks a server; see `smtpproxy.net.backend.health_check.check`."""
 
+OFFER_SETTLES_S = 600.0
+"""How long after a change of a server's EHLO reply PIPECONNECT is not offered.
+
+A host name may stand for several machines, whose replies differ.
+"""
+
 
 class Server:
     """One server of a backend; a host name is looked up for each connection.
@@ -29,6 +35,8 @@ class Server:
         "_backend_transport",
         "left_alone_until",
         "name",
+        "offer",
+        "offer_changed_at",
         "seen_at",
         "sessions",
     )
@@ -45,6 +53,13 @@ class Server:
         """When it is tried again; 0.0 while it is up."""
         self.seen_at = -inf
         """When it last sent a greeting, or was checked."""
+        self.offer: bytes | None = None
+        """The capability lines of its last EHLO reply; None if it has sent none since it was down.
+
+        Only known with `early_pipelining`.
+        """
+        self.offer_changed_at = -inf
+        """When its EHLO reply last changed."""
 
     @property
     def is_one(self) -> bool:
@@ -141,6 +156,7 @@ class ServerPool:
     def failed(self, server: Server, why: str) -> None:
         """Mark a server as down, since it could not be reached, or sent no valid greeting."""
         was_up = not server.left_alone_until
+        server.offer = None
         server.left_alone_until = monotonic() + self._retry_after
         if was_up:
             self._changed(server.name, False, why)
@@ -151,6 +167,31 @@ class ServerPool:
         if server.left_alone_until:
             server.left_alone_until = 0.0
             self._changed(server.name, True, "")
+
+    def offers(self, server: Server, offer: bytes) -> list[bytes]:
+        """Record the capability lines of an EHLO reply, and compare the servers that are up.
+
+        Returns:
+            The capability lines of each of them; none if those of one are not known yet, which is
+            then checked, or have changed lately.
+        """
+        if not server.is_one:
+            return [offer]  # each target of a client is a server by itself
+        now = monotonic()
+        if server.offer not in (None, offer):
+            server.offer_changed_at = now
+        server.offer = offer
+        offers = []
+        for each in self._servers:
+            if each.left_alone_until:
+                continue
+            if each.offer is None:
+                self.doubt(each)
+                return []
+            if now - each.offer_changed_at < OFFER_SETTLES_S:
+                return []
+            offers.append(each.offer)
+        return offers
 
     def doubt(self, server: Server) -> None:
         """Check a server after a failure that may concern one client only.
@@ -188,6 +229,7 @@ class ServerPool:
         for server in self._servers:
             if server.name == name:
                 server.left_alone_until = 0.0 if up else monotonic() + self._retry_after
+                server.offer = server.offer if up else None
 
 
 def _sessions(server: Server) -> int:

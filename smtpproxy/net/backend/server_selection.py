@@ -181,6 +181,11 @@ class ServerSelection:
         self.refusal = reply
         return b"", why
 
+    def offers(self, offer: bytes) -> list[bytes]:
+        """Compare the offer of the session's server; see `NegotiatedExtensions.offers`."""
+        assert self.server is not None
+        return self._listener_context.servers.offers(self.server, offer)
+
     def failed(self, why: str) -> None:
         """Mark the server as down, since it has sent no valid greeting.
 

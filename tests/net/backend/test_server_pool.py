@@ -219,3 +219,71 @@ class TestDoubt:
         servers.doubt(original)
         await settled()
         assert asked.servers == []
+
+
+OFFER, OTHER = b"250 SIZE\r\n", b"250 DSN\r\n"
+
+
+class TestOffers:
+    """PIPECONNECT: the EHLO replies of all servers that a client may reach are compared."""
+
+    def test_one_server_is_compared_with_itself(self) -> None:
+        servers = ServerPool([Server(Address("one", 25))], changed=Reported())
+        (one,) = servers.in_order()
+        assert servers.offers(one, OFFER) == [OFFER]
+        assert servers.offers(one, OFFER) == [OFFER]
+
+    async def test_a_server_that_is_not_known_is_checked_first(self, clock: Clock) -> None:
+        asked = Asked()
+        servers, (one, two, three) = group(check=asked)
+        assert servers.offers(one, OFFER) == []
+        await settled()
+        assert servers.offers(two, OFFER) == []
+        clock.now += 60
+        await settled()
+        assert asked.servers == [two, three]
+        assert servers.offers(three, OTHER) == [OFFER, OFFER, OTHER]
+        servers.stop()
+
+    @pytest.mark.usefixtures("clock")
+    def test_servers_that_are_down_do_not_count(self) -> None:
+        servers, (one, two, three) = group()
+        servers.failed(two, "why")
+        servers.learn("three:25", up=False)
+        assert servers.offers(one, OFFER) == [OFFER]
+        servers.greeted(two)
+        assert servers.offers(two, OFFER) == [OFFER, OFFER]
+        servers.learn("three:25", up=True)
+        assert servers.offers(two, OFFER) == []
+        assert servers.offers(three, OFFER) == [OFFER, OFFER, OFFER]
+
+    @pytest.mark.usefixtures("clock")
+    def test_a_server_that_was_down_may_have_been_changed(self) -> None:
+        servers, (one, two, three) = group()
+        for each in (one, two, three):
+            servers.offers(each, OFFER)
+        servers.failed(one, "why")
+        servers.greeted(one)
+        assert servers.offers(two, OFFER) == []
+        servers.learn("two:25", up=False)
+        servers.learn("two:25", up=True)
+        assert servers.offers(one, OFFER) == []
+
+    def test_a_changed_offer_withdraws_it_for_a_while(self, clock: Clock) -> None:
+        """A name may stand for several machines, whose offers differ."""
+        servers = ServerPool([Server(Address("one", 25))], changed=Reported())
+        (one,) = servers.in_order()
+        assert servers.offers(one, OFFER) == [OFFER]
+        assert servers.offers(one, OTHER) == []
+        assert servers.offers(one, OTHER) == []
+        clock.now += 599.9
+        assert servers.offers(one, OTHER) == []
+        clock.now += 0.1
+        assert servers.offers(one, OTHER) == [OTHER]
+
+    @pytest.mark.usefixtures("clock")
+    def test_each_original_target_is_a_server_by_itself(self) -> None:
+        original = Server(Address(ORIGINAL))
+        servers = ServerPool([original], changed=Reported())
+        assert servers.offers(original, OFFER) == [OFFER]
+        assert servers.offers(original, OTHER) == [OTHER]
