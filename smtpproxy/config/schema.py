@@ -382,8 +382,9 @@ class BackendSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     only. See deploy/cut-over.md#2-who-does-the-mta-trust.
     """
     tls: BackendTls = "off"
-    """`opportunistic`: STARTTLS if offered, not verified. `starttls`, `implicit`: required, else
-    the session fails with 421. For a client that says HELO, the proxy says EHLO with the same name.
+    """`opportunistic`: STARTTLS if offered, not verified; if the handshake fails, the session goes
+    on in plaintext, on a new connection. `starttls`, `implicit`: required, else the session fails
+    with 421. For a client that says HELO, the proxy says EHLO with the same name.
     """
     verify: bool = True
     """Verify the MTA's certificate (`starttls`, `implicit`)."""

@@ -3,8 +3,9 @@
 Usually it sends the same line.  An MTA that does not know EHLO gets HELO instead.  Depending on the
 policy, the proxy then secures the backend connection by STARTTLS (RFC 3207), or passes the client's
 address by XCLIENT; after either it sends the client's EHLO again, and the client gets the reply to
-the last one.  So each side only ever sees the other side's name.  XFORWARD is sent later, before
-each message, but the attributes that the backend supports are read here.
+the last one.  If opportunistic TLS fails, it does so on a new connection, in plaintext.  So each
+side only ever sees the other side's name.  XFORWARD is sent later, before each message, but the
+attributes that the backend supports are read here.
 
 For TLS, XCLIENT or XFORWARD the HELO of a client is sent as EHLO, since only an EHLO reply lists
 capabilities; the client gets the first line of that reply.
@@ -38,6 +39,7 @@ _STARTTLS: Final = 1
 _HANDSHAKE: Final = 2
 _INTRODUCTION: Final = 3
 _RSET: Final = 4
+_GREETING: Final = 5  # of a new connection, without TLS
 
 
 class Ehlo:
@@ -68,7 +70,7 @@ class Ehlo:
     line: bytes
     """The line to send to the backend, or that was sent last."""
     reason: str
-    """Why the session fails, a snake_case noun, or the backend's refusal of XCLIENT in words."""
+    """Why the session fails: a snake_case noun, or in words if the backend refuses the client."""
     sent_at: float
     """When the line that is not answered yet was sent."""
 
@@ -124,6 +126,11 @@ class Ehlo:
         self.line = self._ehlo
         return self.line
 
+    def restart_in_plaintext(self) -> None:
+        """Expect the greeting of a new connection, on which STARTTLS is not sent."""
+        self._tls_refused = True
+        self._awaits = _GREETING
+
     def take(self, exchange: Exchange, code: int, reply: bytes, now: float) -> int:
         """Process the reply to the line that was sent last.
 
@@ -134,6 +141,8 @@ class Ehlo:
             BackendViolation: A reply came between the 220 to STARTTLS and the TLS handshake, where
                 an attacker on the network could inject it (the counterpart of CVE-2011-0411).
         """
+        if self._awaits == _GREETING:
+            return self._take_greeting(code, now)
         step = ProxyStep(self.line, reply, self.sent_at, now)
         exchange.steps = (*exchange.steps, step)
         self.sent_at = now
@@ -189,6 +198,13 @@ class Ehlo:
             return self._finish(code, reply)
         self._refusal = reply
         return self._send(b"HELO" + self._client_line[4:], _EHLO)
+
+    def _take_greeting(self, code: int, now: float) -> int:
+        if code >= 300:
+            self.reason = f"greeted with {code}"
+            return REFUSED
+        self.begin(self._client_line, now)
+        return SEND
 
     def _take_starttls(self, code: int) -> int:
         if code == 220:

@@ -35,7 +35,7 @@ from smtpproxy.core.framing import (
     Framer,
 )
 from smtpproxy.core.negotiated_extensions import NegotiatedExtensions
-from smtpproxy.core.policy import SessionPolicy
+from smtpproxy.core.policy import BackendTls, SessionPolicy
 from smtpproxy.core.replies import whole_reply_code
 from smtpproxy.core.reply_buffer import ReplyBuffer
 from smtpproxy.core.reply_matching import CLOSING, DEFERRED, NO_EXCHANGE, ReplyMatcher
@@ -86,8 +86,8 @@ class Pipeline:
     """The callback for TLS, which must be set if the policy uses any.
 
     When it is called, the caller must read no more plaintext from that connection, and must call
-    `client_secured`, `backend_secured` or `fail` after the handshake.  After `Upgrade.TUNNEL` the
-    caller relays both connections without the pipeline.
+    `client_secured`, `backend_secured`, `restart_in_plaintext` or `fail` after the handshake.
+    After `Upgrade.TUNNEL` the caller relays both connections without the pipeline.
     """
     introduce: Callable[[bytes], bytes]
     """The callback for XCLIENT, which must be set if the policy trusts the client.
@@ -539,6 +539,22 @@ class Pipeline:
         """Send the client's EHLO again, since the backend connection is now inside TLS."""
         self.matcher.last_reply_at = now
         self.send_backend(self.ehlo.secured(now))
+
+    def restart_in_plaintext(self) -> bool:
+        """Expect a new backend connection, since the TLS handshake on the last one has failed.
+
+        Only opportunistic TLS allows it, and only if the client's first command is in progress:
+        else the new connection would lack what earlier ones did.
+
+        Returns:
+            Whether the caller must connect again, and pass on the greeting; else it must call
+            `fail`.
+        """
+        earlier = self.framer.commands - len(self.framer.queue) - len(self.in_flight)
+        if self.policy.backend_tls is not BackendTls.OPPORTUNISTIC or earlier:
+            return False
+        self.ehlo.restart_in_plaintext()
+        return True
 
     # --- how a session ends --------------------------------------------------------------------
 

@@ -185,8 +185,17 @@ class Session:
         self.server_selection.cancel()
         if self.backend is not None:
             self.backend.abort()
-        if not self.pipeline.ended:
+        if not self.pipeline.greeting_owed:  # `reconnect` has failed
+            self.finish(partial(self.pipeline.fail, "backend_lost", replies.BACKEND_LOST))
+        elif not self.pipeline.ended:
             self._connect(now)
+
+    def reconnect(self) -> None:
+        """Connect to the same server again, after TLS has failed and closed its connection."""
+        self.backend = None
+        self._backend_blocked = False
+        self._since = monotonic()
+        self.server_selection.reconnect()
 
     def refuse_loop(self) -> None:
         """Refuse a client that is the service's own connection to a server: a loop."""
@@ -198,8 +207,8 @@ class Session:
         """Report a server that did not serve the client."""
         self.observer.gave_up(server, why)
 
-    def _note_refused_introduction(self) -> None:
-        """Report the server if it refused the client in its reply to XCLIENT."""
+    def _note_refusal(self) -> None:
+        """Report the server if it refused the client after its first greeting."""
         server, reason = self.server_selection.server, self.pipeline.ehlo.reason
         if server is not None and reason and self.pipeline.ended == "backend_closed":
             self.note_given_up(server.name_for(self.peer), reason)
@@ -429,7 +438,7 @@ class Session:
         self.listener_context.write_batcher.flush()
         pipeline = self.pipeline
         is_replaced = pipeline.ended == "introduced"
-        self._note_refused_introduction()
+        self._note_refusal()
         self._leave_backend()
         self._report(now)
         upgrades, self._upgrades = self._upgrades, None  # each knows the other

@@ -43,6 +43,9 @@ class UpgradingSession(Protocol):
     def backend_secured(self, inside: asyncio.Transport) -> None:
         """Use the backend connection inside TLS."""
 
+    def reconnect(self) -> None:
+        """Connect to the server again, since TLS has failed on the last connection."""
+
     def finish(self, happen: Callable[[float], None]) -> None:
         """Call a function of the pipeline that may end it; it gets the time."""
 
@@ -157,7 +160,14 @@ class SessionUpgrades:
         return cast("asyncio.Protocol", connection)
 
     def _not_secured(self, why: str) -> None:
+        self._task = None
+        in_plaintext = not self.of_client and self._session.pipeline.restart_in_plaintext()
+        if in_plaintext:
+            why += "; the session goes on in plaintext"
         self._session.observer.noted("tls_failed", side=self._side, reason=why)
+        if in_plaintext:
+            self._session.reconnect()
+            return
         reason = f"{self._side}_tls_failed"
         reply = replies.CLIENT_TLS_FAILED if self.of_client else replies.BACKEND_TLS_FAILED
         self._session.finish(partial(self._session.pipeline.fail, reason, reply))

@@ -27,15 +27,16 @@ class Backend:
     """A scripted MTA that accepts everything.
 
     offers: what its EHLO reply has besides STARTTLS and AUTH.  injects: what is sent after the 220
-    to STARTTLS.  owed_header: how many octets of a PROXY header come first; V1_HEADER is a line.
-    heard, headers: all lines and headers that have come.  secure: how many connections had TLS.
-    connections: how many there were.
+    to STARTTLS.  stalls: whether nothing follows it.  owed_header: how many octets of a PROXY
+    header come first; V1_HEADER is a line.  heard, headers: all lines and headers that have come.
+    secure: how many connections had TLS.  connections: how many there were.
     """
 
     def __init__(self, context: ssl.SSLContext) -> None:
         self.context = context
         self.offers = [b"REQUIRETLS"]
         self.injects = b""
+        self.stalls = False
         self.owed_header = 0
         self.heard: list[bytes] = []
         self.headers: list[bytes] = []
@@ -65,6 +66,9 @@ class Backend:
             verb = line[:4].upper()
             if line.startswith(b"STARTTLS"):
                 writer.write(b"220 go\r\n" + self.injects)
+                if self.stalls:
+                    await reader.read()
+                    return
                 await writer.start_tls(self.context)
                 self.secure += 1
                 secure = True

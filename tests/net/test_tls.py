@@ -11,7 +11,7 @@ from smtpproxy.net.backend.health_check import check
 from smtpproxy.net.backend.server_pool import Server
 from smtpproxy.worker import security_builder
 from tests.net.conftest import Logged
-from tests.net.real_sockets import IMPLICIT, STARTTLS, Stage, client, deliver
+from tests.net.real_sockets import IMPLICIT, STARTTLS, V1_HEADER, Stage, client, deliver
 
 
 async def test_groups_are_served_inside_tls_as_outside(stage: Stage) -> None:
@@ -363,6 +363,84 @@ async def test_an_old_backend_needs_a_lower_minimum(stage: Stage, tls: str) -> N
         assert await one.reply() == b"220 mx"
         await deliver(one)
     assert stage.backend.secure == 1
+
+
+def outdated(stage: Stage) -> None:
+    """Make the backend's TLS too old for the proxy's default."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        stage.backend.context.minimum_version = ssl.TLSVersion.TLSv1
+        stage.backend.context.maximum_version = ssl.TLSVersion.TLSv1_1
+
+
+@pytest.mark.parametrize(
+    "listener", ["", STARTTLS, IMPLICIT], ids=["in plaintext", "starttls", "implicit"]
+)
+@pytest.mark.parametrize("identity", ["none", "proxy-v1", "xclient"])
+async def test_opportunistic_tls_that_fails_goes_on_in_plaintext(
+    stage: Stage, logged: Logged, identity: str, listener: str
+) -> None:
+    """On a connection of its own, which gets the client's address like the first one."""
+    outdated(stage)
+    stage.backend.offers = [b"XCLIENT ADDR"]
+    stage.backend.owed_header = V1_HEADER if identity == "proxy-v1" else 0
+    backend = f'tls = "opportunistic"\nidentity = "{identity}"\nmax_connections = 1'
+    port = await stage.start(listener, backend)
+    inside = {"ssl": stage.client_context, "server_hostname": "mx.example"}
+    async with client(port, **(inside if listener == IMPLICIT else {})) as one:
+        await one.reply()
+        if listener == STARTTLS:
+            await one.ask(b"EHLO c")
+            await one.secure(stage)
+        await deliver(one)
+    heard = stage.backend.heard
+    again = [b"XCLIENT ADDR=127.0.0.1", b"EHLO c"] if identity == "xclient" else []
+    again += [b"EHLO c"] * (listener == STARTTLS)
+    assert heard[:-4] == [b"EHLO c", b"STARTTLS", b"EHLO c", *again]
+    assert heard[-4:] == [b"MAIL FROM:<a@a>", b"RCPT TO:<b@b>", b"DATA", b"QUIT"]
+    assert (stage.backend.connections, stage.backend.secure) == (2, 0)
+    if identity == "proxy-v1":
+        first, second = stage.backend.headers
+        assert first == second
+    (failed,) = logged("tls_failed")
+    assert failed["side"] == "backend"
+    assert failed["reason"].endswith("; the session goes on in plaintext")
+    assert len(logged("message_relayed")) == 1
+
+
+async def test_a_handshake_that_takes_too_long_goes_on_in_plaintext(stage: Stage) -> None:
+    stage.backend.stalls = True
+    port = await stage.start("", 'tls = "opportunistic"', timeouts="tls_handshake = 0.2")
+    async with client(port) as one:
+        await one.reply()
+        await deliver(one)
+    assert stage.backend.heard[:3] == [b"EHLO c", b"STARTTLS", b"EHLO c"]
+
+
+@pytest.mark.parametrize("verify", ["true", "false"])
+async def test_required_tls_that_fails_never_goes_on_in_plaintext(
+    stage: Stage, verify: str
+) -> None:
+    outdated(stage)
+    async with client(await stage.start("", f'tls = "starttls"\nverify = {verify}')) as one:
+        await one.reply()
+        assert (await one.ask(b"EHLO c"))[0].startswith(b"421 4.7.5 ")
+    assert stage.backend.heard == [b"EHLO c", b"STARTTLS"]
+    assert stage.backend.connections == 1
+
+
+async def test_a_server_that_is_gone_after_its_tls_failed_ends_the_session(
+    stage: Stage, logged: Logged
+) -> None:
+    outdated(stage)
+    async with client(await stage.start("", 'tls = "opportunistic"')) as one:
+        await one.reply()
+        await stage.stop_backend()
+        assert (await one.ask(b"EHLO c"))[0].startswith(b"421 4.4.2 ")
+        assert await one.rest() == b""
+    assert stage.backend.heard == [b"EHLO c", b"STARTTLS"]
+    (given_up,) = logged("server_given_up")
+    assert given_up["reason"]
 
 
 @pytest.mark.parametrize("tls", ["off", "implicit"])

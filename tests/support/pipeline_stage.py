@@ -106,8 +106,12 @@ class Stage:
             "no place": partial(pipeline.fail, "backend_full", replies.BACKEND_FULL),
             "client secured": pipeline.client_secured,
             "backend secured": pipeline.backend_secured,
-            "not secured": partial(pipeline.fail, "backend_tls_failed", replies.BACKEND_TLS_FAILED),
+            "not secured": self._not_secured,
         }[kind](self.now)
+
+    def _not_secured(self, now: float) -> None:
+        if not self.pipeline.restart_in_plaintext():
+            self.pipeline.fail("backend_tls_failed", replies.BACKEND_TLS_FAILED, now)
 
     def come_to(self, given: str) -> None:
         """Play the usual start of a session up to where a transcript begins."""

@@ -2,7 +2,7 @@
 
 First it gets a connection slot, if the backend has a limit.  Then it tries the servers in order: if
 one cannot be reached, or refuses in its greeting, it tries the next.  After a positive greeting the
-session stays with that server.
+session stays with that server, also if it has to connect again.
 """
 
 import asyncio
@@ -120,13 +120,23 @@ class ServerSelection:
             self._left = self._listener_context.servers.in_order()
         if not self._left:
             return False
-        server = self.server = self._left.pop(0)
-        server.sessions += 1
+        self.server = self._left.pop(0)
+        self.server.sessions += 1
+        self._begin(self.server)
+        return True
+
+    def reconnect(self) -> None:
+        """Connect to the server again that has been greeted, and has closed its connection."""
+        assert self.server is not None
+        if self._connection is not None:
+            self._connection.leave()
+        self._begin(self.server)
+
+    def _begin(self, server: "Server") -> None:
         connection = self._connection = BackendConnection(self._session)
         self._connecting = asyncio.get_running_loop().create_task(
             self._connect(server, connection), name=server.name
         )
-        return True
 
     async def _connect(self, server: "Server", connection: BackendConnection) -> None:
         session = self._session
