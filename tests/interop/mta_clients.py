@@ -6,6 +6,7 @@ Their own bounces go nowhere: mail for the sender is discarded.
 import re
 import subprocess
 from collections.abc import Sequence
+from typing import Self
 
 from tests.interop.clients import HELO, TIMEOUT_S, Door, Mail, Result
 from tests.interop.exim import ACCOUNT, Exim
@@ -103,11 +104,7 @@ def exim(door: Door, mails: Sequence[Mail]) -> list[Result]:
 
     So it does inside TLS, once it has handed its connection on for another message.
     """
-    tls = "  hosts_avoid_tls = *\n"
-    if door.tls != "off":
-        protocol = "smtps" if door.tls == "implicit" else "smtp"
-        tls = _EXIM_TLS.format(ca=door.ca, protocol=protocol)
-    program = Exim(_EXIM.format(port=door.port) + tls)
+    program = Exim(_EXIM.format(port=door.port) + _exim_tls(door))
     with program.work:
         for mail in mails:
             # one message is delivered at once; several are queued and then sent by one queue run
@@ -117,6 +114,51 @@ def exim(door: Door, mails: Sequence[Mail]) -> list[Result]:
         if len(mails) > 1:
             _exim(program, ("-qq",))
         return [_exim_result(program, mail) for mail in mails]
+
+
+def _exim_tls(door: Door) -> str:
+    if door.tls == "off":
+        return "  hosts_avoid_tls = *\n"
+    protocol = "smtps" if door.tls == "implicit" else "smtp"
+    return _EXIM_TLS.format(ca=door.ca, protocol=protocol)
+
+
+class QueueingExim:
+    """An Exim that remembers what was offered, and then sends its first commands early.
+
+    It makes a connection for each message, and tries again when it is told to.
+    """
+
+    def __init__(self, door: Door) -> None:
+        text = _EXIM.format(port=door.port) + _exim_tls(door)
+        retry = "  hosts_pipe_connect = *\nbegin retry\n* * F,1h,1s\n"
+        self._program = Exim(text + retry)
+
+    def __enter__(self) -> Self:
+        self._program.work.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._program.work.__exit__(None, None, None)
+
+    def log(self) -> str:
+        """Return the log so far."""
+        return self._program.log()
+
+    def send(self, mail: Mail) -> Result:
+        """Deliver a message, and wait for the result."""
+        self.queue(mail)
+        return _exim_result(self._program, mail)
+
+    def queue(self, mail: Mail) -> None:
+        """Try to deliver a message once."""
+        argv = ("-odi", "-oi", "-f", mail.sender, "--", *mail.recipients)
+        _exim(self._program, argv, mail.message.as_kept())
+
+    def retry(self, mail: Mail) -> Result:
+        """Try again to deliver a message, and wait for the result."""
+        _exim(self._program, ("-qff",))
+        return _exim_result(self._program, mail)
 
 
 def _exim(program: Exim, argv: Sequence[str], octets: bytes = b"") -> None:

@@ -32,6 +32,7 @@ class Connection:
     """The chunks of one connection through a tap, in the order in which they were passed on."""
 
     chunks: list[Chunk] = field(default_factory=list)
+    opened_at: float = field(default_factory=time.monotonic)
     reset: bool = False
     ended: threading.Event = field(default_factory=threading.Event)
 

@@ -1,0 +1,134 @@
+"""A real Exim as an early client: what it sends before the greeting, and what it saves."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import pairwise
+from pathlib import Path
+
+from tests.bench.native import CannotBuildError, build
+from tests.interop.clients import Door, Mail
+from tests.interop.dialogue import assert_lock_step, verb_groups
+from tests.interop.messages import brief, recipients
+from tests.interop.mta_clients import QueueingExim
+from tests.interop.peers import BACKENDS, Backend
+from tests.interop.stage import configured
+from tests.interop.tap import Connection, Tap
+from tests.support.processes import Process, Workplace, eventually, free_port
+from tests.support.programs import unavailable
+
+RTT_S = 0.1
+ENVELOPE = [b"MAIL", b"RCPT", b"RCPT", b"RCPT"]
+
+
+@contextmanager
+def far_away(port: int) -> Iterator[int]:
+    """Put a link with a round trip of RTT_S before a port; yield the port of its other end."""
+    try:
+        relay = build() / "delayrelay"
+    except CannotBuildError as error:
+        unavailable(str(error))
+    far = free_port()
+    ends = ("--listen", f"127.0.0.1:{far}", "--target", f"127.0.0.1:{port}")
+    argv = (str(relay), *ends, "--delay-ms", f"{RTT_S * 500:g}")
+    with Workplace("relay") as work, Process(argv, work.path / "relay") as process:
+        process.await_open(far)
+        yield far
+
+
+@contextmanager
+def proxy_before(mta: Backend, listener: str = "") -> Iterator[tuple[int, Tap]]:
+    """Run the proxy with early pipelining; yield its port, and the tap between it and the MTA."""
+    listener = f"early_pipelining = true\n{listener}"
+    with Tap(mta.port) as behind:
+        backend = f'servers = ["127.0.0.1:{behind.port}"]'
+        with configured(listener, backend) as (port, _):
+            yield port, behind
+
+
+def waits(connection: Connection) -> int:
+    """Return how often the client waited: sent something, and was then sent something."""
+    senders = [chunk.from_client for chunk in connection.chunks if chunk.octets]
+    turns = sum(mine and not following for mine, following in pairwise(senders))
+    return turns + (not senders[0])  # the greeting
+
+
+def duration(connection: Connection) -> float:
+    """Return how long the session took, to the last reply."""
+    at = [chunk.at for chunk in connection.chunks if chunk.octets]
+    return at[-1] - connection.opened_at
+
+
+def test_exim_needs_two_waits_for_a_message_from_the_second_on() -> None:
+    """And 0.3 s for it, if the round trip takes 0.1 s; the first message takes 0.5 s."""
+    with (
+        BACKENDS["opensmtpd"]() as mta,
+        proxy_before(mta) as (port, behind),
+        far_away(port) as far,
+        Tap(far) as front,
+        QueueingExim(Door(front.port)) as exim,
+    ):
+        mails = [Mail(brief(b"%d" % number), recipients(3)) for number in range(3)]
+        for mail in mails:
+            result = exim.send(mail)
+            assert result.sent, result.output
+            assert mta.find(mail.message).recipients == set(mail.recipients)
+        priming, *early = front.settled()
+        assert waits(priming) == 4
+        assert verb_groups(priming)[:2] == [[b"EHLO"], [*ENVELOPE, b"DATA"]]
+        assert b"\r\n250 PIPECONNECT\r\n" in priming.answered()
+        for connection in early:
+            assert waits(connection) == 2
+            assert verb_groups(connection)[0] == [b"EHLO", *ENVELOPE, b"DATA"]
+            assert 3 * RTT_S <= duration(connection) < duration(priming)
+        for connection in behind.settled():
+            assert_lock_step(connection)
+
+
+def test_exim_sends_starttls_with_its_ehlo_and_a_group_inside_tls(keys: Path) -> None:
+    """The tap in front sees EHLO and STARTTLS in one group; the rest is in the proxy's log."""
+    certificate = f'tls = "starttls"\ncertificate = "{keys}/mx.pem"'
+    with (
+        BACKENDS["opensmtpd"]() as mta,
+        proxy_before(mta, certificate) as (port, behind),
+        Tap(port, reply_delay_s=0.03) as front,
+        QueueingExim(Door(front.port, "starttls", keys / "ca.pem")) as exim,
+    ):
+        for number in range(2):
+            mail = Mail(brief(b"%d" % number), recipients(3))
+            result = exim.send(mail)
+            assert result.sent, result.output
+            assert mta.find(mail.message).recipients == set(mail.recipients)
+        priming, early = front.settled()
+        assert verb_groups(priming)[:2] == [[b"EHLO"], [b"STARTTLS"]]
+        assert verb_groups(early)[0] == [b"EHLO", b"STARTTLS"]
+        assert waits(early) < waits(priming) - 1
+        for connection in behind.settled():
+            assert_lock_step(connection)
+
+
+def test_of_an_mta_that_lost_chunking_exim_learns_in_time_and_loses_no_message() -> None:
+    """It sends BDAT early, by the offer that it remembers; the MTA sees nothing of it."""
+    with ExitStack() as stack:
+        before = stack.enter_context(BACKENDS["exim-chunking"]())
+        now = stack.enter_context(BACKENDS["opensmtpd"]())
+        first, _ = stack.enter_context(proxy_before(before))
+        second, behind = stack.enter_context(proxy_before(now))
+        front = stack.enter_context(Tap(first, reply_delay_s=0.03))
+        exim = stack.enter_context(QueueingExim(Door(front.port)))
+        priming = Mail(brief(b"first"), recipients(3))
+        assert exim.send(priming).sent
+        front.target_port = second
+        mail = Mail(brief(b"MAIL FROM:<smuggled@evil.example>"), recipients(3))
+        exim.queue(mail)
+        eventually(lambda: " == good0@" in exim.log() or None, "the deferral in Exim's log")
+        assert not now.has(mail.message)
+        assert "451 4.5.1 Error: BDAT is not available now" in exim.log()
+        result = exim.retry(mail)
+        assert result.sent, result.output
+        assert now.find(mail.message).recipients == set(mail.recipients)
+        early = front.settled()[1]
+        assert verb_groups(early)[0][:6] == [b"EHLO", *ENVELOPE, b"BDAT"]
+        for connection in behind.settled():
+            assert b"BDAT" not in connection.sent()
+            assert_lock_step(connection)
+        assert b"smuggled" not in behind.connections[0].sent()
