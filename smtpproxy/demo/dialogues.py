@@ -1,9 +1,9 @@
-"""The dialogues of RFC 2920 section 4 as data: command groups and the expected replies.
+"""The dialogues of RFC 2920 section 4, and an early one, as data: groups and expected replies.
 
 A dialogue has two versions, for the MTA itself and for the proxy, which may differ in the replies.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from smtpproxy.demo.legacy_session import ReceivedMessage
 
@@ -43,7 +43,7 @@ class Dialogue:
     """One dialogue, and how the MTA of the demo must behave in it."""
 
     letter: str
-    """The dialogue's name, "a" to "f"."""
+    """The dialogue's name, "a" to "g"."""
     title: str
     straight: Groups
     """The groups with the MTA's expected replies; without PIPELINING, commands go one at a time."""
@@ -58,9 +58,14 @@ class Dialogue:
     reads_like: str = ""
     """The letter of the dialogue whose replies through the proxy must be identical; or empty."""
 
+    @property
+    def early(self) -> bool:
+        """Whether the first group is sent before the greeting, since EHLO is not alone in it."""
+        return is_early(self.proxied)
+
 
 def golden(recipients: int = 3, failing: str = "none") -> tuple[Dialogue, ...]:
-    """Return dialogues (a) to (f).
+    """Return dialogues (a) to (f) of RFC 2920, and (g) with early pipelining.
 
     Args:
         recipients: The number of recipients in (b).
@@ -74,6 +79,7 @@ def golden(recipients: int = 3, failing: str = "none") -> tuple[Dialogue, ...]:
         _refused("d", "the same, but DATA gets 354", "data-accepted", "c"),
         _mixed(failing),
         _two_transactions(failing),
+        _early(recipients, failing),
     )
 
 
@@ -168,6 +174,23 @@ def _two_transactions(failing: str) -> Dialogue:
         (ReceivedMessage(SENDER, (ned,), DELIVERED), ReceivedMessage(SENDER, (dan,), DELIVERED)),
         failing,
     )
+
+
+def _early(recipients: int, failing: str) -> Dialogue:
+    """Return (g): as (b), by a client that knows the proxy's offer from an earlier session."""
+    accepted = _accepted(recipients, failing)
+    _, envelope, end = accepted.proxied
+    return replace(
+        accepted,
+        letter="g",
+        title="as (b), before the greeting",
+        proxied=((_hello(b"EHLO", names=b"PIPECONNECT"), *envelope), end),
+    )
+
+
+def is_early(groups: Groups) -> bool:
+    """Return whether the first group is more than EHLO, which it may be before the greeting."""
+    return len(groups[0]) > 1
 
 
 def lock_step(groups: Groups) -> Groups:

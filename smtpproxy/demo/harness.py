@@ -8,6 +8,9 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
+
+from msgspec.structs import replace
 
 from smtpproxy.config.loader import from_flags
 from smtpproxy.demo.dialogues import Dialogue
@@ -41,16 +44,21 @@ class DialogueResult:
 
 
 @asynccontextmanager
-async def proxy_before(backend: str) -> AsyncIterator[str]:
+async def proxy_before(backend: str, *, early: bool = False) -> AsyncIterator[str]:
     """Run the real proxy in this process, and yield its address.
 
     Args:
         backend: The MTA's address, HOST:PORT.
+        early: Whether it offers early pipelining.
     """
     settings = from_flags(
         None, listen=[ANY_PORT], backend=[backend], log_format=None, log_level="error"
     )
-    async with running(App(settings)) as app:
+    listeners = {
+        name: replace(listener, early_pipelining=early)
+        for name, listener in settings.listeners.items()
+    }
+    async with running(App(replace(settings, listeners=listeners))) as app:
         yield app.addresses[0]
 
 
@@ -98,7 +106,7 @@ async def _perform(
     performance: DialogueResult, rtt_s: float, on_wait: Callable[[], None] | None
 ) -> None:
     dialogue, proxied = performance.dialogue, performance.proxied
-    between = proxy_before if proxied else no_proxy
+    between = partial(proxy_before, early=dialogue.early) if proxied else no_proxy
     async with (
         LegacyMTA(failing=dialogue.failing, refused=dialogue.refused) as mta,
         between(mta.address) as address,

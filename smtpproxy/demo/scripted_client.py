@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from smtpproxy.demo.dialogues import Groups, ScriptedExchange, lock_step
+from smtpproxy.demo.dialogues import Groups, ScriptedExchange, is_early, lock_step
 from smtpproxy.timeline.labels import shown
 
 
@@ -91,10 +91,12 @@ class _Client:
             await self._expect_end()
 
     async def _turns(self, groups: Groups, *, insist: bool) -> bool:
-        hello, *rest = groups
-        if not (await self._turn((_GREETING,)) and await self._turn(hello)):
-            return False
-        offered = b"PIPELINING" in self._outcome.replies[-1].upper()
+        first, *rest = groups
+        begin = ((_GREETING, *first),) if is_early(groups) else ((_GREETING,), first)
+        for group in begin:
+            if not await self._turn(group):
+                return False
+        offered = b"PIPELINING" in self._outcome.replies[1].upper()
         for group in rest if offered or insist else lock_step(tuple(rest)):
             if not await self._turn(group):
                 return False

@@ -96,7 +96,7 @@ class _Session:
             self._asked += 1
             self._refused += not reply.startswith(b"2")
         if verb == b"EHLO" and self._fault != "not offered":
-            reply = reply.replace(b"250 ", b"250-") + b"250 PIPELINING\r\n"
+            reply = reply.replace(b"250 ", b"250-") + b"250-PIPELINING\r\n250 PIPECONNECT\r\n"
         return reply
 
     async def _reply(self) -> bytes:

@@ -53,6 +53,19 @@ def test_nine_waits_become_four(capsys: pytest.CaptureFixture[str]) -> None:
     assert "closed: 4 of 5 replies lost" in shown
 
 
+def test_nine_waits_become_two_with_early_pipelining(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "110")
+    assert demonstrate() == 0
+    shown = capsys.readouterr().out
+    picture = shown[shown.index("(g)") : shown.index("\ndialogue")]
+    assert re.search(r"directly +9 waits", picture)
+    assert re.search(r"through smtpproxy +2 waits", picture)
+    assert "EHLO | MAIL | RCPT | RCPT | RCPT | DATA" in picture
+    assert "PIPECONNECT" in picture
+
+
 def test_the_command_prints_the_summary_and_exits_0() -> None:
     process = subprocess.run(
         [sys.executable, "-m", "smtpproxy", "demo", "--rtt", "0.01"],
