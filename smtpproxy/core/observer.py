@@ -47,6 +47,8 @@ class ConnectionEnds:
     """The proxy's address on the backend connection."""
     server: str
     """The server's address."""
+    client_rtt_s: float | None = None
+    """The round-trip time to the client that TCP has measured so far; None if it has not."""
 
 
 class SessionEnds(Protocol):

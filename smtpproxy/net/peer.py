@@ -5,6 +5,7 @@ They are those of its connection, or those that a trusted proxy in front names.
 
 import asyncio
 import socket
+import struct
 import sys
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,6 +17,9 @@ UNIX = "unix"
 """The name of a Unix socket in place of an address."""
 UNKNOWN = "unknown"
 """The name of an address that could not be read, since the connection was reset."""
+_TCP_INFO_OCTETS = 152
+"""The size of the kernel's `tcp_info` up to its field `tcpi_min_rtt`, which is the last one."""
+_NOT_MEASURED = 0xFFFFFFFF
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,4 +149,25 @@ class TransportEnds:
             listener=end_of(self._client, "sockname"),
             proxy=end_of(self._backend, "sockname"),
             server=end_of(self._backend, "peername"),
+            client_rtt_s=_round_trip_of(self._client),
         )
+
+
+def _round_trip_of(transport: asyncio.BaseTransport) -> float | None:
+    """Return the shortest round-trip time of a TCP connection, as the kernel has measured it.
+
+    The handshake of TCP is one measurement.  The shortest has no delayed acknowledgement in it.
+    """
+    if sys.platform != "linux":
+        return None
+    try:
+        opened = transport.get_extra_info("socket")
+        if opened is None or opened.family == socket.AF_UNIX:
+            return None
+        octets = opened.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_OCTETS)
+    except OSError:
+        return None
+    if len(octets) < _TCP_INFO_OCTETS:
+        return None
+    (microseconds,) = struct.unpack_from("=I", octets, _TCP_INFO_OCTETS - 4)
+    return None if microseconds == _NOT_MEASURED else microseconds / 1e6

@@ -282,6 +282,9 @@ class Closed(Struct, tag_field="what", tag="closed", omit_defaults=True, gc=Fals
     """Transactions that are not in the list."""
     backend: Name = ""
     """The backend's name in the settings."""
+    client_rtt_s: Seconds | None = None
+    """The round-trip time to the client, or to a load balancer in front, as TCP had measured it
+    when the server was connected; left out if it was not measured, and on a Unix socket."""
 
 
 Record = Opened | ServerGivenUp | Connected | Noted | Exchanged | Gap | Closed

@@ -58,6 +58,7 @@ class SessionRecorder:
         "_captured",
         "_client_ip",
         "_client_port",
+        "_client_rtt_s",
         "_codes",
         "_flight",
         "_head",
@@ -89,6 +90,7 @@ class SessionRecorder:
         self._backend = backend
         self._client_ip, self._client_port = ip_and_port(client)
         self._server = ""
+        self._client_rtt_s: float | None = None
         self._opened = monotonic() + writer.offset
         self._captured = captured
         self._head: list[records.Record] = []  # one for each server, and KEPT_NOTED, at most
@@ -124,6 +126,7 @@ class SessionRecorder:
         self._server = server
         at = monotonic() + self._writer.offset
         end = ends.all()
+        self._client_rtt_s = end.client_rtt_s
         self._add(
             records.Connected(self.id, at, server, end.client, end.listener, end.proxy, end.server)
         )
@@ -247,6 +250,7 @@ class SessionRecorder:
             self._messages,
             self._more_messages,
             self._backend,
+            self._client_rtt_s,
         )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from smtpproxy.net.peer import Peer, end_of, endpoint, name_of
+from smtpproxy.net.peer import Peer, TransportEnds, end_of, endpoint, name_of
 
 
 @pytest.mark.parametrize(
@@ -83,3 +83,33 @@ class Mute(asyncio.BaseTransport):
 def test_a_socket_without_addresses_has_unknown_ones() -> None:
     assert Peer.of(Mute()) is None
     assert end_of(Mute(), "sockname") == "unknown"
+
+
+def round_trip_of(connection: socket.socket) -> float | None:
+    transport: Any = asyncio.BaseTransport({"socket": connection})
+    return TransportEnds("client", transport, transport).all().client_rtt_s
+
+
+def test_the_round_trip_to_a_client_is_what_the_kernel_has_measured() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listening,
+        socket.create_connection(listening.getsockname()),
+        listening.accept()[0] as accepted,
+    ):
+        round_trip = round_trip_of(accepted)
+        assert round_trip is not None
+        assert 0 < round_trip < 1
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6, socket.AF_UNIX])
+def test_what_was_not_measured_has_no_round_trip(family: int) -> None:
+    with socket.socket(family, socket.SOCK_STREAM) as unconnected:
+        assert round_trip_of(unconnected) is None
+
+
+def test_a_connection_that_is_gone_has_no_round_trip() -> None:
+    gone = socket.socket(socket.AF_INET)
+    gone.close()
+    assert round_trip_of(gone) is None
+    mute: Any = Mute()
+    assert TransportEnds("client", mute, mute).all().client_rtt_s is None

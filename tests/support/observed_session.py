@@ -18,7 +18,7 @@ from smtpproxy.trace.rotating_files import RotatingFiles
 from smtpproxy.worker.observer_fanout import ObserverFanout, SessionObserverFactory
 
 SOURCE = ("10.0.0.1", 33333)
-ENDS = ConnectionEnds("192.0.2.1:4711", "192.0.2.9:25", "10.0.0.1:33333", "10.0.0.5:25")
+ENDS = ConnectionEnds("192.0.2.1:4711", "192.0.2.9:25", "10.0.0.1:33333", "10.0.0.5:25", 0.025)
 
 
 class Later:

@@ -47,6 +47,7 @@ class TestAll:
             "10.0.0.5:25",
         )
         assert (closed["reason"], closed["round_trips_saved"], closed["messages"]) == ("quit", 2, 1)
+        assert closed["client_rtt_s"] == 0.025
         (message,) = closed["transactions"]
         assert (message["outcome"], message["sender"]) == ("relayed", "a@x")
         assert message["groups"] == [3, 1]
