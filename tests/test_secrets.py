@@ -14,11 +14,12 @@ from smtpproxy.log.debug_log import DebugLog
 from smtpproxy.metrics.counters import MetricCounters
 from smtpproxy.metrics.exposition import Exposition
 from smtpproxy.metrics.snapshot import MetricsSnapshot
-from smtpproxy.trace import html_page, pcapng
+from smtpproxy.trace import html_page, pcapng, statistics_page
 from smtpproxy.trace.content_capture import CaptureMode
 from smtpproxy.trace.reader import TraceReader, files_of
 from smtpproxy.trace.recorder import TraceRecorder
 from smtpproxy.trace.rotating_files import RotatingFiles
+from smtpproxy.trace.statistics_collector import DECODER, StatisticsCollector
 from tests.support.observed_session import Later, Watched
 
 PASSWORD = "correct-horse-battery"
@@ -159,6 +160,11 @@ def all_that_leaves(
     ((closed, _),) = found_all
     found = TraceReader(directory).session(closed.session)
     assert not reader.problems.count
+    collector = StatisticsCollector()
+    for decoded in TraceReader(directory).decoded(DECODER):
+        collector.add(decoded)
+    statistics = collector.report()
+    assert statistics.sessions == 1
     snapshot = MetricsSnapshot()
     metrics.put_into(snapshot)
     return {
@@ -166,6 +172,8 @@ def all_that_leaves(
         "trace": b"".join(path.read_bytes() for path in paths),
         "capture": pcapng.capture(found),
         "html": html_page.page(found).encode(),
+        "statistics": msgspec.json.encode(statistics),
+        "statistics page": statistics_page.page(statistics).encode(),
         "metrics": Exposition().render(snapshot),
         "page": msgspec.json.encode(recent.changed()),
     }

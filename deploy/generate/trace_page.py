@@ -2,11 +2,12 @@
 
 import ast
 import inspect
+import re
 import typing
 
 from markdown import code, page, table
 
-from smtpproxy.trace import records
+from smtpproxy.trace import records, statistics
 
 _INTRODUCTION = f"""\
 Each line of a trace file is a JSON object; `what` is the kind of record. The first line of a file
@@ -34,6 +35,28 @@ _TYPES = {
 }
 
 
+_TYPES |= {"int": "whole number", "float": "number"}
+_STATISTICS = f"""\
+## Statistics
+
+`smtpproxy trace stats --json` prints one JSON object in ASCII, of version {statistics.VERSION}.
+Every text of a peer in it is escaped as on a terminal.
+"""
+_STATISTICS_KINDS = (
+    statistics.Statistics,
+    statistics.MessageCount,
+    statistics.VerbTimes,
+    statistics.SlowReply,
+    statistics.SavedTime,
+    statistics.ReplyCount,
+    statistics.TextCount,
+    statistics.Clients,
+    statistics.ClientCount,
+    statistics.TlsCount,
+    statistics.GroupCount,
+)
+
+
 def trace_page() -> str:
     """Return the page."""
     parts = [_INTRODUCTION]
@@ -41,7 +64,15 @@ def trace_page() -> str:
         parts += [f"## {code(kind.__struct_config__.tag)}\n", *_described(kind)]
     for kind in (records.Transaction, records.Violation, records.Step):
         parts += [f"## A {kind.__name__.lower()}\n", *_described(kind)]
+    parts.append(_STATISTICS)
+    for kind in _STATISTICS_KINDS:
+        parts += [f"### {_words_of(kind)}\n", *_described(kind)]
     return page("Trace records", parts)
+
+
+def _words_of(kind: type) -> str:
+    """Return the name of a class in words."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", kind.__name__).capitalize().replace("Tls", "TLS")
 
 
 def _described(kind: type) -> list[str]:
@@ -65,6 +96,10 @@ def _type_of(annotation: ast.expr) -> str:
         name = ast.unparse(annotation.slice.elts[0])
     name, _, optional = name.partition(" | ")
     or_null = " or null" if optional and name != "Violation" else ""
+    if (listed := name.removeprefix("list[").removesuffix("]")) != name and name not in _TYPES:
+        return f"list: {_words_of(getattr(statistics, listed)).lower()}"
+    if isinstance(kind := getattr(statistics, name, None), type):
+        return _words_of(kind).lower()
     return _TYPES.get(name, "text") + or_null
 
 

@@ -9,7 +9,7 @@ Lines of other sessions are only checked to be whole, so that listing a gigabyte
 
 import os
 import stat
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from io import FileIO
@@ -56,6 +56,8 @@ COMPRESSED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ", b"BZh")
 Progress = Callable[[int], object]
 """Is called with the number of bytes that have been read since the last call."""
 AnyRecord = TypeVar("AnyRecord", bound=Struct)
+Decoded = TypeVar("Decoded")
+Found = TypeVar("Found")
 
 
 @dataclass(slots=True)
@@ -158,6 +160,12 @@ class TraceReader:
             if isinstance(record, Closed):
                 yield record, size
 
+    def contents(self) -> Iterator[Exchanged]:
+        """Yield each exchange of which message content is recorded."""
+        for record, _ in self._records(b'"content":"'):
+            if isinstance(record, Exchanged) and record.content:
+                yield record
+
     def session(self, name: str) -> RecordedSession:
         """Return a session by its id, or by the start of it.
 
@@ -198,6 +206,11 @@ class TraceReader:
                 most -= size
                 _add_bounded(session, record, size)
         return list(found.values())
+
+    def decoded(self, decoder: msgspec.json.Decoder[Decoded]) -> Iterator[Sequence[Decoded]]:
+        """Yield all records as a decoder returns them; see `TraceFile.decoded`."""
+        for file in self._files:
+            yield from file.decoded(decoder, self.progress)
 
     def _records(self, wanted: bytes) -> Iterator[tuple[Record, int]]:
         for file in self._files:
@@ -258,6 +271,33 @@ class TraceFile:
             progress: Is called as reading goes on.
             to_the_end: Read a last line without an end, too; else it is left for the next call.
         """
+        yield from self._in_blocks(
+            lambda block: self._records_in(block, wanted), progress, to_the_end=to_the_end
+        )
+
+    def decoded(
+        self, decoder: msgspec.json.Decoder[Decoded], progress: Progress
+    ) -> Iterator[Sequence[Decoded]]:
+        """Yield all records as a decoder returns them, some thousand at a time.
+
+        It is much faster than `records`.
+
+        Args:
+            decoder: Returns records, perhaps with fewer fields, and `FileHeader` for one.
+            progress: Is called as reading goes on.
+        """
+        yield from self._in_blocks(
+            lambda block: self._decoded_in(block, decoder), progress, to_the_end=True
+        )
+
+    def _in_blocks(
+        self,
+        read: Callable[[bytes], Iterator[Found]],
+        progress: Progress,
+        *,
+        to_the_end: bool,
+    ) -> Iterator[Found]:
+        """Yield what is read of each block of lines that is new."""
         if self.refused:
             return
         try:
@@ -269,7 +309,7 @@ class TraceFile:
                     self._check_header(os.pread(file.fileno(), 4096, 0))
                 file.seek(self._position)
                 for block in self._blocks(file, size - self._position, to_the_end):
-                    yield from self._records_in(block, wanted)
+                    yield from read(block)
                     self._position += len(block)
                     self._lines += block.count(b"\n")
                     progress(len(block))
@@ -333,6 +373,33 @@ class TraceFile:
                 _check_version(record)
             elif wanted in (line if is_whole else encode(record)):
                 yield record, len(line)
+
+    def _decoded_in(
+        self, block: bytes, decoder: msgspec.json.Decoder[Decoded]
+    ) -> Iterator[Sequence[Decoded]]:
+        try:
+            found = decoder.decode_lines(block)
+            is_readable = not block.startswith(b"\n") and b"\n\n" not in block
+        except (msgspec.DecodeError, RecursionError):
+            is_readable = False
+        if not is_readable:
+            found = list(self._readable_in(block, decoder))
+        if b'"trace_file"' in block:
+            for each in found:
+                if isinstance(each, FileHeader):
+                    _check_version(each)
+        yield found
+
+    def _readable_in(
+        self, block: bytes, decoder: msgspec.json.Decoder[Decoded]
+    ) -> Iterator[Decoded]:
+        """Yield the records of a block that has lines which are none."""
+        lines = block.removesuffix(b"\n").split(b"\n")
+        for number, line in enumerate(lines, self._lines + 1):
+            try:
+                yield decoder.decode(line)
+            except (msgspec.DecodeError, RecursionError) as error:
+                self._problems.add(self._path, number, f"no record: {error}")
 
 
 def _opened(path: Path) -> FileIO:

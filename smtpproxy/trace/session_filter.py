@@ -1,7 +1,7 @@
 """Which recorded sessions a command is for: the options, and what they match."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import reduce, wraps
@@ -11,6 +11,7 @@ import click
 import msgspec
 
 from smtpproxy.config.address import canonical
+from smtpproxy.trace.header_pattern import HeaderPattern
 from smtpproxy.trace.records import Closed, client_of
 
 
@@ -28,6 +29,14 @@ class SessionFilter:
     """A reply code, or its first digits."""
     text: str | None = None
     """A part of the last record."""
+    message_id: str | None = None
+    """A part of the Message-ID of a message."""
+    queue_id: str | None = None
+    """A part of the id that the MTA gave a message."""
+    header: HeaderPattern | None = None
+    """A header field of a message: `sessions` has the ids of the sessions with such messages."""
+    sessions: Collection[str] | None = None
+    """The ids of the sessions to choose from; None: all."""
 
     def matches(self, session: Closed) -> bool:
         """Return whether a session, of which this is the last record, is chosen."""
@@ -36,6 +45,9 @@ class SessionFilter:
             and (self.until is None or session.opened < _seconds(self.until))
             and (not self.address or _has_address(session, self.address))
             and (not self.code or _has_code(session, str(self.code)))
+            and (self.sessions is None or session.session in self.sessions)
+            and (not self.message_id or _has(session, "message_id", self.message_id))
+            and (not self.queue_id or _has(session, "queue_id", self.queue_id))
             and (
                 not self.text or self.text.lower() in msgspec.json.encode(session).decode().lower()
             )
@@ -59,6 +71,13 @@ class _Time(click.DateTime):
             self.fail(f"{value!r} is not a time; write, for example, {example}", param, ctx)
 
 
+def _header(_: click.Context, param: click.Parameter, value: str | None) -> HeaderPattern | None:
+    try:
+        return None if value is None else HeaderPattern.of(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param=param) from None
+
+
 _time = _Time()
 _OPTIONS = (
     click.option(
@@ -80,6 +99,18 @@ _OPTIONS = (
         help="Only if a reply had this code: 550, or 5 for 5xx.",
     ),
     click.option("--text", help="Only if the last record contains this."),
+    click.option(
+        "--message-id", metavar="TEXT", help="Only if the Message-ID of a message contains this."
+    ),
+    click.option(
+        "--queue-id", metavar="TEXT", help="Only if the MTA's id of a message contains this."
+    ),
+    click.option(
+        "--header",
+        callback=_header,
+        metavar="NAME[=TEXT]",
+        help="Only if a message has this header field, and TEXT in it, where content is recorded.",
+    ),
 )
 
 
@@ -93,9 +124,13 @@ def filter_options(command: Callable[..., Any]) -> Callable[..., Any]:
         address: str | None,
         code: int | None,
         text: str | None,
+        message_id: str | None,
+        queue_id: str | None,
+        header: HeaderPattern | None,
         **others: Any,
     ) -> Any:
-        return command(chosen=SessionFilter(since, until, address, code, text), **others)
+        chosen = SessionFilter(since, until, address, code, text, message_id, queue_id, header)
+        return command(chosen=chosen, **others)
 
     return reduce(lambda made, option: option(made), reversed(_OPTIONS), with_filter)
 
@@ -112,6 +147,11 @@ def _has_address(session: Closed, address: str) -> bool:
     for message in session.transactions:
         names += [message.sender, *message.recipients, *message.refused]
     return any(wanted in name.lower() for name in names)
+
+
+def _has(session: Closed, name: str, wanted: str) -> bool:
+    wanted = wanted.lower()
+    return any(wanted in getattr(each, name).lower() for each in session.transactions)
 
 
 def _has_code(session: Closed, code: str) -> bool:

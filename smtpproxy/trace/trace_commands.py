@@ -10,10 +10,11 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 import click
 import msgspec
@@ -26,7 +27,7 @@ from smtpproxy.config.address import Address, parse_server
 from smtpproxy.text.console import Terminal, say
 from smtpproxy.text.escaping import printable
 from smtpproxy.timeline.labels import BAD, GOOD
-from smtpproxy.trace import html_page, pcapng, terminal
+from smtpproxy.trace import html_page, pcapng, statistics_page, statistics_report, terminal
 from smtpproxy.trace.live_output import (
     LiveCapture,
     LiveTerminal,
@@ -47,20 +48,22 @@ from smtpproxy.trace.records import Closed, Record
 from smtpproxy.trace.replay import ReplayResult
 from smtpproxy.trace.replay import replay as play_again
 from smtpproxy.trace.session_filter import SessionFilter, filter_options
+from smtpproxy.trace.statistics_collector import DECODER, StatisticsCollector
 
 POLL_S = 0.2
 PROGRESS_BYTES = 64 * 1024 * 1024
 """From this size on, a progress bar is shown."""
 LISTED_BYTES = 64 * 1024 * 1024
 """The most bytes of records that `list` keeps; of more, it shows the latest."""
+CHOSEN_SESSIONS = 250_000
+"""The most sessions that `stats` counts if options choose them, and that `--header` finds."""
 EXPORTED_BYTES = 64 * 1024 * 1024
 """The most bytes of records that become one capture file."""
 FOLLOWED_RECORDS = 1000
 """How many records are shown at once, if there are more."""
 NEVER = b"\0"
 """A text that no line contains."""
-Found = tuple[Closed, int]
-"""A session's last record, and how many bytes it takes."""
+Read = TypeVar("Read")
 INCOMPLETE = 3
 """The exit code if some records or files could not be read."""
 
@@ -95,6 +98,8 @@ def trace() -> None:
       smtpproxy trace list -d /var/log/smtpproxy --since 2026-11-24T08:00
       smtpproxy trace list -d /var/log/smtpproxy --address joe@example.org --code 550
       smtpproxy trace list -d /var/log/smtpproxy --text bare_   # `reject` would refuse these
+      smtpproxy trace list -d /var/log/smtpproxy --message-id 20261124.4711@example.org
+      smtpproxy trace list -d /var/log/smtpproxy --queue-id 4bXyz1 --header Subject=invoice
       smtpproxy trace list -d /var/log/smtpproxy --json > sessions.jsonl
     """,
 )
@@ -107,6 +112,7 @@ def list_sessions(chosen: SessionFilter, directory: Path, last: int | None, as_j
 
     A terminal that is too narrow shows fewer columns.
     """
+    chosen = _with_header(directory, chosen)
     reader = _reader(directory)
     found = _Latest(last)
     for each, size in _with_progress(reader, reader.closed_sessions()):
@@ -167,7 +173,45 @@ class _Latest:
         return [session for *_, session in sorted(self._kept, key=lambda each: each[:2])]
 
 
-def _with_progress(reader: TraceReader, found: Iterator[Found]) -> Iterator[Found]:
+def _with_header(directory: Path, chosen: SessionFilter) -> SessionFilter:
+    """Return a filter that knows the sessions which have the header field."""
+    if chosen.header is None:
+        return chosen
+    reader = _reader(directory)
+    sessions: set[str] = set()
+    is_recorded = False
+    for exchange in _with_progress(reader, reader.contents()):
+        is_recorded = True
+        if len(sessions) < CHOSEN_SESSIONS and chosen.header.is_in(exchange.content):
+            sessions.add(exchange.session)
+    if not is_recorded:
+        say("no header is recorded here: the setting trace.content chooses that", err=True)
+    return replace(chosen, sessions=sessions)
+
+
+class _LatestIds:
+    """The ids of the latest sessions, in bounded memory."""
+
+    def __init__(self, last: int | None) -> None:
+        self._most = min(last or CHOSEN_SESSIONS, CHOSEN_SESSIONS)
+        self._kept: list[tuple[float, int, str]] = []  # a heap, the earliest one first
+        self._count = 0
+
+    def add(self, session: Closed) -> None:
+        """Add a session."""
+        self._count += 1
+        heapq.heappush(self._kept, (session.opened, self._count, session.session))
+        if len(self._kept) > self._most:
+            heapq.heappop(self._kept)
+
+    def ids(self) -> set[str]:
+        """Return them, and report it if there are fewer than were asked for."""
+        if len(self._kept) == CHOSEN_SESSIONS < self._count:
+            say(f"only the latest {CHOSEN_SESSIONS:,} of these sessions count", err=True)
+        return {session for *_, session in self._kept}
+
+
+def _with_progress(reader: TraceReader, found: Iterator[Read]) -> Iterator[Read]:
     console = Terminal(stderr=True)
     hidden = reader.size < PROGRESS_BYTES or not console.is_terminal
     columns = ("reading", BarColumn(), DownloadColumn())
@@ -175,6 +219,67 @@ def _with_progress(reader: TraceReader, found: Iterator[Found]) -> Iterator[Foun
         task = progress.add_task("", total=reader.size)
         reader.progress = lambda size: progress.advance(task, size)
         yield from found
+
+
+@trace.command(
+    epilog="""
+    \b
+    Examples:
+      smtpproxy trace stats -d /var/log/smtpproxy --since 2026-11-24 --until 2026-11-25
+      smtpproxy trace stats -d /var/log/smtpproxy --address 192.0.2.7 --html stats.html
+      smtpproxy trace stats -d /var/log/smtpproxy --json | jq '.verbs[] | {verb, p95_s}'
+    """
+)
+@_directory
+@filter_options
+@_last
+@click.option("--json", "as_json", is_flag=True, help="Print them as one JSON object.")
+@click.option(
+    "--html",
+    "page",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write them as an HTML page that needs nothing else.",
+)
+def stats(
+    chosen: SessionFilter, directory: Path, last: int | None, as_json: bool, page: Path | None
+) -> None:
+    """Show statistics of all sessions, or of those that options choose.
+
+    Messages by outcome, the MTA's time by verb, what pipelining has saved, replies by verb,
+    clients, TLS versions, and sizes of groups.  Without an option that chooses, exchanges of
+    sessions that have not ended count too.
+    """
+    ids = None
+    if chosen != SessionFilter() or last is not None:
+        ids = _ids_of(directory, _with_header(directory, chosen), last)
+    reader = _reader(directory)
+    collector = StatisticsCollector(ids)
+    for records in _with_progress(reader, reader.decoded(DECODER)):
+        collector.add(records)
+    found = collector.report()
+    if page is not None:
+        try:
+            page.write_text(statistics_page.page(found), encoding="utf-8")
+        except OSError as error:
+            _fail(f"cannot write {page}: {error.strerror}")
+        say(f"wrote {page}", err=True)
+    if as_json:
+        say(json.dumps(msgspec.to_builtins(found)))
+    elif page is None:
+        console = terminal.console()
+        console.print(statistics_report.lines_of(found, console.width))
+    _finish(reader)
+
+
+def _ids_of(directory: Path, chosen: SessionFilter, last: int | None) -> set[str]:
+    """Return the ids of the sessions that options choose."""
+    reader = _reader(directory)
+    latest = _LatestIds(last)
+    for each, _ in _with_progress(reader, reader.closed_sessions()):
+        if chosen.matches(each):
+            latest.add(each)
+    return latest.ids()
 
 
 @trace.command(
@@ -330,6 +435,7 @@ def export(
         raise click.UsageError("give SESSION, or choose several by --since, --address and so on")
     if chooses and page is not None:
         raise click.UsageError("--html is for one SESSION")
+    chosen = _with_header(directory, chosen)
     reader = _reader(directory)
     if session is not None:
         found = [_find(reader, session)]

@@ -4,6 +4,7 @@ import ast
 import io
 import json
 import logging
+import re
 import ssl
 import tempfile
 from collections.abc import Callable, Iterator
@@ -82,8 +83,8 @@ def trace(tmp_path: Path) -> Path:
 def run(request: pytest.FixtureRequest) -> Callable[..., Result]:
     """Return what runs a command, and looks at all that it prints."""
 
-    def run_command(*arguments: str | Path) -> Result:
-        environment = {"COLUMNS": "5000"} | ({"FORCE_COLOR": "1"} if request.param else {})
+    def run_command(*arguments: str | Path, columns: int = 5000) -> Result:
+        environment = {"COLUMNS": str(columns)} | ({"FORCE_COLOR": "1"} if request.param else {})
         result = CliRunner().invoke(main, list(map(str, arguments)), env=environment)
         assert result.exception is None or isinstance(result.exception, SystemExit)
         assert result.output.strip()
@@ -96,6 +97,34 @@ def run(request: pytest.FixtureRequest) -> Callable[..., Result]:
 
 def test_trace_list(trace: Path, run: Callable[..., Result]) -> None:
     assert MARKUP in run("trace", "list", "-d", trace).stdout
+
+
+@pytest.mark.parametrize("columns", [40, 80, 5000])
+def test_trace_stats(trace: Path, run: Callable[..., Result], columns: int) -> None:
+    shown = run("trace", "stats", "-d", trace, columns=columns).stdout
+    assert "\\x1b]0;title\\x07" in shown
+    assert ("[bold red]x[/bold red]" in shown) == (columns > 40)
+
+
+def test_trace_stats_as_json(trace: Path, run: Callable[..., Result]) -> None:
+    """Texts are escaped in it as they are on a terminal."""
+    (line,) = run("trace", "stats", "-d", trace, "--json").stdout.splitlines()
+    texts: list[str] = []
+    json.loads(line, object_hook=lambda each: texts.extend(map(str, each.values())))
+    assert any("[bold red]x[/bold red]" in text for text in texts)
+    for text in texts:
+        check_shown(text)
+
+
+def test_trace_stats_as_html(trace: Path, tmp_path: Path) -> None:
+    """The page holds no markup but its own, and its texts are printable as they are."""
+    page = tmp_path / "x"
+    CliRunner().invoke(main, ["trace", "stats", "-d", str(trace), "--html", str(page)])
+    shown = page.read_text()
+    check_shown(shown)
+    assert "[bold red]x[/bold red]" in shown
+    assert shown.count("<title>") == shown.count("</title>") == 1
+    assert not re.search(r"<b>|</?script|<a\b", shown)
 
 
 def test_trace_show(trace: Path, run: Callable[..., Result]) -> None:

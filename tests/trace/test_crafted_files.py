@@ -69,7 +69,7 @@ CLOSED: dict[str, Any] = {
     "violations": [],
     "transactions": [],
 }
-COMMANDS = ("list", "show", "html", "pcapng", "replay")
+COMMANDS = ("list", "stats", "show", "html", "pcapng", "replay")
 
 
 def lines(*records: dict[str, Any]) -> bytes:
@@ -84,7 +84,7 @@ def run(command: str, path: Path) -> Result:
         arguments = ["export", "-d", str(path), f"--{command}", str(path.parent / "exported")]
     if command == "replay":
         arguments += ["--to", "127.0.0.1:1"]
-    if command != "list":
+    if command not in ("list", "stats"):
         arguments.append("s1")
     result = CliRunner().invoke(main, ["trace", *arguments], env={"COLUMNS": "200"})
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
@@ -133,7 +133,7 @@ class TestValues:
         bad = records.index(record)
         file.write_bytes(lines(*records[:bad], record | change, *records[bad:]))
         result = run(command, file.parent)
-        assert result.exit_code in ({3, 0} if command == "list" else {1, 3})
+        assert result.exit_code in ({3, 0} if command in ("list", "stats") else {1, 3})
         if command == "show" or (command == "list" and record is CLOSED):
             assert f"{file}, line {bad + 2}: " in result.stderr.replace("\n", "")
             assert "1 record or file could not be read" in result.stderr
