@@ -73,6 +73,7 @@ class Pipeline:
         "extensions",
         "framer",
         "in_flight",
+        "intercept",
         "introduce",
         "matcher",
         "policy",
@@ -94,6 +95,13 @@ class Pipeline:
 
     It is called with an XCLIENT line and returns a refusal, or empty: then the session ends as
     "introduced", and the greeting of the session that replaces it is the reply.
+    """
+    intercept: Callable[[Exchange], bool] | None
+    """The callback for commands of `SessionPolicy.intercepted`; None costs nothing.
+
+    It is called with a command that is next to be sent or has been refused, and may refuse it or
+    end the session.  It returns whether the command must wait: then it is called again with the
+    same command, after `resume` or when octets arrive.
     """
     ended: str
     """Why the session ended, a snake_case noun; empty while it is active."""
@@ -133,6 +141,7 @@ class Pipeline:
         self.ehlo = Ehlo(policy, self.extensions)
         self.upgrade = _not_connected
         self.introduce = _not_connected
+        self.intercept = None
         self.transaction = Transaction()
         self.consecutive_errors = 0
         self.client_ended = self.backend_idle = False
@@ -220,6 +229,8 @@ class Pipeline:
             if exchange.verb.needs_check:
                 if self._waits_for_introduction(exchange, now):
                     return
+                if self.intercept is not None and self.intercept(exchange):
+                    return
                 refusal = exchange.refusal or self.transaction.refusal_for(
                     exchange, self.policy, self.extensions, len(in_flight)
                 )
@@ -232,6 +243,10 @@ class Pipeline:
                 self._settle(exchange, refusal, int(refusal[:3]), now)
                 self.flush(now)  # the caller times held replies only after a backend reply
                 framer.frame_waiting(now)
+
+    def resume(self, now: float) -> None:
+        """Send the commands that may be sent, after `intercept` has made one wait."""
+        self._send(now)
 
     def _may_send(self) -> bool:
         return not self.in_flight or self.extensions.may_follow(self.in_flight)

@@ -97,6 +97,8 @@ class SessionPolicy:
     """Whether to refuse all but a few commands before EHLO or HELO."""
     xforward: bool = False
     """Whether to send XFORWARD to the backend before each message."""
+    intercepted: frozenset[bytes] = frozenset()
+    """The verbs of the commands that `Pipeline.intercept` gets."""
     table: Mapping[bytes, Verb] = field(init=False)
     """The verb table after EHLO."""
     first_table: Mapping[bytes, Verb] = field(init=False)
@@ -117,7 +119,7 @@ class SessionPolicy:
         limited = {verbs.MAIL: self.message_bytes, verbs.RCPT: self.recipients}
         checked = frozenset(role for role, limit in limited.items() if limit)
         checked |= {verbs.MAIL} if self.xforward else set()
-        table = verbs.table_for(self.sync, keep.hide, checked, self._rows())
+        table = verbs.table_for(self.sync, keep.hide, checked, self._rows(), self.intercepted)
         requirable = self._active and self.backend_verified  # RFC 8689 section 4.2.1
         secured = replace(keep, allow=keep.allow | {b"REQUIRETLS"}) if requirable else keep
         first = verbs.hello_first(table) if self.hello_first else table

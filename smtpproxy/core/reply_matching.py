@@ -58,8 +58,9 @@ class ReplyMatcher:
         """
         if self._framer.mode in (CONTENT, PAYLOAD):
             return "content", client_active_at
-        if self.in_flight:
-            first = self.in_flight[0]
+        owed = self.in_flight or self._framer.queue  # a queued one if it was intercepted
+        if owed:
+            first = owed[0]
             return first.verb.limit, max(first.sent, first.framed, self.last_reply_at)
         return "client", max(client_active_at, self.last_reply_at)
 

@@ -103,7 +103,7 @@ class Transaction:
         """
         role = exchange.verb.role
         if role == verbs.RCPT:
-            if self.accepted + in_flight >= policy.recipients:
+            if 0 < policy.recipients <= self.accepted + in_flight:
                 # RFC 5321 section 4.5.3.1.10
                 reply = replies.TOO_MANY_RECIPIENTS
                 return _over("too_many_recipients", reply, exchange, in_flight)
@@ -119,7 +119,7 @@ class Transaction:
                 return replies.NO_VALID_RECIPIENTS if for_good else replies.RECIPIENTS_PUT_OFF
         elif role == verbs.STARTTLS:
             return reply_to_starttls(exchange.line, authenticated=self.authenticated)
-        else:
+        elif role == verbs.BDAT:
             self._check_chunk(exchange, policy, extensions)
         return exchange.refusal
 

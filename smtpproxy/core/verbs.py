@@ -243,6 +243,7 @@ def table_for(
     hidden: frozenset[bytes] = frozenset(),
     checked: frozenset[int] = frozenset(),
     changed: Mapping[bytes, Verb] = MappingProxyType({}),
+    intercepted: frozenset[bytes] = frozenset(),
 ) -> Mapping[bytes, Verb]:
     """Return the rows by verb, in upper case.
 
@@ -254,6 +255,7 @@ def table_for(
         hidden: The verbs that are refused and not forwarded.
         checked: The roles that also need a check, because of a limit.
         changed: The rows that replace those of `ROWS`, by verb.
+        intercepted: The verbs that also need a check, because of `Pipeline.intercept`.
     """
     shape = {Sync.SAFE: lambda verb: verb, Sync.STRICT: _strict, Sync.OFF: _loose}[sync]
     rows = {verb.name: verb for verb in ROWS} | dict(changed)
@@ -262,7 +264,7 @@ def table_for(
         if word in table:
             table[word] = _refused(table[word], replies.NOT_IMPLEMENTED)
     for word, verb in table.items():
-        if verb.role in checked:
+        if verb.role in checked or verb.name in intercepted:
             table[word] = replace(verb, needs_check=True)
     for word in COMMON_VERBS:
         for begin in (word + b" ", word + b"\r"):
