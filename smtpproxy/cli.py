@@ -10,6 +10,7 @@ import ssl
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from secrets import randbits
 from time import time
 from typing import NoReturn
 
@@ -22,6 +23,7 @@ from smtpproxy import __version__, data, is_compiled
 from smtpproxy.config import credentials, loop_validation
 from smtpproxy.config.certificate_validation import doubtful_certificates
 from smtpproxy.config.decoding import ConfigError, dotted
+from smtpproxy.config.fault_flag import faults_from_flags
 from smtpproxy.config.loader import control_from_flag, from_flags, load
 from smtpproxy.config.schema import Settings
 from smtpproxy.config.tls_validation import (
@@ -85,12 +87,28 @@ def main() -> None:
       smtpproxy run -l 127.0.0.1:2525 -b 127.0.0.1:25 --trace /var/tmp/smtp
       smtpproxy run -l unix:/run/smtpproxy/smtp.sock -b mta.example.org:25
       smtpproxy run -c /etc/smtpproxy/smtpproxy.toml -w 0 --log-level debug
+      smtpproxy run -l 127.0.0.1:2525 -b 127.0.0.1:25 --fault 'RCPT 450 10% recipient=*@y.example'
 
     SIGTERM and SIGINT drain: sessions finish their transactions.  A second signal stops at once.
     SIGHUP reads the file again: new workers take over, and open sessions continue.
 
     If an option is not given, its environment variable is used; several addresses are separated
     by spaces.
+
+    --fault tests senders of mail: RULE is VERB ACTION [RATE] [FILTER...].  The first rule that
+    applies to a command counts.
+
+    \b
+      VERB    CONNECT, EHLO, MAIL, RCPT, DATA, END_OF_DATA or another verb of SMTP
+      ACTION  450         any 4xx or 5xx: the reply; the MTA does not get the command
+              delay:2     the MTA gets it 2 seconds later
+              stall       no reply, until a time limit
+              close       the connection is closed, or
+              reset       reset; the MTA does not get the command
+              close-after the connection is closed, or
+              reset-after reset, once the MTA has replied
+      RATE    10% or 1/10, at random; left out: every time
+      FILTER  client=192.0.2.0/24, sender=*@x.example, recipient=*@y.example
     """
 )
 @click.option(
@@ -169,6 +187,20 @@ def main() -> None:
     show_envvar=True,
     help="debug: also one line per exchange.",
 )
+@click.option(
+    "--fault",
+    "fault",
+    multiple=True,
+    metavar="RULE",
+    help="Inject a fault into sessions, to test senders of mail, such as 'RCPT 450 10%'.  May be "
+    "repeated.  Not for production.",
+)
+@click.option(
+    "--fault-seed",
+    type=click.IntRange(0, 2**32 - 1),
+    metavar="N",
+    help="With --fault, make the same decisions as another run; by default random, and logged.",
+)
 def run(
     file: Path | None,
     listen: tuple[str, ...],
@@ -179,6 +211,8 @@ def run(
     control: Path | None,
     log_format: str | None,
     log_level: str | None,
+    fault: tuple[str, ...],
+    fault_seed: int | None,
 ) -> None:
     """Run the proxy in the foreground; logs go to standard error."""
     if file is None and not (listen and backend):
@@ -186,6 +220,9 @@ def run(
             "needs a settings file with -c, or an address for clients with -l and the MTA's with "
             "-b, as in\n\n  smtpproxy run -l 127.0.0.1:2525 -b 127.0.0.1:25"
         )
+
+    if fault_seed is not None and not fault:
+        raise click.UsageError("--fault-seed goes with --fault")
 
     def read() -> Settings:
         settings = None
@@ -200,12 +237,15 @@ def run(
 
     try:
         control_address = None if control is None else control_from_flag(control)
+        faults = faults_from_flags(fault, randbits(32) if fault_seed is None else fault_seed)
         settings = read()
     except ConfigError as error:
         _fail(error)
+    for flag in faults.flags:
+        say(f"smtpproxy: warning: injects faults into sessions: --fault '{flag}'", err=True)
     from smtpproxy.supervisor import supervisor  # `check` and `--help` need no event loop
 
-    sys.exit(supervisor.main(settings, read, control_address))
+    sys.exit(supervisor.main(settings, read, control_address, faults))
 
 
 @main.command(

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from click.testing import CliRunner, Result
 
 from smtpproxy import cli, is_compiled
 from smtpproxy.config.address import Address
+from smtpproxy.config.fault_flag import Faults
 from smtpproxy.config.schema import Settings
 from smtpproxy.demo import demo_run
 from smtpproxy.demo.legacy import DEFAULT_FAILING, FAILINGS
@@ -47,7 +49,10 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
     """What `run` would have run."""
     ran: list[Settings] = []
 
-    def main(settings: Settings, read: Callable[[], Settings], control: Address | None) -> int:
+    def main(
+        settings: Settings, read: Callable[[], Settings], control: Address | None, faults: Faults
+    ) -> int:
+        assert faults.flags == []
         assert control is None
         ran.append(settings)
         assert read() == settings
@@ -100,8 +105,9 @@ class TestHelp:
         for name in COMMANDS[1:]:
             begin = ["smtpproxy", *name.split()]
             for line in invoke(*name.split(), "-h").output.splitlines():
-                words = re.split(r"&&|>|#|\|", line)[0].replace("/var/log/smtpproxy", str(tmp_path))
-                first, given = words.split()[: len(begin)], words.split()[len(begin) :]
+                text = re.split(r"&&|>|#|\|", line)[0].replace("/var/log/smtpproxy", str(tmp_path))
+                words = shlex.split(text) if text.split()[: len(begin)] == begin else []
+                first, given = words[: len(begin)], words[len(begin) :]
                 if first == begin:
                     found(name).make_context(name, given, parent=click.Context(cli.main))
                     pasted += 1
@@ -172,9 +178,50 @@ class TestRun:
         assert ran
 
 
+class TestFaults:
+    RUN = ("run", "-l", "127.0.0.1:0", "-b", "h:25")
+
+    @pytest.fixture
+    def faults(self, monkeypatch: pytest.MonkeyPatch) -> list[Faults]:
+        found: list[Faults] = []
+        monkeypatch.setattr(supervisor, "main", lambda *each: found.append(each[3]) or 0)
+        return found
+
+    def test_are_handed_on_with_a_warning(self, faults: list[Faults]) -> None:
+        result = invoke(*self.RUN, "--fault", "RCPT 450 10%", "--fault", "DATA close")
+        assert result.exit_code == 0
+        assert [each.flags for each in faults] == [["RCPT 450 10%", "DATA close"]]
+        assert result.stderr.splitlines() == [
+            "smtpproxy: warning: injects faults into sessions: --fault 'RCPT 450 10%'",
+            "smtpproxy: warning: injects faults into sessions: --fault 'DATA close'",
+        ]
+
+    def test_have_a_seed_of_their_own_or_a_given_one(self, faults: list[Faults]) -> None:
+        for flags in ([], [], ["--fault-seed", "7"]):
+            invoke(*self.RUN, "--fault", "RCPT 450", *flags)
+        seeds = [each.seed for each in faults]
+        assert seeds[0] != seeds[1]
+        assert seeds[2] == 7
+
+    def test_a_bad_one_is_shown_with_its_place_and_an_example(self, faults: list[Faults]) -> None:
+        result = invoke(*self.RUN, "--fault", "RCPT 250", "--fault", "X close")
+        assert result.exit_code == 1
+        assert [line.split(":")[1] for line in result.stderr.splitlines()] == [" --fault"] * 2
+        assert 'word 2, "250", is no reply code' in result.stderr
+        assert "for example: --fault 'RCPT 450 10% recipient=*@y.example'" in result.stderr
+        assert not faults
+
+    def test_a_seed_without_a_fault_is_a_mistake(self, faults: list[Faults]) -> None:
+        result = invoke(*self.RUN, "--fault-seed", "7")
+        assert (result.exit_code, faults) == (2, [])
+        assert "--fault-seed goes with --fault" in result.stderr
+
+
 class TestRunByEnvironment:
     def test_every_option_has_a_variable_that_help_names(self) -> None:
-        flags = [each for each in found("run").params if isinstance(each, click.Option)]
+        """But faults, which only a flag can bring."""
+        options = [each for each in found("run").params if isinstance(each, click.Option)]
+        flags = [each for each in options if not each.opts[-1].startswith("--fault")]
         long = [each.opts[-1].removeprefix("--") for each in flags]
         named = [f"SMTPPROXY_{each.upper().replace('-', '_')}" for each in long]
         assert [each.envvar for each in flags] == named

@@ -51,6 +51,9 @@ class StatusSource(HealthSource, Protocol):
     def listeners(self) -> list[str]:
         """Return the addresses that clients connect to."""
 
+    def faults(self) -> list[str]:
+        """Return the faults that are injected into sessions."""
+
 
 class KeptSession(NamedTuple):
     """The last state of a session."""
@@ -187,6 +190,7 @@ class LiveFeed:
             "lately": lately,
             "rows": list(self._history.rows)[-rows:],
             "listeners": self._source.listeners(),
+            "faults": self._source.faults(),
             "why_not_ready": self._source.why_not_ready(),
             "sessions": [msgspec.Raw(each.told) for each in sessions],
         }

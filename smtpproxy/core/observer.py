@@ -62,7 +62,12 @@ class SessionEnds(Protocol):
 
 
 NotedEvent = Literal[
-    "client_turned_away", "content_not_ended", "loop_detected", "tls_failed", "tls_started"
+    "client_turned_away",
+    "content_not_ended",
+    "fault_injected",
+    "loop_detected",
+    "tls_failed",
+    "tls_started",
 ]
 """What a session reports besides the dialogue; each is a log event of this name."""
 

@@ -64,6 +64,10 @@ class _Status:
         """Return the addresses for clients: of the simulated network in front of the proxy."""
         return self._listeners
 
+    def faults(self) -> list[str]:
+        """Return nothing: the demo injects no faults."""
+        return []
+
     def why_not_ready(self, backend: str = "") -> str:
         """Return nothing: the proxy is ready."""
         if backend not in ("", "backend-1"):

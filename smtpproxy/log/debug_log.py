@@ -83,7 +83,9 @@ class SessionDebugLog:
         """Do nothing: the session log has it."""
 
     def noted(self, event: str, **values: str) -> None:
-        """Do nothing: the session log has it."""
+        """Add a fault to all further lines; the session log has the event."""
+        if event == events.FAULT_INJECTED.name:
+            self._log = self._log.bind(fault=values["reason"])
 
     def broken(self, error: Exception) -> None:
         """Do nothing: the session log has it."""

@@ -61,7 +61,9 @@ class Event:
         return self.rewritten_level if values.get("rewritten") else self.level
 
 
-SESSION: Final = ("session", "client_ip", "client_port", "listener", "backend", "server")
+SESSION: Final = (
+    *("fault", "session", "client_ip", "client_port", "listener", "backend", "server"),
+)
 """The fields that each event of a session begins with."""
 _MESSAGE: Final = (
     *SESSION,
@@ -85,6 +87,7 @@ _MESSAGE: Final = (
 _VIOLATION: Final = (*SESSION, "kind", "bytes", "command", "rewritten", "reason")
 OPTIONAL: Final = frozenset(
     (
+        "fault",
         "more_recipients",
         "more_refused",
         "message_id",
@@ -105,6 +108,7 @@ OPTIONAL: Final = frozenset(
 """Fields that are left out if there is no value."""
 
 FIELDS: Final = {
+    "fault": Field(("text",), "The last fault that `--fault` has injected into the session."),
     "session": Field(("text",), "The unique id of the session, in log and traces."),
     "client_ip": Field(
         (
@@ -224,6 +228,8 @@ FIELDS: Final = {
     "silent_s": Field(("number",), "Seconds since the last heartbeat of the worker."),
     "records": Field(("whole number",), "Trace records lost since the worker started."),
     "lines": Field(("whole number",), "Log lines lost or left out since the last such line."),
+    "faults": Field(("list of texts",), "The faults of `--fault`."),
+    "seed": Field(("whole number",), "The seed of their decisions, for `--fault-seed`."),
     "library": Field(("text",), "The name of the library's logger."),
     "message": Field(("text",), "What the library reports."),
     "exceptions": Field(("whole number",), "Exceptions since the last such line."),
@@ -360,6 +366,12 @@ LOOP_DETECTED = Event(
     "The proxy connected to itself: a server of the settings leads back to a listener.",
     (*SESSION, "reason"),
 )
+FAULT_INJECTED = Event(
+    "fault_injected",
+    "warning",
+    "A fault of `--fault`, `reason`, was injected into a session.",
+    (*SESSION, "reason"),
+)
 EXCHANGE = Event(
     "exchange",
     "debug",
@@ -407,6 +419,12 @@ NO_CONTROL_SOCKET = Event(
     "warning",
     "There is no control socket, so `smtpproxy health` finds no service; the mail goes on.",
     ("address", "reason"),
+)
+FAULTS_WANTED = Event(
+    "faults_wanted",
+    "warning",
+    "The service injects faults into sessions, since it was started with `--fault`.",
+    ("faults", "seed"),
 )
 OPEN_RELAY_RISK = Event(
     "open_relay_risk",

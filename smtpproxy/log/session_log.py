@@ -218,6 +218,8 @@ class SessionLog:
         """Log an event besides the dialogue."""
         if event == events.TLS_STARTED.name and values["side"] == "client":
             self._tls = f"{values['version']} {values['cipher']}"
+        elif event == events.FAULT_INJECTED.name:
+            self._log = self._log.bind(fault=values["reason"])
         self._emit(events.EVENTS[event], **values)
 
     def broken(self, error: Exception) -> None:

@@ -95,6 +95,7 @@ class ListenerCounters:
         self.connect_seconds = Histogram(definitions.BACKEND_CONNECT_SECONDS)
         self.given_up = 0
         self.handshakes: dict[tuple[str, str, str], int] = {}
+        self.faults: dict[str, int] = {}
         self.messages = {"relayed": 0, "refused": 0, "abandoned": 0}
         self.limits = dict.fromkeys(LIMITS.values(), 0)
         self.violations: dict[tuple[str, str], int] = {}
@@ -128,6 +129,8 @@ class ListenerCounters:
         put(definitions.AUTH_REFUSALS, self._auth_refusals, *labels)
         for (side, version, result), number in self.handshakes.items():
             put(definitions.TLS_HANDSHAKES, number, *labels, side, version, result)
+        for fault, number in self.faults.items():
+            put(definitions.FAULTS_INJECTED, number, *labels, fault)
         for outcome, number in self.messages.items():
             put(definitions.MESSAGES, number, *labels, outcome)
         for reason, number in self.closed.items():
@@ -230,8 +233,11 @@ class SessionCounters:
         self._counters.messages[outcome.removeprefix("message_")] += 1
 
     def noted(self, event: str, **values: str) -> None:
-        """Count TLS handshakes."""
-        if event == "tls_started":
+        """Count TLS handshakes and faults."""
+        if event == "fault_injected":
+            faults, reason = self._counters.faults, values["reason"]
+            faults[reason] = faults.get(reason, 0) + 1
+        elif event == "tls_started":
             self._count_handshake(values["side"], values["version"], "ok")
         elif event == "tls_failed":
             self._count_handshake(values["side"], "none", "failed")

@@ -59,6 +59,7 @@ LABELS: Final = {
     "version": "The version of smtpproxy, or of TLS; `none` for a handshake that failed.",
     "result": "Of a TLS handshake: `ok` or `failed`. Of a connection to a server: `ok`, or"
     " `given_up`: it was not reached, or did not greet.",
+    "fault": "The value of `--fault`.",
     "compiled": "Whether the hot path is compiled: `yes` or `no`.",
 }
 """What each label means, in all metrics that have it."""
@@ -129,6 +130,9 @@ TLS_HANDSHAKES: Final = Definition(
     COUNTER,
     "TLS handshakes, by side, version and result.",
     (*_SESSION, "side", "version", "result"),
+)
+FAULTS_INJECTED: Final = Definition(
+    "faults_injected", COUNTER, "Faults injected into sessions.", (*_SESSION, "fault")
 )
 AUTH_REFUSALS: Final = Definition(
     "auth_refusals", COUNTER, "AUTH exchanges that ended with 4xx or 5xx.", _SESSION
@@ -214,6 +218,9 @@ CONFIG_LAST_RELOAD_SUCCESS_TIMESTAMP_SECONDS: Final = Definition(
     "config_last_reload_success_timestamp_seconds",
     GAUGE,
     "When the settings in use were read.",
+)
+FAULTS: Final = Definition(
+    "faults", GAUGE, "The flags `--fault` that the service was started with: 0 in production."
 )
 WORKERS: Final = Definition(
     "workers", GAUGE, "Worker processes, including those that only finish their last sessions."

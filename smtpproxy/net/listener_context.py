@@ -7,6 +7,7 @@ from smtpproxy.core.policy import SessionPolicy
 from smtpproxy.net.admission import Admission
 from smtpproxy.net.backend.connection_slots import ConnectionSlots
 from smtpproxy.net.backend.server_pool import ServerPool
+from smtpproxy.net.fault_injection import FaultInjection
 from smtpproxy.net.listener_security import ListenerSecurity
 from smtpproxy.net.timeouts import SessionTimeouts
 from smtpproxy.net.write_batching import WriteBatcher
@@ -34,3 +35,5 @@ class ListenerContext:
     """The rate limit of a session's commands; 0 for none."""
     security: ListenerSecurity | None = None
     """The listener's TLS and trust rules; None if there are none."""
+    faults: FaultInjection | None = None
+    """The faults to inject; None if there are none."""

@@ -17,12 +17,14 @@ from smtpproxy.core.observer import SessionSummary
 from smtpproxy.core.pipeline import Pipeline
 from smtpproxy.net.backend.backend_connection import QuittingConnection
 from smtpproxy.net.backend.server_selection import ServerSelection
+from smtpproxy.net.fault_injection import reset_connection
 from smtpproxy.net.peer import TransportEnds
 from smtpproxy.net.rate_limit import RateLimit
 from smtpproxy.net.session_upgrades import SessionUpgrades
 from smtpproxy.net.write_batching import BatchedWriter
 
 if TYPE_CHECKING:
+    from smtpproxy.net.backend.backend_connection import BackendEvents
     from smtpproxy.net.listener_context import ListenerContext
     from smtpproxy.net.peer import Peer
 
@@ -52,6 +54,7 @@ class Session:
         "backend",
         "client",
         "client_paused",
+        "faults",
         "listener_context",
         "observer",
         "octets_backend",
@@ -108,6 +111,8 @@ class Session:
         self.server_selection = ServerSelection(self, listener_context, peer)
         if policy.early_pipelining:
             self.pipeline.extensions.offers = self.server_selection.offers
+        faults = listener_context.faults
+        self.faults = None if faults is None else faults.of(self)
         listener_context.timeouts.add(self)
         self.server_selection.begin()
 
@@ -283,6 +288,35 @@ class Session:
         if self.pipeline.ended:
             self._end(now)
 
+    # --- faults -------------------------------------------------------------------------------
+
+    @property
+    def backend_events(self) -> "BackendEvents":
+        """Who gets the events of the backend connection: the faults, if there are any."""
+        return self.faults or self
+
+    @property
+    def greetings(self) -> ServerSelection:
+        """What reads the greeting of a server."""
+        return self.server_selection
+
+    def cut(self, *, reset: bool) -> None:
+        """End the session without a reply, by a fault, and close the client's connection.
+
+        Args:
+            reset: Whether to reset it instead, so that the client sees an error.
+        """
+        pipeline = self.pipeline
+        if pipeline.ended:
+            return
+        now = monotonic()
+        pipeline.end("fault_injected", now)
+        if reset:
+            self.listener_context.write_batcher.flush()
+            self._client_lost = True
+            reset_connection(self.client)
+        self._end(now)
+
     # --- back-pressure ------------------------------------------------------------------------
 
     def client_blocked(self, *, blocked: bool) -> None:
@@ -292,6 +326,9 @@ class Session:
         """
         self._client_blocked = blocked
         self._since = monotonic()
+        if self.faults is not None:
+            self.faults.cancel()
+            self.faults = None  # each knows the other
         backend, unread = self.backend, self.listener_context.timeouts.unread
         if backend is not None and not backend.is_closing():
             if blocked:
@@ -466,6 +503,9 @@ class Session:
 
     def _leave_backend(self) -> None:
         """Close the backend connection, after QUIT if the backend is idle."""
+        if self.faults is not None:
+            self.faults.cancel()
+            self.faults = None  # each knows the other
         backend, unread = self.backend, self.listener_context.timeouts.unread
         if backend is not None and self.pipeline.backend_idle and not backend.is_closing():
             if self._client_blocked:

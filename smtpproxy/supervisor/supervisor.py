@@ -24,6 +24,7 @@ from smtpproxy.config.certificate_validation import (
     expiries,
 )
 from smtpproxy.config.decoding import ConfigError
+from smtpproxy.config.fault_flag import NO_FAULTS, Faults
 from smtpproxy.config.schema import Settings
 from smtpproxy.config.tls_validation import exposed_listeners, weak_backends, weak_listeners
 from smtpproxy.control_socket import locations
@@ -62,6 +63,7 @@ class Supervisor:
         fork_server: Forks the workers.
         inherited: What the supervisor of an older version has passed, if any.
         control: The address of the control socket; None for the default one.
+        faults: The faults to inject, which a reload keeps.
     """
 
     def __init__(
@@ -71,7 +73,9 @@ class Supervisor:
         fork_server: ForkServer,
         inherited: Inherited | None = None,
         control: Address | None = None,
+        faults: Faults = NO_FAULTS,
     ) -> None:
+        self._faults = faults
         self.serving_since = monotonic()
         """When this process started, on the monotonic clock."""
         self._settings = settings
@@ -104,6 +108,7 @@ class Supervisor:
         snapshot.put(
             definitions.WORKERS, sum(worker_group.workers for worker_group in self._worker_groups)
         )
+        snapshot.put(definitions.FAULTS, len(self._faults.flags))
         for listener, name, end in self._expiries:
             snapshot.put(definitions.CERTIFICATE_EXPIRY_TIMESTAMP_SECONDS, end, listener, name)
         self._admin_endpoint.add_metrics(snapshot)
@@ -112,6 +117,10 @@ class Supervisor:
     def listeners(self) -> list[str]:
         """Return the addresses of the listeners."""
         return self._listen_sockets.addresses
+
+    def faults(self) -> list[str]:
+        """Return the faults that are injected."""
+        return self._faults.flags
 
     def look(self, *, anew: bool = False) -> None:
         """Make the workers report sessions for a while, since the live page is open.
@@ -245,6 +254,9 @@ class Supervisor:
 
     def _warn(self, settings: Settings) -> None:
         """Log settings that are valid but weak, and certificates that clients may reject."""
+        if self._faults.flags:
+            faults, seed = self._faults.flags, self._faults.seed
+            events.FAULTS_WANTED.log(self._log, faults=faults, seed=seed)
         for name, how in weak_listeners(settings):
             events.WEAK_TLS.log(self._log, listener=name, backend=None, reason=how)
         for name, how in weak_backends(settings):
@@ -268,6 +280,7 @@ class Supervisor:
             size,
             self._coordinator,
             self._fork_server,
+            self._faults,
         )
 
     # --- reload -------------------------------------------------------------------------------
@@ -493,13 +506,16 @@ async def _wait_for(worker_groups: set[WorkerGroup]) -> None:
         await worker_group.empty.wait()
 
 
-def main(settings: Settings, read: Read, control: Address | None = None) -> int:
+def main(
+    settings: Settings, read: Read, control: Address | None = None, faults: Faults = NO_FAULTS
+) -> int:
     """Run the service in this process, and return its exit code.
 
     Args:
         settings: The initial settings.
         read: Reads them again for a reload.
         control: The address of the control socket; None for the default one.
+        faults: The faults to inject.
     """
     inherited = upgrade.take()
     log.configure(settings.log.level, settings.log.format)
@@ -510,6 +526,7 @@ def main(settings: Settings, read: Read, control: Address | None = None) -> int:
     with asyncio.Runner() as runner:
         log.gather(runner.get_loop().call_later)
         try:
-            return runner.run(Supervisor(settings, read, fork_server, inherited, control).run())
+            supervisor = Supervisor(settings, read, fork_server, inherited, control, faults)
+            return runner.run(supervisor.run())
         finally:
             log.gather(None)

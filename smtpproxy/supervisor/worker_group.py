@@ -7,6 +7,7 @@ from itertools import chain
 from math import inf
 from time import monotonic
 
+from smtpproxy.config.fault_flag import NO_FAULTS, Faults
 from smtpproxy.config.schema import Settings
 from smtpproxy.log import events, log
 from smtpproxy.supervisor.coordinator import Coordinator
@@ -36,6 +37,7 @@ class WorkerGroup:
         size: The number of workers.
         coordinator: What the workers share.
         fork_server: Forks the workers.
+        faults: The faults that they inject.
     """
 
     def __init__(
@@ -45,8 +47,10 @@ class WorkerGroup:
         size: int,
         coordinator: Coordinator,
         fork_server: ForkServer,
+        faults: Faults = NO_FAULTS,
     ) -> None:
         self.settings = settings
+        self._faults = faults
         self.empty = asyncio.Event()
         """Set when it was retired, drained or stopped, and no worker is left."""
         self.files = read_files(settings)
@@ -107,6 +111,7 @@ class WorkerGroup:
                 files=self.files,
                 sockets=[len(listener) for listener in self._sockets],
                 row=row,
+                faults=self._faults,
             ),
             [self._coordinator.memory, *chain.from_iterable(self._sockets)],
             self._said,

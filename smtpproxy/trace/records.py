@@ -112,7 +112,7 @@ class Noted(Struct, tag_field="what", tag="noted", omit_defaults=True, gc=False)
     """When it happened."""
     event: Name
     """The name of the log's event: tls_started, tls_failed, client_turned_away, loop_detected,
-    content_not_ended, or internal_error."""
+    content_not_ended, fault_injected, or internal_error."""
     side: Name = ""
     """Whose TLS it is: client or backend."""
     version: Name = ""

@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from ipaddress import ip_network
 from math import inf
@@ -10,9 +10,11 @@ from pathlib import Path
 
 from smtpproxy.admin.recent_sessions import RecentSessions
 from smtpproxy.config.address import Address, ports_on_ipv4
+from smtpproxy.config.fault_flag import NO_FAULTS, Faults, rule_of
 from smtpproxy.config.schema import BackendSettings, ListenerSettings, Settings
 from smtpproxy.core.capabilities import CapabilityFilter
 from smtpproxy.core.content import BareNewlines
+from smtpproxy.core.fault_rules import FaultRule, intercepted
 from smtpproxy.core.policy import Auth, SessionPolicy
 from smtpproxy.core.verbs import Sync
 from smtpproxy.log import log
@@ -27,6 +29,7 @@ from smtpproxy.net.admission import Admission, AdmissionLimits
 from smtpproxy.net.backend.connection_slots import ConnectionSlots, SlotQueue
 from smtpproxy.net.backend.health_check import check
 from smtpproxy.net.backend.server_pool import Server, ServerPool
+from smtpproxy.net.fault_injection import FaultInjection
 from smtpproxy.net.listener import Listener
 from smtpproxy.net.listener_context import ListenerContext
 from smtpproxy.net.shared_counters import SharedCounters
@@ -63,6 +66,7 @@ class App:
         connection_slots: Makes connection slots that are shared with the other workers.
         shared_counters: The session counters shared with the other workers.
         worker: Its number, which distinguishes its trace files and its process metrics.
+        faults: The faults to inject.
     """
 
     def __init__(
@@ -73,8 +77,11 @@ class App:
         connection_slots: MakeConnectionSlots | None = None,
         shared_counters: SharedCounters | None = None,
         worker: int = 0,
+        faults: Faults = NO_FAULTS,
     ) -> None:
         self._worker = worker
+        self._rules = [rule_of(flag) for flag in faults.flags]
+        self._faults = FaultInjection(self._rules, faults.seed) if self._rules else None
         self._trace = _trace(settings, worker)
         watched = settings.admin.address != Address()
         names = [(name, listener.backend) for name, listener in settings.listeners.items()]
@@ -118,7 +125,7 @@ class App:
         return ListenerContext(
             name=name,
             backend=listener.backend,
-            policy=_policy(settings, listener, backend),
+            policy=_policy(settings, listener, backend, self._rules),
             servers=self._servers[listener.backend],
             timeouts=self._timeouts,
             write_batcher=self._write_batcher,
@@ -130,8 +137,9 @@ class App:
                 settings,
                 listener,
                 backend,
-                lambda: _policy(settings, listener, backend, trusted=True),
+                lambda: _policy(settings, listener, backend, self._rules, trusted=True),
             ),
+            faults=self._faults,
         )
 
     def _watchers(self, settings: Settings) -> list[SessionObserverFactory]:
@@ -280,6 +288,7 @@ def _policy(
     settings: Settings,
     listener: ListenerSettings,
     backend: BackendSettings,
+    rules: Sequence[FaultRule],
     *,
     trusted: bool = False,
 ) -> SessionPolicy:
@@ -292,7 +301,8 @@ def _policy(
             hide=frozenset(word.encode() for word in listener.capabilities.hide),
             allow=frozenset(word.encode() for word in listener.capabilities.allow),
         ),
-        use_pipelining=backend.pipelining == "auto",
+        # What a fault concerns must be alone in flight.
+        use_pipelining=backend.pipelining == "auto" and not rules,
         helo_fallback=backend.helo_fallback,
         guard_data=backend.guard_data,
         queue_commands=limits.queue_commands,
@@ -311,6 +321,7 @@ def _policy(
         trusted=trusted,
         early_pipelining=listener.early_pipelining,
         xforward=backend.identity == "xforward",
+        intercepted=intercepted(rules),
         # Else mail could be forwarded before TLS starts, or without the client's address.
         hello_first=backend.tls == "starttls" or backend.identity == "xclient",
     )

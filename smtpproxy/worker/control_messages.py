@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 import msgspec
 from msgspec import Struct
 
+from smtpproxy.config.fault_flag import NO_FAULTS, Faults
 from smtpproxy.config.schema import Settings
 from smtpproxy.metrics.snapshot import MetricsSnapshot
 from smtpproxy.worker.certificate_snapshot import Files
@@ -34,6 +35,8 @@ class Start(Struct, tag=True):
     """The number of sockets of each listener, in the order of the settings."""
     row: int
     """The row of the shared counters that this worker writes."""
+    faults: Faults = NO_FAULTS
+    """The faults to inject."""
 
 
 class Retire(Struct, tag=True):

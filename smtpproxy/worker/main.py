@@ -57,6 +57,7 @@ async def serve(
         connection_slots=lambda backend, _: SharedConnectionSlots(link, backend),
         worker=start.row,
         shared_counters=SharedCounters(shared_counters, start.row),
+        faults=start.faults,
     )
     copies.close()
     link.learn = lambda health: app.learn(health.backend, health.server, up=health.up)

@@ -46,6 +46,9 @@ class Source:
         self.looks += 1
         self.recent.look(anew=anew)
 
+    def faults(self) -> list[str]:
+        return []
+
     def listeners(self) -> list[str]:
         return ["127.0.0.1:2525"]
 

@@ -33,6 +33,9 @@ class Source:
     def look(self, *, anew: bool = False) -> None:
         self.looks.append(anew)
 
+    def faults(self) -> list[str]:
+        return []
+
     def listeners(self) -> list[str]:
         return []
 

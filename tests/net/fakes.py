@@ -16,6 +16,7 @@ from smtpproxy.net.admission import Admission
 from smtpproxy.net.backend.connection_slots import ConnectionSlots
 from smtpproxy.net.backend.server_pool import ServerPool
 from smtpproxy.net.client_connection import ClientConnection
+from smtpproxy.net.fault_injection import FaultInjection
 from smtpproxy.net.listener_context import ListenerContext
 from smtpproxy.net.peer import Peer
 from smtpproxy.net.timeouts import SessionTimeouts
@@ -227,6 +228,7 @@ class Stage:
         commands_per_second: float = 0,
         admission: Admission | None = None,
         connection_slots: ConnectionSlots | None = None,
+        faults: FaultInjection | None = None,
     ) -> None:
         self.clock = clock
         self.servers = servers
@@ -252,6 +254,7 @@ class Stage:
             commands_per_second=commands_per_second,
             admission=admission,
             connection_slots=connection_slots,
+            faults=faults,
         )
         self.connection = ClientConnection(listener_context)
         self.connection.connection_made(self.client)

@@ -158,6 +158,8 @@ function drawInstance(event) {
   put("host", visible(event.host));
   put("about", visible(facts.join(" · ")));
   document.title = visible(`smtpproxy ${event.host}`);
+  document.getElementById("faults").hidden = !event.faults.length;
+  put("faults", event.faults.length ? visible(`injects faults: ${event.faults.join(" · ")}`) : "");
 }
 
 function uptime(seconds) {

@@ -28,6 +28,10 @@ class SelectingSession(BackendEvents, Protocol):
 
     client: asyncio.Transport
 
+    @property
+    def backend_events(self) -> BackendEvents:
+        """Who gets the events of the backend connection."""
+
     def refuse_loop(self) -> None:
         """Refuse the client, which is one of the service's own connections to a server."""
 
@@ -133,7 +137,7 @@ class ServerSelection:
         self._begin(self.server)
 
     def _begin(self, server: "Server") -> None:
-        connection = self._connection = BackendConnection(self._session)
+        connection = self._connection = BackendConnection(self._session.backend_events)
         self._connecting = asyncio.get_running_loop().create_task(
             self._connect(server, connection), name=server.name
         )

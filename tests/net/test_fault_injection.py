@@ -1,0 +1,735 @@
+r"""Faults: dialogues as transcripts, and what holds for any faults.
+
+A dialogue has a line for each event: `C:` the client sends, `B<` the MTA sends, `later` a delay is
+over, `limit` a time limit is reached, `gone` the MTA closes its connection.  Below it is what the
+proxy then writes: `S:` to the client, `B>` to the MTA, and how it ends: `closes` or `resets` the
+client's connection.
+"""
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from smtpproxy.config.fault_flag import rule_of
+from smtpproxy.core.fault_rules import FAULT_VERBS, FaultRule, intercepted
+from smtpproxy.core.policy import ClientTls, SessionPolicy
+from smtpproxy.net.fault_injection import FaultInjection
+from tests.core.test_properties import Client, Part, _parts
+from tests.net.fakes import Clock, Server, Stage
+from tests.support.effort import QUICK
+from tests.support.model_mta import Mta, replies_in
+
+INJECTED = "3.0 proxy Error: injected fault, a test of smtpproxy"
+MESSAGE = """
+B< 220 mx
+S: 220 mx
+C: MAIL FROM:<a@x>
+B> MAIL FROM:<a@x>
+B< 250 a
+S: 250 a
+C: RCPT TO:<b@y>
+B> RCPT TO:<b@y>
+B< 250 b
+S: 250 b
+C: DATA
+B> DATA
+B< 354 go
+S: 354 go
+"""
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Replace the clock of sessions."""
+    made = Clock()
+    for module in ("session", "timeouts", "fault_injection"):
+        monkeypatch.setattr(f"smtpproxy.net.{module}.monotonic", made)
+    return made
+
+
+def open_stage(clock: Clock, *rules: FaultRule, policy: SessionPolicy | None = None) -> Stage:
+    """Return a stage with a session that these rules apply to."""
+    made = policy or SessionPolicy(
+        hostname=b"proxy", use_pipelining=False, intercepted=intercepted(rules)
+    )
+    return Stage([Server("first")], made, clock, faults=FaultInjection(rules, 1) if rules else None)
+
+
+def lapse(stage: Stage) -> None:
+    """Let a delay be over."""
+    faults = stage.session.faults
+    assert faults is not None
+    timer = faults._timer
+    assert isinstance(timer, asyncio.TimerHandle)
+    stage.clock.now += timer.when() - asyncio.get_running_loop().time()
+    timer._run()
+    timer.cancel()
+
+
+async def happen(stage: Stage, event: str) -> None:
+    """Play an event."""
+    mark, _, text = event.partition(" ")
+    octets = f"{text}\r\n".replace("|", "\r\n").encode()
+    server = stage.servers[0]
+    if mark == "C:":
+        stage.sends(octets)
+    elif mark == "B<":
+        server.says(octets)
+    elif mark == "gone":
+        server.protocol.connection_lost(None)
+    elif mark == "limit":
+        stage.wait(600)
+    else:
+        assert mark == "later"
+        lapse(stage)
+    await stage.settle()
+
+
+def written(stage: Stage) -> Iterator[str]:
+    """Yield what the proxy has written since the last call, and how it ended."""
+    for mark, octets in (("S:", stage.gets()), ("B>", stage.servers[0].heard())):
+        assert not octets or octets.endswith(b"\r\n")
+        yield from (f"{mark} {line}" for line in octets.decode().splitlines())
+
+
+async def play(clock: Clock, flags: str, dialogue: str) -> Stage:
+    """Play a dialogue, and fail if the proxy does anything else."""
+    stage = open_stage(clock, *map(rule_of, filter(None, flags.split(";"))))
+    await stage.settle()
+    found, over = [], False
+    for line in dialogue.strip().splitlines():
+        if line.startswith(("S:", "B>", "closes", "resets")):
+            continue
+        found.append(line)
+        await happen(stage, line)
+        found += written(stage)
+        if stage.ended and not over:
+            over = True
+            resets = stage.client.state == "aborted"
+            found.append(f"{'resets' if resets else 'closes'}: {stage.ended}")
+            assert stage.servers[0].transport.state == "aborted"
+    assert "\n".join(found) == dialogue.strip().replace("{}", INJECTED)
+    return stage
+
+
+BEFORE_CONTENT = {
+    "a refused recipient: the MTA never gets it, and the rest is in order": (
+        "RCPT 450 recipient=c@*",
+        """
+B< 220 mx
+S: 220 mx
+C: MAIL FROM:<a@x>|RCPT TO:<b@y>|RCPT TO:<c@y>|RCPT TO:<d@y>|DATA
+B> MAIL FROM:<a@x>
+B< 250 a
+B> RCPT TO:<b@y>
+B< 250 b
+S: 250 a
+S: 250 b
+S: 450 4.{}
+B> RCPT TO:<d@y>
+B< 250 d
+B> DATA
+B< 354 go
+S: 250 d
+S: 354 go
+C: text|.
+B> text
+B> .
+B< 250 queued
+S: 250 queued
+""",
+    ),
+    "if each recipient is refused, so is DATA, by the proxy": (
+        "RCPT 550",
+        """
+B< 220 mx
+S: 220 mx
+C: MAIL FROM:<a@x>|RCPT TO:<b@y>|DATA
+B> MAIL FROM:<a@x>
+B< 250 a
+S: 250 a
+S: 550 5.{}
+S: 554 5.5.1 Error: no valid recipients
+""",
+    ),
+    "a refused MAIL": (
+        "MAIL 451",
+        """
+B< 220 mx
+S: 220 mx
+C: MAIL FROM:<a@x>
+S: 451 4.{}
+C: NOOP
+B> NOOP
+B< 250 ok
+S: 250 ok
+""",
+    ),
+    "a refused EHLO; HELO is another command": (
+        "EHLO 502",
+        """
+B< 220 mx
+S: 220 mx
+C: EHLO x
+S: 502 5.{}
+C: HELO x
+B> HELO x
+B< 250 mx
+S: 250 mx
+""",
+    ),
+    "a refused DATA: the client goes on with commands": (
+        "DATA 451",
+        """
+B< 220 mx
+S: 220 mx
+C: MAIL FROM:<a@x>|RCPT TO:<b@y>|DATA
+B> MAIL FROM:<a@x>
+B< 250 a
+B> RCPT TO:<b@y>
+B< 250 b
+S: 250 a
+S: 250 b
+S: 451 4.{}
+C: RSET
+B> RSET
+B< 250 ok
+S: 250 ok
+""",
+    ),
+    "421 ends the session": (
+        "MAIL 421",
+        """
+B< 220 mx
+S: 220 mx
+C: MAIL FROM:<a@x>|RCPT TO:<b@y>
+S: 421 4.{}
+closes: fault_injected
+""",
+    ),
+    "a refused greeting": (
+        "CONNECT 554",
+        """
+B< 220 mx
+S: 554 5.{}
+closes: fault_injected
+""",
+    ),
+    "a closed connection in place of the greeting": (
+        "CONNECT close",
+        """
+B< 220 mx
+closes: fault_injected
+""",
+    ),
+    "a greeting that comes late, with what the MTA said meanwhile": (
+        "CONNECT delay:2",
+        """
+B< 220 mx
+B< 421 bye
+later
+S: 220 mx
+S: 421 bye
+closes: backend_closed
+""",
+    ),
+    "a greeting that never comes": (
+        "CONNECT stall",
+        """
+B< 220 mx
+C: EHLO x
+limit
+S: 421 4.4.2 proxy Error: timeout exceeded
+closes: greeting_time_limit
+""",
+    ),
+    "the MTA closes while the greeting is late: it is not down": (
+        "CONNECT stall",
+        """
+B< 220 mx
+gone
+S: 421 4.4.2 proxy Error: connection to mail server lost
+closes: backend_lost
+""",
+    ),
+    "a command that comes late": (
+        "RCPT delay:2",
+        """
+B< 220 mx
+S: 220 mx
+C: MAIL FROM:<a@x>|RCPT TO:<b@y>
+B> MAIL FROM:<a@x>
+B< 250 a
+C: DATA
+later
+B> RCPT TO:<b@y>
+B< 250 b
+B> DATA
+B< 354 go
+S: 250 a
+S: 250 b
+S: 354 go
+""",
+    ),
+    "a command that the MTA never gets": (
+        "RCPT stall",
+        """
+B< 220 mx
+S: 220 mx
+C: MAIL FROM:<a@x>|RCPT TO:<b@y>
+B> MAIL FROM:<a@x>
+B< 250 a
+limit
+S: 250 a
+S: 421 4.4.2 proxy Error: timeout exceeded
+closes: command_time_limit
+""",
+    ),
+    "the MTA goes away while a command waits": (
+        "RCPT delay:2",
+        """
+B< 220 mx
+S: 220 mx
+C: RCPT TO:<b@y>
+gone
+S: 421 4.4.2 proxy Error: connection to mail server lost
+closes: backend_lost
+""",
+    ),
+    "a connection closed at a command: the replies before it come first": (
+        "RCPT close",
+        """
+B< 220 mx
+S: 220 mx
+C: MAIL FROM:<a@x>|RCPT TO:<b@y>|DATA
+B> MAIL FROM:<a@x>
+B< 250 a
+S: 250 a
+closes: fault_injected
+""",
+    ),
+    "a connection reset at a command": (
+        "RCPT reset",
+        """
+B< 220 mx
+S: 220 mx
+C: MAIL FROM:<a@x>|RCPT TO:<b@y>|DATA
+B> MAIL FROM:<a@x>
+B< 250 a
+S: 250 a
+resets: fault_injected
+""",
+    ),
+    "a connection closed after the reply of the MTA": (
+        "MAIL close-after",
+        """
+B< 220 mx
+S: 220 mx
+C: MAIL FROM:<a@x>|RCPT TO:<b@y>
+B> MAIL FROM:<a@x>
+B< 250-a|250 a
+closes: fault_injected
+""",
+    ),
+    "a connection reset after the reply of the MTA": (
+        "DATA reset-after",
+        """
+B< 220 mx
+S: 220 mx
+C: DATA
+B> DATA
+B< 354 go
+resets: fault_injected
+""",
+    ),
+    "a command that the proxy refuses itself has no reply of the MTA": (
+        "DATA close-after",
+        """
+B< 220 mx
+S: 220 mx
+C: MAIL FROM:<a@x>|RCPT TO:<b@y>|DATA
+B> MAIL FROM:<a@x>
+B< 250 a
+B> RCPT TO:<b@y>
+B< 550 b
+S: 250 a
+S: 550 b
+S: 554 5.5.1 Error: no valid recipients
+C: NOOP
+B> NOOP
+B< 250 ok
+S: 250 ok
+""",
+    ),
+    "a client that breaks the protocol is refused for that": (
+        "DATA 451",
+        """
+B< 220 mx
+S: 220 mx
+C: DATA|text
+S: 554 5.5.0 Error: SMTP protocol synchronization
+closes: not_synchronized
+""",
+    ),
+    "a reply that is none ends the session as ever": (
+        "MAIL close-after",
+        """
+B< 220 mx
+S: 220 mx
+C: MAIL FROM:<a@x>
+B> MAIL FROM:<a@x>
+B< what
+S: 421 4.3.0 proxy Error: mail server broke the protocol
+closes: backend_violation
+""",
+    ),
+    "BDAT: its payload follows, so the session ends with the reply": (
+        "BDAT 451",
+        """
+B< 220 mx
+S: 220 mx
+C: EHLO x
+B> EHLO x
+B< 250-mx|250 CHUNKING
+S: 250-mx
+S: 250-CHUNKING
+S: 250 PIPELINING
+C: MAIL FROM:<a@x>|RCPT TO:<b@y>|BDAT 3 LAST|a
+B> MAIL FROM:<a@x>
+B< 250 a
+B> RCPT TO:<b@y>
+B< 250 b
+S: 250 a
+S: 250 b
+S: 451 4.{}
+closes: fault_injected
+""",
+    ),
+    "the last chunk is an end of data, whatever is in a chunk": (
+        "END_OF_DATA close-after",
+        """
+B< 220 mx
+S: 220 mx
+C: EHLO x
+B> EHLO x
+B< 250-mx|250 CHUNKING
+S: 250-mx
+S: 250-CHUNKING
+S: 250 PIPELINING
+C: MAIL FROM:<a@x>|RCPT TO:<b@y>|BDAT 5||.|BDAT 3 LAST|a
+B> MAIL FROM:<a@x>
+B< 250 a
+B> RCPT TO:<b@y>
+B< 250 b
+B> BDAT 5
+B>\x20
+B> .
+B< 250 chunk
+S: 250 a
+S: 250 b
+S: 250 chunk
+B> BDAT 3 LAST
+B> a
+B< 250 queued
+closes: fault_injected
+""",
+    ),
+}
+AT_THE_END = {
+    "a reply in place of the end of data: the MTA gets none, and the session ends": (
+        "END_OF_DATA 451",
+        """
+C: text|.|QUIT
+S: 451 4.{}
+closes: content_refused
+""",
+    ),
+    "content that comes in pieces": (
+        "END_OF_DATA 451",
+        """
+C: text
+B> text
+C: ..
+B> ..
+C: .
+S: 451 4.{}
+closes: content_refused
+""",
+    ),
+    "an empty message": (
+        "END_OF_DATA 554",
+        """
+C: .
+S: 554 5.{}
+closes: content_refused
+""",
+    ),
+    "the classic duplicate: the MTA has the message, and the client does not know": (
+        "END_OF_DATA close-after",
+        """
+C: text|.
+B> text
+B> .
+B< 250 queued
+closes: fault_injected
+""",
+    ),
+    "the same with a reset": (
+        "END_OF_DATA reset-after",
+        """
+C: text|.
+B> text
+B> .
+B< 250 queued
+resets: fault_injected
+""",
+    ),
+    "a closed connection in place of the end of data": (
+        "END_OF_DATA close",
+        """
+C: text|.
+closes: fault_injected
+""",
+    ),
+    "an end of data that comes late; what follows waits": (
+        "END_OF_DATA delay:5",
+        """
+C: text|.|NOOP
+later
+B> text
+B> .
+B< 250 queued
+S: 250 queued
+B> NOOP
+""",
+    ),
+    "an end of data that never comes": (
+        "END_OF_DATA stall",
+        """
+C: text|.|NOOP
+limit
+S: 421 4.4.2 proxy Error: timeout exceeded
+closes: end_of_data_time_limit
+""",
+    ),
+    "the MTA refuses while its end of data is late: no command follows in the content": (
+        "END_OF_DATA delay:5",
+        """
+C: text|.|NOOP
+B< 452 full
+S: 452 full
+closes: content_refused
+""",
+    ),
+    "no 250 of the MTA is taken for content that it has not got": (
+        "END_OF_DATA stall",
+        """
+C: text|.|NOOP
+B< 250 queued
+S: 421 4.3.0 proxy Error: mail server broke the protocol
+closes: backend_violation
+""",
+    ),
+    "a message to somebody else": (
+        "END_OF_DATA 451 recipient=z@*;END_OF_DATA 451 sender=z@*;DATA 451 client=10.0.0.0/8",
+        """
+C: text|.
+B> text
+B> .
+B< 250 queued
+S: 250 queued
+""",
+    ),
+}
+
+
+CLASSIC = "the classic duplicate: the MTA has the message, and the client does not know"
+
+
+@pytest.mark.parametrize(("flags", "dialogue"), BEFORE_CONTENT.values(), ids=BEFORE_CONTENT)
+async def test_a_fault_of_a_command(clock: Clock, flags: str, dialogue: str) -> None:
+    await play(clock, flags, dialogue)
+
+
+@pytest.mark.parametrize(("flags", "dialogue"), AT_THE_END.values(), ids=AT_THE_END)
+async def test_a_fault_at_the_end_of_data(clock: Clock, flags: str, dialogue: str) -> None:
+    await play(clock, flags, MESSAGE + dialogue.removeprefix("\n"))
+
+
+async def test_starttls_of_the_proxy_is_refused_too(clock: Clock) -> None:
+    rule = rule_of("STARTTLS 454")
+    policy = SessionPolicy(
+        hostname=b"proxy", client_tls=ClientTls.OFFERED, intercepted=intercepted([rule])
+    )
+    stage = open_stage(clock, rule, policy=policy)
+    await stage.settle()
+    stage.servers[0].says(b"220 mx\r\n")
+    stage.sends(b"STARTTLS\r\n")
+    assert stage.gets().endswith(f"454 4.{INJECTED}\r\n".encode())
+
+
+async def test_what_happened_is_reported_with_the_reply_that_the_client_did_not_get(
+    clock: Clock,
+) -> None:
+    stage = await play(clock, "END_OF_DATA close-after", MESSAGE + AT_THE_END[CLASSIC][1][1:])
+    assert stage.watcher.notes == [("fault_injected", {"reason": "END_OF_DATA close-after"})]
+    content = stage.watcher.exchanges[-1]
+    assert (content.code, [step.reply for step in content.all_steps]) == (0, [b"250 queued\r\n"])
+
+
+async def test_a_refused_command_counts_as_not_sent(clock: Clock) -> None:
+    stage = await play(clock, *BEFORE_CONTENT["a refused MAIL"])
+    mail = stage.watcher.exchanges[1]
+    assert (mail.code, mail.sent, mail.all_steps) == (451, 0.0, ())
+    assert mail.refusal == mail.reply
+
+
+async def test_a_session_that_ends_leaves_no_timer(clock: Clock) -> None:
+    stage = open_stage(clock, rule_of("NOOP delay:3600"))
+    await stage.settle()
+    stage.servers[0].says(b"220 mx\r\n")
+    stage.sends(b"NOOP\r\n")
+    faults = stage.session.faults
+    assert faults is not None
+    timer = faults._timer
+    assert timer is not None
+    stage.connection.connection_lost(None)
+    assert stage.ended == "client_lost"
+    assert timer.cancelled()
+    assert stage.session.faults is None
+    assert stage.session.pipeline.intercept is None
+
+
+async def test_a_server_that_refuses_is_not_the_end(clock: Clock) -> None:
+    """The rule is about the greeting that the client gets."""
+    rule = rule_of("CONNECT 421")
+    policy = SessionPolicy(hostname=b"proxy", use_pipelining=False)
+    servers = [Server("first"), Server("second")]
+    stage = Stage(servers, policy, clock, faults=FaultInjection([rule], 1))
+    await stage.settle()
+    servers[0].says(b"421 busy\r\n")
+    await stage.settle()
+    servers[1].says(b"220 m")
+    assert stage.gets() == b""
+    servers[1].says(b"x\r\n")
+    assert stage.gets() == f"421 4.{INJECTED}\r\n".encode()
+
+
+async def test_what_the_mta_says_before_a_late_greeting_is_bounded(clock: Clock) -> None:
+    stage = open_stage(clock, rule_of("CONNECT stall"))
+    await stage.settle()
+    stage.servers[0].says(b"220 mx\r\n")
+    for _ in range(5):
+        stage.servers[0].says(b"x" * 65536)
+    assert stage.ended == "backend_violation"
+
+
+# --- any faults -----------------------------------------------------------------------------------
+
+ACTIONS = ("450", "550", "421", "delay:60", "stall", "close", "reset", "close-after", "reset-after")
+FLAGS = st.lists(
+    st.tuples(
+        st.sampled_from([verb.decode() for verb in FAULT_VERBS]),
+        st.sampled_from(ACTIONS),
+        st.sampled_from(["", " 50%", " 1/3", " recipient=b", " sender=a"]),
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+@QUICK
+@given(_parts(), FLAGS, st.integers(0, 1000), st.data())
+def test_no_faults_bring_proxy_and_mta_out_of_step(
+    parts: list[Part], flags: list[tuple[str, str, str]], seed: int, draw: st.DataObject
+) -> None:
+    """No positive reply is invented, none is out of step, and the MTA gets whole commands only.
+
+    The MTA is as strict as the strict sink: it fails if anything comes while it owes a reply.
+    """
+    rules = []
+    for verb, action, rest in flags:
+        try:
+            rules.append(rule_of(verb + " " + action + rest))
+        except ValueError:
+            rules.append(rule_of(verb + " " + action))
+    asyncio.run(_any_faults(parts, rules, seed, draw))
+
+
+async def _any_faults(
+    parts: list[Part], rules: list[FaultRule], seed: int, draw: st.DataObject
+) -> None:
+    policy = SessionPolicy(
+        hostname=b"proxy",
+        use_pipelining=False,
+        consecutive_errors=0,
+        intercepted=intercepted(rules),
+    )
+    mta, client = Mta(), Client(parts)
+    stage = Stage([Server("first")], policy, Clock(), faults=FaultInjection(rules, seed))
+    await stage.settle()
+    server, received = stage.servers[0], b""
+    client.advance(b"")
+    while not stage.ended:
+        await stage.settle()
+        if heard := server.heard():
+            mta.receive(heard)
+        octets = stage.gets()
+        received += octets
+        client.advance(octets)
+        faults = stage.session.faults
+        waits = faults is not None and isinstance(faults._timer, asyncio.TimerHandle)
+        turns = [
+            turn
+            for turn, there in (
+                ("client", client.unsent),
+                ("mta", mta.owed),
+                ("later", waits and not faults._timer.cancelled()),  # type: ignore[union-attr]
+            )
+            if there
+        ]
+        if not turns:
+            break
+        turn = draw.draw(st.sampled_from(turns))
+        if turn == "client":
+            size = draw.draw(st.sampled_from([1, 3, 30, 1000]))
+            octets, client.unsent = client.unsent[:size], client.unsent[size:]
+            stage.sends(octets)
+        elif turn == "mta":
+            server.says(mta.answer())
+        else:
+            lapse(stage)
+    stage.session.pipeline.end("over", 2000.0)
+    received += stage.gets()
+    if heard := server.heard():  # what was written before the end may arrive
+        mta.receive(heard)
+    _check(stage, mta, received)
+    stage.timeouts.stop()
+
+
+def _check(stage: Stage, mta: Mta, received: bytes) -> None:
+    replies = replies_in(received)
+    assert b"".join(replies) == received
+    answered = [each for each in stage.watcher.exchanges if each.flushed]
+    assert [each.reply for each in answered] == replies
+    acknowledged = 0
+    for each in answered:
+        line = each.line.strip()
+        if each.verb.name in (b"MAIL", b"RCPT", b"RSET", b"NOOP", b"VRFY", b"SOML"):
+            assert line in each.reply or (each.code >= 400 and not each.sent)
+        if each.code < 400:
+            assert each.sent or each.verb.name == b""  # the MTA has said it
+        if each.ends_message and each.code < 300:
+            acknowledged += 1
+            assert each.reply == b"250 queued %d\r\n" % acknowledged
+    lost = [each for each in stage.watcher.exchanges if each.ends_message and each.steps]
+    assert len(mta.messages) - acknowledged == len(lost) <= 1
+    shown = [each for each in stage.watcher.exchanges if each.line and not each.verb.secret]
+    sent = [each.line.strip() for each in shown if each.sent and each.verb.name]
+    heard = [line for line in mta.commands if line[:4].upper() not in (b"AUTH", b"FROB", b"")]
+    cut_off = heard[len(sent) :]  # a chunk is sent with its last octet
+    assert heard[: len(sent)] == sent
+    assert [line[:4] for line in cut_off] in ([], [b"BDAT"])
