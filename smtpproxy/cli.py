@@ -55,8 +55,10 @@ class Commands(click.Group):
 
             return probe
         if cmd_name == "trace":
+            from smtpproxy.control_socket.watch_command import watch
             from smtpproxy.trace.trace_commands import trace
 
+            trace.add_command(watch)
             return trace
         return super().get_command(ctx, cmd_name)
 

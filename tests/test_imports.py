@@ -28,8 +28,10 @@ ALLOWED = {
     "trace": {"core", "log", "text", "timeline", *ADDRESS},
     "admin": {"core", "log", "metrics", "text", "trace"},
     "worker": {"core", "tls", "config", "net", "metrics", "log", "trace", "admin"},
-    "control_socket": {"admin"},
-    "supervisor": {"config", "net", "metrics", "log", "admin", "worker", "control_socket"},
+    "control_socket": {"admin", "text", "trace", *ADDRESS},
+    "supervisor": {
+        *("config", "net", "metrics", "log", "trace", "admin", "worker", "control_socket")
+    },
     "probe": {"core", "tls", "config", "text", "timeline"},
     "demo": {"config", "log", "text", "timeline", "worker", "admin", "metrics", "net"},
     "cli": {

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from smtpproxy.admin.recent_sessions import RecentSessions
+from smtpproxy.control_socket.watch_command import _Records, _Sessions
 from smtpproxy.core.policy import SessionPolicy
 from smtpproxy.log.debug_log import DebugLog
 from smtpproxy.metrics.counters import MetricCounters
@@ -16,10 +17,14 @@ from smtpproxy.metrics.exposition import Exposition
 from smtpproxy.metrics.snapshot import MetricsSnapshot
 from smtpproxy.trace import html_page, pcapng, statistics_page
 from smtpproxy.trace.content_capture import CaptureMode
+from smtpproxy.trace.live_output import LiveLines, LiveSessions
 from smtpproxy.trace.reader import TraceReader, files_of
 from smtpproxy.trace.recorder import TraceRecorder
+from smtpproxy.trace.records import Record
 from smtpproxy.trace.rotating_files import RotatingFiles
 from smtpproxy.trace.statistics_collector import DECODER, StatisticsCollector
+from smtpproxy.trace.watch import read_line
+from smtpproxy.worker.watch_recorders import WatchSink
 from tests.support.observed_session import Later, Watched
 
 PASSWORD = "correct-horse-battery"
@@ -138,6 +143,18 @@ def test_no_secret_is_in_anything_that_leaves(
     assert json.loads(left["log"].splitlines()[-1])["event"] == "session_closed"
 
 
+def shown_of_a_watch(lines: list[bytes]) -> dict[str, bytes]:
+    """Return what `trace watch` shows, in each of its ways."""
+    records = [record for record in map(read_line, lines) if isinstance(record, Record)]
+    shown = {"watch in Wireshark": pcapng.Capture().packets(records)}
+    for way in (_Sessions(LiveSessions()), _Records(LiveLines())):
+        console = way._show._console
+        with console.capture() as captured:
+            way.write([(record, 100) for record in records])
+        shown[f"watch as {type(way).__name__}"] = captured.get().encode()
+    return shown
+
+
 def all_that_leaves(
     directory: Path,
     dialogue: Callable[[Watched], None],
@@ -149,9 +166,13 @@ def all_that_leaves(
     recent, metrics = RecentSessions(), MetricCounters()
     files = RotatingFiles(directory, 0, 1 << 20, 3)
     trace = TraceRecorder(files, Later(), only_errors=only_errors, kept=CaptureMode.HEADERS)
-    session = Watched(DebugLog(), trace, recent, metrics, level="debug", policy=policy)
+    watched: list[bytes] = []
+    sink = WatchSink(1, lambda _watch, lines, _lost: not watched.extend(map(bytes, lines)))
+    watch = TraceRecorder(sink, Later(), only_errors=only_errors, kept=CaptureMode.HEADERS)
+    session = Watched(DebugLog(), trace, recent, metrics, watch, level="debug", policy=policy)
     dialogue(session)
     trace.close()
+    watch.close()
     recent.look()
     paths = files_of(directory)
     reader = TraceReader(directory)
@@ -168,6 +189,8 @@ def all_that_leaves(
     snapshot = MetricsSnapshot()
     metrics.put_into(snapshot)
     return {
+        "watch": b"".join(watched),
+        **shown_of_a_watch(watched),
         "log": session.logged.getvalue(),
         "trace": b"".join(path.read_bytes() for path in paths),
         "capture": pcapng.capture(found),

@@ -49,6 +49,46 @@ def ask(path: str, places: Sequence[Path], deadline_s: float = DEADLINE_S) -> tu
     return int(words[1]), text.rstrip("\n")
 
 
+class Stream:
+    """The answer to a request that goes on until either side closes.
+
+    Args:
+        target: The path of the request, with its query.
+        places: The possible paths of the socket; the first that accepts a connection is used.
+
+    Raises:
+        NoAnswer: There is no service, it does not answer in time, or it refuses.
+    """
+
+    connection: socket.socket
+    """Has the rest of the answer."""
+    received: bytes
+    """What has come of the answer so far."""
+
+    def __init__(self, target: str, places: Sequence[Path]) -> None:
+        deadline = monotonic() + DEADLINE_S
+        self.connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self.connection.settimeout(DEADLINE_S)
+            place = _connect(self.connection, places)
+            self.connection.sendall(f"GET {target} HTTP/1.0\r\n\r\n".encode())
+            found = _read(self.connection, deadline, b"\r\n\r\n")
+            head, _, self.received = found.partition(b"\r\n\r\n")
+            if head.split(b" ")[1:2] != [b"200"]:
+                text = (self.received + _read(self.connection, deadline)).decode(errors="replace")
+                raise NoAnswer(text.rstrip("\n") or f"no answer at {place}")
+            self.connection.settimeout(None)
+        except TimeoutError:
+            self.connection.close()
+            raise NoAnswer("no answer in time") from None
+        except ConnectionError as error:
+            self.connection.close()
+            raise NoAnswer(f"no answer: {error.strerror}") from None
+        except BaseException:
+            self.connection.close()
+            raise
+
+
 def _exchange(path: str, places: Sequence[Path], deadline: float) -> tuple[Path, str]:
     """Return the path of the socket, and the answer.
 
@@ -61,7 +101,7 @@ def _exchange(path: str, places: Sequence[Path], deadline: float) -> tuple[Path,
         try:
             connection.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
             if answer := _read(connection, deadline):
-                return place, answer
+                return place, answer.decode(errors="replace")
         except TimeoutError:
             raise NoAnswer(f"no answer in time at {place}") from None
         raise ConnectionResetError(errno.ECONNRESET, "closed without an answer")
@@ -83,12 +123,13 @@ def _connect(connection: socket.socket, places: Sequence[Path]) -> Path:
     raise NoAnswer(f"no service answers at {' or '.join(map(str, places))}")
 
 
-def _read(connection: socket.socket, deadline: float) -> str:
+def _read(connection: socket.socket, deadline: float, until: bytes = b"") -> bytes:
+    """Return what comes, at most until these octets are among it."""
     found = b""
-    while len(found) < _MOST_BYTES:
+    while len(found) < _MOST_BYTES and not (until and until in found):
         connection.settimeout(max(deadline - monotonic(), 0.001))
         octets = connection.recv(4096)
         if not octets:
             break
         found += octets
-    return found.decode(errors="replace")
+    return found

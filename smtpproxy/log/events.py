@@ -85,6 +85,7 @@ _MESSAGE: Final = (
     "queue_id",
 )
 _VIOLATION: Final = (*SESSION, "kind", "bytes", "command", "rewritten", "reason")
+_WATCH: Final = ("uid", "pid", "networks", "content", "only_problems")
 OPTIONAL: Final = frozenset(
     (
         "fault",
@@ -220,13 +221,24 @@ FIELDS: Final = {
     "sessions": Field(("whole number",), "Open sessions of all workers."),
     "name": Field(("text",), "A host name of sni, or default: the listener's own certificate."),
     "problems": Field(("list of texts",), "The problems in the settings, each with file and line."),
-    "pid": Field(("whole number",), "The process id: of the worker, or of the new supervisor."),
+    "pid": Field(
+        ("whole number",),
+        "The process id: of the worker, of the new supervisor, or of trace watch.",
+    ),
     "exit_code": Field(
         ("whole number",), "The exit code of the worker; negative: the signal that ended it."
     ),
     "restart_delay_s": Field(("number",), "Seconds until another worker replaces it."),
     "silent_s": Field(("number",), "Seconds since the last heartbeat of the worker."),
     "records": Field(("whole number",), "Trace records lost since the worker started."),
+    "uid": Field(("whole number",), "The user id of the process, as the kernel knows it."),
+    "networks": Field(("list of texts",), "The networks of the clients that are watched."),
+    "content": Field(("text",), "How much message content is recorded: none, headers or full."),
+    "only_problems": Field(
+        ("true or false",), "Whether only sessions in which something failed are recorded."
+    ),
+    "records_sent": Field(("whole number",), "Trace records that were sent."),
+    "records_lost": Field(("whole number",), "Trace records for which there was no room."),
     "lines": Field(("whole number",), "Log lines lost or left out since the last such line."),
     "faults": Field(("list of texts",), "The faults of `--fault`."),
     "seed": Field(("whole number",), "The seed of their decisions, for `--fault-seed`."),
@@ -513,6 +525,18 @@ WORKER_HANGS = Event(
 )
 TRACE_RECORDS_LOST = Event(
     "trace_records_lost", "error", "Trace records could not be written.", ("records", "reason")
+)
+TRACE_WATCH_STARTED = Event(
+    "trace_watch_started",
+    "info",
+    "`smtpproxy trace watch` began to record sessions of clients of these networks.",
+    _WATCH,
+)
+TRACE_WATCH_ENDED = Event(
+    "trace_watch_ended",
+    "info",
+    "`smtpproxy trace watch` has ended, so these sessions are no longer recorded for it.",
+    (*_WATCH, "duration_s", "records_sent", "records_lost"),
 )
 LOG_LINES_LOST = Event("log_lines_lost", "warning", "Log lines could not be written.", ("lines",))
 LOG_LINES_SUPPRESSED = Event(

@@ -192,6 +192,9 @@ BACKEND_WAITING_CLIENTS: Final = Definition(
 TRACE_RECORDS_LOST: Final = Definition(
     "trace_records_lost", COUNTER, "Trace records that could not be written."
 )
+TRACE_WATCHES: Final = Definition(
+    "trace_watches", GAUGE, "Watches of `smtpproxy trace watch` that record sessions now."
+)
 LOG_LINES_LOST: Final = Definition(
     "log_lines_lost",
     COUNTER,

@@ -9,6 +9,7 @@ from smtpproxy.metrics import definitions
 from smtpproxy.metrics.snapshot import MetricsSnapshot, SnapshotTotals
 from smtpproxy.net import shared_counters
 from smtpproxy.net.backend.connection_slots import SlotQueue
+from smtpproxy.supervisor.watch_relay import WatchRelay
 from smtpproxy.supervisor.worker_process import WorkerProcess
 from smtpproxy.worker.control_messages import (
     Ask,
@@ -19,6 +20,7 @@ from smtpproxy.worker.control_messages import (
     Leave,
     Reclaim,
     ToWorker,
+    Watched,
 )
 
 SendToAll = Callable[[ToWorker, WorkerProcess | None], None]
@@ -46,6 +48,8 @@ class Coordinator:
         self._down: set[tuple[str, str]] = set()
         self._named: set[tuple[str, str]] = set()
         self._observer = ServiceLog()
+        self.watches = WatchRelay()
+        """The watches of `smtpproxy trace watch`."""
 
     def settle(self, settings: Settings) -> None:
         """Apply new settings; sessions keep their connection slots."""
@@ -75,6 +79,7 @@ class Coordinator:
         for backend, server in sorted(self._named):
             up = (backend, server) not in self._down
             snapshot.put(definitions.SERVER_UP, int(up), backend, server)
+        snapshot.put(definitions.TRACE_WATCHES, self.watches.watches)
         for name, queue in self._connection_slots.items():
             snapshot.put(definitions.BACKEND_CONNECTIONS, queue.taken, name)
             snapshot.put(definitions.BACKEND_MAX_CONNECTIONS, queue.limit, name)
@@ -102,8 +107,9 @@ class Coordinator:
         shared_counters.SharedCounters(self.memory, row).clear()
         self._free_rows.append(row)
 
-    def send_servers_down(self, worker: WorkerProcess) -> None:
-        """Send a new worker the servers that are down."""
+    def started(self, worker: WorkerProcess) -> None:
+        """Send a new worker the servers that are down, and the watches that are on."""
+        self.watches.joined(worker)
         for backend, server in sorted(self._down):
             worker.send(Health(backend, server, up=False))
 
@@ -118,6 +124,8 @@ class Coordinator:
                 self._leave(worker, message.backend, message.ticket)
             case Health():
                 self.change(message, worker)
+            case Watched():
+                self.watches.take(worker, message)
 
     def _ask(self, holder: "_RemoteHolder", message: Ask) -> None:
         # A worker with older settings may ask for a slot after a reload removed the limit.
@@ -149,6 +157,7 @@ class Coordinator:
 
     def ended(self, worker: WorkerProcess) -> None:
         """Free the row and the connection slots of a worker that has ended."""
+        self.watches.left(worker)
         self._totals.forget(worker.pid)
         self.free_row(worker.row)
         for backend, ticket in self._tickets.pop(worker, set()):

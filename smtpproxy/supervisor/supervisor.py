@@ -14,6 +14,8 @@ import resource
 import signal
 import socket
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from ipaddress import ip_network
 from time import monotonic, time
 
 from smtpproxy import __version__
@@ -40,8 +42,11 @@ from smtpproxy.supervisor.health_monitor import HealthMonitor
 from smtpproxy.supervisor.listen_sockets import ListenSockets
 from smtpproxy.supervisor.sd_notify import Notifier
 from smtpproxy.supervisor.upgrade import Inherited, InstalledCode, Predecessor, Successor
+from smtpproxy.supervisor.watch_relay import WATCHES
 from smtpproxy.supervisor.worker_group import WorkerGroup
 from smtpproxy.supervisor.worker_process import WorkerProcess
+from smtpproxy.trace import watch
+from smtpproxy.trace.watch import WatchRequest
 from smtpproxy.worker.certificate_snapshot import Files, read_files
 from smtpproxy.worker.control_messages import Look, ToWorker
 
@@ -80,7 +85,7 @@ class Supervisor:
         """When this process started, on the monotonic clock."""
         self._settings = settings
         self._control = control
-        self._control_server = ControlServer(self)
+        self._control_server = ControlServer(self, self)
         self._read = read
         self._fork_server = fork_server
         self._log = log.get()
@@ -149,6 +154,21 @@ class Supervisor:
         if self._started:
             await self._health_monitor.wait()
 
+    def why_no_watch(self, request: WatchRequest) -> tuple[int, str]:
+        """Return the HTTP status and the line that refuse a watch; 200 and nothing if it may be."""
+        if self._coordinator.watches.watches >= WATCHES:
+            return 503, f"{WATCHES} watches are on already"
+        settings = self._settings.trace
+        networks = [ip_network(network.text) for network in settings.networks]
+        why = watch.why_not(request, settings.content, networks)
+        return (403, why) if why else (200, "")
+
+    def watch(
+        self, request: WatchRequest, uid: int, pid: int, writer: asyncio.StreamWriter
+    ) -> AbstractAsyncContextManager[None]:
+        """Return the block in which sessions are watched; see `WatchRelay.watch`."""
+        return self._coordinator.watches.watch(request, uid, pid, writer)
+
     @property
     def _worker_groups(self) -> set[WorkerGroup]:
         return self._leaving | ({self._worker_group} if self._worker_group else set())
@@ -182,7 +202,7 @@ class Supervisor:
                 worker_group.stop()
             await _wait_for(worker_groups)
             await self._admin_endpoint.close()
-            self._control_server.stop()
+            await self._control_server.stop()
             self._listen_sockets.close()
             self._fork_server.close()
         events.STOPPED.log(self._log, version=__version__)
@@ -341,7 +361,7 @@ class Supervisor:
         self._notifier.hand_over(successor.pid)
         self._health_monitor.stop()
         await self._admin_endpoint.close()
-        self._control_server.stop()
+        await self._control_server.stop()
         assert self._worker_group is not None
         await self._leave(self._worker_group)
         self._listen_sockets.close()

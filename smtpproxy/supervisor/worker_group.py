@@ -122,7 +122,7 @@ class WorkerGroup:
         except OSError:
             self._coordinator.free_row(row)
             raise
-        self._coordinator.send_servers_down(worker)
+        self._coordinator.started(worker)
         self._workers.add(worker)
         if self._deadline:  # ended meanwhile
             worker.send(Stop())

@@ -11,7 +11,8 @@ from typing import BinaryIO, NoReturn
 import click
 
 from smtpproxy.text.console import Terminal
-from smtpproxy.trace import pcapng
+from smtpproxy.trace import pcapng, terminal
+from smtpproxy.trace.reader import RecordedSession, for_people, printable_record
 from smtpproxy.trace.records import Record
 
 
@@ -44,9 +45,38 @@ class LiveCapture:
         if packets := self._capture.packets(records):
             self._put(packets)
 
+    def show(self, session: RecordedSession) -> None:
+        """Write the packets of a whole session, and flush them."""
+        self.write(session.records)
+
     def _put(self, octets: bytes) -> None:
         self._file.write(octets)
         self._file.flush()
+
+
+class LiveLines:
+    """Prints records as lines."""
+
+    def __init__(self) -> None:
+        self._console = terminal.console(LiveTerminal)
+
+    def write(self, records: Iterable[Record]) -> None:
+        """Print each record that has a line."""
+        for record in records:
+            if line := terminal.line_of(printable_record(record)):
+                self._console.print(line)
+
+
+class LiveSessions:
+    """Prints whole sessions as drawings."""
+
+    def __init__(self) -> None:
+        self._console = terminal.console(LiveTerminal)
+
+    def show(self, session: RecordedSession) -> None:
+        """Print a session, and an empty line."""
+        terminal.show(self._console, for_people(session))
+        self._console.print()
 
 
 def capture_file(path: str) -> BinaryIO:

@@ -180,7 +180,7 @@ class TraceReader:
             if found is None or record.session == name != found.id:
                 found = RecordedSession(record.session)
             if record.session == found.id:
-                _add_bounded(found, record, size)
+                add_bounded(found, record, size)
             elif len(others) < OTHERS_NAMED:
                 others.add(record.session)
         if found is None:
@@ -204,7 +204,7 @@ class TraceReader:
                     session.left_out += 1
                     continue
                 most -= size
-                _add_bounded(session, record, size)
+                add_bounded(session, record, size)
         return list(found.values())
 
     def decoded(self, decoder: msgspec.json.Decoder[Decoded]) -> Iterator[Sequence[Decoded]]:
@@ -446,7 +446,14 @@ def _lines_with(wanted: bytes, block: bytes) -> Iterator[tuple[int, int]]:
         at = block.find(wanted, end + 1)
 
 
-def _add_bounded(session: RecordedSession, record: Record, size: int) -> None:
+def add_bounded(session: RecordedSession, record: Record, size: int) -> None:
+    """Put a record of a session where it belongs, or count it as left out if there are too many.
+
+    Args:
+        session: The session.
+        record: The record.
+        size: How many bytes its line has.
+    """
     count = len(session.exchanges) + len(session.noted) + len(session.gave_up)
     is_full = session.read_bytes + size > SESSION_BYTES or count >= SESSION_RECORDS
     if is_full and not isinstance(record, Closed):

@@ -5,10 +5,12 @@ hot path: measure before changing (python -m tests.bench.trace).
 
 from collections.abc import Callable
 from time import monotonic, time
+from typing import Protocol
 
 from smtpproxy.log import events, log
-from smtpproxy.trace.rotating_files import Lines, RotatingFiles
 
+Lines = bytes | Callable[[], bytes]
+"""Whole lines, or a function that makes them if that takes long."""
 Later = Callable[[Callable[[], None]], object]
 """Calls a function soon, on the event loop."""
 
@@ -19,18 +21,42 @@ Fewer, larger writes are cheaper: each time, both threads compete for the interp
 """
 
 
+class Sink(Protocol):
+    """Takes lines, and never blocks or raises."""
+
+    @property
+    def lost(self) -> int:
+        """Return how many lines were dropped."""
+
+    @property
+    def why(self) -> str:
+        """Return the last reason."""
+
+    def write(self, parts: list[Lines], lines: int, size: int, /) -> None:
+        """Take whole lines.
+
+        Args:
+            parts: The lines.
+            lines: Their number.
+            size: The approximate number of octets.
+        """
+
+    def close(self) -> None:
+        """Finish."""
+
+
 class Writer:
-    """Buffers the records of all sessions of a worker for its files.
+    """Buffers the records of all sessions of a worker.
 
     Args:
-        files: Appends the lines, in another thread.
+        files: Takes the lines: files appends them in another thread.
         later: Called with `flush` when there are lines to flush.
     """
 
     offset: float
     """Seconds to add to a time of the monotonic clock to get that of the wall clock."""
 
-    def __init__(self, files: RotatingFiles, later: Later) -> None:
+    def __init__(self, files: Sink, later: Later) -> None:
         self.offset = time() - monotonic()
         self._files = files
         self._later = later

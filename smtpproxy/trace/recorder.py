@@ -10,8 +10,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_address
 
 from smtpproxy.log.session_log import ip_and_port
 from smtpproxy.trace.content_capture import CaptureMode, ContentCapture
-from smtpproxy.trace.record_writer import Later, Writer
-from smtpproxy.trace.rotating_files import RotatingFiles
+from smtpproxy.trace.record_writer import Later, Sink, Writer
 from smtpproxy.trace.session_recorder import (
     CONTENT_OCTETS,
     FlightMemory,
@@ -41,7 +40,7 @@ class TraceRecorder:
 
     def __init__(
         self,
-        files: RotatingFiles,
+        files: Sink,
         later: Later,
         *,
         only_errors: bool = False,

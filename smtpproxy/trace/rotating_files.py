@@ -10,16 +10,14 @@ import contextlib
 import errno
 import os
 import re
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
 
+from smtpproxy.trace.record_writer import Lines
 from smtpproxy.trace.records import HEADER
 
-Lines = bytes | Callable[[], bytes]
-"""Whole lines, or a function that makes them in the thread if that takes long."""
 WAITING_OCTETS = 16 * 1024 * 1024
 """How much may wait for a slow disk; more is dropped."""
 STOP_LIMIT_S = 5.0

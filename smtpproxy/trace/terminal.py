@@ -40,7 +40,7 @@ WHOLE = frozenset(("session", "saved"))
 NARROWEST = 5
 """No column is folded to fewer cells."""
 GAP = "  "
-_FOLDING = Console(width=1000)
+_FOLDING = Terminal(width=1000)
 PIPED_WIDTH = 1000
 """The width in a pipe, so that `grep` gets whole lines."""
 DATE = len("2026-11-25")

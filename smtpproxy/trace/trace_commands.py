@@ -9,7 +9,7 @@ import heapq
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -30,7 +30,7 @@ from smtpproxy.timeline.labels import BAD, GOOD
 from smtpproxy.trace import html_page, pcapng, statistics_page, statistics_report, terminal
 from smtpproxy.trace.live_output import (
     LiveCapture,
-    LiveTerminal,
+    LiveLines,
     capture_file,
     until_the_reader_leaves,
     wait,
@@ -329,7 +329,7 @@ def follow(directory: Path, text: str | None, capture: str | None) -> None:
     if text and capture is not None:
         raise click.UsageError("--text chooses lines, and --pcapng writes all")
     try:
-        show = _Lines() if capture is None else LiveCapture(capture)
+        show = LiveLines() if capture is None else LiveCapture(capture)
     except OSError as error:
         _fail(f"cannot write {capture}: {error.strerror}")
     follower = _Follower(directory)
@@ -342,19 +342,6 @@ def follow(directory: Path, text: str | None, capture: str | None) -> None:
                 show.write(part)
             wait(POLL_S)  # each system has another API to be notified of new lines
     sys.exit(INCOMPLETE if follower.problems.count else 0)
-
-
-class _Lines:
-    """Prints records as lines."""
-
-    def __init__(self) -> None:
-        self._console = terminal.console(LiveTerminal)
-
-    def write(self, records: Iterable[Record]) -> None:
-        """Print each record that has a line."""
-        for record in records:
-            if line := terminal.line_of(printable_record(record)):
-                self._console.print(line)
 
 
 class _Follower:

@@ -36,10 +36,11 @@ from smtpproxy.net.shared_counters import SharedCounters
 from smtpproxy.net.timeouts import SessionTimeouts
 from smtpproxy.net.write_batching import WriteBatcher
 from smtpproxy.trace.content_capture import CaptureMode
-from smtpproxy.trace.recorder import TraceRecorder
+from smtpproxy.trace.recorder import Network, TraceRecorder
 from smtpproxy.trace.rotating_files import RotatingFiles
 from smtpproxy.worker import security_builder
 from smtpproxy.worker.observer_fanout import ObserverFanout, SessionObserverFactory
+from smtpproxy.worker.watch_recorders import WatchRecorders
 
 CLOSE_LIMIT_S = 30.0
 """How long a client may take to close its side after its last reply."""
@@ -95,6 +96,8 @@ class App:
         self._timeouts = SessionTimeouts(_limits(settings), settings.timeouts.reply_hold)
         self._write_batcher = WriteBatcher()
         self._observer = observer
+        self.watches = WatchRecorders(settings.trace, _networks(settings), observer, _later)
+        """The watches of `smtpproxy trace watch`."""
         self._servers = {
             name: _servers(settings, name, changed or observer.server_changed, worker)
             for name, backend in settings.backends.items()
@@ -244,6 +247,7 @@ class App:
         await self._timeouts.wait_until_empty(1.0)
         if self._trace is not None:
             self._trace.close()
+        self.watches.close()
         for limits in self._line_limits:
             limits.report()
 
@@ -270,18 +274,22 @@ def _trace(settings: Settings, worker: int) -> TraceRecorder | None:
     wanted = settings.trace
     if not wanted.directory or wanted.when == "off":
         return None
-
-    def later(flush: Callable[[], None]) -> None:
-        asyncio.get_running_loop().call_later(TRACE_DELAY_S, flush)
-
     return TraceRecorder(
         RotatingFiles(Path(wanted.directory), worker, wanted.max_file, wanted.max_files),
-        later,
+        _later,
         only_errors=wanted.when == "errors",
-        networks=[ip_network(network.text) for network in wanted.networks],
+        networks=_networks(settings),
         kept=CaptureMode(wanted.content),
         most=wanted.max_content,
     )
+
+
+def _networks(settings: Settings) -> list[Network]:
+    return [ip_network(network.text) for network in settings.trace.networks]
+
+
+def _later(flush: Callable[[], None]) -> None:
+    asyncio.get_running_loop().call_later(TRACE_DELAY_S, flush)
 
 
 def _policy(

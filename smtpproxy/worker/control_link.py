@@ -1,12 +1,15 @@
 """The worker's end of the control channel."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import count
 from typing import cast
 
+from msgspec import Raw
+
 from smtpproxy.metrics.snapshot import MetricsSnapshot
 from smtpproxy.net.backend.connection_slots import SlotHolder
+from smtpproxy.trace.watch import WatchRequest
 from smtpproxy.worker.control_messages import (
     Ask,
     Beat,
@@ -21,13 +24,16 @@ from smtpproxy.worker.control_messages import (
     Retire,
     Stop,
     ToWorker,
+    Unwatch,
+    Watch,
+    Watched,
     encode,
 )
 
 BEAT_S = 1.0
 """The interval of snapshots to the supervisor."""
 UNREAD_OCTETS = 1024 * 1024
-"""The size of unsent data to the supervisor at which snapshots are skipped."""
+"""The size of unsent data to the supervisor at which snapshots and records are left out."""
 
 Learn = Callable[[Health], None]
 
@@ -43,6 +49,10 @@ class ControlLink(asyncio.Protocol):
         """Called when another worker reports a change of a server's health."""
         self.look: Callable[[bool], None] = _look_at_nothing
         """Called regularly while the live page is open, with `Look.anew`."""
+        self.watch: Callable[[int, WatchRequest], None] = _watch_nothing
+        """Called to begin a watch."""
+        self.unwatch: Callable[[int], None] = _unwatch_nothing
+        """Called to end a watch."""
         self.retire, self.drain, self.stop = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self.closed = asyncio.Event()
         """Set, with `retire` and `drain`, when the channel closes: the supervisor has ended."""
@@ -62,14 +72,9 @@ class ControlLink(asyncio.Protocol):
             self._take(message)
 
     def _take(self, message: ToWorker) -> None:
-        if isinstance(message, Retire):
+        if isinstance(message, Retire | Drain | Stop):
             self.retire.set()
-        elif isinstance(message, Drain):
-            self.retire.set()
-            self.drain.set()
-        elif isinstance(message, Stop):
-            self.retire.set()
-            self.stop.set()
+            self._set_end(message)
         elif isinstance(message, Granted):
             self._take_answer(message)
         elif isinstance(message, Reclaim):
@@ -79,6 +84,16 @@ class ControlLink(asyncio.Protocol):
             self.learn(message)
         elif isinstance(message, Look):
             self.look(message.anew)
+        elif isinstance(message, Watch):
+            self.watch(message.number, message.request)
+        elif isinstance(message, Unwatch):
+            self.unwatch(message.number)
+
+    def _set_end(self, message: Retire | Drain | Stop) -> None:
+        if isinstance(message, Drain):
+            self.drain.set()
+        elif isinstance(message, Stop):
+            self.stop.set()
 
     def _take_answer(self, message: Granted) -> None:
         holder = self._asked.pop(message.ticket, None)
@@ -106,6 +121,23 @@ class ControlLink(asyncio.Protocol):
         """Report that a server went down or came up."""
         self.send(Health(backend, server, up, reason))
 
+    def send_records(self, watch: int, records: Sequence[Raw], lost: int) -> bool:
+        """Send records of a watch; return whether there was room for them.
+
+        Args:
+            watch: Its number.
+            records: The records.
+            lost: How many there was no room for before.
+        """
+        if self._transport is None or self._is_full():
+            return False
+        self.send(Watched(watch, records, lost))
+        return True
+
+    def _is_full(self) -> bool:
+        assert self._transport is not None
+        return self._transport.get_write_buffer_size() >= UNREAD_OCTETS
+
     def ask(self, backend: str, holder: SlotHolder, address: bytes) -> int:
         """Request a connection slot of a backend, and return the ticket of the request."""
         ticket = next(self._tickets)
@@ -123,7 +155,7 @@ class ControlLink(asyncio.Protocol):
         """Send a snapshot now, and then every second."""
         if self._transport is None:
             return
-        if self._transport.get_write_buffer_size() < UNREAD_OCTETS:
+        if not self._is_full():
             self.send(Beat(snapshot()))
         asyncio.get_running_loop().call_later(BEAT_S, self.beat, snapshot)
 
@@ -149,6 +181,14 @@ class SharedConnectionSlots:
     def leave(self, holder: SlotHolder) -> None:
         """Release the slot, or cancel the request for one."""
         self._link.leave(self._backend, self._tickets.pop(holder))
+
+
+def _watch_nothing(_number: int, _request: WatchRequest) -> None:
+    """Stand for `watch` until the worker has started."""
+
+
+def _unwatch_nothing(_number: int) -> None:
+    """Stand for `unwatch` until the worker has started."""
 
 
 def _look_at_nothing(anew: bool) -> None:

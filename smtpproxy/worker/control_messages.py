@@ -9,11 +9,12 @@ import socket
 from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
-from msgspec import Struct
+from msgspec import Raw, Struct
 
 from smtpproxy.config.fault_flag import NO_FAULTS, Faults
 from smtpproxy.config.schema import Settings
 from smtpproxy.metrics.snapshot import MetricsSnapshot
+from smtpproxy.trace.watch import WatchRequest
 from smtpproxy.worker.certificate_snapshot import Files
 
 LINE_BYTES = 64 * 1024 * 1024
@@ -81,6 +82,20 @@ class Look(Struct, tag=True):
     """Whether to include all sessions once, not only those that changed."""
 
 
+class Watch(Struct, tag=True):
+    """To a worker: record sessions for a client of the control socket, until `Unwatch`."""
+
+    number: int
+    """The number of the watch, of this supervisor."""
+    request: WatchRequest
+
+
+class Unwatch(Struct, tag=True):
+    """To a worker: a watch has ended."""
+
+    number: int
+
+
 class Ready(Struct, tag=True):
     """From a worker: it accepts clients."""
 
@@ -111,8 +126,18 @@ class Leave(Struct, tag=True):
     ticket: int
 
 
-ToWorker = Start | Retire | Drain | Stop | Granted | Reclaim | Health | Look
-FromWorker = Ready | Retired | Beat | Ask | Leave | Health
+class Watched(Struct, tag=True):
+    """From a worker: records of a watch; none when it begins."""
+
+    watch: int
+    """Its number."""
+    records: Sequence[Raw]
+    lost: int
+    """How many could not be sent since the last such message."""
+
+
+ToWorker = Start | Retire | Drain | Stop | Granted | Reclaim | Health | Look | Watch | Unwatch
+FromWorker = Ready | Retired | Beat | Ask | Leave | Health | Watched
 
 encode_line: Callable[[object], bytes] = msgspec.json.Encoder().encode
 _to_worker = msgspec.json.Decoder(ToWorker)

@@ -16,7 +16,7 @@ from smtpproxy.core.observer import (
     SessionObserver,
     SessionSummary,
 )
-from smtpproxy.log.session_log import ServiceLog
+from smtpproxy.log.session_log import ServiceLog, SessionLog
 
 
 class TransactionObserver(SessionObserver, Protocol):
@@ -48,7 +48,9 @@ class ObserverFanout:
 
     def __init__(self, log: ServiceLog, watchers: Sequence[SessionObserverFactory] = ()) -> None:
         self._log = log
-        self._watchers = tuple(watchers)
+        self._watchers = list(watchers)
+        self._added: list[SessionObserverFactory] = []
+        self._open: dict[SessionObserverFanout, list[tuple[object, TransactionObserver]]] = {}
         self._prefix = urandom(3).hex()
         self._count = count(1)
 
@@ -62,8 +64,29 @@ class ObserverFanout:
         watching = [each for each in found if each is not None]
         if not watching:
             return log
-        log.on_transaction = [each.transaction for each in watching]
-        return SessionObserverFanout([log, *watching])
+        fanout = SessionObserverFanout(log, watching)
+        if self._added:
+            self._open[fanout] = [
+                (source, each)
+                for source, each in zip(self._watchers, found, strict=True)
+                if each is not None and source in self._added
+            ]
+            fanout.on_closed = self._open.pop
+        return fanout
+
+    def add(self, watcher: SessionObserverFactory) -> None:
+        """Let one more watch the sessions that begin from now on, until `remove`."""
+        self._watchers.append(watcher)
+        self._added.append(watcher)
+
+    def remove(self, watcher: SessionObserverFactory) -> None:
+        """Let one that was added watch no more, open sessions neither."""
+        self._watchers.remove(watcher)
+        self._added.remove(watcher)
+        for fanout, added in self._open.items():
+            for source, observer in added:
+                if source is watcher:
+                    fanout.leave_out(observer)
 
     def server_changed(self, backend: str, server: str, up: bool, reason: str) -> None:
         """Report to all observers that a server went down or came up again."""
@@ -79,11 +102,23 @@ class ObserverFanout:
 class SessionObserverFanout:
     """The observer of a session, which calls several others."""
 
-    __slots__ = ("_content", "_observers")
+    __slots__ = ("_content", "_log", "_observers", "_watching", "on_closed")
 
-    def __init__(self, observers: Sequence[SessionObserver]) -> None:
-        self._observers = observers
-        self._content = [each.content for each in observers if each.content is not None]
+    def __init__(self, log: SessionLog, watching: list[TransactionObserver]) -> None:
+        self.on_closed: Callable[[SessionObserverFanout], object] | None = None
+        """Called when the session has ended."""
+        self._log = log
+        self._watch(watching)
+
+    def _watch(self, watching: list[TransactionObserver]) -> None:
+        self._watching = watching
+        self._observers: list[SessionObserver] = [self._log, *watching]
+        self._content = [each.content for each in self._observers if each.content is not None]
+        self._log.on_transaction = [each.transaction for each in watching]
+
+    def leave_out(self, observer: TransactionObserver) -> None:
+        """Call an observer no more."""
+        self._watch([each for each in self._watching if each is not observer])
 
     def content(self, exchange: Exchange, sent: bytes, came: bytes) -> None:
         """Pass content on; the log alone always looks at it."""
@@ -129,3 +164,5 @@ class SessionObserverFanout:
         """Report the end of the session."""
         for each in self._observers:
             each.closed(summary)
+        if self.on_closed is not None:
+            self.on_closed(self)

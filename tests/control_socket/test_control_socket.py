@@ -5,7 +5,7 @@ import os
 import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,8 @@ import pytest
 from smtpproxy.control_socket import control_client, control_server
 from smtpproxy.control_socket.control_client import NoAnswer
 from smtpproxy.control_socket.control_server import ControlServer
+from smtpproxy.trace.records import HEADER
+from smtpproxy.trace.watch import WatchRequest
 from tests.support.programs import require_root
 
 
@@ -28,6 +30,25 @@ class Source:
         """Return at once."""
 
 
+class Watches:
+    """Stands for the sessions of the service."""
+
+    refusal = (200, "")
+    active = 0
+
+    def why_no_watch(self, _request: WatchRequest) -> tuple[int, str]:
+        return self.refusal
+
+    @asynccontextmanager
+    async def watch(
+        self, request: WatchRequest, uid: int, pid: int, writer: asyncio.StreamWriter
+    ) -> AsyncIterator[None]:
+        self.active += 1
+        writer.write(f"{uid} {pid} {request.clients()} {request.content}\n".encode())
+        yield
+        self.active -= 1
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "control.sock"
@@ -39,15 +60,20 @@ def source() -> Source:
 
 
 @pytest.fixture
-async def served(path: Path, source: Source) -> AsyncIterator[ControlServer]:
-    server = ControlServer(source)
+def watches() -> Watches:
+    return Watches()
+
+
+@pytest.fixture
+async def served(path: Path, source: Source, watches: Watches) -> AsyncIterator[ControlServer]:
+    server = ControlServer(source, watches)
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(path))
         listening.listen()
         listening.setblocking(False)
         await server.start([listening])
     yield server
-    server.stop()
+    await server.stop()
 
 
 async def ask(path: Path, what: str, deadline_s: float = 5.0) -> tuple[int, str]:
@@ -115,6 +141,117 @@ class TestServer:
         waits.close()
         await waits.wait_closed()
         assert await ask(path, "/healthz") == (200, "ok")
+
+
+WATCH = b"GET /trace/watch?client=192.0.2.0/24&content=headers HTTP/1.0\r\n\r\n"
+
+
+class TestWatch:
+    """A request that lasts as long as its connection."""
+
+    async def begin(self, path: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await asyncio.open_unix_connection(path)
+        writer.write(WATCH)
+        async with asyncio.timeout(5):
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.0 200 OK\r\nContent-Type: application/jsonl;")
+            assert await reader.readline() == HEADER
+            line = await reader.readline()
+        own = f"{os.getuid()} {os.getpid()}"
+        assert line.decode() == f"{own} [IPv4Network('192.0.2.0/24')] headers\n"
+        return reader, writer
+
+    async def ended(self, watches: Watches) -> None:
+        async with asyncio.timeout(5):
+            while watches.active:
+                await asyncio.sleep(0)
+
+    @pytest.mark.parametrize("how", ["close", "abort", "half", "more"])
+    @pytest.mark.usefixtures("served")
+    async def test_it_ends_when_the_client_leaves(
+        self, path: Path, watches: Watches, how: str
+    ) -> None:
+        _, writer = await self.begin(path)
+        assert watches.active == 1
+        match how:
+            case "close":
+                writer.close()
+            case "abort":
+                writer.transport.abort()
+            case "half":
+                writer.write_eof()
+            case "more":
+                writer.write(b"more")
+        await self.ended(watches)
+        writer.close()
+
+    async def test_it_ends_when_the_service_stops(
+        self, path: Path, watches: Watches, served: ControlServer
+    ) -> None:
+        reader, writer = await self.begin(path)
+        await served.stop()
+        assert watches.active == 0
+        assert await reader.read() == b""
+        writer.close()
+
+    async def test_who_reads_nothing_does_not_keep_the_service_from_stopping(
+        self, path: Path, served: ControlServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(control_server, "CLOSE_LIMIT_S", 0.05)
+        monkeypatch.setattr(control_server, "HEADER", b"x" * 10_000_000)
+        _, writer = await asyncio.open_unix_connection(path, limit=1)
+        writer.write(WATCH)
+        while not served._watching:
+            await asyncio.sleep(0)
+        async with asyncio.timeout(5):
+            await served.stop()
+        writer.close()
+
+    @pytest.mark.usefixtures("served")
+    async def test_it_has_no_time_limit(
+        self, path: Path, watches: Watches, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(control_server, "DEADLINE_S", 0.05)
+        _, writer = await self.begin(path)
+        await asyncio.sleep(0.1)
+        assert watches.active == 1
+        writer.close()
+        await self.ended(watches)
+
+    @pytest.mark.parametrize(
+        ("query", "answer"),
+        [
+            ("", "a watch needs 1 to 32 networks of clients"),
+            ("?client=192.0.2.1/24", "is an address inside a network"),
+            ("?client=all", "is not a network"),
+            ("?client=192.0.2.1&content=some", "Invalid enum value 'some'"),
+            ("?client=192.0.2.1&number=1", "number is no parameter of a watch"),
+            ("?" + "&".join(["client=192.0.2.1"] * 33), "a watch needs 1 to 32"),
+        ],
+    )
+    @pytest.mark.usefixtures("served")
+    async def test_a_request_that_is_not_valid_is_refused(
+        self, path: Path, query: str, answer: str
+    ) -> None:
+        status, text = await ask(path, f"/trace/watch{query}")
+        assert status == 400
+        assert answer in text
+
+    @pytest.mark.usefixtures("served")
+    async def test_the_service_may_refuse_it(self, path: Path, watches: Watches) -> None:
+        watches.refusal = 503, "8 watches are on already"
+        answer = (503, "8 watches are on already")
+        assert await ask(path, "/trace/watch?client=192.0.2.1") == answer
+        assert watches.active == 0
+
+    @pytest.mark.usefixtures("served")
+    async def test_another_user_may_not_watch(
+        self, path: Path, watches: Watches, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(control_server, "_peer", lambda _: (1, os.geteuid() + 1))
+        answer = (403, "no permission to watch: be root, or the service's user")
+        assert await ask(path, "/trace/watch?client=192.0.2.1") == answer
+        assert watches.active == 0
 
 
 @contextmanager

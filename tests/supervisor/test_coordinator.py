@@ -47,7 +47,7 @@ def test_a_new_worker_gets_the_servers_that_are_down(coordinator: Coordinator) -
     (backend,) = settings("192.0.2.1:25").backends
     coordinator.change(Health(backend, "192.0.2.1:25", up=False, reason="refused"))
     worker: Any = Worker(coordinator, 1)
-    coordinator.send_servers_down(worker)
+    coordinator.started(worker)
     assert worker.reported == [Health(backend, "192.0.2.1:25", up=False)]
 
 

@@ -58,10 +58,11 @@ class Watched:
         policy: SessionPolicy | None = None,
         log_to: BinaryIO | None = None,
         line_limits: LineLimits | None = None,
+        fanout: ObserverFanout | None = None,
     ) -> None:
         self.logged = io.BytesIO()
         log.configure(level, "json", log_to or self.logged)
-        self.fanout = ObserverFanout(ServiceLog(line_limits), watchers)
+        self.fanout = fanout or ObserverFanout(ServiceLog(line_limits), watchers)
         self.observer: SessionObserver = self.fanout.session("smtp", "old", client)
         self.now = 10.0
         self.got: list[bytes] = []

@@ -5,9 +5,12 @@ import io
 import json
 import logging
 import re
+import socket
 import ssl
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -146,6 +149,50 @@ def test_trace_follow(
     monkeypatch.setattr(trace_commands, "wait", interrupt)
     monkeypatch.setattr(trace_commands, "files_of", Directory(trace / "trace-1.jsonl"))
     assert MARKUP in run("trace", "follow", "-d", trace).stdout
+
+
+@contextmanager
+def service(path: Path, answer: bytes) -> Iterator[None]:
+    """Stand for a service that gives one client of its control socket an answer, and stops."""
+
+    def serve() -> None:
+        connection, _ = listening.accept()
+        with connection:
+            connection.recv(4096)
+            connection.sendall(answer)
+
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        listening.listen()
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield
+        thread.join()
+
+
+@pytest.mark.parametrize("options", [[], ["--follow"]], ids=["sessions", "follow"])
+def test_trace_watch(
+    trace: Path, run: Callable[..., Result], tmp_path: Path, options: list[str]
+) -> None:
+    lines = (trace / "trace-1.jsonl").read_bytes()
+    control = ("--control", tmp_path / "sock", "--client", "192.0.2.1")
+    with service(tmp_path / "sock", b"HTTP/1.0 200 OK\r\n\r\n" + lines):
+        result = run("trace", "watch", *control, *options)
+    assert MARKUP in result.stdout
+    assert "the service has ended the watch" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"HTTP/1.0 403 " + LINE, OCTETS, b"HTTP/1.0 200 OK\r\n\r\n" + OCTETS + b"\n"],
+    ids=["refusal", "other", "no record"],
+)
+def test_trace_watch_of_another_program(
+    run: Callable[..., Result], tmp_path: Path, answer: bytes
+) -> None:
+    with service(tmp_path / "sock", answer):
+        control = ("--control", tmp_path / "sock", "--client", "192.0.2.1")
+        assert run("trace", "watch", *control).exit_code == 1
 
 
 class Directory:
