@@ -38,7 +38,7 @@ class SlowReply(Struct):
 class VerbTimes(Struct):
     """How long the MTA took to reply to a verb: from the command to its reply.
 
-    Percentiles are exact to one percent.
+    Percentiles are exact to one percent.  The greeting, which no command asks for, does not count.
     """
 
     verb: str

@@ -247,7 +247,7 @@ class StatisticsCollector:
                 statistics.MessageCount(*key, *sums)
                 for key, sums in self._messages.largest(OUTCOMES)
             ],
-            verbs=[verb.report(name) for name, verb in verbs],
+            verbs=[verb.report(name) for name, verb in verbs if verb.times.count],
             saved=self._saved_time(),
             replies=self._replies(),
             clients=self._client_lists(),
