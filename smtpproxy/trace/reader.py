@@ -311,7 +311,6 @@ class TraceFile:
                 for block in self._blocks(file, size - self._position, to_the_end):
                     yield from read(block)
                     self._position += len(block)
-                    self._lines += block.count(b"\n")
                     progress(len(block))
         except FileNotFoundError as error:
             if self._path.is_symlink():
@@ -373,18 +372,18 @@ class TraceFile:
                 _check_version(record)
             elif wanted in (line if is_whole else encode(record)):
                 yield record, len(line)
+        self._lines += block.count(b"\n")
 
     def _decoded_in(
         self, block: bytes, decoder: msgspec.json.Decoder[Decoded]
     ) -> Iterator[Sequence[Decoded]]:
         try:
             found = decoder.decode_lines(block)
-            is_readable = not block.startswith(b"\n") and b"\n\n" not in block
+            self._lines += len(found)  # empty lines are no records; to search for them takes long
         except (msgspec.DecodeError, RecursionError):
-            is_readable = False
-        if not is_readable:
             found = list(self._readable_in(block, decoder))
-        if b'"trace_file"' in block:
+            self._lines += block.count(b"\n")
+        if FileHeader in set(map(type, found)):
             for each in found:
                 if isinstance(each, FileHeader):
                     _check_version(each)

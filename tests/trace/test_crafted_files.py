@@ -158,6 +158,9 @@ class TestValues:
     def test_a_line_that_is_no_record_is_named(self, file: Path, command: str, junk: bytes) -> None:
         file.write_bytes(lines(OPENED, CONNECTED) + junk + b"\n" + lines(EXCHANGE, CLOSED))
         result = run(command, file.parent)
+        if command == "stats" and not junk:
+            assert result.exit_code == 0  # an empty line is no problem to it
+            return
         assert result.exit_code == (1 if command == "replay" else 3)
         if command != "replay":
             assert f"{file}, line 4: " in result.stderr.replace("\n", "")
