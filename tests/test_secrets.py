@@ -102,7 +102,8 @@ ANSWERS = {
 
 def blunder(session: Watched, words: str, answers: list[str]) -> None:
     """Let a client say this, each secret in its place, and once more if it is asked for more."""
-    session.pipeline.introduce = lambda _: b"501 5.5.4 Error: bad command parameter syntax\r\n"
+    bad_syntax = b"501 5.5.4 Error: bad command parameter syntax\r\n"
+    session.pipeline.allow_upgrades(lambda _: None, lambda _: bad_syntax)
     session.sends("EHLO x")
     session.says("250-mx\r\n250-AUTH PLAIN LOGIN\r\n250 SIZE")
     for secret in (PLAIN, LOGIN, PASSWORD):

@@ -317,13 +317,11 @@ def _shortened(exchange: Exchange) -> Exchange:
     """Return the exchange with its line and reply cut to what the page shows."""
     if len(exchange.line) <= KEPT_LINE and len(exchange.reply) <= KEPT_LINE and not exchange.steps:
         return exchange
-    kept = exchange.copy()
-    kept.line, kept.reply = _cut(exchange.line), _cut(exchange.reply)
-    kept.steps = [
+    steps = [
         each._replace(line=_cut(each.line), reply=_cut(each.reply))
         for each in exchange.steps[:KEPT_STEPS]
     ]
-    return kept
+    return exchange.replaced(_cut(exchange.line), _cut(exchange.reply), steps)
 
 
 def _cut(octets: bytes) -> bytes:

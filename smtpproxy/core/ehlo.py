@@ -91,6 +91,10 @@ class Ehlo:
         self.reason = ""
         self.sent_at = 0.0
 
+    def pass_address(self, commands: AttributeCommands) -> None:
+        """Pass the client's address to the backend with these commands, from the next EHLO on."""
+        self.introduction = commands
+
     def answer(self) -> tuple[int, bytes]:
         """Remove and return the code and the reply for the client."""
         answer, self._answer = self._answer, _NO_ANSWER
@@ -116,12 +120,12 @@ class Ehlo:
     def stop_xforward(self) -> None:
         """Stop sending XFORWARD: the backend refuses it, or the client sends its own."""
         self.introduction = None
-        self.xforward.lines = ()
+        self.xforward.send(())
 
     def secured(self, now: float) -> bytes:
         """Return the line for the backend, after TLS has started on its connection."""
         self.sent_at = now
-        self._extensions.backend_secure = True
+        self._extensions.secure_backend()
         self._awaits = _EHLO
         self.line = self._ehlo
         return self.line
@@ -191,7 +195,7 @@ class Ehlo:
             return self._fail("backend_tls_not_offered")
         if self._must_introduce:
             return self._fail("xclient_not_offered")
-        self.xforward.lines = ()
+        self.xforward.send(())
         if not _is_ehlo(self._client_line):
             return self._send(self._client_line, _EHLO)
         if not self._policy.helo_fallback:
@@ -248,7 +252,7 @@ class Ehlo:
             known = offered.get(introduction.verb)
             lines = introduction.lines(known, self._client_line) if known is not None else ()
             if not self._must_introduce:
-                self.xforward.lines = lines
+                self.xforward.send(lines)
             elif known is None or b"ADDR" not in known:  # the backend would see the proxy's address
                 return self._fail("xclient_not_offered")
             else:

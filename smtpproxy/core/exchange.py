@@ -4,7 +4,7 @@ The greeting, message content and unsolicited replies have an exchange, too.  Ti
 caller's clock, in seconds; 0.0 means that the event has not happened.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from smtpproxy.core import lines, verbs
@@ -99,6 +99,14 @@ class Exchange:
         self.refusal = violation.reply
         self.closes = violation.closes
 
+    def replace_reply(self, reply: bytes) -> None:
+        """Set a reply of the proxy's own in place of the backend's."""
+        self.refusal = reply
+
+    def delay(self, sent: float) -> None:
+        """Set when it was sent, later than the pipeline had it sent; 0.0: it was not sent yet."""
+        self.sent = sent
+
     def redact_line(self) -> None:
         """Redact possible secrets in its line; called before any observer sees it."""
         if self.verb.secret:
@@ -178,17 +186,24 @@ class Exchange:
         role = self.verb.role
         return role == verbs.END_OF_DATA or (role == verbs.BDAT and lines.is_last_chunk(self.line))
 
-    def copy(self) -> "Exchange":
-        """Return a copy that an observer may change; `copy.copy` cannot copy compiled objects."""
-        made = Exchange(self.verb, self.line, self.framed)
-        made.octets, made.code, made.reply = self.octets, self.code, self.reply
+    def replaced(self, line: bytes, reply: bytes, steps: Sequence[ProxyStep]) -> "Exchange":
+        """Return a copy with another line, reply and steps, for an observer that keeps less."""
+        made = Exchange(self.verb, line, self.framed)
+        made.octets, made.code, made.reply = self.octets, self.code, reply
         made.refusal, made.closes, made.problem = self.refusal, self.closes, self.problem
-        made.pipelined, made.bare_lf, made.steps = self.pipelined, self.bare_lf, self.steps
+        made.pipelined, made.bare_lf, made.steps = self.pipelined, self.bare_lf, steps
         made.sent, made.replied, made.flushed = self.sent, self.replied, self.flushed
         return made
 
     def __repr__(self) -> str:
         return f"<Exchange {self.line or self.verb.name!r} -> {self.reply!r}>"
+
+
+ContentObserver = Callable[[Exchange, bytes, bytes], None]
+"""Gets content and payload, end of data included.
+
+Its arguments are the exchange, the octets as sent to the backend, and as received.
+"""
 
 
 class ExchangeObserver(Protocol):

@@ -12,7 +12,7 @@ from typing import Final
 
 from smtpproxy.core import lines, replies, verbs
 from smtpproxy.core.content import BareNewlines, Content
-from smtpproxy.core.exchange import Exchange
+from smtpproxy.core.exchange import ContentObserver, Exchange
 from smtpproxy.core.policy import SessionPolicy
 from smtpproxy.core.verbs import Verb
 from smtpproxy.core.violations import ClientViolation
@@ -43,6 +43,7 @@ class Framer:
         "_noted",
         "_policy",
         "_stalled",
+        "_watch",
         "commands",
         "content_over",
         "gate",
@@ -57,13 +58,12 @@ class Framer:
         "send_backend",
         "table",
         "unframed",
-        "watch",
     )
 
     commands: int
     """The number of commands framed."""
     content_over: bool
-    """Whether content or a BDAT payload has become complete; the pipeline clears it."""
+    """Whether content or a BDAT payload has become complete."""
     gate: Exchange
     """The last gate; while the mode is CLOSED, its reply decides the next mode."""
     last: Exchange
@@ -73,7 +73,7 @@ class Framer:
     mistaken_end: ClientViolation | None
     """What is wrong with content where the client may think that it has sent the end of data.
 
-    It is set once per message; the caller reads and clears it.
+    Set once per message, until the caller takes it.
     """
     mode: int
     """How the next octets are read; CLOSED until the reply to `gate`."""
@@ -91,17 +91,19 @@ class Framer:
     """The verb table."""
     unframed: bytes | bytearray
     """The octets of an incomplete line, or those that wait for the gate to open."""
-    watch: Callable[[Exchange, bytes, bytes], None] | None
-    """The callback for content and payload: its exchange, as sent to the backend, as received."""
 
     def __init__(
-        self, policy: SessionPolicy, greeting: Exchange, send_backend: Callable[[bytes], None]
+        self,
+        policy: SessionPolicy,
+        greeting: Exchange,
+        send_backend: Callable[[bytes], None],
+        watch: ContentObserver | None = None,
     ) -> None:
         self._policy = policy
         self.table = policy.first_table
         self.send_backend = send_backend
         self.unframed = b""
-        self.watch = None
+        self._watch = watch
         self.mode = CLOSED
         self.gate = self.last = greeting
         self.queue = []
@@ -113,6 +115,10 @@ class Framer:
         self._noted: ClientViolation | None = None  # the last `mistaken_end`
         self.payload = 0
         self.commands = self.pipelined = 0
+
+    def connect_backend(self, send_backend: Callable[[bytes], None]) -> None:
+        """Set the sink for content and payload."""
+        self.send_backend = send_backend
 
     @property
     def full(self) -> bool:
@@ -154,6 +160,20 @@ class Framer:
         exchange = self.queue.pop(0)
         self.queue_octets -= len(exchange.line)
         return exchange
+
+    def clear_content_over(self) -> None:
+        """Note that the pipeline has processed the end of content or of a payload."""
+        self.content_over = False
+
+    def content_refused(self) -> None:
+        """Have content settled that the backend has refused, if its end of data has come since."""
+        if self.mode != CONTENT:
+            self.content_over = True
+
+    def take_mistaken_end(self) -> ClientViolation | None:
+        """Remove and return `mistaken_end`."""
+        taken, self.mistaken_end = self.mistaken_end, None
+        return taken
 
     def forget(self, exchange: Exchange) -> None:
         """Release an exchange whose reply was flushed, to save memory in idle sessions."""
@@ -332,8 +352,8 @@ class Framer:
             out = b""  # refused content is discarded; the client gets the reply after its end
         if out:
             self.send_backend(out)
-        if self.watch is not None:
-            self.watch(exchange, out, received[:taken])
+        if self._watch is not None:
+            self._watch(exchange, out, received[:taken])
         if content.violation is not None and not exchange.refusal:
             exchange.refuse(content.violation)
         exchange.octets = content.octets
@@ -360,8 +380,8 @@ class Framer:
         """Forward a BDAT payload unchanged; only its octets are counted (RFC 3030 section 2)."""
         payload = octets[position : position + self.payload]
         self.send_backend(payload)
-        if self.watch is not None:
-            self.watch(self.last, payload, payload)
+        if self._watch is not None:
+            self._watch(self.last, payload, payload)
         self.payload -= len(payload)
         if not self.payload:
             self.mode = COMMANDS

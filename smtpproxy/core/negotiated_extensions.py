@@ -32,6 +32,14 @@ class NegotiatedExtensions:
         self.pipelining = self.chunking = False
         self.offers = _only_this_one
 
+    def compare_servers(self, offers: Callable[[bytes], Sequence[bytes]]) -> None:
+        """Set the callback `offers`."""
+        self.offers = offers
+
+    def secure_backend(self) -> None:
+        """Note that the backend connection is inside TLS now."""
+        self.backend_secure = True
+
     def accept_ehlo(self, reply: bytes) -> bytes:
         """Process the backend's positive reply to EHLO, and return the reply for the client."""
         policy = self._policy

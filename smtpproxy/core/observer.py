@@ -1,10 +1,9 @@
 """The interfaces of observers, such as log, trace and metrics, which watch sessions."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from smtpproxy.core.exchange import Exchange
+from smtpproxy.core.exchange import ContentObserver, Exchange
 
 Endpoint = tuple[str, int]
 """An IP address, in its usual spelling, and a port."""
@@ -76,12 +75,8 @@ class SessionObserver(Protocol):
     """Watches one session.  No method may raise or block."""
 
     @property
-    def content(self) -> Callable[[Exchange, bytes, bytes], None] | None:
-        """The callback for message content and BDAT payload, including the end of data.
-
-        Its arguments are the exchange, the octets as sent to the backend, and as received.  None
-        costs nothing.
-        """
+    def content(self) -> ContentObserver | None:
+        """The callback for message content and BDAT payload; None costs nothing."""
 
     def connected(self, server: str, ends: SessionEnds) -> None:
         """Report that the session has its backend connection.

@@ -24,7 +24,7 @@ from typing import Final, NoReturn
 
 from smtpproxy.core import replies, verbs
 from smtpproxy.core.ehlo import DONE, FAILED, REFUSED, START_TLS, Ehlo
-from smtpproxy.core.exchange import Exchange, ExchangeObserver, ProxyStep
+from smtpproxy.core.exchange import ContentObserver, Exchange, ExchangeObserver, ProxyStep
 from smtpproxy.core.framing import (
     AUTH_DATA,
     CLOSED,
@@ -43,6 +43,7 @@ from smtpproxy.core.starttls import UPGRADES, Upgrade
 from smtpproxy.core.transaction import Transaction
 from smtpproxy.core.verbs import MAIL, RCPT, RSET
 from smtpproxy.core.violations import BackendViolation, ClientViolation, Violation
+from smtpproxy.core.xclient_xforward import AttributeCommands
 
 
 class Pipeline:
@@ -60,9 +61,12 @@ class Pipeline:
         send_client: The sink for octets to the client.
         observer: Gets the exchanges whose replies were flushed.
         now: The time.
+        watch_content: Gets content and payload, as `SessionObserver.content`.
     """
 
     __slots__ = (
+        "_introduce",
+        "_upgrade",
         "backend_idle",
         "client_active_at",
         "client_ended",
@@ -74,28 +78,14 @@ class Pipeline:
         "framer",
         "in_flight",
         "intercept",
-        "introduce",
+        "last_reply_at",
         "matcher",
         "policy",
         "reply_buffer",
         "send_backend",
         "transaction",
-        "upgrade",
     )
 
-    upgrade: Callable[[Upgrade], None]
-    """The callback for TLS, which must be set if the policy uses any.
-
-    When it is called, the caller must read no more plaintext from that connection, and must call
-    `client_secured`, `backend_secured`, `restart_in_plaintext` or `fail` after the handshake.
-    After `Upgrade.TUNNEL` the caller relays both connections without the pipeline.
-    """
-    introduce: Callable[[bytes], bytes]
-    """The callback for XCLIENT, which must be set if the policy trusts the client.
-
-    It is called with an XCLIENT line and returns a refusal, or empty: then the session ends as
-    "introduced", and the greeting of the session that replaces it is the reply.
-    """
     intercept: Callable[[Exchange], bool] | None
     """The callback for commands of `SessionPolicy.intercepted`; None costs nothing.
 
@@ -120,6 +110,8 @@ class Pipeline:
     """Why the session ends as soon as no transaction is open; empty if it does not."""
     in_flight: list[Exchange]
     """The exchanges that were sent to the backend and not answered; the reply matcher's list."""
+    last_reply_at: float
+    """When the backend's last reply arrived."""
     send_backend: Callable[[bytes], None]
     """The sink for octets to the backend."""
 
@@ -129,32 +121,61 @@ class Pipeline:
         send_client: Callable[[bytes], None],
         observer: ExchangeObserver,
         now: float,
+        watch_content: ContentObserver | None = None,
     ) -> None:
         greeting = Exchange(policy.greeting, b"", now)
         self.policy = policy
         self.send_backend = _not_connected
-        self.framer = Framer(policy, greeting, _not_connected)
-        self.matcher = ReplyMatcher(self.framer, policy.reply_bytes, now)
+        self.framer = Framer(policy, greeting, _not_connected, watch_content)
+        self.matcher = ReplyMatcher(self.framer, policy.reply_bytes)
         self.in_flight = self.matcher.in_flight
         self.reply_buffer = ReplyBuffer(send_client, observer)
         self.extensions = NegotiatedExtensions(policy)
         self.ehlo = Ehlo(policy, self.extensions)
-        self.upgrade = _not_connected
-        self.introduce = _not_connected
+        self._upgrade: Callable[[Upgrade], None] = _not_connected
+        self._introduce: Callable[[bytes], bytes] = _not_connected
         self.intercept = None
         self.transaction = Transaction()
         self.consecutive_errors = 0
         self.client_ended = self.backend_idle = False
         self.draining = self.ended = ""
-        self.client_active_at = now
+        self.client_active_at = self.last_reply_at = now
 
     def connect_backend(self, send_backend: Callable[[bytes], None]) -> None:
         """Set the sink for octets to the backend."""
-        self.send_backend = self.framer.send_backend = send_backend
+        self.send_backend = send_backend
+        self.framer.connect_backend(send_backend)
 
     def connect_client(self, send_client: Callable[[bytes], None]) -> None:
         """Replace the sink for octets to the client."""
-        self.reply_buffer.send_client = send_client
+        self.reply_buffer.connect_client(send_client)
+
+    def allow_upgrades(
+        self,
+        upgrade: Callable[[Upgrade], None],
+        introduce: Callable[[bytes], bytes],
+        introduction: AttributeCommands | None = None,
+    ) -> None:
+        """Set the callbacks that TLS and XCLIENT need, before any octets arrive.
+
+        Args:
+            upgrade: Called for TLS.  The caller must then read no more plaintext from that
+                connection, and call `client_secured`, `backend_secured`, `restart_in_plaintext`
+                or `fail` after the handshake.  After `Upgrade.TUNNEL` it relays both connections
+                without the pipeline.
+            introduce: Called with the XCLIENT line of a trusted client.  It returns a refusal, or
+                empty: then the session ends as "introduced", and the greeting of the session that
+                replaces it is the reply.
+            introduction: The commands that pass the client's address to the backend, if any.
+        """
+        self._upgrade = upgrade
+        self._introduce = introduce
+        if introduction is not None:
+            self.ehlo.pass_address(introduction)
+
+    def intercept_with(self, intercept: Callable[[Exchange], bool] | None) -> None:
+        """Set the callback `intercept`."""
+        self.intercept = intercept
 
     @property
     def full(self) -> bool:
@@ -173,7 +194,17 @@ class Pipeline:
 
     def waiting(self) -> tuple[str, float]:
         """Return which time limit runs, a `Verb.limit`, "content" or "client", and since when."""
-        return self.matcher.waiting(self.client_active_at)
+        if self.framer.mode in (CONTENT, PAYLOAD):
+            return "content", self.client_active_at
+        owed = self.in_flight or self.framer.queue  # a queued one if it was intercepted
+        if owed:
+            first = owed[0]
+            return first.verb.limit, max(first.sent, first.framed, self.last_reply_at)
+        return "client", max(self.client_active_at, self.last_reply_at)
+
+    def client_resumed(self, now: float) -> None:
+        """Restart the client's time limit, since the caller did not read from it until now."""
+        self.client_active_at = now
 
     @property
     def content_since(self) -> float:
@@ -308,14 +339,14 @@ class Pipeline:
         elif self.transaction.open:
             xclient.refusal = replies.XCLIENT_IN_TRANSACTION
         else:
-            xclient.refusal = self.introduce(xclient.line)
+            xclient.refusal = self._introduce(xclient.line)
             if not xclient.refusal:
                 self.end("introduced", now)
         return not xclient.refusal
 
     def _end_content(self, now: float) -> None:
         """Wait for the reply to content or a payload, or settle it if it is already refused."""
-        self.framer.content_over = False
+        self.framer.clear_content_over()
         if not self.in_flight:
             return  # BDAT was refused before its payload arrived
         exchange = self.in_flight[-1]
@@ -379,12 +410,12 @@ class Pipeline:
         must_flush = self.reply_buffer.hold(exchange, reply, code, now, True)
         self.consecutive_errors = 0
         if role == RCPT:
-            self.transaction.accepted += 1
+            self.transaction.add_recipient()
         else:
             self.transaction.begin()
         if must_flush:
             self.flush(now)
-        self.matcher.last_reply_at = following.sent = now
+        self.last_reply_at = following.sent = now
         in_flight[0] = framer.pop()
         self.send_backend(following.line)
         return True
@@ -406,12 +437,12 @@ class Pipeline:
         Raises:
             BackendViolation: As `ReplyMatcher.classify`.
         """
-        self.matcher.last_reply_at = now
+        self.last_reply_at = now
         in_flight = self.in_flight
         exchange = in_flight[0] if in_flight else NO_EXCHANGE
         role = exchange.verb.role
         if role > RSET or 300 <= code < 400 or code == 421 or reply[:1] == b"3":
-            meaning = self.matcher.classify(exchange, code, reply)
+            meaning = self.matcher.classify(exchange, code, reply, now)
             if meaning == CLOSING:
                 self._end_with(reply, "backend_closed", now, None)
             if meaning in (CLOSING, DEFERRED):
@@ -445,7 +476,7 @@ class Pipeline:
         elif step == REFUSED:
             self._end_with(reply, "backend_closed", now, None)
         elif step == START_TLS:
-            self.upgrade(Upgrade.BACKEND_TLS)
+            self._upgrade(Upgrade.BACKEND_TLS)
         else:
             self.send_backend(ehlo.line)
         return code, b""
@@ -505,7 +536,7 @@ class Pipeline:
         """Read the client's next octets as the reply to the gate decides."""
         if code == 220 and role in UPGRADES:
             self.framer.await_upgrade(now)
-            self.upgrade(UPGRADES[role])
+            self._upgrade(UPGRADES[role])
         elif code == 354:
             content = Exchange(verbs.END_OF_DATA_ROW, b"", now)
             self.in_flight.append(content)
@@ -552,7 +583,7 @@ class Pipeline:
 
     def backend_secured(self, now: float) -> None:
         """Send the client's EHLO again, since the backend connection is now inside TLS."""
-        self.matcher.last_reply_at = now
+        self.last_reply_at = now
         self.send_backend(self.ehlo.secured(now))
 
     def restart_in_plaintext(self) -> bool:
@@ -662,7 +693,7 @@ class Pipeline:
             or framer.mode == AUTH_DATA
         )
         self.ended = reason
-        self.upgrade = self.introduce = _not_connected  # nothing more is asked of the caller
+        self._upgrade = self._introduce = _not_connected  # nothing more is asked of the caller
         self.flush(now)
         self._drop_xforward(b"", now)
         unanswered = self.in_flight + framer.queue

@@ -42,6 +42,10 @@ class ReplyBuffer:
         self.octets = 0
         self.since = 0.0
 
+    def connect_client(self, send_client: Callable[[bytes], None]) -> None:
+        """Replace the sink for octets to the client."""
+        self.send_client = send_client
+
     # Hot path (bench S2): called once per reply.
     def hold(self, exchange: Exchange, reply: bytes, code: int, now: float, more: bool) -> bool:
         """Hold the reply to an exchange.

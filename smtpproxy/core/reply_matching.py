@@ -20,7 +20,7 @@ CLOSING: Final = 2
 class ReplyMatcher:
     """The exchanges that the backend has not answered yet, and the reader of its replies."""
 
-    __slots__ = ("_framer", "_reply_limit", "in_flight", "last_reply_at", "reader")
+    __slots__ = ("_framer", "_reply_limit", "in_flight", "reader")
 
     in_flight: list[Exchange]
     """The exchanges whose replies the backend owes, in order.
@@ -29,15 +29,12 @@ class ReplyMatcher:
     """
     reader: ReplyReader
     """The part of the next reply received so far; created for the first partial one (bench S5)."""
-    last_reply_at: float
-    """When the backend's last reply arrived."""
 
-    def __init__(self, framer: Framer, reply_limit: int, now: float) -> None:
+    def __init__(self, framer: Framer, reply_limit: int) -> None:
         self._framer = framer
         self._reply_limit = reply_limit
         self.in_flight = [framer.gate]  # the greeting
         self.reader = _NOTHING_READ
-        self.last_reply_at = now
 
     @property
     def greeting_owed(self) -> bool:
@@ -50,20 +47,6 @@ class ReplyMatcher:
         first = self.in_flight[0] if self.in_flight else NO_EXCHANGE
         return first.refusal != b"" and self._framer.mode == CONTENT
 
-    def waiting(self, client_active_at: float) -> tuple[str, float]:
-        """Return which time limit runs and since when, as `Pipeline.waiting` does.
-
-        Args:
-            client_active_at: As `Pipeline.client_active_at`.
-        """
-        if self._framer.mode in (CONTENT, PAYLOAD):
-            return "content", client_active_at
-        owed = self.in_flight or self._framer.queue  # a queued one if it was intercepted
-        if owed:
-            first = owed[0]
-            return first.verb.limit, max(first.sent, first.framed, self.last_reply_at)
-        return "client", max(client_active_at, self.last_reply_at)
-
     def receive(self, octets: bytes) -> ReplyReader:
         """Append octets to the next reply, and return their reader."""
         if self.reader is _NOTHING_READ:
@@ -75,13 +58,14 @@ class ReplyMatcher:
         """Discard the partial reply, to free its memory."""
         self.reader = _NOTHING_READ
 
-    def classify(self, exchange: Exchange, code: int, reply: bytes) -> int:
+    def classify(self, exchange: Exchange, code: int, reply: bytes, now: float) -> int:
         """Return the meaning of a reply: ANSWER, DEFERRED or CLOSING.
 
         Args:
             exchange: The first exchange in flight, or NO_EXCHANGE.
             code: The code of the reply's last line.
             reply: All lines of the reply.
+            now: The time.
 
         Raises:
             BackendViolation: No exchange is in flight, or the reply is not valid for this one.
@@ -100,7 +84,7 @@ class ReplyMatcher:
             raise BackendViolation("impossible_reply", reply)
         if role == verbs.END_OF_DATA and not exchange.sent:
             # With `pass`, the backend may see an end of data where the proxy does not.
-            exchange.sent = self.last_reply_at
+            exchange.sent = now
             exchange.closes = True
             exchange.problem = BackendViolation("reply_before_end_of_data", reply)
         if role == verbs.TUNNEL and code == 220 and self.reader.unread:
@@ -131,8 +115,7 @@ class ReplyMatcher:
         if code < 400:
             raise BackendViolation("reply_before_end_of_data", reply)
         content.refusal = content.refusal or reply
-        if self._framer.mode != CONTENT:  # the end of data has been received since
-            self._framer.content_over = True
+        self._framer.content_refused()
 
 
 NO_EXCHANGE: Final = Exchange(verbs.UNSOLICITED_ROW, b"", 0.0)

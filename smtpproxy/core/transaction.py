@@ -57,12 +57,16 @@ class Transaction:
         self.open = self.rejected_for_good = False
         self.accepted = self.rejected = self.chunk_octets = 0
 
+    def add_recipient(self) -> None:
+        """Count a recipient, after RCPT was accepted."""
+        self.accepted += 1
+
     def update(self, exchange: Exchange, code: int) -> None:
         """Update the state after the reply to a command."""
         role = exchange.verb.role
         if role == verbs.RCPT:
             if code < 300:
-                self.accepted += 1
+                self.add_recipient()
             else:
                 self.rejected += 1
                 self.rejected_for_good = self.rejected_for_good or code >= 500

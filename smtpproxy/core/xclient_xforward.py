@@ -36,6 +36,10 @@ class Xforward:
         self.lines = ()
         self._next = 0
 
+    def send(self, lines: Sequence[bytes]) -> None:
+        """Send these commands before each message from now on; none if it is empty."""
+        self.lines = lines
+
     def next_line(self) -> bytes:
         """Return the next command to send before a message; empty after the last one."""
         if self._next >= len(self.lines):

@@ -119,7 +119,7 @@ async def _perform(
             on_wait=on_wait,
         )
         if not outcome.problems:
-            outcome.problems += _judge(dialogue, mta)
+            outcome.problems.extend(_judge(dialogue, mta))
         events = mta.sessions[0].events if mta.sessions else []
         for link in network.links:
             record = events if proxied else None

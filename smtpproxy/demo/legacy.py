@@ -88,6 +88,14 @@ class LegacyMTA(TcpServer):
             if event.what is Happening.VIOLATION
         ]
 
+    def forget(self, session: LegacySession) -> None:
+        """Remove a session that is closed, to free its memory."""
+        self.sessions.remove(session)
+
+    def forget_all(self) -> None:
+        """Remove all sessions."""
+        self.sessions.clear()
+
     def _open_session(self) -> LegacySession:
         session = LegacySession(self._behaviour, self._session_closed)
         self.sessions.append(session)

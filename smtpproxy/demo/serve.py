@@ -50,15 +50,15 @@ async def stay_up(
         console.print(Lines(["", title, drawn]))
 
     def draw_direct(link: SimulatedLink) -> None:
-        direct.links.remove(link)
-        straight_mta.sessions.clear()
+        direct.forget(link)
+        straight_mta.forget_all()
         draw(link, None)
 
     def draw_proxied(link: SimulatedLink) -> None:
-        proxied.links.remove(link)
+        proxied.forget(link)
         session = _session_of(link, mta)
         if session is not None:
-            mta.sessions.remove(session)
+            mta.forget(session)
         draw(link, session)
 
     listeners: list[str] = []
@@ -72,7 +72,8 @@ async def stay_up(
             advice = _advice(direct.address, proxied.address, rtt_s, failing, admin)
             console.print(advice, soft_wrap=True)  # commands can be copied as whole lines
             await interrupted.wait()
-            direct.on_closed = proxied.on_closed = None
+            direct.ignore_closed()
+            proxied.ignore_closed()
     return 0
 
 

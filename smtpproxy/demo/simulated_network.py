@@ -51,7 +51,15 @@ class SimulatedNetwork(TcpServer):
         self.links: list[SimulatedLink] = []
         super().__init__(self._open_link, self.links, port)
         self._target = (host, int(target_port))
-        self.on_closed = on_closed
+        self._on_closed = on_closed
+
+    def forget(self, link: "SimulatedLink") -> None:
+        """Remove a link that is closed, to free its memory."""
+        self.links.remove(link)
+
+    def ignore_closed(self) -> None:
+        """Report no closed link from now on."""
+        self._on_closed = None
 
     def _open_link(self) -> "_End":
         link = SimulatedLink(self._target, self.rtt_s / 2, self._link_closed)
@@ -59,8 +67,8 @@ class SimulatedNetwork(TcpServer):
         return link.near
 
     def _link_closed(self, link: "SimulatedLink") -> None:
-        if self.on_closed is not None:
-            self.on_closed(link)
+        if self._on_closed is not None:
+            self._on_closed(link)
 
 
 class SimulatedLink:
@@ -83,8 +91,8 @@ class SimulatedLink:
         self._on_closed = on_closed
         self._loop = asyncio.get_running_loop()
         self._connecting: asyncio.Task[None] | None = None
-        self.near.lane = _Lane(self, self.far, delay_s)
-        self.far.lane = _Lane(self, self.near, delay_s)
+        self.near.connect(_Lane(self, self.far, delay_s))
+        self.far.connect(_Lane(self, self.near, delay_s))
 
     def opened(self) -> None:
         """Start to connect to the target, after the delay, now that the client has connected."""
@@ -135,6 +143,10 @@ class _End(asyncio.Protocol):
         self._link = link
         self._ended = False
         self._transport: asyncio.Transport | None = None
+
+    def connect(self, lane: "_Lane") -> None:
+        """Set the lane that takes what this socket receives."""
+        self.lane = lane
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)

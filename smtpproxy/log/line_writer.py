@@ -44,8 +44,7 @@ class LineWriter:
 
     Args:
         stream: Where to write; None discards all lines.
-        render: Renders the fields of a line; called in the loop's thread and in the writer's. It
-            may be replaced.
+        render: Renders the fields of a line; called in the loop's thread and in the writer's.
     """
 
     def __init__(self, stream: BinaryIO | None, render: Callable[[Line], bytes]) -> None:
@@ -56,6 +55,10 @@ class LineWriter:
         self._later: Later | None = None
         self._output = _Output(stream, lambda line: self.render(line))
         self._thread: _WriterThread | None = None
+
+    def change_render(self, render: Callable[[Line], bytes]) -> None:
+        """Render lines in another format from now on."""
+        self.render = render
 
     @property
     def lost(self) -> int:

@@ -77,7 +77,7 @@ def configure(level: str, format: str, stream: BinaryIO | None = None) -> None: 
         render = _with_priority(render, 0)
     writer = _writer()
     if writer is not None and writer.stream is stream:
-        writer.render = render  # loggers that were obtained before go on to write to it
+        writer.change_render(render)  # loggers that were obtained before go on to write to it
     else:
         writer = LineWriter(stream, render)
     structlog.configure(

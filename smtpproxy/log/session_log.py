@@ -28,6 +28,12 @@ HELO_BYTES = 255
 _REASONS = {"proxy_header_unexpected": "its network is not in proxy_protocol"}
 """Hints for the operator, by the kind of the violation."""
 
+TransactionEnded = Callable[[str, Callable[[], dict[str, Any]]], None]
+"""Called at the end of a transaction with the name of its event, and what returns its fields.
+
+Not every observer needs the fields, so they are made only if asked for.
+"""
+
 
 class ServiceLog:
     """Logs a worker's sessions.
@@ -101,6 +107,7 @@ class SessionLog:
         "_log",
         "_mechanism",
         "_message_fields",
+        "_on_transaction",
         "_refusals",
         "_scanned",
         "_scanners",
@@ -108,14 +115,7 @@ class SessionLog:
         "_source",
         "_tls",
         "_transaction",
-        "on_transaction",
     )
-
-    on_transaction: Sequence[Callable[[str, Callable[[], dict[str, Any]]], None]]
-    """Called at the end of each transaction with the name of its event and what returns its fields.
-
-    Not every observer needs the fields, so they are made only if asked for.
-    """
 
     def __init__(
         self,
@@ -146,7 +146,11 @@ class SessionLog:
         self._refusals: dict[events.Event, int] | None = None
         self._scanned: Exchange | None = None
         self._scanners: dict[Exchange, MessageIdScanner] | None = None
-        self.on_transaction = ()
+        self._on_transaction: Sequence[TransactionEnded] = ()
+
+    def report_transactions(self, on_transaction: Sequence[TransactionEnded]) -> None:
+        """Set what is called at the end of each transaction."""
+        self._on_transaction = on_transaction
 
     def connected(self, server: str, ends: SessionEnds) -> None:
         """Log that the session is open."""
@@ -245,8 +249,7 @@ class SessionLog:
         if transaction is None:
             return
         if scanner is not None and not transaction.header_ended:
-            transaction.message_id = scanner.message_id
-            transaction.header_ended = scanner.ended
+            transaction.add_header(scanner.message_id, ended=scanner.ended)
         if exchange.ends_message:
             transaction.end(exchange)
             self._finish()
@@ -265,8 +268,8 @@ class SessionLog:
         if self._may_log(event, event.level):
             details = partial(_message_details, self._fields_of_messages(), fields)
             event.log(self._log, details=details)
-        for tell in self.on_transaction:
-            tell(outcome, fields)
+        for report in self._on_transaction:
+            report(outcome, fields)
 
     def _fields_of_messages(self) -> dict[str, object]:
         """Return the fields of a message's event that all messages of the client have."""

@@ -83,6 +83,16 @@ class TransactionSummary:
         if exchange.verb.role == verbs.RCPT:
             self._add_recipient(exchange)
 
+    def add_header(self, message_id: bytes, *, ended: bool) -> None:
+        """Add what was found in the next part of the header.
+
+        Args:
+            message_id: The Message-ID; empty if it was not found.
+            ended: Whether the header is complete.
+        """
+        self.message_id = message_id
+        self.header_ended = ended
+
     def _add_recipient(self, exchange: Exchange) -> None:
         line = exchange.line
         if len(line) > KEPT_LINE:

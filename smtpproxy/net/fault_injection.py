@@ -101,12 +101,12 @@ class FaultInjector:
         self._awaited: Exchange | None = None  # whose reply closes the connection,
         self._after: FaultRule | None = None  # by this rule
         self._reader = ReplyReader(REPLY_LIMIT)
-        self._pipeline.intercept = self._intercept
+        self._pipeline.intercept_with(self._intercept)
 
     def cancel(self) -> None:
         """Inject nothing more, since the session has ended."""
-        self._pipeline.intercept = None  # each knows the other
-        self._pipeline.framer.send_backend = self._pipeline.send_backend
+        self._pipeline.intercept_with(None)  # each knows the other
+        self._pipeline.framer.connect_backend(self._pipeline.send_backend)
         self._later(None)
 
     def _later(self, timer: asyncio.Handle | None) -> None:
@@ -146,7 +146,7 @@ class FaultInjector:
             self._take_answer(self._awaited, octets)
         else:
             if self._withheld is not None:
-                self._withheld.sent = 0.0  # so no reply is taken for that to the end of data
+                self._withheld.delay(0.0)  # so no reply is taken for that to the end of data
             self._session.backend_received(octets)
 
     def _take_greeting(self, octets: bytes) -> None:
@@ -210,7 +210,7 @@ class FaultInjector:
         pipeline = self._pipeline
         self._content = b"\r\n"
         watched = exchange.verb.role == verbs.DATA
-        pipeline.framer.send_backend = self._send_content if watched else pipeline.send_backend
+        pipeline.framer.connect_backend(self._send_content if watched else pipeline.send_backend)
         rule = self._faults.for_command(exchange)
         if rule is None:
             return False
@@ -231,7 +231,7 @@ class FaultInjector:
         if rule.reply.startswith(b"421") or exchange.verb.role == verbs.BDAT:
             self._pipeline.fail("fault_injected", rule.reply, monotonic())
             return True
-        exchange.refusal = rule.reply % self._pipeline.policy.hostname
+        exchange.replace_reply(rule.reply % self._pipeline.policy.hostname)
         return False
 
     def _delay(self, rule: FaultRule, happen: Callable[[], None]) -> None:
@@ -255,7 +255,7 @@ class FaultInjector:
         if self._content != _END:
             pipeline.send_backend(octets)
             return
-        pipeline.framer.send_backend = pipeline.send_backend
+        pipeline.framer.connect_backend(pipeline.send_backend)
         content = pipeline.in_flight[0]
         rule = self._faults.for_command(content)
         if rule is None or rule.action in _AFTER:
@@ -264,7 +264,7 @@ class FaultInjector:
             return
         self._note(rule)
         if rule.action is FaultAction.REPLY:  # as for content over a limit: the session ends
-            content.refusal = rule.reply % pipeline.policy.hostname
+            content.replace_reply(rule.reply % pipeline.policy.hostname)
             return
         self._withheld = content
         self._delay(rule, partial(self._send_end, octets))
@@ -272,7 +272,7 @@ class FaultInjector:
     def _send_end(self, octets: bytes) -> None:
         content, self._withheld = self._withheld, None
         assert content is not None
-        content.sent = monotonic()
+        content.delay(monotonic())
         self._pipeline.send_backend(octets)
 
 

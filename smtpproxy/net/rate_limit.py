@@ -24,7 +24,7 @@ class RateLimit:
         """Whether reading is paused now, and whether it ever was."""
 
     def pause(self, commands: int, now: float) -> float:
-        """Return for how many seconds to pause reading from the client.
+        """Return for how many seconds to pause reading from the client, and set `paused`.
 
         Args:
             commands: The number of commands received since the start of the session.
@@ -33,7 +33,8 @@ class RateLimit:
         self._until = max(self._until, now) + (commands - self._commands) * self._interval
         self._commands = commands
         early = self._until - now - BURST_S
-        if early <= 0:
+        self.paused = early > 0
+        if not self.paused:
             return 0.0
         self.was_slowed = True
         return min(early, LONGEST_PAUSE_S)

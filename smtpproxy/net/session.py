@@ -93,8 +93,7 @@ class Session:
         if secure:
             policy = policy.inside_tls or policy
         send_client = BatchedWriter(listener_context.write_batcher, client)
-        self.pipeline = Pipeline(policy, send_client, self.observer, now)
-        self.pipeline.framer.watch = self.observer.content
+        self.pipeline = Pipeline(policy, send_client, self.observer, now, self.observer.content)
         self._upgrades = (
             None
             if security is None
@@ -110,7 +109,7 @@ class Session:
         )
         self.server_selection = ServerSelection(self, listener_context, peer)
         if policy.early_pipelining:
-            self.pipeline.extensions.offers = self.server_selection.offers
+            self.pipeline.extensions.compare_servers(self.server_selection.offers)
         faults = listener_context.faults
         self.faults = None if faults is None else faults.of(self)
         listener_context.timeouts.add(self)
@@ -247,14 +246,18 @@ class Session:
         except Exception as error:  # noqa: BLE001  the outermost callback: no caller could close
             self._break_down(error, now)
         if pipeline.framer.mistaken_end is not None:
-            self.observer.noted("content_not_ended", kind=pipeline.framer.mistaken_end.kind)
-            pipeline.framer.mistaken_end = None
+            self._note_mistaken_end()
         if pipeline.ended:
             self._end(now)
         elif pipeline.full:
             self._regulate()
         if self._rate_limit is not None and not self._rate_limit.paused:
             self._slow_down()
+
+    def _note_mistaken_end(self) -> None:
+        violation = self.pipeline.framer.take_mistaken_end()
+        assert violation is not None
+        self.observer.noted("content_not_ended", kind=violation.kind)
 
     def client_eof(self) -> bool:
         """Process the client's half-close: answer all commands received, then end.
@@ -374,13 +377,12 @@ class Session:
         now = monotonic()
         was_slowed, was_paused = rate_limit.was_slowed, rate_limit.paused
         seconds = rate_limit.pause(pipeline.framer.commands, now)
-        rate_limit.paused = seconds > 0
         if rate_limit.paused:
             asyncio.get_running_loop().call_later(seconds, self._slow_down)
         if rate_limit.was_slowed and not was_slowed:
             self.observer.slowed()
         if was_paused:
-            pipeline.client_active_at = now  # the client was not inactive, but not read
+            pipeline.client_resumed(now)
         if was_paused != rate_limit.paused:
             self._regulate()
 

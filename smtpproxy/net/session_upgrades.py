@@ -69,6 +69,7 @@ class SessionUpgrades:
 
     __slots__ = (
         "_connection",
+        "_named",
         "_security",
         "_session",
         "_task",
@@ -95,10 +96,9 @@ class SessionUpgrades:
         """Whether an upgrade that uses the client connection is in progress."""
         self.tunnel: Tunnel | None = None
         """The tunnel; None if there is none."""
-        session.pipeline.upgrade = self.begin
-        session.pipeline.introduce = self.introduce
-        if security.introduce is not None:
-            session.pipeline.ehlo.introduction = security.introduce(session.peer)
+        self._named: Peer | None = None  # by XCLIENT
+        introduction = None if security.introduce is None else security.introduce(session.peer)
+        session.pipeline.allow_upgrades(self.begin, self.introduce, introduction)
         self.note_tls("client", session.client)
 
     def cancel(self) -> None:
@@ -155,7 +155,7 @@ class SessionUpgrades:
             self.of_client = False
             session.client_secured(inside)
         else:
-            cast("BackendConnection", connection).transport = inside
+            cast("BackendConnection", connection).secured(inside)
             session.backend_secured(inside)
         return cast("asyncio.Protocol", connection)
 
@@ -194,7 +194,7 @@ class SessionUpgrades:
     def introduce(self, line: bytes) -> bytes:
         """Process XCLIENT of a trusted client; return a refusal, or empty."""
         try:
-            self._session.peer = peer_named_by(self._session.peer, line)
+            self._named = peer_named_by(self._session.peer, line)
         except BadXclient as bad:
             return bad.reply
         return b""
@@ -207,9 +207,10 @@ class SessionUpgrades:
         in front may forward its commands unchanged.
         """
         session = self._session
+        assert self._named is not None
         connection = cast("RestartableConnection", session.client.get_protocol())
         secure = session.pipeline.policy.client_tls is ClientTls.ACTIVE
-        connection.begin_anew(session.client, session.peer, secure=secure)
+        connection.begin_anew(session.client, self._named, secure=secure)
 
 
 def _discard(octets: bytes) -> None:

@@ -69,6 +69,18 @@ class Connector:
         """How many connections have been opened."""
         self._places: list[_Place] = []
 
+    def use_implicit_tls(self) -> None:
+        """Make all connections inside TLS from now on."""
+        self.is_implicit = True
+
+    def use_helo(self) -> None:
+        """Send HELO from now on, since the server does not know EHLO."""
+        self.hello = b"HELO"
+
+    def use_starttls(self) -> None:
+        """Begin each session with STARTTLS, since the server takes no mail before it."""
+        self.through_tls = True
+
     @property
     def ip(self) -> str:
         """The IP address of the server; empty for a Unix socket."""

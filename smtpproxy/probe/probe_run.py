@@ -82,7 +82,7 @@ def _greeting(connector: Connector, on_step: Step) -> tuple[SmtpConnection, Prob
         if failure.how is not NoReplyReason.SILENT or connector.is_implicit:
             raise
     on_step("greeting inside TLS")
-    connector.is_implicit = True
+    connector.use_implicit_tls()
     try:
         connection = connector.connect()
     except CheckFailed as failure:
@@ -97,7 +97,8 @@ def _introduce(connector: Connector, connection: SmtpConnection, found: Findings
         return
     hello = connector.say_hello(connection)
     if hello.code in (500, 502):
-        found.ehlo_refused, connector.hello = hello, b"HELO"
+        found.ehlo_refused = hello
+        connector.use_helo()
         hello = connector.say_hello(connection)
     found.hello = hello
     if not hello.is_accepting:
@@ -108,8 +109,9 @@ def _introduce(connector: Connector, connection: SmtpConnection, found: Findings
     mail = connection.ask(connector.mail)
     if b"STARTTLS" in found.words:
         outside = _refusal_or_last(connection, mail)
-        insists = not outside.is_accepting and _takes_more_inside(connector, outside)
-        found.insists_on_tls = connector.through_tls = insists
+        if not outside.is_accepting and _takes_more_inside(connector, outside):
+            found.insists_on_tls = True
+            connector.use_starttls()
 
 
 def _refusal_or_last(connection: SmtpConnection, mail: ProbeReply) -> ProbeReply:

@@ -38,8 +38,7 @@ class Coordinator:
         self.memory = shared_counters.create()
         """The descriptor of the shared counters."""
         self._shared_counters = shared_counters.SharedCounters(self.memory)
-        self.lost = 0
-        """The number of workers that have crashed, or were killed because they hung."""
+        self._lost = 0  # workers
         self._send_to_all = send_to_all
         self._totals = SnapshotTotals()
         self._free_rows = list(reversed(range(shared_counters.ROWS)))
@@ -57,8 +56,7 @@ class Coordinator:
             limit = backend.max_connections
             if limit:
                 queue = self._connection_slots.setdefault(name, SlotQueue(limit, backend.max_wait))
-                queue.limit, queue.max_wait = limit, backend.max_wait
-                queue.serve()
+                queue.resize(limit, backend.max_wait)
         named = {
             (name, str(server))
             for name, backend in settings.backends.items()
@@ -75,7 +73,7 @@ class Coordinator:
     def snapshot(self) -> MetricsSnapshot:
         """Return the metrics of all workers, and of what they share."""
         snapshot = self._totals.sum()
-        snapshot.put(definitions.WORKERS_LOST, self.lost)
+        snapshot.put(definitions.WORKERS_LOST, self._lost)
         for backend, server in sorted(self._named):
             up = (backend, server) not in self._down
             snapshot.put(definitions.SERVER_UP, int(up), backend, server)
@@ -154,6 +152,10 @@ class Coordinator:
         (self._down.discard if health.up else self._down.add)(server)
         self._observer.server_changed(health.backend, health.server, health.up, health.reason)
         self._send_to_all(health, worker)
+
+    def count_lost(self) -> None:
+        """Count a worker that has crashed, or was killed because it hung."""
+        self._lost += 1
 
     def ended(self, worker: WorkerProcess) -> None:
         """Free the row and the connection slots of a worker that has ended."""

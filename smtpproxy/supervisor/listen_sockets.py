@@ -36,8 +36,7 @@ class ListenSockets:
     """
 
     def __init__(self, inherited: Inherited | None = None) -> None:
-        self.shared = inherited is not None
-        """Whether another supervisor has them, too, so that they must not be shut down."""
+        self._shared = inherited is not None  # with another supervisor
         self._inherited: dict[tuple[str, int], list[socket.socket]] = {}
         if inherited is None:
             self._given = socket_activation.take()
@@ -233,16 +232,20 @@ class ListenSockets:
         given = {name: [each.fileno() for each in found] for name, found in self._given.items()}
         return opened, given
 
+    def share(self) -> None:
+        """Never shut the sockets down from now on: another supervisor listens on them, too."""
+        self._shared = True
+
     def keep_to_ourselves(self, settings: Settings) -> None:
         """End sharing with the older supervisor, and close what the settings do not name."""
-        self.shared = False
+        self._shared = False
         for (text, _), found in self._inherited.items():
             self._close(Address.parse(text), found)
         self._inherited.clear()
         self.keep_for(settings)
 
     def _close(self, address: Address, found: list[socket.socket]) -> None:
-        if self.shared:
+        if self._shared:
             for each in found:
                 each.close()
             return

@@ -10,8 +10,7 @@ class Notifier:
     """Sends the state of the service to systemd, if the environment asks for it."""
 
     def __init__(self) -> None:
-        self.main = True
-        """Whether this is the main process, whose messages systemd accepts."""
+        self._main = True  # whose messages systemd accepts
         # Removed from the environment, so that no child sends notifications.
         self._address = os.environ.pop("NOTIFY_SOCKET", "")
         if self._address.startswith("@"):
@@ -30,10 +29,18 @@ class Notifier:
             found["WATCHDOG_USEC"] = str(int(self.watchdog_s * 1e6))
         return found
 
+    def become_standby(self) -> None:
+        """Send nothing from now on: another process is the main process."""
+        self._main = False
+
+    def become_main(self) -> None:
+        """Send notifications again: this is the main process now."""
+        self._main = True
+
     def hand_over(self, pid: int) -> None:
         """Make another process the main process, and send nothing from now on."""
         self._send(f"MAINPID={pid}", "READY=1")
-        self.main = False
+        self.become_standby()
 
     @property
     def wanted(self) -> bool:
@@ -64,7 +71,7 @@ class Notifier:
             self._send(f"STATUS={status}")
 
     def _send(self, *fields: str) -> None:
-        if not (self._address and self.main):
+        if not (self._address and self._main):
             return
         with (
             socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as out,

@@ -266,9 +266,9 @@ class Supervisor:
 
     async def _take_over(self, predecessor: Predecessor) -> None:
         """Take over from the supervisor of an older version."""
-        self._notifier.main = False
+        self._notifier.become_standby()
         await predecessor.take_over()
-        self._notifier.main = True
+        self._notifier.become_main()
         self._listen_sockets.keep_to_ourselves(self._settings)
         self._log_reloaded()
 
@@ -357,7 +357,8 @@ class Supervisor:
             self._successor = None
             self._reload_failed(*problems)
             return
-        self._listen_sockets.shared, self._successor = True, None
+        self._successor = None
+        self._listen_sockets.share()
         self._notifier.hand_over(successor.pid)
         self._health_monitor.stop()
         await self._admin_endpoint.close()

@@ -140,7 +140,7 @@ class WorkerGroup:
         # If the worker group was never ready, `start` fails as a whole.
         delay = 0.0 if lived > LONG_LIFE_S else self._delay
         self._delay = min(max(FIRST_DELAY_S, 2 * delay), LONGEST_DELAY_S)
-        self._coordinator.lost += 1
+        self._coordinator.count_lost()
         events.WORKER_LOST.log(
             self._log,
             pid=worker.pid,
@@ -169,7 +169,7 @@ class WorkerGroup:
         Workers and supervisor stop together when the machine is suspended, or by Ctrl-Z.
         """
         for worker in self._workers:
-            worker.heard = min(worker.heard + seconds, monotonic())
+            worker.excuse(seconds)
         if self._deadline:
             self._deadline += seconds
 

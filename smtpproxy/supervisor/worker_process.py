@@ -92,6 +92,10 @@ class WorkerProcess(asyncio.Protocol):
         if self.pid and not self._gone:
             self._fork_server.kill(self.pid)
 
+    def excuse(self, seconds: float) -> None:
+        """Do not count a time during which the supervisor itself was stopped."""
+        self.heard = min(self.heard + seconds, monotonic())
+
     # --- callbacks of the event loop ----------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

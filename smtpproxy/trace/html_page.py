@@ -3,8 +3,8 @@
 The page does not contain message content.
 """
 
+import dataclasses
 import re
-from copy import copy
 from html import escape
 from importlib.resources import files
 
@@ -49,13 +49,15 @@ def _drawn(session: RecordedSession) -> RecordedSession:
     """Return what is drawn of a session."""
     exchanges = [replace(each, content="", content_received="") for each in session.exchanges]
     missing = len(exchanges) - FIRST_EXCHANGES - LAST_EXCHANGES
-    drawn = copy(session)
-    drawn.exchanges = exchanges
-    if missing > 0:
-        not_kept = session.gap.exchanges if session.gap else 0
-        drawn.exchanges = exchanges[:FIRST_EXCHANGES] + exchanges[-LAST_EXCHANGES:]
-        drawn.gap, drawn.before_gap = Gap(session.id, not_kept + missing), FIRST_EXCHANGES
-    return drawn
+    if missing <= 0:
+        return dataclasses.replace(session, exchanges=exchanges)
+    not_kept = session.gap.exchanges if session.gap else 0
+    return dataclasses.replace(
+        session,
+        exchanges=exchanges[:FIRST_EXCHANGES] + exchanges[-LAST_EXCHANGES:],
+        gap=Gap(session.id, not_kept + missing),
+        before_gap=FIRST_EXCHANGES,
+    )
 
 
 def _fill(**parts: str) -> str:

@@ -129,7 +129,6 @@ class TraceReader:
 
     Args:
         path: The directory, or the file.
-        progress: Is called as reading goes on.
 
     Raises:
         OSError: The directory cannot be read.
@@ -142,12 +141,16 @@ class TraceReader:
     size: int
     """The size of all files in bytes."""
 
-    def __init__(self, path: Path, progress: Progress = lambda _: None) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
         self.problems = Problems()
         self._files = [TraceFile(each, self.problems) for each in files_of(path)]
         self.size = sum(each.size for each in self._files)
-        self.progress = progress
+        self._progress: Progress = lambda _: None
+
+    def on_progress(self, progress: Progress) -> None:
+        """Set what is called as reading goes on."""
+        self._progress = progress
 
     @property
     def failed(self) -> bool:
@@ -210,11 +213,11 @@ class TraceReader:
     def decoded(self, decoder: msgspec.json.Decoder[Decoded]) -> Iterator[Sequence[Decoded]]:
         """Yield all records as a decoder returns them; see `TraceFile.decoded`."""
         for file in self._files:
-            yield from file.decoded(decoder, self.progress)
+            yield from file.decoded(decoder, self._progress)
 
     def _records(self, wanted: bytes) -> Iterator[tuple[Record, int]]:
         for file in self._files:
-            yield from file.records(wanted, self.progress, to_the_end=True)
+            yield from file.records(wanted, self._progress, to_the_end=True)
 
 
 def files_of(path: Path) -> list[Path]:

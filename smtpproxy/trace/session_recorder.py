@@ -392,7 +392,6 @@ def _shortened(exchange: Exchange) -> Exchange:
     """Return an exchange with its replies cut, if it is long."""
     if _size_of(exchange) <= LONG_OCTETS:
         return exchange
-    kept = exchange.copy()
-    kept.reply = exchange.reply[:LONG_OCTETS] + b" ..."
-    kept.steps = [step._replace(reply=step.reply[:LONG_OCTETS]) for step in exchange.steps]
-    return kept
+    reply = exchange.reply[:LONG_OCTETS] + b" ..."
+    steps = [step._replace(reply=step.reply[:LONG_OCTETS]) for step in exchange.steps]
+    return exchange.replaced(exchange.line, reply, steps)

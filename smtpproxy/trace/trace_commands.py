@@ -217,7 +217,7 @@ def _with_progress(reader: TraceReader, found: Iterator[Read]) -> Iterator[Read]
     columns = ("reading", BarColumn(), DownloadColumn())
     with Progress(*columns, console=console, disable=hidden, transient=True) as progress:
         task = progress.add_task("", total=reader.size)
-        reader.progress = lambda size: progress.advance(task, size)
+        reader.on_progress(lambda size: progress.advance(task, size))
         yield from found
 
 

@@ -35,8 +35,6 @@ BEAT_S = 1.0
 UNREAD_OCTETS = 1024 * 1024
 """The size of unsent data to the supervisor at which snapshots and records are left out."""
 
-Learn = Callable[[Health], None]
-
 
 class ControlLink(asyncio.Protocol):
     """The worker's end of the control channel.
@@ -45,14 +43,10 @@ class ControlLink(asyncio.Protocol):
     """
 
     def __init__(self, lines: MessageReader) -> None:
-        self.learn: Learn = _learn_nothing
-        """Called when another worker reports a change of a server's health."""
-        self.look: Callable[[bool], None] = _look_at_nothing
-        """Called regularly while the live page is open, with `Look.anew`."""
-        self.watch: Callable[[int, WatchRequest], None] = _watch_nothing
-        """Called to begin a watch."""
-        self.unwatch: Callable[[int], None] = _unwatch_nothing
-        """Called to end a watch."""
+        self._on_health: Callable[[Health], None] = _ignore
+        self._on_look: Callable[[bool], None] = _ignore
+        self._on_watch: Callable[[int, WatchRequest], None] = _ignore
+        self._on_unwatch: Callable[[int], None] = _ignore
         self.retire, self.drain, self.stop = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self.closed = asyncio.Event()
         """Set, with `retire` and `drain`, when the channel closes: the supervisor has ended."""
@@ -61,6 +55,26 @@ class ControlLink(asyncio.Protocol):
         self._tickets = count()
         self._asked: dict[int, SlotHolder] = {}
         self._granted: dict[int, SlotHolder] = {}
+
+    def forward(
+        self,
+        health: Callable[[Health], None],
+        look: Callable[[bool], None],
+        watch: Callable[[int, WatchRequest], None],
+        unwatch: Callable[[int], None],
+    ) -> None:
+        """Set what is called with messages for the worker as a whole.
+
+        Args:
+            health: Called when another worker reports a change of a server's health.
+            look: Called regularly while the live page is open, with `Look.anew`.
+            watch: Called to begin a watch.
+            unwatch: Called to end a watch.
+        """
+        self._on_health = health
+        self._on_look = look
+        self._on_watch = watch
+        self._on_unwatch = unwatch
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport of the channel."""
@@ -81,13 +95,13 @@ class ControlLink(asyncio.Protocol):
             if message.ticket in self._granted:
                 self._granted[message.ticket].reclaim_slot()
         elif isinstance(message, Health):
-            self.learn(message)
+            self._on_health(message)
         elif isinstance(message, Look):
-            self.look(message.anew)
+            self._on_look(message.anew)
         elif isinstance(message, Watch):
-            self.watch(message.number, message.request)
+            self._on_watch(message.number, message.request)
         elif isinstance(message, Unwatch):
-            self.unwatch(message.number)
+            self._on_unwatch(message.number)
 
     def _set_end(self, message: Retire | Drain | Stop) -> None:
         if isinstance(message, Drain):
@@ -183,17 +197,5 @@ class SharedConnectionSlots:
         self._link.leave(self._backend, self._tickets.pop(holder))
 
 
-def _watch_nothing(_number: int, _request: WatchRequest) -> None:
-    """Stand for `watch` until the worker has started."""
-
-
-def _unwatch_nothing(_number: int) -> None:
-    """Stand for `unwatch` until the worker has started."""
-
-
-def _look_at_nothing(anew: bool) -> None:
-    """Do nothing; the default of `ControlLink.look`."""
-
-
-def _learn_nothing(health: Health) -> None:
-    """Do nothing; the default of `ControlLink.learn`."""
+def _ignore(*message: object) -> None:
+    """Ignore a message that comes before `ControlLink.forward` is called."""

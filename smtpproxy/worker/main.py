@@ -60,10 +60,13 @@ async def serve(
         faults=start.faults,
     )
     copies.close()
-    link.learn = lambda health: app.learn(health.backend, health.server, up=health.up)
-    link.look = app.look
-    link.watch, link.unwatch = app.watches.begin, app.watches.end
-    app.watches.send = link.send_records
+    link.forward(
+        health=lambda health: app.learn(health.backend, health.server, up=health.up),
+        look=app.look,
+        watch=app.watches.begin,
+        unwatch=app.watches.end,
+    )
+    app.watches.send_with(link.send_records)
     await asyncio.get_running_loop().create_unix_connection(lambda: link, sock=channel)
     given = map(adopt, inherited)
     sockets = [list(islice(given, count)) for count in start.sockets]

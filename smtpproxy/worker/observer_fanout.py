@@ -114,7 +114,7 @@ class SessionObserverFanout:
         self._watching = watching
         self._observers: list[SessionObserver] = [self._log, *watching]
         self._content = [each.content for each in self._observers if each.content is not None]
-        self._log.on_transaction = [each.transaction for each in watching]
+        self._log.report_transactions([each.transaction for each in watching])
 
     def leave_out(self, observer: TransactionObserver) -> None:
         """Call an observer no more."""

@@ -37,13 +37,16 @@ class WatchRecorders:
         observer: ObserverFanout,
         later: Later,
     ) -> None:
-        self.send: Send = _send_nothing
-        """Set by the owner of the control channel."""
+        self._send: Send = _send_nothing
         self._settings = settings
         self._networks = networks
         self._observer = observer
         self._later = later
         self._recorders: dict[int, TraceRecorder] = {}
+
+    def send_with(self, send: Send) -> None:
+        """Set what sends records to the supervisor."""
+        self._send = send
 
     def begin(self, number: int, request: WatchRequest) -> None:
         """Record as requested, but no more content than the settings allow; report that it began.
@@ -55,7 +58,7 @@ class WatchRecorders:
         settings = self._settings
         is_refused = watch.why_not(request, settings.content, self._networks)
         recorder = TraceRecorder(
-            WatchSink(number, self.send),
+            WatchSink(number, self._send),
             self._later,
             only_errors=request.only_problems,
             networks=request.clients(),
@@ -64,7 +67,7 @@ class WatchRecorders:
         )
         self._recorders[number] = recorder
         self._observer.add(recorder)
-        self.send(number, (), 0)
+        self._send(number, (), 0)
 
     def end(self, number: int) -> None:
         """Record no more."""

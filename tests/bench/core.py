@@ -46,10 +46,9 @@ def session(scenario: Scenario, listener_context: ObserverFanout | None) -> Call
         observer = (
             listener_context.session("smtp", "mta", "127.0.0.1:4711") if listener_context else None
         )
-        pipeline = Pipeline(policy, discard, observer or Nobody(), 1.0)
+        watch = observer.content if observer else None
+        pipeline = Pipeline(policy, discard, observer or Nobody(), 1.0, watch)
         pipeline.connect_backend(discard)
-        if observer:
-            pipeline.framer.watch = observer.content
         says = pipeline.backend_received
         says(b"220 sink.example\r\n", 1.0)
         pipeline.client_received(b"EHLO client.example\r\n", 1.0)

@@ -36,7 +36,7 @@ def test_is_refused_by_a_violation(closes: bool) -> None:
     assert exchange.closes is closes
 
 
-def test_a_copy_has_every_attribute_and_may_be_changed() -> None:
+def test_a_copy_has_every_attribute_but_the_replaced_ones() -> None:
     exchange = _exchange(b"MAIL", b"MAIL FROM:<a>\r\n")
     exchange.refuse(ClientViolation("x", b"500 no\r\n", closes=True))
     exchange.octets, exchange.code, exchange.reply = 1, 250, b"250 ok\r\n"
@@ -48,10 +48,18 @@ def test_a_copy_has_every_attribute_and_may_be_changed() -> None:
     new.framed = 0.0
     values = [getattr(exchange, name) for name in names]
     assert all(value != getattr(new, name) for name, value in zip(names, values, strict=True))
-    copied = exchange.copy()
-    assert [getattr(copied, name) for name in names] == values
-    copied.line = b"MAIL"
+    same = exchange.replaced(exchange.line, exchange.reply, exchange.steps)
+    assert [getattr(same, name) for name in names] == values
+    short = exchange.replaced(b"MAIL", b"250", ())
+    assert (short.line, short.reply, short.steps) == (b"MAIL", b"250", ())
     assert exchange.line == b"MAIL FROM:<a>\r\n"
+
+
+def test_a_fault_may_replace_its_reply_or_delay_it() -> None:
+    exchange = _exchange(b"NOOP", b"NOOP\r\n")
+    exchange.replace_reply(b"451 later\r\n")
+    exchange.delay(9.0)
+    assert (exchange.refusal, exchange.sent) == (b"451 later\r\n", 9.0)
 
 
 def test_knows_whether_it_decides_on_a_message() -> None:

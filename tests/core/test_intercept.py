@@ -13,7 +13,7 @@ class Caller:
     def __init__(self, **policy: object) -> None:
         self.stage = Stage(SessionPolicy(intercepted=VERBS, **policy))  # type: ignore[arg-type]  # names of fields
         self.stage.come_to("greeting")
-        self.stage.pipeline.intercept = self.intercept
+        self.stage.pipeline.intercept_with(self.intercept)
         self.waits = True
         self.asked: list[bytes] = []
 

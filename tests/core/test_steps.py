@@ -15,11 +15,16 @@ class Talk:
         self.exchanges = Observed()
         self.now = 1.0
         self.backend: list[bytes] = []
+        self.watched: list[tuple[bytes, bytes]] = []
         self.pipeline = Pipeline(
-            policy or SessionPolicy(hostname=b"px"), lambda _: None, self.exchanges, self.now
+            policy or SessionPolicy(hostname=b"px"),
+            lambda _: None,
+            self.exchanges,
+            self.now,
+            lambda _, sent, came: self.watched.append((sent, came)),
         )
         self.pipeline.connect_backend(self.backend.append)
-        self.pipeline.upgrade = lambda _: None
+        self.pipeline.allow_upgrades(lambda _: None, lambda _: b"")
         self.says(b"220 mx")
 
     def sends(self, *lines: bytes) -> None:
@@ -77,7 +82,7 @@ def test_most_exchanges_have_none() -> None:
 
 def forwarded(talk: Talk) -> Talk:
     """Have XFORWARD sent before MAIL, after which a client pipelines."""
-    talk.pipeline.ehlo.introduction = Introduced()
+    talk.pipeline.ehlo.pass_address(Introduced())
     talk.sends(b"EHLO x")
     talk.says(b"250-mx\r\n250 XFORWARD ADDR")
     talk.sends(b"MAIL FROM:<a@x>", b"RCPT TO:<b@y>", b"DATA")
@@ -194,25 +199,21 @@ def test_a_bare_lf_is_reported() -> None:
 
 def test_content_is_watched_as_it_goes_and_as_it_came() -> None:
     talk = Talk()
-    watched: list[tuple[bytes, bytes]] = []
-    talk.pipeline.framer.watch = lambda _, *octets: watched.append(octets)
     talk.sends(b"EHLO x")
     talk.says(b"250-mx\r\n250 CHUNKING")
     talk.sends(b"MAIL FROM:<a@x>", b"DATA")
     talk.says(b"250 a", b"354 go")
     talk.pipeline.client_received(b"a\nb\r\n.\r\nMAIL FROM:<a@x>\r\nBDAT 2\r\nhi", 9.0)
     talk.says(b"250 queued", b"250 a")
-    assert watched == [(b"a\r\nb\r\n.\r\n", b"a\nb\r\n.\r\n"), (b"hi", b"hi")]
+    assert talk.watched == [(b"a\r\nb\r\n.\r\n", b"a\nb\r\n.\r\n"), (b"hi", b"hi")]
 
 
 def test_content_that_is_refused_is_watched_as_it_came() -> None:
     talk = Talk(SessionPolicy(hostname=b"px", message_bytes=5))
-    watched: list[tuple[bytes, bytes]] = []
-    talk.pipeline.framer.watch = lambda _, *octets: watched.append(octets)
     talk.sends(b"MAIL FROM:<a@x>", b"DATA")
     talk.says(b"250 a", b"354 go")
     talk.sends(b"more than that", b".")
-    assert watched == [(b"more ", b"more than that\r\n.\r\n")]
+    assert talk.watched == [(b"more ", b"more than that\r\n.\r\n")]
 
 
 def test_a_reply_may_quote_what_is_secret() -> None:

@@ -41,7 +41,7 @@ class Trial(Stage):
         self._longest = 0
         self.pipeline.connect_backend(self._send_backend)
         if "X" in schedule.letters:
-            self.pipeline.ehlo.introduction = Introduction("XCLIENT")
+            self.pipeline.ehlo.pass_address(Introduction("XCLIENT"))
 
     def play(self) -> None:
         """Play all turns; then send the server's replies until the session is at rest."""

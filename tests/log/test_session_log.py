@@ -26,10 +26,13 @@ class Logged:
         self.session = ServiceLog().session("1-1", "smtp", "old", "192.0.2.1:4711")
         self.session.connected("10.0.0.5:25", KnownEnds())
         self.pipeline = Pipeline(
-            SessionPolicy(recipients=10_000), lambda _: None, self.session, 10.0
+            SessionPolicy(recipients=10_000),
+            lambda _: None,
+            self.session,
+            10.0,
+            self.session.content,
         )
         self.pipeline.connect_backend(lambda _: None)
-        self.pipeline.framer.watch = self.session.content
         self.says(greeting)
 
     def sends(self, *lines: str) -> None:

@@ -67,11 +67,14 @@ class Watched:
         self.now = 10.0
         self.got: list[bytes] = []
         self.pipeline = Pipeline(
-            policy or SessionPolicy(), self.got.append, self.observer, self.now
+            policy or SessionPolicy(),
+            self.got.append,
+            self.observer,
+            self.now,
+            self.observer.content,
         )
         self.backend: list[bytes] = []
         self.pipeline.connect_backend(self.backend.append)
-        self.pipeline.framer.watch = self.observer.content
         self.observer.connected("10.0.0.5:25", KnownEnds())
         self.says("220 mx")
 

@@ -51,9 +51,8 @@ class Stage:
             policy or SessionPolicy(hostname=b"proxy"), self._write, self.observed, self.now
         )
         self.pipeline.connect_backend(self.to_backend.append)
-        self.pipeline.upgrade = self._upgrade
+        self.pipeline.allow_upgrades(self._upgrade, self._introduce)
         self.upgrades: list[str] = []
-        self.pipeline.introduce = self._introduce
         self.introduced = ""
         self.refusal = b""  # of the client's XCLIENT
 

@@ -172,7 +172,9 @@ class TestList:
 
     def test_progress_is_reported(self, recorded: Path) -> None:
         reported: list[int] = []
-        assert list(TraceReader(recorded, reported.append).closed_sessions())
+        reader = TraceReader(recorded)
+        reader.on_progress(reported.append)
+        assert list(reader.closed_sessions())
         assert sum(reported) == sum(path.stat().st_size for path in files_of(recorded))
 
 

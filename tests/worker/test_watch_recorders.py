@@ -25,7 +25,7 @@ class Worker:
         self.has_room = True
         kept = TraceSettings(**settings)
         self.watches = WatchRecorders(kept, [], self.session.fanout, self.later)
-        self.watches.send = self._send
+        self.watches.send_with(self._send)
 
     def _send(self, watch: int, records: Sequence[Raw], lost: int) -> bool:
         if self.has_room:
@@ -95,7 +95,7 @@ def test_content_is_not_even_kept_once_the_watch_has_ended() -> None:
     assert session.observer._content  # type: ignore[attr-defined]
     worker.watches.end(1)
     assert len(session.observer._observers) == 1  # type: ignore[attr-defined]
-    assert session.observer._log.on_transaction == []  # type: ignore[attr-defined]
+    assert session.observer._log._on_transaction == []  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("content", ["none", "headers"])

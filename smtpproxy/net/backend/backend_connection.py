@@ -56,6 +56,10 @@ class BackendConnection(asyncio.Protocol):
         if hasattr(self, "transport"):
             del self.transport
 
+    def secured(self, inside: asyncio.Transport) -> None:
+        """Go on with the transport inside TLS, which octets come from now."""
+        self.transport = inside
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Record the connection for loop detection, and pass it to the session."""
         connected = cast("asyncio.Transport", transport)
@@ -64,7 +68,6 @@ class BackendConnection(asyncio.Protocol):
             connected.abort()
         else:
             self.transport = connected
-            """The transport that octets come from; replaced when the connection is inside TLS."""
             opened = transport.get_extra_info("socket")
             if opened is not None:
                 keep_alive(opened)

@@ -103,10 +103,15 @@ class SlotQueue:
             self._held[address] -= 1
             if not self._held[address]:
                 del self._held[address]
-            self.serve()
+            self._serve()
 
-    def serve(self) -> None:
-        """Grant the free slots; must be called after `limit` was changed."""
+    def resize(self, limit: int, max_wait: float) -> None:
+        """Change the settings, and grant the slots that this adds; none in use is taken away."""
+        self.limit, self.max_wait = limit, max_wait
+        self._serve()
+
+    def _serve(self) -> None:
+        """Grant the free slots."""
         while self._waiting and len(self._taken) < self.limit:
             address = self._next_address()
             holder = next(iter(self._turns[address]))

@@ -57,8 +57,7 @@ async def _converse(server: Server, dialogue: "_CheckConnection", hostname: str)
         offer = b""
     if not 200 <= code < 300:
         return _why("answered EHLO", code)
-    if server.offer is None:  # else it is that of a client's session
-        server.offer = offer
+    server.add_offer(offer)
     dialogue.say("QUIT")
     await dialogue.reply()
     return ""

@@ -61,6 +61,11 @@ class Server:
         self.offer_changed_at = -inf
         """When its EHLO reply last changed."""
 
+    def add_offer(self, offer: bytes) -> None:
+        """Keep the offer that a check has found, unless a client's session has found one."""
+        if self.offer is None:
+            self.offer = offer
+
     @property
     def is_one(self) -> bool:
         """Whether it is a fixed server, and not the original target of each client."""
@@ -152,6 +157,14 @@ class ServerPool:
             # This session tries whether it is up again; the others still avoid it.
             order[0].left_alone_until = now + self._retry_after
         return order
+
+    def attach(self, server: Server) -> None:
+        """Count a session that uses a server, or connects to it."""
+        server.sessions += 1
+
+    def detach(self, server: Server) -> None:
+        """Stop counting a session that `attach` has counted."""
+        server.sessions -= 1
 
     def failed(self, server: Server, why: str) -> None:
         """Mark a server as down, since it could not be reached, or sent no valid greeting."""

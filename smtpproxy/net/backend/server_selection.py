@@ -125,7 +125,7 @@ class ServerSelection:
         if not self._left:
             return False
         self.server = self._left.pop(0)
-        self.server.sessions += 1
+        self._listener_context.servers.attach(self.server)
         self._begin(self.server)
         return True
 
@@ -222,7 +222,7 @@ class ServerSelection:
             self._connecting.cancel()
             self._connecting = None
         if self.server is not None:
-            self.server.sessions -= 1
+            self._listener_context.servers.detach(self.server)
             self.server = None
 
     def end(self) -> None:

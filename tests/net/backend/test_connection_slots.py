@@ -183,8 +183,7 @@ async def test_the_queue_checks_itself_while_clients_wait() -> None:
 async def test_a_higher_limit_admits_waiting_clients(more: int, line: MakeLine) -> None:
     one = line(1)
     one.ask("A1", "A2", "A3", "A4")
-    one.queue.limit += more
-    one.queue.serve()
+    one.queue.resize(1 + more, one.queue.max_wait)
     assert one.count[0] == min(4, 1 + more)
 
 

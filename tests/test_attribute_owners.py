@@ -1,0 +1,95 @@
+"""Only the module of a class assigns the attributes of its objects.
+
+An attribute that another module sets is state with two owners.  Such a module calls a method or
+passes an argument instead, so that one file shows everything that can happen to the attribute.
+
+Types are not known here, so an attribute is found by its name: one that the module's own classes
+have, too, is not noticed.
+"""
+
+import ast
+
+import pytest
+
+from tests.test_imports import MODULES
+
+FILLED_IN = {
+    ("core.exchange", "core"),  # each step sets its own fields; a call for each would be slow
+    ("probe.findings", "probe"),  # each check adds what it has found
+}
+"""A module of records, and the package whose other modules fill them in."""
+
+OF_THE_LIBRARY = {
+    ("tls.contexts", "inside.context"),  # ssl.SSLObject, in the callback for SNI
+    ("cli", "console.width"),  # rich.console.Console
+    ("trace.terminal", "made.width"),  # rich.table.Column
+}
+
+
+def _attributes(tree: ast.Module) -> set[str]:
+    """Return the attributes that the classes of a module have, without those of interfaces."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef) and "Protocol" not in map(ast.unparse, node.bases):
+            for each in ast.walk(node):
+                if isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name):
+                    found.add(each.target.id)
+                elif isinstance(each, ast.Attribute) and ast.unparse(each.value) == "self":
+                    found |= {each.attr} if isinstance(each.ctx, ast.Store) else set()
+    return found
+
+
+TREES = {
+    module.removeprefix("smtpproxy."): ast.parse(file.read_text())
+    for module, file in MODULES.items()
+}
+OWN = {module: _attributes(tree) for module, tree in TREES.items()}
+
+
+def _foreign(module: str, tree: ast.Module, own: set[str]) -> list[str]:
+    """Return the attributes that a module sets or deletes, and that only other modules define."""
+    package = module.split(".")[0]
+    found = []
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Attribute) or isinstance(node.ctx, ast.Load):
+            continue
+        name = ast.unparse(node)
+        owners = {other for other, names in OWN.items() if node.attr in names}
+        if (
+            owners
+            and node.attr not in own
+            and ast.unparse(node.value) not in ("self", "cls")
+            and not any((owner, package) in FILLED_IN for owner in owners)
+            and (module, name) not in OF_THE_LIBRARY
+        ):
+            found.append(f"{node.lineno}: {name}")
+    return found
+
+
+@pytest.mark.parametrize("module", TREES)
+def test_module_sets_attributes_of_its_own_classes_only(module: str) -> None:
+    assert _foreign(module, TREES[module], OWN[module]) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "foreign"),
+    [
+        ("session.pipeline.draining = 'x'", ["1: session.pipeline.draining"]),
+        ("self.framer.queue_octets += 1", ["1: self.framer.queue_octets"]),
+        ("a, pool.left_alone_until = 1, 2", ["1: pool.left_alone_until"]),
+        ("del connection.transport", ["1: connection.transport"]),
+        ("for worker.heard in ():\n    pass", ["1: worker.heard"]),
+        ("class A:\n    def f(self, other):\n        self.heard = other.heard = 1", []),
+        ("class A(Protocol):\n    heard: int\nworker.heard = 1", ["3: worker.heard"]),
+        ("context.check_hostname = False", []),
+    ],
+)
+def test_attribute_of_another_object_is_noticed(source: str, foreign: list[str]) -> None:
+    tree = ast.parse(source)
+    assert _foreign("net.session", tree, _attributes(tree)) == foreign
+
+
+def test_every_exception_is_needed() -> None:
+    assert {owner for owner, _ in FILLED_IN} <= OWN.keys()
+    for module, name in OF_THE_LIBRARY:
+        assert name in ast.unparse(TREES[module])
