@@ -425,13 +425,13 @@ class Proxy:
         authority().cert_pem.write_to_path(self._work / "ca.pem")
         file = self._work / "smtpproxy.toml"
         slots = "" if "max_connections" in backend else "max_connections = 1000"
-        file.write_text(
+        text = (
             f'[listeners.smtp]\naddress = "{address}"\n{listener}\n'
             f'[backends.mx]\nservers = ["{self.mta.address}"]\n{slots}\n{backend}\n'
-            f"[timeouts]\n{timeouts}\n[limits]\nexempt = []\n{limits}\n".replace(
-                "@", str(self._work)
-            )
+            f"[timeouts]\n{timeouts}\n[limits]\nexempt = []\n{limits}\n"
+            '[log]\nlevel = "debug"\n'
         )
+        file.write_text(text.replace("@", str(self._work)))
         self.app = App(
             load(file), shared_counters=self._shared_counters, connection_slots=self._make_queue
         )

@@ -153,6 +153,7 @@ class Stage:
             '[listeners.smtp]\naddress = "127.0.0.1:0"\n' + listener + "\n"
             f'[backends.mx]\nservers = ["127.0.0.1:{port}"]\n{backend}\n'
             f"[timeouts]\n{timeouts}\n[limits]\n{limits}\n"
+            '[log]\nlevel = "debug"\n'
         )
         file.write_text(text.replace("@", str(self.work)))
         self.app = App(load(file))

@@ -63,7 +63,6 @@ async def test_version_and_cipher_of_both_sides_are_reported(
     port = await stage.start(
         STARTTLS.replace("starttls", tls),
         f'tls = "{tls}"\nca_file = "@/ca.pem"',
-        limits='[log]\nlevel = "debug"',
     )
     inside = {"ssl": stage.client_context, "server_hostname": "mx.example"}
     async with client(port, **(inside if tls == "implicit" else {})) as one:
@@ -81,7 +80,7 @@ async def test_implicit_tls_with_the_backend_alone_is_reported(
     stage: Stage, logged: Logged
 ) -> None:
     backend = 'tls = "implicit"\nca_file = "@/ca.pem"'
-    async with client(await stage.start("", backend, limits='[log]\nlevel = "debug"')) as one:
+    async with client(await stage.start("", backend)) as one:
         await one.reply()
         await deliver(one)
     assert [line["side"] for line in logged("tls_started")] == ["backend"]
@@ -246,7 +245,7 @@ async def test_a_missing_handshake_reaches_the_time_limit(stage: Stage) -> None:
 
 
 async def test_data_other_than_a_handshake_ends_the_session(stage: Stage, logged: Logged) -> None:
-    port = await stage.start(STARTTLS, limits='[log]\nlevel = "debug"')
+    port = await stage.start(STARTTLS)
     async with client(port) as one:
         await one.reply()
         await one.ask(b"STARTTLS")
