@@ -274,6 +274,7 @@ RULES = st.builds(
     guard_data=st.booleans(),
     queue_commands=st.sampled_from([1, 2, 1000]),
     consecutive_errors=st.sampled_from([0, 1, 20]),
+    early_pipelining=st.booleans(),
 )
 HAPPENINGS = ["hold", "drain", "C: EOF", "C: RST", "B< EOF", "expire", "stop"]
 

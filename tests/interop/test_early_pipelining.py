@@ -1,5 +1,7 @@
 """A real Exim as an early client: what it sends before the greeting, and what it saves."""
 
+import re
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import pairwise
@@ -10,7 +12,8 @@ from tests.interop.clients import Door, Mail
 from tests.interop.dialogue import assert_lock_step, verb_groups
 from tests.interop.messages import brief, recipients
 from tests.interop.mta_clients import QueueingExim
-from tests.interop.peers import BACKENDS, Backend
+from tests.interop.networks import MTA, networks
+from tests.interop.peers import BACKENDS, Backend, opensmtpd
 from tests.interop.stage import configured
 from tests.interop.tap import Connection, Tap
 from tests.support.processes import Process, Workplace, eventually, free_port
@@ -132,3 +135,40 @@ def test_of_an_mta_that_lost_chunking_exim_learns_in_time_and_loses_no_message()
             assert b"BDAT" not in connection.sent()
             assert_lock_step(connection)
         assert b"smuggled" not in behind.connections[0].sent()
+
+
+_IN_THE_SYN = """
+import socket, sys
+for _ in range(2):  # the first one gets the cookie (RFC 7413 section 3)
+    with socket.socket() as client:
+        group = "\\r\\n".join(sys.argv[2:] + [""]).encode()
+        client.sendto(group, socket.MSG_FASTOPEN, (sys.argv[1], 25))
+        while octets := client.recv(65536):
+            sys.stdout.write(octets.decode())
+"""
+
+
+def test_a_group_in_the_syn_is_served() -> None:
+    """TCP Fast Open, in namespaces: the proxy's kernel counts the connections with data."""
+    with (
+        networks("early") as row,
+        opensmtpd(listen=(MTA,), machine=row.mta),
+        Workplace("settings") as work,
+    ):
+        row.proxy.run("sysctl", "-qw", "net.ipv4.tcp_fastopen=3")
+        settings = work.write(
+            "smtpproxy.toml",
+            '[listeners.smtp]\naddress = "10.91.1.1:25"\nearly_pipelining = true\n'
+            f'[backends.mta]\nservers = ["{MTA}:25"]\n',
+        )
+        argv = (*row.proxy.inside, sys.executable, "-m", "smtpproxy", "run", "-c", str(settings))
+        with Process(argv, work.path / "log"):
+            row.proxy.await_listening(25)
+            group = ("EHLO client.example", "MAIL FROM:<a@sender.example>", "QUIT")
+            printed = row.client.run("python3", "-c", _IN_THE_SYN, "10.91.1.1", *group)
+            assert re.findall(r"^(\d+) ", printed, re.MULTILINE) == ["220", "250", "250", "221"] * 2
+            names, values = re.findall(
+                r"^TcpExt: (.*)$", row.proxy.run("cat", "/proc/net/netstat"), re.MULTILINE
+            )
+            counted = dict(zip(names.split(), values.split(), strict=True))
+            assert counted["TCPFastOpenPassive"] == "1"
