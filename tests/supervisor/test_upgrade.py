@@ -357,6 +357,39 @@ def test_the_control_socket_answers_all_the_while(
     eventually(lambda: not path.exists() or None, "the end")
 
 
+def test_a_watch_ends_and_may_begin_again(
+    mta: LegacyMTA, run: Run, copy: Path, tmp_path: Path
+) -> None:
+    """The old supervisor would not see the sessions of the new workers."""
+    path = tmp_path / "control"
+    flags = ("-l", "127.0.0.1:0", "-b", mta.address, "--control", str(path))
+    program = run_copy(run, copy, *flags)
+    port = program.port()
+    session = Session(port)
+
+    def watched(connection: socket.socket) -> str:
+        connection.settimeout(20)
+        with connection, connection.makefile() as lines:
+            return next((line for line in lines if '"what":"opened"' in line), "")
+
+    target = "/trace/watch?client=127.0.0.1"
+    old = control_client.Stream(target, [path])
+    program.event("trace_watch_started")
+    new = hand_over(program, copy)
+    assert watched(old.connection) == ""
+    assert "trace_watch_ended" in [each["event"] for each in program.log()]
+    again = control_client.Stream(target, [path])
+    begin = again.received
+    while b"watching" not in begin:
+        begin += again.connection.recv(4096)
+    Session(port).quit()
+    assert watched(again.connection)
+    session.quit()
+    assert program.wait() == 0
+    os.kill(new, signal.SIGTERM)
+    eventually(lambda: not path.exists() or None, "the end")
+
+
 def test_without_its_fork_server_a_supervisor_hands_over(
     mta: LegacyMTA, run: Run, copy: Path
 ) -> None:
