@@ -75,6 +75,8 @@ class Stream:
             found = _read(self.connection, deadline, b"\r\n\r\n")
             head, _, self.received = found.partition(b"\r\n\r\n")
             if head.split(b" ")[1:2] != [b"200"]:
+                if b" 404 " in head:
+                    raise NoAnswer(f"the service at {place} is an older version without it")
                 text = (self.received + _read(self.connection, deadline)).decode(errors="replace")
                 raise NoAnswer(text.rstrip("\n") or f"no answer at {place}")
             self.connection.settimeout(None)

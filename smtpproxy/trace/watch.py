@@ -21,9 +21,9 @@ PATH = "/trace/watch"
 """The path of the request at the control socket."""
 NETWORKS = 32
 """The most networks of a watch."""
-CONTENT_OCTETS = 1024 * 1024
-"""The most of the content of a message, whatever trace.max_content is: it passes through the
-supervisor."""
+CONTENT_OCTETS = 256 * 1024
+"""The most of the content of a message, whatever trace.max_content is: its record is made on the
+event loop, in up to 10 ms, and passes through the supervisor."""
 Content = Literal["none", "headers", "full"]
 Network = IPv4Network | IPv6Network
 
