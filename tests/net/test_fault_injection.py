@@ -630,9 +630,14 @@ async def test_what_the_mta_says_before_a_late_greeting_is_bounded(clock: Clock)
 # --- any faults -----------------------------------------------------------------------------------
 
 ACTIONS = ("450", "550", "421", "delay:60", "stall", "close", "reset", "close-after", "reset-after")
+ENVELOPE = [Part(b"MAIL FROM:<a>\r\n"), Part(b"RCPT TO:<b>\r\n")]
+MESSAGE_PARTS = [*ENVELOPE, Part(b"DATA\r\n", b"354", b"hello\r\n.\r\n")]
 FLAGS = st.lists(
     st.tuples(
-        st.sampled_from([verb.decode() for verb in FAULT_VERBS]),
+        st.one_of(
+            st.sampled_from([verb.decode() for verb in FAULT_VERBS]),
+            st.sampled_from(["RCPT", "DATA", "BDAT", "END_OF_DATA", "END_OF_DATA"]),
+        ),
         st.sampled_from(ACTIONS),
         st.sampled_from(["", " 50%", " 1/3", " recipient=b", " sender=a"]),
     ),
@@ -642,7 +647,14 @@ FLAGS = st.lists(
 
 
 @QUICK
-@given(_parts(), FLAGS, st.integers(0, 1000), st.data())
+@given(
+    st.tuples(st.sampled_from([[], ENVELOPE, MESSAGE_PARTS]), _parts()).map(
+        lambda both: both[0] + both[1]
+    ),
+    FLAGS,
+    st.integers(0, 1000),
+    st.data(),
+)
 def test_no_faults_bring_proxy_and_mta_out_of_step(
     parts: list[Part], flags: list[tuple[str, str, str]], seed: int, draw: st.DataObject
 ) -> None:
