@@ -155,9 +155,13 @@ class QueueingExim:
         argv = ("-odi", "-oi", "-f", mail.sender, "--", *mail.recipients)
         _exim(self._program, argv, mail.message.as_kept())
 
+    def try_again(self) -> None:
+        """Try once again to deliver what is in the queue."""
+        _exim(self._program, ("-qff",))
+
     def retry(self, mail: Mail) -> Result:
         """Try again to deliver a message, and wait for the result."""
-        _exim(self._program, ("-qff",))
+        self.try_again()
         return _exim_result(self._program, mail)
 
 
