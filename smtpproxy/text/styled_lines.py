@@ -16,7 +16,7 @@ from smtpproxy.text.escaping import printable
 Piece = tuple[str, str]
 """A text, and its style by rich's name; an empty name for none."""
 
-_ASCII = str.maketrans("│├┤─╌▶◀╭╰⋮…■█▉▊▋▌▍▎▏", "|++--></\\:~#########")
+_ASCII = str.maketrans("│├┤─╌▶◀╭╰⋮…■█▉▊▋▌▍▎▏µ", "|++--></\\:~#########u")
 
 
 def width_of(text: str) -> int:

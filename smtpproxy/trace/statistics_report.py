@@ -97,7 +97,7 @@ def _verbs(verbs: Sequence[VerbTimes]) -> Section:
     rows = []
     for each in verbs[:VERBS]:
         times = each.p50_s, each.p95_s, each.p99_s, each.max_s
-        values = [f"{each.count:,}", _long(each.seconds), *map(duration_text, times)]
+        values = [f"{each.count:,}", _long(each.seconds), *map(_short, times)]
         slowest = [f"{duration_text(slow.seconds)} in {slow.session}" for slow in each.slowest]
         rows.append(Row(each.verb, values, each.seconds / most, "", [("slowest:", *slowest)]))
     notes = _more(len(verbs) - VERBS, "verb")
@@ -115,8 +115,7 @@ def _saved(found: Statistics) -> Section:
     if saved.measured_sessions:
         notes.append(
             f"that saved {_long(saved.seconds)} at the clients' own round-trip times: "
-            f"p50 {duration_text(saved.client_rtt_p50_s)}, "
-            f"p95 {duration_text(saved.client_rtt_p95_s)}"
+            f"p50 {_short(saved.client_rtt_p50_s)}, p95 {_short(saved.client_rtt_p95_s)}"
         )
     unmeasured = saved.round_trips - saved.measured_round_trips
     if unmeasured:
@@ -232,10 +231,15 @@ def _bytes(number: float) -> str:
     return f"{number:,.1f} TB"
 
 
+def _short(seconds: float) -> str:
+    """Return a duration that may be a few microseconds."""
+    return duration_text(seconds) if seconds >= 0.0001 else f"{seconds * 1e6:.0f} µs"
+
+
 def _long(seconds: float) -> str:
     """Return a duration that may be many hours."""
     if seconds < 100:
-        return duration_text(seconds)
+        return _short(seconds)
     if seconds < 1000:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:,.0f} min" if seconds < 6000 else f"{seconds / 3600:,.1f} h"

@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 from smtpproxy.cli import main
 from smtpproxy.text.escaping import printable
 from smtpproxy.trace import terminal
+from smtpproxy.trace.header_pattern import HeaderPattern
 from smtpproxy.trace.reader import (
     Problems,
     RecordedSession,
@@ -22,7 +23,7 @@ from smtpproxy.trace.reader import (
     TraceReader,
     printable_record,
 )
-from smtpproxy.trace.records import HEADER
+from smtpproxy.trace.records import HEADER, Exchanged
 from smtpproxy.trace.replay import play
 from tests.support.hostile_text import check_shown
 
@@ -44,6 +45,11 @@ TAGS = [
     "section",
     *["script"] * 2,
 ]
+SUBJECT = HeaderPattern.of("Subject=a")
+STATISTICS_TAGS = {
+    *("html", "head", "meta", "title", "style", "body", "main", "section", "h1", "h2", "p"),
+    *("table", "thead", "tbody", "tr", "th", "td", "i", "span"),
+}
 REPLIES = b"220 mx\r\n" + b"354 go\r\n250-ok\r\n250 ok\r\n" * 500
 
 
@@ -53,7 +59,8 @@ def run_trace(octets: bytes) -> list[int]:
     file = directory / "trace-1.jsonl"
     file.write_bytes(octets)
     page, capture = directory / "page", directory / "capture"
-    for each in (page, capture):
+    statistics = directory / "statistics"
+    for each in (page, capture, statistics):
         each.unlink(missing_ok=True)
     codes = [
         _ran("list").exit_code,
@@ -61,6 +68,8 @@ def run_trace(octets: bytes) -> list[int]:
         _ran("export", SESSION, "--html", str(page)).exit_code,
         _ran("export", SESSION, "--pcapng", str(capture)).exit_code,
     ]
+    _ran("stats", "--json", "--html", str(statistics))
+    _check_statistics(statistics.read_text())
     if page.exists():
         _check_page(page.read_text())
     if capture.exists():
@@ -68,6 +77,8 @@ def run_trace(octets: bytes) -> list[int]:
     for record, _ in TraceFile(file, Problems()).records(b""):
         if reported := terminal.line_of(printable_record(record)):
             check_shown(reported.plain)
+        if isinstance(record, Exchanged):
+            SUBJECT.is_in(record.content)
     try:
         session = TraceReader(file).session(SESSION)
     except ValueError:
@@ -113,6 +124,14 @@ def _check_page(page: str) -> None:
     assert data is not None
     check_shown(data[1])
     assert isinstance(json.loads(data[1]), list)
+
+
+def _check_statistics(page: str) -> None:
+    check_shown(page)
+    tags = _Tags()
+    tags.feed(page)
+    assert set(tags.found) <= STATISTICS_TAGS, tags.found
+    assert tags.found.count("body") == 1
 
 
 def _check_capture(octets: bytes) -> None:

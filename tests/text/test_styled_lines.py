@@ -46,6 +46,6 @@ def test_what_is_not_printable_is_escaped(terminal: dict[str, object]) -> None:
 
 def test_a_console_of_ascii_gets_ascii() -> None:
     file = io.TextIOWrapper(io.BytesIO(), "ascii")
-    Console(file=file).print(StyledLines([StyledLine(("│─▶ ü █▏", "dim"))]))
+    Console(file=file).print(StyledLines([StyledLine(("│─▶ ü █▏ 5 µs", "dim"))]))
     file.seek(0)
-    assert file.read() == "|-> ? ##\n"
+    assert file.read() == "|-> ? ## 5 us\n"
