@@ -535,9 +535,13 @@ class TraceSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     deploy/tracing.md#traces.
     """
     networks: Networks = []
-    """Record only clients of these networks; left out: all."""
+    """Record only clients of these networks; left out: all. `smtpproxy trace watch` shows message
+    content of no others.
+    """
     content: Literal["none", "headers", "full"] = "none"
-    """Whether message content is recorded: `none`, only its `headers`, or in `full`."""
+    """Whether message content is recorded: `none`, only its `headers`, or in `full`. It is the most
+    that `smtpproxy trace watch` shows, too.
+    """
     max_content: ContentSize = 1024 * 1024
     """With `content = "full"`, the most that is recorded of a message."""
     max_file: Size = 64 * 1024 * 1024

@@ -76,8 +76,10 @@ class ControlServer:
         for server in self._servers:
             server.close()
         self._servers.clear()
-        for reader, ended in list(self._watching.items()):
+        watching = dict(self._watching)
+        for reader in watching:
             reader.feed_eof()
+        for ended in watching.values():
             await ended.wait()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -115,6 +117,8 @@ class ControlServer:
             request = watch.parse(query)
         except ValueError as error:
             return 400, f"{error}\n"
+        if not self._servers:  # nothing would end it
+            return 503, "the service is stopping\n"
         status, why_not = self._watches.why_no_watch(request)
         return (status, f"{why_not}\n") if why_not else request
 

@@ -207,6 +207,20 @@ class TestWatch:
             await served.stop()
         writer.close()
 
+    async def test_none_begins_once_the_service_stops(
+        self, path: Path, watches: Watches, served: ControlServer
+    ) -> None:
+        """Its connection was accepted before, and would keep the watch on."""
+        reader, writer = await asyncio.open_unix_connection(path)
+        while not served._open:
+            await asyncio.sleep(0)
+        await served.stop()
+        writer.write(WATCH)
+        async with asyncio.timeout(5):
+            assert (await reader.read()).startswith(b"HTTP/1.0 503 ")
+        assert watches.active == 0
+        writer.close()
+
     @pytest.mark.usefixtures("served")
     async def test_it_has_no_time_limit(
         self, path: Path, watches: Watches, monkeypatch: pytest.MonkeyPatch
