@@ -326,7 +326,8 @@ class ListenerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Networks that may name another client by XCLIENT, whatever the MTA offers: limits, log and
     `identity` then use that client, on a new connection to the MTA (the first session closes with
     `reason=introduced`). The named client may not do so in turn, unless it is in these networks
-    too. LOGIN is not accepted. Their XFORWARD is passed on.
+    too. LOGIN, an authenticated user, is accepted with `identity = "xclient"`, and passed to an MTA
+    that offers it. Their XFORWARD is passed on.
     """
     transparent: bool = False
     """Accept connections to other machines (TPROXY, REDIRECT). See `smtpproxy example nftables`."""

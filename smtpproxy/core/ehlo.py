@@ -16,6 +16,7 @@ from typing import Final
 
 from smtpproxy.core import capabilities
 from smtpproxy.core.exchange import Exchange, ProxyStep
+from smtpproxy.core.lines import redacted_reply, without_login
 from smtpproxy.core.negotiated_extensions import NegotiatedExtensions
 from smtpproxy.core.policy import BackendTls, SessionPolicy
 from smtpproxy.core.violations import BackendViolation
@@ -147,7 +148,11 @@ class Ehlo:
         """
         if self._awaits == _GREETING:
             return self._take_greeting(code, now)
-        step = ProxyStep(self.line, reply, self.sent_at, now)
+        shown = reply
+        if self._awaits == _INTRODUCTION and b" LOGIN=" in self.line:
+            self.line = without_login(self.line)
+            shown = redacted_reply(reply) if code >= 500 else reply
+        step = ProxyStep(self.line, shown, self.sent_at, now)
         exchange.steps = (*exchange.steps, step)
         self.sent_at = now
         if self._awaits == _HANDSHAKE:

@@ -198,6 +198,11 @@ def redacted(line: bytes) -> bytes:
     return b" ".join([*words[:shown], b"*\r\n"]) if len(words) > shown else line
 
 
+def without_login(line: bytes) -> bytes:
+    """Return the proxy's own XCLIENT line with the value of LOGIN replaced by `*`."""
+    return _LOGIN.sub(rb"\1*", line)
+
+
 def redacted_reply(reply: bytes) -> bytes:
     """Return a reply with its text replaced by `*`, since it may quote the command."""
     found = _BEFORE_TEXT.match(reply)
@@ -208,6 +213,7 @@ def _violation(kind: str, reply: bytes, line: bytes) -> ClientViolation:
     return ClientViolation(kind, reply, redacted(line))
 
 
+_LOGIN: Final = re.compile(rb"( LOGIN=)[^ \r]+")
 _PATH: Final = re.compile(rb'[^:]*: *(?:<(?:"(?:[^"\\]|\\.)*"|[^">])*>|[^ <][^ ]*)')
 _DECLARED_SIZE: Final = re.compile(rb"(?i) SIZE=([0-9]+)(?=[ \r])")
 

@@ -20,6 +20,7 @@ clock: every call passes the time.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final, NoReturn
 
 from smtpproxy.core import replies, verbs
@@ -478,6 +479,8 @@ class Pipeline:
         elif step == START_TLS:
             self._upgrade(Upgrade.BACKEND_TLS)
         else:
+            if b" LOGIN=" in ehlo.line:  # which a reply may quote
+                exchange.verb = replace(exchange.verb, secret=True)
             self.send_backend(ehlo.line)
         return code, b""
 

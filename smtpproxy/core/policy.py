@@ -12,7 +12,7 @@ from smtpproxy.core.verbs import Sync, Verb
 
 NO_CHANGES: Final = CapabilityFilter()
 XCLIENT_OFFER: Final = b"XCLIENT NAME ADDR PORT PROTO HELO DESTADDR DESTPORT"
-"""The XCLIENT offer to a trusted client, without LOGIN, which would name an authenticated user."""
+"""The XCLIENT offer to a trusted client, without LOGIN, which names an authenticated user."""
 
 
 class ClientTls(Enum):
@@ -99,6 +99,8 @@ class SessionPolicy:
     """Whether to send XFORWARD to the backend before each message."""
     intercepted: frozenset[bytes] = frozenset()
     """The verbs of the commands that `Pipeline.intercept` gets."""
+    xclient_login: bool = False
+    """Whether a trusted client may name an authenticated user, since XCLIENT passes it on."""
     table: Mapping[bytes, Verb] = field(init=False)
     """The verb table after EHLO."""
     first_table: Mapping[bytes, Verb] = field(init=False)
@@ -157,7 +159,8 @@ class SessionPolicy:
             allow |= {b"STARTTLS"}
         if self.trusted:
             allow |= {b"XFORWARD"}
-            add += () if b"XCLIENT" in hide else (XCLIENT_OFFER,)
+            offer = XCLIENT_OFFER + b" LOGIN" * self.xclient_login
+            add += () if b"XCLIENT" in hide else (offer,)
         ends_tls = self.backend_tls is not BackendTls.OFF or self.client_tls in (
             ClientTls.OFFERED,
             ClientTls.ACTIVE,

@@ -1,8 +1,9 @@
 """XCLIENT and XFORWARD: reads and makes the commands that pass a client's address, without I/O.
 
 Postfix's XCLIENT_README and XFORWARD_README give the grammar.  Host names are not looked up: a
-client has one only if a proxy in front has named it.  LOGIN is neither sent nor accepted, since
-authentication is the backend's task.
+client has one only if a proxy in front has named it.  LOGIN, which names an authenticated user, is
+accepted from a trusted proxy if it can be passed on by XCLIENT, and belongs to the client that the
+same line names: a new ADDR without LOGIN is a client that has not authenticated.
 """
 
 import re
@@ -40,7 +41,7 @@ class BadXclient(Exception):
         self.reply = reply
 
 
-def peer_named_by(peer: Peer, line: bytes) -> Peer:
+def peer_named_by(peer: Peer, line: bytes, *, login: bool = False) -> Peer:
     """Return the client that an XCLIENT line of a trusted client names.
 
     Attributes that are not in the line keep their value.  PROTO and HELO are only checked, since
@@ -49,6 +50,7 @@ def peer_named_by(peer: Peer, line: bytes) -> Peer:
     Args:
         peer: The client so far.
         line: The command line.
+        login: Whether LOGIN is accepted.
 
     Raises:
         BadXclient: The line is not valid.
@@ -57,7 +59,7 @@ def peer_named_by(peer: Peer, line: bytes) -> Peer:
     for word in line.split()[1:]:
         name, _, value = word.partition(b"=")
         name = name.upper()
-        if name not in _TAKEN or name in said:
+        if name not in _TAKEN or name in said or (name == b"LOGIN" and not login):
             raise BadXclient(replies.XCLIENT_ATTRIBUTE)
         known = value.upper() not in _NOT_KNOWN
         if not _TAKEN[name].fullmatch(value) or (name == b"ADDR" and not known):
@@ -67,6 +69,8 @@ def peer_named_by(peer: Peer, line: bytes) -> Peer:
         raise BadXclient(replies.XCLIENT_ATTRIBUTE)
     if b"NAME" in said:
         peer = replace(peer, hostname=said[b"NAME"])
+    if b"LOGIN" in said or b"ADDR" in said:
+        peer = replace(peer, login=said.get(b"LOGIN", b""))
     return _with_ends(peer, said)
 
 
@@ -101,6 +105,7 @@ _HOST = re.compile(rb"(?i:IPV6:)?[0-9A-Fa-f:.]{2,45}|\[(?i:UNAVAILABLE|TEMPUNAVA
 _PORT = re.compile(rb"[0-9]{1,5}|\[(?i:UNAVAILABLE|TEMPUNAVAIL)\]")
 _TAKEN = {
     b"NAME": _XTEXT,
+    b"LOGIN": re.compile(rb"(?=.{1,%d}$)" % _XTEXT_LIMIT + _XTEXT.pattern),
     b"HELO": _XTEXT,
     b"PROTO": re.compile(rb"(?i:E?SMTP)"),
     b"ADDR": _HOST,
@@ -132,6 +137,8 @@ class ClientAttributes:
         words = [
             name + b"=" + value for name, value in self._values(hello).items() if name in attributes
         ]
+        if self._peer.login and self.verb == b"XCLIENT" and {b"LOGIN", b"ADDR"} <= attributes:
+            words[-1] = b"LOGIN=" + self._peer.login + b" " + words[-1]  # with ADDR, in one line
         return _in_lines(self.verb, words) or [self.verb + b"\r\n"]
 
     def _values(self, hello: bytes) -> dict[bytes, bytes]:

@@ -7,7 +7,7 @@ import asyncio
 import socket
 import struct
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 from smtpproxy.config.address import canonical
@@ -35,6 +35,8 @@ class Peer:
     """Whether the client connected to another machine and was redirected to the proxy."""
     hostname: bytes = b""
     """The client's host name from a proxy in front, in xtext; empty if not known."""
+    login: bytes = field(default=b"", repr=False)
+    """The authenticated user that a trusted proxy in front names, in xtext; empty if none."""
 
     @classmethod
     def of(cls, transport: asyncio.BaseTransport) -> "Peer | None":

@@ -194,7 +194,8 @@ class SessionUpgrades:
     def introduce(self, line: bytes) -> bytes:
         """Process XCLIENT of a trusted client; return a refusal, or empty."""
         try:
-            self._named = peer_named_by(self._session.peer, line)
+            login = self._session.pipeline.policy.xclient_login
+            self._named = peer_named_by(self._session.peer, line, login=login)
         except BadXclient as bad:
             return bad.reply
         return b""

@@ -330,6 +330,7 @@ def _policy(
         early_pipelining=listener.early_pipelining,
         xforward=backend.identity == "xforward",
         intercepted=intercepted(rules),
+        xclient_login=backend.identity == "xclient",
         # Else mail could be forwarded before TLS starts, or without the client's address.
         hello_first=backend.tls == "starttls" or backend.identity == "xclient",
     )

@@ -133,6 +133,48 @@ def test_a_trusted_client_names_another_client(said: bytes) -> None:
     assert peer_named_by(FRONT, b"XCLIENT " + said + b"\r\n") == TAKEN[said]
 
 
+ALICE = Peer("192.0.2.1:0", FRONT.target, login=b"alice")
+
+
+@pytest.mark.parametrize(
+    ("said", "login"),
+    [
+        ([b"ADDR=192.0.2.1 LOGIN=alice"], b"alice"),
+        ([b"LOGIN=alice ADDR=192.0.2.1"], b"alice"),
+        ([b"LOGIN=a+2Bb+40c ADDR=192.0.2.1"], b"a+2Bb+40c"),
+        ([b"LOGIN=[UNAVAILABLE] ADDR=192.0.2.1"], b""),
+        ([b"ADDR=192.0.2.1 LOGIN=alice", b"PORT=25"], b"alice"),
+        ([b"ADDR=192.0.2.1 LOGIN=alice", b"LOGIN=[UNAVAILABLE]"], b""),
+        ([b"ADDR=192.0.2.1 LOGIN=alice", b"ADDR=192.0.2.2"], b""),
+        ([b"LOGIN=alice", b"ADDR=192.0.2.2"], b""),
+    ],
+)
+def test_a_login_belongs_to_the_client_that_the_same_line_names(
+    said: list[bytes], login: bytes
+) -> None:
+    peer = FRONT
+    for line in said:
+        peer = peer_named_by(peer, b"XCLIENT " + line + b"\r\n", login=True)
+    assert peer.login == login
+
+
+@pytest.mark.parametrize("login", [b"", b"a+2", b"a=b", b"a" * 256, b"a+0d"])
+def test_an_invalid_login_is_refused(login: bytes) -> None:
+    with pytest.raises(BadXclient):
+        peer_named_by(FRONT, b"XCLIENT ADDR=192.0.2.1 LOGIN=" + login + b"\r\n", login=True)
+
+
+def test_a_login_is_sent_only_by_xclient_and_only_if_it_is_offered() -> None:
+    def sent(verb: bytes, *offered: bytes) -> list[bytes]:
+        return ClientAttributes(verb, ALICE).lines(frozenset(offered), b"EHLO c\r\n")
+
+    assert sent(b"XCLIENT", b"ADDR", b"LOGIN") == [b"XCLIENT LOGIN=alice ADDR=192.0.2.1\r\n"]
+    assert sent(b"XCLIENT", b"ADDR") == [b"XCLIENT ADDR=192.0.2.1\r\n"]
+    assert sent(b"XFORWARD", b"ADDR", b"LOGIN") == [b"XFORWARD ADDR=192.0.2.1\r\n"]
+    assert b"LOGIN" not in ClientAttributes(b"XCLIENT", V4).lines(ALL, b"EHLO c\r\n")[0]
+    assert "alice" not in repr(ALICE)
+
+
 @pytest.mark.parametrize("said", NOT_TAKEN)
 def test_an_invalid_xclient_is_refused(said: bytes) -> None:
     """Nor a client without an address, which an MTA would take for the proxy."""
@@ -151,11 +193,11 @@ def test_the_target_of_a_redirected_client_is_not_changed() -> None:
 def test_commands_made_by_one_proxy_are_read_by_the_next(
     host: str, port: int, hello: bytes
 ) -> None:
-    said = Peer(name_of((host, port)), ("198.51.100.7", 25), hostname=b"c.example")
+    said = Peer(name_of((host, port)), ("198.51.100.7", 25), hostname=b"c.example", login=b"joe")
     lines = ClientAttributes(b"XCLIENT", said).lines(ALL, b"EHLO " + hello + b"\r\n")
     peer = FRONT
     for line in lines:
-        peer = peer_named_by(peer, line)
+        peer = peer_named_by(peer, line, login=True)
     assert peer == said
 
 

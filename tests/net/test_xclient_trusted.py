@@ -140,3 +140,54 @@ async def test_a_server_that_refuses_that_client_is_reported_in_the_reply(stage:
         assert await one.reply() == b"220 mx"
         await stage.stop_backend()
         assert (await one.ask(b"NOOP", SPEAKS))[1].startswith(b"421 4.4.1 ")
+
+
+LOGIN = b"XCLIENT ADDR=192.0.2.7 LOGIN=alice NAME=[UNAVAILABLE]"
+
+
+@pytest.mark.parametrize("offered", [b"ADDR LOGIN", b"ADDR"], ids=["offered", "not offered"])
+async def test_the_mta_gets_the_login_that_the_proxy_in_front_names(
+    stage: Stage, logged: Logged, offered: bytes
+) -> None:
+    """No log line has it, at any level."""
+    stage.backend.offers = [b"XCLIENT " + offered]
+    more = '[log]\nlevel = "debug"'
+    port = await stage.start(TRUSTED, 'identity = "xclient"', limits=more)
+    async with client(port) as one:
+        assert await one.reply() == b"220 mx"
+        assert b" DESTPORT LOGIN\r\n" in (await one.ask(b"EHLO front"))[0]
+        assert await one.ask(LOGIN) == [b"220 mx"]
+        await deliver(one)
+    said = [line for line in stage.backend.heard if line.startswith(b"XCLIENT")]
+    login = b"LOGIN=alice " if b"LOGIN" in offered else b""
+    assert said[1] == b"XCLIENT " + login + b"ADDR=192.0.2.7"
+    assert b"LOGIN" not in said[0]
+    lines = [*logged("exchange"), *logged("message_relayed"), *logged("session_closed")]
+    assert "alice" not in str(lines)
+
+
+@pytest.mark.parametrize("identity", ["none", "proxy-v1", "xforward"])
+async def test_a_login_that_the_mta_cannot_get_is_refused(stage: Stage, identity: str) -> None:
+    stage.backend.owed_header = V1_HEADER if identity == "proxy-v1" else 0
+    async with client(await stage.start(TRUSTED, f'identity = "{identity}"')) as one:
+        assert await one.reply() == b"220 mx"
+        assert b"LOGIN" not in (await one.ask(b"EHLO front"))[0]
+        assert await one.ask(LOGIN) == [b"501 5.5.4 Error: bad XCLIENT attribute name"]
+
+
+async def test_a_client_that_is_not_trusted_names_no_login(stage: Stage) -> None:
+    """Nor does one that a trusted proxy has named: it would be an open relay."""
+    stage.backend.offers = [b"XCLIENT ADDR LOGIN"]
+    port = await stage.start('xclient = ["192.0.2.0/25"]', 'identity = "xclient"')
+    async with client(port) as one:
+        await one.reply()
+        hello, refused = await one.ask(b"EHLO c", LOGIN)
+        assert b"XCLIENT" not in hello
+        assert refused == b"550 5.7.0 Error: insufficient authorization"
+        await deliver(one, 1)
+    assert b"alice" not in b" ".join(stage.backend.heard)
+    await stage.stop()
+    async with client(await stage.start(TRUSTED, 'identity = "xclient"')) as one:
+        assert await introduce(one) == b"220 mx"
+        assert (await one.ask(b"EHLO c", LOGIN))[1].startswith(b"550 ")
+    assert b"alice" not in b" ".join(stage.backend.heard)

@@ -20,8 +20,13 @@ class Introduced:
         self.verb = verb.encode()
 
     def lines(self, attributes: frozenset[bytes], hello: bytes) -> list[bytes]:
-        """Return a line for each attribute in INTRODUCED that the backend offers."""
+        """Return a line for each attribute in INTRODUCED that the backend offers.
+
+        If LOGIN is offered, it names joe, in a line with the address.
+        """
         words = [word % hello[5:].strip() if b"%" in word else word for word in INTRODUCED]
+        if {b"LOGIN", b"ADDR"} <= attributes:
+            return [self.verb + b" LOGIN=joe " + words[-1] + b"\r\n"]
         return [
             self.verb + b" " + word + b"\r\n" for word in words if word.split(b"=")[0] in attributes
         ]
