@@ -25,6 +25,7 @@ _FORWARDING = frozenset((b"XCLIENT", b"XFORWARD"))
 REFUSALS_LOGGED = 20
 """The most refusals of one kind that are logged in a session."""
 HELO_BYTES = 255
+_FORWARDED = {b"ADDR": "forwarded_ip", b"NAME": "forwarded_name"}
 _REASONS = {"proxy_header_unexpected": "its network is not in proxy_protocol"}
 """Hints for the operator, by the kind of the violation."""
 
@@ -98,6 +99,7 @@ class SessionLog:
         "_backend",
         "_client",
         "_fields",
+        "_forwarded",
         "_hello",
         "_id",
         "_limit",
@@ -140,6 +142,7 @@ class SessionLog:
         self._source: Endpoint | None = None
         self._tls = ""
         self._hello = b""  # the client's last EHLO or HELO line
+        self._forwarded: dict[str, object] | None = None  # by a trusted client's XFORWARD
         self._mechanism = self._auth = b""  # of the last AUTH, and of the one that was accepted
         self._fields: dict[str, object] | None = None  # those of each event
         self._message_fields: dict[str, object] | None = None  # and of each message's
@@ -211,8 +214,8 @@ class SessionLog:
                 self._continue(exchange)
             elif role in _BEGINS_ANEW:
                 self._begin_anew(exchange)
-            elif role == verbs.AUTH:
-                self._note_auth(exchange)
+            elif role in (verbs.AUTH, verbs.XFORWARD):
+                self._note_identity(exchange)
             if exchange.code >= 400:
                 self._log_refusal(exchange)
             if exchange.problem is not None:
@@ -239,6 +242,7 @@ class SessionLog:
     def _begin_anew(self, exchange: Exchange) -> None:
         if exchange.code < 300:
             self._finish()
+            self._forwarded = None
             if exchange.verb.role != verbs.RSET:
                 self._hello = exchange.line
                 self._message_fields = None
@@ -266,8 +270,12 @@ class SessionLog:
         outcome, fields = transaction.outcome, transaction.fields
         event = events.EVENTS[outcome]
         if self._may_log(event, event.level):
-            details = partial(_message_details, self._fields_of_messages(), fields)
+            begin = self._fields_of_messages()
+            if self._forwarded:
+                begin = begin | self._forwarded
+            details = partial(_message_details, begin, fields)
             event.log(self._log, details=details)
+        self._forwarded = None  # the MTA discards it, too
         for report in self._on_transaction:
             report(outcome, fields)
 
@@ -285,6 +293,12 @@ class SessionLog:
             if self._source is not None:
                 fields["source_ip"], fields["source_port"] = self._source
         return fields
+
+    def _note_identity(self, exchange: Exchange) -> None:
+        if exchange.verb.role == verbs.AUTH:
+            self._note_auth(exchange)
+        elif exchange.code < 300:
+            self._forwarded = {**(self._forwarded or {}), **_forwarded_by(exchange.line)}
 
     def _note_auth(self, exchange: Exchange) -> None:
         if exchange.verb.name:  # else it is a line after a 334
@@ -377,6 +391,18 @@ class SessionLog:
         event = events.SESSION_CLOSED
         if self._may_log(event, event.level):
             event.log(self._log, details=partial(_closed_details, self._session_fields, summary))
+
+
+def _forwarded_by(line: bytes) -> dict[str, object]:
+    """Return the fields of the client that an XFORWARD line names, as far as it is known."""
+    found: dict[str, object] = {}
+    for word in line.split()[1:]:
+        name, _, value = word.partition(b"=")
+        field = _FORWARDED.get(name.upper())
+        if field is not None and not value.startswith(b"["):  # [UNAVAILABLE]
+            value = value[5 * (value[:5].upper() == b"IPV6:") :]
+            found[field] = shortened(value, HELO_BYTES)
+    return found
 
 
 def _message_details(

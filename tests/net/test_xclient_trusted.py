@@ -184,10 +184,43 @@ async def test_a_client_that_is_not_trusted_names_no_login(stage: Stage) -> None
         hello, refused = await one.ask(b"EHLO c", LOGIN)
         assert b"XCLIENT" not in hello
         assert refused == b"550 5.7.0 Error: insufficient authorization"
-        await deliver(one, 1)
+        await deliver(one)
     assert b"alice" not in b" ".join(stage.backend.heard)
     await stage.stop()
     async with client(await stage.start(TRUSTED, 'identity = "xclient"')) as one:
         assert await introduce(one) == b"220 mx"
         assert (await one.ask(b"EHLO c", LOGIN))[1].startswith(b"550 ")
     assert b"alice" not in b" ".join(stage.backend.heard)
+
+
+async def test_the_client_that_a_trusted_xforward_names_is_logged_with_its_message_only(
+    stage: Stage, logged: Logged
+) -> None:
+    stage.backend.offers = [b"XFORWARD NAME ADDR"]
+    message = (b"MAIL FROM:<a@a>", b"RCPT TO:<b@b>", b"DATA")
+    named = (
+        b"XFORWARD ADDR=IPV6:2001:db8::7 NAME=c.example",
+        b"XFORWARD ADDR=192.0.2.7",
+        b"XFORWARD NAME=[UNAVAILABLE] addr=192.0.2.8",
+        b"",
+    )
+    async with client(await stage.start(TRUSTED)) as one:
+        await one.reply()
+        await one.ask(b"EHLO front")
+        for line in named:
+            if line:
+                assert await one.ask(line) == [b"250 XFOR"]
+            await one.ask(*message)
+            await one.ask(b"hello\r\n.")
+        await one.ask(b"XFORWARD ADDR=192.0.2.9", b"EHLO front", *message)
+        await one.ask(b"hello\r\n.")
+    assert [
+        (line.get("forwarded_ip"), line.get("forwarded_name")) for line in logged("message_relayed")
+    ] == [
+        ("2001:db8::7", "c.example"),
+        ("192.0.2.7", None),
+        ("192.0.2.8", None),
+        (None, None),
+        (None, None),
+    ]
+    assert {line["client_ip"] for line in logged("message_relayed")} == {"127.0.0.1"}
