@@ -151,8 +151,7 @@ async def test_the_mta_gets_the_login_that_the_proxy_in_front_names(
 ) -> None:
     """No log line has it, at any level."""
     stage.backend.offers = [b"XCLIENT " + offered]
-    more = '[log]\nlevel = "debug"'
-    port = await stage.start(TRUSTED, 'identity = "xclient"', limits=more)
+    port = await stage.start(TRUSTED, 'identity = "xclient"')
     async with client(port) as one:
         assert await one.reply() == b"220 mx"
         assert b" DESTPORT LOGIN\r\n" in (await one.ask(b"EHLO front"))[0]
