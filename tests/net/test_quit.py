@@ -133,3 +133,18 @@ async def test_the_slot_is_free_when_the_mta_has_closed(tmp_path: Path) -> None:
         assert here.held()["slots"] == 1
         here.mta.release()
         await ended(here)
+
+
+@on_uvloop
+async def test_an_mta_inside_tls_gets_quit_too(tmp_path: Path) -> None:
+    async with proxy(tmp_path, Strict) as here:
+        here.mta.replies[b"EHLO"] = b"250-mx\r\n250 STARTTLS\r\n"
+        await here.start(backend='tls = "starttls"\nca_file = "@/ca.pem"')
+        one = here.client()
+        await one.hear(b"220 mx\r\n")
+        one.send(b"EHLO c\r\n")
+        await one.hear(b"250 ")
+        one.reset()
+        mta = await ended(here)
+        assert mta.lines[-2:] == [b"EHLO c", b"QUIT"]
+        assert mta.error is None
