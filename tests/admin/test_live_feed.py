@@ -34,7 +34,7 @@ class Source:
         self.looks.append(anew)
 
     def faults(self) -> list[str]:
-        return []
+        return ["RCPT 450"]
 
     def listeners(self) -> list[str]:
         return []
@@ -61,6 +61,11 @@ async def test_lookers_are_bounded_and_a_slow_one_misses_events() -> None:
     for viewer in viewers:
         feed.leave(viewer)
     assert not feed.full
+
+
+async def test_each_event_names_the_faults() -> None:
+    feed = LiveFeed(Source(1))
+    assert told(feed.join().get_nowait())["faults"] == ["RCPT 450"]
 
 
 async def test_recent_sessions_are_kept_for_later_viewers() -> None:

@@ -156,6 +156,22 @@ def test_a_message_id_is_found_in_any_chunk() -> None:
     assert [line.get("message_id") for line in logged.lines] == ["<1@x>", "<2@x>", None]
 
 
+def test_each_further_line_of_a_session_names_its_last_fault() -> None:
+    logged = Logged()
+    logged.session.broken(ValueError("x"))
+    for fault in ("RCPT 450", "NOOP close"):
+        logged.session.noted("fault_injected", reason=fault)
+        logged.session.slowed()
+    found = [(line["event"], line.get("fault")) for line in logged.lines]
+    assert found == [
+        ("internal_error", None),
+        ("fault_injected", "RCPT 450"),
+        ("client_slowed", "RCPT 450"),
+        ("fault_injected", "NOOP close"),
+        ("client_slowed", "NOOP close"),
+    ]
+
+
 def test_a_message_shows_helo_tls_and_auth_of_the_client() -> None:
     logged = Logged()
     logged.session.noted("tls_started", side="backend", version="TLSv1", cipher="OLD")

@@ -68,6 +68,15 @@ def test_handshakes_count_by_side_version_and_result() -> None:
     }
 
 
+def test_faults_count_by_their_flag() -> None:
+    counters = MetricCounters()
+    session = Watched(counters)
+    for fault in ("RCPT 450", "RCPT 450", "NOOP close"):
+        session.observer.noted("fault_injected", reason=fault)
+    found = numbers(counters, definitions.FAULTS_INJECTED)
+    assert found == {(*NAMES, "RCPT 450"): 2, (*NAMES, "NOOP close"): 1}
+
+
 def test_connections_to_servers_count_by_result() -> None:
     counters = MetricCounters()
     session = Watched(counters)

@@ -21,6 +21,7 @@ from tests.core.test_properties import Client, Part, _parts
 from tests.net.fakes import Clock, Server, Stage
 from tests.support.effort import QUICK
 from tests.support.model_mta import Mta, replies_in
+from tests.support.pipeline_stage import seen_by_observers
 
 INJECTED = "3.0 proxy Error: injected fault, a test of smtpproxy"
 MESSAGE = """
@@ -585,6 +586,23 @@ async def test_a_refused_command_counts_as_not_sent(clock: Clock) -> None:
     mail = stage.watcher.exchanges[1]
     assert (mail.code, mail.sent, mail.all_steps) == (451, 0.0, ())
     assert mail.refusal == mail.reply
+
+
+@pytest.mark.parametrize("action", ["535", "421", "stall", "close", "close-after", "delay:2"])
+async def test_no_fault_of_auth_shows_the_password(clock: Clock, action: str) -> None:
+    stage = open_stage(clock, rule_of(f"AUTH {action}"))
+    await stage.settle()
+    stage.servers[0].says(b"220 mx\r\n")
+    stage.sends(b"AUTH PLAIN c2VjcmV0\r\n")
+    await stage.settle()
+    if not stage.ended and action == "close-after":
+        stage.servers[0].says(b"501 bad: c2VjcmV0\r\n")
+    stage.timeouts.stop()
+    assert [event for event, _ in stage.watcher.notes] == ["fault_injected"]
+    seen = seen_by_observers(stage.watcher.exchanges)
+    steps = [repr(each.all_steps).encode() for each in stage.watcher.exchanges]
+    assert b"AUTH PLAIN *" in seen
+    assert b"c2VjcmV0" not in seen + b"".join(steps) + repr(stage.watcher.notes).encode()
 
 
 async def test_a_session_that_ends_leaves_no_timer(clock: Clock) -> None:
