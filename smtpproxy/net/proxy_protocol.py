@@ -7,6 +7,7 @@ networks that are configured for it.
 
 import re
 import struct
+from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from smtpproxy.core.lines import PROXY_HEADERS
@@ -22,6 +23,9 @@ The addresses take 52 octets; the rest are TLVs, of which the names of a TLS cer
 largest.
 """
 
+TLV_LIMIT = 64
+"""The most TLVs in a version 2 header, those inside another one counted."""
+
 _V1_BEGIN, _V2_BEGIN = PROXY_HEADERS
 _V1 = re.compile(rb"PROXY TCP([46]) ([0-9A-Fa-f:.]+) ([0-9A-Fa-f:.]+) ([0-9]{1,5}) ([0-9]{1,5})")
 _V1_UNKNOWN = re.compile(rb"PROXY UNKNOWN(?: [^\r\n\0]*)?")
@@ -30,6 +34,9 @@ _LOCAL, _PROXY = 0x20, 0x21  # version 2 in the upper four bits
 _TCP4, _TCP6 = 0x11, 0x21
 _OTHER_FAMILIES = frozenset((0x00, 0x12, 0x22, 0x31, 0x32))
 """Unspecified, UDP and Unix sockets: valid, but without an address of an SMTP client."""
+_TLV_HEAD = struct.Struct("!BH")
+_CRC32C, _SSL = 0x03, 0x20
+_SSL_HEAD_SIZE = 5  # before the TLVs inside it
 _ADDRESSES = {_TCP4: struct.Struct("!4s4sHH"), _TCP6: struct.Struct("!16s16sHH")}
 
 
@@ -140,7 +147,62 @@ def _read_v2(octets: bytes) -> tuple[Peer | None, int]:
         return None, end
     source, target, source_port, target_port = addresses.unpack_from(octets, _V2_HEAD.size)
     hosts = str(ip_address(source)), str(ip_address(target))
+    _check_tlvs(octets[:end], _V2_HEAD.size + addresses.size)
     return _peer(hosts[0], source_port, hosts[1], target_port), end
+
+
+def _check_tlvs(header: bytes, begin: int) -> None:
+    """Refuse a header whose TLVs are malformed, or do not match its checksum (section 2.2).
+
+    A header that was damaged on its way may have another address, too.
+    """
+    found = list(_tlvs(header, begin, TLV_LIMIT))
+    for kind, at, size in found:
+        if kind == _SSL:
+            if size < _SSL_HEAD_SIZE:
+                raise BadProxyHeader("malformed TLV")
+            inside = header[: at + size]
+            found += _tlvs(inside, at + _SSL_HEAD_SIZE, TLV_LIMIT - len(found))
+            break
+    sums = [(at, size) for kind, at, size in found if kind == _CRC32C]
+    if not sums:
+        return
+    at, size = sums[0]
+    if len(sums) > 1 or size != 4:
+        raise BadProxyHeader("malformed TLV")
+    if _crc32c(header[:at] + bytes(4) + header[at + 4 :]) != int.from_bytes(
+        header[at : at + 4], "big"
+    ):
+        raise BadProxyHeader("wrong checksum")
+
+
+def _tlvs(header: bytes, at: int, most: int) -> Iterator[tuple[int, int, int]]:
+    """Yield the type of each TLV up to the end of `header`, where its value is, and its size."""
+    while at < len(header):
+        if most == 0:
+            raise BadProxyHeader("too many TLVs")
+        if len(header) - at < _TLV_HEAD.size:
+            raise BadProxyHeader("malformed TLV")
+        kind, size = _TLV_HEAD.unpack_from(header, at)
+        at += _TLV_HEAD.size
+        if size > len(header) - at:
+            raise BadProxyHeader("malformed TLV")
+        yield kind, at, size
+        at, most = at + size, most - 1
+
+
+def _crc32c(octets: bytes) -> int:
+    """Return the checksum of RFC 4960 appendix B."""
+    crc = 0xFFFFFFFF
+    for octet in octets:
+        crc = _CRC_TABLE[(crc ^ octet) & 0xFF] ^ crc >> 8
+    return crc ^ 0xFFFFFFFF
+
+
+def _crc_row(crc: int) -> int:
+    for _ in range(8):
+        crc = crc >> 1 ^ 0x82F63B78 * (crc & 1)
+    return crc
 
 
 def _peer(source: str, source_port: int, target: str, target_port: int) -> Peer:
@@ -168,3 +230,6 @@ def _end(endpoint: Endpoint) -> _End:
 def _mapped(end: _End) -> _End:
     ip, port = end
     return (IPv6Address(f"::ffff:{ip}"), port) if ip.version == 4 else end
+
+
+_CRC_TABLE = tuple(map(_crc_row, range(256)))

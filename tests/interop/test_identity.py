@@ -204,27 +204,30 @@ defaults
     timeout server 30s
 listen front
     bind 127.0.0.1:{port} {bind}
-    server proxy 127.0.0.1:{target} send-proxy-v2
+    server proxy 127.0.0.1:{target} send-proxy-v2 {options}
 """
 
 
 @contextmanager
-def haproxy(target: int, bind: str = "") -> Iterator[int]:
+def haproxy(target: int, bind: str = "", options: str = "") -> Iterator[int]:
     """Run HAProxy in front of a port; it names its clients by PROXY headers, version 2."""
     port = free_port()
     with Workplace("haproxy") as work:
-        file = work.write("haproxy.cfg", _HAPROXY.format(port=port, target=target, bind=bind))
+        file = work.write(
+            "haproxy.cfg", _HAPROXY.format(port=port, target=target, bind=bind, options=options)
+        )
         argv = (command("haproxy"), "-db", "-f", file)
         with Process(argv, work.path / "printed") as process:
             process.await_open(port)
             yield port
 
 
-def test_haproxy_in_front_names_its_clients() -> None:
+@pytest.mark.parametrize("options", ["", "proxy-v2-options crc32c,ssl"], ids=["plain", "TLVs"])
+def test_haproxy_in_front_names_its_clients(options: str) -> None:
     with (
         opensmtpd() as mta,
         configured(FROM_A_PROXY, f'servers = ["127.0.0.1:{mta.port}"]') as (port, process),
-        haproxy(port) as front,
+        haproxy(port, options=options) as front,
         Wire(front) as wire,
     ):
         assert wire.replies(1) == [220]

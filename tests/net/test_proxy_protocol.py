@@ -20,6 +20,7 @@ from proxyprotocol.v1 import ProxyProtocolV1
 from proxyprotocol.v2 import ProxyProtocolV2
 
 from smtpproxy.config.address import canonical
+from smtpproxy.net import proxy_protocol
 from smtpproxy.net.peer import Peer, name_of
 from smtpproxy.net.proxy_protocol import BadProxyHeader, make_v1, make_v2, read_header
 
@@ -68,7 +69,10 @@ GOOD = {
     "v2 LOCAL with addresses": (v2(0x20, 0x11, V4_ADDRESSES), None),
     "v2 unspecified": (v2(0x21, 0x00, b"abc"), None),
     "v2 Unix": (v2(0x21, 0x31, b"\0" * 216), None),
-    "v2 as long as can be": (v2(0x21, 0x11, V4_ADDRESSES + b"\0" * 4068), V4_PEER),
+    "v2 as long as can be": (
+        v2(0x21, 0x11, V4_ADDRESSES + b"\x04\x0f\xe1" + b"\0" * 4065),
+        V4_PEER,
+    ),
 }
 
 BAD = {
@@ -218,3 +222,72 @@ def ends(result: ProxyResult) -> tuple[object, object]:
     assert isinstance(result, ProxyResultIPv4 | ProxyResultIPv6)
     source, target = result.source, result.dest
     return (canonical(str(source[0])), source[1]), (canonical(str(target[0])), target[1])
+
+
+def with_tlvs(octets: bytes) -> bytes:
+    """Return a version 2 header for TCP over IPv4 with these octets after its addresses."""
+    head = make_v2(Peer("192.0.2.7:4711", ("198.51.100.1", 25)))
+    return head[:14] + (12 + len(octets)).to_bytes(2, "big") + head[16:] + octets
+
+
+def tlv(kind: int, value: bytes) -> bytes:
+    return bytes([kind]) + len(value).to_bytes(2, "big") + value
+
+
+def summed(before: bytes = b"", after: bytes = b"") -> bytes:
+    """Return a header with a checksum between other TLVs."""
+    header = with_tlvs(before + tlv(3, bytes(4)) + after)
+    at = 28 + len(before) + 3
+    crc = proxy_protocol._crc32c(header)
+    return header[:at] + crc.to_bytes(4, "big") + header[at + 4 :]
+
+
+SNI, ID = tlv(2, b"mx.example"), tlv(5, b"x" * 128)
+INSIDE = tlv(0x21, b"TLSv1.3") + tlv(0x22, b"client")
+GOOD_TLVS = {
+    "none": with_tlvs(b""),
+    "several": with_tlvs(SNI + ID + tlv(0x20, bytes(5) + INSIDE)),
+    "empty": with_tlvs(tlv(4, b"")),
+    "unknown": with_tlvs(tlv(0xEE, b"own")),
+    "many": with_tlvs(tlv(4, b"") * proxy_protocol.TLV_LIMIT),
+    "checksum": summed(),
+    "checksum among others": summed(SNI, ID),
+}
+BAD_TLVS = {
+    "cut in its head": (with_tlvs(b"\x02\x00"), "malformed TLV"),
+    "longer than the header": (with_tlvs(SNI[:-1]), "malformed TLV"),
+    "nothing after another one": (with_tlvs(SNI + b"\x05"), "malformed TLV"),
+    "SSL without its head": (with_tlvs(tlv(0x20, bytes(4))), "malformed TLV"),
+    "inside SSL": (with_tlvs(tlv(0x20, bytes(5) + INSIDE[:-1]) + ID), "malformed TLV"),
+    "too many": (with_tlvs(tlv(4, b"") * 65), "too many TLVs"),
+    "too many inside": (with_tlvs(tlv(0x20, bytes(5) + tlv(4, b"") * 64)), "too many TLVs"),
+    "a short checksum": (with_tlvs(tlv(3, b"abc")), "malformed TLV"),
+    "two checksums": (summed(b"", tlv(3, bytes(4))), "malformed TLV"),
+    "a wrong checksum": (with_tlvs(tlv(3, bytes(4))), "wrong checksum"),
+    "another address": (summed().replace(b"\xc0\x00\x02\x07", b"\xc0\x00\x02\x08"), "wrong"),
+    "another name": (summed(SNI).replace(b"mx.", b"my."), "wrong checksum"),
+}
+
+
+@pytest.mark.parametrize("name", GOOD_TLVS)
+def test_tlvs_are_accepted_in_every_cut(name: str) -> None:
+    header = GOOD_TLVS[name]
+    for size in range(len(header)):
+        assert read_header(header[:size]) == (None, 0)
+    peer, taken = read_header(header + b"EHLO c\r\n")
+    assert (peer and peer.name, taken) == ("192.0.2.7:4711", len(header))
+
+
+@pytest.mark.parametrize("name", BAD_TLVS)
+def test_a_header_with_malformed_or_damaged_tlvs_is_refused(name: str) -> None:
+    header, why = BAD_TLVS[name]
+    for size in range(len(header)):
+        assert read_header(header[:size]) == (None, 0)
+    with pytest.raises(BadProxyHeader, match=why):
+        read_header(header)
+
+
+def test_the_checksum_is_crc32c() -> None:
+    """RFC 3720 appendix B.4."""
+    assert proxy_protocol._crc32c(bytes(32)) == 0x8A9136AA
+    assert proxy_protocol._crc32c(b"123456789") == 0xE3069283
