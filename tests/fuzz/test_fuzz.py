@@ -18,8 +18,8 @@ from tests.fuzz.trial import Trial
 from tests.fuzz.verdict import judge
 from tests.support.programs import unavailable
 
-MUTATIONS, SEED = 3000, 1
-PARTS = 4
+MUTATIONS, SEED = 1200, 1
+PARTS = 2
 
 
 def test_the_corpus_passes() -> None:

@@ -246,7 +246,7 @@ def test_haproxy_as_the_backend_accepts_a_header_and_tls_after_it(
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
     issued = authority.issue_cert("127.0.0.1")
     issued.private_key_and_cert_chain_pem.write_to_path(tmp_path / "mx.pem")
-    trust = f'tls = "implicit"\nca_file = "{tmp_path}/ca.pem"\nhealth_check_interval = 0.2'
+    trust = f'tls = "implicit"\nca_file = "{tmp_path}/ca.pem"\nhealth_check_interval = 5'
     settings = {"smtpd_upstream_proxy_protocol": "haproxy", "mynetworks": "192.0.2.0/24"}
     with (
         postfix(settings) as mta,

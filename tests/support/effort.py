@@ -21,5 +21,5 @@ settings.register_profile(
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 _TIMES = settings.default.max_examples // 100
-QUICK = settings(max_examples=150 * _TIMES)
-THOROUGH = settings(max_examples=400 * _TIMES)
+QUICK = settings(max_examples=60 * _TIMES)
+THOROUGH = settings(max_examples=160 * _TIMES)

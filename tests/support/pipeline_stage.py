@@ -144,8 +144,9 @@ class Stage:
 def check_observed(stage: Stage) -> None:
     """Check what holds for the exchanges of any session."""
     flushed = [exchange for exchange in stage.observed if exchange.flushed]
-    reported = b"".join(_pattern(exchange) for exchange in flushed)
-    assert re.fullmatch(reported, stage.sent_to_client)
+    if stage.sent_to_client != b"".join(exchange.reply for exchange in flushed):
+        reported = b"".join(_pattern(exchange) for exchange in flushed)
+        assert re.fullmatch(reported, stage.sent_to_client)
     assert len({id(exchange) for exchange in stage.observed}) == len(stage.observed)
     for exchange in flushed:
         assert exchange.framed <= exchange.replied <= exchange.flushed
