@@ -1,18 +1,48 @@
 """For all tests: the same examples of properties each time, and log lines of the catalogue."""
 
+import gc
+import os
+import sys
 import tempfile
 from collections.abc import Iterator, MutableMapping
 
 import pytest
+from xdist.remote import Producer
 
 from smtpproxy.log import log
-from tests.support import effort
+from tests.support import distribution, effort
 from tests.support.catalogue import faults
 
 __all__ = ["effort"]
 
 FREE_LINES = ("tests.log.test_log", "tests.log.test_line_writer", "tests.text.test_console")
 """Tests of how any line is written, with events of their own."""
+
+# Hundreds of programs are started, which otherwise would compile all of their modules each time.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Answer `-n auto`."""
+    return distribution.processes(config)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> distribution.PiecesOfWork:
+    """Distribute by files and MTAs."""
+    return distribution.PiecesOfWork(config, log)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Put them in order before xdist reads their groups."""
+    if hasattr(config, "workerinput"):
+        distribution.arrange(items)
+
+
+def pytest_collection_finish() -> None:
+    """Keep the garbage collector from looking at thousands of tests, which stay to the end."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

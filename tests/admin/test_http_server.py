@@ -268,11 +268,11 @@ class TestPaths:
     async def test_a_slow_request_is_closed(
         self, url: str, said: bytes, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(server_module, "PENDING_S", 0.05)
         address = url.removeprefix("http://").split(":")
         asks, asks_writer = await asyncio.open_connection(*address)
         asks_writer.write(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert (await asks.readline()).startswith(b"HTTP/1.1 200")
+        monkeypatch.setattr(server_module, "PENDING_S", 0.05)
         silent, silent_writer = await asyncio.open_connection(*address)
         silent_writer.write(said)
         with contextlib.suppress(ConnectionResetError):

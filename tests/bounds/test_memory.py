@@ -19,6 +19,7 @@ from time import monotonic
 
 import pytest
 
+from tests.support.processes import free_port
 from tests.support.program import Program
 
 IDLE = int(os.environ.get("SMTPPROXY_IDLE_SESSIONS", "0"))
@@ -77,10 +78,7 @@ async def running(tmp_path: Path, serve: Serve, more: str = "") -> AsyncIterator
         f'[backends.b]\nservers = ["unix:{path}"]\n{more}\n[limits]\nsessions = 20000\n'
         f'[log]\nlevel = "warning"\n'
     )
-    # The event `listening` is info, so the port is one that was free just now.
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()  # the event `listening` is info, so it is not logged
     with Program(tmp_path, "-c", file, "-l", f"127.0.0.1:{port}") as program:
         await _greeted(port)
         try:

@@ -4,7 +4,6 @@ import asyncio
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ import pytest
 from smtpproxy.demo import demo_run, harness
 from smtpproxy.demo.legacy import DEFAULT_FAILING, FAILINGS
 from tests.demo.stand_in import StandIn
+from tests.support.processes import free_port
 
 DEADLINE_S = 20.0
 
@@ -195,8 +195,7 @@ async def test_serve_draws_sessions_until_interrupted() -> None:
 
 
 async def test_serve_shows_the_live_page() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        admin = f"127.0.0.1:{free.getsockname()[1]}"
+    admin = f"127.0.0.1:{free_port()}"
     code = (
         "from smtpproxy.demo.demo_run import main; import sys;"
         "sys.exit(main(rtt=0.01, recipients=3, serve=True, failing='none', admin=sys.argv[1]))"

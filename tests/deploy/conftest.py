@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.deploy.debian import cache_directory
+from tests.deploy.debian import cache_directory, locked
 from tests.support.programs import command
 
 SOURCE = Path(__file__).parents[2]
@@ -24,18 +24,24 @@ def wheels() -> Path:
     project = tomllib.loads((SOURCE / "pyproject.toml").read_text())
     wanted = [*project["project"]["dependencies"], *project["build-system"]["requires"]]
     digest = hashlib.sha256("\n".join(wanted).encode()).hexdigest()
-    directory = cache_directory() / f"wheels-{digest[:16]}"
-    if not directory.exists():
-        new = directory.with_suffix(".new")
-        shutil.rmtree(new, ignore_errors=True)
-        tools = directory.with_suffix(".tools")
-        python = command("/usr/bin/python3", "python3-venv")
-        subprocess.run([python, "-m", "venv", tools], check=True, timeout=120)
-        pip = [tools / "bin/pip", "wheel", "--quiet", "--wheel-dir", new]
-        subprocess.run([*pip, *wanted], check=True, timeout=300)
-        shutil.rmtree(tools)
-        new.rename(directory)
+    cache = cache_directory()
+    directory = cache / f"wheels-{digest[:16]}"
+    with locked(cache):
+        if not directory.exists():
+            _build_wheels(directory, wanted)
     return directory
+
+
+def _build_wheels(directory: Path, wanted: list[str]) -> None:
+    new = directory.with_suffix(".new")
+    shutil.rmtree(new, ignore_errors=True)
+    tools = directory.with_suffix(".tools")
+    python = command("/usr/bin/python3", "python3-venv")
+    subprocess.run([python, "-m", "venv", tools], check=True, timeout=120)
+    pip = [tools / "bin/pip", "wheel", "--quiet", "--wheel-dir", new]
+    subprocess.run([*pip, *wanted], check=True, timeout=300)
+    shutil.rmtree(tools)
+    new.rename(directory)
 
 
 @pytest.fixture(scope="session")

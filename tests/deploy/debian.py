@@ -5,11 +5,13 @@ archive that apt has here. Each use is an overlay over it. Commands run there in
 own (nspawn); `boot` starts systemd.
 """
 
+import fcntl
 import os
 import re
 import shutil
 import signal
 import subprocess
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -97,10 +99,9 @@ def system() -> Iterator[System]:
     require_root("a Debian system in a directory")
     command("systemd-nspawn", "systemd-container")
     cache = cache_directory()
-    original = _bootstrapped(cache)
-    archives = cache / "archives"
-    (archives / "partial").mkdir(parents=True, exist_ok=True)
-    with Workplace("debian") as work:
+    with locked(cache):
+        original = _bootstrapped(cache)
+    with Workplace("debian") as work, _archives(cache) as archives:
         root, upper, spare = (work.directory(name) for name in ("root", "upper", "spare"))
         # volatile: nothing waits for the disk, as dpkg would for each file.
         layers = f"volatile,lowerdir={original},upperdir={upper},workdir={spare}"
@@ -116,6 +117,34 @@ def cache_directory() -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "smtpproxy-debian"
     cache.mkdir(parents=True, exist_ok=True)
     return cache
+
+
+@contextmanager
+def locked(cache: Path) -> Iterator[None]:
+    """Keep other processes from building what belongs in the cache."""
+    with (cache / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def _archives(cache: Path) -> Iterator[Path]:
+    """Give a directory with the cached packages, and cache what apt adds.
+
+    Each system has its own, since apt locks it.
+    """
+    kept = cache / "archives"
+    kept.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="archives-", dir=cache) as name:
+        own = Path(name)
+        own.chmod(0o755)
+        (own / "partial").mkdir()
+        for package in kept.glob("*.deb"):
+            os.link(package, own / package.name)
+        yield own
+        for package in own.glob("*.deb"):
+            with suppress(FileExistsError):
+                os.link(package, kept / package.name)
 
 
 def _bootstrapped(cache: Path) -> Path:

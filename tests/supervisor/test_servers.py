@@ -12,7 +12,7 @@ from typing import Self
 import pytest
 
 from smtpproxy.demo.legacy import LegacyMTA
-from tests.support.processes import eventually
+from tests.support.processes import eventually, free_port
 from tests.support.program import Program, send
 
 Run = Callable[..., Program]
@@ -62,9 +62,7 @@ class Client:
 @pytest.fixture
 def dead() -> str:
     """An address at which no process listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
+    return f"127.0.0.1:{free_port()}"
 
 
 def test_workers_learn_from_one_another_that_a_server_is_down(

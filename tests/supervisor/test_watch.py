@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from smtpproxy.demo.legacy import LegacyMTA
-from tests.support.processes import Process, eventually
+from tests.support.processes import Process, Workplace, eventually
 from tests.support.program import SMTPPROXY, Program, send
 from tests.support.programs import command
 from tests.support.scrape import scrape, total
@@ -305,24 +305,28 @@ def test_any_http_client_gets_the_lines(program: Program, tmp_path: Path) -> Non
         assert curl.printed().startswith('{"what":"trace_file","version":1}\n')
 
 
-def test_nobody_else_may_watch(run: Run, settings: Callable[..., Path], tmp_path: Path) -> None:
+def test_nobody_else_may_watch(run: Run, settings: Callable[..., Path]) -> None:
     """Not even if the socket's mode lets others ask for the health."""
-    program = run("-c", settings())
-    program.port()
-    for directory in (tmp_path, *tmp_path.parents[:2], tmp_path / "run0"):
-        directory.chmod(0o755)
-    path = tmp_path / "run0" / "control.sock"
-    path.chmod(0o666)
-    argv = [command("curl"), "-s", "--unix-socket", str(path)]
-    for target, answer in (
-        ("http://localhost/healthz", "ok\n"),
-        (
-            "http://localhost/trace/watch?client=127.0.0.1",
-            "no permission to watch: be root, or the service's user\n",
-        ),
-    ):
-        done = subprocess.run(
-            [*argv, target], user="nobody", capture_output=True, text=True, timeout=20, check=True
-        )
-        assert done.stdout == answer
-    assert watches(program) == 0
+    with Workplace("watch") as work:
+        path = work.path / "control.sock"
+        program = run("-c", settings(), "--control", path)
+        program.port()
+        path.chmod(0o666)
+        argv = [command("curl"), "-s", "--unix-socket", str(path)]
+        for target, answer in (
+            ("http://localhost/healthz", "ok\n"),
+            (
+                "http://localhost/trace/watch?client=127.0.0.1",
+                "no permission to watch: be root, or the service's user\n",
+            ),
+        ):
+            done = subprocess.run(
+                [*argv, target],
+                user="nobody",
+                capture_output=True,
+                text=True,
+                timeout=20,
+                check=True,
+            )
+            assert done.stdout == answer
+        assert watches(program) == 0

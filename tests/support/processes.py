@@ -34,10 +34,12 @@ def free_port() -> int:
     """Return a TCP port of 127.0.0.1 on which no process listens.
 
     For programs that cannot choose one themselves. It lies below the range from which the kernel
-    takes the ports of outgoing connections, so nothing else picks it before the program does.
+    takes the ports of outgoing connections, and each of several processes that run the tests
+    (`gw0`, `gw1` and so on) has its own part, so nothing else picks it before the program does.
     """
+    part = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 12
     while True:
-        port = random.randrange(20000, 32000)
+        port = 20000 + part * 1000 + random.randrange(1000)
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
