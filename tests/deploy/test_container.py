@@ -21,6 +21,7 @@ import yaml
 
 from smtpproxy import cli
 from smtpproxy.control_socket import locations
+from tests.deploy.conftest import compile_asked
 from tests.deploy.debian import System, first_process, system
 from tests.support.processes import Process, eventually
 
@@ -85,7 +86,7 @@ class Builder:
         # The index is a directory; all else is as in a build.
         index = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "/wheels"}
         options = (f"--bind-ro={self._wheels}:/wheels", *image.options(**index))
-        done = image.system.run("/bin/sh", "-c", words, nspawn=options)
+        done = image.system.run("/bin/sh", "-c", words, nspawn=options, timeout_s=900)
         assert done.returncode == 0, f"RUN {words}\n{done.stdout}{done.stderr}"
 
     def _copy(self, words: str) -> None:
@@ -103,6 +104,11 @@ class Builder:
             else:
                 to.mkdir(parents=True, exist_ok=True)
                 shutil.copy(source, to)
+
+    def _arg(self, words: str) -> None:
+        # .ci/run-compiled tests the compiled wheel, so the image is compiled only if asked for.
+        assert words.startswith("SMTPPROXY_COMPILE=")
+        self.current.variables["SMTPPROXY_COMPILE"] = compile_asked()
 
     def _env(self, words: str) -> None:
         self.current.variables |= dict(word.split("=", 1) for word in shlex.split(words))
@@ -216,6 +222,14 @@ def test_the_image_has_no_pip_and_no_sources(image: Image) -> None:
     assert "smtpproxy" in programs
     assert "pip" not in programs
     assert not (image.system.root / "source").exists()
+
+
+def test_the_image_is_compiled_unless_the_build_says_otherwise(image: Image) -> None:
+    """Built from the file as it is with SMTPPROXY_COMPILE=1 in this test's environment."""
+    assert ("ARG", "SMTPPROXY_COMPILE=1") in INSTRUCTIONS
+    compiled = sorted((image.system.root / "opt/smtpproxy/lib").rglob("smtpproxy/core/*.so"))
+    assert bool(compiled) == (compile_asked() == "1")
+    assert not (image.system.root / "usr/bin/gcc").exists()
 
 
 def test_compose_and_image_fit_together(image: Image) -> None:
