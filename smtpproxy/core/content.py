@@ -31,7 +31,7 @@ from smtpproxy.core.replies import BARE_NEWLINE, MESSAGE_TOO_BIG
 from smtpproxy.core.violations import ClientViolation
 
 END_OF_DATA: Final = b"\r\n.\r\n"
-BULK: Final = 4096
+BULK: Final = 12 * 1024
 """The size from which checking for lines of equal length, as in base64, is faster."""
 SHORT: Final = 16
 """The line length below which that check does not pay."""
@@ -85,6 +85,7 @@ _BARE: Final = re.compile(rb"(?<!\r)\n|\r(?=[^\n])|\0", re.DOTALL)
 # The dot is searched first, with memchr; then the octet after it, which is rarely a line end.
 _DOT_ALONE: Final = re.compile(rb"\.[\r\n\0](?<=[\r\n\0]..)", re.DOTALL)
 _DOT_LAST: Final = re.compile(rb"[\r\n\0]\.(?:\r|\r?\n)\Z")
+_NUL_OCTET: Final = 0  # as `lines.NUL`
 _CRLF_ONLY: Final = (None, "\r\n")
 _BARE_KIND: Final = {b"\n": "bare_lf", b"\r": "bare_cr", b"\0": "bare_nul"}
 
@@ -303,7 +304,7 @@ class Content:
 
 def is_clean(octets: bytes) -> bool:
     """Return whether there is no NUL, and no CR or LF except in CRLF."""
-    return b"\0" not in octets and has_crlf_only(octets)
+    return _NUL_OCTET not in octets and has_crlf_only(octets)
 
 
 def has_crlf_only(octets: bytes) -> bool:

@@ -154,7 +154,7 @@ class Exchange:
         would start content or an AUTH exchange, both must be the same.
         """
         role = self.verb.role
-        if b"3" in (reply[:1], b"%d" % (code // 100)) and reply[:3] != b"%d" % code:
+        if (300 <= code < 400 or reply[:1] == b"3") and reply[:3] != b"%d" % code:
             return False
         if code >= 400:
             return True

@@ -1,7 +1,7 @@
 """The interfaces of observers, such as log, trace and metrics, which watch sessions."""
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from smtpproxy.core.exchange import ContentObserver, Exchange
 
@@ -9,8 +9,7 @@ Endpoint = tuple[str, int]
 """An IP address, in its usual spelling, and a port."""
 
 
-@dataclass(frozen=True, slots=True)
-class SessionSummary:
+class SessionSummary(NamedTuple):
     """The totals of a session that has ended."""
 
     reason: str

@@ -53,9 +53,9 @@ class Pipeline:
     The caller owns both connections and has these duties.  It calls `connect_backend` before it
     passes the backend's first octets.  After each call it checks `ended`; if set, it closes the
     backend, and closes the client when all data written to it has been sent.  While `full` it does
-    not read from the client.  It calls `flush` when the time limit of `held_since` is reached, and
-    `expire` when that of `waiting` is.  It keeps the clock: `now` is in seconds and never goes
-    back.
+    not read from the client.  It calls `flush` when the time limit of `reply_buffer.since` is
+    reached, and `expire` when that of `waiting` is.  It keeps the clock: `now` is in seconds and
+    never goes back.
 
     Args:
         policy: The policy of the listener.
@@ -188,11 +188,6 @@ class Pipeline:
         """Whether the backend has not sent its greeting yet."""
         return self.matcher.greeting_owed
 
-    @property
-    def held_since(self) -> float:
-        """When the first of the held replies arrived; 0.0 if none is held."""
-        return self.reply_buffer.since
-
     def waiting(self) -> tuple[str, float]:
         """Return which time limit runs, a `Verb.limit`, "content" or "client", and since when."""
         if self.framer.mode in (CONTENT, PAYLOAD):
@@ -252,7 +247,7 @@ class Pipeline:
         framer, in_flight = self.framer, self.in_flight
         if framer.content_over:
             self._end_content(now)
-        while framer.queue and self._may_send():
+        while framer.queue and (not in_flight or self.extensions.may_follow(in_flight)):
             if self.matcher.reader.unread and not in_flight:
                 self._end_unasked(now)
                 return
@@ -279,9 +274,6 @@ class Pipeline:
     def resume(self, now: float) -> None:
         """Send the commands that may be sent, after `intercept` has made one wait."""
         self._send(now)
-
-    def _may_send(self) -> bool:
-        return not self.in_flight or self.extensions.may_follow(self.in_flight)
 
     def _end_unasked(self, now: float) -> None:
         """End the session: a reply to no command has begun to arrive.

@@ -70,7 +70,7 @@ class ReplyMatcher:
         Raises:
             BackendViolation: No exchange is in flight, or the reply is not valid for this one.
         """
-        if self.discards_content:
+        if exchange.refusal and self._framer.mode == CONTENT:  # as `discards_content`
             return DEFERRED
         role = exchange.verb.role
         if code == 421 or (role == verbs.GREETING and code >= 400):

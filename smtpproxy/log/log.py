@@ -26,7 +26,7 @@ from structlog.typing import FilteringBoundLogger
 
 from smtpproxy.log import events
 from smtpproxy.log.line_writer import DELAY_S, Line, LineWriter
-from smtpproxy.text.escaping import cut, printable, shortened
+from smtpproxy.text.escaping import DELETE, cut, printable, shortened
 
 LINE_BYTES = 16 * 1024
 """The longest line."""
@@ -220,7 +220,7 @@ def _json_of(line: Line) -> bytes:
     except UnicodeEncodeError:  # lone surrogates, as in the name of a file that is not UTF-8
         return json.dumps(line, default=str).encode() + b"\n"
     # JSON itself escapes controls below 0x20 only; 0x7f to 0x9f drive terminals as well.
-    if not octets.isascii() or b"\x7f" in octets:
+    if not octets.isascii() or DELETE in octets:
         text = octets.decode()
         if not text.isprintable():
             octets = "".join(map(_json_character, text)).encode()

@@ -34,7 +34,7 @@ def queue_id_of(reply: bytes) -> str:
         reply: The reply of Postfix, Exim, Sendmail, OpenSMTPD, Exchange or qmail.
     """
     for words, pattern in _QUEUE_IDS:
-        if words in reply and (found := pattern.search(reply)):
+        if reply.find(words) >= 0 and (found := pattern.search(reply)):
             return found[1].decode("ascii")
     return ""
 

@@ -26,6 +26,7 @@ REFUSALS_LOGGED = 20
 """The most refusals of one kind that are logged in a session."""
 HELO_BYTES = 255
 _FORWARDED = {b"ADDR": "forwarded_ip", b"NAME": "forwarded_name"}
+_NO_SOURCE: Endpoint = ("", 0)
 _REASONS = {"proxy_header_unexpected": "its network is not in proxy_protocol"}
 """Hints for the operator, by the kind of the violation."""
 
@@ -114,7 +115,8 @@ class SessionLog:
         "_scanned",
         "_scanners",
         "_server",
-        "_source",
+        "_source_ip",
+        "_source_port",
         "_tls",
         "_transaction",
     )
@@ -139,7 +141,8 @@ class SessionLog:
         self._limits = limits
         self._limit: SessionLineLimit | None = None
         self._transaction: TransactionSummary | None = None
-        self._source: Endpoint | None = None
+        self._source_ip = ""  # not kept as the tuple, which takes more memory
+        self._source_port = 0
         self._tls = ""
         self._hello = b""  # the client's last EHLO or HELO line
         self._forwarded: dict[str, object] | None = None  # by a trusted client's XFORWARD
@@ -159,7 +162,7 @@ class SessionLog:
         """Log that the session is open."""
         self._server = server
         self._fields = None
-        self._source = ends.source()
+        self._source_ip, self._source_port = ends.source() or _NO_SOURCE
         self._emit(events.SESSION_OPENED)
 
     def _emit(self, event: events.Event, **values: object) -> None:
@@ -290,8 +293,9 @@ class SessionLog:
                 fields["tls"] = self._tls
             if self._auth:
                 fields["auth"] = log.text_of_value(self._auth)
-            if self._source is not None:
-                fields["source_ip"], fields["source_port"] = self._source
+            if self._source_ip:
+                fields["source_ip"] = self._source_ip
+                fields["source_port"] = self._source_port
         return fields
 
     def _note_identity(self, exchange: Exchange) -> None:

@@ -7,7 +7,7 @@ from smtpproxy.core import verbs
 from smtpproxy.core.exchange import Exchange
 from smtpproxy.log.log import ADDRESS_BYTES
 from smtpproxy.log.message_identifiers import queue_id_of
-from smtpproxy.text.escaping import printable, shortened
+from smtpproxy.text.escaping import BACKSLASH, printable, shortened
 
 _PATH = re.compile(rb"[^:\n]*:?[ \t]*<?([^>\r\n]*)[^\n]*\n")
 """A command line, and in it the path; all lines at once, since there can be hundreds."""
@@ -202,7 +202,7 @@ def paths(lines: list[bytes]) -> list[str]:
     joined = b"\n".join(found)
     if (
         joined.isascii()
-        and b"\\" not in joined
+        and BACKSLASH not in joined
         and (text := joined.decode()).replace("\n", "").isprintable()
         and len(max(found, key=len)) <= ADDRESS_BYTES
     ):

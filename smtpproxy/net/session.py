@@ -176,7 +176,7 @@ class Session:
         if pipeline.ended:
             self._end(now)
             return
-        if pipeline.held_since == now:
+        if pipeline.reply_buffer.since == now:
             self.listener_context.timeouts.watch_held(self)
         if self.client_paused:
             self._regulate()
@@ -447,10 +447,10 @@ class Session:
 
     def release(self, now: float) -> bool:
         """Flush replies held for the time limit; return whether any are still held."""
-        since = self.pipeline.held_since
+        since = self.pipeline.reply_buffer.since
         if since and now - since >= self.listener_context.timeouts.reply_hold:
             self.pipeline.flush(now)
-        return self.pipeline.held_since > 0
+        return self.pipeline.reply_buffer.since > 0
 
     def drain(self) -> None:
         """End the session with 421 after its transaction."""

@@ -23,7 +23,14 @@ from msgspec.structs import replace
 from smtpproxy.core.exchange import Exchange
 from smtpproxy.core.violations import BackendViolation
 from smtpproxy.log.verb_name import VERB_NAMES, verb_of
-from smtpproxy.text.escaping import compact_text_of, expanded, octets_of, text_of
+from smtpproxy.text.escaping import (
+    BACKSLASH,
+    DELETE,
+    compact_text_of,
+    expanded,
+    octets_of,
+    text_of,
+)
 from smtpproxy.trace.content_capture import CapturedContent
 
 VERSION: Final = 1
@@ -375,7 +382,7 @@ def encoded(
             found.append(record)
         else:
             lines = encode_lines(found)
-            if b"\\" not in lines and b"\x7f" not in lines:
+            if BACKSLASH not in lines and DELETE not in lines:
                 return lines
     except UnicodeDecodeError:
         pass

@@ -1,7 +1,5 @@
 """What observers get."""
 
-import dataclasses
-
 import pytest
 
 from smtpproxy.core.observer import SessionSummary
@@ -10,6 +8,6 @@ from smtpproxy.core.observer import SessionSummary
 def test_summary_is_immutable() -> None:
     summary = SessionSummary("quit", 1.5, 9, 5, 1, 300, 200)
     assert (summary.reason, summary.commands, summary.pipelined) == ("quit", 9, 5)
-    assert dataclasses.astuple(summary)[4:] == (1, 300, 200, False)
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    assert summary[4:] == (1, 300, 200, False)
+    with pytest.raises(AttributeError):
         summary.messages = 2  # type: ignore[misc]  # that is the point

@@ -189,15 +189,15 @@ def test_held_replies_are_flushed_when_there_are_16_kib_of_them() -> None:
 def test_held_since_is_the_time_of_the_first_held_reply() -> None:
     stage = _stage()
     stage.client(b"RSET\r\nRSET\r\nRSET\r\nRSET\r\n")
-    assert stage.pipeline.held_since == 0.0
+    assert stage.pipeline.reply_buffer.since == 0.0
     stage.backend(b"250 first\r\n")
     first = stage.now
     stage.backend(b"250 second\r\n")
-    assert stage.pipeline.held_since == first
+    assert stage.pipeline.reply_buffer.since == first
     stage.happen("hold")
-    assert stage.pipeline.held_since == 0.0
+    assert stage.pipeline.reply_buffer.since == 0.0
     stage.backend(b"250 third\r\n")
-    assert stage.pipeline.held_since == stage.now
+    assert stage.pipeline.reply_buffer.since == stage.now
 
 
 def test_replies_go_to_the_sink_that_was_named_last() -> None:
