@@ -101,8 +101,9 @@ def test_each_session_of_these_clients_is_shown_at_its_end(
 def test_however_the_command_ends_nothing_is_recorded_any_more(
     program: Program, tmp_path: Path, how: signal.Signals
 ) -> None:
-    port = program.port()
+    address, port = program.event("admin_listening")["address"], program.port()
     with Watch(tmp_path, "--client", "127.0.0.0/8", "--follow").begun() as watch:
+        assert total(scrape(address), "trace_watches") == 1
         started = program.event("trace_watch_started")
         assert (started["uid"], started["pid"]) == (os.getuid(), watch.pid)
         assert started["networks"] == ["127.0.0.0/8"]
@@ -114,19 +115,10 @@ def test_however_the_command_ends_nothing_is_recorded_any_more(
             ended = program.event("trace_watch_ended")
             assert ended["records_sent"] >= 4
             assert ended["records_lost"] == 0
+            assert total(scrape(address), "trace_watches") == 0
             open_session.noop()
         send(port)
     assert watches(program) == 0
-
-
-def test_it_is_shown_as_a_metric(program: Program, tmp_path: Path) -> None:
-    address = program.event("admin_listening")["address"]
-    assert total(scrape(address), "trace_watches") == 0
-    with Watch(tmp_path, "--client", "127.0.0.1").begun() as watch:
-        assert total(scrape(address), "trace_watches") == 1
-        watch.kill()
-        program.event("trace_watch_ended")
-        assert total(scrape(address), "trace_watches") == 0
 
 
 def test_a_worker_that_starts_later_records_too(
@@ -294,31 +286,26 @@ def test_wireshark_shows_both_connections(program: Program, tmp_path: Path, foll
         assert sorted(lines) == sorted(f"{leg}\t{verb}" for leg in (0, 1) for verb in verbs)
 
 
-def test_any_http_client_gets_the_lines(program: Program, tmp_path: Path) -> None:
-    port = program.port()
-    argv = [command("curl"), "-sN", "--unix-socket", str(tmp_path / "run0" / "control.sock")]
-    target = "http://localhost/trace/watch?client=127.0.0.1"
-    with Process([*argv, target], tmp_path / "lines") as curl:
-        eventually(lambda: '{"what":"watching"}' in curl.printed() or None, "the begin")
-        relay(port, "one")
-        eventually(lambda: '"what":"closed"' in curl.printed() or None, "the session")
-        assert curl.printed().startswith('{"what":"trace_file","version":1}\n')
-
-
-def test_nobody_else_may_watch(run: Run, settings: Callable[..., Path]) -> None:
+def test_any_http_client_gets_the_lines_but_of_no_other_user(
+    run: Run, settings: Callable[..., Path], tmp_path: Path
+) -> None:
     """Not even if the socket's mode lets others ask for the health."""
     with Workplace("watch") as work:
         path = work.path / "control.sock"
         program = run("-c", settings(), "--control", path)
-        program.port()
+        port = program.port()
         path.chmod(0o666)
-        argv = [command("curl"), "-s", "--unix-socket", str(path)]
+        argv = [command("curl"), "-sN", "--unix-socket", str(path)]
+        watch = "http://localhost/trace/watch?client=127.0.0.1"
+        with Process([*argv, watch], tmp_path / "lines") as curl:
+            eventually(lambda: '{"what":"watching"}' in curl.printed() or None, "the begin")
+            relay(port, "one")
+            eventually(lambda: '"what":"closed"' in curl.printed() or None, "the session")
+            assert curl.printed().startswith('{"what":"trace_file","version":1}\n')
+        program.event("trace_watch_ended")
         for target, answer in (
             ("http://localhost/healthz", "ok\n"),
-            (
-                "http://localhost/trace/watch?client=127.0.0.1",
-                "no permission to watch: be root, or the service's user\n",
-            ),
+            (watch, "no permission to watch: be root, or the service's user\n"),
         ):
             done = subprocess.run(
                 [*argv, target],
