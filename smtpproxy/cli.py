@@ -35,6 +35,7 @@ from smtpproxy.config.tls_validation import (
 from smtpproxy.config.validation import crowded, superfluous
 from smtpproxy.control_socket import locations
 from smtpproxy.text.console import Terminal, say
+from smtpproxy.text.number_options import Seconds, WholeNumber
 
 
 class Commands(click.Group):
@@ -145,7 +146,7 @@ def main() -> None:
 @click.option(
     "-w",
     "--workers",
-    type=int,
+    type=WholeNumber(0, example=4),
     metavar="N",
     envvar="SMTPPROXY_WORKERS",
     show_envvar=True,
@@ -166,15 +167,7 @@ def main() -> None:
     show_envvar=True,
     help="Record every session in files in this directory, for `smtpproxy trace`.",
 )
-@click.option(
-    "--control",
-    type=click.Path(path_type=Path),
-    metavar="PATH",
-    envvar=locations.VARIABLE,
-    show_envvar=True,
-    help="The path of the control socket, which `smtpproxy health` queries; by default in "
-    "$RUNTIME_DIRECTORY, /run/smtpproxy or $XDG_RUNTIME_DIR.",
-)
+@locations.control_option
 @click.option(
     "--log-format",
     type=click.Choice(["auto", "console", "json", "syslog"]),
@@ -199,7 +192,7 @@ def main() -> None:
 )
 @click.option(
     "--fault-seed",
-    type=click.IntRange(0, 2**32 - 1),
+    type=WholeNumber(0, 2**32 - 1, example=1),
     metavar="N",
     help="With --fault, make the same decisions as another run; by default random, and logged.",
 )
@@ -306,7 +299,7 @@ def check(file: Path | None, named: Path | None, as_json: bool) -> None:
 )
 @click.option(
     "--rtt",
-    type=click.FloatRange(0, 10),
+    type=Seconds(0, 10, example=0.3),
     default=0.1,
     show_default=True,
     metavar="SECONDS",
@@ -314,7 +307,7 @@ def check(file: Path | None, named: Path | None, as_json: bool) -> None:
 )
 @click.option(
     "--recipients",
-    type=click.IntRange(1, 100),
+    type=WholeNumber(1, 100, example=20),
     default=3,
     show_default=True,
     metavar="N",
@@ -328,7 +321,7 @@ def check(file: Path | None, named: Path | None, as_json: bool) -> None:
 @click.option("--serve", is_flag=True, help="Listen for your own client, and draw its sessions.")
 @click.option(
     "--port",
-    type=click.IntRange(0, 65535),
+    type=WholeNumber(0, 65535, example=2525),
     default=0,
     metavar="PORT",
     help="With --serve, the proxy's port on 127.0.0.1.  [default: a free one]",
@@ -346,8 +339,6 @@ def demo(
 
     The command runs a legacy MTA and the proxy in this process, and exits 1 if any reply is wrong.
     """
-    if rtt != rtt:  # FloatRange lets NaN through
-        raise click.BadParameter("nan is not a number of seconds", param_hint="--rtt")
     if (port or admin) and not serve:
         raise click.UsageError("--port and --admin go with --serve")
     from smtpproxy.demo import demo_run

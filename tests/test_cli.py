@@ -7,7 +7,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
@@ -76,6 +76,49 @@ def found(name: str) -> click.Command:
         command = command.get_command(click.Context(command), word)
     assert command is not None
     return command
+
+
+def _numeric_options(command: click.Command, name: str) -> Iterator[tuple[str, str, click.Option]]:
+    """Yield each numeric option of a command and its subcommands: command, flag, option."""
+    if isinstance(command, click.Group):
+        for each in command.list_commands(click.Context(command)):
+            yield from _numeric_options(found(f"{name} {each}".strip()), f"{name} {each}".strip())
+    for option in command.params:
+        numbers = (type(click.INT), type(click.FLOAT))
+        if isinstance(option, click.Option) and isinstance(option.type, numbers):
+            yield name, option.opts[-1], option
+
+
+NUMERIC = [(name, flag) for name, flag, _ in _numeric_options(cli.main, "")]
+
+
+def _parsed(name: str, flag: str, value: str) -> str:
+    """Return the error of the parser about this option; empty if there is none."""
+    try:
+        found(name).make_context(name, [flag, value], parent=click.Context(cli.main))
+    except click.MissingParameter:
+        return ""
+    except click.BadParameter as error:
+        return error.format_message()
+    return ""
+
+
+class TestNumbers:
+    def test_they_are_found(self) -> None:
+        assert ("run", "--workers") in NUMERIC
+        assert ("trace list", "--code") in NUMERIC
+        assert ("probe", "--timeout") in NUMERIC
+
+    @pytest.mark.parametrize("value", ["x", "1.5x", "-1", "", "1e99", "nan"])
+    @pytest.mark.parametrize(("name", "flag"), NUMERIC)
+    def test_error_gives_the_value_what_is_wanted_and_an_example(
+        self, name: str, flag: str, value: str
+    ) -> None:
+        error = _parsed(name, flag, value)
+        assert flag in error
+        assert f"{value!r} is not a " in error or f"{float(value)!r} is not a" in error
+        example = error.rpartition("such as ")[2].rstrip(".")
+        assert _parsed(name, flag, example) == ""
 
 
 class TestHelp:

@@ -23,14 +23,7 @@ from smtpproxy.control_socket import control_client, locations
     """,
 )
 @click.option("--ready", is_flag=True, help="Ask whether clients can be served.")
-@click.option(
-    "--control",
-    type=click.Path(path_type=Path),
-    metavar="PATH",
-    envvar=locations.VARIABLE,
-    show_envvar=True,
-    help="The path of the control socket, if the service was started with one.",
-)
+@locations.control_option
 def health(*, ready: bool, control: Path | None) -> None:
     """Ask the service on this machine whether it is healthy.
 

@@ -8,10 +8,23 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+import click
+
 NAME = "control.sock"
 VARIABLE = "SMTPPROXY_CONTROL"
 """The environment variable for the path, as `--control`."""
 SYSTEM = Path("/run/smtpproxy")
+
+control_option = click.option(
+    "--control",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    envvar=VARIABLE,
+    show_envvar=True,
+    help="The path of the service's control socket; by default in $RUNTIME_DIRECTORY, "
+    "/run/smtpproxy or $XDG_RUNTIME_DIR.",
+)
+"""The option of the service, and of the commands that ask it."""
 
 
 def of_service(environ: Mapping[str, str]) -> Path | None:

@@ -16,6 +16,7 @@ import msgspec
 from smtpproxy.config.address import canonical_network
 from smtpproxy.control_socket import control_client, locations
 from smtpproxy.text.console import say
+from smtpproxy.text.number_options import WholeNumber
 from smtpproxy.trace import terminal
 from smtpproxy.trace.live_output import (
     LiveCapture,
@@ -81,7 +82,7 @@ def _networks(_context: click.Context, _option: click.Parameter, given: Sequence
     metavar="CIDR",
     help="An address or a network of clients.  May be repeated.",
 )
-@click.option("--count", type=click.IntRange(1), metavar="N", help="End after N sessions.")
+@click.option("--count", type=WholeNumber(1, example=3), metavar="N", help="End after N sessions.")
 @click.option(
     "--content",
     type=click.Choice(["headers", "full"]),
@@ -95,14 +96,7 @@ def _networks(_context: click.Context, _option: click.Parameter, given: Sequence
     metavar="FILE",
     help="For Wireshark: both connections, also what was inside TLS.  - for standard output.",
 )
-@click.option(
-    "--control",
-    type=click.Path(path_type=Path),
-    metavar="PATH",
-    envvar=locations.VARIABLE,
-    show_envvar=True,
-    help="The path of the control socket, if the service was started with one.",
-)
+@locations.control_option
 def watch(
     clients: list[str],
     count: int | None,

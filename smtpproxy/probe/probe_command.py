@@ -12,6 +12,7 @@ from smtpproxy.probe import json_report, probe_report, probe_run, suggested_conf
 from smtpproxy.probe.connector import ProbeOptions
 from smtpproxy.probe.findings import Findings
 from smtpproxy.text.console import Terminal, say
+from smtpproxy.text.number_options import Seconds
 
 _NARROWEST, _WIDE = 60, 110
 _MAILBOX = re.compile(r"[!-;=?-~]{1,250}", re.ASCII)
@@ -40,7 +41,7 @@ _NAME = re.compile(r"[A-Za-z0-9_.-]{1,255}|\[[A-Za-z0-9:.]{1,80}\]", re.ASCII)
 @click.argument("addr")
 @click.option(
     "--timeout",
-    type=click.FloatRange(0.1, 600),
+    type=Seconds(0.1, 600, example=60),
     default=30,
     show_default=True,
     metavar="SECONDS",
@@ -84,8 +85,6 @@ def probe(
     The report shows what the server offers, what it lacks, and where it violates SMTP.
     ADDR is HOST:PORT, [IPV6]:PORT or unix:/PATH.
     """
-    if timeout != timeout:  # FloatRange lets NaN through
-        raise click.BadParameter("nan is not a number of seconds", param_hint="--timeout")
     for given, flag in ((sender, "--from"), (relay_test, "--relay-test")):
         if given and not _MAILBOX.fullmatch(given):
             what = f"{given!r} is not an address, such as someone@example.com"

@@ -11,6 +11,7 @@ import click
 import msgspec
 
 from smtpproxy.config.address import canonical
+from smtpproxy.text.number_options import WholeNumber
 from smtpproxy.trace.header_pattern import HeaderPattern
 from smtpproxy.trace.records import Closed, client_of
 
@@ -94,7 +95,7 @@ _OPTIONS = (
     ),
     click.option(
         "--code",
-        type=click.IntRange(1, 999),
+        type=WholeNumber(1, 999, example=550),
         metavar="CODE",
         help="Only if a reply had this code: 550, or 5 for 5xx.",
     ),

@@ -26,6 +26,7 @@ from rich.text import Text
 from smtpproxy.config.address import Address, parse_server
 from smtpproxy.text.console import Terminal, say
 from smtpproxy.text.escaping import printable
+from smtpproxy.text.number_options import WholeNumber
 from smtpproxy.timeline.labels import BAD, GOOD
 from smtpproxy.trace import html_page, pcapng, statistics_page, statistics_report, terminal
 from smtpproxy.trace.live_output import (
@@ -78,7 +79,9 @@ _in_directory = partial(
 )
 _directory = _in_directory(type=click.Path(path_type=Path, exists=True))
 _future_directory = _in_directory(type=click.Path(path_type=Path))
-_last = click.option("-n", "--last", type=click.IntRange(1), metavar="N", help="Only the latest N.")
+_last = click.option(
+    "-n", "--last", type=WholeNumber(1, example=10), metavar="N", help="Only the latest N."
+)
 
 
 @click.group()
