@@ -437,7 +437,7 @@ class Pipeline:
         if role > RSET or 300 <= code < 400 or code == 421 or reply[:1] == b"3":
             meaning = self.matcher.classify(exchange, code, reply, now)
             if meaning == CLOSING:
-                self._end_with(reply, "backend_closed", now, None)
+                self._end_with(reply, "backend_closed", now, None, own=False)
             if meaning in (CLOSING, DEFERRED):
                 return
             if role in _HELLO:
@@ -467,7 +467,7 @@ class Pipeline:
         if step == FAILED:
             self.fail(ehlo.reason, replies.BACKEND_UNFIT, now)
         elif step == REFUSED:
-            self._end_with(reply, "backend_closed", now, None)
+            self._end_with(reply, "backend_closed", now, None, own=False)
         elif step == START_TLS:
             self._upgrade(Upgrade.BACKEND_TLS)
         else:
@@ -617,8 +617,10 @@ class Pipeline:
             greeting: The refusing greeting of the last server, for the client; empty if none.
             now: The time.
         """
-        own = replies.BACKEND_UNAVAILABLE % self.policy.hostname
-        self._end_with(greeting or own, "backend_unavailable", now, None)
+        if greeting:
+            self._end_with(greeting, "backend_unavailable", now, None, own=False)
+        else:
+            self.fail("backend_unavailable", replies.BACKEND_UNAVAILABLE, now)
 
     def backend_lost(self, now: float) -> None:
         """Process the end or the loss of the backend connection."""
@@ -654,16 +656,27 @@ class Pipeline:
         elif self.draining and not (busy or self.transaction.open) and self.framer.mode == COMMANDS:
             self.fail(self.draining, replies.DRAINED[self.draining], now)
 
-    def _end_with(self, reply: bytes, reason: str, now: float, problem: Violation | None) -> None:
-        """Answer the oldest exchange without a reply, and end the session."""
+    def _end_with(
+        self, reply: bytes, reason: str, now: float, problem: Violation | None, *, own: bool = True
+    ) -> None:
+        """Answer the oldest exchange without a reply, and end the session.
+
+        Args:
+            reply: The reply.
+            reason: Why, a snake_case noun.
+            now: The time.
+            problem: The violation that ends the session, if any.
+            own: Whether the reply is the proxy's own.
+        """
         if self.ended:
             return
         owed = bool(self.in_flight)
-        own = reason != "backend_closed"
         self._drop_xforward(problem.octets if problem else b"" if own else reply, now)
         waiting = self.in_flight or self.framer.queue
         exchange = waiting.pop(0) if waiting else Exchange(verbs.UNSOLICITED_ROW, b"", now)
         exchange.abort(problem, now, own=own)
+        if own and exchange.verb.role == verbs.GREETING:
+            exchange.replace_reply(reply)
         self.reply_buffer.hold(exchange, reply, int(reply[:3]), now, False)
         self._end(reason, now, owed=owed)
 

@@ -294,7 +294,7 @@ MESSAGE_ABANDONED = Event(
 GREETING_REFUSED = Event(
     "greeting_refused",
     "info",
-    "The client got a greeting that refuses it: the backend's, or the proxy's 421.",
+    "The backend refused the client in its greeting.",
     (*SESSION, "reply"),
 )
 HELLO_REFUSED = Event(

@@ -33,7 +33,8 @@ class Logged:
             self.session.content,
         )
         self.pipeline.connect_backend(lambda _: None)
-        self.says(greeting)
+        if greeting:
+            self.says(greeting)
 
     def sends(self, *lines: str) -> None:
         self.pipeline.client_received("".join(line + "\r\n" for line in lines).encode(), 11.0)
@@ -218,6 +219,17 @@ def test_each_kind_of_refusal_is_an_event() -> None:
         ("hello_refused", "EHLO spam.example", "550 5.7.1 no spam"),
         ("xclient_refused", "XCLIENT *", "550 5.7.0 Error: insufficient authorization"),
     ]
+
+
+def test_greeting_is_refused_by_the_mta_only() -> None:
+    """The proxy's own 421 has events of its own, and the reason of `session_closed`."""
+    for greeting in (b"", b"554 5.7.1 not you\r\n"):
+        logged = Logged(greeting="")
+        logged.pipeline.backend_unavailable(greeting, 12.0)
+        assert [line["event"] for line in logged.lines] == ["greeting_refused"] * bool(greeting)
+    logged = Logged(greeting="")
+    logged.pipeline.expire("greeting", 12.0)
+    assert logged.lines == []
 
 
 def test_refusals_are_bounded_in_a_session() -> None:
