@@ -37,11 +37,11 @@ class BackendConnection(asyncio.Protocol):
     """
 
     # Hot path (bench S2): the loop calls the session itself.
-    __slots__ = ("_left", "_session", "data_received", "transport")
+    __slots__ = ("_session", "_transport", "data_received")
 
     def __init__(self, session: BackendEvents) -> None:
-        self._session = session
-        self._left = False
+        self._session: BackendEvents | None = session
+        self._transport: asyncio.Transport | None = None
         self.data_received = session.backend_received  # type: ignore[method-assign, assignment]  # a slot
 
     def leave(self) -> None:
@@ -49,48 +49,45 @@ class BackendConnection(asyncio.Protocol):
 
         The event loop may have made the connection already when an attempt is cancelled.
         """
-        self._left = True
         self.data_received = _discard  # type: ignore[method-assign, assignment]  # a slot
         # A loop that has not called connection_lost keeps this object, and the other way round.
-        del self._session
-        if hasattr(self, "transport"):
-            del self.transport
+        self._session = self._transport = None
 
     def secured(self, inside: asyncio.Transport) -> None:
         """Go on with the transport inside TLS, which octets come from now."""
-        self.transport = inside
+        self._transport = inside
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Record the connection for loop detection, and pass it to the session."""
         connected = cast("asyncio.Transport", transport)
         own_connections.note(transport)
-        if self._left:
+        if self._session is None:
             connected.abort()
         else:
-            self.transport = connected
+            self._transport = connected
             opened = transport.get_extra_info("socket")
             if opened is not None:
                 keep_alive(opened)
-            self._session.backend_connected(self.transport)
+            self._session.backend_connected(connected)
 
     def eof_received(self) -> None:
         """Treat the backend's half-close as the end, since no more replies can follow."""
-        if not self._left:
-            self._session.backend_lost(self.transport)
+        if self._session is not None and self._transport is not None:
+            self._session.backend_lost(self._transport)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         """Report the loss of the connection."""
-        if not self._left:
-            self._session.backend_lost(self.transport)
+        if self._session is not None and self._transport is not None:
+            self._session.backend_lost(self._transport)
 
     def pause_writing(self) -> None:
         """Report that the backend does not read."""
-        if not self._left:
+        if self._session is not None:
             self._session.backend_blocked(blocked=True)
 
     def resume_writing(self) -> None:
         """Report that the backend reads again."""
-        if not self._left:
+        if self._session is not None:
             self._session.backend_blocked(blocked=False)
 
 

@@ -57,7 +57,6 @@ class ServerSelection:
         peer: The client.
     """
 
-    __deletable__ = ("_session",)  # for mypyc
     __slots__ = (
         "_connecting",
         "_connection",
@@ -76,7 +75,7 @@ class ServerSelection:
     def __init__(
         self, session: SelectingSession, listener_context: "ListenerContext", peer: "Peer"
     ) -> None:
-        self._session = session
+        self._session: SelectingSession | None = session
         self._listener_context = listener_context
         self._connection_slots = listener_context.connection_slots
         self._peer = peer
@@ -93,10 +92,15 @@ class ServerSelection:
         self.waits = False
         """Whether the session waits for a connection slot."""
 
+    @property
+    def _open_session(self) -> SelectingSession:
+        assert self._session is not None, "used after `end`"
+        return self._session
+
     def begin(self) -> None:
         """Request a connection slot if needed; the session then gets the answer."""
         if self._connection_slots is None:
-            self._session.connection_slot_answered(granted=True)
+            self._open_session.connection_slot_answered(granted=True)
             return
         self.waits = True
         admission, host = self._listener_context.admission, self._peer.host
@@ -105,12 +109,12 @@ class ServerSelection:
 
     def reclaim_slot(self) -> None:
         """Make the session release its slot."""
-        self._session.reclaim_slot()
+        self._open_session.reclaim_slot()
 
     def slot_answered(self, *, granted: bool) -> None:
         """Pass the answer to the session."""
         self.waits = False
-        self._session.connection_slot_answered(granted=granted)
+        self._open_session.connection_slot_answered(granted=granted)
 
     @property
     def more(self) -> bool:
@@ -137,13 +141,13 @@ class ServerSelection:
         self._begin(self.server)
 
     def _begin(self, server: "Server") -> None:
-        connection = self._connection = BackendConnection(self._session.backend_events)
+        connection = self._connection = BackendConnection(self._open_session.backend_events)
         self._connecting = asyncio.get_running_loop().create_task(
             self._connect(server, connection), name=server.name
         )
 
     async def _connect(self, server: "Server", connection: BackendConnection) -> None:
-        session = self._session
+        session = self._open_session
         if own_connections.is_one(session.client):  # recorded by now: this task runs later
             self._connecting = None
             session.refuse_loop()
@@ -190,7 +194,7 @@ class ServerSelection:
         if not self._left:
             self.open = False
             assert self.server is not None
-            self._session.note_given_up(self.server.name_for(self._peer), why)
+            self._open_session.note_given_up(self.server.name_for(self._peer), why)
             return octets, ""  # the pipeline forwards it
         self.refusal = reply
         return b"", why
@@ -228,8 +232,7 @@ class ServerSelection:
     def end(self) -> None:
         """Release the server and the connection slot; may be called repeatedly."""
         self.cancel()
-        if hasattr(self, "_session"):
-            del self._session  # which knows this object
+        self._session = None  # which knows this object
         self.waits = False
         connection_slots, self._connection_slots = self._connection_slots, None
         if connection_slots is not None:
