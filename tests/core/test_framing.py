@@ -129,6 +129,17 @@ def test_content_that_the_backend_refused_keeps_that_refusal() -> None:
     assert (framing.sent, content.refusal) == ([], b"552 big\r\n")
 
 
+def test_an_end_of_data_that_is_none_is_taken_once() -> None:
+    framing = Framing()
+    framing.framer.open_content(Exchange(verbs.END_OF_DATA_ROW, b"", 2.0))
+    framing.receive(b"a\n.\n")
+    taken = framing.framer.take_mistaken_end()
+    assert taken is not None
+    assert taken.kind == "bare_lf"
+    framing.receive(b"b")
+    assert framing.framer.take_mistaken_end() is None
+
+
 def test_payload_is_counted() -> None:
     framing = Framing()
     framing.receive(b"BDAT 7\r\n.\r\nRS\r\nNOOP\r\n")

@@ -145,6 +145,13 @@ def test_waiting_returns_the_running_limit_and_its_start() -> None:
     assert stage.pipeline.waiting() == ("command", stage.now)
 
 
+def test_the_time_limit_of_a_client_begins_when_it_is_read_again() -> None:
+    stage = Stage(SessionPolicy())
+    stage.backend(b"220 mx\r\n")
+    stage.pipeline.client_resumed(stage.now + 5)
+    assert stage.pipeline.waiting() == ("client", stage.now + 5)
+
+
 def test_waiting_for_several_in_flight_restarts_with_each_reply() -> None:
     stage = _stage("EHLO PIPELINING")
     stage.client(b"MAIL FROM:<a>\r\nRCPT TO:<b>\r\n")
