@@ -58,7 +58,7 @@ class StatusSource(HealthSource, Protocol):
 class KeptSession(NamedTuple):
     """The last state of a session."""
 
-    told: bytes
+    encoded: bytes
     """As the page gets it."""
     open: bool
 
@@ -122,11 +122,11 @@ class LiveFeed:
         """Send the viewers an event; without viewers, only keep figures."""
         if self._viewers:
             self._source.look()
-            self.tell()
+            self.publish()
         elif self._history.is_due(monotonic()):
             self._take_figures(monotonic(), self._source.snapshot())
 
-    def tell(self) -> None:
+    def publish(self) -> None:
         """Send an event to all viewers: what has changed."""
         snapshot = self._source.snapshot()
         event = self._event(self._take(snapshot), snapshot)
@@ -146,12 +146,12 @@ class LiveFeed:
         changed += self._leave_lost(set(snapshot.lists.get("open_sessions", [])))
         while len(self._sessions) > KEPT_SESSIONS or self._bytes > KEPT_BYTES:
             _, kept = self._sessions.popitem(last=False)
-            self._bytes -= len(kept.told)
+            self._bytes -= len(kept.encoded)
         return changed
 
     def _keep(self, name: str, kept: KeptSession) -> None:
         before = self._sessions.get(name)
-        self._bytes += len(kept.told) - (len(before.told) if before else 0)
+        self._bytes += len(kept.encoded) - (len(before.encoded) if before else 0)
         self._sessions[name] = kept
 
     def _leave_lost(self, heard: set[object]) -> list[KeptSession]:
@@ -165,7 +165,7 @@ class LiveFeed:
             if times < UNHEARD:
                 self._unheard[name] = times
             else:
-                session = {**msgspec.json.decode(kept.told), "reason": "followed no more"}
+                session = {**msgspec.json.decode(kept.encoded), "reason": "followed no more"}
                 lost.append(KeptSession(msgspec.json.encode(session), open=False))
                 self._keep(name, lost[-1])
         return lost
@@ -180,7 +180,7 @@ class LiveFeed:
         """Return an event that has `rows` of the newest rows of figures."""
         clock = monotonic()
         totals, lately = self._take_figures(clock, snapshot)
-        told = {
+        message = {
             "at": time(),
             "clock": clock,
             "host": socket.gethostname(),
@@ -192,6 +192,6 @@ class LiveFeed:
             "listeners": self._source.listeners(),
             "faults": self._source.faults(),
             "why_not_ready": self._source.why_not_ready(),
-            "sessions": [msgspec.Raw(each.told) for each in sessions],
+            "sessions": [msgspec.Raw(each.encoded) for each in sessions],
         }
-        return b"data: " + msgspec.json.encode(told) + b"\n\n"
+        return b"data: " + msgspec.json.encode(message) + b"\n\n"

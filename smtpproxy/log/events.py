@@ -524,7 +524,7 @@ WORKER_LOST = Event(
 FORK_SERVER_LOST = Event(
     "fork_server_lost",
     "error",
-    "The process that starts workers died; the supervisor starts itself anew.",
+    "The process that starts workers died; the supervisor restarts itself.",
 )
 WORKER_HANGS = Event(
     "worker_hangs",

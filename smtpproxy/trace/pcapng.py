@@ -158,7 +158,7 @@ class _Legs:
     Args:
         began: When the client connected.
         ends: The addresses.
-        number: Its number, by which Wireshark tells sessions of equal addresses apart.
+        number: Its number, by which Wireshark distinguishes sessions of equal addresses.
         filler: The most filler for payload that was not recorded, in octets.
     """
 

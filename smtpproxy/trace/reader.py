@@ -426,7 +426,7 @@ def _check_length(record: Record | FileHeader, size: int) -> None:
 
 
 def _is_whole(block: bytes) -> bool:
-    """Tell whether all lines begin and end as this service writes them, and none is a header."""
+    """Return whether all lines begin and end as this service writes them, and none is a header."""
     between = block.count(b'}\n{"what":"')
     return (
         block.startswith(b'{"what":"')

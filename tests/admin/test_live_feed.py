@@ -56,7 +56,7 @@ async def test_lookers_are_bounded_and_a_slow_one_misses_events() -> None:
     viewers = [feed.join() for _ in range(MAX_VIEWERS)]
     assert feed.full
     for _ in range(WAITING * 3):
-        feed.tell()
+        feed.publish()
     assert viewers[0].qsize() == WAITING
     for viewer in viewers:
         feed.leave(viewer)
@@ -72,7 +72,7 @@ async def test_recent_sessions_are_kept_for_later_viewers() -> None:
     feed = LiveFeed(Source(KEPT_SESSIONS * 3 // 4))
     first = feed.join()
     for _ in range(3):
-        feed.tell()
+        feed.publish()
     late = feed.join().get_nowait()
     assert late.count(b'"session"') == KEPT_SESSIONS
     feed.leave(first)
@@ -85,9 +85,9 @@ async def test_sessions_are_bounded_in_bytes_and_dropped_without_a_viewer(
     source = Source(100)
     feed = LiveFeed(source)
     first = feed.join()
-    feed.tell()
+    feed.publish()
     second = feed.join()
-    assert 300 < len(b"".join(each.told for each in feed._sessions.values())) <= 1000
+    assert 300 < len(b"".join(each.encoded for each in feed._sessions.values())) <= 1000
     feed.leave(first)
     assert feed._sessions
     feed.leave(second)
@@ -101,7 +101,7 @@ async def test_viewers_are_notified_when_it_closes() -> None:
     reads, does_not = feed.join(), feed.join()
     reads.get_nowait()
     for _ in range(WAITING):
-        feed.tell()
+        feed.publish()
     feed.close()
     for viewer in (reads, does_not):
         assert [viewer.get_nowait() for _ in range(WAITING)][-1] == b""
@@ -116,7 +116,7 @@ async def test_an_open_session_that_no_worker_reports_any_more_is_removed() -> N
     reasons = []
     for lists in (open_one, {"open_sessions": ["s"]}, {}, {}, {"open_sessions": ["s"]}, *[{}] * 4):
         source.snapshot = lambda now=lists: MetricsSnapshot(lists=now)  # type: ignore[method-assign, misc]
-        feed.tell()
+        feed.publish()
         while not viewer.empty():
             event = told(viewer.get_nowait())
         reasons.append([each["reason"] for each in event["sessions"]])

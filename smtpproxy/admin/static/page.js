@@ -13,7 +13,7 @@ let source = null, heard = 0, lostSince = 0, anew = true, shutOut = false;
 
 function take(event) {
   takeFigures(event, anew);
-  if (anew) { // told all: what is not in it was of a proxy that is gone
+  if (anew) { // all sessions came: what is not among them was of a proxy that is gone
     const open = new Set(event.sessions.map((each) => each.session));
     for (const [id, session] of sessions) if (!session.reason && !open.has(id)) sessions.delete(id);
     anew = false;
@@ -79,7 +79,7 @@ function connect() {
 
 async function again() {
   const ended = source;
-  const why = await fetch("page.js", {cache: "no-store"}).then((told) => told.status, () => 0);
+  const why = await fetch("page.js", {cache: "no-store"}).then((reply) => reply.status, () => 0);
   shutOut = why === 401;
   drawState();
   if (shutOut) return;

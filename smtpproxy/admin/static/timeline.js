@@ -177,10 +177,10 @@ function heading(records, known) {
 }
 
 function legend(own) {
-  const told = element("p", "legend");
-  told.append(element("i", "wait"), "the client waits", element("i", "work"), "the MTA works");
-  if (own) told.append(element("em", "", "slanted"), ": smtpproxy's own words");
-  return told;
+  const shown = element("p", "legend");
+  shown.append(element("i", "wait"), "the client waits", element("i", "work"), "the MTA works");
+  if (own) shown.append(element("em", "", "slanted"), ": smtpproxy's own words");
+  return shown;
 }
 
 function drawRows(rows, width) {
