@@ -177,7 +177,7 @@ class Framer:
 
     def forget(self, exchange: Exchange) -> None:
         """Release an exchange whose reply was flushed, to save memory in idle sessions."""
-        if exchange is self.last and not exchange.verb.secret:
+        if exchange is self.last and not (exchange.verb.secret or self.payload):
             self.last = _ANSWERED
 
     # --- how the pipeline opens the gate ------------------------------------------------------
@@ -220,6 +220,7 @@ class Framer:
 
     def skip_payload(self, size: int) -> None:
         """Discard the next `size` octets, the payload of a refused BDAT, then read commands."""
+        self.last = self.gate
         self.open_commands()
         self.payload = size
         if size:

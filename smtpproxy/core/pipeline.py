@@ -33,6 +33,7 @@ from smtpproxy.core.framing import (
     CONTENT,
     ENDED,
     PAYLOAD,
+    SKIPPED_PAYLOAD,
     Framer,
 )
 from smtpproxy.core.negotiated_extensions import NegotiatedExtensions
@@ -190,7 +191,7 @@ class Pipeline:
 
     def waiting(self) -> tuple[str, float]:
         """Return which time limit runs, a `Verb.limit`, "content" or "client", and since when."""
-        if self.framer.mode in (CONTENT, PAYLOAD):
+        if self.framer.mode in _CONTENT:
             return "content", self.client_active_at
         owed = self.in_flight or self.framer.queue  # a queued one if it was intercepted
         if owed:
@@ -644,7 +645,7 @@ class Pipeline:
     @property
     def interruptible(self) -> bool:
         """Whether a 421 now would interrupt nothing: no content, and no command with a role."""
-        may_end = self.framer.mode in (COMMANDS, AUTH_DATA)
+        may_end = self.framer.mode in (COMMANDS, AUTH_DATA, SKIPPED_PAYLOAD)
         return may_end and not any(exchange.verb.role for exchange in self.in_flight)
 
     def _end_if_done(self, now: float) -> None:
@@ -653,8 +654,12 @@ class Pipeline:
             self.end("client_lost", now)
         elif self.client_ended and not busy:
             self.end("client_closed", now)
-        elif self.draining and not (busy or self.transaction.open) and self.framer.mode == COMMANDS:
+        elif self.draining and not busy and self._may_drain:
             self.fail(self.draining, replies.DRAINED[self.draining], now)
+
+    @property
+    def _may_drain(self) -> bool:
+        return not self.transaction.open and self.framer.mode in (COMMANDS, SKIPPED_PAYLOAD)
 
     def _end_with(
         self, reply: bytes, reason: str, now: float, problem: Violation | None, *, own: bool = True
@@ -698,7 +703,7 @@ class Pipeline:
             or relayed
             or self.transaction.open
             or self.matcher.reader.unread
-            or framer.mode == AUTH_DATA
+            or framer.mode in (AUTH_DATA, PAYLOAD)
         )
         self.ended = reason
         self._upgrade = self._introduce = _not_connected  # nothing more is asked of the caller
@@ -715,6 +720,7 @@ class Pipeline:
 
 
 _HELLO: Final = frozenset((verbs.EHLO, verbs.HELO))
+_CONTENT: Final = frozenset((CONTENT, PAYLOAD, SKIPPED_PAYLOAD))
 _ENDS_OF_CLIENTS: Final = frozenset(
     (
         "client_closed",

@@ -349,6 +349,22 @@ def test_nothing_of_an_auth_is_seen_by_observers() -> None:
     assert not [secret for secret in secrets if secret in seen_by_observers(stage.observed)]
 
 
+@pytest.mark.parametrize("offers", ["CHUNKING", ""])
+def test_a_refused_chunk_began_with_its_command(offers: str) -> None:
+    """Refused by the MTA while its payload arrives, or by the proxy."""
+    stage = _stage(f"EHLO {offers}", policy=SessionPolicy(early_pipelining=True))
+    stage.client(b"BDAT 9\r\nabc")
+    began = stage.now
+    if offers:
+        stage.backend(b"503 no sender\r\n")
+    for _ in range(3):
+        stage.client(b"x")
+        assert stage.pipeline.waiting() == ("content", stage.now)
+        assert stage.pipeline.content_since == began
+    stage.client(b"xxx")
+    assert stage.pipeline.waiting() == ("client", stage.now)
+
+
 def test_interruptible_is_what_the_backend_is_not_at_work_on() -> None:
     stage = Stage()
     assert not stage.pipeline.interruptible, "the greeting is owed"
