@@ -32,8 +32,9 @@ _V1_UNKNOWN = re.compile(rb"PROXY UNKNOWN(?: [^\r\n\0]*)?")
 _V2_HEAD = struct.Struct("!12sBBH")
 _LOCAL, _PROXY = 0x20, 0x21  # version 2 in the upper four bits
 _TCP4, _TCP6 = 0x11, 0x21
-_OTHER_FAMILIES = frozenset((0x00, 0x12, 0x22, 0x31, 0x32))
-"""Unspecified, UDP and Unix sockets: valid, but without an address of an SMTP client."""
+_OTHER_FAMILIES = {0x00: 0, 0x12: 12, 0x22: 36, 0x31: 216, 0x32: 216}
+"""The octets of the addresses of unspecified, UDP and Unix sockets: valid, but without an address
+of an SMTP client."""
 _TLV_HEAD = struct.Struct("!BH")
 _CRC32C, _SSL = 0x03, 0x20
 _SSL_HEAD_SIZE = 5  # before the TLVs inside it
@@ -42,6 +43,10 @@ _ADDRESSES = {_TCP4: struct.Struct("!4s4sHH"), _TCP6: struct.Struct("!16s16sHH")
 
 class BadProxyHeader(Exception):
     """The first octets are not a PROXY header, or not a valid one."""
+
+
+class WrongChecksum(BadProxyHeader):
+    """The header was damaged on its way, and so its command and addresses may be wrong."""
 
 
 def read_header(octets: bytes) -> tuple[Peer | None, int]:
@@ -138,16 +143,22 @@ def _read_v2(octets: bytes) -> tuple[Peer | None, int]:
         raise BadProxyHeader("unknown family")
     if end > V2_LIMIT:
         raise BadProxyHeader("version 2 header too long")
-    addresses = _ADDRESSES.get(family) if command == _PROXY else None
-    if addresses is not None and size < addresses.size:
+    addresses = _ADDRESSES.get(family)
+    taken = _OTHER_FAMILIES[family] if addresses is None else addresses.size
+    if command == _PROXY and size < taken:
         raise BadProxyHeader("version 2 header too short for its addresses")
     if len(octets) < end:
         return None, 0
-    if addresses is None:
+    try:
+        _check_tlvs(octets[:end], _V2_HEAD.size + taken)
+    except BadProxyHeader as error:
+        # Without a client's address the rest is ignored (section 2.2), unless it shows damage.
+        if (addresses is not None and command == _PROXY) or isinstance(error, WrongChecksum):
+            raise
+    if addresses is None or command == _LOCAL:
         return None, end
     source, target, source_port, target_port = addresses.unpack_from(octets, _V2_HEAD.size)
     hosts = str(ip_address(source)), str(ip_address(target))
-    _check_tlvs(octets[:end], _V2_HEAD.size + addresses.size)
     return _peer(hosts[0], source_port, hosts[1], target_port), end
 
 
@@ -157,13 +168,12 @@ def _check_tlvs(header: bytes, begin: int) -> None:
     A header that was damaged on its way may have another address, too.
     """
     found = list(_tlvs(header, begin, TLV_LIMIT))
+    left = TLV_LIMIT - len(found)
     for kind, at, size in found:
         if kind == _SSL:
             if size < _SSL_HEAD_SIZE:
                 raise BadProxyHeader("malformed TLV")
-            inside = header[: at + size]
-            found += _tlvs(inside, at + _SSL_HEAD_SIZE, TLV_LIMIT - len(found))
-            break
+            left -= sum(1 for _ in _tlvs(header[: at + size], at + _SSL_HEAD_SIZE, left))
     sums = [(at, size) for kind, at, size in found if kind == _CRC32C]
     if not sums:
         return
@@ -173,7 +183,7 @@ def _check_tlvs(header: bytes, begin: int) -> None:
     if _crc32c(header[:at] + bytes(4) + header[at + 4 :]) != int.from_bytes(
         header[at : at + 4], "big"
     ):
-        raise BadProxyHeader("wrong checksum")
+        raise WrongChecksum("wrong checksum")
 
 
 def _tlvs(header: bytes, at: int, most: int) -> Iterator[tuple[int, int, int]]:

@@ -287,6 +287,37 @@ def test_a_header_with_malformed_or_damaged_tlvs_is_refused(name: str) -> None:
         read_header(header)
 
 
+@pytest.mark.parametrize("place", [12, 13], ids=["command", "family"])
+@pytest.mark.parametrize("bit", range(8))
+def test_no_bit_of_a_summed_header_changes_the_client_into_the_proxy_in_front(
+    place: int, bit: int
+) -> None:
+    """LOCAL and the families without an address of a client mean the connection's own address."""
+    header = bytearray(summed(SNI, b""))
+    header[place] ^= 1 << bit
+    with pytest.raises(BadProxyHeader):
+        read_header(bytes(header))
+
+
+@pytest.mark.parametrize(("command", "family"), [(0x20, 0x00), (0x20, 0x11), (0x21, 0x12)])
+def test_a_checksum_without_a_client_is_checked_too(command: int, family: int) -> None:
+    addresses = V4_ADDRESSES if family else b""
+    header = v2(command, family, addresses + SNI + tlv(3, bytes(4)))
+    with pytest.raises(BadProxyHeader, match="wrong checksum"):
+        read_header(header)
+    header = header[:-4] + proxy_protocol._crc32c(header).to_bytes(4, "big")
+    assert read_header(header) == (None, len(header))
+
+
+def test_tlvs_inside_ssl_have_types_of_their_own() -> None:
+    """And each TLV of that type is looked into."""
+    header = with_tlvs(tlv(0x20, bytes(5) + tlv(3, b"abc")))
+    assert read_header(header)[1] == len(header)
+    twice = tlv(0x20, bytes(5) + INSIDE) + tlv(0x20, bytes(5) + INSIDE[:-1])
+    with pytest.raises(BadProxyHeader, match="malformed TLV"):
+        read_header(with_tlvs(twice))
+
+
 def test_the_checksum_is_crc32c() -> None:
     """RFC 3720 appendix B.4."""
     assert proxy_protocol._crc32c(bytes(32)) == 0x8A9136AA
