@@ -26,8 +26,9 @@ ALLOWED = {
     "metrics": {"core"},
     "log": {"core", "text"},
     "trace": {"core", "log", "text", "timeline", *ADDRESS},
+    "otel": {"core", "log", "text"},
     "admin": {"core", "log", "metrics", "text", "trace"},
-    "worker": {"core", "tls", "config", "net", "metrics", "log", "trace", "admin"},
+    "worker": {"core", "tls", "config", "net", "metrics", "log", "trace", "otel", "admin"},
     "control_socket": {"admin", "text", "trace", *ADDRESS},
     "supervisor": {
         *("config", "net", "metrics", "log", "trace", "admin", "worker", "control_socket")

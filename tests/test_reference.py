@@ -20,6 +20,7 @@ from smtpproxy.config.schema import (
     LimitSettings,
     ListenerSettings,
     LogSettings,
+    OtelSettings,
     TimeoutSettings,
     TraceSettings,
 )
@@ -38,6 +39,7 @@ TABLES = {
     "timeouts": TimeoutSettings,
     "log": LogSettings,
     "trace": TraceSettings,
+    "otel": OtelSettings,
     "admin": AdminSettings,
 }
 ROWS = re.findall(

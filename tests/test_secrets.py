@@ -7,6 +7,10 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from smtpproxy.admin.recent_sessions import RecentSessions
 from smtpproxy.control_socket.watch_command import _Records, _Sessions
@@ -15,6 +19,7 @@ from smtpproxy.log.debug_log import DebugLog
 from smtpproxy.metrics.counters import MetricCounters
 from smtpproxy.metrics.exposition import Exposition
 from smtpproxy.metrics.snapshot import MetricsSnapshot
+from smtpproxy.otel.span_recorder import SpanRecorder
 from smtpproxy.trace import html_page, pcapng, statistics_page
 from smtpproxy.trace.content_capture import CaptureMode
 from smtpproxy.trace.live_output import LiveLines, LiveSessions
@@ -156,6 +161,30 @@ def shown_of_a_watch(lines: list[bytes]) -> dict[str, bytes]:
     return shown
 
 
+class _Spans:
+    """The spans of a session, as they are sent."""
+
+    def __init__(self) -> None:
+        self._ended = InMemorySpanExporter()
+        provider = TracerProvider(shutdown_on_exit=False)
+        provider.add_span_processor(SimpleSpanProcessor(self._ended))
+        self.tracer = provider.get_tracer("test")
+        self.lost = 0
+
+    def has_room(self, _spans: int) -> bool:
+        return True
+
+    def report(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def encoded(self) -> bytes:
+        request = encode_spans(self._ended.get_finished_spans())
+        return request.SerializeToString()
+
+
 def all_that_leaves(
     directory: Path,
     dialogue: Callable[[Watched], None],
@@ -170,7 +199,9 @@ def all_that_leaves(
     watched: list[bytes] = []
     sink = WatchSink(1, lambda _watch, lines, _lost: not watched.extend(map(bytes, lines)))
     watch = TraceRecorder(sink, Later(), only_errors=only_errors, kept=CaptureMode.HEADERS)
-    session = Watched(DebugLog(), trace, recent, metrics, watch, level="debug", policy=policy)
+    spans = _Spans()
+    watchers = (DebugLog(), trace, recent, metrics, watch, SpanRecorder(spans))
+    session = Watched(*watchers, level="debug", policy=policy)
     dialogue(session)
     trace.close()
     watch.close()
@@ -191,6 +222,7 @@ def all_that_leaves(
     metrics.put_into(snapshot)
     return {
         "watch": b"".join(watched),
+        "spans": spans.encoded(),
         **shown_of_a_watch(watched),
         "log": session.logged.getvalue(),
         "trace": b"".join(path.read_bytes() for path in paths),

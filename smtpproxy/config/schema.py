@@ -14,6 +14,7 @@ import re
 import socket
 from ipaddress import ip_address
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from msgspec import Meta, Struct, field
 
@@ -167,6 +168,21 @@ def _content_size(text: str) -> int:
     if size > 1 << 24:
         raise wrong
     return size
+
+
+def _collector(text: str) -> str:
+    """Check the URL of an OpenTelemetry collector.
+
+    Credentials are refused in it, since the log would show them.
+    """
+    try:
+        url = urlsplit(text)
+        good = url.scheme in ("http", "https") and url.hostname and url.port != 0
+    except ValueError:
+        good = False
+    if good and text.isascii() and text.isprintable() and not set(text) & set(" @?#"):
+        return text
+    raise ValueError('is not the URL of a collector, such as "http://127.0.0.1:4318"')
 
 
 def read_token(text: str) -> str:
@@ -551,6 +567,24 @@ class TraceSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """The most files that each worker keeps; the oldest is removed."""
 
 
+class OtelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Spans for OpenTelemetry: `pip install 'smtpproxy[otel]'`; see deploy/tracing.md."""
+
+    endpoint: Annotated[
+        str,
+        ParsedBy(
+            _collector, 'the URL of a collector, such as "http://127.0.0.1:4318"', secret=True
+        ),
+    ] = ""
+    """The URL of a collector that accepts OTLP over HTTP, without `/v1/traces`; left out, no spans
+    are made. See deploy/tracing.md#opentelemetry.
+    """
+    sample: Annotated[
+        float, Meta(ge=0, le=1, description="a number from 0 (none) to 1 (all of them)")
+    ] = 0.1
+    """The share of sessions of which spans are made."""
+
+
 class AdminSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Metrics and the live page."""
 
@@ -593,4 +627,5 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     timeouts: TimeoutSettings = TimeoutSettings()
     log: LogSettings = LogSettings()
     trace: TraceSettings = TraceSettings()
+    otel: OtelSettings = OtelSettings()
     admin: AdminSettings = AdminSettings()

@@ -5,6 +5,7 @@ Any value may be BAD here; its problem has been reported already.
 
 import os
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 
 from msgspec.structs import astuple
 
@@ -14,6 +15,7 @@ from smtpproxy.config.schema import (
     AdminSettings,
     LimitSettings,
     ListenerSettings,
+    OtelSettings,
     Settings,
     TraceSettings,
 )
@@ -22,6 +24,7 @@ from smtpproxy.core.capabilities import NEVER_PASSED
 
 Fault = tuple[KeyPath, str]
 _EVERY = frozenset(("0.0.0.0", "::"))  # noqa: S104
+_OTEL_MODULES = ("opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http")
 _HOSTS = {"localhost": ("127.0.0.1", "::1")}
 
 
@@ -173,6 +176,8 @@ def _early_and_refused(listeners: Mapping[str, ListenerSettings]) -> Iterator[Fa
 def _watching(settings: Settings, need_trace_directory: bool) -> Iterator[Fault]:
     if settings.trace is not BAD and need_trace_directory:
         yield from _trace_nowhere(settings.trace)
+    if settings.otel is not BAD:
+        yield from _without_collector(settings.otel)
     if settings.admin is not BAD:
         yield from _open_admin(settings.admin)
 
@@ -182,6 +187,25 @@ def _trace_nowhere(trace: TraceSettings) -> Iterator[Fault]:
     wrong = BAD in astuple(trace) or (trace.networks and BAD in trace.networks)
     if not wrong and trace.directory == "" and trace != TraceSettings() and trace.when != "off":
         yield ("trace", "directory"), 'is missing; write, for example, "/var/log/smtpproxy"'
+
+
+def _without_collector(otel: OtelSettings) -> Iterator[Fault]:
+    """Report `[otel]` without an endpoint, or without the packages that it needs."""
+    if BAD in astuple(otel):
+        return
+    if otel.endpoint == "" and otel != OtelSettings():
+        yield ("otel", "endpoint"), 'is missing; write, for example, "http://127.0.0.1:4318"'
+    if otel.endpoint and not all(map(_is_installed, _OTEL_MODULES)):
+        what = "needs packages that are not installed: pip install 'smtpproxy[otel]'"
+        yield ("otel", "endpoint"), what
+
+
+def _is_installed(module: str) -> bool:
+    """Return whether a module can be imported; only the packages that it is in are imported."""
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def _open_admin(admin: AdminSettings) -> Iterator[Fault]:

@@ -240,6 +240,7 @@ FIELDS: Final = {
     "restart_delay_s": Field(("number",), "Seconds until another worker replaces it."),
     "silent_s": Field(("number",), "Seconds since the last heartbeat of the worker."),
     "records": Field(("whole number",), "Trace records lost since the worker started."),
+    "spans": Field(("whole number",), "Spans lost since the worker started."),
     "uid": Field(("whole number",), "The user id of the process, as the kernel knows it."),
     "networks": Field(("list of texts",), "The networks of the clients that are watched."),
     "content": Field(("text",), "How much message content is recorded: none, headers or full."),
@@ -546,6 +547,12 @@ TRACE_WATCH_ENDED = Event(
     "info",
     "`smtpproxy trace watch` has ended, so these sessions are no longer recorded for it.",
     (*_WATCH, "duration_s", "records_sent", "records_lost"),
+)
+OTEL_SPANS_LOST = Event(
+    "otel_spans_lost",
+    "warning",
+    "Spans did not reach the OpenTelemetry collector; at most once a minute.",
+    ("spans", "reason"),
 )
 LOG_LINES_LOST = Event("log_lines_lost", "warning", "Log lines could not be written.", ("lines",))
 LOG_LINES_SUPPRESSED = Event(

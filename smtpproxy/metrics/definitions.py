@@ -195,6 +195,11 @@ TRACE_RECORDS_LOST: Final = Definition(
 TRACE_WATCHES: Final = Definition(
     "trace_watches", GAUGE, "Watches of `smtpproxy trace watch` that record sessions now."
 )
+OTEL_SPANS_LOST: Final = Definition(
+    "otel_spans_lost",
+    COUNTER,
+    "Spans that did not reach the OpenTelemetry collector: it is too slow, or gone.",
+)
 LOG_LINES_LOST: Final = Definition(
     "log_lines_lost",
     COUNTER,

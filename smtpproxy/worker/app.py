@@ -7,6 +7,7 @@ from functools import partial
 from ipaddress import ip_network
 from math import inf
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from smtpproxy.admin.recent_sessions import RecentSessions
 from smtpproxy.config.address import Address, ports_on_ipv4
@@ -41,6 +42,9 @@ from smtpproxy.trace.rotating_files import RotatingFiles
 from smtpproxy.worker import security_builder
 from smtpproxy.worker.observer_fanout import ObserverFanout, SessionObserverFactory
 from smtpproxy.worker.watch_recorders import WatchRecorders
+
+if TYPE_CHECKING:
+    from smtpproxy.otel.span_recorder import SpanRecorder
 
 CLOSE_LIMIT_S = 30.0
 """How long a client may take to close its side after its last reply."""
@@ -84,6 +88,7 @@ class App:
         self._rules = [rule_of(flag) for flag in faults.flags]
         self._faults = FaultInjection(self._rules, faults.seed) if self._rules else None
         self._trace = _trace(settings, worker)
+        self._spans = _spans(settings)
         watched = settings.admin.address != Address()
         names = [(name, listener.backend) for name, listener in settings.listeners.items()]
         self._metrics = MetricCounters(names) if watched else None
@@ -150,7 +155,8 @@ class App:
         found: list[SessionObserverFactory] = []
         if settings.log.level == "debug":
             found.append(DebugLog(self._limit_lines(settings)))
-        found += [each for each in (self._trace, self._metrics, self._recent) if each is not None]
+        others = (self._trace, self._spans, self._metrics, self._recent)
+        found += [each for each in others if each is not None]
         return found
 
     def _limit_lines(self, settings: Settings) -> LineLimits | None:
@@ -212,6 +218,8 @@ class App:
             snapshot.put(definitions.LOG_LINES_SUPPRESSED, suppressed)
         if self._trace is not None:
             snapshot.put(definitions.TRACE_RECORDS_LOST, self._trace.lost)
+        if self._spans is not None:
+            snapshot.put(definitions.OTEL_SPANS_LOST, self._spans.lost)
         return snapshot
 
     def look(self, anew: bool) -> None:
@@ -247,6 +255,8 @@ class App:
         await self._timeouts.wait_until_empty(1.0)
         if self._trace is not None:
             self._trace.close()
+        if self._spans is not None:
+            self._spans.close()
         self.watches.close()
         for limits in self._line_limits:
             limits.report()
@@ -282,6 +292,16 @@ def _trace(settings: Settings, worker: int) -> TraceRecorder | None:
         kept=CaptureMode(wanted.content),
         most=wanted.max_content,
     )
+
+
+def _spans(settings: Settings) -> "SpanRecorder | None":
+    """Return what makes spans for OpenTelemetry; None if that is off, without an import."""
+    if not settings.otel.endpoint:
+        return None
+    from smtpproxy.otel.span_export import SpanExport
+    from smtpproxy.otel.span_recorder import SpanRecorder
+
+    return SpanRecorder(SpanExport(settings.otel.endpoint, settings.otel.sample))
 
 
 def _networks(settings: Settings) -> list[Network]:

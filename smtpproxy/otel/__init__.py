@@ -1,0 +1,1 @@
+"""Spans of sessions for OpenTelemetry; needs the packages of the extra `otel`."""
