@@ -197,7 +197,7 @@ def all_that_leaves(
     files = RotatingFiles(directory, 0, 1 << 20, 3)
     trace = TraceRecorder(files, Later(), only_errors=only_errors, kept=CaptureMode.HEADERS)
     watched: list[bytes] = []
-    sink = WatchSink(1, lambda _watch, lines, _lost: not watched.extend(map(bytes, lines)))
+    sink = WatchSink(1, lambda _watch, lines, _lost: not watched.extend(map(bytes, lines)), Later())
     watch = TraceRecorder(sink, Later(), only_errors=only_errors, kept=CaptureMode.HEADERS)
     spans = _Spans()
     watchers = (DebugLog(), trace, recent, metrics, watch, SpanRecorder(spans))

@@ -18,6 +18,8 @@ WATCHES = 8
 """The most watches at once."""
 UNREAD_BYTES = 4 * 1024 * 1024
 """The size of unsent data to a client at which records are dropped."""
+REPORT_S = 0.5
+"""How long after a loss it is reported, if no record comes before; the time between attempts."""
 BEGIN_LIMIT_S = 2.0
 """How long a watch waits for the workers to begin: one of them may hang."""
 
@@ -86,6 +88,7 @@ class WatchRelay:
             yield
         finally:
             del self._active[number]
+            watch.end()
             for worker in self._workers:
                 worker.send(Unwatch(number))
             events.TRACE_WATCH_ENDED.log(
@@ -105,6 +108,7 @@ class _ActiveWatch:
         self.begun = asyncio.Event()
         self.sent = self.lost = 0
         self._reported = 0  # of those that were lost
+        self._timer: asyncio.TimerHandle | None = None
         self._writer = writer
         self._waiting = set(workers)
         self._set_if_begun()
@@ -121,16 +125,37 @@ class _ActiveWatch:
     def take(self, message: Watched) -> None:
         """Write records, or count them as lost."""
         self.lost += message.lost
-        number = len(message.records)
-        if self._writer.transport.get_write_buffer_size() > UNREAD_BYTES:
-            self.lost += number
-            return
+        if self._is_full():
+            self.lost += len(message.records)
+        else:
+            self._report_lost()
+            if message.records:
+                self.put(b"\n".join((*message.records, b"")))
+                self.sent += len(message.records)
+        if self.lost > self._reported and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(REPORT_S, self._try_to_report)
+
+    def _is_full(self) -> bool:
+        return self._writer.transport.get_write_buffer_size() > UNREAD_BYTES
+
+    def _try_to_report(self) -> None:
+        """Report a loss after which no record has come."""
+        self._timer = None
+        if not self._is_full():
+            self._report_lost()
+        else:
+            self._timer = asyncio.get_running_loop().call_later(REPORT_S, self._try_to_report)
+
+    def _report_lost(self) -> None:
         if self.lost > self._reported:
             self.put(encode_line(RecordsLost(self.lost - self._reported)) + b"\n")
             self._reported = self.lost
-        if number:
-            self.put(b"\n".join((*message.records, b"")))
-            self.sent += number
+
+    def end(self) -> None:
+        """Write what is left: how many records were lost last."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._report_lost()
 
     def put(self, octets: bytes) -> None:
         """Write whole lines."""

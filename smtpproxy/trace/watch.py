@@ -7,7 +7,7 @@ connection is closed.
 
 from collections.abc import Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_network
-from typing import Literal
+from typing import Literal, cast, get_args
 from urllib.parse import parse_qs, urlencode
 
 import msgspec
@@ -67,9 +67,17 @@ def parse(query: str) -> WatchRequest:
         raise ValueError(f"{min(values)} is no parameter of a watch")
     if not 0 < len(given) <= NETWORKS:
         raise ValueError(f"a watch needs 1 to {NETWORKS} networks of clients")
-    networks = [str(canonical_network(each)) for each in given]
-    fields = {"networks": networks, "content": content, "only_problems": only_problems}
-    return msgspec.convert(fields, WatchRequest)
+    if content not in get_args(Content):
+        raise ValueError(f"content must be none, headers or full, not {content!r}")
+    networks = tuple(map(_network, given))
+    return WatchRequest(networks, cast("Content", content), only_problems)
+
+
+def _network(text: str) -> str:
+    try:
+        return str(canonical_network(text))
+    except ValueError as error:
+        raise ValueError(f"{text!r} {error}") from None
 
 
 def why_not(request: WatchRequest, allowed: Content, networks: Sequence[Network]) -> str:

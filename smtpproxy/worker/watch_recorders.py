@@ -58,7 +58,7 @@ class WatchRecorders:
         settings = self._settings
         is_refused = watch.why_not(request, settings.content, self._networks)
         recorder = TraceRecorder(
-            WatchSink(number, self._send),
+            WatchSink(number, self._send, self._later),
             self._later,
             only_errors=request.only_problems,
             networks=request.clients(),
@@ -87,24 +87,36 @@ class WatchSink:
     Args:
         number: The number of the watch.
         send: Sends records.
+        later: Calls a function soon.
     """
 
     lost = 0
     """Always 0: the watch itself shows what is lost, so no worker logs it."""
     why = ""
 
-    def __init__(self, number: int, send: Send) -> None:
+    def __init__(self, number: int, send: Send, later: Later) -> None:
         self._number = number
         self._send = send
+        self._later = later
         self._unsent = 0
 
     def write(self, parts: list[Lines], lines: int, _size: int) -> None:
         """Send whole lines."""
         octets = b"".join(each if isinstance(each, bytes) else each() for each in parts)
         records = [Raw(each) for each in octets.split(b"\n")[:-1]]
+        had_unsent = self._unsent > 0
         self._unsent = (
             0 if self._send(self._number, records, self._unsent) else self._unsent + lines
         )
+        if self._unsent and not had_unsent:
+            self._later(self._send_unsent)
+
+    def _send_unsent(self) -> None:
+        """Send how many lines were dropped, if no record has come after them."""
+        if self._unsent and not self._send(self._number, (), self._unsent):
+            self._later(self._send_unsent)
+        else:
+            self._unsent = 0
 
     def close(self) -> None:
         """Do nothing: the control channel sends what is left."""

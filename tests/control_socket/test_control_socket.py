@@ -238,7 +238,7 @@ class TestWatch:
             ("", "a watch needs 1 to 32 networks of clients"),
             ("?client=192.0.2.1/24", "is an address inside a network"),
             ("?client=all", "is not a network"),
-            ("?client=192.0.2.1&content=some", "Invalid enum value 'some'"),
+            ("?client=192.0.2.1&content=some", "content must be none, headers or full"),
             ("?client=192.0.2.1&number=1", "number is no parameter of a watch"),
             ("?" + "&".join(["client=192.0.2.1"] * 33), "a watch needs 1 to 32"),
         ],

@@ -113,3 +113,33 @@ async def test_a_client_that_does_not_read_loses_records(relay: WatchRelay, writ
         writer.closing = True
         relay.take(joined(relay), Watched(1, records[:1], 0))
         assert len(writer.written) == 4
+
+
+async def test_a_loss_is_reported_although_no_record_comes_after_it(
+    relay: WatchRelay, writer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch_relay, "REPORT_S", 0.001)
+    reported = asyncio.Event()
+    block = relay.watch(REQUEST, 0, 1, writer)
+    async with block:
+        writer.unread = watch_relay.UNREAD_BYTES + 1
+        relay.take(joined(relay), Watched(1, [Raw(b"{}")] * 2, 0))
+        writer.written.clear()
+        write = writer.write
+
+        def written(octets: bytes) -> None:
+            write(octets)
+            reported.set()
+
+        monkeypatch.setattr(writer, "write", written)
+        asyncio.get_running_loop().call_later(0.01, setattr, writer, "unread", 0)
+        await asyncio.wait_for(reported.wait(), 10)
+        assert writer.written == [b'{"what":"records_lost","records":2}\n']
+
+
+async def test_a_loss_is_reported_at_the_end_of_a_watch(relay: WatchRelay, writer: Any) -> None:
+    async with relay.watch(REQUEST, 0, 1, writer):
+        writer.unread = watch_relay.UNREAD_BYTES + 1
+        relay.take(joined(relay), Watched(1, [Raw(b"{}")], 0))
+        assert writer.written == [WATCHING]
+    assert writer.written[1:] == [b'{"what":"records_lost","records":1}\n']

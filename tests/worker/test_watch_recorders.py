@@ -134,7 +134,24 @@ def test_what_there_is_no_room_for_is_counted_and_never_waits() -> None:
     worker.has_room = True
     session.close()
     assert worker.whats()[-1] == "closed"
-    assert worker.sent[-1][2] == 3
+    assert sum(lost for _, _, lost in worker.sent) == 3
+
+
+def test_a_loss_is_reported_although_no_record_comes_after_it() -> None:
+    worker = Worker()
+    worker.watches.begin(1, ALL)
+    session = worker.begin_session()
+    worker.later.run()
+    worker.has_room = False
+    session.close()
+    worker.later.run()
+    worker.later.run()
+    worker.has_room = True
+    worker.later.run()
+    assert worker.sent[-1] == (1, [], 1)
+    count = len(worker.sent)
+    worker.later.run()
+    assert len(worker.sent) == count
 
 
 def test_a_watch_that_is_begun_twice_is_one() -> None:
