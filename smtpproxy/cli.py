@@ -103,7 +103,7 @@ def main() -> None:
 
     \b
       VERB    CONNECT, EHLO, MAIL, RCPT, DATA, END_OF_DATA or another verb of SMTP
-      ACTION  450         any 4xx or 5xx: the reply; the MTA does not get the command
+      ACTION  450         any refusal: the reply; the MTA does not get the command
               delay:2     the MTA gets it 2 seconds later
               stall       no reply, until a time limit
               close       the connection is closed, or

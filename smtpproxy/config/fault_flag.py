@@ -91,7 +91,7 @@ def _instead(verb: str) -> str:
 def _action(word: str) -> dict[str, Any]:
     if re.fullmatch(r"[0-9]+", word, re.ASCII):
         if not re.fullmatch(r"[45][0-5][0-9]", word, re.ASCII):
-            why = "is no reply code of a refusal: 400 to 559, never a 2xx or 3xx"
+            why = "is no reply code of a refusal: 400 to 459 or 500 to 559, never a 2xx or 3xx"
             raise ValueError(f"word 2, {show(word)}, {why}")
         return {"action": FaultAction.REPLY, "reply": _REPLY % (word.encode(), word[:1].encode())}
     name, colon, text = word.partition(":")
@@ -147,7 +147,8 @@ def _pattern(text: str) -> re.Pattern[str]:
     if not text:
         raise ValueError("needs a pattern, such as *@x.example, or <> for the null sender")
     address = text.removeprefix("<").removesuffix(">")
-    return re.compile(fnmatch.translate(address), re.IGNORECASE)
+    literal = address.replace("[", "[[]")  # a domain may be an address: user@[192.0.2.1]
+    return re.compile(fnmatch.translate(literal), re.IGNORECASE)
 
 
 _EVERY: Final = frozenset(FAULT_VERBS)

@@ -37,6 +37,25 @@ def test_filters_come_in_any_order() -> None:
     assert (rule.rate, rule.seconds) == (0.1, 2)
 
 
+@pytest.mark.parametrize(
+    ("pattern", "address", "matches"),
+    [
+        ("*@[192.0.2.1]", "joe@[192.0.2.1]", True),
+        ("*@[192.0.2.1]", "joe@1", False),
+        ("joe+[ab]@x.example", "joe+a@x.example", False),
+        ("j?e@x.example", "JOE@x.example", True),
+        ("<>", "", True),
+        ("<>", "joe@x.example", False),
+    ],
+)
+def test_only_the_asterisk_and_the_question_mark_stand_for_other_characters(
+    pattern: str, address: str, matches: bool
+) -> None:
+    rule = rule_of(f"RCPT 450 recipient={pattern}")
+    assert rule.recipient is not None
+    assert bool(rule.recipient.match(address)) is matches
+
+
 def test_a_reply_is_a_refusal_with_the_name_of_the_proxy() -> None:
     for code in range(600):
         try:
@@ -60,7 +79,10 @@ def test_each_verb_can_be_named(verb: bytes) -> None:
         ("RCPT", "must be VERB ACTION [RATE] [FILTER...]"),
         ("RCTP 450", 'word 1, "RCTP", is no verb; did you mean "RCPT"?'),
         ("PROXY 450", 'word 1, "PROXY", is no verb; the verbs: CONNECT, MAIL, '),
-        ("RCPT 250", 'word 2, "250", is no reply code of a refusal: 400 to 559, never a 2xx'),
+        (
+            "RCPT 250",
+            'word 2, "250", is no reply code of a refusal: 400 to 459 or 500 to 559, never a 2xx',
+        ),
         ("DATA 354", 'word 2, "354", is no reply code of a refusal'),
         ("DATA 4500", 'word 2, "4500", is no reply code of a refusal'),
         ("DATA \uff14\uff15\uff10", "is no action"),
