@@ -98,7 +98,7 @@ def _verbs(verbs: Sequence[VerbTimes]) -> Section:
     for each in verbs[:VERBS]:
         times = each.p50_s, each.p95_s, each.p99_s, each.max_s
         values = [f"{each.count:,}", _long(each.seconds), *map(_short, times)]
-        slowest = [f"{duration_text(slow.seconds)} in {slow.session}" for slow in each.slowest]
+        slowest = [f"{_short(slow.seconds)} in {slow.session}" for slow in each.slowest]
         rows.append(Row(each.verb, values, each.seconds / most, "", [("slowest:", *slowest)]))
     notes = _more(len(verbs) - VERBS, "verb")
     columns = "replies", "in all", "p50", "p95", "p99", "longest"

@@ -309,6 +309,7 @@ class TestScreen:
             ),
         )
         assert re.search(r"RCPT +1 +20 µs +20 µs", shown)
+        assert "slowest: 20 µs in " in " ".join(shown.split())
         assert re.search(r"MAIL +1 +5.6 h", shown)
         assert "saved 0.1 ms at the clients' own round-trip times: p50 30 µs, p95 30 µs" in shown
 
