@@ -160,7 +160,7 @@ def test_what_the_service_may_not_send(
         (["--client", "all"], "'all' is not a network; write, for example"),
         (["--client", "::1"] * 32, "at most 32"),
         (["--follow", "--problems"], "leave out --follow"),
-        (["--count", "0"], "0 is not in the range"),
+        (["--count", "0"], "is not a whole number of at least 1"),
     ],
 )
 def test_wrong_usage_is_answered_without_a_service(
