@@ -147,8 +147,8 @@ def test_the_map_shows_each_package_and_names_no_file_that_is_gone() -> None:
     assert [str(each) for each in sorted(packages) if f"| `{each}/` |" not in text] == []
     named = re.findall(r"`([a-z_/]+\.py)`", text)
     assert len(named) > 20
-    places = (ROOT, ROOT.parent)
-    assert [name for name in named if not any((each / name).exists() for each in places)] == []
+    candidates = (ROOT, ROOT.parent)
+    assert [name for name in named if not any((each / name).exists() for each in candidates)] == []
 
 
 @pytest.mark.parametrize(

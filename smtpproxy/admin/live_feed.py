@@ -41,11 +41,11 @@ class StatusSource(HealthSource, Protocol):
     def snapshot(self) -> MetricsSnapshot:
         """Return the metrics of the whole service."""
 
-    def look(self, *, anew: bool = False) -> None:
+    def look(self, *, full: bool = False) -> None:
         """Make snapshots include sessions for the next few seconds, since the page is open.
 
         Args:
-            anew: Whether to include all sessions once, not only those that changed.
+            full: Whether to include all sessions once, not only those that changed.
         """
 
     def listeners(self) -> list[str]:
@@ -89,7 +89,7 @@ class LiveFeed:
         viewer: asyncio.Queue[bytes] = asyncio.Queue(WAITING)
         sessions = list(self._sessions.values())
         viewer.put_nowait(self._event(sessions, self._source.snapshot(), rows=KEPT_ROWS))
-        self._source.look(anew=not self._viewers)
+        self._source.look(full=not self._viewers)
         self._viewers.add(viewer)
         return viewer
 

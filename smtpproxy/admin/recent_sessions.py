@@ -97,13 +97,13 @@ class RecentSessions:
     def server_changed(self, backend: str, server: str, up: bool, reason: str) -> None:
         """Keep nothing."""
 
-    def look(self, *, anew: bool = False) -> None:
+    def look(self, *, full: bool = False) -> None:
         """Count the page as open for the next `LOOK_S`.
 
         Args:
-            anew: Whether to report all sessions once, not only those that changed.
+            full: Whether to report all sessions once, not only those that changed.
         """
-        if anew or not self.watched:
+        if full or not self.watched:
             for each in self._sessions.values():
                 each.changed = True
         self.watched = True

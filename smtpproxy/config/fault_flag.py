@@ -23,7 +23,8 @@ from smtpproxy.core.fault_rules import (
 
 EXAMPLE: Final = "for example: --fault 'RCPT 450 10% recipient=*@y.example'"
 LONGEST_DELAY_S: Final = 3600.0
-_LONGEST = 500
+"""The longest delay of `delay:SECONDS`."""
+_LONGEST = 500  # characters of a flag
 _REPLY = b"%b %b.3.0 %%b Error: injected fault, a test of smtpproxy\r\n"
 _ACTIONS: Final = tuple(
     action.value for action in FaultAction if action not in (FaultAction.REPLY, FaultAction.DELAY)
@@ -36,7 +37,7 @@ class Faults(Struct, frozen=True):
     flags: list[str] = []
     """The values of `--fault`, each of which `rule_of` can read."""
     seed: int = 0
-    """What all decisions follow from."""
+    """Where the random decisions start; the same seed repeats them."""
 
 
 NO_FAULTS: Final = Faults()
@@ -73,16 +74,16 @@ def rule_of(flag: str) -> FaultRule:
         raise ValueError("must be VERB ACTION [RATE] [FILTER...]")
     verb = words[0].upper().encode()
     if verb not in FAULT_VERBS:
-        raise ValueError(f"word 1, {show(words[0])}, is no verb; {_instead(words[0].upper())}")
+        raise ValueError(f"word 1, {show(words[0])}, is no verb; {_suggestion(words[0].upper())}")
     values = _action(words[1])
-    for name, value in _rest(words[2:], verb):
+    for name, value in _rate_and_filters(words[2:], verb):
         if name in values:
             raise ValueError(f"has two of {name}")
         values[name] = value
     return FaultRule(" ".join(words), verb, **values)
 
 
-def _instead(verb: str) -> str:
+def _suggestion(verb: str) -> str:
     known = [each.decode() for each in FAULT_VERBS]
     close = get_close_matches(verb, known, n=1)
     return f"did you mean {show(close[0])}?" if close else f"the verbs: {', '.join(known)}"
@@ -107,9 +108,9 @@ def _action(word: str) -> dict[str, Any]:
     return {"action": FaultAction(word)}
 
 
-def _rest(words: list[str], verb: bytes) -> Iterator[tuple[str, object]]:
-    """Yield rate and filters."""
-    for place, word in enumerate(words, 3):
+def _rate_and_filters(words: list[str], verb: bytes) -> Iterator[tuple[str, object]]:
+    """Yield the name and the value of the rate and of each filter."""
+    for position, word in enumerate(words, 3):
         name, equals, text = word.partition("=")
         try:
             if equals and name in _FILTERS:
@@ -123,7 +124,7 @@ def _rest(words: list[str], verb: bytes) -> Iterator[tuple[str, object]]:
             else:
                 yield "rate", _rate(word)
         except ValueError as error:
-            raise ValueError(f"word {place}, {show(word)}, {error}") from None
+            raise ValueError(f"word {position}, {show(word)}, {error}") from None
 
 
 def _rate(word: str) -> float:

@@ -20,12 +20,12 @@ class NoAnswer(Exception):
     """There is no answer; the text gives the reason and the path of the socket."""
 
 
-def ask(path: str, places: Sequence[Path], deadline_s: float = DEADLINE_S) -> tuple[int, str]:
+def ask(path: str, socket_paths: Sequence[Path], deadline_s: float = DEADLINE_S) -> tuple[int, str]:
     """Send a request to the service, and return its answer.
 
     Args:
         path: The path of the request, such as `/readyz`.
-        places: The possible paths of the socket; the first that accepts a connection is used.
+        socket_paths: The possible paths of the socket; the first that accepts a connection is used.
         deadline_s: How many seconds the service may take for its answer.
 
     Returns:
@@ -36,16 +36,16 @@ def ask(path: str, places: Sequence[Path], deadline_s: float = DEADLINE_S) -> tu
     """
     deadline = monotonic() + deadline_s
     try:
-        place, answer = _exchange(path, places, deadline)
+        socket_path, answer = _exchange(path, socket_paths, deadline)
     except ConnectionError:  # a service that hands over to a new version may have closed it
         try:
-            place, answer = _exchange(path, places, deadline)
+            socket_path, answer = _exchange(path, socket_paths, deadline)
         except ConnectionError as error:
             raise NoAnswer(f"no answer: {os.strerror(error.errno or 0)}") from None
     head, _, text = answer.partition("\r\n\r\n")
     words = head.split(" ", 2)
     if len(words) < 3 or not words[1].isdecimal():
-        raise NoAnswer(f"the program that answers at {place} is not smtpproxy")
+        raise NoAnswer(f"the program that answers at {socket_path} is not smtpproxy")
     return int(words[1]), text.rstrip("\n")
 
 
@@ -54,7 +54,7 @@ class Stream:
 
     Args:
         target: The path of the request, with its query.
-        places: The possible paths of the socket; the first that accepts a connection is used.
+        socket_paths: The possible paths of the socket; the first that accepts a connection is used.
 
     Raises:
         NoAnswer: There is no service, it does not answer in time, or it refuses.
@@ -65,20 +65,20 @@ class Stream:
     received: bytes
     """What has come of the answer so far."""
 
-    def __init__(self, target: str, places: Sequence[Path]) -> None:
+    def __init__(self, target: str, socket_paths: Sequence[Path]) -> None:
         deadline = monotonic() + DEADLINE_S
         self.connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self.connection.settimeout(DEADLINE_S)
-            place = _connect(self.connection, places)
+            socket_path = _connect(self.connection, socket_paths)
             self.connection.sendall(f"GET {target} HTTP/1.0\r\n\r\n".encode())
             found = _read(self.connection, deadline, b"\r\n\r\n")
             head, _, self.received = found.partition(b"\r\n\r\n")
             if head.split(b" ")[1:2] != [b"200"]:
                 if b" 404 " in head:
-                    raise NoAnswer(f"the service at {place} is an older version without it")
+                    raise NoAnswer(f"the service at {socket_path} is an older version without it")
                 text = (self.received + _read(self.connection, deadline)).decode(errors="replace")
-                raise NoAnswer(text.rstrip("\n") or f"no answer at {place}")
+                raise NoAnswer(text.rstrip("\n") or f"no answer at {socket_path}")
             self.connection.settimeout(None)
         except TimeoutError:
             self.connection.close()
@@ -91,7 +91,7 @@ class Stream:
             raise
 
 
-def _exchange(path: str, places: Sequence[Path], deadline: float) -> tuple[Path, str]:
+def _exchange(path: str, socket_paths: Sequence[Path], deadline: float) -> tuple[Path, str]:
     """Return the path of the socket, and the answer.
 
     Raises:
@@ -99,30 +99,30 @@ def _exchange(path: str, places: Sequence[Path], deadline: float) -> tuple[Path,
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(max(deadline - monotonic(), 0.001))
-        place = _connect(connection, places)
+        socket_path = _connect(connection, socket_paths)
         try:
             connection.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
             if answer := _read(connection, deadline):
-                return place, answer.decode(errors="replace")
+                return socket_path, answer.decode(errors="replace")
         except TimeoutError:
-            raise NoAnswer(f"no answer in time at {place}") from None
+            raise NoAnswer(f"no answer in time at {socket_path}") from None
         raise ConnectionResetError(errno.ECONNRESET, "closed without an answer")
 
 
-def _connect(connection: socket.socket, places: Sequence[Path]) -> Path:
+def _connect(connection: socket.socket, socket_paths: Sequence[Path]) -> Path:
     denied = None
-    for place in places:
+    for socket_path in socket_paths:
         try:
-            connection.connect(str(place))
+            connection.connect(str(socket_path))
         except PermissionError:
-            denied = denied or place
+            denied = denied or socket_path
         except OSError:
             continue
         else:
-            return place
+            return socket_path
     if denied is not None:
         raise NoAnswer(f"no permission to ask at {denied}: be root, or the service's user")
-    raise NoAnswer(f"no service answers at {' or '.join(map(str, places))}")
+    raise NoAnswer(f"no service answers at {' or '.join(map(str, socket_paths))}")
 
 
 def _read(connection: socket.socket, deadline: float, until: bytes = b"") -> bytes:

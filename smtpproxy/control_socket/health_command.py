@@ -30,9 +30,9 @@ def health(*, ready: bool, control: Path | None) -> None:
     Prints one line, and exits 0 if it is; else 1, also if there is no service or no answer within
     5 seconds.
     """
-    places = [control] if control else locations.of_commands(os.environ)
+    socket_paths = [control] if control else locations.of_commands(os.environ)
     try:
-        status, text = control_client.ask("/readyz" if ready else "/healthz", places)
+        status, text = control_client.ask("/readyz" if ready else "/healthz", socket_paths)
     except control_client.NoAnswer as error:
         click.echo(f"smtpproxy: {error}", err=True)
         sys.exit(1)

@@ -37,14 +37,15 @@ from smtpproxy.trace.watch import (
 )
 
 GATHER_S = 0.05
-"""How long no line must come before those that came are shown: a group comes as several."""
+"""Lines are shown after a pause of this length, so that a group of commands is shown as one."""
 GATHER_BYTES = 1024 * 1024
-"""The bytes after which they are shown anyway."""
+"""Lines of this size in all are shown without a pause."""
 LINE_BYTES = 32 * 1024 * 1024
-"""No line of the service is longer."""
+"""The longest line that is accepted from the service."""
 KEPT_BYTES = 256 * 1024 * 1024
 """The most bytes of records of open sessions; further ones are left out."""
 CHECK_S = 3600.0
+"""The longest single wait for data, after which the loop waits again."""
 INCOMPLETE = 3
 """The exit code if records were lost or left out."""
 
@@ -115,10 +116,10 @@ def watch(
     if follow and problems:
         raise click.UsageError("--problems is known when a session ends: leave out --follow")
     request = WatchRequest(tuple(clients), content or "none", problems)
-    places = [control] if control else locations.of_commands(os.environ)
+    socket_paths = [control] if control else locations.of_commands(os.environ)
     try:
         show = _output(follow, capture)
-        stream = control_client.Stream(request.target, places)
+        stream = control_client.Stream(request.target, socket_paths)
     except control_client.NoAnswer as error:
         _fail(str(error))
     except OSError as error:
@@ -126,20 +127,20 @@ def watch(
     watched = _Watched(show, count, f"watching {', '.join(clients)}; Ctrl-C ends it")
     is_over = False
     with stream.connection, until_the_reader_leaves():
-        is_over = not any(map(watched.take, _parts(stream)))
+        is_over = not any(map(watched.take, _batches(stream)))
     watched.report()
     if is_over:
         _fail("the service has ended the watch: it stops, or a new version took over")
     sys.exit(INCOMPLETE if watched.lost else 0)
 
 
-def _parts(stream: control_client.Stream) -> Iterator[list[bytes]]:
-    """Yield the lines that come together, until the service closes."""
+def _batches(stream: control_client.Stream) -> Iterator[list[bytes]]:
+    """Yield lines in batches, each of those that came together, until the service closes."""
     unread = bytearray(stream.received)
     connection = stream.connection
     while True:
-        is_much = len(unread) >= GATHER_BYTES
-        if b"\n" in unread and (is_much or not wait(GATHER_S, connection.fileno())):
+        is_large = len(unread) >= GATHER_BYTES
+        if b"\n" in unread and (is_large or not wait(GATHER_S, connection.fileno())):
             *lines, rest = bytes(unread).split(b"\n")
             unread = bytearray(rest)
             yield lines

@@ -25,9 +25,11 @@ FAULT_VERBS: Final = (
     b"STARTTLS",
     END_OF_DATA,
 )
-"""What a rule can be about: each command that the MTA may get, and STARTTLS."""
+"""The verbs of rules: each command that the MTA may get, STARTTLS, and the two above."""
 WITH_SENDER: Final = frozenset((b"MAIL", b"RCPT", b"DATA", b"BDAT", END_OF_DATA))
+"""The verbs of rules that may have a pattern for the sender."""
 WITH_RECIPIENT: Final = WITH_SENDER - {b"MAIL"}
+"""The verbs of rules that may have a pattern for the recipient."""
 
 _ENDS_MESSAGE: Final = frozenset((b"DATA", b"BDAT"))
 _ENVELOPE: Final = frozenset((b"MAIL", b"SEND", b"SOML", b"SAML", b"RCPT"))
@@ -58,7 +60,7 @@ class FaultRule:
     """One fault, as a flag describes it."""
 
     text: str
-    """The flag."""
+    """The value of the flag, for log and trace."""
     verb: bytes
     """One of FAULT_VERBS."""
     action: FaultAction

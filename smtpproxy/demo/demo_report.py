@@ -79,18 +79,18 @@ def _side(performance: DialogueResult, pair: Pair) -> RenderableType:
 
 
 def closing(
-    pairs: Sequence[Pair], telling: Dialogue, without: Outcome, failing: str, mark: str
+    pairs: Sequence[Pair], example: Dialogue, without: Outcome, failing: str, mark: str
 ) -> RenderableType:
     """Return the summary and the conclusion.
 
     Args:
         pairs: The results of all dialogues.
-        telling: The dialogue that shows the fault best.
+        example: The dialogue that shows the fault best.
         without: How the MTA itself answered that dialogue's groups.
         failing: The MTA's fault, a key of `FAILINGS`.
         mark: The character of the bars.
     """
-    return Lines([_Summary(pairs, mark), "", _without(telling, without, failing), _verdict(pairs)])
+    return Lines([_Summary(pairs, mark), "", _without(example, without, failing), _verdict(pairs)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,10 +173,10 @@ def _checked(performance: DialogueResult) -> Text:
     return Text("WRONG", "bold red reverse")
 
 
-def _without(telling: Dialogue, outcome: Outcome, failing: str) -> Text:
+def _without(example: Dialogue, outcome: Outcome, failing: str) -> Text:
     """Return one line: how the MTA itself answered the largest group."""
-    group = max(telling.straight, key=len)
-    before = 1 + sum(len(other) for other in telling.straight[: telling.straight.index(group)])
+    group = max(example.straight, key=len)
+    before = 1 + sum(len(other) for other in example.straight[: example.straight.index(group)])
     replies = outcome.replies[before : before + len(group)]
     sent = join([command_label(exchange.command) for exchange in group], 24).text()
     codes = [reply_label(reply, short=True) for reply in replies]

@@ -19,7 +19,7 @@ from smtpproxy.log import log
 from smtpproxy.text.console import Terminal
 
 REFRESH_S = 0.03
-_TELLING = {"flush-on-failure": "e", "last-recipient": "e", "data-accepted": "d"}
+_EXAMPLES = {"flush-on-failure": "e", "last-recipient": "e", "data-accepted": "d"}
 """The dialogue that shows a fault best, by fault, if it is not (b)."""
 
 
@@ -62,18 +62,18 @@ def main(
 async def _demonstrate(
     console: Console, dialogues: Sequence[Dialogue], rtt_s: float, failing: str
 ) -> int:
-    telling = next(d for d in dialogues if d.letter == _TELLING.get(failing, "b"))
+    example = next(d for d in dialogues if d.letter == _EXAMPLES.get(failing, "b"))
     with _Race(console, dialogues) as race:
         performances, without = await asyncio.gather(
             asyncio.gather(*(race.run(d, proxied, rtt_s) for d in dialogues for proxied in WAYS)),
-            send_straight(telling, rtt_s=rtt_s),
+            send_straight(example, rtt_s=rtt_s),
         )
     _compare_readings(performances)
     pairs = list(zip(performances[::2], performances[1::2], strict=True))
     console.print(opening(rtt_s, failing))
     for pair in pairs:
         console.print(picture(pair, console.width))
-    console.print(closing(pairs, telling, without, failing, _mark(console)))
+    console.print(closing(pairs, example, without, failing, _mark(console)))
     return 0 if all(performance.passed for performance in performances) else 1
 
 

@@ -56,9 +56,9 @@ class _Status:
         snapshot.put(definitions.SERVER_UP, 1, "backend-1", self._backend)
         return snapshot
 
-    def look(self, *, anew: bool = False) -> None:
+    def look(self, *, full: bool = False) -> None:
         """Include sessions in the snapshots for a while, since the page is open."""
-        self._app.look(anew)
+        self._app.look(full)
 
     def listeners(self) -> list[str]:
         """Return the addresses for clients: of the simulated network in front of the proxy."""

@@ -24,7 +24,7 @@ IPAddress = IPv4Address | IPv6Address
 
 TICK_S = 0.25
 """The interval at which the lag of the event loop is measured."""
-TOLD_EVERY_S = 1.0
+LOG_INTERVAL_S = 1.0
 """The shortest interval of log lines about clients refused for the same reason."""
 ADDRESSES_KNOWN = 4096
 """The number of addresses whose counter slots are cached; finding them costs as much as logging."""
@@ -97,7 +97,9 @@ class Admission:
         self._exhausted = False
         self._listeners: Sequence[Pausable] = ()
         self._timer: asyncio.TimerHandle | None = None
-        self._told: dict[str, tuple[float, int]] = {}  # time of the last log line, total by then
+        self._last_logged: dict[
+            str, tuple[float, int]
+        ] = {}  # time of the last log line, total by then
         self.refused = dict.fromkeys((*_REPLIES, LOST), 0)
         """The number of refused clients by reason."""
         self.refusal = b""
@@ -226,7 +228,7 @@ class Admission:
     def _count(self, reason: str, host: str) -> None:
         self.refused[reason] += 1
         now = monotonic()
-        when, before = self._told.get(reason, (-TOLD_EVERY_S, 0))
-        if now - when >= TOLD_EVERY_S:
-            self._told[reason] = (now, self.refused[reason])
+        when, before = self._last_logged.get(reason, (-LOG_INTERVAL_S, 0))
+        if now - when >= LOG_INTERVAL_S:
+            self._last_logged[reason] = (now, self.refused[reason])
             self._observer.refused(reason, host, self.refused[reason] - before)

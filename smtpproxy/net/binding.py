@@ -48,7 +48,7 @@ def listen(
     transparent: bool = False,
     with_ipv4: bool = True,
     mode: int = MODE,
-    beside: Collection[socket.socket] = (),
+    overlapping: Collection[socket.socket] = (),
 ) -> list[socket.socket]:
     """Open the listening sockets of an address; `localhost` and `[::]` may have one per family.
 
@@ -57,7 +57,7 @@ def listen(
         transparent: Whether to accept connections to addresses of other machines, too.
         with_ipv4: Whether `[::]` includes IPv4; see `ports_on_ipv4`.
         mode: The mode of a Unix socket, regardless of the umask.
-        beside: Listening sockets of this service whose addresses may overlap.
+        overlapping: Listening sockets of this service whose addresses may overlap.
 
     Raises:
         OSError: A socket cannot be opened; the others are closed then.
@@ -70,18 +70,18 @@ def listen(
     while True:
         tries -= 1
         try:
-            return _listen_at(addresses, transparent, beside)
+            return _listen_at(addresses, transparent, overlapping)
         except OSError as error:
             if error.errno != errno.EADDRINUSE or not tries:
                 raise
 
 
 def _listen_at(
-    addresses: list[Address], transparent: bool, beside: Collection[socket.socket]
+    addresses: list[Address], transparent: bool, overlapping: Collection[socket.socket]
 ) -> list[socket.socket]:
     """Open sockets at one port; for port 0, at a port that is free for the first of them."""
     opened: list[socket.socket] = []
-    _share_port(beside, 1)
+    _share_port(overlapping, 1)
     try:
         for address in addresses:
             for family, _, _, _, name in socket.getaddrinfo(
@@ -89,13 +89,13 @@ def _listen_at(
             ):
                 port = opened[0].getsockname()[1] if opened else address.port
                 at = (name[0], port, *name[2:])
-                opened.append(_listen_tcp(family, at, transparent, shares=bool(beside)))
+                opened.append(_listen_tcp(family, at, transparent, shares=bool(overlapping)))
     except OSError:
         for each in opened:
             each.close()
         raise
     finally:
-        _share_port(beside, 0)
+        _share_port(overlapping, 0)
     _share_port(opened, 0)
     return opened
 

@@ -39,7 +39,7 @@ class ClientConnection(asyncio.Protocol):
         if peer is not None:
             self._begin(opened, peer)
 
-    def begin_anew(self, transport: asyncio.Transport, peer: Peer, *, secure: bool) -> None:
+    def restart(self, transport: asyncio.Transport, peer: Peer, *, secure: bool) -> None:
         """Start a session of another client on the same connection, after XCLIENT.
 
         Args:

@@ -1,8 +1,9 @@
-"""Fault injection: does to sessions what `--fault` asks for, to test the senders of mail.
+"""Fault injection: applies the rules of `run --fault` to sessions, to test the senders of mail.
 
-It is only composed if there is such a flag.  A fault never acknowledges anything, and never leaves
-proxy and MTA out of step: the MTA gets a command either whole or not at all, and no end of data
-whose reply the client does not get from the MTA, except where the connection is closed after it.
+Without such a flag, sessions have no injector.  A fault never acknowledges anything, and never
+leaves proxy and MTA out of step: the MTA gets a command either whole or not at all, and no end of
+data whose reply the client does not get from the MTA, except where the connection is closed after
+it.
 """
 
 import asyncio
@@ -24,7 +25,7 @@ from smtpproxy.core.violations import BackendViolation
 from smtpproxy.net.backend.backend_connection import BackendEvents
 from smtpproxy.net.peer import Peer
 
-_LINGER_NOT: Final = struct.pack("ii", 1, 0)
+_NO_LINGER: Final = struct.pack("ii", 1, 0)
 _END: Final = b"\r\n.\r\n"
 _AT_ONCE: Final = (FaultAction.CLOSE, FaultAction.RESET)
 _AFTER: Final = (FaultAction.CLOSE_AFTER, FaultAction.RESET_AFTER)
@@ -94,7 +95,7 @@ class FaultInjector:
         self._faults = faults
         self._timer: asyncio.Handle | None = None
         self._greeting: bytes | None = None  # while the client does not get it
-        self._asked: Exchange | None = None  # the command that was intercepted last,
+        self._intercepted: Exchange | None = None  # the command that was intercepted last,
         self._waits = False  # and whether it must wait
         self._content = b""  # the last octets of the message content sent
         self._withheld: Exchange | None = None  # the content whose end the MTA does not get yet
@@ -200,17 +201,17 @@ class FaultInjector:
 
     def _intercept(self, exchange: Exchange) -> bool:
         """Return whether a command must wait; this is the pipeline's `intercept` callback."""
-        if exchange is not self._asked:
-            self._asked = exchange
-            self._waits = not exchange.refusal and self._concerns(exchange)
+        if exchange is not self._intercepted:
+            self._intercepted = exchange
+            self._waits = not exchange.refusal and self._inject(exchange)
         return self._waits
 
-    def _concerns(self, exchange: Exchange) -> bool:
+    def _inject(self, exchange: Exchange) -> bool:
         """Inject the fault of a command, if there is one; return whether the command must wait."""
         pipeline = self._pipeline
         self._content = b"\r\n"
-        watched = exchange.verb.role == verbs.DATA
-        pipeline.framer.connect_backend(self._send_content if watched else pipeline.send_backend)
+        is_data = exchange.verb.role == verbs.DATA
+        pipeline.framer.connect_backend(self._send_content if is_data else pipeline.send_backend)
         rule = self._faults.for_command(exchange)
         if rule is None:
             return False
@@ -280,5 +281,5 @@ def reset_connection(transport: asyncio.Transport) -> None:
     """Close a connection with a reset (RST), so that the peer gets an error."""
     opened = transport.get_extra_info("socket")
     if opened is not None and not transport.is_closing():
-        opened.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
     transport.abort()

@@ -4,7 +4,7 @@ Such a connection would be proxied for ever.  Both sides see the same two addres
 whatever a PROXY header or an identity names as the client.
 
 All workers map the same memory, where each worker writes only its own row: a hash of the addresses
-of each connection that it makes, at a place given by the local port.  An entry expires after a
+of each connection that it makes, at an index given by the local port.  An entry expires after a
 while, so no messages, locks or removals are needed.
 """
 
@@ -22,8 +22,8 @@ from smtpproxy.net import shared_counters
 from smtpproxy.net.peer import endpoint
 from smtpproxy.net.tproxy import redirected_from
 
-PLACES = 4096
-"""The number of entries in a row."""
+ENTRIES = 4096
+"""The number of entries in the row of a worker."""
 NOTED_S = 30.0
 """How long an entry is valid; a connection is usually accepted at once."""
 
@@ -31,8 +31,8 @@ NOTED_S = 30.0
 # tag of the source; a hash of both addresses.
 _TAG_BITS = 16
 _TAG = (1 << _TAG_BITS) - 1
-_PLACE = 2
-_ROW = PLACES * _PLACE
+_ENTRY_WORDS = 2
+_ROW = ENTRIES * _ENTRY_WORDS
 _BEGIN = -(-shared_counters.OCTETS // 8)
 OCTETS = 8 * (_BEGIN + shared_counters.ROWS * _ROW)
 
@@ -56,15 +56,15 @@ class OwnConnections:
 
     def note(self, source: Endpoint, target: Endpoint) -> None:
         """Record a connection that is being made, or has just been made."""
-        place = self._own + source[1] % PLACES * _PLACE
-        self._words[place + 1] = _hash(source, target)
-        self._words[place] = int(monotonic() * 1000) << _TAG_BITS | _tag(source)
+        index = self._own + source[1] % ENTRIES * _ENTRY_WORDS
+        self._words[index + 1] = _hash(source, target)
+        self._words[index] = int(monotonic() * 1000) << _TAG_BITS | _tag(source)
 
     def may_have(self, source: Endpoint) -> bool:
         """Return whether a recent connection may have this source, without a false no."""
         oldest, tag = int((monotonic() - NOTED_S) * 1000), _tag(source)
-        for place in self._places(source[1]):
-            entry = self._words[place]
+        for index in self._indices(source[1]):
+            entry = self._words[index]
             if entry & _TAG == tag and entry >> _TAG_BITS > oldest:
                 return True
         return False
@@ -73,17 +73,17 @@ class OwnConnections:
         """Return whether any worker has recently made the connection with these addresses."""
         ends = _hash(source, target)
         return self.may_have(source) and any(
-            self._words[place + 1] == ends for place in self._places(source[1])
+            self._words[index + 1] == ends for index in self._indices(source[1])
         )
 
-    def _places(self, port: int) -> range:
+    def _indices(self, port: int) -> range:
         rows = max(self._head[0], self._row + 1)
-        first = _BEGIN + port % PLACES * _PLACE
+        first = _BEGIN + port % ENTRIES * _ENTRY_WORDS
         return range(first, first + rows * _ROW, _ROW)
 
 
 def _tag(source: Endpoint) -> int:
-    """Return bits by which nearly all other sources differ, though their ports have one place."""
+    """Return bits by which nearly all other sources differ, even with the same index."""
     return crc32(source[0].encode(), source[1]) & _TAG
 
 

@@ -53,7 +53,7 @@ class UpgradingSession(Protocol):
 class RestartableConnection(Protocol):
     """A client connection on which a session of another client can start."""
 
-    def begin_anew(self, transport: asyncio.Transport, peer: "Peer", *, secure: bool) -> None:
+    def restart(self, transport: asyncio.Transport, peer: "Peer", *, secure: bool) -> None:
         """Start a session of another client; `secure` is whether it is inside TLS."""
 
 
@@ -211,7 +211,7 @@ class SessionUpgrades:
         assert self._named is not None
         connection = cast("RestartableConnection", session.client.get_protocol())
         secure = session.pipeline.policy.client_tls is ClientTls.ACTIVE
-        connection.begin_anew(session.client, self._named, secure=secure)
+        connection.restart(session.client, self._named, secure=secure)
 
 
 def _discard(octets: bytes) -> None:

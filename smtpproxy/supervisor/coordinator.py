@@ -31,7 +31,7 @@ class Coordinator:
     """What the workers of all worker groups share.
 
     Args:
-        tell_all: Sends a message to the workers.
+        send_to_all: Sends a message to the workers.
     """
 
     def __init__(self, send_to_all: SendToAll) -> None:

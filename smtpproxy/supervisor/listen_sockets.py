@@ -113,7 +113,7 @@ class ListenSockets:
                 transparent=transparent,
                 with_ipv4=not address.port,
                 mode=mode,
-                beside=self._open_at(address.port),
+                overlapping=self._open_at(address.port),
             )
         if address.given not in self._given:
             raise OSError("systemd has passed no socket of this name")

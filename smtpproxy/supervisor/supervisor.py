@@ -127,13 +127,13 @@ class Supervisor:
         """Return the faults that are injected."""
         return self._faults.flags
 
-    def look(self, *, anew: bool = False) -> None:
+    def look(self, *, full: bool = False) -> None:
         """Make the workers report sessions for a while, since the live page is open.
 
         Args:
-            anew: Whether to report all sessions once, not only those that changed.
+            full: Whether to report all sessions once, not only those that changed.
         """
-        self._send_to_all(Look(anew), None)
+        self._send_to_all(Look(full), None)
 
     def why_not_ready(self, backend: str = "") -> str:
         """Return why the service, or one backend, is not ready; empty if it is.
@@ -182,7 +182,7 @@ class Supervisor:
         self._fork_server.start(self._on_fork_server_lost)
         tasks = [
             loop.create_task(self._check(), name="check"),
-            loop.create_task(self._reload_when_told(), name="reload"),
+            loop.create_task(self._reload_on_signal(), name="reload"),
             loop.create_task(self._follow_certificates(), name="certificates"),
         ]
         if self._notifier.watchdog_s:
@@ -305,7 +305,7 @@ class Supervisor:
 
     # --- reload -------------------------------------------------------------------------------
 
-    async def _reload_when_told(self) -> None:
+    async def _reload_on_signal(self) -> None:
         while True:
             await self._reload_wanted.wait()
             self._reload_wanted.clear()

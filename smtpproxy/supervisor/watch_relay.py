@@ -1,4 +1,6 @@
-"""The watches that are on: workers begin and end them, and their records go to the clients.
+"""The running watches: passes each request to the workers, and their records to its client.
+
+A watch is one running `smtpproxy trace watch`; its client is that command.
 
 A client that reads too slowly loses records, which are counted; nothing waits for it.
 """
@@ -25,7 +27,7 @@ BEGIN_LIMIT_S = 2.0
 
 
 class WatchRelay:
-    """Passes watches to the workers, and their records to the clients."""
+    """Passes watches to the workers, and the records to the clients."""
 
     def __init__(self) -> None:
         self._workers: set[WorkerProcess] = set()
@@ -34,7 +36,7 @@ class WatchRelay:
 
     @property
     def watches(self) -> int:
-        """How many are on."""
+        """How many watches are running."""
         return len(self._active)
 
     def joined(self, worker: WorkerProcess) -> None:

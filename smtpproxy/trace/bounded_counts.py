@@ -21,7 +21,7 @@ class BoundedCounts(Generic[Key]):
     """Several sums for each of many keys.
 
     Where there are too many keys, those that are not among the largest in any sum are dropped; one
-    that comes again begins anew.
+    that comes again starts again at 0.
 
     Args:
         sums: How many sums each key has.

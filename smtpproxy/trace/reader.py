@@ -266,7 +266,7 @@ class TraceFile:
     ) -> Iterator[tuple[Record, int]]:
         """Yield the records whose line has some bytes, and how many bytes each takes.
 
-        Where another program has written the lines anew, with blanks or other escapes, they count
+        Where another program has rewritten the lines, with blanks or other escapes, they count
         as this service writes them.
 
         Args:

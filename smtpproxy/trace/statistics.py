@@ -8,7 +8,7 @@ from typing import Final
 from msgspec import Struct
 
 VERSION: Final = 1
-"""The version of these fields: another one is another meaning of a field, or another name."""
+"""The version of these fields; it changes when a field gets another name or meaning."""
 
 
 class MessageCount(Struct):
@@ -67,9 +67,10 @@ class SavedTime(Struct):
     round_trips: int
     """Round trips that the clients did not wait for."""
     seconds: float
-    """Those of measured sessions, each at the round-trip time of its client."""
+    """The time of these round trips in sessions whose client was measured, each at that client's
+    round-trip time."""
     measured_round_trips: int
-    """How many of the round trips that is."""
+    """How many of the round trips these are."""
     measured_sessions: int
     """Sessions whose client's round-trip time was measured."""
     client_rtt_p50_s: float
@@ -165,7 +166,7 @@ class Statistics(Struct):
     began: float
     """When the first session began, in seconds since 1970; 0: there is none."""
     ended: float
-    """When the last session ended."""
+    """When the last session ended, in seconds since 1970; 0: there is none."""
     approximate: bool
     """There were more clients, texts or verbs than are counted one by one, so that the numbers of
     rare ones are too low."""

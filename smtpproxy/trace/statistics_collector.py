@@ -34,12 +34,12 @@ REPLIES = 200
 """How many pairs of verb and code are named."""
 OUTCOMES, VERSIONS = 50, 50
 """How many outcomes of messages, and versions of TLS, are named."""
-UNFOLDED_CHARACTERS = 1024 * 1024
-"""How many characters of whole replies are counted before their texts are."""
+PENDING_REPLY_CHARACTERS = 1024 * 1024
+"""Whole replies of this size in all are kept before their texts are counted."""
 OPEN_SESSIONS = 100_000
-"""Of how many sessions that have not ended errors are counted."""
+"""The most sessions that have not ended whose errors are counted."""
 REPLY_CHARACTERS, TEXT_CHARACTERS, NAME_CHARACTERS = 400, 200, 64
-"""How much is used of a reply, of its text, and of a name."""
+"""How many characters are used of a reply, of its first line, and of a name."""
 GROUP_SIZES = (1, 2, 3, 4, 5, 10, 20, 50, 100)
 """The smallest sizes of the groups that are counted together."""
 
@@ -122,7 +122,7 @@ class StatisticsCollector:
         self._sessions = self._exchanges = 0
         self._began, self._ended = float("inf"), 0.0
         self._verbs: dict[str, _Verb] = {}
-        self._unfolded = 0  # characters of whole replies that came since they were counted as texts
+        self._pending_characters = 0  # of whole replies whose texts are not counted yet
         self._codes: BoundedCounts[tuple[str, str]] = BoundedCounts(1)
         self._texts: BoundedCounts[tuple[str, str, str]] = BoundedCounts(1)
         self._messages: BoundedCounts[tuple[str, str]] = BoundedCounts(2)
@@ -151,8 +151,8 @@ class StatisticsCollector:
             noted, closed = self._only_chosen(noted), self._only_chosen(closed)
         for verb, exchanges in by_verb.items():
             self._add_exchanges(self._verb(verb), exchanges)
-        if self._unfolded > UNFOLDED_CHARACTERS:
-            self._fold_replies()
+        if self._pending_characters > PENDING_REPLY_CHARACTERS:
+            self._count_texts()
         self._add_noted(noted)
         self._add_closed(closed)
 
@@ -170,7 +170,7 @@ class StatisticsCollector:
         self._exchanges += len(exchanges)
         replies = [each.reply for each in exchanges]
         verb.whole_replies.update(replies)
-        self._unfolded += sum(map(len, replies))
+        self._pending_characters += sum(map(len, replies))
         verb.add([each for each in exchanges if 0 < each.sent <= each.replied])
         for each in exchanges:
             if each.code >= 400 or each.violation is not None:
@@ -186,7 +186,7 @@ class StatisticsCollector:
         violation = exchange.violation
         failed[1] += violation is not None and violation.side == "client"
 
-    def _fold_replies(self) -> None:
+    def _count_texts(self) -> None:
         """Count the texts of replies instead of the whole replies, which may all be different."""
         for name, verb in self._verbs.items():
             for reply, count in verb.whole_replies.items():
@@ -194,7 +194,7 @@ class StatisticsCollector:
                 self._codes.add((name, code), count)
                 self._texts.add((name, code, text), count)
             verb.whole_replies.clear()
-        self._unfolded = 0
+        self._pending_characters = 0
 
     def _add_noted(self, noted: Sequence[_Noted]) -> None:
         for each in noted:
@@ -233,7 +233,7 @@ class StatisticsCollector:
 
     def report(self) -> statistics.Statistics:
         """Return the statistics of what was counted so far."""
-        self._fold_replies()
+        self._count_texts()
         verbs = sorted(self._verbs.items(), key=lambda item: -item[1].times.seconds)
         tables = self._codes, self._texts, self._messages, self._clients, self._tls
         return statistics.Statistics(

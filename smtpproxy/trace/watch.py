@@ -1,4 +1,4 @@
-"""What `smtpproxy trace watch` asks of the service, and the lines that it gets.
+"""The request of `smtpproxy trace watch` to the service, and the lines of the answer.
 
 The answer begins with the first line of a trace file.  After it come records, the line `watching`
 once all workers record, and `records_lost` where some could not be sent.  A watch ends when its
@@ -40,7 +40,7 @@ class WatchRequest(Struct, frozen=True):
 
     @property
     def target(self) -> str:
-        """The request at the control socket."""
+        """The request target at the control socket: the path and the query."""
         query = {
             "client": self.networks,
             "content": self.content,
@@ -54,10 +54,10 @@ class WatchRequest(Struct, frozen=True):
 
 
 def parse(query: str) -> WatchRequest:
-    """Return the request that the query of a target is.
+    """Parse the query of a request target.
 
     Raises:
-        ValueError: It is not valid; the text is for the client.
+        ValueError: It is not valid; the message is for the client.
     """
     values = parse_qs(query, max_num_fields=NETWORKS + 2)
     given = values.pop("client", [])
@@ -123,10 +123,10 @@ encode_line = msgspec.json.Encoder().encode
 
 
 def read_line(line: bytes) -> Record | FileHeader | Watching | RecordsLost:
-    """Return what a line of the answer is.
+    """Decode a line of the answer.
 
     Raises:
-        msgspec.DecodeError: It is no such line.
+        msgspec.DecodeError: It is not such a line.
     """
     if line.startswith((b'{"what":"watching"', b'{"what":"records_lost"')):
         return _of_stream(line)

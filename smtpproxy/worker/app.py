@@ -222,14 +222,14 @@ class App:
             snapshot.put(definitions.OTEL_SPANS_LOST, self._spans.lost)
         return snapshot
 
-    def look(self, anew: bool) -> None:
+    def look(self, full: bool) -> None:
         """Include sessions in the snapshots for a while, since the live page is open.
 
         Args:
-            anew: Whether to include all sessions once, not only those that changed.
+            full: Whether to include all sessions once, not only those that changed.
         """
         if self._recent is not None:
-            self._recent.look(anew=anew)
+            self._recent.look(full=full)
 
     def close(self) -> None:
         """Stop accepting clients."""

@@ -67,7 +67,7 @@ class ControlLink(asyncio.Protocol):
 
         Args:
             health: Called when another worker reports a change of a server's health.
-            look: Called regularly while the live page is open, with `Look.anew`.
+            look: Called regularly while the live page is open, with `Look.full`.
             watch: Called to begin a watch.
             unwatch: Called to end a watch.
         """
@@ -97,7 +97,7 @@ class ControlLink(asyncio.Protocol):
         elif isinstance(message, Health):
             self._on_health(message)
         elif isinstance(message, Look):
-            self._on_look(message.anew)
+            self._on_look(message.full)
         elif isinstance(message, Watch):
             self._on_watch(message.number, message.request)
         elif isinstance(message, Unwatch):

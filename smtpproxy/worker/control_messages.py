@@ -78,7 +78,7 @@ class Health(Struct, tag=True):
 class Look(Struct, tag=True):
     """To a worker: the live page is open, so include sessions in snapshots for a few seconds."""
 
-    anew: bool = False
+    full: bool = False
     """Whether to include all sessions once, not only those that changed."""
 
 

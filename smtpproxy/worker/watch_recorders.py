@@ -1,4 +1,4 @@
-"""The watches that are on, in one worker: each is a trace recorder that sends to the supervisor.
+"""The running watches of one worker: each is a trace recorder that sends to the supervisor.
 
 A watch records the sessions that begin after it.  When it ends, open sessions are no longer
 recorded either.
@@ -24,9 +24,9 @@ class WatchRecorders:
     """Begins and ends watches.
 
     Args:
-        settings: What they may record.
+        settings: The settings `trace`, which limit what a watch may record.
         networks: The setting `trace.networks`.
-        observer: Gets a recorder for each.
+        observer: The observer of the worker, which gets a recorder for each watch.
         later: Calls a function soon.
     """
 

@@ -42,9 +42,9 @@ class Source:
         snapshot.put(definitions.SERVER_UP, 1, "old", "10.0.0.5:25")
         return snapshot
 
-    def look(self, *, anew: bool = False) -> None:
+    def look(self, *, full: bool = False) -> None:
         self.looks += 1
-        self.recent.look(anew=anew)
+        self.recent.look(full=full)
 
     def faults(self) -> list[str]:
         return []
@@ -136,7 +136,7 @@ class TestPaths:
             async with client.get(url + path) as response:
                 assert (response.status, await response.text()) == (status, text)
                 assert response.headers["Connection"] == "close"
-        assert source.waits == 2, "one who is told to be patient waits for the first checks"
+        assert source.waits == 2, "only a request that says so waits for the first checks"
 
     async def test_nothing_foreign_is_loaded(self, url: str, client: ClientSession) -> None:
         for name in STATIC:
@@ -253,11 +253,11 @@ class TestPaths:
                 event = msgspec.json.decode(line.removeprefix(b"data: ")) if line.strip() else {}
                 if event.get("sessions"):
                     break
-        (told,) = event["sessions"]
+        (session,) = event["sessions"]
         names = ("client_ip", "client_port", "listener", "backend", "round_trips_saved", "reason")
-        assert [told[name] for name in names] == ["192.0.2.1", 4711, "smtp", "old", 2, ""]
-        assert told["transactions"][0]["sender"] == "a@x"
-        assert [each.get("verb") for each in told["records"]][1:] == [
+        assert [session[name] for name in names] == ["192.0.2.1", 4711, "smtp", "old", 2, ""]
+        assert session["transactions"][0]["sender"] == "a@x"
+        assert [each.get("verb") for each in session["records"]][1:] == [
             *("greeting", "MAIL", "RCPT", "DATA", "end_of_data")
         ]
 

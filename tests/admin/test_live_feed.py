@@ -30,8 +30,8 @@ class Source:
             lists={"sessions": [{"session": f"s-{name}", "reason": "quit"} for name in names]}
         )
 
-    def look(self, *, anew: bool = False) -> None:
-        self.looks.append(anew)
+    def look(self, *, full: bool = False) -> None:
+        self.looks.append(full)
 
     def faults(self) -> list[str]:
         return ["RCPT 450"]
@@ -46,12 +46,12 @@ class Source:
         """Return at once."""
 
 
-def told(event: bytes) -> dict[str, Any]:
-    """Return what an event says."""
+def decoded(event: bytes) -> dict[str, Any]:
+    """Return the JSON object of an event."""
     return cast("dict[str, Any]", msgspec.json.decode(event.removeprefix(b"data: ")))
 
 
-async def test_lookers_are_bounded_and_a_slow_one_misses_events() -> None:
+async def test_viewers_are_bounded_and_a_slow_one_misses_events() -> None:
     feed = LiveFeed(Source(1))
     viewers = [feed.join() for _ in range(MAX_VIEWERS)]
     assert feed.full
@@ -65,7 +65,7 @@ async def test_lookers_are_bounded_and_a_slow_one_misses_events() -> None:
 
 async def test_each_event_names_the_faults() -> None:
     feed = LiveFeed(Source(1))
-    assert told(feed.join().get_nowait())["faults"] == ["RCPT 450"]
+    assert decoded(feed.join().get_nowait())["faults"] == ["RCPT 450"]
 
 
 async def test_recent_sessions_are_kept_for_later_viewers() -> None:
@@ -118,7 +118,7 @@ async def test_an_open_session_that_no_worker_reports_any_more_is_removed() -> N
         source.snapshot = lambda now=lists: MetricsSnapshot(lists=now)  # type: ignore[method-assign, misc]
         feed.publish()
         while not viewer.empty():
-            event = told(viewer.get_nowait())
+            event = decoded(viewer.get_nowait())
         reasons.append([each["reason"] for each in event["sessions"]])
     assert reasons == [[""], [], [], [], [], [], [], ["followed no more"], []]
     feed.leave(viewer)
@@ -140,7 +140,7 @@ class TestFigures:
             feed.tick()
             clock[0] += 1
         assert source.looks == [], "no worker is asked for sessions"
-        first = told(feed.join().get_nowait())
+        first = decoded(feed.join().get_nowait())
         assert [row[0] for row in first["rows"]] == [1000 + 5 * row for row in range(1, 13)]
         assert first["clock"] == 1061
 
@@ -171,11 +171,11 @@ class TestFigures:
             feed.tick()
             feed.leave(feed.join())
             while not watching.empty():
-                rows |= {row[0] for row in told(watching.get_nowait())["rows"]}
+                rows |= {row[0] for row in decoded(watching.get_nowait())["rows"]}
             clock[0] += 1
         feed.leave(watching)
         assert rows == {1005, 1010, 1015, 1020}
-        assert {row[0] for row in told(feed.join().get_nowait())["rows"]} == rows
+        assert {row[0] for row in decoded(feed.join().get_nowait())["rows"]} == rows
 
     async def test_the_loop_keeps_them(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(live_feed, "INTERVAL_S", 0)
@@ -194,7 +194,7 @@ async def test_an_event_says_which_instance_it_is(monkeypatch: pytest.MonkeyPatc
     snapshot = MetricsSnapshot()
     snapshot.put(definitions.WORKERS, 4)
     monkeypatch.setattr(source, "snapshot", lambda: snapshot)
-    event = told(LiveFeed(source).join().get_nowait())
+    event = decoded(LiveFeed(source).join().get_nowait())
     assert (event["host"], event["version"], event["totals"]["workers"]) == (
         *("mx1", __version__, 4),
     )

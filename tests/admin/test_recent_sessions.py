@@ -28,8 +28,8 @@ def watched() -> RecentSessions:
     return recent
 
 
-def told(recent: RecentSessions) -> dict[str, object]:
-    """Return what the page is told of the only session."""
+def sent(recent: RecentSessions) -> dict[str, object]:
+    """Return what the page gets of the only session."""
     recent.look()
     (session,) = recent.changed()
     assert isinstance(session, dict)
@@ -43,17 +43,17 @@ def test_so_many_sessions_a_second_are_taken(monkeypatch: pytest.MonkeyPatch) ->
     assert sum(each is not None for each in taken) == PER_SECOND
 
 
-@pytest.mark.parametrize("was_told", [False, True])
-def test_a_probe_is_kept_only_if_the_page_shows_it_already(was_told: bool) -> None:
+@pytest.mark.parametrize("was_shown", [False, True])
+def test_a_probe_is_kept_only_if_the_page_shows_it_already(was_shown: bool) -> None:
     """One comes every few seconds: nothing else would be left of a quiet day."""
     recent = watched()
     kept = recent.session("s-1", "l", "b", "192.0.2.1:4711")
     assert kept is not None
-    if was_told:
+    if was_shown:
         recent.changed()
     kept.closed(SessionSummary("client_lost", 0.1, 0, 0, 0, 0, 0, probe=True))
     reasons = [each["reason"] for each in recent.changed() if isinstance(each, dict)]
-    assert reasons == (["client_lost"] if was_told else [])
+    assert reasons == (["client_lost"] if was_shown else [])
 
 
 def test_so_many_sessions_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +72,7 @@ def test_a_long_session_keeps_its_beginning_and_its_end() -> None:
         session.says("250 ok")
     session.sends("QUIT")
     session.says("221 bye")
-    records = told(recent)["records"]
+    records = sent(recent)["records"]
     assert isinstance(records, list)
     verbs = [each.get("verb", each["what"]) for each in records]
     assert verbs == [
@@ -89,7 +89,7 @@ def test_long_lines_and_replies_take_no_room() -> None:
     for _ in range(KEPT_EXCHANGES * 2):
         session.sends("NOOP " + "x" * 1500)
         session.says(*["250-" + "y" * 4000] * 10, "250 ok")
-    octets = len(msgspec.json.encode(told(recent)))
+    octets = len(msgspec.json.encode(sent(recent)))
     assert octets < KEPT_OCTETS + KEPT_LAST * 4 * KEPT_LINE + 200 * (KEPT_EXCHANGES + KEPT_LAST)
 
 
@@ -100,7 +100,7 @@ def test_many_recipients_take_no_room_and_are_counted() -> None:
     session.says("250 a", *["250 b"] * 60, *["550 no"] * 40, "354 go")
     session.sends("text", ".")
     session.says("250 ok")
-    (transaction,) = told(recent)["transactions"]  # type: ignore[misc, attr-defined]  # a list
+    (transaction,) = sent(recent)["transactions"]  # type: ignore[misc, attr-defined]  # a list
     assert (transaction["accepted"], transaction["refused"]) == (60, 40)
     assert len(transaction["to"]) == 2 * KEPT_RECIPIENTS
     assert transaction["to"][-1] == "79@y 550 no"
@@ -111,7 +111,7 @@ def test_all_is_counted_though_not_all_is_kept() -> None:
     session = Watched(recent)
     for _ in range(KEPT_RECIPIENTS * 3):
         session.relay("text")
-    found = told(recent)
+    found = sent(recent)
     assert (found["messages"], found["round_trips_saved"], found["content_bytes"]) == (
         60,
         2 * 60,
@@ -125,7 +125,7 @@ def test_tls_is_reported_with_its_side() -> None:
     session = Watched(recent)
     session.observer.noted("tls_started", side="client", version="TLSv1.3", cipher="x")
     session.observer.noted("tls_failed", side="backend", reason="x")
-    found = told(recent)
+    found = sent(recent)
     assert found["tls"] == {"client": "TLSv1.3"}
     noted = [each for each in found["records"] if each["what"] == "noted"]  # type: ignore[attr-defined]  # a list
     assert [each["event"] for each in noted] == ["tls_started", "tls_failed"]
@@ -140,7 +140,7 @@ def test_without_a_viewer_only_what_the_list_shows_is_kept() -> None:
         session.relay("text")
         session.sends("VRFY x")
         session.says("550 no")
-    found = told(recent)
+    found = sent(recent)
     assert [each["what"] for each in found["records"]] == [  # type: ignore[attr-defined]  # a list
         *("connected", *["exchange"] * KEPT_UNSEEN, "gap", *["exchange"] * KEPT_WRONG)
     ]
@@ -148,7 +148,7 @@ def test_without_a_viewer_only_what_the_list_shows_is_kept() -> None:
     assert len(found["transactions"]) == 1  # type: ignore[arg-type]  # a list
     assert (found["messages"], found["content_bytes"]) == (3, 18)
     session.relay("text")
-    found = told(recent)
+    found = sent(recent)
     last = [each.get("verb", "") for each in found["records"][-4:]]  # type: ignore[index]  # a list
     assert last == ["MAIL", "RCPT", "DATA", "end_of_data"]
 
@@ -163,7 +163,7 @@ def test_what_was_kept_for_a_viewer_is_dropped_with_it(
     now = recent._looked + LOOK_S + 1
     monkeypatch.setattr("smtpproxy.admin.recent_sessions.monotonic", lambda: now)
     assert recent.changed() == []
-    found = told(recent)
+    found = sent(recent)
     assert len(found["records"]) == 1 + KEPT_UNSEEN + 1 + 1  # type: ignore[arg-type]  # a list
     assert len(found["transactions"]) == 1  # type: ignore[arg-type]  # a list
 
@@ -177,7 +177,7 @@ def test_a_session_has_a_bound_whatever_is_in_it(octets: str, somebody_looks: bo
     for _ in range(30):
         session.sends(f"MAIL FROM:<{address}>", *[f"RCPT TO:<{address}>"] * 50, "RSET")
         session.says(*[f"250-{address}\r\n250 {address}"] * 52)
-    size = len(msgspec.json.encode(told(recent)))
+    size = len(msgspec.json.encode(sent(recent)))
     assert size < (300_000 if somebody_looks else 50_000)
 
 
@@ -190,7 +190,7 @@ def test_nothing_is_sampled_without_a_viewer() -> None:
     assert recent.changed() == []
 
 
-def test_a_session_that_is_over_counts_as_open_until_the_page_was_told(
+def test_a_session_that_is_over_counts_as_open_until_the_page_was_shown(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Else the page takes a session whose turn has not come for one that no worker has."""

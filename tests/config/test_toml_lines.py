@@ -1,4 +1,4 @@
-"""Places: in which line of a settings file a key stands."""
+"""The line of a settings file in which a key is."""
 
 from smtpproxy.config.toml_lines import find_lines, line_of
 

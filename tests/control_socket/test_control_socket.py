@@ -295,9 +295,9 @@ class TestClient:
     def test_the_first_place_that_is_served_is_asked(self, path: Path, tmp_path: Path) -> None:
         with socket.socket(socket.AF_UNIX) as dead:
             dead.bind(str(tmp_path / "dead"))
-        places = [tmp_path / "nothing", tmp_path / "dead", path, tmp_path / "other"]
+        socket_paths = [tmp_path / "nothing", tmp_path / "dead", path, tmp_path / "other"]
         with peer(path, b"HTTP/1.0 200 OK\r\n\r\nok\n"):
-            assert control_client.ask("/healthz", places) == (200, "ok")
+            assert control_client.ask("/healthz", socket_paths) == (200, "ok")
 
     def test_no_service_is_said_with_the_places(self, tmp_path: Path) -> None:
         with pytest.raises(NoAnswer, match=f"^no service answers at {tmp_path}/a or {tmp_path}/b$"):

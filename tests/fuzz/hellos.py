@@ -20,7 +20,7 @@ class Hellos:
         self.offer = self._offered_to = self._before_tls = b""
         self.inside_tls = False
 
-    def begin_anew(self) -> None:
+    def start_tls(self) -> None:
         """The client is inside TLS; the backend still has the state from before."""
         self.inside_tls = True
         self._before_tls = self._offered_to

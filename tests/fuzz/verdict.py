@@ -411,7 +411,7 @@ class Verdict:
             assert self._trial.ended or not self._unread, f"{self._unread!r} may yet be used"
             raise Over
         self._unread = self._epochs.pop(0)
-        self._hellos.begin_anew()
+        self._hellos.start_tls()
         self._open = False
         self._said_hello = self._said_helo = self._authenticated = False
         self._chunking = self._pipelining = False

@@ -126,7 +126,7 @@ def _exim_tls(door: Door) -> str:
 class QueueingExim:
     """An Exim that remembers what was offered, and then sends its first commands early.
 
-    It makes a connection for each message, and tries again when it is told to.
+    It makes a connection for each message, and tries again on request.
     """
 
     def __init__(self, door: Door) -> None:

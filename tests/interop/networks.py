@@ -68,7 +68,7 @@ def networks(name: str) -> Iterator[Networks]:
             try:
                 _ip("netns", "add", machine.name)
             except AssertionError as error:
-                unavailable(f"network namespaces can't be had here: {error}")
+                unavailable(f"network namespaces are not available here: {error}")
             made.append(machine)
             machine.run("ip", "link", "set", "lo", "up")
         for machine, number in ((row.client, 1), (row.mta, 2)):

@@ -42,10 +42,10 @@ def far_away(port: int) -> Iterator[int]:
 def proxy_before(mta: Backend, listener: str = "") -> Iterator[tuple[int, Tap]]:
     """Run the proxy with early pipelining; yield its port, and the tap between it and the MTA."""
     listener = f"early_pipelining = true\n{listener}"
-    with Tap(mta.port) as behind:
-        backend = f'servers = ["127.0.0.1:{behind.port}"]'
+    with Tap(mta.port) as tap:
+        backend = f'servers = ["127.0.0.1:{tap.port}"]'
         with configured(listener, backend) as (port, _):
-            yield port, behind
+            yield port, tap
 
 
 def waits(connection: Connection) -> int:
@@ -65,7 +65,7 @@ def test_exim_needs_two_waits_for_a_message_from_the_second_on() -> None:
     """And 0.3 s for it, if the round trip takes 0.1 s; the first message takes 0.5 s."""
     with (
         BACKENDS["opensmtpd"]() as mta,
-        proxy_before(mta) as (port, behind),
+        proxy_before(mta) as (port, tap),
         far_away(port) as far,
         Tap(far) as front,
         QueueingExim(Door(front.port)) as exim,
@@ -83,7 +83,7 @@ def test_exim_needs_two_waits_for_a_message_from_the_second_on() -> None:
             assert waits(connection) == 2
             assert verb_groups(connection)[0] == [b"EHLO", *ENVELOPE, b"DATA"]
             assert 3 * RTT_S <= duration(connection) < duration(priming)
-        for connection in behind.settled():
+        for connection in tap.settled():
             assert_lock_step(connection)
 
 
@@ -92,7 +92,7 @@ def test_exim_sends_starttls_with_its_ehlo_and_a_group_inside_tls(keys: Path) ->
     certificate = f'tls = "starttls"\ncertificate = "{keys}/mx.pem"'
     with (
         BACKENDS["opensmtpd"]() as mta,
-        proxy_before(mta, certificate) as (port, behind),
+        proxy_before(mta, certificate) as (port, tap),
         Tap(port, reply_delay_s=0.03) as front,
         QueueingExim(Door(front.port, "starttls", keys / "ca.pem")) as exim,
     ):
@@ -105,7 +105,7 @@ def test_exim_sends_starttls_with_its_ehlo_and_a_group_inside_tls(keys: Path) ->
         assert verb_groups(priming)[:2] == [[b"EHLO"], [b"STARTTLS"]]
         assert verb_groups(early)[0] == [b"EHLO", b"STARTTLS"]
         assert waits(early) < waits(priming) - 1
-        for connection in behind.settled():
+        for connection in tap.settled():
             assert_lock_step(connection)
 
 
@@ -115,7 +115,7 @@ def test_of_an_mta_that_lost_chunking_exim_learns_in_time_and_loses_no_message()
         before = stack.enter_context(BACKENDS["exim-chunking"]())
         now = stack.enter_context(BACKENDS["opensmtpd"]())
         first, _ = stack.enter_context(proxy_before(before))
-        second, behind = stack.enter_context(proxy_before(now))
+        second, tap = stack.enter_context(proxy_before(now))
         front = stack.enter_context(Tap(first, reply_delay_s=0.03))
         exim = stack.enter_context(QueueingExim(Door(front.port)))
         priming = Mail(brief(b"first"), recipients(3))
@@ -131,10 +131,10 @@ def test_of_an_mta_that_lost_chunking_exim_learns_in_time_and_loses_no_message()
         assert now.find(mail.message).recipients == set(mail.recipients)
         early = front.settled()[1]
         assert verb_groups(early)[0][:6] == [b"EHLO", *ENVELOPE, b"BDAT"]
-        for connection in behind.settled():
+        for connection in tap.settled():
             assert b"BDAT" not in connection.sent()
             assert_lock_step(connection)
-        assert b"smuggled" not in behind.connections[0].sent()
+        assert b"smuggled" not in tap.connections[0].sent()
 
 
 _IN_THE_SYN = """

@@ -250,8 +250,8 @@ def test_haproxy_as_the_backend_accepts_a_header_and_tls_after_it(
     settings = {"smtpd_upstream_proxy_protocol": "haproxy", "mynetworks": "192.0.2.0/24"}
     with (
         postfix(settings) as mta,
-        haproxy(mta.port, f"accept-proxy ssl crt {tmp_path}/mx.pem") as behind,
-        Tap(behind) as tap,
+        haproxy(mta.port, f"accept-proxy ssl crt {tmp_path}/mx.pem") as mta_port,
+        Tap(mta_port) as tap,
     ):
         own = f'servers = ["127.0.0.1:{tap.port}"]\nidentity = "{identity}"\n{trust}'
         with configured(FROM_A_PROXY, own) as (port, process):

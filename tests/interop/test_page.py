@@ -208,9 +208,9 @@ def test_many_sessions_leave_the_page_small(
     browser: webdriver.Chrome, backend: int, admin: int
 ) -> None:
     script = """
-        const told = [];
-        source.addEventListener("message", (message) => told.push(message.data.length));
-        window.told = told;
+        const sizes = [];
+        source.addEventListener("message", (message) => sizes.push(message.data.length));
+        window.sizes = sizes;
     """
     with proxy(backend, admin) as port:
         browser.get(f"http://127.0.0.1:{admin}/")
@@ -226,9 +226,9 @@ def test_many_sessions_leave_the_page_small(
         passed = monotonic() - began
         snapshot = f"relayed {count:,}"
         until(browser, lambda: shown(browser, "#messages", snapshot))
-        reported = browser.execute_script("return told")
-        assert len(reported) <= passed + 20, "one event a second, and a few while it was waited for"
-        assert max(reported) < 1024 * 1024
+        sizes = browser.execute_script("return sizes")
+        assert len(sizes) <= passed + 20, "one event a second, and a few while it was waited for"
+        assert max(sizes) < 1024 * 1024
         assert browser.execute_script("return sessions.size") <= 300
         assert (
             browser.execute_script("return document.querySelectorAll('#sessions tr').length") <= 100
@@ -340,9 +340,9 @@ def test_plots_have_a_time_axis_and_a_span_that_the_reader_chooses(
         source.close();
         const row = (ago, relayed, replies) => [1e6 - ago, 5, relayed, 0, 0, 0, 1, replies];
         const old = Array.from({length: 12}, (_, at) => row(3500 - 5 * at, 3, {RCPT: [9, 0.5, 2]}));
-        const told = {end_of_data: [1, 0.02, 0.024]};
-        anew = true;
-        take({...latest, clock: 1e6, uptime_s: 1e5, rows: old, lately: row(0, 0, told)});
+        const replies = {end_of_data: [1, 0.02, 0.024]};
+        isFirst = true;
+        take({...latest, clock: 1e6, uptime_s: 1e5, rows: old, lately: row(0, 0, replies)});
         pause();
     """)
     for span, text, most in (("300", "\u22125 min", ""), ("3600", "\u22121 hour", "3.0")):

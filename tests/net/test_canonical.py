@@ -23,7 +23,7 @@ IN_FRONT = {
     "v2": 'proxy_protocol = ["::ffff:127.0.0.0/104"]',
     "xclient": 'xclient = ["::ffff:127.0.0.0/104"]',
 }
-TOLD = {
+SENT_TO_MTA = {
     "none": [],
     "proxy-v1": [b"PROXY TCP4 192.0.2.7 198.51.100.1 4711 25\r\n"],
     "proxy-v2": [
@@ -34,7 +34,7 @@ TOLD = {
 }
 
 
-@pytest.mark.parametrize("identity", TOLD)
+@pytest.mark.parametrize("identity", SENT_TO_MTA)
 @pytest.mark.parametrize("source", IN_FRONT)
 async def test_a_mapped_address_is_that_of_ipv4(
     stage: Stage, logged: Logged, source: str, identity: str
@@ -51,7 +51,7 @@ async def test_a_mapped_address_is_that_of_ipv4(
         await deliver(one)
     assert [client_of(line) for line in logged("message_relayed")] == ["192.0.2.7:4711"]
     said = [line for line in stage.backend.heard if line.startswith((b"XCLIENT", b"XFORWARD"))]
-    assert [*stage.backend.headers, *said][-1:] == TOLD[identity]
+    assert [*stage.backend.headers, *said][-1:] == SENT_TO_MTA[identity]
 
 
 async def test_clients_are_counted_by_their_canonical_address(stage: Stage) -> None:

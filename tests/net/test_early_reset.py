@@ -217,7 +217,7 @@ def require_transparency() -> None:
     try:
         (listening,) = listen(Address(host="127.0.0.1"), transparent=True)
     except OSError as error:
-        unavailable(f"a transparent socket can't be had here: {error}")
+        unavailable(f"a transparent socket is not available here: {error}")
     listening.close()
 
 

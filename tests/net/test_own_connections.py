@@ -8,14 +8,14 @@ from collections.abc import Iterator
 import pytest
 
 from smtpproxy.net import own_connections, shared_counters
-from smtpproxy.net.own_connections import NOTED_S, PLACES, Outgoing, OwnConnections
+from smtpproxy.net.own_connections import ENTRIES, NOTED_S, Outgoing, OwnConnections
 from tests.net.fakes import Clock
 
 HERE, THERE = ("10.0.0.1", 40000), ("10.0.0.5", 25)
 OTHERS = [
     (("10.0.0.1", 40001), THERE),
     (("10.0.0.2", 40000), THERE),
-    (("10.0.0.1", 40000 - PLACES), THERE),
+    (("10.0.0.1", 40000 - ENTRIES), THERE),
     (HERE, ("10.0.0.5", 26)),
     (HERE, ("10.0.0.6", 25)),
     (THERE, HERE),
@@ -62,7 +62,7 @@ def test_no_other_connection_is_taken_for_it() -> None:
 
 
 def test_a_client_whose_port_has_the_place_of_another_is_not_looked_at_closely() -> None:
-    """A busy service has an entry at every place; the closer look costs a session 5 %."""
+    """A busy service has an entry at every index; the second comparison costs a session 5 %."""
     alone = OwnConnections()
     alone.note(HERE, THERE)
     assert alone.may_have(HERE)

@@ -12,7 +12,7 @@ from tests.net.real_sockets import IMPLICIT, STARTTLS, Stage, client, deliver
 from tests.support.catalogue import client_of
 
 HEADER = b"PROXY TCP4 192.0.2.7 198.51.100.1 4711 25\r\n"
-BEHIND = 'proxy_protocol = ["127.0.0.0/8"]'
+FROM_PROXY = 'proxy_protocol = ["127.0.0.0/8"]'
 V2_BEGIN = b"\r\n\r\n\0\r\nQUIT\n"
 V2_HEADER = V2_BEGIN + bytes.fromhex("2111 000c c0000207 c6336401 1267 0019")
 V2_LOCAL = V2_BEGIN + bytes.fromhex("2000 0000")
@@ -36,7 +36,7 @@ TOO_SLOW = {"nothing", "never ending", "version 2 without its end"}
 
 
 async def test_a_header_and_commands_may_come_in_one_segment(stage: Stage) -> None:
-    async with client(await stage.start(BEHIND)) as one:
+    async with client(await stage.start(FROM_PROXY)) as one:
         one.writer.write(HEADER)
         assert await one.reply() == b"220 mx"
         await deliver(one)
@@ -44,7 +44,7 @@ async def test_a_header_and_commands_may_come_in_one_segment(stage: Stage) -> No
 
 async def test_a_header_may_come_octet_by_octet(stage: Stage, logged: Logged) -> None:
     for header in (HEADER, V2_HEADER):
-        async with client(stage.port or await stage.start(BEHIND)) as one:
+        async with client(stage.port or await stage.start(FROM_PROXY)) as one:
             for octet in header + b"EHLO c\r\n":
                 one.writer.write(bytes([octet]))
                 await asyncio.sleep(0)
@@ -56,7 +56,7 @@ async def test_a_header_may_come_octet_by_octet(stage: Stage, logged: Logged) ->
 @pytest.mark.parametrize("at", range(1, len(HEADER) + 4))
 async def test_cuts_between_octets_do_not_matter(stage: Stage, at: int) -> None:
     octets = HEADER + b"NOOP\r\n"
-    async with client(await stage.start(BEHIND)) as one:
+    async with client(await stage.start(FROM_PROXY)) as one:
         one.writer.write(octets[:at])
         await asyncio.sleep(0.002)
         one.writer.write(octets[at:])
@@ -67,7 +67,7 @@ async def test_cuts_between_octets_do_not_matter(stage: Stage, at: int) -> None:
 async def test_without_a_named_client_it_is_the_connecting_one(
     stage: Stage, logged: Logged, header: bytes
 ) -> None:
-    async with client(await stage.start(BEHIND)) as one:
+    async with client(await stage.start(FROM_PROXY)) as one:
         one.writer.write(header)
         assert await one.reply() == b"220 mx"
         await deliver(one)
@@ -79,7 +79,7 @@ async def test_without_a_named_client_it_is_the_connecting_one(
 async def test_without_a_valid_header_there_is_no_session(
     stage: Stage, logged: Logged, name: str
 ) -> None:
-    port = await stage.start(BEHIND, timeouts="proxy_header = 0.2")
+    port = await stage.start(FROM_PROXY, timeouts="proxy_header = 0.2")
     async with client(port) as one:
         one.writer.write(BAD[name])
         assert MISSING.fullmatch(await one.rest())
@@ -93,7 +93,7 @@ async def test_without_a_valid_header_there_is_no_session(
 
 @pytest.mark.parametrize("header", [HEADER, V2_HEADER], ids=["v1", "v2"])
 async def test_an_incomplete_header_is_invalid(stage: Stage, logged: Logged, header: bytes) -> None:
-    port = await stage.start(BEHIND)
+    port = await stage.start(FROM_PROXY)
     for size in (1, 2, len(header) - 1):
         async with client(port) as one:
             one.writer.write(header[:size])
@@ -164,7 +164,7 @@ async def test_a_header_inside_tls_never_reaches_the_backend(
 async def test_a_second_header_never_reaches_the_backend(
     stage: Stage, logged: Logged, header: bytes
 ) -> None:
-    async with client(await stage.start(BEHIND)) as one:
+    async with client(await stage.start(FROM_PROXY)) as one:
         one.writer.write(HEADER + header + b"QUIT\r\n")
         assert (await one.reply(), await one.reply()) == (b"220 mx", REFUSED)
     assert stage.backend.heard == []
@@ -174,7 +174,7 @@ async def test_a_second_header_never_reaches_the_backend(
 async def test_a_second_header_before_tls_never_reaches_the_backend(
     stage: Stage, logged: Logged
 ) -> None:
-    async with client(await stage.start(f"{IMPLICIT}\n{BEHIND}")) as one:
+    async with client(await stage.start(f"{IMPLICIT}\n{FROM_PROXY}")) as one:
         one.writer.write(HEADER + HEADER)
         assert await one.rest() == TLS_ALERT
     assert logged("client_turned_away")[0]["kind"] == "proxy_header_unexpected"
@@ -182,7 +182,7 @@ async def test_a_second_header_before_tls_never_reaches_the_backend(
 
 @pytest.mark.parametrize("mode", MODES)
 async def test_a_missing_header_gets_a_reply(stage: Stage, logged: Logged, mode: str) -> None:
-    async with client(await stage.start(f"{MODES[mode]}\n{BEHIND}")) as one:
+    async with client(await stage.start(f"{MODES[mode]}\n{FROM_PROXY}")) as one:
         one.writer.write(b"EHLO c\r\n")
         rest = await one.rest()
     assert rest == TLS_ALERT if mode == "implicit" else MISSING.fullmatch(rest)
@@ -201,7 +201,7 @@ async def test_the_clienthello_has_the_time_limit_of_a_handshake(
 
 async def test_a_handshake_may_come_in_one_segment_with_the_header(stage: Stage) -> None:
     """As HAProxy sends it if the client was fast."""
-    port = await stage.start(f"{IMPLICIT}\n{BEHIND}")
+    port = await stage.start(f"{IMPLICIT}\n{FROM_PROXY}")
     async with asyncio.timeout(10):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         read, written = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -252,7 +252,7 @@ async def test_a_handshake_counts_as_a_session_until_it_fails(stage: Stage) -> N
 
 
 async def test_the_limits_count_the_client_of_the_header(stage: Stage) -> None:
-    port = await stage.start(BEHIND, limits="sessions_per_address = 1")
+    port = await stage.start(FROM_PROXY, limits="sessions_per_address = 1")
     async with client(port) as one, client(port) as other, client(port) as third:
         one.writer.write(HEADER)
         assert await one.reply() == b"220 mx"

@@ -20,12 +20,12 @@ BUSY = b"421 4.3.2 busy\r\n"
 XCLIENT_OFFERED = b"250-mx\r\n250 XCLIENT ADDR\r\n"
 
 ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs CAP_NET_ADMIN")
-TOLD = [
+WITH_ADDRESS = [
     pytest.param("proxy-v1"),
     pytest.param("proxy-v2"),
     pytest.param("transparent", marks=ROOT),
 ]
-NOT_TOLD = ["none", "xforward", "xclient"]
+WITHOUT_ADDRESS = ["none", "xforward", "xclient"]
 
 
 class Mta:
@@ -113,7 +113,7 @@ async def greeting(port: int, host: str, proxy: str = "127.0.0.1") -> bytes:
         return said
 
 
-@pytest.mark.parametrize("identity", TOLD)
+@pytest.mark.parametrize("identity", WITH_ADDRESS)
 async def test_it_gets_the_mtas_own_reply_and_the_server_stays_up(
     identity: str, begin: Begin, logged: Logged
 ) -> None:
@@ -144,7 +144,7 @@ async def test_the_same_with_xclient(begin: Begin, logged: Logged) -> None:
     assert given_up["server"]
 
 
-@pytest.mark.parametrize("identity", TOLD)
+@pytest.mark.parametrize("identity", WITH_ADDRESS)
 async def test_a_server_that_refuses_every_client_is_down(
     identity: str, begin: Begin, logged: Logged
 ) -> None:
@@ -158,7 +158,7 @@ async def test_a_server_that_refuses_every_client_is_down(
     assert [fields["reason"] for fields in logged("server_down")] == ["greeted with 421"]
 
 
-@pytest.mark.parametrize("identity", NOT_TOLD)
+@pytest.mark.parametrize("identity", WITHOUT_ADDRESS)
 async def test_a_failure_without_the_clients_address_concerns_all_clients(
     identity: str, begin: Begin, logged: Logged
 ) -> None:

@@ -66,16 +66,16 @@ class TestReload:
         program = run("-c", file.write('address = "127.0.0.1:0"'))
         old = program.event("admin_listening")["address"]
         program.port()
-        looker = http.client.HTTPConnection(old, timeout=10)
-        looker.request("GET", "/events")
-        events = looker.getresponse()
+        viewer = http.client.HTTPConnection(old, timeout=10)
+        viewer.request("GET", "/events")
+        events = viewer.getresponse()
         file.write('address = "[::1]:0"')
         program.signal(signal.SIGHUP)
         new = program.event("admin_listening")["address"]
         program.event("reloaded")
         assert ask(new, "/readyz") == (200, "ready\n")
-        with closing(looker), events:
-            assert events.read().startswith(b"data: "), "told, and then the end"
+        with closing(viewer), events:
+            assert events.read().startswith(b"data: "), "an event, and then the end"
         with pytest.raises(ConnectionRefusedError):
             ask(old, "/readyz")
 

@@ -189,8 +189,8 @@ class TestValues:
         assert [each["what"] for each in msgspec.to_builtins(session.records)] == [
             *("opened", "exchange", "exchange", "closed")
         ]
-        places = [each.removeprefix(f"{file}, ")[:7] for each in reader.problems.first]
-        assert places == ["line 4:", "line 5:"]
+        named = [each.removeprefix(f"{file}, ")[:7] for each in reader.problems.first]
+        assert named == ["line 4:", "line 5:"]
 
 
 class TestOddFiles:

@@ -12,8 +12,8 @@ let figureRows = [], figuresNow = null; // the oldest row first; the last event
 const rowOfFigures = ([at, seconds, relayed, refused, saved, opened, open, replies]) => ({at, seconds, relayed, refused, saved, opened, open, replies});
 
 // Takes one event; whole: it has all rows that there are.
-function takeFigures(event, whole) {
-  if (whole) figureRows = [];
+function takeFigures(event, isFirst) {
+  if (isFirst) figureRows = [];
   const last = figureRows.length ? figureRows.at(-1).at : -Infinity;
   figureRows.push(...event.rows.map(rowOfFigures).filter((row) => row.at > last));
   while (figureRows.length && figureRows[0].at < event.clock - HOUR_S) figureRows.shift();

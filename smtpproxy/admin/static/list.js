@@ -19,7 +19,7 @@ function outcomeOf(session) {
 const FINE = new Set(["", "quit", "client_closed", "draining", "introduced", "followed no more"]);
 function isWrong(session) { return problemsOf(session).length > 0; }
 
-// Returns what went wrong, the most telling first: violations, what got a 4xx or 5xx, how it ended.
+// Returns what went wrong, the most important first: violations, what got a 4xx or 5xx, how it ended.
 function problemsOf(session) {
   const exchanges = session.records.filter((each) => each.code >= 400), last = session.transactions.at(-1);
   const found = session.records.filter((each) => each.violation).map((each) => violationText(each.violation));
@@ -46,8 +46,8 @@ function whoWrites(session) {
   if (!last) {
     const found = ["MAIL", "EHLO", "HELO"].map((verb) => session.records.find((each) => each.verb === verb && each.command));
     const wrong = session.records.find((each) => each.violation && (each.command || each.violation.bytes));
-    const telling = wrong || found.find(Boolean);
-    return [telling ? visible(telling.command || telling.violation.bytes) : "nothing said", ""];
+    const record = wrong || found.find(Boolean);
+    return [record ? visible(record.command || record.violation.bytes) : "nothing said", ""];
   }
   const all = last.accepted + last.refused;
   return [visible(`${last.sender || "<>"} → ${last.to[0] || "nobody"}`), all > 1 ? ` +${all - 1}` : ""];

@@ -7,16 +7,16 @@ const AWAITED = 5; // events in which workers may still report a session of a li
 const sessions = new Map();
 const get = (name) => document.getElementById(name);
 let latest = null, chosen = null, paused = false, onlyWrong = false, pending = false, awaited = 0;
-let source = null, heard = 0, lostSince = 0, anew = true, shutOut = false;
+let source = null, heard = 0, lostSince = 0, isFirst = true, shutOut = false;
 
 // --- the events of the proxy --------------------------------------------------------------------
 
 function take(event) {
-  takeFigures(event, anew);
-  if (anew) { // all sessions came: what is not among them was of a proxy that is gone
+  takeFigures(event, isFirst);
+  if (isFirst) { // of a connection: it has all open sessions, so the others have ended
     const open = new Set(event.sessions.map((each) => each.session));
     for (const [id, session] of sessions) if (!session.reason && !open.has(id)) sessions.delete(id);
-    anew = false;
+    isFirst = false;
   }
   for (const session of event.sessions) sessions.set(session.session, session);
   for (const id of sessions.keys()) {
@@ -63,14 +63,14 @@ function drawState() {
 
 function connect() {
   source = new EventSource("events");
-  anew = true;
+  isFirst = true;
   source.onmessage = (message) => {
     heard = Date.now();
     lostSince = 0;
     take(JSON.parse(message.data));
   };
   source.onerror = () => {
-    anew = true;
+    isFirst = true;
     lostSince = lostSince || Date.now();
     drawState();
     if (source.readyState === EventSource.CLOSED) again();

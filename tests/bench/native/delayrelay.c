@@ -317,7 +317,7 @@ int main(int argc, char **argv)
 
 			if (source == &listener)
 				accept_all(listener);
-			else if (source != &timer_fd)   /* set anew by what follows, which also stops it */
+			else if (source != &timer_fd)   /* set again by what follows, which also stops it */
 				handle(source, events[i].events);
 		}
 		set_timer(scan());
