@@ -400,7 +400,8 @@ class BackendSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """
     tls: BackendTls = "off"
     """`opportunistic`: STARTTLS if offered, not verified; if the handshake fails, the session goes
-    on in plaintext, on a new connection. `starttls`, `implicit`: required, else the session fails
+    on in plaintext, on a new connection, unless the client has sent a command before EHLO or HELO:
+    then it gets 421. `starttls`, `implicit`: required, else the session fails
     with 421. For a client that says HELO, the proxy says EHLO with the same name.
     """
     verify: bool = True
