@@ -96,6 +96,10 @@ def test_times_and_attributes_are_those_of_each_connection(recorded: Recorded) -
     waited = to_backend.start_time_unix_nano - recipient.start_time_unix_nano
     took = to_backend.end_time_unix_nano - to_backend.start_time_unix_nano
     assert (round(waited / 1e9, 4), round(took / 1e9, 4)) == (0.25, 0.25)
+    (mail_to_backend,) = below(spans, mail)
+    held = mail.end_time_unix_nano - mail_to_backend.end_time_unix_nano
+    assert round(held / 1e9, 4) == 0.25  # for the reply to the second one
+    assert mail.end_time_unix_nano == recipient.end_time_unix_nano
     assert 0 <= time.time() - root.start_time_unix_nano / 1e9 < 60
     client = {
         "network.protocol.name": "smtp",
