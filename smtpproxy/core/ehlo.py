@@ -151,7 +151,7 @@ class Ehlo:
         shown = reply
         if self._awaits == _INTRODUCTION and b" LOGIN=" in self.line:
             self.line = without_login(self.line)
-            shown = redacted_reply(reply) if code >= 500 else reply
+            shown = redacted_reply(reply) if code >= 400 else reply
         step = ProxyStep(self.line, shown, self.sent_at, now)
         exchange.steps = (*exchange.steps, step)
         self.sent_at = now

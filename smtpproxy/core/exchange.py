@@ -113,8 +113,13 @@ class Exchange:
             self.line = lines.redacted(self.line) if self.verb.name else b"*\r\n"
 
     def redact_reply(self) -> None:
-        """Redact a reply that may quote the line, as Sendmail's replies to bad syntax do."""
-        if 500 <= self.code <= 504 and not self.refusal:
+        """Redact a reply that may quote the line, as Sendmail's replies to bad syntax do.
+
+        EHLO and HELO are only secret after the proxy's XCLIENT with LOGIN, which any refusal may
+        quote.
+        """
+        refused = self.verb.role in (verbs.EHLO, verbs.HELO) and self.code >= 400
+        if (refused or 500 <= self.code <= 504) and not self.refusal:
             self.reply = lines.redacted_reply(self.reply)
 
     def abort(self, problem: Violation | None, now: float, *, own: bool) -> None:
