@@ -22,6 +22,7 @@ from smtpproxy.trace import records
 PER_SECOND = 20
 """The most sessions that are sampled in a second."""
 KEPT_SESSIONS = 60
+"""The most sessions in the sample."""
 KEPT_EXCHANGES, KEPT_LAST = 120, 20
 """Of each session: its first exchanges, and its last ones."""
 KEPT_UNSEEN, KEPT_WRONG = 8, 2
@@ -29,9 +30,11 @@ KEPT_UNSEEN, KEPT_WRONG = 8, 2
 KEPT_LINE, KEPT_OCTETS = 400, 24 * 1024
 """The octets kept of a line or reply, and of all the first exchanges of a session."""
 KEPT_MESSAGES = KEPT_RECIPIENTS = 20
+"""The most transactions kept of a session, and recipients of a transaction."""
 KEPT_ADDRESSES = 2048
 """The most characters kept of the recipients of one transaction."""
 KEPT_STEPS = 4
+"""The most steps kept of an exchange that has several, such as AUTH."""
 LOOK_S = 5.0
 """How long the page counts as open after `look` was called."""
 TURN_S = 0.01
@@ -42,13 +45,19 @@ class RecentTransaction(Struct):
     """The outcome of a transaction."""
 
     outcome: str
+    """relayed, refused or abandoned."""
     sender: str
+    """The address of MAIL; empty for the null sender."""
     to: list[str]
     """Its first recipients; the refused ones with their replies."""
     accepted: int
+    """The number of accepted recipients."""
     refused: int
+    """The number of refused recipients."""
     size_bytes: int
+    """The size of the content."""
     reply: str
+    """The reply to the end of data, or the last refusal."""
 
 
 class RecentSessions:

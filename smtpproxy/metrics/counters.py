@@ -90,16 +90,22 @@ class ListenerCounters:
     def __init__(self, listener: str, backend: str) -> None:
         self._labels = listener, backend
         self.commands: dict[bytes, list[int]] = {}
+        """By verb: the number of commands by the first digit of their reply; 0 for no reply."""
         self.seconds: dict[bytes, Histogram] = {}
+        """By verb: how long the backend took to reply."""
         self.groups = Histogram(definitions.PIPELINE_GROUP_SIZE)
         self.connect_seconds = Histogram(definitions.BACKEND_CONNECT_SECONDS)
         self.given_up = 0
         self.handshakes: dict[tuple[str, str, str], int] = {}
+        """By side, TLS version and result."""
         self.faults: dict[str, int] = {}
+        """By the rule."""
         self.messages = {"relayed": 0, "refused": 0, "abandoned": 0}
         self.limits = dict.fromkeys(LIMITS.values(), 0)
         self.violations: dict[tuple[str, str], int] = {}
+        """By side and kind."""
         self.closed: dict[str, int] = {}
+        """By reason."""
         self.opened = self.open = self.probes = self.slowed = self.stalls = self.held = (
             self.pipelined
         ) = 0

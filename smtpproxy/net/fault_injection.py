@@ -55,7 +55,7 @@ class FaultySession(BackendEvents, Protocol):
     def give_up_server(self, why: str, now: float) -> None:
         """Try the next server."""
 
-    def finish(self, happen: Callable[[float], None]) -> None:
+    def finish(self, callback: Callable[[float], None]) -> None:
         """Call a function of the pipeline that may end it; it gets the time."""
 
     def cut(self, *, reset: bool) -> None:
@@ -235,11 +235,11 @@ class FaultInjector:
         exchange.replace_reply(rule.reply % self._pipeline.policy.hostname)
         return False
 
-    def _delay(self, rule: FaultRule, happen: Callable[[], None]) -> None:
+    def _delay(self, rule: FaultRule, callback: Callable[[], None]) -> None:
         """Call a function after the delay of a rule; cut the session if that is its action."""
         loop = asyncio.get_running_loop()
         if rule.action is FaultAction.DELAY:
-            self._later(loop.call_later(rule.seconds, happen))
+            self._later(loop.call_later(rule.seconds, callback))
         elif rule.action in _AT_ONCE:  # not within a call of the pipeline
             self._later(loop.call_soon(partial(self._session.cut, reset=rule.action in _RESETS)))
 

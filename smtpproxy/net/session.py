@@ -282,12 +282,12 @@ class Session:
         else:
             self.finish(self.pipeline.client_lost)
 
-    def finish(self, happen: "Callable[[float], None]") -> None:
+    def finish(self, callback: "Callable[[float], None]") -> None:
         """Call a function of the pipeline that may end it; it gets the time."""
         if self.pipeline.ended:
             return
         now = monotonic()
-        happen(now)
+        callback(now)
         if self.pipeline.ended:
             self._end(now)
 
@@ -295,7 +295,7 @@ class Session:
 
     @property
     def backend_events(self) -> "BackendEvents":
-        """Who gets the events of the backend connection: the faults, if there are any."""
+        """The receiver of backend events: the fault injector, if there is one."""
         return self.faults or self
 
     @property
@@ -436,7 +436,7 @@ class Session:
             return
         if limit == "connect" or (limit == "greeting" and self.server_selection.open):
             self.server_selection.failed(f"{limit} time limit")
-            if limit == "connect" or self.server_selection.more:
+            if limit == "connect" or self.server_selection.has_more:
                 self.give_up_server(f"{limit} time limit", now)
                 return
         if limit == "connection_slot":

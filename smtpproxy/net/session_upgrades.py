@@ -1,6 +1,6 @@
 """Session upgrades: TLS on a session's connections, a tunnel between them, and XCLIENT.
 
-The pipeline asks for them.  During a handshake or a tunnel the connection does not belong to the
+The pipeline requests them.  During a handshake or a tunnel the connection does not belong to the
 session, which gets no octets from it and must not write to it.
 """
 
@@ -46,7 +46,7 @@ class UpgradingSession(Protocol):
     def reconnect(self) -> None:
         """Connect to the server again, since TLS has failed on the last connection."""
 
-    def finish(self, happen: Callable[[float], None]) -> None:
+    def finish(self, callback: Callable[[float], None]) -> None:
         """Call a function of the pipeline that may end it; it gets the time."""
 
 

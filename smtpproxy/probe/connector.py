@@ -22,7 +22,7 @@ _WHOLE = 20
 """The time limit of a whole run, in multiples of the timeout of one reply."""
 
 _Name = str | tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes]
-_Place = tuple[socket.AddressFamily, _Name]
+_SocketAddress = tuple[socket.AddressFamily, _Name]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class Connector:
         """The reply times by verb, of commands that were sent alone."""
         self.connections = 0
         """How many connections have been opened."""
-        self._places: list[_Place] = []
+        self._socket_addresses: list[_SocketAddress] = []
 
     def use_implicit_tls(self) -> None:
         """Make all connections inside TLS from now on."""
@@ -84,7 +84,11 @@ class Connector:
     @property
     def ip(self) -> str:
         """The IP address of the server; empty for a Unix socket."""
-        return str(self._places[0][1][0]) if self._places and not self.address.is_unix else ""
+        return (
+            str(self._socket_addresses[0][1][0])
+            if self._socket_addresses and not self.address.is_unix
+            else ""
+        )
 
     @property
     def patience_s(self) -> float:
@@ -98,7 +102,7 @@ class Connector:
         Raises:
             OSError: The name cannot be resolved.
         """
-        self._places = _places(self.address)
+        self._socket_addresses = _socket_addresses(self.address)
 
     def connect(self) -> SmtpConnection:
         """Return a new connection, with nothing sent yet, inside TLS if that is implicit."""
@@ -180,13 +184,13 @@ class Connector:
     def _reach_any(self) -> socket.socket:
         """Connect to the first address that can be reached, and keep to it from then on."""
         failure = OSError("it has no address")
-        for place in self._places:
+        for socket_address in self._socket_addresses:
             try:
-                opened = _reach(*place, min(self.timeout_s, self.until - monotonic()))
+                opened = _reach(*socket_address, min(self.timeout_s, self.until - monotonic()))
             except OSError as error:
                 failure = error
                 continue
-            self._places = [place]
+            self._socket_addresses = [socket_address]
             return opened
         raise failure
 
@@ -212,7 +216,7 @@ def unverified(version: str = "") -> ssl.SSLContext:
     return context
 
 
-def _places(address: Address) -> list[_Place]:
+def _socket_addresses(address: Address) -> list[_SocketAddress]:
     if address.is_unix:
         return [(socket.AF_UNIX, address.path)]
     found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)

@@ -30,7 +30,7 @@ class AdminEndpoint:
         self._reload_failed = False
         self._loaded = time()
 
-    async def settle(self, settings: AdminSettings, sockets: list[socket.socket]) -> None:
+    async def apply(self, settings: AdminSettings, sockets: list[socket.socket]) -> None:
         """Apply new settings; if they differ, all admin connections are closed.
 
         Args:

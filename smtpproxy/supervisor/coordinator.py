@@ -50,7 +50,7 @@ class Coordinator:
         self.watches = WatchRelay()
         """The watches of `smtpproxy trace watch`."""
 
-    def settle(self, settings: Settings) -> None:
+    def apply(self, settings: Settings) -> None:
         """Apply new settings; sessions keep their connection slots."""
         for name, backend in settings.backends.items():
             limit = backend.max_connections

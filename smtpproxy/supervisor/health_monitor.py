@@ -40,7 +40,7 @@ class HealthMonitor:
         self._checked: set[tuple[str, str]] = set()
         self._unchecked: dict[tuple[str, str], asyncio.Event] = {}
 
-    def settle(self, settings: Settings) -> None:
+    def apply(self, settings: Settings) -> None:
         """Apply new settings."""
         self.stop()
         self._settings = settings
@@ -87,7 +87,7 @@ class HealthMonitor:
         """Wait until each server has been checked once, at most `WAIT_S`."""
         if not self._asked:
             self._asked = True
-            self.settle(self._settings)
+            self.apply(self._settings)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(WAIT_S):
                 for each in list(self._unchecked.values()):

@@ -218,17 +218,17 @@ class Supervisor:
             opened = self._listen_sockets.open(settings)
         except OSError:
             return _NO_ADDRESS
-        self._coordinator.settle(settings)
+        self._coordinator.apply(settings)
         worker_group = self._worker_group = self._make_worker_group(settings)
         if not await worker_group.start():
             return _NO_WORKERS
         if self._installed_code.changed():
             return "the code on disk changed while it was loaded"
-        self._health_monitor.settle(settings)
+        self._health_monitor.apply(settings)
         self._started = True
         if self._predecessor is not None:
             await self._control_server.start(control)
-        await self._admin_endpoint.settle(settings.admin, self._listen_sockets.admin(settings))
+        await self._admin_endpoint.apply(settings.admin, self._listen_sockets.admin(settings))
         for name, address in opened:
             self._log_listening(name, address)
         self._warn(settings)
@@ -411,13 +411,13 @@ class Supervisor:
         log.configure(settings.log.level, settings.log.format)
         self._log = log.get()
         self._settings, self._worker_group = settings, worker_group
-        self._coordinator.settle(settings)
-        self._health_monitor.settle(settings)
+        self._coordinator.apply(settings)
+        self._health_monitor.apply(settings)
         for name, address in added:
             self._log_listening(name, address)
         self._warn(settings)
         await self._leave(old)
-        await self._admin_endpoint.settle(settings.admin, self._listen_sockets.admin(settings))
+        await self._admin_endpoint.apply(settings.admin, self._listen_sockets.admin(settings))
         self._listen_sockets.keep_for(settings)
         self._log_reloaded()
 
@@ -504,7 +504,7 @@ class Supervisor:
             passed, looked = now - looked, now
             for worker_group in self._worker_groups:
                 if passed > 2 * CHECK_INTERVAL_S:
-                    worker_group.excuse(passed)
+                    worker_group.extend_limits(passed)
                 worker_group.check(now)
             if self._notifier.wanted:
                 self._notifier.status(self._status())

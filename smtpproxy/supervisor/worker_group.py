@@ -114,7 +114,7 @@ class WorkerGroup:
                 faults=self._faults,
             ),
             [self._coordinator.memory, *chain.from_iterable(self._sockets)],
-            self._said,
+            self._received,
             self._ended,
         )
         try:
@@ -127,7 +127,7 @@ class WorkerGroup:
         if self._deadline:  # ended meanwhile
             worker.send(Stop())
 
-    def _said(self, worker: WorkerProcess, message: FromWorker) -> None:
+    def _received(self, worker: WorkerProcess, message: FromWorker) -> None:
         self._coordinator.take_message(worker, message)
 
     def _ended(self, worker: WorkerProcess) -> None:
@@ -163,13 +163,13 @@ class WorkerGroup:
             events.CANNOT_START_WORKERS.log(self._log, reason=str(error))
             await self._replace(LONGEST_DELAY_S)
 
-    def excuse(self, seconds: float) -> None:
+    def extend_limits(self, seconds: float) -> None:
         """Extend all time limits, since the supervisor itself was stopped for so long.
 
         Workers and supervisor stop together when the machine is suspended, or by Ctrl-Z.
         """
         for worker in self._workers:
-            worker.excuse(seconds)
+            worker.extend_limits(seconds)
         if self._deadline:
             self._deadline += seconds
 
@@ -180,14 +180,14 @@ class WorkerGroup:
             limit = silent if worker.ready.done() else START_LIMIT_S
             if self._deadline and now > self._deadline:
                 worker.kill()
-            elif now - worker.heard > limit:
-                silent_s = round(now - worker.heard, 1)
+            elif now - worker.last_message_at > limit:
+                silent_s = round(now - worker.last_message_at, 1)
                 events.WORKER_HANGS.log(self._log, pid=worker.pid, silent_s=silent_s)
                 worker.kill()
 
-    def send(self, message: ToWorker, but: WorkerProcess | None = None) -> None:
-        """Send a message to all workers except `but`."""
-        for worker in self._workers - {but}:
+    def send(self, message: ToWorker, other_than: WorkerProcess | None = None) -> None:
+        """Send a message to all workers except `other_than`."""
+        for worker in self._workers - {other_than}:
             worker.send(message)
 
     async def retire(self) -> None:
@@ -195,7 +195,7 @@ class WorkerGroup:
 
         Returns when they have stopped accepting, or after `RETIRE_LIMIT_S`.
         """
-        self._let_go(Retire(), inf)
+        self._end_by(Retire(), inf)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(RETIRE_LIMIT_S):
                 for worker in list(self._workers):
@@ -203,13 +203,13 @@ class WorkerGroup:
 
     def drain(self) -> None:
         """Make the workers stop accepting, and end their sessions after the transactions."""
-        self._let_go(Drain(), self.settings.timeouts.drain + STOP_LIMIT_S)
+        self._end_by(Drain(), self.settings.timeouts.drain + STOP_LIMIT_S)
 
     def stop(self) -> None:
         """Make the workers end at once."""
-        self._let_go(Stop(), STOP_LIMIT_S)
+        self._end_by(Stop(), STOP_LIMIT_S)
 
-    def _let_go(self, message: Retire | Drain | Stop, limit: float) -> None:
+    def _end_by(self, message: Retire | Drain | Stop, limit: float) -> None:
         self._deadline = monotonic() + limit
         self.send(message)
         self._set_if_empty()

@@ -31,7 +31,7 @@ class WorkerProcess(asyncio.Protocol):
         fork_server: Forks the process.
         start: The first message.
         descriptors: The descriptors to send before it, as described at `Start`.
-        said: Called with each message of the worker.
+        on_message: Called with each message of the worker.
         ended: Called once after the process has ended, for whatever reason.
     """
 
@@ -40,7 +40,7 @@ class WorkerProcess(asyncio.Protocol):
         fork_server: ForkServer,
         start: Start,
         descriptors: Sequence[int],
-        said: Callable[["WorkerProcess", FromWorker], None],
+        on_message: Callable[["WorkerProcess", FromWorker], None],
         ended: Callable[["WorkerProcess"], None],
     ) -> None:
         self.row = start.row
@@ -48,7 +48,7 @@ class WorkerProcess(asyncio.Protocol):
         """Whether it accepts clients, or ended before that."""
         self.retired = asyncio.Event()
         """Set when it has stopped accepting."""
-        self.started = self.heard = monotonic()
+        self.started = self.last_message_at = monotonic()
         """When it was started, and when its last message arrived."""
         self.code: int | None = None
         """Its exit code, negative for a signal; None while it runs or if unknown."""
@@ -58,7 +58,7 @@ class WorkerProcess(asyncio.Protocol):
         self._fork_server = fork_server
         self._start = start
         self._descriptors = descriptors
-        self._said = said
+        self._on_message = on_message
         self._ended = ended
         self._lines = MessageReader()
         self._transport: asyncio.Transport | None = None
@@ -92,9 +92,9 @@ class WorkerProcess(asyncio.Protocol):
         if self.pid and not self._gone:
             self._fork_server.kill(self.pid)
 
-    def excuse(self, seconds: float) -> None:
+    def extend_limits(self, seconds: float) -> None:
         """Do not count a time during which the supervisor itself was stopped."""
-        self.heard = min(self.heard + seconds, monotonic())
+        self.last_message_at = min(self.last_message_at + seconds, monotonic())
 
     # --- callbacks of the event loop ----------------------------------------------------------
 
@@ -104,14 +104,14 @@ class WorkerProcess(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Process messages of the worker."""
-        self.heard = monotonic()
+        self.last_message_at = monotonic()
         try:
             for message in self._lines.from_worker(data):
                 if isinstance(message, Ready) and not self.ready.done():
                     self.ready.set_result(True)
                 elif isinstance(message, Retired):
                     self.retired.set()
-                self._said(self, message)
+                self._on_message(self, message)
         except msgspec.MsgspecError:
             self.kill()  # an invalid message
 

@@ -126,7 +126,7 @@ class Capture:
             if isinstance(record, Exchanged):
                 exchanges.append(record)
                 continue
-            yield from self._said(session, exchanges)
+            yield from self._exchange_packets(session, exchanges)
             exchanges = []
             match record:
                 case Opened():
@@ -142,14 +142,16 @@ class Capture:
                     self._opened.pop(session, None)
                     if session in self._legs:
                         yield from self._legs.pop(session).closing(record.at)
-        yield from self._said(session, exchanges)
+        yield from self._exchange_packets(session, exchanges)
         for known in (self._opened, self._legs):  # the end of some may not have been recorded
             if len(known) > SESSIONS:
                 del known[next(iter(known))]
 
-    def _said(self, session: str, exchanges: list[Exchanged]) -> Iterator[tuple[float, bytes]]:
+    def _exchange_packets(
+        self, session: str, exchanges: list[Exchanged]
+    ) -> Iterator[tuple[float, bytes]]:
         if exchanges and session in self._legs:
-            yield from self._legs[session].said(exchanges)
+            yield from self._legs[session].exchange_packets(exchanges)
 
 
 class _Legs:
@@ -183,14 +185,14 @@ class _Legs:
         self._inner = self._stream(ends.proxy_address, ends.server_address)
         yield from _opening(self._inner, ends.at)
 
-    def said(self, exchanges: Sequence[Exchanged]) -> Iterator[tuple[float, bytes]]:
+    def exchange_packets(self, exchanges: Sequence[Exchanged]) -> Iterator[tuple[float, bytes]]:
         """Yield the packets of exchanges."""
         chunks = [each for each in exchanges if each.verb == "BDAT"]
         room = self._filler // max(1, len(chunks))
         partly = [each for each in chunks if each.content_cut or not each.content]
         self._filler -= sum(min(each.content_bytes, room) for each in partly)
         for at, inside, from_client, octets in sorted(
-            _said(exchanges, room), key=lambda said: said[0]
+            _payloads(exchanges, room), key=lambda said: said[0]
         ):
             stream = self._inner if inside else self._outer
             for start in range(0, len(octets), SEGMENT_OCTETS):
@@ -215,10 +217,13 @@ def _closing(stream: Stream, at: float) -> Iterator[tuple[float, bytes]]:
     yield at, stream.packet(from_client=False, flags=ACK)
 
 
-def _said(
+def _payloads(
     exchanges: Sequence[Exchanged], room: int = FILLER_OCTETS
 ) -> Iterator[tuple[float, bool, bool, bytes]]:
-    """Yield time, on the inner connection, from the client of that connection, octets."""
+    """Yield what each side sent: time, connection, direction and octets.
+
+    The connection is True for the one to the MTA, the direction True for what its client sent.
+    """
     asked = [each for each in exchanges if each.verb not in {"greeting", "unsolicited"}]
     for framed, group in groupby(asked, lambda each: each.framed):
         yield framed, False, True, b"".join(client_octets(each, room) for each in group)

@@ -32,7 +32,7 @@ class TransactionObserver(SessionObserver, Protocol):
 
 
 class SessionObserverFactory(Protocol):
-    """Watches a worker, besides the log."""
+    """Makes the observers of a worker's sessions for one feature, such as traces."""
 
     def session(
         self, session: str, listener: str, backend: str, client: str
@@ -75,12 +75,12 @@ class ObserverFanout:
         return fanout
 
     def add(self, watcher: SessionObserverFactory) -> None:
-        """Let one more watch the sessions that begin from now on, until `remove`."""
+        """Add a factory for the sessions that begin from now on, until `remove`."""
         self._watchers.append(watcher)
         self._added.append(watcher)
 
     def remove(self, watcher: SessionObserverFactory) -> None:
-        """Let one that was added watch no more, open sessions neither."""
+        """Remove a factory that was added; its observers of open sessions are called no more."""
         self._watchers.remove(watcher)
         self._added.remove(watcher)
         for fanout, added in self._open.items():
@@ -121,7 +121,7 @@ class SessionObserverFanout:
         self._watch([each for each in self._watching if each is not observer])
 
     def content(self, exchange: Exchange, sent: bytes, came: bytes) -> None:
-        """Pass content on; the log alone always looks at it."""
+        """Pass content on to the observers that want it."""
         for add in self._content:
             add(exchange, sent, came)
 

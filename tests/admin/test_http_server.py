@@ -27,7 +27,7 @@ TOKEN = "0123456789abcdef"
 
 
 class Source:
-    """Stands for the service."""
+    """A fake of the service."""
 
     def __init__(self) -> None:
         self.metrics = MetricCounters()

@@ -15,7 +15,7 @@ from smtpproxy.metrics.snapshot import MetricsSnapshot
 
 
 class Source:
-    """Stands for a service that has as many new sessions each second."""
+    """A fake of a service that has as many new sessions each second."""
 
     def __init__(self, sessions: int) -> None:
         self._sessions = sessions

@@ -19,7 +19,7 @@ from tests.support.programs import require_root
 
 
 class Source:
-    """Stands for the service."""
+    """A fake of the service."""
 
     why_not = ""
 
@@ -31,7 +31,7 @@ class Source:
 
 
 class Watches:
-    """Stands for the sessions of the service."""
+    """A fake of the sessions of the service."""
 
     refusal = (200, "")
     active = 0

@@ -9,7 +9,7 @@ from smtpproxy.control_socket import locations
 
 @pytest.fixture
 def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Stands for /run/smtpproxy."""
+    """The directory that replaces /run/smtpproxy."""
     path = tmp_path / "run/smtpproxy"
     monkeypatch.setattr(locations, "SYSTEM", path)
     return path

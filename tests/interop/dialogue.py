@@ -149,7 +149,7 @@ class _LockStep:
 
 
 def assert_lock_step(connection: Connection) -> None:
-    """Fail if any octet reached the server before the reply to the command ahead of it.
+    """Fail if any octet reached the server before the reply to the command before it.
 
     Content after a 354 is free; its end counts as a command; so does BDAT with its payload.
     """

@@ -53,7 +53,7 @@ class Tap:
     """A relay from `port` to `target_port`, both on 127.0.0.1, for as long as it is entered.
 
     The server's octets are passed on, and written down, `reply_delay_s` after they were read. What
-    a client sends without waiting for a reply is therefore always recorded ahead of that reply.
+    a client sends without waiting for a reply is therefore always recorded before that reply.
     """
 
     port: int

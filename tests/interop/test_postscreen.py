@@ -31,7 +31,7 @@ def test_a_pipelining_client_passes_postscreens_tests(identity: str) -> None:
                 assert wire.replies(1) == [220]
                 wire.send(*GROUP, b"QUIT")
                 logged_by(mta, "COMMAND PIPELINING from [192.0.2.8]:4711 after EHLO")
-            with Wire(port) as wire:  # what comes ahead of the greeting is kept until it has come
+            with Wire(port) as wire:  # what comes before the greeting is kept until it has come
                 wire.send(HEADER % 7, HELLO)
                 assert wire.replies(2) == [220, 250]
                 assert wire.ask(*GROUP, b"QUIT") == [250, 250, 450, 221]

@@ -30,7 +30,7 @@ class Worker:
 @pytest.fixture
 def coordinator() -> Coordinator:
     coordinator = Coordinator(_send_to_none)
-    coordinator.settle(settings("192.0.2.1:25", "192.0.2.2:25"))
+    coordinator.apply(settings("192.0.2.1:25", "192.0.2.2:25"))
     return coordinator
 
 
@@ -54,7 +54,7 @@ def test_a_new_worker_gets_the_servers_that_are_down(coordinator: Coordinator) -
 def test_a_removed_server_is_not_counted_as_down(coordinator: Coordinator) -> None:
     """A worker from before the reload may find it down, and none would ever find it up."""
     (backend,) = settings("192.0.2.1:25").backends
-    coordinator.settle(settings("192.0.2.2:25"))
+    coordinator.apply(settings("192.0.2.2:25"))
     coordinator.change(Health(backend, "192.0.2.1:25", up=False, reason="refused"))
     (up,) = coordinator.snapshot().samples_of(definitions.SERVER_UP)
     assert (up.labels, up.value) == ((backend, "192.0.2.2:25"), 1)
@@ -75,7 +75,7 @@ async def test_the_resources_of_a_worker_are_free_after_its_end(coordinator: Coo
     two: Any = Worker(coordinator, 2)
     plenty = settings("192.0.2.1:25")
     ((name, backend),) = plenty.backends.items()
-    coordinator.settle(replace(plenty, backends={name: replace(backend, max_connections=1)}))
+    coordinator.apply(replace(plenty, backends={name: replace(backend, max_connections=1)}))
     coordinator.take_message(one, Ask(name, 1, b"A"))
     coordinator.take_message(two, Ask(name, 1, b"B"))
     assert (one.reported, two.reported) == ([Granted(1, granted=True)], [])

@@ -29,7 +29,7 @@ async def test_a_shortage_of_this_machine_is_no_result_and_the_check_is_repeated
     checks = HealthMonitor(found.put_nowait, lambda *_: False)
     settings = from_flags(None, ["127.0.0.1:0"], ["192.0.2.1:25"], admin="127.0.0.1:0")
     (backend,) = settings.backends.values()
-    checks.settle(replace(settings, backends={"mx": replace(backend, retry_after=0.01)}))
+    checks.apply(replace(settings, backends={"mx": replace(backend, retry_after=0.01)}))
     async with asyncio.timeout(20):
         assert (await found.get()).up
     checks.stop()

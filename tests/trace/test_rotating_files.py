@@ -198,7 +198,7 @@ class TestFiles:
 
 
 class Lines:
-    """Stands for the log."""
+    """A fake of the log."""
 
     def __init__(self) -> None:
         self.lines: list[tuple[str, dict[str, Any]]] = []

@@ -209,7 +209,7 @@ class TestShow:
         assert "    > XFORWARD ADDR=192.0.2.1\n    < 250 known\n    > MAIL" in result.stdout
         (name,) = ids(forwarded)
         session = TraceReader(forwarded).session(name)
-        inner = [said for _, inside, _, said in pcapng._said(session.exchanges) if inside]
+        inner = [sent for _, inside, _, sent in pcapng._payloads(session.exchanges) if inside]
         assert inner[1:5] == [
             b"XFORWARD ADDR=192.0.2.1\r\n",
             b"250 known\r\n",

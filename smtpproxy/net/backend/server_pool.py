@@ -199,15 +199,15 @@ class ServerPool:
             if each.left_alone_until:
                 continue
             if each.offer is None:
-                self.doubt(each)
+                self.request_check(each)
                 return []
             if now - each.offer_changed_at < OFFER_SETTLES_S:
                 return []
             offers.append(each.offer)
         return offers
 
-    def doubt(self, server: Server) -> None:
-        """Check a server after a failure that may concern one client only.
+    def request_check(self, server: Server) -> None:
+        """Start a check of a server, after a failure that may concern one client only.
 
         It is not checked again within `retry_after` of its last greeting or check, so that
         clients that the server rejects do not cause a check each.

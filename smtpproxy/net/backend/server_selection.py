@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from smtpproxy.net.listener_context import ListenerContext
     from smtpproxy.net.peer import Peer
 
-_NOBODY: list["Server"] = []
+_NO_SERVERS: list["Server"] = []
 
 
 class SelectingSession(BackendEvents, Protocol):
@@ -30,7 +30,7 @@ class SelectingSession(BackendEvents, Protocol):
 
     @property
     def backend_events(self) -> BackendEvents:
-        """Who gets the events of the backend connection."""
+        """The receiver of the events of the backend connection."""
 
     def refuse_loop(self) -> None:
         """Refuse the client, which is one of the service's own connections to a server."""
@@ -117,7 +117,7 @@ class ServerSelection:
         self._open_session.connection_slot_answered(granted=granted)
 
     @property
-    def more(self) -> bool:
+    def has_more(self) -> bool:
         """Whether there is another server to try."""
         return self._left is None or bool(self._left)
 
@@ -158,7 +158,7 @@ class ServerSelection:
             self._connecting = None
             why = error_text(error)
             if isinstance(error, NotForThisClient):
-                self._listener_context.servers.doubt(server)
+                self._listener_context.servers.request_check(server)
             elif error.errno not in OUR_OWN:
                 self._listener_context.servers.failed(server, why)
             session.give_up_server(why, monotonic())
@@ -183,7 +183,7 @@ class ServerSelection:
         code, reply = greeting
         if code < 300:
             self._reader = None
-            self._left = _NOBODY
+            self._left = _NO_SERVERS
             self.open = False
             assert self.server is not None
             self._listener_context.servers.greeted(self.server)
@@ -213,7 +213,7 @@ class ServerSelection:
         server = self.server
         assert server is not None
         if server.gets_address_of(self._peer):
-            self._listener_context.servers.doubt(server)
+            self._listener_context.servers.request_check(server)
         else:
             self._listener_context.servers.failed(server, why)
 

@@ -142,7 +142,7 @@ class TestDoubt:
     async def test_a_reachable_server_stays_up(self) -> None:
         reported, asked = Reported(), Asked()
         servers, (one, two, three) = group(reported, check=asked)
-        servers.doubt(one)
+        servers.request_check(one)
         await settled()
         assert servers.in_order() == [one, two, three]
         await asked.finds("")
@@ -154,7 +154,7 @@ class TestDoubt:
     async def test_an_unreachable_server_is_marked_as_down(self) -> None:
         reported, asked = Reported(), Asked()
         servers, (one, two, three) = group(reported, check=asked)
-        servers.doubt(one)
+        servers.request_check(one)
         await settled()
         await asked.finds("Connection refused")
         assert servers.in_order() == [two, three, one]
@@ -165,7 +165,7 @@ class TestDoubt:
         servers, (one, two, three) = group(reported, check=asked)
         servers.failed(one, "why")
         clock.now += 1
-        servers.doubt(one)
+        servers.request_check(one)
         await settled()
         await asked.finds("")
         assert reported == [("one:25", False), ("one:25", True)]
@@ -174,21 +174,21 @@ class TestDoubt:
     async def test_refused_clients_do_not_cause_repeated_checks(self, clock: Clock) -> None:
         asked = Asked()
         servers, (one, two, _) = group(check=asked)
-        servers.doubt(one)
+        servers.request_check(one)
         await settled()
         clock.now += 60
-        servers.doubt(one)  # it is being looked at, however long that takes
-        servers.doubt(two)
+        servers.request_check(one)  # the check is still running, however long that takes
+        servers.request_check(two)
         await settled()
         assert asked.servers == [one, two]
         await asked.finds("")
         await asked.finds("")
         clock.now += 9.9
-        servers.doubt(one)
+        servers.request_check(one)
         await settled()
         assert len(asked.servers) == 2
         clock.now += 0.1
-        servers.doubt(one)
+        servers.request_check(one)
         await settled()
         assert len(asked.servers) == 3
         await asked.finds("")
@@ -198,7 +198,7 @@ class TestDoubt:
         servers, (one, _, _) = group(check=asked)
         servers.greeted(one)
         clock.now += 9.9
-        servers.doubt(one)
+        servers.request_check(one)
         await settled()
         assert asked.servers == []
 
@@ -206,7 +206,7 @@ class TestDoubt:
     async def test_a_shortage_of_this_machine_takes_no_server_down(self) -> None:
         reported, asked = Reported(), Asked()
         servers, (one, _, _) = group(reported, check=asked)
-        servers.doubt(one)
+        servers.request_check(one)
         await settled()
         await asked.finds(OSError(errno.EMFILE, "Too many open files"))
         assert reported == []
@@ -216,7 +216,7 @@ class TestDoubt:
         asked = Asked()
         original = Server(Address(ORIGINAL))
         servers = ServerPool([original], changed=Reported(), check=asked)
-        servers.doubt(original)
+        servers.request_check(original)
         await settled()
         assert asked.servers == []
 
