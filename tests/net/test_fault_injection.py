@@ -1,9 +1,9 @@
 r"""Faults: dialogues as transcripts, and what holds for any faults.
 
 A dialogue has a line for each event: `C:` the client sends, `B<` the MTA sends, `later` a delay is
-over, `limit` a time limit is reached, `gone` the MTA closes its connection.  Below it is what the
-proxy then writes: `S:` to the client, `B>` to the MTA, and how it ends: `closes` or `resets` the
-client's connection.
+over, `limit` a time limit is reached, `gone` the MTA closes its connection, `eof` the client
+closes its own, `lost` it resets it.  Below it is what the proxy then writes: `S:` to the client,
+`B>` to the MTA, and how it ends: `closes` or `resets` the client's connection.
 """
 
 import asyncio
@@ -81,6 +81,10 @@ async def happen(stage: Stage, event: str) -> None:
         server.says(octets)
     elif mark == "gone":
         server.protocol.connection_lost(None)
+    elif mark == "eof":
+        stage.connection.eof_received()
+    elif mark == "lost":
+        stage.connection.connection_lost(None)
     elif mark == "limit":
         stage.wait(600)
     else:
@@ -505,6 +509,24 @@ B> .
 B< 250 queued
 S: 250 queued
 B> NOOP
+""",
+    ),
+    "an end of data that comes late: a client that resets its connection has sent nothing": (
+        "END_OF_DATA delay:5",
+        """
+C: text|.
+lost
+closes: client_lost
+""",
+    ),
+    "an end of data that comes late: a half-close is served to its end": (
+        "END_OF_DATA delay:5",
+        """
+C: text|.
+eof
+later
+B> text
+B> .
 """,
     ),
     "an end of data that never comes": (

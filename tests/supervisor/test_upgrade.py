@@ -390,6 +390,20 @@ def test_a_watch_ends_and_may_begin_again(
     eventually(lambda: not path.exists() or None, "the end")
 
 
+def test_injected_faults_are_kept(mta: LegacyMTA, run: Run, copy: Path) -> None:
+    flags = ("-l", "127.0.0.1:0", "-b", mta.address, "--fault", "NOOP 450", "--fault-seed", "7")
+    program = run_copy(run, copy, *flags)
+    port = program.port()
+    first = program.event("faults_wanted")
+    new = hand_over(program, copy)
+    again = program.event("faults_wanted")
+    assert (again["faults"], again["seed"]) == (first["faults"], 7)
+    with smtplib.SMTP("127.0.0.1", port) as client:
+        assert client.noop()[0] == 450
+    assert program.wait() == 0
+    os.kill(new, signal.SIGTERM)
+
+
 def test_without_its_fork_server_a_supervisor_hands_over(
     mta: LegacyMTA, run: Run, copy: Path
 ) -> None:
