@@ -168,8 +168,8 @@ class Statistics(Struct):
     ended: float
     """When the last session ended, in seconds since 1970; 0: there is none."""
     approximate: bool
-    """There were more clients, texts or verbs than are counted one by one, so that the numbers of
-    rare ones are too low."""
+    """There were more clients, texts, verbs or open sessions with errors than are counted one by
+    one, so that the numbers of rare ones are too low."""
     messages: list[MessageCount]
     """Messages by outcome."""
     verbs: list[VerbTimes]

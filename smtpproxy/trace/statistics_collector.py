@@ -128,6 +128,7 @@ class StatisticsCollector:
         self._messages: BoundedCounts[tuple[str, str]] = BoundedCounts(2)
         self._clients: BoundedCounts[str] = BoundedCounts(5)
         self._failed: dict[str, list[int]] = {}  # session -> errors and violations, until it ends
+        self._forgotten = False  # whether errors of sessions that had not ended were dropped
         self._tls: BoundedCounts[tuple[str, str]] = BoundedCounts(1)
         self._groups: Counter[int] = Counter()
         self._commands = self._saved = self._saved_measured = 0
@@ -181,6 +182,7 @@ class StatisticsCollector:
         if failed is None:
             if len(self._failed) >= OPEN_SESSIONS:
                 self._failed.clear()
+                self._forgotten = True
             failed = self._failed[exchange.session] = [0, 0]
         failed[0] += exchange.code >= 400
         violation = exchange.violation
@@ -242,7 +244,11 @@ class StatisticsCollector:
             exchanges=self._exchanges,
             began=self._began if self._sessions else 0.0,
             ended=self._ended,
-            approximate=OTHER_VERBS in self._verbs or any(each.dropped for each in tables),
+            approximate=(
+                self._forgotten
+                or OTHER_VERBS in self._verbs
+                or any(each.dropped for each in tables)
+            ),
             messages=[
                 statistics.MessageCount(*key, *sums)
                 for key, sums in self._messages.largest(OUTCOMES)

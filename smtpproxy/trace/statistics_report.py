@@ -260,7 +260,7 @@ def _lines_of(found: Statistics, width: int) -> Iterator[StyledLine]:
         yield StyledLine((APPROXIMATE, QUIET))
 
 
-APPROXIMATE = "There were too many different clients or texts to count rare ones exactly."
+APPROXIMATE = "There were too many different clients, texts or sessions to count rare ones exactly."
 
 
 def _section_lines(section: Section, width: int) -> Iterator[StyledLine]:

@@ -195,6 +195,14 @@ class TestBounds:
         assert counts.largest(1) == [("often", [25000, 0])]
         assert counts.largest(1, 1) == [("other", [0, 15000])]
 
+    def test_errors_of_too_many_open_sessions_make_the_report_approximate(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(statistics_collector, "OPEN_SESSIONS", 2)
+        for number, approximate in ((2, False), (3, True)):
+            found = collected(*(exchange("550 no", f"s{n}") for n in range(number)))
+            assert found.approximate is approximate
+
     def test_a_hostile_variety_takes_bounded_memory(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(statistics_collector, "OPEN_SESSIONS", 100)
         collector = StatisticsCollector()
