@@ -77,7 +77,7 @@ def test_module_sets_attributes_of_its_own_classes_only(module: str) -> None:
         ("session.pipeline.draining = 'x'", ["1: session.pipeline.draining"]),
         ("self.framer.queue_octets += 1", ["1: self.framer.queue_octets"]),
         ("a, pool.left_alone_until = 1, 2", ["1: pool.left_alone_until"]),
-        ("del connection.transport", ["1: connection.transport"]),
+        ("del worker.heard", ["1: worker.heard"]),
         ("for worker.heard in ():\n    pass", ["1: worker.heard"]),
         ("class A:\n    def f(self, other):\n        self.heard = other.heard = 1", []),
         ("class A(Protocol):\n    heard: int\nworker.heard = 1", ["3: worker.heard"]),

@@ -68,6 +68,11 @@ COMMANDS = [
 ]
 
 
+def parent() -> click.Context:
+    """Return a context of the program itself, with its options for help."""
+    return click.Context(cli.main, **cli.main.context_settings)
+
+
 def found(name: str) -> click.Command:
     """Return a command by its words."""
     command: click.Command | None = cli.main
@@ -95,7 +100,7 @@ NUMERIC = [(name, flag) for name, flag, _ in _numeric_options(cli.main, "")]
 def _parsed(name: str, flag: str, value: str) -> str:
     """Return the error of the parser about this option; empty if there is none."""
     try:
-        found(name).make_context(name, [flag, value], parent=click.Context(cli.main))
+        found(name).make_context(name, [flag, value], parent=parent())
     except click.MissingParameter:
         return ""
     except click.BadParameter as error:
@@ -152,7 +157,7 @@ class TestHelp:
                 words = shlex.split(text) if text.split()[: len(begin)] == begin else []
                 first, given = words[: len(begin)], words[len(begin) :]
                 if first == begin:
-                    found(name).make_context(name, given, parent=click.Context(cli.main))
+                    found(name).make_context(name, given, parent=parent())
                     pasted += 1
         assert pasted >= 18
 

@@ -51,6 +51,8 @@ SHOWN_CONTENT = 256 * 1024
 OF_LINES = frozenset(("reply", "content", "content_received"))
 """The fields of records that have lines, with CRLF between them; every other one is one line."""
 CONTENT = frozenset(("content", "content_received"))
+UNREADABLE = (msgspec.DecodeError, ValueError, RecursionError)
+"""What decoding raises for a line that is no record, no UTF-8, or nested too deeply."""
 COMPRESSED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ", b"BZh")
 """How files of gzip, zstd, xz and bzip2 begin."""
 Progress = Callable[[int], object]
@@ -332,7 +334,7 @@ class TraceFile:
             raise _RefusedError("it is compressed: decompress it first")
         try:
             header = decode(head[: head.find(b"\n") + 1])
-        except msgspec.DecodeError:
+        except UNREADABLE:
             header = None
         if not isinstance(header, FileHeader):
             raise _RefusedError("it is no trace file: its first line has no version")
@@ -368,7 +370,7 @@ class TraceFile:
             try:
                 record = decode(line)
                 _check_length(record, len(line))
-            except (msgspec.DecodeError, ValueError) as error:
+            except UNREADABLE as error:
                 self._problems.add(self._path, number, f"no record: {error}")
                 continue
             if isinstance(record, FileHeader):
@@ -383,7 +385,7 @@ class TraceFile:
         try:
             found = decoder.decode_lines(block)
             self._lines += len(found)  # empty lines are no records; to search for them takes long
-        except (msgspec.DecodeError, RecursionError):
+        except UNREADABLE:
             found = list(self._readable_in(block, decoder))
             self._lines += block.count(b"\n")
         if FileHeader in set(map(type, found)):
@@ -400,7 +402,7 @@ class TraceFile:
         for number, line in enumerate(lines, self._lines + 1):
             try:
                 yield decoder.decode(line)
-            except (msgspec.DecodeError, RecursionError) as error:
+            except UNREADABLE as error:
                 self._problems.add(self._path, number, f"no record: {error}")
 
 

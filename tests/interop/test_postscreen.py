@@ -54,7 +54,7 @@ def test_an_active_check_uses_the_proxys_own_name(identity: str) -> None:
     with postscreen() as mta:
         settings = (
             f'servers = ["127.0.0.1:{mta.port}"]\nidentity = "{identity}"\n'
-            "health_check_interval = 0.2"
+            "health_check_interval = 5"
         )
         with configured("", settings) as (_, process):
             logged_by(mta, "quit=1 commands=2")

@@ -118,7 +118,7 @@ def test_hostile_bytes_are_escaped_for_the_terminal() -> None:
         (["unix:x"], "needs the whole path"),
         (["unix:/\udcff"], "is not UTF-8"),
         (["h:25", "--timeout", "0"], "--timeout"),
-        (["h:25", "--timeout", "nan"], "nan is not a number of seconds"),
+        (["h:25", "--timeout", "nan"], "'nan' is not a number of seconds"),
         (["h:25", "--helo", "a b"], "'a b' is not a name"),
         (["h:25", "--helo", "a\r\nDATA"], "is not a name"),
         (["h:25", "--from", "a@b>\r\nDATA"], "is not an address"),

@@ -291,7 +291,8 @@ class TestOddFiles:
             with file.open("ab") as growing:
                 growing.write(lines(CLOSED))
 
-        reader = TraceReader(file.parent, grow)
+        reader = TraceReader(file.parent)
+        reader.on_progress(grow)
         assert len(list(reader.closed_sessions())) == 2
         assert not reader.problems.count
 
@@ -300,7 +301,8 @@ class TestOddFiles:
     ) -> None:
         monkeypatch.setattr(reader_module, "BLOCK_BYTES", 100)
         file.write_bytes(lines(*[CLOSED] * 10))
-        reader = TraceReader(file.parent, lambda _: os.truncate(file, 10))
+        reader = TraceReader(file.parent)
+        reader.on_progress(lambda _: os.truncate(file, 10))
         assert len(list(reader.closed_sessions())) < 10
         assert reader.problems.first == [f"{file}: it was cut short while it was read"]
 
