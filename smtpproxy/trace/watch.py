@@ -5,7 +5,7 @@ once all workers record, and `records_lost` where some could not be sent.  A wat
 connection is closed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Literal, cast, get_args
 from urllib.parse import parse_qs, urlencode
@@ -118,7 +118,9 @@ class RecordsLost(Struct, tag_field="what", tag="records_lost"):
     """How many, since the last such line."""
 
 
-_of_stream = msgspec.json.Decoder(Watching | RecordsLost).decode
+_of_stream: Callable[[bytes], Watching | RecordsLost] = msgspec.json.Decoder(
+    Watching | RecordsLost
+).decode
 encode_line = msgspec.json.Encoder().encode
 
 
