@@ -77,10 +77,13 @@ def test_module_sets_attributes_of_its_own_classes_only(module: str) -> None:
         ("session.pipeline.draining = 'x'", ["1: session.pipeline.draining"]),
         ("self.framer.queue_octets += 1", ["1: self.framer.queue_octets"]),
         ("a, pool.left_alone_until = 1, 2", ["1: pool.left_alone_until"]),
-        ("del worker.heard", ["1: worker.heard"]),
-        ("for worker.heard in ():\n    pass", ["1: worker.heard"]),
-        ("class A:\n    def f(self, other):\n        self.heard = other.heard = 1", []),
-        ("class A(Protocol):\n    heard: int\nworker.heard = 1", ["3: worker.heard"]),
+        ("del self.framer.queue_octets", ["1: self.framer.queue_octets"]),
+        ("for framer.queue_octets in ():\n    pass", ["1: framer.queue_octets"]),
+        (
+            "class A:\n    def f(self, other):\n        self.queue_octets = other.queue_octets = 1",
+            [],
+        ),
+        ("class A(Protocol):\n    queue_octets: int\nx.queue_octets = 1", ["3: x.queue_octets"]),
         ("context.check_hostname = False", []),
     ],
 )
