@@ -18,6 +18,7 @@ from smtpproxy.admin.page_metrics import PageTotals, page_totals, reply_times
 from smtpproxy.metrics.snapshot import MetricsSnapshot
 
 KEPT_SESSIONS = 200
+"""The most sessions that are kept for viewers."""
 KEPT_BYTES = 4 * 1024 * 1024
 """The most bytes of all sessions, as JSON; beyond it the oldest are dropped."""
 MAX_VIEWERS = 16
@@ -29,6 +30,7 @@ WAITING = 4
 NEWEST_ROWS = 2
 """The rows of figures in each event; more than one, since a slow viewer misses events."""
 INTERVAL_S = 1.0
+"""The interval of events."""
 
 
 class StatusSource(HealthSource, Protocol):

@@ -73,7 +73,7 @@ def _not_a_network(text: str) -> str:
     )
 
 
-def behind_nat64(
+def ipv4_in_nat64(
     ip: IPv4Address | IPv6Address, networks: Iterable[IPv4Network | IPv6Network]
 ) -> IPv4Address | IPv6Address:
     """Return the IPv4 address that a NAT64 embedded in an address (RFC 6052 section 2.2).

@@ -18,6 +18,7 @@ WAYS = {False: "directly", True: "through smtpproxy"}
 BAR = 26
 """The width of the longest bar of a dialogue, in terminal cells."""
 TABLE_BAR = 13
+"""The width in cells of the bars in the summary."""
 WIDEST = 200
 """Wider than the table can be, to measure it."""
 """The width of the longest bar in the summary."""

@@ -19,6 +19,7 @@ from smtpproxy.log import log
 from smtpproxy.text.console import Terminal
 
 REFRESH_S = 0.03
+"""The shortest interval between two drawings of the progress."""
 _EXAMPLES = {"flush-on-failure": "e", "last-recipient": "e", "data-accepted": "d"}
 """The dialogue that shows a fault best, by fault, if it is not (b)."""
 

@@ -17,7 +17,7 @@ from smtpproxy.log.transaction_summary import TransactionSummary, paths
 from smtpproxy.text.escaping import shortened
 
 _CONTINUES = frozenset((verbs.DATA, verbs.END_OF_DATA, verbs.BDAT))
-_BEGINS_ANEW = frozenset((verbs.RSET, verbs.EHLO, verbs.HELO))
+_RESETS = frozenset((verbs.RSET, verbs.EHLO, verbs.HELO))
 _NOT_KNOWN = frozenset((500, 502, 504))
 """Codes of a backend that does not know EHLO; the client goes on with HELO."""
 _FORWARDING = frozenset((b"XCLIENT", b"XFORWARD"))
@@ -25,6 +25,7 @@ _FORWARDING = frozenset((b"XCLIENT", b"XFORWARD"))
 REFUSALS_LOGGED = 20
 """The most refusals of one kind that are logged in a session."""
 HELO_BYTES = 255
+"""The most bytes that are logged of the name in EHLO, HELO or XFORWARD."""
 _FORWARDED = {b"ADDR": "forwarded_ip", b"NAME": "forwarded_name"}
 _NO_SOURCE: Endpoint = ("", 0)
 _REASONS = {"proxy_header_unexpected": "its network is not in proxy_protocol"}
@@ -215,8 +216,8 @@ class SessionLog:
                 self._begin(exchange)
             elif role in _CONTINUES:
                 self._continue(exchange)
-            elif role in _BEGINS_ANEW:
-                self._begin_anew(exchange)
+            elif role in _RESETS:
+                self._reset(exchange)
             elif role in (verbs.AUTH, verbs.XFORWARD):
                 self._note_identity(exchange)
             if exchange.code >= 400:
@@ -242,7 +243,7 @@ class SessionLog:
         self._finish()
         self._transaction = TransactionSummary(mail)
 
-    def _begin_anew(self, exchange: Exchange) -> None:
+    def _reset(self, exchange: Exchange) -> None:
         if exchange.code < 300:
             self._finish()
             self._forwarded = None

@@ -18,6 +18,7 @@ LINE_BYTES = 8
 KEPT_LINE = ADDRESS_BYTES + 32
 """The most that is kept of one line: the verb and an address."""
 KEPT_REPLY = 512
+"""The most bytes that are kept of the reply that decides."""
 REFUSAL_BYTES = 200
 """The most that is kept of the reply to a refused recipient."""
 KEPT_COMMANDS = 1000

@@ -13,7 +13,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from time import monotonic
 from typing import Protocol
 
-from smtpproxy.config.address import behind_nat64
+from smtpproxy.config.address import ipv4_in_nat64
 from smtpproxy.core import replies
 from smtpproxy.core.observer import ServiceObserver
 from smtpproxy.net.fd_limits import FdLimits
@@ -219,7 +219,7 @@ class Admission:
     def _addresses(self, host: str) -> tuple[IPAddress, IPAddress]:
         """Return a client's address, and the one that it counts as."""
         address = ip_address(host.partition("%")[0])
-        return address, behind_nat64(address, self._bounds.nat64)
+        return address, ipv4_in_nat64(address, self._bounds.nat64)
 
     def _refuse(self, reason: str, host: str) -> None:
         self.refusal = _REPLIES[reason] % self._hostname

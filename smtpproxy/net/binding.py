@@ -18,6 +18,7 @@ from smtpproxy.config.address import Address
 from smtpproxy.net.tproxy import set_transparent
 
 BACKLOG = 4096
+"""The most connections that wait to be accepted at a listening socket."""
 KEEPALIVE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 60, 30, 6
 """TCP keepalive: the idle time before the first probe, the interval, and the number of probes.
 

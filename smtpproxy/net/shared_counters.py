@@ -21,6 +21,7 @@ import tempfile
 from hashlib import blake2b
 
 SLOTS = 16384
+"""The number of counters of addresses; each address hashes to two of them."""
 ROWS = 256
 """The limit of workers, including those of older settings or versions that drain."""
 

@@ -9,7 +9,7 @@ import asyncio
 import select
 from collections.abc import Callable
 
-LOOK_EVERY_S = 0.5
+POLL_INTERVAL_S = 0.5
 """The interval of polls; a session must end within a second after a reset."""
 
 
@@ -17,31 +17,31 @@ class UnreadConnections:
     """The unread connections of a worker; without any, no timer is set."""
 
     def __init__(self) -> None:
-        self._acts: dict[asyncio.Transport, Callable[[], None]] = {}
+        self._callbacks: dict[asyncio.Transport, Callable[[], None]] = {}
         self._timer: asyncio.TimerHandle | None = None
 
-    def add(self, transport: asyncio.Transport, act: Callable[[], None]) -> None:
-        """Call `act` once if the connection is reset while it is unread."""
-        self._acts[transport] = act
+    def add(self, transport: asyncio.Transport, callback: Callable[[], None]) -> None:
+        """Call `callback` once if the connection is reset while it is unread."""
+        self._callbacks[transport] = callback
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(LOOK_EVERY_S, self._look)
+            self._timer = asyncio.get_running_loop().call_later(POLL_INTERVAL_S, self._poll)
 
     def discard(self, transport: asyncio.Transport) -> None:
         """Stop polling a connection that is read again; others are ignored."""
-        self._acts.pop(transport, None)
+        self._callbacks.pop(transport, None)
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         self._timer = None
         poll = select.poll()
         opened: dict[int, asyncio.Transport] = {}
-        for transport in list(self._acts):
+        for transport in list(self._callbacks):
             found = transport.get_extra_info("socket")
             if transport.is_closing() or found is None or found.fileno() < 0:
-                del self._acts[transport]
+                del self._callbacks[transport]
                 continue
             opened[found.fileno()] = transport
             poll.register(found, 0)  # POLLHUP and POLLERR are always reported
         for descriptor, _ in poll.poll(0):
-            self._acts.pop(opened[descriptor])()
-        if self._acts:
-            self._timer = asyncio.get_running_loop().call_later(LOOK_EVERY_S, self._look)
+            self._callbacks.pop(opened[descriptor])()
+        if self._callbacks:
+            self._timer = asyncio.get_running_loop().call_later(POLL_INTERVAL_S, self._poll)

@@ -6,6 +6,7 @@ import socket
 from smtpproxy.net.binding import keep_alive
 
 FIRST_DESCRIPTOR = 3
+"""The first descriptor that systemd passes: SD_LISTEN_FDS_START of sd_listen_fds(3)."""
 
 
 def take() -> dict[str, list[socket.socket]]:

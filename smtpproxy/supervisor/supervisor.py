@@ -51,6 +51,7 @@ from smtpproxy.worker.certificate_snapshot import Files, read_files
 from smtpproxy.worker.control_messages import Look, ToWorker
 
 CHECK_INTERVAL_S = 1.0
+"""The interval of checks of the workers' heartbeats."""
 CERTIFICATE_INTERVAL_S = 20.0
 """How often certificate files are read; a change is used after two intervals."""
 _NO_ADDRESS, _NO_WORKERS = "cannot listen on an address", "the new workers did not start"

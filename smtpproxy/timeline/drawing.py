@@ -15,7 +15,9 @@ from smtpproxy.timeline.labels import QUIET, Label, join
 
 MIN_WIDTH, MAX_WIDTH = 60, 100
 GUTTER, CLOCK = 11, 7
+"""The widths in cells of the bracket of waits and of the clock."""
 LONG_RUN = 6
+"""The longest run of alike rows that is drawn whole."""
 LINE, WAIT = "dim", "magenta"
 
 

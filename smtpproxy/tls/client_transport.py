@@ -16,7 +16,7 @@ class ServerObject(ssl.SSLObject):
     It is used if it is the context's `sslobject_class`.
     """
 
-    _said_good_bye = False
+    _close_notified = False
     _watched: tuple[asyncio.Transport, asyncio.Transport] | None = None
 
     def read(self, len: int = 1024, buffer: bytearray | None = None) -> bytes:  # type: ignore[override]  # noqa: A002  as ssl.SSLObject names it
@@ -27,9 +27,9 @@ class ServerObject(ssl.SSLObject):
         """
         octets = super().read(len, buffer)
         if not octets:
-            if not self._said_good_bye:
-                self._said_good_bye = True
-                self._tell()
+            if not self._close_notified:
+                self._close_notified = True
+                self._report_end()
             raise ssl.SSLWantReadError
         return octets
 
@@ -41,10 +41,10 @@ class ServerObject(ssl.SSLObject):
             inside: The transport of the decrypted data.
         """
         self._watched = outside, inside
-        if self._said_good_bye:
-            self._tell()
+        if self._close_notified:
+            self._report_end()
 
-    def _tell(self) -> None:
+    def _report_end(self) -> None:
         if self._watched is None:
             return
         outside, inside = self._watched

@@ -16,7 +16,9 @@ from smtpproxy.trace.reader import RecordedSession
 from smtpproxy.trace.records import Closed, Connected, Exchanged, Opened, Record
 
 RAW_IP = 101
+"""The link type LINKTYPE_RAW: packets begin with their IP header."""
 SEGMENT_OCTETS = 16384
+"""The most payload of one TCP segment."""
 SMTP_PORTS = (25, 587)
 FILLER_OCTETS = 16 * 1024 * 1024
 """The most filler for BDAT payload that was not recorded, in all chunks together."""

@@ -46,6 +46,7 @@ SESSION_BYTES, SESSION_RECORDS = 32 * 1024 * 1024, 100_000
 PROBLEMS_NAMED = 5
 """How many problems are described; the others are counted."""
 OTHERS_NAMED = 5
+"""How many other sessions are named whose id begins the same."""
 SHOWN_CONTENT = 256 * 1024
 """How much of the content of a message is shown to people, in characters as it is in the file."""
 OF_LINES = frozenset(("reply", "content", "content_received"))

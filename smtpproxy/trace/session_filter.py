@@ -159,7 +159,3 @@ def _has_code(session: Closed, code: str) -> bool:
     codes = list(map(str, session.codes))
     codes += [message.reply[:3] for message in session.transactions]
     return any(each.startswith(code) for each in codes)
-
-
-def _has_text(session: Closed, text: str) -> bool:
-    return text.lower() in msgspec.json.encode(session).decode().lower()

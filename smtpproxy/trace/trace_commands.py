@@ -52,6 +52,7 @@ from smtpproxy.trace.session_filter import SessionFilter, filter_options
 from smtpproxy.trace.statistics_collector import DECODER, StatisticsCollector
 
 POLL_S = 0.2
+"""The interval at which `trace follow` reads new lines."""
 PROGRESS_BYTES = 64 * 1024 * 1024
 """From this size on, a progress bar is shown."""
 LISTED_BYTES = 64 * 1024 * 1024

@@ -1,4 +1,4 @@
-"""The admin address: who gets in, and what it says."""
+"""The admin address: which clients it serves, and its answers."""
 
 import asyncio
 import contextlib
@@ -331,7 +331,7 @@ class TestTokens:
     async def test_unauthenticated_connections_do_not_block_others(
         self, source: Source, said: bytes
     ) -> None:
-        """However many: health is answered, and who has the token is served."""
+        """However many: health is answered, and a client with the token is served."""
         admin = AdminServer(TOKEN, source)
         address = (await start(admin)).removeprefix("http://").split(":")
         strangers = []

@@ -1,4 +1,4 @@
-"""The live feed: what it keeps is bounded, and so is who may look."""
+"""The live feed: what it keeps and the number of viewers are bounded."""
 
 import asyncio
 from time import monotonic

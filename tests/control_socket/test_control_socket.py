@@ -194,7 +194,7 @@ class TestWatch:
         assert await reader.read() == b""
         writer.close()
 
-    async def test_who_reads_nothing_does_not_keep_the_service_from_stopping(
+    async def test_a_client_that_reads_nothing_does_not_keep_the_service_from_stopping(
         self, path: Path, served: ControlServer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(control_server, "CLOSE_LIMIT_S", 0.05)
@@ -314,7 +314,7 @@ class TestClient:
         with peer(path, answer), pytest.raises(NoAnswer, match=r"is not smtpproxy$|^no answer"):
             control_client.ask("/healthz", [path], deadline_s=0.5)
 
-    def test_who_is_dropped_by_a_hand_over_asks_again(self, path: Path) -> None:
+    def test_a_request_that_a_hand_over_drops_is_repeated(self, path: Path) -> None:
         """The loop of Python drops what it has accepted in the turn in which a server closes."""
         with peer(path, b"", b"HTTP/1.0 200 OK\r\n\r\nok\n"):
             assert control_client.ask("/healthz", [path]) == (200, "ok")

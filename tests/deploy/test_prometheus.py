@@ -96,7 +96,7 @@ def test_the_expressions_are_those_of_prometheus(tmp_path: Path) -> None:
     promtool("check", "rules", tmp_path / "dashboard.yml")
 
 
-def test_a_panel_stands_where_no_other_one_does() -> None:
+def test_panels_do_not_overlap() -> None:
     taken: dict[tuple[int, int], str] = {}
     for panel in DASHBOARD["panels"]:
         at = panel["gridPos"]

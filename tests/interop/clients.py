@@ -1,6 +1,6 @@
 """The clients: real programs that send mail to a port of 127.0.0.1, all with the same interface.
 
-    client(door, mails) -> one Result for each mail
+    client(target, mails) -> one Result for each mail
 
 Each can do TLS, by STARTTLS and from the start; then it insists on that and on the certificate.
 
@@ -27,7 +27,7 @@ HELO = "client.example"
 
 
 @dataclass(frozen=True)
-class Door:
+class SmtpTarget:
     """Where clients connect: `tls` is one of `stage.WAYS`, and is verified by the file `ca`."""
 
     port: int
@@ -53,13 +53,13 @@ class Result:
     output: str
 
 
-Client = Callable[[Door, Sequence[Mail]], list[Result]]
+Client = Callable[[SmtpTarget, Sequence[Mail]], list[Result]]
 
 
-def smtplib_client(door: Door, mails: Sequence[Mail]) -> list[Result]:
+def smtplib_client(target: SmtpTarget, mails: Sequence[Mail]) -> list[Result]:
     """Python's own, in lock step."""
     results = []
-    with _smtplib(door) as connection:
+    with _smtplib(target) as connection:
         for mail in mails:
             octets = mail.message.octets
             refused = connection.sendmail(mail.sender, list(mail.recipients), octets)
@@ -67,40 +67,40 @@ def smtplib_client(door: Door, mails: Sequence[Mail]) -> list[Result]:
     return results
 
 
-def _smtplib(door: Door) -> smtplib.SMTP:
-    where = ("127.0.0.1", door.port, HELO)
-    if door.tls == "off":
+def _smtplib(target: SmtpTarget) -> smtplib.SMTP:
+    where = ("127.0.0.1", target.port, HELO)
+    if target.tls == "off":
         return smtplib.SMTP(*where, timeout=TIMEOUT_S)
-    context = ssl.create_default_context(cafile=door.ca)
-    if door.tls == "implicit":
+    context = ssl.create_default_context(cafile=target.ca)
+    if target.tls == "implicit":
         return smtplib.SMTP_SSL(*where, timeout=TIMEOUT_S, context=context)
     connection = smtplib.SMTP(*where, timeout=TIMEOUT_S)
     connection.starttls(context=context)
     return connection
 
 
-def swaks(door: Door, mails: Sequence[Mail]) -> list[Result]:
+def swaks(target: SmtpTarget, mails: Sequence[Mail]) -> list[Result]:
     """Swaks; it sends MAIL, all RCPT and DATA in one group where PIPELINING is offered."""
-    return [_swaks(door, mail) for mail in mails]
+    return [_swaks(target, mail) for mail in mails]
 
 
-def _swaks(door: Door, mail: Mail) -> Result:
-    tls = {"off": (), "starttls": ("--tls",), "implicit": ("--tls-on-connect",)}[door.tls]
+def _swaks(target: SmtpTarget, mail: Mail) -> Result:
+    tls = {"off": (), "starttls": ("--tls",), "implicit": ("--tls-on-connect",)}[target.tls]
     # with --no-data-fixup it is sent as it travels, dots doubled, and swaks adds one CRLF
     content = mail.message.octets.removesuffix(b"\r\n").replace(b"\r\n.", b"\r\n..") + b"\r\n."
     argv = (
-        *(command("swaks"), "--server", "127.0.0.1", "--port", str(door.port), "--pipeline"),
-        *((*tls, "--tls-verify", "--tls-ca-path", str(door.ca)) if tls else ()),
+        *(command("swaks"), "--server", "127.0.0.1", "--port", str(target.port), "--pipeline"),
+        *((*tls, "--tls-verify", "--tls-ca-path", str(target.ca)) if tls else ()),
         *("--helo", HELO, "--from", mail.sender, "--to", ",".join(mail.recipients)),
         *("--timeout", f"{TIMEOUT_S:.0f}", "--suppress-data", "--no-data-fixup", "--data", "-"),
     )
     return _run(argv, mail, content)
 
 
-def curl(door: Door, mails: Sequence[Mail]) -> list[Result]:
+def curl(target: SmtpTarget, mails: Sequence[Mail]) -> list[Result]:
     """Curl, in lock step; several messages go through one connection."""
-    url = f"{'smtps' if door.tls == 'implicit' else 'smtp'}://127.0.0.1:{door.port}/{HELO}"
-    tls = () if door.tls == "off" else ("--ssl-reqd", "--cacert", str(door.ca))
+    url = f"{'smtps' if target.tls == 'implicit' else 'smtp'}://127.0.0.1:{target.port}/{HELO}"
+    tls = () if target.tls == "off" else ("--ssl-reqd", "--cacert", str(target.ca))
     with tempfile.TemporaryDirectory() as directory:
         argv = [command("curl"), "--disable", "--silent", "--show-error"]
         for number, mail in enumerate(mails):
@@ -114,17 +114,17 @@ def curl(door: Door, mails: Sequence[Mail]) -> list[Result]:
         return _each(argv, mails)
 
 
-def msmtp(door: Door, mails: Sequence[Mail]) -> list[Result]:
+def msmtp(target: SmtpTarget, mails: Sequence[Mail]) -> list[Result]:
     """Msmtp; it gives up a message when one recipient is refused."""
-    return [_msmtp(door, mail) for mail in mails]
+    return [_msmtp(target, mail) for mail in mails]
 
 
-def _msmtp(door: Door, mail: Mail) -> Result:
-    starttls = "on" if door.tls == "starttls" else "off"
-    tls = ("--tls=on", f"--tls-starttls={starttls}", f"--tls-trust-file={door.ca}")
+def _msmtp(target: SmtpTarget, mail: Mail) -> Result:
+    starttls = "on" if target.tls == "starttls" else "off"
+    tls = ("--tls=on", f"--tls-starttls={starttls}", f"--tls-trust-file={target.ca}")
     argv = (
-        *(command("msmtp"), "--file=/dev/null", "--host=127.0.0.1", f"--port={door.port}"),
-        *(("--tls=off",) if door.tls == "off" else tls),
+        *(command("msmtp"), "--file=/dev/null", "--host=127.0.0.1", f"--port={target.port}"),
+        *(("--tls=off",) if target.tls == "off" else tls),
         *("--auth=off", f"--domain={HELO}", f"--from={mail.sender}", "--debug"),
         *("--", *mail.recipients),
     )
@@ -150,14 +150,14 @@ const transport = nodemailer.createTransport({
 """
 
 
-def nodemailer(door: Door, mails: Sequence[Mail]) -> list[Result]:
+def nodemailer(target: SmtpTarget, mails: Sequence[Mail]) -> list[Result]:
     """Nodemailer, with a pool of one connection; it sends all RCPT in one group."""
     environment = {"NODE_PATH": str(node_modules("node-nodemailer"))}
     security: dict[str, object] = {"ignoreTLS": True}
-    if door.tls != "off":
-        implicit = door.tls == "implicit"
-        security = {"secure": implicit, "requireTLS": True, "tls": {"ca": door.ca.read_text()}}
-    work = {"port": door.port, "name": HELO, "security": security}
+    if target.tls != "off":
+        implicit = target.tls == "implicit"
+        security = {"secure": implicit, "requireTLS": True, "tls": {"ca": target.ca.read_text()}}
+    work = {"port": target.port, "name": HELO, "security": security}
     work["mails"] = [_as_json(mail) for mail in mails]
     argv = (command("node", "nodejs"), "-e", _NODEMAILER)
     done = _call(argv, json.dumps(work).encode(), environment)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from selenium import webdriver
 
-from tests.interop.clients import Door
+from tests.interop.clients import SmtpTarget
 from tests.interop.dialogue import assert_lock_step, assert_sealed
 from tests.interop.peers import BACKENDS, SEALED
 from tests.interop.stage import Stage
@@ -80,9 +80,9 @@ def front(stage: Stage, way: str) -> Iterator[Tap]:
 
 
 @pytest.fixture
-def door(front: Tap, way: str, keys: Path) -> Door:
+def target(front: Tap, way: str, keys: Path) -> SmtpTarget:
     """Yield the clients' address of that tap."""
-    return Door(front.port, way, keys / "ca.pem")
+    return SmtpTarget(front.port, way, keys / "ca.pem")
 
 
 @pytest.fixture(scope="session")

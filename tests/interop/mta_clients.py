@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Sequence
 from typing import Self
 
-from tests.interop.clients import HELO, TIMEOUT_S, Door, Mail, Result
+from tests.interop.clients import HELO, TIMEOUT_S, Mail, Result, SmtpTarget
 from tests.interop.exim import ACCOUNT, Exim
 from tests.interop.networks import Machine
 from tests.interop.postfix import Postfix
@@ -31,18 +31,18 @@ _POSTFIX_TLS = {
 
 
 def postfix(
-    door: Door,
+    target: SmtpTarget,
     mails: Sequence[Mail],
     host: str = "127.0.0.1",
     machine: Machine | None = None,
 ) -> list[Result]:
     """Postfix's smtp(8): MAIL, all RCPT and DATA in one group; the final dot and QUIT, too."""
-    settings = {**_POSTFIX, "relayhost": f"[{host}]:{door.port}"}
-    if door.tls == "off":
+    settings = {**_POSTFIX, "relayhost": f"[{host}]:{target.port}"}
+    if target.tls == "off":
         settings["smtp_tls_security_level"] = "none"
     else:
-        settings |= {**_POSTFIX_TLS, "smtp_tls_CAfile": str(door.ca)}
-        settings["smtp_tls_wrappermode"] = "yes" if door.tls == "implicit" else "no"
+        settings |= {**_POSTFIX_TLS, "smtp_tls_CAfile": str(target.ca)}
+        settings["smtp_tls_wrappermode"] = "yes" if target.tls == "implicit" else "no"
     if len(mails) > 1:
         settings["smtp_connection_cache_destinations"] = "127.0.0.1"
         settings["smtp_tls_connection_reuse"] = "yes"
@@ -99,12 +99,12 @@ _EXIM_TLS = """\
 """
 
 
-def exim(door: Door, mails: Sequence[Mail]) -> list[Result]:
+def exim(target: SmtpTarget, mails: Sequence[Mail]) -> list[Result]:
     """Exim: groups like Postfix's, with BDAT where it is offered; half-closes after QUIT.
 
     So it does inside TLS, once it has handed its connection on for another message.
     """
-    program = Exim(_EXIM.format(port=door.port) + _exim_tls(door))
+    program = Exim(_EXIM.format(port=target.port) + _exim_tls(target))
     with program.work:
         for mail in mails:
             # one message is delivered at once; several are queued and then sent by one queue run
@@ -116,11 +116,11 @@ def exim(door: Door, mails: Sequence[Mail]) -> list[Result]:
         return [_exim_result(program, mail) for mail in mails]
 
 
-def _exim_tls(door: Door) -> str:
-    if door.tls == "off":
+def _exim_tls(target: SmtpTarget) -> str:
+    if target.tls == "off":
         return "  hosts_avoid_tls = *\n"
-    protocol = "smtps" if door.tls == "implicit" else "smtp"
-    return _EXIM_TLS.format(ca=door.ca, protocol=protocol)
+    protocol = "smtps" if target.tls == "implicit" else "smtp"
+    return _EXIM_TLS.format(ca=target.ca, protocol=protocol)
 
 
 class QueueingExim:
@@ -129,8 +129,8 @@ class QueueingExim:
     It makes a connection for each message, and tries again on request.
     """
 
-    def __init__(self, door: Door) -> None:
-        text = _EXIM.format(port=door.port) + _exim_tls(door)
+    def __init__(self, target: SmtpTarget) -> None:
+        text = _EXIM.format(port=target.port) + _exim_tls(target)
         retry = "  hosts_pipe_connect = *\nbegin retry\n* * F,1h,1s\n"
         self._program = Exim(text + retry)
 

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.interop import clients, mta_clients
-from tests.interop.clients import Client, Door, Mail
+from tests.interop.clients import Client, Mail, SmtpTarget
 from tests.interop.messages import awkward, brief, large, recipients
 from tests.interop.peers import BACKENDS, SEALED
 from tests.interop.stage import Stage
@@ -33,11 +33,11 @@ pytestmark = pytest.mark.parametrize(
 
 @pytest.mark.parametrize("client", CLIENTS)
 def test_an_awkward_message_arrives_as_it_was_sent(
-    client: Client, stage: Stage, door: Door
+    client: Client, stage: Stage, target: SmtpTarget
 ) -> None:
     """Lines that begin with dots, 8-bit octets, long lines, no newline at the end."""
     mail = Mail(awkward())
-    [result] = client(door, [mail])
+    [result] = client(target, [mail])
     assert result.sent, result.output
     delivery = stage.backend.find(mail.message)
     assert delivery.without_trace() == mail.message.as_kept()
@@ -46,12 +46,12 @@ def test_an_awkward_message_arrives_as_it_was_sent(
 
 @pytest.mark.parametrize("client", PATIENT_CLIENTS)
 def test_a_large_message_arrives_at_the_existing_ones_of_30_recipients(
-    client: Client, stage: Stage, door: Door
+    client: Client, stage: Stage, target: SmtpTarget
 ) -> None:
     """The client reports each refused recipient, and no other."""
     mail = Mail(large(), recipients(26, 4))
     bad = {each for each in mail.recipients if each.startswith("bad")}
-    [result] = client(door, [mail])
+    [result] = client(target, [mail])
     assert result.sent, result.output
     assert result.refused == (bad if stage.backend.refuses else set())
     delivery = stage.backend.find(mail.message)
@@ -60,11 +60,11 @@ def test_a_large_message_arrives_at_the_existing_ones_of_30_recipients(
 
 
 def test_a_client_that_closes_after_data_leaves_no_message(
-    stage: Stage, front: Tap, door: Door
+    stage: Stage, front: Tap, target: SmtpTarget
 ) -> None:
     """A client that sends DATA in a group closes without content if a recipient is refused."""
     mail = Mail(brief(), recipients(5, 1))
-    [result] = clients.msmtp(door, [mail])
+    [result] = clients.msmtp(target, [mail])
     front.settled()
     if stage.backend.refuses:
         assert not result.sent
@@ -77,14 +77,14 @@ def test_a_client_that_closes_after_data_leaves_no_message(
 
 @pytest.mark.parametrize("client", IN_ONE_CONNECTION)
 def test_several_messages_go_through_one_connection(
-    client: Client, stage: Stage, front: Tap, door: Door
+    client: Client, stage: Stage, front: Tap, target: SmtpTarget
 ) -> None:
     """Each arrives complete, for its own recipients."""
     bodies = (b"first", b"second", b"third")
     mails = [
         Mail(brief(body), (f"{body.decode()}@rcpt.example", "all@rcpt.example")) for body in bodies
     ]
-    results = client(door, mails)
+    results = client(target, mails)
     assert all(result.sent for result in results), [result.output for result in results]
     for mail in mails:
         delivery = stage.backend.find(mail.message)

@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from tests.bench.native import CannotBuildError, build
-from tests.interop.clients import Door, Mail
+from tests.interop.clients import Mail, SmtpTarget
 from tests.interop.dialogue import assert_lock_step, verb_groups
 from tests.interop.messages import brief, recipients
 from tests.interop.mta_clients import QueueingExim
@@ -68,7 +68,7 @@ def test_exim_needs_two_waits_for_a_message_from_the_second_on() -> None:
         proxy_before(mta) as (port, tap),
         far_away(port) as far,
         Tap(far) as front,
-        QueueingExim(Door(front.port)) as exim,
+        QueueingExim(SmtpTarget(front.port)) as exim,
     ):
         mails = [Mail(brief(b"%d" % number), recipients(3)) for number in range(3)]
         for mail in mails:
@@ -94,7 +94,7 @@ def test_exim_sends_starttls_with_its_ehlo_and_a_group_inside_tls(keys: Path) ->
         BACKENDS["opensmtpd"]() as mta,
         proxy_before(mta, certificate) as (port, tap),
         Tap(port, reply_delay_s=0.03) as front,
-        QueueingExim(Door(front.port, "starttls", keys / "ca.pem")) as exim,
+        QueueingExim(SmtpTarget(front.port, "starttls", keys / "ca.pem")) as exim,
     ):
         for number in range(2):
             mail = Mail(brief(b"%d" % number), recipients(3))
@@ -117,7 +117,7 @@ def test_of_an_mta_that_lost_chunking_exim_learns_in_time_and_loses_no_message()
         first, _ = stack.enter_context(proxy_before(before))
         second, tap = stack.enter_context(proxy_before(now))
         front = stack.enter_context(Tap(first, reply_delay_s=0.03))
-        exim = stack.enter_context(QueueingExim(Door(front.port)))
+        exim = stack.enter_context(QueueingExim(SmtpTarget(front.port)))
         priming = Mail(brief(b"first"), recipients(3))
         assert exim.send(priming).sent
         front.target_port = second

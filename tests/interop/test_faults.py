@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.interop import peers
-from tests.interop.clients import Door, Mail
+from tests.interop.clients import Mail, SmtpTarget
 from tests.interop.messages import Message, brief
 from tests.interop.mta_clients import QueueingExim
 from tests.interop.peers import Backend
@@ -39,7 +39,7 @@ def test_exim_sends_a_message_again_that_the_mta_has_already(tmp_path: Path, act
         fault = f"END_OF_DATA {action} 50% sender={mail.sender}"
         with (
             Program(tmp_path, *flags, "--fault", fault) as proxy,
-            QueueingExim(Door(proxy.port())) as exim,
+            QueueingExim(SmtpTarget(proxy.port())) as exim,
         ):
             exim.queue(mail)
             eventually(lambda: times(backend, mail.message) or None, "the message")
@@ -62,7 +62,7 @@ def test_what_is_refused_for_now_is_sent_later_and_nothing_is_lost(tmp_path: Pat
         flags = ("-l", "127.0.0.1:0", "-b", f"127.0.0.1:{backend.port}", "--fault-seed", "20")
         with (
             Program(tmp_path, *flags, *faults) as proxy,
-            QueueingExim(Door(proxy.port())) as exim,
+            QueueingExim(SmtpTarget(proxy.port())) as exim,
         ):
             exim.queue(mail)
             for _ in range(2):

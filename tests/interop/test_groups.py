@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.interop import clients, mta_clients
-from tests.interop.clients import Client, Door, Mail
+from tests.interop.clients import Client, Mail, SmtpTarget
 from tests.interop.dialogue import half_closed_before_reply, verb_groups
 from tests.interop.messages import brief, recipients
 from tests.interop.stage import Stage
@@ -24,7 +24,7 @@ def front(stage: Stage, way: str) -> Iterator[Tap]:
 
 def sent_by(client: Client, front: Tap) -> Connection:
     """Let the client send a message to three recipients, and return what the tap saw."""
-    [result] = client(Door(front.port), [Mail(brief(), recipients(3))])
+    [result] = client(SmtpTarget(front.port), [Mail(brief(), recipients(3))])
     assert result.sent, result.output
     return front.only()
 
@@ -44,11 +44,11 @@ def test_mail_rcpt_and_data_come_in_one_group(client: Client, stage: Stage, fron
 @pytest.mark.parametrize("way", ["starttls", "implicit"], indirect=True)
 @pytest.mark.parametrize("client", [mta_clients.postfix, mta_clients.exim, clients.swaks])
 def test_they_come_in_one_group_inside_tls_too(
-    client: Client, stage: Stage, door: Door, way: str
+    client: Client, stage: Stage, target: SmtpTarget, way: str
 ) -> None:
     """The tap cannot see that; the proxy logs the sizes of groups.  The MTA gets one at a time."""
     mail = Mail(brief(), recipients(3), f"{client.__name__}-{way}@sender.example")
-    [result] = client(door, [mail])
+    [result] = client(target, [mail])
     assert result.sent, result.output
     assert stage.relayed(mail.sender)["groups"][0] == 1 + 3 + 1
     assert stage.backend.find(mail.message).recipients == set(mail.recipients)
@@ -132,7 +132,7 @@ def test_a_message_whose_recipients_are_all_refused_is_sent_to_no_one(
 ) -> None:
     """DATA travels with the refused recipients; the MTA never sees it (RFC 2920 section 3.2)."""
     mail = Mail(brief(), recipients(0, 3))
-    [result] = client(Door(front.port), [mail])
+    [result] = client(SmtpTarget(front.port), [mail])
     assert not result.sent
     assert result.refused == set(mail.recipients)
     assert verb_groups(front.only())[1] == [b"MAIL", *RCPTS, b"DATA"]

@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 
 from tests.interop import mta_clients, peers
-from tests.interop.clients import Door, Mail
+from tests.interop.clients import Mail, SmtpTarget
 from tests.interop.messages import Message, brief, large
 from tests.interop.peers import Backend
 from tests.interop.stage import configured
@@ -88,7 +88,7 @@ def test_the_chunk_that_makes_it_too_big_does_not_reach_the_mta(
 def test_exim_bounces_what_is_too_big(bounded: Bounded) -> None:
     message, small = large(60_000), brief()
     bounced, delivered = (
-        mta_clients.exim(Door(bounded.port), [Mail(each, (RECIPIENT,))])[0]
+        mta_clients.exim(SmtpTarget(bounded.port), [Mail(each, (RECIPIENT,))])[0]
         for each in (message, small)
     )
     assert bounced.refused == {RECIPIENT}

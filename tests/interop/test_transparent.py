@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.interop import mta_clients
-from tests.interop.clients import Door, Mail
+from tests.interop.clients import Mail, SmtpTarget
 from tests.interop.messages import brief, recipients
 from tests.interop.networks import (
     CLIENT,
@@ -116,7 +116,7 @@ def test_without_the_proxy_the_same_group_fails(row: Networks) -> None:
 def test_a_real_client_delivers_to_a_real_mta(row: Networks, mta: Backend) -> None:
     """Postfix sends MAIL, all RCPT and DATA in one group; the MTA notes where it came from."""
     mail = Mail(brief(), recipients(3))
-    [result] = mta_clients.postfix(Door(25), [mail], host=MTA, machine=row.client)
+    [result] = mta_clients.postfix(SmtpTarget(25), [mail], host=MTA, machine=row.client)
     assert result.sent, result.output
     delivery = mta.find(mail.message)
     assert delivery.recipients == set(mail.recipients)

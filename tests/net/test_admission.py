@@ -22,7 +22,7 @@ def memory() -> Iterator[int]:
     os.close(descriptor)
 
 
-def admission(
+def make_admission(
     watcher: Watcher | None = None, row: SharedCounters | None = None, **bounds: object
 ) -> Admission:
     return Admission(
@@ -34,33 +34,33 @@ def admission(
 
 
 def test_over_the_limit_of_all_sessions_a_client_gets_421() -> None:
-    door = admission(sessions=2)
-    seats = [door.enter(host) for host in ("192.0.2.1", "", "192.0.2.3")]
-    assert [counter_slots is not None for counter_slots in seats] == [True, True, False]
-    assert door.refusal == b"421 4.3.2 mx.example Error: too busy, try again later\r\n"
-    assert seats[0] is not None
-    door.leave(seats[0])
-    assert door.enter("192.0.2.3") is not None
+    admission = make_admission(sessions=2)
+    slots = [admission.enter(host) for host in ("192.0.2.1", "", "192.0.2.3")]
+    assert [counter_slots is not None for counter_slots in slots] == [True, True, False]
+    assert admission.refusal == b"421 4.3.2 mx.example Error: too busy, try again later\r\n"
+    assert slots[0] is not None
+    admission.leave(slots[0])
+    assert admission.enter("192.0.2.3") is not None
 
 
 def test_an_address_has_at_most_its_limit_of_sessions() -> None:
-    door = admission(sessions_per_address=2)
-    seats = [door.enter("192.0.2.1") for _ in range(3)]
-    assert seats[2] is None
-    assert door.refusal.startswith(b"421 4.7.0 mx.example ")
-    assert door.enter("192.0.2.2") is not None
-    assert seats[0] is not None
-    door.leave(seats[0])
-    assert door.enter("192.0.2.1") is not None
-    assert door.enter("192.0.2.1") is None
+    admission = make_admission(sessions_per_address=2)
+    slots = [admission.enter("192.0.2.1") for _ in range(3)]
+    assert slots[2] is None
+    assert admission.refusal.startswith(b"421 4.7.0 mx.example ")
+    assert admission.enter("192.0.2.2") is not None
+    assert slots[0] is not None
+    admission.leave(slots[0])
+    assert admission.enter("192.0.2.1") is not None
+    assert admission.enter("192.0.2.1") is None
 
 
 def test_a_network_of_64_bits_counts_as_one_address() -> None:
-    door = admission(sessions_per_address=1)
-    assert door.enter("2001:db8::1") is not None
-    assert door.enter("2001:db8::ffff:1") is None
-    assert door.enter("2001:db8:0:1::1") is not None
-    assert door.enter("fe80::1%eth0") is not None
+    admission = make_admission(sessions_per_address=1)
+    assert admission.enter("2001:db8::1") is not None
+    assert admission.enter("2001:db8::ffff:1") is None
+    assert admission.enter("2001:db8:0:1::1") is not None
+    assert admission.enter("fe80::1%eth0") is not None
 
 
 @pytest.mark.parametrize(
@@ -80,27 +80,27 @@ def test_ipv4_clients_through_a_nat64_count_by_their_ipv4_address(
     prefix: str, of_1: str, of_2: str
 ) -> None:
     nat64 = () if prefix == "64:ff9b::/96" else (ip_network(prefix),)
-    door = admission(sessions_per_address=1, nat64=nat64)
-    assert door.enter(of_1) is not None
-    assert door.enter(of_1) is None
-    assert door.enter(of_2) is not None
+    admission = make_admission(sessions_per_address=1, nat64=nat64)
+    assert admission.enter(of_1) is not None
+    assert admission.enter(of_1) is None
+    assert admission.enter(of_2) is not None
     ipv4 = "192.0.2.1" if not nat64 else "192.0.2.33"
-    assert door.enter(ipv4) is None, "the same client, without the NAT64"
+    assert admission.enter(ipv4) is None, "the same client, without the NAT64"
 
 
 def test_exempt_applies_to_either_address_of_a_client_behind_a_nat64() -> None:
     for exempt in ("192.0.2.0/24", "64:ff9b::/96"):
-        door = admission(sessions_per_address=1, exempt=(ip_network(exempt),))
-        assert door.enter("64:ff9b::192.0.2.1") is not None
-        assert door.enter("64:ff9b::192.0.2.1") is not None
+        admission = make_admission(sessions_per_address=1, exempt=(ip_network(exempt),))
+        assert admission.enter("64:ff9b::192.0.2.1") is not None
+        assert admission.enter("64:ff9b::192.0.2.1") is not None
 
 
-def entered(door: Admission, times: int, host: str = "192.0.2.1") -> int:
+def entered(admission: Admission, times: int, host: str = "192.0.2.1") -> int:
     """Return how many of these sessions, each ended at once, are admitted."""
-    slots = [door.enter(host) for _ in range(times)]
+    slots = [admission.enter(host) for _ in range(times)]
     for each in slots:
         if each is not None:
-            door.leave(each)
+            admission.leave(each)
     return len(slots) - slots.count(None)
 
 
@@ -111,19 +111,19 @@ def test_the_rate_of_new_sessions_has_no_minute_boundary(
     """A count per minute would admit twice the limit around the end of a minute."""
     now = [begin]
     monkeypatch.setattr("smtpproxy.net.admission.monotonic", lambda: now[0])
-    door = admission(new_sessions_per_minute=10)
-    assert entered(door, 30) == 10
+    admission = make_admission(new_sessions_per_minute=10)
+    assert entered(admission, 30) == 10
     now[0] = begin + 0.2
-    assert entered(door, 30) == 0
-    assert entered(door, 30, "192.0.2.2") == 10, "another address"
+    assert entered(admission, 30) == 0
+    assert entered(admission, 30, "192.0.2.2") == 10, "another address"
     for seconds in range(6, 60, 6):
         now[0] = begin + seconds
-        assert entered(door, 30) == 1, f"after {seconds} s"
+        assert entered(admission, 30) == 1, f"after {seconds} s"
     now[0] += 30
-    assert entered(door, 30) == 5
+    assert entered(admission, 30) == 5
     now[0] += 3600
-    assert entered(door, 30) == 10, "it is never more than full"
-    assert door.refused["new_sessions_per_minute"] == 20 + 30 + 20 + 9 * 29 + 25 + 20
+    assert entered(admission, 30) == 10, "it is never more than full"
+    assert admission.refused["new_sessions_per_minute"] == 20 + 30 + 20 + 9 * 29 + 25 + 20
 
 
 @pytest.mark.parametrize("limit", [1, 3, 7, 59, 61, 1000])
@@ -131,8 +131,8 @@ def test_the_limit_of_new_sessions_may_come_at_once(
     limit: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("smtpproxy.net.admission.monotonic", lambda: 1e6 / 3)
-    door = admission(new_sessions_per_minute=limit)
-    assert entered(door, limit + 5) == limit
+    admission = make_admission(new_sessions_per_minute=limit)
+    assert entered(admission, limit + 5) == limit
 
 
 def test_new_sessions_are_counted_over_all_workers(
@@ -141,30 +141,30 @@ def test_new_sessions_are_counted_over_all_workers(
     now = [1000.0]
     monkeypatch.setattr("smtpproxy.net.admission.monotonic", lambda: now[0])
     rows = [SharedCounters(memory, row) for row in range(3)]
-    doors = [admission(row=row, new_sessions_per_minute=10) for row in rows]
-    assert [entered(door, 4) for door in doors] == [4, 4, 2]
+    admissions = [make_admission(row=row, new_sessions_per_minute=10) for row in rows]
+    assert [entered(admission, 4) for admission in admissions] == [4, 4, 2]
     rows[0].clear()  # a worker is gone: what it let in has come all the same
     now[0] += 6
-    assert [entered(door, 4) for door in doors] == [1, 0, 0]
+    assert [entered(admission, 4) for admission in admissions] == [1, 0, 0]
 
 
 def test_exempt_networks_and_unix_sockets_are_not_counted_by_address() -> None:
     exempt = (ip_network("127.0.0.0/8"), ip_network("2001:db8::/32"))
-    door = admission(sessions_per_address=1, exempt=exempt)
+    admission = make_admission(sessions_per_address=1, exempt=exempt)
     for host in ("127.0.0.1", "2001:db8::1", ""):
-        assert door.enter(host) is not None
-        assert door.enter(host) is not None
+        assert admission.enter(host) is not None
+        assert admission.enter(host) is not None
 
 
 def test_workers_count_together_and_an_ended_one_is_not_counted(memory: int) -> None:
     rows = [SharedCounters(memory, row) for row in range(3)]
-    doors = [admission(row=row, sessions=4, sessions_per_address=2) for row in rows]
-    assert doors[0].enter("192.0.2.1") is not None
-    assert doors[1].enter("192.0.2.1") is not None
-    assert doors[2].enter("192.0.2.1") is None
+    admissions = [make_admission(row=row, sessions=4, sessions_per_address=2) for row in rows]
+    assert admissions[0].enter("192.0.2.1") is not None
+    assert admissions[1].enter("192.0.2.1") is not None
+    assert admissions[2].enter("192.0.2.1") is None
     assert [row.sessions() for row in rows] == [2, 2, 2]
     rows[0].clear()
-    assert doors[2].enter("192.0.2.1") is not None
+    assert admissions[2].enter("192.0.2.1") is not None
 
 
 def test_addresses_are_counted_separately() -> None:
@@ -182,36 +182,36 @@ async def test_a_lagging_loop_refuses_clients_until_it_has_caught_up(
 ) -> None:
     now = [1000.0]
     monkeypatch.setattr("smtpproxy.net.admission.monotonic", lambda: now[0])
-    door = admission(event_loop_lag=2.0)
-    door.start()
-    assert door.enter("192.0.2.1") is not None
-    door._watch(now[0] - 2.1)
-    assert door.enter("192.0.2.1") is None
-    door._watch(now[0] - 0.1)
-    assert door.enter("192.0.2.1") is not None
-    door.stop()
+    admission = make_admission(event_loop_lag=2.0)
+    admission.start()
+    assert admission.enter("192.0.2.1") is not None
+    admission._watch(now[0] - 2.1)
+    assert admission.enter("192.0.2.1") is None
+    admission._watch(now[0] - 0.1)
+    assert admission.enter("192.0.2.1") is not None
+    admission.stop()
 
 
 def test_a_flood_is_one_line_a_second_with_its_count(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
     monkeypatch.setattr("smtpproxy.net.admission.monotonic", lambda: now[0])
     watcher = Watcher()
-    door = admission(watcher, sessions=1)
-    door.enter("192.0.2.1")
+    admission = make_admission(watcher, sessions=1)
+    admission.enter("192.0.2.1")
     for _ in range(50):
-        door.enter("192.0.2.2")
+        admission.enter("192.0.2.2")
     assert watcher.turned_away == [("sessions", "192.0.2.2", 1)]
     now[0] += 1
-    door.enter("192.0.2.3")
+    admission.enter("192.0.2.3")
     assert watcher.turned_away[1:] == [("sessions", "192.0.2.3", 50)]
-    assert door.refused["sessions"] == 51
+    assert admission.refused["sessions"] == 51
 
 
 async def test_a_refused_client_costs_no_session() -> None:
     class OneClient:
         """A listener context that admits one client."""
 
-        admission = admission(sessions=1)
+        admission = make_admission(sessions=1)
 
     OneClient.admission.enter("192.0.2.9")
     transport = Transport()
@@ -228,7 +228,7 @@ async def test_a_half_closed_client_counts_until_the_backend_has_answered(
 ) -> None:
     """Otherwise a client could make the MTA process many groups without counting as a session."""
     row = SharedCounters()
-    stage = await opened(admission=admission(row=row, sessions_per_address=1))
+    stage = await opened(admission=make_admission(row=row, sessions_per_address=1))
     (server,) = stage.servers
     server.says(b"220 here\r\n")
     stage.sends(b"EHLO c\r\nVRFY a\r\n")
@@ -245,7 +245,7 @@ async def test_a_reset_client_stops_counting_and_the_backend_stops(
     opened: Opener,
 ) -> None:
     row = SharedCounters()
-    stage = await opened(admission=admission(row=row, sessions_per_address=1))
+    stage = await opened(admission=make_admission(row=row, sessions_per_address=1))
     (server,) = stage.servers
     server.says(b"220 here\r\n")
     stage.sends(b"EHLO c\r\nVRFY a\r\n")
@@ -256,7 +256,7 @@ async def test_a_reset_client_stops_counting_and_the_backend_stops(
 
 async def test_a_lingering_client_counts_until_it_has_closed(opened: Opener) -> None:
     row = SharedCounters()
-    stage = await opened(admission=admission(row=row))
+    stage = await opened(admission=make_admission(row=row))
     (server,) = stage.servers
     server.says(b"421 busy\r\n")
     assert stage.ended
@@ -281,4 +281,4 @@ def test_connection_slots_are_shared_by_the_address_of_the_limits(
 ) -> None:
     """By the same rule as the limits, even for exempt clients."""
     nat64, exempt = (ip_network("2001:db8:64::/96"),), (ip_network("127.0.0.0/8"),)
-    assert admission(nat64=nat64, exempt=exempt).address_of(host) == address
+    assert make_admission(nat64=nat64, exempt=exempt).address_of(host) == address

@@ -54,28 +54,28 @@ class PausableListener:
 
 async def test_listeners_pause_while_no_descriptor_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     watcher, listener = Watcher(), PausableListener()
-    door = Admission(AdmissionLimits(), SharedCounters(), b"mx.example", watcher)
-    door.start([listener])
+    admission = Admission(AdmissionLimits(), SharedCounters(), b"mx.example", watcher)
+    admission.start([listener])
 
     def none_left(*_: object) -> int:
         raise OSError(24, "Too many open files")
 
     monkeypatch.setattr(fd_limits.os, "open", none_left)
-    door._watch(0.0)
-    door._watch(0.0)
+    admission._watch(0.0)
+    admission._watch(0.0)
     monkeypatch.undo()
-    door._watch(0.0)
-    door.stop()
+    admission._watch(0.0)
+    admission.stop()
     assert listener.paused == [False, True, True, False]
     assert watcher.turned_away == [("file_descriptors", "", 1)]  # reported once
 
 
 def test_a_client_is_refused_when_they_are_short(limit: list[int]) -> None:
     watcher = Watcher()
-    door = Admission(AdmissionLimits(), SharedCounters(), b"mx.example", watcher)
-    assert door.enter("192.0.2.1", 10) is not None
-    assert door.enter("192.0.2.1", limit[0] - 1) is None
-    assert door.refusal.startswith(b"421 4.3.2 mx.example ")
+    admission = Admission(AdmissionLimits(), SharedCounters(), b"mx.example", watcher)
+    assert admission.enter("192.0.2.1", 10) is not None
+    assert admission.enter("192.0.2.1", limit[0] - 1) is None
+    assert admission.refusal.startswith(b"421 4.3.2 mx.example ")
     assert watcher.turned_away == [("file_descriptors", "192.0.2.1", 1)]
 
 

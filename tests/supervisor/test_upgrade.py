@@ -273,7 +273,7 @@ def test_a_service_hands_over_to_the_new_version_under_load(
     assert f"MAINPID={new}\nREADY=1" in systemd.reported
     assert versions_after_the_loss_of_all_workers(program, new, port) == {NEW}
 
-    # Who was served by the old one still is; then it ends, and the new one stays.
+    # The sessions of the old one go on; then it ends, and the new one stays.
     assert long.version() == OLD
     long.send()
     long.quit()

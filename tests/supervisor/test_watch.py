@@ -233,7 +233,7 @@ def test_several_at_once_up_to_a_limit(program: Program, tmp_path: Path) -> None
         connection.close()
 
 
-def test_who_does_not_read_loses_records_and_delays_no_mail(
+def test_a_client_that_does_not_read_loses_records_and_delays_no_mail(
     run: Run, tmp_path: Path, settings: Callable[..., Path], mta: LegacyMTA
 ) -> None:
     program = run("-c", settings('content = "full"'))

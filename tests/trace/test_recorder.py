@@ -401,7 +401,7 @@ class TestErrors:
         session.close()
         assert traced.trace.memory.octets == 0
 
-    def test_what_the_last_record_will_tell_counts(self, tmp_path: Path) -> None:
+    def test_what_the_last_record_will_contain_counts(self, tmp_path: Path) -> None:
         traced = Traced(tmp_path, only_errors=True)
         session = Watched(traced.trace)
         session.sends("MAIL FROM:<a@x>", *[f"RCPT TO:<{'b' * 300}@y>"] * 20)

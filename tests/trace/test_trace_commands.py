@@ -159,7 +159,7 @@ class TestList:
     @pytest.mark.parametrize(
         "write", [json.dumps, partial(json.dumps, sort_keys=True, separators=(" , ", " : "))]
     )
-    def test_files_that_another_program_wrote_anew_are_read(
+    def test_files_that_another_program_has_rewritten_are_read(
         self, recorded: Path, write: Callable[[Any], str]
     ) -> None:
         """As jq does, with blanks after colons or sorted keys."""
