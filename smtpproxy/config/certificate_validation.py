@@ -84,69 +84,74 @@ def _day(seconds: float) -> str:
 
 def certificate_problems(settings: Settings) -> list[str]:
     """Return the problems of the certificate files of valid settings."""
-    return [f"{dotted(place)}: {what}" for place, what in faults(settings)]
+    return [f"{dotted(key_path)}: {what}" for key_path, what in problems(settings)]
 
 
-def faults(settings: Settings) -> Iterator[tuple[KeyPath, str]]:
+def problems(settings: Settings) -> Iterator[tuple[KeyPath, str]]:
     """Yield unusable files: the key path in the settings, and the problem."""
     for name, listener in ({} if settings.listeners is BAD else settings.listeners).items():
         if listener is not BAD:
-            yield from _faults_of_listener(listener, ("listeners", name))
+            yield from _problems_of_listener(listener, ("listeners", name))
     for name, backend in ({} if settings.backends is BAD else settings.backends).items():
         if backend is not BAD:
-            yield from _faults_of_backend(backend, ("backends", name))
+            yield from _problems_of_backend(backend, ("backends", name))
 
 
-def _faults_of_listener(
-    listener: ListenerSettings, place: KeyPath
+def _problems_of_listener(
+    listener: ListenerSettings, key_path: KeyPath
 ) -> Iterator[tuple[KeyPath, str]]:
     if listener.certificate in ("", BAD) or listener.ciphers is BAD:
         return
-    yield from _faults_of(listener, place, listener.ciphers)
+    yield from _problems_of(listener, key_path, listener.ciphers)
     for host, each in ({} if listener.sni is BAD else listener.sni).items():
         if each is not BAD:
-            yield from _faults_of(each, (*place, "sni", host), listener.ciphers)
+            yield from _problems_of(each, (*key_path, "sni", host), listener.ciphers)
 
 
-def _faults_of_backend(backend: BackendSettings, place: KeyPath) -> Iterator[tuple[KeyPath, str]]:
+def _problems_of_backend(
+    backend: BackendSettings, key_path: KeyPath
+) -> Iterator[tuple[KeyPath, str]]:
     if backend.ca_file not in ("", BAD):
         try:
             ssl.create_default_context(cafile=backend.ca_file)
         except OSError as error:
-            yield (*place, "ca_file"), contexts.why_unusable(error)
+            yield (*key_path, "ca_file"), contexts.why_unusable(error)
     if backend.client_certificate in ("", BAD):
         return
-    fine = yield from _faults_of_pair(backend, place, "client_", "legacy")
+    fine = yield from _problems_of_pair(backend, key_path, "client_", "legacy")
     if fine:
         name = "client_key" if backend.client_key else "client_certificate"
         mode = FilePath(getattr(backend, name)).stat().st_mode
         if why := token_file.why_exposed(mode):
-            yield (*place, name), why
+            yield (*key_path, name), why
 
 
-def _faults_of(
-    served: CertificateSettings | ListenerSettings, place: KeyPath, ciphers: str
+def _problems_of(
+    served: CertificateSettings | ListenerSettings, key_path: KeyPath, ciphers: str
 ) -> Iterator[tuple[KeyPath, str]]:
-    first = yield from _faults_of_pair(served, place, "", ciphers)
+    first = yield from _problems_of_pair(served, key_path, "", ciphers)
     if served.ecdsa_certificate == "":
         return
-    second = yield from _faults_of_pair(served, place, "ecdsa_", ciphers)
+    second = yield from _problems_of_pair(served, key_path, "ecdsa_", ciphers)
     if first and second:
         from smtpproxy.tls.certificate_names import has_ecdsa_key
 
         if not has_ecdsa_key(served.ecdsa_certificate):
-            yield (*place, "ecdsa_certificate"), "is not a certificate with an ECDSA key"
+            yield (*key_path, "ecdsa_certificate"), "is not a certificate with an ECDSA key"
         elif has_ecdsa_key(served.certificate):
-            yield (*place, "certificate"), "has an ECDSA key, like ecdsa_certificate; leave one out"
+            yield (
+                (*key_path, "certificate"),
+                "has an ECDSA key, like ecdsa_certificate; leave one out",
+            )
 
 
-def _faults_of_pair(
+def _problems_of_pair(
     served: CertificateSettings | ListenerSettings | BackendSettings,
-    place: KeyPath,
+    key_path: KeyPath,
     prefix: str,
     ciphers: str,
 ) -> Generator[tuple[KeyPath, str], None, bool]:
-    """Yield the faults of a certificate and its key; return whether there are none."""
+    """Yield the problems of a certificate and its key; return whether there are none."""
     certificate, key = (getattr(served, f"{prefix}{name}") for name in ("certificate", "key"))
     if BAD in (certificate, key):
         return False
@@ -157,12 +162,12 @@ def _faults_of_pair(
         except OSError as error:
             missing = True
             if path:
-                yield (*place, f"{prefix}{name}"), contexts.why_unusable(error)
+                yield (*key_path, f"{prefix}{name}"), contexts.why_unusable(error)
     if missing:
         return False
     try:
         contexts.load_pair(certificate, key, ciphers)
     except OSError as error:
-        yield (*place, f"{prefix}certificate"), contexts.why_unusable(error)
+        yield (*key_path, f"{prefix}certificate"), contexts.why_unusable(error)
         return False
     return True

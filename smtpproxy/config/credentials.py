@@ -21,13 +21,13 @@ def invisible(settings: Settings) -> Iterator[tuple[KeyPath, str]]:
 
     Any value may be BAD; its problem has been reported already.
     """
-    for place, file in _files(settings):
+    for key_path, file in _files(settings):
         if (
             isinstance(file, str)
             and file.startswith(DIRECTORY)
             and not os.access(FilePath(file).parent, os.R_OK | os.X_OK)
         ):
-            yield place, file
+            yield key_path, file
 
 
 def _files(settings: Settings) -> Iterator[tuple[KeyPath, object]]:
@@ -36,9 +36,9 @@ def _files(settings: Settings) -> Iterator[tuple[KeyPath, object]]:
         pairs: dict[KeyPath, object] = {("listeners", name): listener}
         if listener is not BAD and listener.sni is not BAD:
             pairs |= {("listeners", name, "sni", host): each for host, each in listener.sni.items()}
-        for place, pair in pairs.items():
+        for key_path, pair in pairs.items():
             for key in CERTIFICATE_FILES:
-                yield (*place, key), getattr(pair, key, BAD)
+                yield (*key_path, key), getattr(pair, key, BAD)
     for name, backend in ({} if settings.backends is BAD else settings.backends).items():
         for key in BACKEND_FILES:
             yield ("backends", name, key), getattr(backend, key, BAD)

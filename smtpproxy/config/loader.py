@@ -36,7 +36,7 @@ from smtpproxy.config.schema import (
     WorkerCount,
 )
 from smtpproxy.config.toml_lines import find_lines, line_of
-from smtpproxy.config.validation import Fault, contradictions
+from smtpproxy.config.validation import KeyProblem, contradictions
 
 _FLAG_BACKEND = "backend-1"
 
@@ -69,14 +69,16 @@ def load(
     tree = _parse_toml(name, text)
     reader = SettingsDecoder()
     settings = cast("Settings", reader.read(tree, Settings))
-    for fault, what in contradictions(settings, need_listener, need_backend, need_trace_directory):
-        reader.add(fault, what)
-    files = chain(certificate_validation.faults(settings), path_validation.faults(settings))
-    loops = loop_validation.faults(settings, look_up)
-    unseen = set() if need_credentials else {place for place, _ in credentials.invisible(settings)}
-    for fault, what in chain(tls_validation.faults(settings), loops, files):
-        if fault not in unseen:
-            reader.add(fault, what)
+    for key_path, what in contradictions(
+        settings, need_listener, need_backend, need_trace_directory
+    ):
+        reader.add(key_path, what)
+    files = chain(certificate_validation.problems(settings), path_validation.problems(settings))
+    loops = loop_validation.problems(settings, look_up)
+    unseen = set() if need_credentials else {path for path, _ in credentials.invisible(settings)}
+    for key_path, what in chain(tls_validation.problems(settings), loops, files):
+        if key_path not in unseen:
+            reader.add(key_path, what)
     if ("admin", "token_file") not in unseen:
         settings = _with_token_read(settings, reader)
     if reader.found:
@@ -177,7 +179,7 @@ def _watched(
     return settings
 
 
-def _missing_for_flags(settings: Settings, listen: Sequence[str]) -> Iterator[Fault]:
+def _missing_for_flags(settings: Settings, listen: Sequence[str]) -> Iterator[KeyProblem]:
     if not settings.listeners:
         yield ("-l",), "is missing: an address for clients, such as -l 127.0.0.1:2525"
     if not settings.backends:
@@ -190,12 +192,12 @@ def _missing_for_flags(settings: Settings, listen: Sequence[str]) -> Iterator[Fa
 
 def _contradictions_with_flags(
     settings: Settings, listen: Sequence[str], backend: Sequence[str], admin: str | None
-) -> Iterator[Fault]:
+) -> Iterator[KeyProblem]:
     """Yield contradictions between flags and file; the file alone has been checked."""
-    loops = loop_validation.faults(settings, loop_validation.no_look_up)
+    loops = loop_validation.problems(settings, loop_validation.no_look_up)
     alone = contradictions(settings, need_listener=False, need_backend=False)
     flags = {"listeners": ("-l", listen), "backends": ("-b", backend), "admin": ("--admin", admin)}
-    for path, what in chain(alone, tls_validation.faults(settings), loops):
+    for path, what in chain(alone, tls_validation.problems(settings), loops):
         flag, given = flags.get(str(path[0]), ("", None))
         if not given:
             yield path, what

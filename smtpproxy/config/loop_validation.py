@@ -11,7 +11,7 @@ from smtpproxy.config.address import Address, canonical
 from smtpproxy.config.decoding import BAD, dotted, show
 from smtpproxy.config.own_addresses import is_own
 from smtpproxy.config.schema import Settings
-from smtpproxy.config.validation import Fault
+from smtpproxy.config.validation import KeyProblem
 
 LookUp = Callable[[str], Sequence[str]]
 """Returns the IP addresses of a host name."""
@@ -19,7 +19,7 @@ ANY = ("0.0.0.0", "::")  # noqa: S104
 LOCALHOST = ("127.0.0.1", "::1")
 
 
-def faults(settings: Settings, look_up: LookUp) -> Iterator[Fault]:
+def problems(settings: Settings, look_up: LookUp) -> Iterator[KeyProblem]:
     """Yield the servers that are listeners: the key path of each, and the problem."""
     if BAD in (settings.listeners, settings.backends):
         return
@@ -33,8 +33,8 @@ def faults(settings: Settings, look_up: LookUp) -> Iterator[Fault]:
         for number, server in enumerate(servers):
             listener = "" if server is BAD else _listener_at(server, listening, look_up)
             if listener:
-                place = dotted(("listeners", listener))
-                text = f"{show(str(server))} leads back to {place}"
+                key_path = dotted(("listeners", listener))
+                text = f"{show(str(server))} leads back to {key_path}"
                 text = f"{text}: each connection to it would make another one"
                 yield ("backends", name, "servers", number), text
 

@@ -9,7 +9,7 @@ from smtpproxy.config.schema import Settings
 from smtpproxy.config.toml_lines import KeyPath
 
 
-def faults(settings: Settings) -> Iterator[tuple[KeyPath, str]]:
+def problems(settings: Settings) -> Iterator[tuple[KeyPath, str]]:
     """Yield unusable directories: the key path in the settings, and the problem."""
     trace = settings.trace
     if trace is BAD or BAD in (trace.directory, trace.when) or trace.when == "off":

@@ -1,6 +1,6 @@
 """Checks across settings of TLS and identity, and warnings about open relays and weak TLS.
 
-Any value may be BAD in `faults`; its problem has been reported already.
+Any value may be BAD in `problems`; its problem has been reported already.
 """
 
 from collections.abc import Iterator
@@ -16,11 +16,12 @@ from smtpproxy.config.schema import (
 )
 from smtpproxy.config.toml_lines import KeyPath
 
-Fault = tuple[KeyPath, str]
+KeyProblem = tuple[KeyPath, str]
+"""The key path of a setting, and what is wrong with it."""
 
 
-def faults(settings: Settings) -> Iterator[Fault]:
-    """Yield contradictions: the key path of each, and the problem."""
+def problems(settings: Settings) -> Iterator[KeyProblem]:
+    """Yield the problems across settings: the key path of each, and its text."""
     backends = {} if settings.backends is BAD else settings.backends
     for name, backend in backends.items():
         if backend is not BAD:
@@ -29,14 +30,14 @@ def faults(settings: Settings) -> Iterator[Fault]:
     for name, listener in ({} if settings.listeners is BAD else settings.listeners).items():
         if listener is BAD:
             continue
-        place = ("listeners", name)
-        yield from _listener_tls(listener, place)
+        key_path = ("listeners", name)
+        yield from _listener_tls(listener, key_path)
         if listener.tls in ("starttls", "implicit"):
-            yield from _old_clients(listener, place)
-        yield from _unix_networks(listener, place)
+            yield from _old_clients(listener, key_path)
+        yield from _unix_networks(listener, key_path)
         its = _backend_of(listener, backends)
         if its is not None:
-            yield from _pair(listener, its, place)
+            yield from _pair(listener, its, key_path)
 
 
 def exposed_listeners(settings: Settings) -> list[str]:
@@ -92,31 +93,34 @@ def _backend_of(
     return None if found is BAD else found
 
 
-def _listener_tls(listener: ListenerSettings, place: KeyPath) -> Iterator[Fault]:
+def _listener_tls(listener: ListenerSettings, key_path: KeyPath) -> Iterator[KeyProblem]:
     ends_here = listener.tls in ("starttls", "implicit")
     if ends_here and listener.certificate == "":
         text = f'is missing; tls = "{listener.tls}" needs a PEM file with a certificate'
-        yield (*place, "certificate"), text
+        yield (*key_path, "certificate"), text
     if listener.tls in ("off", "passthrough"):
         for key, unset in _UNSET.items():
             if getattr(listener, key) not in (unset, BAD):
-                yield (*place, key), f'is not used with tls = "{listener.tls}"; leave it out'
+                yield (*key_path, key), f'is not used with tls = "{listener.tls}"; leave it out'
     if listener.tls == "off" and listener.require_tls is True:
-        yield (*place, "require_tls"), 'no client can start TLS with tls = "off"'
+        yield (*key_path, "require_tls"), 'no client can start TLS with tls = "off"'
     if listener.tls == "off" and listener.auth == "tls-only":
-        yield (*place, "auth"), 'no client can authenticate with tls = "off"; write "hidden"'
+        yield (*key_path, "auth"), 'no client can authenticate with tls = "off"; write "hidden"'
 
 
-def _old_clients(listener: ListenerSettings, place: KeyPath) -> Iterator[Fault]:
+def _old_clients(listener: ListenerSettings, key_path: KeyPath) -> Iterator[KeyProblem]:
     """Yield contradictions of the versions, ciphers and certificates of TLS with clients."""
     if listener.minimum_tls in ("1.0", "1.1") and listener.ciphers not in ("legacy", BAD):
         text = f'needs ciphers = "legacy": TLS {listener.minimum_tls} has no others'
-        yield (*place, "minimum_tls"), text
+        yield (*key_path, "minimum_tls"), text
     if listener.minimum_tls == "1.3" and listener.ciphers == "legacy":
-        yield (*place, "ciphers"), 'is not used: with minimum_tls = "1.3" there are no old ciphers'
-    pairs: dict[KeyPath, CertificateSettings | ListenerSettings] = {place: listener}
+        yield (
+            (*key_path, "ciphers"),
+            'is not used: with minimum_tls = "1.3" there are no old ciphers',
+        )
+    pairs: dict[KeyPath, CertificateSettings | ListenerSettings] = {key_path: listener}
     if listener.sni is not BAD:
-        pairs |= {(*place, "sni", host): each for host, each in listener.sni.items()}
+        pairs |= {(*key_path, "sni", host): each for host, each in listener.sni.items()}
     for where, pair in pairs.items():
         if pair is not BAD and pair.ecdsa_key not in ("", BAD) and pair.ecdsa_certificate == "":
             yield (*where, "ecdsa_key"), "is not used without ecdsa_certificate"
@@ -131,70 +135,73 @@ _UNSET: dict[str, object] = {
 """The settings of TLS with clients, with the values they have if they are left out."""
 
 
-def _unix_networks(listener: ListenerSettings, place: KeyPath) -> Iterator[Fault]:
+def _unix_networks(listener: ListenerSettings, key_path: KeyPath) -> Iterator[KeyProblem]:
     if listener.address is BAD:
         return
     if not listener.address.is_unix:
         if listener.mode not in ("", BAD):
-            yield (*place, "mode"), "is used for a Unix socket only"
+            yield (*key_path, "mode"), "is used for a Unix socket only"
         return
     for key in ("proxy_protocol", "probes", "xclient"):
         if getattr(listener, key) not in ([], BAD):
-            yield (*place, key), "is not used for a Unix socket: its clients have no addresses"
+            yield (*key_path, key), "is not used for a Unix socket: its clients have no addresses"
     if listener.transparent is True:
-        yield (*place, "transparent"), "is not used for a Unix socket"
+        yield (*key_path, "transparent"), "is not used for a Unix socket"
 
 
-def _backend_tls(backend: BackendSettings, place: KeyPath) -> Iterator[Fault]:
+def _backend_tls(backend: BackendSettings, key_path: KeyPath) -> Iterator[KeyProblem]:
     strict = backend.tls in ("starttls", "implicit")
     if BAD not in (backend.tls, backend.verify) and not (strict and backend.verify):
         why = "verify = false" if strict else f'tls = "{backend.tls}"'
         for key in ("ca_file", "server_name"):
             if getattr(backend, key) not in ("", BAD):
-                yield (*place, key), f"is not used: with {why} no certificate is verified"
+                yield (*key_path, key), f"is not used: with {why} no certificate is verified"
     if backend.tls == "off":
         unset = {"minimum_tls": "1.2", "client_certificate": "", "client_key": ""}
         for key, default in unset.items():
             if getattr(backend, key) not in (default, BAD):
-                yield (*place, key), 'is not used with tls = "off"; leave it out'
+                yield (*key_path, key), 'is not used with tls = "off"; leave it out'
     elif backend.client_key not in ("", BAD) and backend.client_certificate == "":
-        yield (*place, "client_key"), "is not used without client_certificate"
+        yield (*key_path, "client_key"), "is not used without client_certificate"
 
 
-def _servers(backend: BackendSettings, place: KeyPath) -> Iterator[Fault]:
+def _servers(backend: BackendSettings, key_path: KeyPath) -> Iterator[KeyProblem]:
     if backend.servers is BAD or BAD in backend.servers:
         return
-    where = (*place, "servers")
+    where = (*key_path, "servers")
     if any(each.is_original for each in backend.servers) and len(backend.servers) > 1:
         yield where, '"original" must be the only server'
     if any(each.is_original for each in backend.servers) and backend.health_check_interval not in (
         0,
         BAD,
     ):
-        yield (*place, "health_check_interval"), 'cannot be used with servers = ["original"]'
+        yield (*key_path, "health_check_interval"), 'cannot be used with servers = ["original"]'
     if backend.identity == "transparent" and any(each.is_unix for each in backend.servers):
         yield where, 'a Unix socket has no addresses; identity = "transparent" needs IP'
     if backend.source not in ("", BAD):
-        yield from _source(backend, (*place, "source"))
+        yield from _source(backend, (*key_path, "source"))
 
 
-def _source(backend: BackendSettings, place: KeyPath) -> Iterator[Fault]:
+def _source(backend: BackendSettings, key_path: KeyPath) -> Iterator[KeyProblem]:
     """Yield what the address to connect from contradicts."""
     if backend.identity == "transparent":
-        yield place, 'is not used: with identity = "transparent" connections come from the client'
+        yield (
+            key_path,
+            'is not used: with identity = "transparent" connections come from the client',
+        )
     for server in backend.servers:
         if server.is_unix:
-            yield place, f"is not used: {server} is a Unix socket"
+            yield key_path, f"is not used: {server} is a Unix socket"
         elif not (server.is_name or server.is_original) and (":" in server.host) != (
             ":" in backend.source
         ):
-            yield place, f"cannot connect to {server}: one is IPv4, the other IPv6"
+            yield key_path, f"cannot connect to {server}: one is IPv4, the other IPv6"
 
 
 def foreign_sources(settings: Settings) -> list[tuple[str, str]]:
     """Return the backends whose `source` is no address of this machine, and a text.
 
-    It is no fault: a cluster's address may come to this machine later.
+    It is no problem: a cluster's address may come to this machine later.
     """
     return [
         (name, f"source {backend.source} is not an address of this machine now")
@@ -203,16 +210,18 @@ def foreign_sources(settings: Settings) -> list[tuple[str, str]]:
     ]
 
 
-def _pair(listener: ListenerSettings, backend: BackendSettings, place: KeyPath) -> Iterator[Fault]:
+def _pair(
+    listener: ListenerSettings, backend: BackendSettings, key_path: KeyPath
+) -> Iterator[KeyProblem]:
     name = f"the backend {show(listener.backend)}" if listener.backend else "its backend"
     servers = [] if backend.servers is BAD else backend.servers
     original = any(each is not BAD and each.is_original for each in servers)
     if original and listener.transparent is False:
-        yield (*place, "transparent"), f'must be true: the servers of {name} are "original"'
+        yield (*key_path, "transparent"), f'must be true: the servers of {name} are "original"'
     named = backend.identity in ("proxy-v1", "proxy-v2", "transparent")
     if named and listener.address is not BAD and listener.address.is_unix:
         text = f'is a Unix socket, whose clients have no addresses; {name} has identity = "{{}}"'
-        yield (*place, "address"), text.format(backend.identity)
+        yield (*key_path, "address"), text.format(backend.identity)
     if listener.tls == "passthrough" and backend.tls not in ("off", BAD):
         text = f'needs tls = "off" in {name}: else there is nothing to pass'
-        yield (*place, "tls"), text
+        yield (*key_path, "tls"), text

@@ -22,7 +22,8 @@ from smtpproxy.config.schema import (
 from smtpproxy.config.toml_lines import KeyPath
 from smtpproxy.core.capabilities import NEVER_PASSED
 
-Fault = tuple[KeyPath, str]
+KeyProblem = tuple[KeyPath, str]
+"""The key path of a setting, and what is wrong with it."""
 _EVERY = frozenset(("0.0.0.0", "::"))  # noqa: S104
 _OTEL_MODULES = ("opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http")
 _HOSTS = {"localhost": ("127.0.0.1", "::1")}
@@ -33,7 +34,7 @@ def contradictions(
     need_listener: bool,
     need_backend: bool,
     need_trace_directory: bool = True,
-) -> Iterator[Fault]:
+) -> Iterator[KeyProblem]:
     """Yield the problems across settings: the key path of each, and the problem."""
     if settings.listeners is not BAD:
         if need_listener and not settings.listeners:
@@ -56,7 +57,7 @@ def contradictions(
     yield from _watching(settings, need_trace_directory)
 
 
-def _repeated_addresses(listeners: Mapping[str, ListenerSettings]) -> Iterator[Fault]:
+def _repeated_addresses(listeners: Mapping[str, ListenerSettings]) -> Iterator[KeyProblem]:
     """Yield each listener whose address an earlier listener has or covers."""
     first: dict[Address, str] = {}
     for name, listener in listeners.items():
@@ -75,7 +76,7 @@ def _repeated_addresses(listeners: Mapping[str, ListenerSettings]) -> Iterator[F
                 break
 
 
-def _admin_at_a_listener(settings: Settings) -> Iterator[Fault]:
+def _admin_at_a_listener(settings: Settings) -> Iterator[KeyProblem]:
     address = BAD if settings.admin is BAD else settings.admin.address
     if settings.listeners is BAD or not isinstance(address, Address) or address == Address():
         return
@@ -131,7 +132,9 @@ def crowded(settings: Settings) -> list[tuple[str, str]]:
     return found
 
 
-def _wrong_backends(listeners: Mapping[str, ListenerSettings], names: list[str]) -> Iterator[Fault]:
+def _wrong_backends(
+    listeners: Mapping[str, ListenerSettings], names: list[str]
+) -> Iterator[KeyProblem]:
     for name, listener in listeners.items():
         if listener is BAD or listener.backend is BAD:
             continue
@@ -143,7 +146,7 @@ def _wrong_backends(listeners: Mapping[str, ListenerSettings], names: list[str])
             yield where, f"{show(listener.backend)} is not the name of a backend{hint}"
 
 
-def _hidden_and_allowed(listeners: Mapping[str, ListenerSettings]) -> Iterator[Fault]:
+def _hidden_and_allowed(listeners: Mapping[str, ListenerSettings]) -> Iterator[KeyProblem]:
     for name, listener in listeners.items():
         if listener is BAD or listener.capabilities is BAD:
             continue
@@ -158,7 +161,7 @@ def _hidden_and_allowed(listeners: Mapping[str, ListenerSettings]) -> Iterator[F
                 yield where, f"{show(word)} can never pass: {why}"
 
 
-def _early_and_refused(listeners: Mapping[str, ListenerSettings]) -> Iterator[Fault]:
+def _early_and_refused(listeners: Mapping[str, ListenerSettings]) -> Iterator[KeyProblem]:
     """Yield each listener that offers early pipelining and refuses or hides what it needs."""
     for name, listener in listeners.items():
         if listener is BAD or listener.early_pipelining is not True:
@@ -173,7 +176,7 @@ def _early_and_refused(listeners: Mapping[str, ListenerSettings]) -> Iterator[Fa
                 yield where, f"needs {show(word)}, which is hidden"
 
 
-def _watching(settings: Settings, need_trace_directory: bool) -> Iterator[Fault]:
+def _watching(settings: Settings, need_trace_directory: bool) -> Iterator[KeyProblem]:
     if settings.trace is not BAD and need_trace_directory:
         yield from _trace_nowhere(settings.trace)
     if settings.otel is not BAD:
@@ -182,14 +185,14 @@ def _watching(settings: Settings, need_trace_directory: bool) -> Iterator[Fault]
         yield from _open_admin(settings.admin)
 
 
-def _trace_nowhere(trace: TraceSettings) -> Iterator[Fault]:
+def _trace_nowhere(trace: TraceSettings) -> Iterator[KeyProblem]:
     """Report `[trace]` without a directory: nothing would be recorded."""
     wrong = BAD in astuple(trace) or (trace.networks and BAD in trace.networks)
     if not wrong and trace.directory == "" and trace != TraceSettings() and trace.when != "off":
         yield ("trace", "directory"), 'is missing; write, for example, "/var/log/smtpproxy"'
 
 
-def _without_collector(otel: OtelSettings) -> Iterator[Fault]:
+def _without_collector(otel: OtelSettings) -> Iterator[KeyProblem]:
     """Report `[otel]` without an endpoint, or without the packages that it needs."""
     if BAD in astuple(otel):
         return
@@ -208,7 +211,7 @@ def _is_installed(module: str) -> bool:
         return False
 
 
-def _open_admin(admin: AdminSettings) -> Iterator[Fault]:
+def _open_admin(admin: AdminSettings) -> Iterator[KeyProblem]:
     """Report an admin address that other machines can reach without a token."""
     if BAD in astuple(admin) or admin.address == Address():
         return
@@ -217,7 +220,7 @@ def _open_admin(admin: AdminSettings) -> Iterator[Fault]:
         yield ("admin", "token"), what
 
 
-def _small_queue(limits: LimitSettings) -> Iterator[Fault]:
+def _small_queue(limits: LimitSettings) -> Iterator[KeyProblem]:
     """Report a queue that is smaller than a line: the line would never become a command."""
     sizes = (limits.queue_bytes, limits.command_line, limits.auth_line)
     if BAD not in sizes and limits.queue_bytes < max(sizes):
