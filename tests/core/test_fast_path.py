@@ -78,7 +78,7 @@ def _play(
     """Return the whole result of a session."""
     stage = Stage(policy)
     if policy.xforward:
-        stage.pipeline.ehlo.pass_address(Introduced("XFORWARD"))
+        stage.pass_address(Introduced("XFORWARD"))
     for octets in (b"220 mx\r\n", b"EHLO c\r\n", offer):
         (stage.client if octets[:1] == b"E" else stage.backend)(octets)
     waiting = [*parts]

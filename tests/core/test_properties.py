@@ -172,7 +172,7 @@ def test_of_xforward_the_client_sees_nothing_and_each_message_has_it(
     expected, mta = _in_lock_step(parts)
     policy = SessionPolicy(xforward=True, guard_data=False, consecutive_errors=10**6)
     stage = MtaStage(policy, Mta(pipelining=pipelining, xforward=True))
-    stage.pipeline.ehlo.pass_address(Introduced("XFORWARD"))
+    stage.pass_address(Introduced("XFORWARD"))
     _through_the_proxy(parts, policy, draw, stage)
     assert stage.sent_to_client == expected.replace(EHLO_REPLY, EHLO_OFFER)
     assert stage.mta.messages == mta.messages

@@ -8,6 +8,7 @@ from smtpproxy.core.exchange import Exchange
 from smtpproxy.core.pipeline import Pipeline
 from smtpproxy.core.policy import SessionPolicy
 from smtpproxy.core.starttls import Upgrade
+from smtpproxy.core.xclient_xforward import AttributeCommands
 
 INTRODUCED = (b"HELO=%b", b"ADDR=192.0.2.1")
 """The attributes that pass the client's address, each in a separate line."""
@@ -60,6 +61,10 @@ class Stage:
         self.upgrades: list[str] = []
         self.introduced = ""
         self.refusal = b""  # of the client's XCLIENT
+
+    def pass_address(self, commands: AttributeCommands) -> None:
+        """Have the client's address passed to the backend by these commands."""
+        self.pipeline.allow_upgrades(self._upgrade, self._introduce, commands)
 
     def _upgrade(self, what: Upgrade) -> None:
         self.upgrades.append(what.value)

@@ -181,7 +181,7 @@ def play(dialogue: Dialogue, *, octet_by_octet: bool = False) -> None:
     """Play a dialogue, and fail if the proxy does anything else."""
     stage = Stage(policy_of(" ".join(dialogue.all_settings("policy"))))
     for verb in dialogue.all_settings("introduce"):
-        stage.pipeline.ehlo.pass_address(Introduced(verb))
+        stage.pass_address(Introduced(verb))
     for refusal in dialogue.all_settings("refuse XCLIENT"):
         stage.refusal = as_octets(refusal)
     for given in dialogue.all_settings("given"):
