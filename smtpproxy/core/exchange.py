@@ -104,7 +104,7 @@ class Exchange:
         self.refusal = reply
 
     def delay(self, sent: float) -> None:
-        """Set when it was sent, later than the pipeline had it sent; 0.0: it was not sent yet."""
+        """Set the time at which it was really sent, if a fault delays it; 0.0: not sent yet."""
         self.sent = sent
 
     def redact_line(self) -> None:

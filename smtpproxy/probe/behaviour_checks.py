@@ -58,7 +58,7 @@ class RelayResult:
 def data_without_recipients(connector: Connector) -> DataWithoutRecipients:
     """Send DATA after a refused recipient, or without RCPT if the server refuses none.
 
-    DATA is never sent on a connection that has had a recipient accepted: the server may
+    DATA is never sent on a connection on which a recipient was accepted: the server may
     have kept it despite RSET.
     """
     for recipient in _REFUSED:

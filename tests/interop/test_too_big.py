@@ -44,8 +44,8 @@ def bounded(request: pytest.FixtureRequest) -> Iterator[Bounded]:
 def chunks(message: Message, *ends: int) -> bytes:
     """Return the message in chunks that end at these octets, and the last."""
     octets = message.octets
-    places = [0, *ends, len(octets)]
-    parts = [octets[begin:end] for begin, end in pairwise(places)]
+    cuts = [0, *ends, len(octets)]
+    parts = [octets[begin:end] for begin, end in pairwise(cuts)]
     last = len(parts) - 1
     return b"".join(
         b"BDAT %d%s\r\n%s" % (len(part), b" LAST" if index == last else b"", part)
