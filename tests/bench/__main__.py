@@ -241,6 +241,7 @@ def check(context: click.Context, only: str, beside: tuple[str, ...]) -> None:
 @main.command("report")
 @_FROM
 @_ONLY
+@_BESIDE
 @click.option(
     "--readme",
     type=FILE,
@@ -250,13 +251,15 @@ def check(context: click.Context, only: str, beside: tuple[str, ...]) -> None:
     help="The document whose generated part is written; pictures go to deploy/ beside it.",
 )
 @_measuring
-def make_report(options: Options, file: Path | None, only: str, readme: Path) -> None:
+def make_report(
+    options: Options, file: Path | None, only: str, beside: tuple[str, ...], readme: Path
+) -> None:
     """Measure, and write the README's table and its two pictures."""
     _require_place(readme, report.PART)
     if file:
         results = _load(file)
     else:
-        contenders = _contenders(only, (), more=(report.ALONE,))
+        contenders = _contenders(only, beside, more=(report.ALONE,))
         results = _measure_all(report.steps(contenders, options.reps), options)
     for path in report.write(results, readme, readme.parent / "deploy"):
         click.echo(path)

@@ -114,7 +114,8 @@ class Contender:
             return ""
         argv = [str(word) for word in self.version]
         env = {**os.environ, **self.environment}
-        done = subprocess.run(argv, capture_output=True, text=True, env=env, check=False)
+        # Python would import a package from the current directory, not the one that is measured.
+        done = subprocess.run(argv, capture_output=True, text=True, env=env, check=False, cwd="/")
         return (done.stdout + done.stderr).strip().partition("\n")[0]
 
 
@@ -125,7 +126,7 @@ def all_contenders() -> Iterator[Contender]:
 
 def another_smtpproxy(name: str, python: str) -> Contender:
     """Return the smtpproxy installed for another Python, such as another version or build."""
-    contender, *_ = _smtpproxy(name, python)
+    contender, *_ = _smtpproxy(name, str(Path(python).absolute()))  # not resolved: a venv
     return replace(contender, label=name, note=f"the smtpproxy of {python}")
 
 
