@@ -1,6 +1,7 @@
 """The two kinds of plot: bars of many contenders in many scenarios, and lines over growing work."""
 
 import math
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -34,13 +35,14 @@ def bars(
 
     Args:
         title: The title of the picture.
-        notes: Lines below the title.
+        notes: Texts below the title; each begins a line.
         headings: The lines of the heading of each column.
         rows: The contenders, with values in the order of the headings.
     """
-    top = MARGIN + 14 + len(notes) * LINE_HEIGHT + 12
     head = max(map(len, headings)) * LINE_HEIGHT + 6
     width = 2 * MARGIN + BAR_LABEL + len(headings) * (BAR_COLUMN + BAR_GAP) - BAR_GAP
+    notes = _wrapped(notes, width)
+    top = MARGIN + 14 + len(notes) * LINE_HEIGHT + 12
     height = top + head + len(rows) * BAR_ROW + MARGIN
     description = "; ".join(_described(row, headings) for row in rows)
     picture = Picture(width, height, title, description)
@@ -126,10 +128,11 @@ def lines(
     title: str, notes: Sequence[str], panels: Sequence[Panel], panel_width: float = PANEL_WIDTH
 ) -> str:
     """Return a picture of panels, side by side."""
-    top = MARGIN + 14 + len(notes) * LINE_HEIGHT + 40
     longest = max(len(_end_label(panel, each)) for panel in panels for each in panel.series)
     whole = AXIS_LEFT + panel_width + longest * CHARACTER + MARGIN
     width = 2 * MARGIN + len(panels) * whole
+    notes = _wrapped(notes, width)
+    top = MARGIN + 14 + len(notes) * LINE_HEIGHT + 40
     height = top + PANEL_HEIGHT + AXIS_BOTTOM + MARGIN
     picture = Picture(width, height, title, "; ".join(map(_described_panel, panels)))
     _write_head(picture, title, notes)
@@ -269,6 +272,12 @@ def _step(high: float) -> float:
         return 1.0
     power = 10.0 ** math.floor(math.log10(high / 4))
     return max(step for factor in (1, 2, 5) if (step := factor * power) <= high / 4 + 1e-12)
+
+
+def _wrapped(notes: Sequence[str], width: float) -> list[str]:
+    """Return notes in lines that fit into a picture."""
+    most = int((width - 2 * MARGIN) / CHARACTER)
+    return [line for note in notes for line in textwrap.wrap(note, most, break_on_hyphens=False)]
 
 
 def _write_head(picture: Picture, title: str, notes: Sequence[str]) -> None:

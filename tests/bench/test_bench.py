@@ -273,6 +273,14 @@ def test_lines_end_with_their_names_none_over_another() -> None:
     assert abs(ends["a: 2.00"] - ends["b: 2.00"]) >= 12
 
 
+def test_a_long_note_takes_several_lines_of_a_picture() -> None:
+    note = "python -m tests.bench report " + "--beside another=.venv/bin/python " * 5
+    panel = Panel("", "x", [Series("a", [(0, 1), (4, 2)], "ours")])
+    _, *found = texts(lines("title", [note], [panel]))
+    assert max(map(len, found)) < 70
+    assert " ".join(found).startswith(note.strip())
+
+
 def test_a_picture_escapes_what_is_written_in_it() -> None:
     picture = Picture(10, 10, "<title>", "a & b")
     picture.text(1, 2, "<&>")
