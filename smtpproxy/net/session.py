@@ -329,9 +329,6 @@ class Session:
         """
         self._client_blocked = blocked
         self._since = monotonic()
-        if self.faults is not None:
-            self.faults.cancel()
-            self.faults = None  # each knows the other
         backend, unread = self.backend, self.listener_context.timeouts.unread
         if backend is not None and not backend.is_closing():
             if blocked:

@@ -100,8 +100,15 @@ def written(stage: Stage) -> Iterator[str]:
         yield from (f"{mark} {line}" for line in octets.decode().splitlines())
 
 
-async def play(clock: Clock, flags: str, dialogue: str) -> Stage:
-    """Play a dialogue, and fail if the proxy does anything else."""
+async def play(clock: Clock, flags: str, dialogue: str, *, pauses: bool = False) -> Stage:
+    """Play a dialogue, and fail if the proxy does anything else.
+
+    Args:
+        clock: The clock.
+        flags: The values of `--fault`, with semicolons between them.
+        dialogue: The dialogue.
+        pauses: Whether the client does not read for a moment before each event.
+    """
     stage = open_stage(clock, *map(rule_of, filter(None, flags.split(";"))))
     await stage.settle()
     found, over = [], False
@@ -109,6 +116,9 @@ async def play(clock: Clock, flags: str, dialogue: str) -> Stage:
         if line.startswith(("S:", "B>", "closes", "resets")):
             continue
         found.append(line)
+        if pauses and not stage.ended:
+            stage.connection.pause_writing()
+            stage.connection.resume_writing()
         await happen(stage, line)
         found += written(stage)
         if stage.ended and not over:
@@ -569,6 +579,9 @@ S: 250 queued
 }
 
 
+EVERY = BEFORE_CONTENT | {
+    name: (flags, MESSAGE + dialogue[1:]) for name, (flags, dialogue) in AT_THE_END.items()
+}
 CLASSIC = "the classic duplicate: the MTA has the message, and the client does not know"
 
 
@@ -580,6 +593,13 @@ async def test_a_fault_of_a_command(clock: Clock, flags: str, dialogue: str) -> 
 @pytest.mark.parametrize(("flags", "dialogue"), AT_THE_END.values(), ids=AT_THE_END)
 async def test_a_fault_at_the_end_of_data(clock: Clock, flags: str, dialogue: str) -> None:
     await play(clock, flags, MESSAGE + dialogue.removeprefix("\n"))
+
+
+@pytest.mark.parametrize(("flags", "dialogue"), EVERY.values(), ids=EVERY)
+async def test_a_client_that_stops_reading_now_and_then_gets_the_same_faults(
+    clock: Clock, flags: str, dialogue: str
+) -> None:
+    await play(clock, flags, dialogue, pauses=True)
 
 
 async def test_starttls_of_the_proxy_is_refused_too(clock: Clock) -> None:
