@@ -1,13 +1,18 @@
 r"""Faults: dialogues as transcripts, and what holds for any faults.
 
-A dialogue has a line for each event: `C:` the client sends, `B<` the MTA sends, `later` a delay is
-over, `limit` a time limit is reached, `gone` the MTA closes its connection, `eof` the client
-closes its own, `lost` it resets it.  Below it is what the proxy then writes: `S:` to the client,
-`B>` to the MTA, and how it ends: `closes` or `resets` the client's connection.
+`tests/net/transcripts/faults.txt` has the dialogues, each headed by `== what it shows`, then
+`fault:` a value of `--fault`, and `given: greeting` or `given: DATA` if the session has already
+reached that point.  A line for each event follows: `C:` the client sends, `B<` the MTA sends,
+`later` a delay is over, `limit` a time limit is reached, `gone` the MTA closes its connection,
+`eof` the client closes its own, `lost` it resets it.  Below it is what the proxy then writes: `S:`
+to the client, `B>` to the MTA, and how it ends: `closes` or `resets` the client's connection.  `|`
+stands for CRLF within a segment, `{}` for the text of an injected reply.
 """
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -24,22 +29,48 @@ from tests.support.model_mta import Mta, replies_in
 from tests.support.pipeline_stage import seen_by_observers
 
 INJECTED = "3.0 proxy Error: injected fault, a test of smtpproxy"
-MESSAGE = """
-B< 220 mx
-S: 220 mx
-C: MAIL FROM:<a@x>
-B> MAIL FROM:<a@x>
-B< 250 a
-S: 250 a
-C: RCPT TO:<b@y>
-B> RCPT TO:<b@y>
-B< 250 b
-S: 250 b
-C: DATA
-B> DATA
-B< 354 go
-S: 354 go
-"""
+GREETED = ("B< 220 mx", "S: 220 mx")
+GIVEN = {
+    "greeting": GREETED,
+    "DATA": (
+        *GREETED,
+        *("C: MAIL FROM:<a@x>", "B> MAIL FROM:<a@x>", "B< 250 a", "S: 250 a"),
+        *("C: RCPT TO:<b@y>", "B> RCPT TO:<b@y>", "B< 250 b", "S: 250 b"),
+        *("C: DATA", "B> DATA", "B< 354 go", "S: 354 go"),
+    ),
+}
+
+
+@dataclass
+class Dialogue:
+    """One dialogue of the file, with what is given."""
+
+    flags: list[str] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
+
+
+def read() -> dict[str, Dialogue]:
+    """Return the dialogues of the file by name."""
+    found: dict[str, Dialogue] = {}
+    dialogue = Dialogue()
+    for line in TRANSCRIPT.read_text(encoding="utf-8").splitlines():
+        word, _, text = line.partition(" ")
+        if word == "==":
+            assert text not in found, text
+            dialogue = found[text] = Dialogue()
+        elif word == "fault:":
+            dialogue.flags.append(text)
+        elif word == "given:":
+            dialogue.lines.extend(GIVEN[text])
+        elif line and word != "#":
+            dialogue.lines.append(line)
+    return found
+
+
+TRANSCRIPT = Path(__file__).parent / "transcripts" / "faults.txt"
+DIALOGUES = read()
+CLASSIC = "the classic duplicate: the MTA has the message, and the client does not know"
+each_dialogue = pytest.mark.parametrize("dialogue", DIALOGUES.values(), ids=DIALOGUES)
 
 
 @pytest.fixture(autouse=True)
@@ -97,22 +128,21 @@ def written(stage: Stage) -> Iterator[str]:
     """Yield what the proxy has written since the last call, and how it ended."""
     for mark, octets in (("S:", stage.gets()), ("B>", stage.servers[0].heard())):
         assert not octets or octets.endswith(b"\r\n")
-        yield from (f"{mark} {line}" for line in octets.decode().splitlines())
+        yield from (f"{mark} {line}" if line else mark for line in octets.decode().splitlines())
 
 
-async def play(clock: Clock, flags: str, dialogue: str, *, pauses: bool = False) -> Stage:
+async def play(clock: Clock, dialogue: Dialogue, *, pauses: bool = False) -> Stage:
     """Play a dialogue, and fail if the proxy does anything else.
 
     Args:
         clock: The clock.
-        flags: The values of `--fault`, with semicolons between them.
         dialogue: The dialogue.
         pauses: Whether the client does not read for a moment before each event.
     """
-    stage = open_stage(clock, *map(rule_of, filter(None, flags.split(";"))))
+    stage = open_stage(clock, *map(rule_of, dialogue.flags))
     await stage.settle()
     found, over = [], False
-    for line in dialogue.strip().splitlines():
+    for line in dialogue.lines:
         if line.startswith(("S:", "B>", "closes", "resets")):
             continue
         found.append(line)
@@ -126,480 +156,20 @@ async def play(clock: Clock, flags: str, dialogue: str, *, pauses: bool = False)
             resets = stage.client.state == "aborted"
             found.append(f"{'resets' if resets else 'closes'}: {stage.ended}")
             assert stage.servers[0].transport.state == "aborted"
-    assert "\n".join(found) == dialogue.strip().replace("{}", INJECTED)
+    assert found == [line.replace("{}", INJECTED) for line in dialogue.lines]
     return stage
 
 
-BEFORE_CONTENT = {
-    "a refused recipient: the MTA never gets it, and the rest is in order": (
-        "RCPT 450 recipient=c@*",
-        """
-B< 220 mx
-S: 220 mx
-C: MAIL FROM:<a@x>|RCPT TO:<b@y>|RCPT TO:<c@y>|RCPT TO:<d@y>|DATA
-B> MAIL FROM:<a@x>
-B< 250 a
-B> RCPT TO:<b@y>
-B< 250 b
-S: 250 a
-S: 250 b
-S: 450 4.{}
-B> RCPT TO:<d@y>
-B< 250 d
-B> DATA
-B< 354 go
-S: 250 d
-S: 354 go
-C: text|.
-B> text
-B> .
-B< 250 queued
-S: 250 queued
-""",
-    ),
-    "if each recipient is refused, so is DATA, by the proxy": (
-        "RCPT 550",
-        """
-B< 220 mx
-S: 220 mx
-C: MAIL FROM:<a@x>|RCPT TO:<b@y>|DATA
-B> MAIL FROM:<a@x>
-B< 250 a
-S: 250 a
-S: 550 5.{}
-S: 554 5.5.1 Error: no valid recipients
-""",
-    ),
-    "a refused MAIL": (
-        "MAIL 451",
-        """
-B< 220 mx
-S: 220 mx
-C: MAIL FROM:<a@x>
-S: 451 4.{}
-C: NOOP
-B> NOOP
-B< 250 ok
-S: 250 ok
-""",
-    ),
-    "a refused EHLO; HELO is another command": (
-        "EHLO 502",
-        """
-B< 220 mx
-S: 220 mx
-C: EHLO x
-S: 502 5.{}
-C: HELO x
-B> HELO x
-B< 250 mx
-S: 250 mx
-""",
-    ),
-    "a refused DATA: the client goes on with commands": (
-        "DATA 451",
-        """
-B< 220 mx
-S: 220 mx
-C: MAIL FROM:<a@x>|RCPT TO:<b@y>|DATA
-B> MAIL FROM:<a@x>
-B< 250 a
-B> RCPT TO:<b@y>
-B< 250 b
-S: 250 a
-S: 250 b
-S: 451 4.{}
-C: RSET
-B> RSET
-B< 250 ok
-S: 250 ok
-""",
-    ),
-    "421 ends the session": (
-        "MAIL 421",
-        """
-B< 220 mx
-S: 220 mx
-C: MAIL FROM:<a@x>|RCPT TO:<b@y>
-S: 421 4.{}
-closes: fault_injected
-""",
-    ),
-    "a refused greeting": (
-        "CONNECT 554",
-        """
-B< 220 mx
-S: 554 5.{}
-closes: fault_injected
-""",
-    ),
-    "a closed connection in place of the greeting": (
-        "CONNECT close",
-        """
-B< 220 mx
-closes: fault_injected
-""",
-    ),
-    "a greeting that comes late, with what the MTA said meanwhile": (
-        "CONNECT delay:2",
-        """
-B< 220 mx
-B< 421 bye
-later
-S: 220 mx
-S: 421 bye
-closes: backend_closed
-""",
-    ),
-    "a greeting that never comes": (
-        "CONNECT stall",
-        """
-B< 220 mx
-C: EHLO x
-limit
-S: 421 4.4.2 proxy Error: timeout exceeded
-closes: greeting_time_limit
-""",
-    ),
-    "the MTA closes while the greeting is late: it is not down": (
-        "CONNECT stall",
-        """
-B< 220 mx
-gone
-S: 421 4.4.2 proxy Error: connection to mail server lost
-closes: backend_lost
-""",
-    ),
-    "a command that comes late": (
-        "RCPT delay:2",
-        """
-B< 220 mx
-S: 220 mx
-C: MAIL FROM:<a@x>|RCPT TO:<b@y>
-B> MAIL FROM:<a@x>
-B< 250 a
-C: DATA
-later
-B> RCPT TO:<b@y>
-B< 250 b
-B> DATA
-B< 354 go
-S: 250 a
-S: 250 b
-S: 354 go
-""",
-    ),
-    "a command that the MTA never gets": (
-        "RCPT stall",
-        """
-B< 220 mx
-S: 220 mx
-C: MAIL FROM:<a@x>|RCPT TO:<b@y>
-B> MAIL FROM:<a@x>
-B< 250 a
-limit
-S: 250 a
-S: 421 4.4.2 proxy Error: timeout exceeded
-closes: command_time_limit
-""",
-    ),
-    "the MTA goes away while a command waits": (
-        "RCPT delay:2",
-        """
-B< 220 mx
-S: 220 mx
-C: RCPT TO:<b@y>
-gone
-S: 421 4.4.2 proxy Error: connection to mail server lost
-closes: backend_lost
-""",
-    ),
-    "a connection closed at a command: the replies before it come first": (
-        "RCPT close",
-        """
-B< 220 mx
-S: 220 mx
-C: MAIL FROM:<a@x>|RCPT TO:<b@y>|DATA
-B> MAIL FROM:<a@x>
-B< 250 a
-S: 250 a
-closes: fault_injected
-""",
-    ),
-    "a connection reset at a command": (
-        "RCPT reset",
-        """
-B< 220 mx
-S: 220 mx
-C: MAIL FROM:<a@x>|RCPT TO:<b@y>|DATA
-B> MAIL FROM:<a@x>
-B< 250 a
-S: 250 a
-resets: fault_injected
-""",
-    ),
-    "a connection closed after the reply of the MTA": (
-        "MAIL close-after",
-        """
-B< 220 mx
-S: 220 mx
-C: MAIL FROM:<a@x>|RCPT TO:<b@y>
-B> MAIL FROM:<a@x>
-B< 250-a|250 a
-closes: fault_injected
-""",
-    ),
-    "a connection reset after the reply of the MTA": (
-        "DATA reset-after",
-        """
-B< 220 mx
-S: 220 mx
-C: DATA
-B> DATA
-B< 354 go
-resets: fault_injected
-""",
-    ),
-    "a command that the proxy refuses itself has no reply of the MTA": (
-        "DATA close-after",
-        """
-B< 220 mx
-S: 220 mx
-C: MAIL FROM:<a@x>|RCPT TO:<b@y>|DATA
-B> MAIL FROM:<a@x>
-B< 250 a
-B> RCPT TO:<b@y>
-B< 550 b
-S: 250 a
-S: 550 b
-S: 554 5.5.1 Error: no valid recipients
-C: NOOP
-B> NOOP
-B< 250 ok
-S: 250 ok
-""",
-    ),
-    "a client that breaks the protocol is refused for that": (
-        "DATA 451",
-        """
-B< 220 mx
-S: 220 mx
-C: DATA|text
-S: 554 5.5.0 Error: SMTP protocol synchronization
-closes: not_synchronized
-""",
-    ),
-    "a reply that is none ends the session as ever": (
-        "MAIL close-after",
-        """
-B< 220 mx
-S: 220 mx
-C: MAIL FROM:<a@x>
-B> MAIL FROM:<a@x>
-B< what
-S: 421 4.3.0 proxy Error: mail server broke the protocol
-closes: backend_violation
-""",
-    ),
-    "BDAT: its payload follows, so the session ends with the reply": (
-        "BDAT 451",
-        """
-B< 220 mx
-S: 220 mx
-C: EHLO x
-B> EHLO x
-B< 250-mx|250 CHUNKING
-S: 250-mx
-S: 250-CHUNKING
-S: 250 PIPELINING
-C: MAIL FROM:<a@x>|RCPT TO:<b@y>|BDAT 3 LAST|a
-B> MAIL FROM:<a@x>
-B< 250 a
-B> RCPT TO:<b@y>
-B< 250 b
-S: 250 a
-S: 250 b
-S: 451 4.{}
-closes: fault_injected
-""",
-    ),
-    "the last chunk is an end of data, whatever is in a chunk": (
-        "END_OF_DATA close-after",
-        """
-B< 220 mx
-S: 220 mx
-C: EHLO x
-B> EHLO x
-B< 250-mx|250 CHUNKING
-S: 250-mx
-S: 250-CHUNKING
-S: 250 PIPELINING
-C: MAIL FROM:<a@x>|RCPT TO:<b@y>|BDAT 5||.|BDAT 3 LAST|a
-B> MAIL FROM:<a@x>
-B< 250 a
-B> RCPT TO:<b@y>
-B< 250 b
-B> BDAT 5
-B>\x20
-B> .
-B< 250 chunk
-S: 250 a
-S: 250 b
-S: 250 chunk
-B> BDAT 3 LAST
-B> a
-B< 250 queued
-closes: fault_injected
-""",
-    ),
-}
-AT_THE_END = {
-    "a reply in place of the end of data: the MTA gets none, and the session ends": (
-        "END_OF_DATA 451",
-        """
-C: text|.|QUIT
-S: 451 4.{}
-closes: content_refused
-""",
-    ),
-    "content that comes in pieces": (
-        "END_OF_DATA 451",
-        """
-C: text
-B> text
-C: ..
-B> ..
-C: .
-S: 451 4.{}
-closes: content_refused
-""",
-    ),
-    "an empty message": (
-        "END_OF_DATA 554",
-        """
-C: .
-S: 554 5.{}
-closes: content_refused
-""",
-    ),
-    "the classic duplicate: the MTA has the message, and the client does not know": (
-        "END_OF_DATA close-after",
-        """
-C: text|.
-B> text
-B> .
-B< 250 queued
-closes: fault_injected
-""",
-    ),
-    "the same with a reset": (
-        "END_OF_DATA reset-after",
-        """
-C: text|.
-B> text
-B> .
-B< 250 queued
-resets: fault_injected
-""",
-    ),
-    "a closed connection in place of the end of data": (
-        "END_OF_DATA close",
-        """
-C: text|.
-closes: fault_injected
-""",
-    ),
-    "an end of data that comes late; what follows waits": (
-        "END_OF_DATA delay:5",
-        """
-C: text|.|NOOP
-later
-B> text
-B> .
-B< 250 queued
-S: 250 queued
-B> NOOP
-""",
-    ),
-    "an end of data that comes late: a client that resets its connection has sent nothing": (
-        "END_OF_DATA delay:5",
-        """
-C: text|.
-lost
-closes: client_lost
-""",
-    ),
-    "an end of data that comes late: a half-close is served to its end": (
-        "END_OF_DATA delay:5",
-        """
-C: text|.
-eof
-later
-B> text
-B> .
-""",
-    ),
-    "an end of data that never comes": (
-        "END_OF_DATA stall",
-        """
-C: text|.|NOOP
-limit
-S: 421 4.4.2 proxy Error: timeout exceeded
-closes: end_of_data_time_limit
-""",
-    ),
-    "the MTA refuses while its end of data is late: no command follows in the content": (
-        "END_OF_DATA delay:5",
-        """
-C: text|.|NOOP
-B< 452 full
-S: 452 full
-closes: content_refused
-""",
-    ),
-    "no 250 of the MTA is taken for content that it has not got": (
-        "END_OF_DATA stall",
-        """
-C: text|.|NOOP
-B< 250 queued
-S: 421 4.3.0 proxy Error: mail server broke the protocol
-closes: backend_violation
-""",
-    ),
-    "a message to somebody else": (
-        "END_OF_DATA 451 recipient=z@*;END_OF_DATA 451 sender=z@*;DATA 451 client=10.0.0.0/8",
-        """
-C: text|.
-B> text
-B> .
-B< 250 queued
-S: 250 queued
-""",
-    ),
-}
+@each_dialogue
+async def test_a_dialogue_with_faults(clock: Clock, dialogue: Dialogue) -> None:
+    await play(clock, dialogue)
 
 
-EVERY = BEFORE_CONTENT | {
-    name: (flags, MESSAGE + dialogue[1:]) for name, (flags, dialogue) in AT_THE_END.items()
-}
-CLASSIC = "the classic duplicate: the MTA has the message, and the client does not know"
-
-
-@pytest.mark.parametrize(("flags", "dialogue"), BEFORE_CONTENT.values(), ids=BEFORE_CONTENT)
-async def test_a_fault_of_a_command(clock: Clock, flags: str, dialogue: str) -> None:
-    await play(clock, flags, dialogue)
-
-
-@pytest.mark.parametrize(("flags", "dialogue"), AT_THE_END.values(), ids=AT_THE_END)
-async def test_a_fault_at_the_end_of_data(clock: Clock, flags: str, dialogue: str) -> None:
-    await play(clock, flags, MESSAGE + dialogue.removeprefix("\n"))
-
-
-@pytest.mark.parametrize(("flags", "dialogue"), EVERY.values(), ids=EVERY)
+@each_dialogue
 async def test_a_client_that_stops_reading_now_and_then_gets_the_same_faults(
-    clock: Clock, flags: str, dialogue: str
+    clock: Clock, dialogue: Dialogue
 ) -> None:
-    await play(clock, flags, dialogue, pauses=True)
+    await play(clock, dialogue, pauses=True)
 
 
 async def test_starttls_of_the_proxy_is_refused_too(clock: Clock) -> None:
@@ -617,14 +187,14 @@ async def test_starttls_of_the_proxy_is_refused_too(clock: Clock) -> None:
 async def test_what_happened_is_reported_with_the_reply_that_the_client_did_not_get(
     clock: Clock,
 ) -> None:
-    stage = await play(clock, "END_OF_DATA close-after", MESSAGE + AT_THE_END[CLASSIC][1][1:])
+    stage = await play(clock, DIALOGUES[CLASSIC])
     assert stage.watcher.notes == [("fault_injected", {"reason": "END_OF_DATA close-after"})]
     content = stage.watcher.exchanges[-1]
     assert (content.code, [step.reply for step in content.all_steps]) == (0, [b"250 queued\r\n"])
 
 
 async def test_a_refused_command_counts_as_not_sent(clock: Clock) -> None:
-    stage = await play(clock, *BEFORE_CONTENT["a refused MAIL"])
+    stage = await play(clock, DIALOGUES["a refused MAIL"])
     mail = stage.watcher.exchanges[1]
     assert (mail.code, mail.sent, mail.all_steps) == (451, 0.0, ())
     assert mail.refusal == mail.reply
