@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path as FilePath
 
 from smtpproxy.config import token_file
-from smtpproxy.config.decoding import BAD, dotted
+from smtpproxy.config.decoding import BAD, KeyProblem, dotted
 from smtpproxy.config.schema import (
     BackendSettings,
     CertificateSettings,
@@ -87,7 +87,7 @@ def certificate_problems(settings: Settings) -> list[str]:
     return [f"{dotted(key_path)}: {what}" for key_path, what in problems(settings)]
 
 
-def problems(settings: Settings) -> Iterator[tuple[KeyPath, str]]:
+def problems(settings: Settings) -> Iterator[KeyProblem]:
     """Yield unusable files: the key path in the settings, and the problem."""
     for name, listener in ({} if settings.listeners is BAD else settings.listeners).items():
         if listener is not BAD:
@@ -97,9 +97,7 @@ def problems(settings: Settings) -> Iterator[tuple[KeyPath, str]]:
             yield from _problems_of_backend(backend, ("backends", name))
 
 
-def _problems_of_listener(
-    listener: ListenerSettings, key_path: KeyPath
-) -> Iterator[tuple[KeyPath, str]]:
+def _problems_of_listener(listener: ListenerSettings, key_path: KeyPath) -> Iterator[KeyProblem]:
     if listener.certificate in ("", BAD) or listener.ciphers is BAD:
         return
     yield from _problems_of(listener, key_path, listener.ciphers)
@@ -108,9 +106,7 @@ def _problems_of_listener(
             yield from _problems_of(each, (*key_path, "sni", host), listener.ciphers)
 
 
-def _problems_of_backend(
-    backend: BackendSettings, key_path: KeyPath
-) -> Iterator[tuple[KeyPath, str]]:
+def _problems_of_backend(backend: BackendSettings, key_path: KeyPath) -> Iterator[KeyProblem]:
     if backend.ca_file not in ("", BAD):
         try:
             ssl.create_default_context(cafile=backend.ca_file)
@@ -128,7 +124,7 @@ def _problems_of_backend(
 
 def _problems_of(
     served: CertificateSettings | ListenerSettings, key_path: KeyPath, ciphers: str
-) -> Iterator[tuple[KeyPath, str]]:
+) -> Iterator[KeyProblem]:
     first = yield from _problems_of_pair(served, key_path, "", ciphers)
     if served.ecdsa_certificate == "":
         return
@@ -150,7 +146,7 @@ def _problems_of_pair(
     key_path: KeyPath,
     prefix: str,
     ciphers: str,
-) -> Generator[tuple[KeyPath, str], None, bool]:
+) -> Generator[KeyProblem, None, bool]:
     """Yield the problems of a certificate and its key; return whether there are none."""
     certificate, key = (getattr(served, f"{prefix}{name}") for name in ("certificate", "key"))
     if BAD in (certificate, key):

@@ -25,6 +25,8 @@ RESPELT: Final[dict[KeyPath, str]] = {
 }
 """Hints for keys that do not exist and are likely to be tried."""
 
+KeyProblem = tuple[KeyPath, str]
+"""The key path of a setting, and what is wrong with it."""
 Marks = tuple[object, ...]
 """The metadata of an Annotated type."""
 
@@ -75,7 +77,7 @@ class SettingsDecoder:
     """Decodes values into the types of the settings and collects the problems."""
 
     def __init__(self) -> None:
-        self.found: list[tuple[KeyPath, str]] = []
+        self.found: list[KeyProblem] = []
 
     def add(self, path: KeyPath, text: str) -> None:
         """Add a problem of the value at `path`."""

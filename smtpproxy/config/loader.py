@@ -23,7 +23,15 @@ from smtpproxy.config import (
     token_file,
 )
 from smtpproxy.config.address import Address
-from smtpproxy.config.decoding import BAD, ConfigError, Problem, SettingsDecoder, dotted, shown
+from smtpproxy.config.decoding import (
+    BAD,
+    ConfigError,
+    KeyProblem,
+    Problem,
+    SettingsDecoder,
+    dotted,
+    shown,
+)
 from smtpproxy.config.schema import (
     AdminAddress,
     BackendSettings,
@@ -36,7 +44,7 @@ from smtpproxy.config.schema import (
     WorkerCount,
 )
 from smtpproxy.config.toml_lines import find_lines, line_of
-from smtpproxy.config.validation import KeyProblem, contradictions
+from smtpproxy.config.validation import contradictions
 
 _FLAG_BACKEND = "backend-1"
 

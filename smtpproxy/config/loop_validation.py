@@ -8,10 +8,9 @@ import socket
 from collections.abc import Callable, Iterator, Sequence
 
 from smtpproxy.config.address import Address, canonical
-from smtpproxy.config.decoding import BAD, dotted, show
+from smtpproxy.config.decoding import BAD, KeyProblem, dotted, show
 from smtpproxy.config.own_addresses import is_own
 from smtpproxy.config.schema import Settings
-from smtpproxy.config.validation import KeyProblem
 
 LookUp = Callable[[str], Sequence[str]]
 """Returns the IP addresses of a host name."""

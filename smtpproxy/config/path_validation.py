@@ -4,12 +4,11 @@ import os
 from collections.abc import Iterator
 from pathlib import Path as FilePath
 
-from smtpproxy.config.decoding import BAD
+from smtpproxy.config.decoding import BAD, KeyProblem
 from smtpproxy.config.schema import Settings
-from smtpproxy.config.toml_lines import KeyPath
 
 
-def problems(settings: Settings) -> Iterator[tuple[KeyPath, str]]:
+def problems(settings: Settings) -> Iterator[KeyProblem]:
     """Yield unusable directories: the key path in the settings, and the problem."""
     trace = settings.trace
     if trace is BAD or BAD in (trace.directory, trace.when) or trace.when == "off":

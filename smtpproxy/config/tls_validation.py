@@ -5,7 +5,7 @@ Any value may be BAD in `problems`; its problem has been reported already.
 
 from collections.abc import Iterator
 
-from smtpproxy.config.decoding import BAD, show
+from smtpproxy.config.decoding import BAD, KeyProblem, show
 from smtpproxy.config.own_addresses import is_own
 from smtpproxy.config.schema import (
     CERTIFICATE_FILES,
@@ -15,9 +15,6 @@ from smtpproxy.config.schema import (
     Settings,
 )
 from smtpproxy.config.toml_lines import KeyPath
-
-KeyProblem = tuple[KeyPath, str]
-"""The key path of a setting, and what is wrong with it."""
 
 
 def problems(settings: Settings) -> Iterator[KeyProblem]:

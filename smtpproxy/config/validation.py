@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from msgspec.structs import astuple
 
 from smtpproxy.config.address import Address
-from smtpproxy.config.decoding import BAD, dotted, instead, show, shown
+from smtpproxy.config.decoding import BAD, KeyProblem, dotted, instead, show, shown
 from smtpproxy.config.schema import (
     AdminSettings,
     LimitSettings,
@@ -19,11 +19,8 @@ from smtpproxy.config.schema import (
     Settings,
     TraceSettings,
 )
-from smtpproxy.config.toml_lines import KeyPath
 from smtpproxy.core.capabilities import NEVER_PASSED
 
-KeyProblem = tuple[KeyPath, str]
-"""The key path of a setting, and what is wrong with it."""
 _EVERY = frozenset(("0.0.0.0", "::"))  # noqa: S104
 _OTEL_MODULES = ("opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http")
 _HOSTS = {"localhost": ("127.0.0.1", "::1")}
