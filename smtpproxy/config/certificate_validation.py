@@ -34,6 +34,19 @@ def served(settings: Settings) -> Iterator[tuple[str, str, str]]:
                     yield listener, host, file
 
 
+def certificates_of(
+    listener: ListenerSettings, key_path: KeyPath
+) -> Iterator[tuple[KeyPath, CertificateSettings | ListenerSettings]]:
+    """Yield the settings of each certificate for clients, and their key path.
+
+    They are those of the listener itself, and of each host name in its `sni` that is not BAD.
+    """
+    yield key_path, listener
+    for host, each in ({} if listener.sni is BAD else listener.sni).items():
+        if each is not BAD:
+            yield (*key_path, "sni", host), each
+
+
 def expiries(settings: Settings) -> Iterator[tuple[str, str, float]]:
     """Yield when each certificate expires: listener, host name or DEFAULT, Unix time.
 
@@ -100,10 +113,8 @@ def problems(settings: Settings) -> Iterator[KeyProblem]:
 def _problems_of_listener(listener: ListenerSettings, key_path: KeyPath) -> Iterator[KeyProblem]:
     if listener.certificate in ("", BAD) or listener.ciphers is BAD:
         return
-    yield from _problems_of(listener, key_path, listener.ciphers)
-    for host, each in ({} if listener.sni is BAD else listener.sni).items():
-        if each is not BAD:
-            yield from _problems_of(each, (*key_path, "sni", host), listener.ciphers)
+    for where, each in certificates_of(listener, key_path):
+        yield from _problems_of(each, where, listener.ciphers)
 
 
 def _problems_of_backend(backend: BackendSettings, key_path: KeyPath) -> Iterator[KeyProblem]:

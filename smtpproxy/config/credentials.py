@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path as FilePath
 
+from smtpproxy.config.certificate_validation import certificates_of
 from smtpproxy.config.decoding import BAD
 from smtpproxy.config.schema import BACKEND_FILES, CERTIFICATE_FILES, Settings
 from smtpproxy.config.toml_lines import KeyPath
@@ -33,12 +34,11 @@ def invisible(settings: Settings) -> Iterator[tuple[KeyPath, str]]:
 def _files(settings: Settings) -> Iterator[tuple[KeyPath, object]]:
     """Yield every setting that names a file to read."""
     for name, listener in ({} if settings.listeners is BAD else settings.listeners).items():
-        pairs: dict[KeyPath, object] = {("listeners", name): listener}
-        if listener is not BAD and listener.sni is not BAD:
-            pairs |= {("listeners", name, "sni", host): each for host, each in listener.sni.items()}
-        for key_path, pair in pairs.items():
+        if listener is BAD:
+            continue
+        for key_path, served in certificates_of(listener, ("listeners", name)):
             for key in CERTIFICATE_FILES:
-                yield (*key_path, key), getattr(pair, key, BAD)
+                yield (*key_path, key), getattr(served, key)
     for name, backend in ({} if settings.backends is BAD else settings.backends).items():
         for key in BACKEND_FILES:
             yield ("backends", name, key), getattr(backend, key, BAD)

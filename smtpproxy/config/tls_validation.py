@@ -5,12 +5,12 @@ Any value may be BAD in `problems`; its problem has been reported already.
 
 from collections.abc import Iterator
 
+from smtpproxy.config.certificate_validation import certificates_of
 from smtpproxy.config.decoding import BAD, KeyProblem, show
 from smtpproxy.config.own_addresses import is_own
 from smtpproxy.config.schema import (
     CERTIFICATE_FILES,
     BackendSettings,
-    CertificateSettings,
     ListenerSettings,
     Settings,
 )
@@ -115,11 +115,8 @@ def _old_clients(listener: ListenerSettings, key_path: KeyPath) -> Iterator[KeyP
             (*key_path, "ciphers"),
             'is not used: with minimum_tls = "1.3" there are no old ciphers',
         )
-    pairs: dict[KeyPath, CertificateSettings | ListenerSettings] = {key_path: listener}
-    if listener.sni is not BAD:
-        pairs |= {(*key_path, "sni", host): each for host, each in listener.sni.items()}
-    for where, pair in pairs.items():
-        if pair is not BAD and pair.ecdsa_key not in ("", BAD) and pair.ecdsa_certificate == "":
+    for where, pair in certificates_of(listener, key_path):
+        if pair.ecdsa_key not in ("", BAD) and pair.ecdsa_certificate == "":
             yield (*where, "ecdsa_key"), "is not used without ecdsa_certificate"
 
 
