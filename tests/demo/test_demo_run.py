@@ -41,12 +41,18 @@ def test_the_proxy_makes_up_for_every_fault(
     assert shown.err == ""
 
 
+def picture_between(shown: str, begin: str, end: str, waits: int) -> str:
+    """Return a part of what is shown; its dialogue has 9 waits directly, and `waits` proxied."""
+    picture = shown[shown.index(begin) : shown.index(end)]
+    assert re.search(r"directly +9 waits", picture)
+    assert re.search(rf"through smtpproxy +{waits} waits", picture)
+    return picture
+
+
 def test_nine_waits_become_four(capsys: pytest.CaptureFixture[str]) -> None:
     assert demonstrate() == 0
     shown = capsys.readouterr().out
-    picture = shown[shown.index("(b)") : shown.index("(c)")]
-    assert re.search(r"directly +9 waits", picture)
-    assert re.search(r"through smtpproxy +4 waits", picture)
+    picture = picture_between(shown, "(b)", "(c)", 4)
     assert "MAIL | RCPT | RCPT | RCPT | DATA" in picture
     assert "250 | 250 | 250 | 250 | 354" in picture
     assert "PIPELINING" in picture
@@ -58,10 +64,7 @@ def test_nine_waits_become_two_with_early_pipelining(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "110")
     assert demonstrate() == 0
-    shown = capsys.readouterr().out
-    picture = shown[shown.index("(g)") : shown.index("\ndialogue")]
-    assert re.search(r"directly +9 waits", picture)
-    assert re.search(r"through smtpproxy +2 waits", picture)
+    picture = picture_between(capsys.readouterr().out, "(g)", "\ndialogue", 2)
     assert "EHLO | MAIL | RCPT | RCPT | RCPT | DATA" in picture
     assert "PIPECONNECT" in picture
 

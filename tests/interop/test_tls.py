@@ -35,21 +35,29 @@ def servers(port: int, more: str = "") -> str:
     return f'servers = ["127.0.0.1:{port}"]\n{more}'
 
 
+def openssl(
+    port: int, ca: Path, *options: str, commands: bytes
+) -> subprocess.CompletedProcess[bytes]:
+    """Run OpenSSL's client with STARTTLS and these commands; it verifies the certificate."""
+    return subprocess.run(
+        [
+            *(command("openssl"), "s_client", "-connect", f"127.0.0.1:{port}"),
+            *("-starttls", "smtp", "-name", "client.example"),
+            *("-CAfile", str(ca), "-verify_return_error", *options),
+        ],
+        input=commands,
+        capture_output=True,
+        timeout=30,
+        check=False,
+    )
+
+
 def test_openssl_verifies_the_certificate_and_is_served(keys: Path) -> None:
     """The MTA takes EHLO once only, and answers the second one with 503."""
     with opensmtpd() as mta, configured(STARTTLS.format(keys), servers(mta.port)) as (port, _):
-        done = subprocess.run(
-            [
-                *(command("openssl"), "s_client", "-connect", f"127.0.0.1:{port}"),
-                *("-starttls", "smtp", "-name", "client.example", "-quiet"),
-                *("-CAfile", str(keys / "ca.pem"), "-verify_return_error"),
-                *("-servername", "mx.example"),
-            ],
-            input=b"EHLO client.example\r\nMAIL FROM:<a@sender.example>\r\nQUIT\r\n",
-            capture_output=True,
-            timeout=30,
-            check=False,
-        )
+        commands = b"EHLO client.example\r\nMAIL FROM:<a@sender.example>\r\nQUIT\r\n"
+        options = ("-quiet", "-servername", "mx.example")
+        done = openssl(port, keys / "ca.pem", *options, commands=commands)
         lines = done.stdout.splitlines()
     assert b"250 PIPELINING" in lines, done.stderr
     assert lines[-1].startswith(b"221 ")
@@ -82,17 +90,9 @@ def test_openssl_is_served_in_every_version_with_either_certificate(
         f'ecdsa_certificate = "{tmp_path}/ECDSA.pem"\nminimum_tls = "1.0"\nciphers = "legacy"'
     )
     with opensmtpd() as mta, configured(listener, servers(mta.port)) as (port, _):
-        done = subprocess.run(
-            [
-                *(command("openssl"), "s_client", "-connect", f"127.0.0.1:{port}"),
-                *("-starttls", "smtp", "-name", "client.example", "-crlf", "-ign_eof"),
-                *("-verify_return_error", "-CAfile", str(tmp_path / "ca.pem"), *options),
-            ],
-            input=b"EHLO client.example\nMAIL FROM:<a@sender.example>\nquit\n",
-            capture_output=True,
-            timeout=30,
-            check=False,
-        )
+        commands = b"EHLO client.example\nMAIL FROM:<a@sender.example>\nquit\n"
+        more = ("-crlf", "-ign_eof", *options)
+        done = openssl(port, tmp_path / "ca.pem", *more, commands=commands)
     shown = done.stdout.decode()
     assert "250 PIPELINING" in shown, shown + done.stderr.decode()
     version, cipher = agreed
