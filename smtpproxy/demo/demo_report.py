@@ -18,10 +18,9 @@ WAYS = {False: "directly", True: "through smtpproxy"}
 BAR = 26
 """The width of the longest bar of a dialogue, in terminal cells."""
 TABLE_BAR = 13
-"""The width in cells of the bars in the summary."""
+"""The width of the longest bar in the summary, in terminal cells."""
 WIDEST = 200
 """Wider than the table can be, to measure it."""
-"""The width of the longest bar in the summary."""
 GAP = 4
 """The cells between two drawings side by side."""
 BLOCK, ASCII_BLOCK = "■", "#"

@@ -61,9 +61,7 @@ class Event:
         return self.rewritten_level if values.get("rewritten") else self.level
 
 
-SESSION: Final = (
-    *("fault", "session", "client_ip", "client_port", "listener", "backend", "server"),
-)
+SESSION: Final = ("fault", "session", "client_ip", "client_port", "listener", "backend", "server")
 """The fields that each event of a session begins with."""
 _MESSAGE: Final = (
     *SESSION,

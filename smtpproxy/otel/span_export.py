@@ -33,7 +33,9 @@ EVENTS_OF_SPAN = 32
 CLOSE_S = 2.0
 """How long the end of a worker waits for the last spans to be sent."""
 LOGGED_EVERY_S = 60.0
+"""The shortest interval between two log lines about lost spans."""
 REASON_BYTES = 512
+"""The most bytes that are logged of the reason."""
 
 
 class SpanExport:
