@@ -14,6 +14,8 @@ from tests.bench.scenarios import ROUND_TRIP_MS, SCENARIOS, Kind, Scenario, name
 from tests.bench.tables import TIMES, made_by, measured_on, written
 
 OURS = "smtpproxy"
+COMPILED = "smtpproxy-compiled"
+"""The label of the compiled build, if it is measured with `--beside`."""
 ALONE = "direct"
 PART = "benchmark"
 COST_FILE, SAVING_FILE = "benchmark-cost.svg", "benchmark-saving.svg"
@@ -116,6 +118,8 @@ def _pipelines(results: Results, name: str) -> bool:
 
 def _beneath(results: Results) -> str:
     ours = results.versions.get(OURS, "")
+    if COMPILED in results.labels:
+        ours += f"; {COMPILED} is the wheel that pip builds with `SMTPPROXY_COMPILE=1`"
     return (
         f"CPU per message, all processes together; {_reference(results)}'s in microseconds, "
         f"the others as multiples of it. Measured by `{results.command}` on "
