@@ -290,8 +290,8 @@ class Closed(Struct, tag_field="what", tag="closed", omit_defaults=True, gc=Fals
     backend: Name = ""
     """The backend's name in the settings."""
     client_rtt_s: Seconds | None = None
-    """The round-trip time to the client, or to a load balancer in front, as TCP had measured it
-    when the server was connected; left out if it was not measured, and on a Unix socket."""
+    """The round-trip time to the client, or to a load balancer in front, as TCP has measured it
+    until the server is connected; left out if it was not measured, and on a Unix socket."""
 
 
 Record = Opened | ServerGivenUp | Connected | Noted | Exchanged | Gap | Closed
