@@ -132,8 +132,8 @@ def main(control: int) -> int:
         return 1
     log.configure(start.settings.log.level, start.settings.log.format)
     log.adopt_uncaught()
-    # Objects loaded so far are permanent; collecting them again cost a third of all CPU (bench S1).
     keep_freed_buffers()
+    # Objects loaded so far are permanent; collecting them again cost a third of all CPU (bench S1).
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 50)
