@@ -8,14 +8,13 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 import click
 import msgspec
 
 from smtpproxy.config.address import canonical_network
 from smtpproxy.control_socket import control_client, locations
-from smtpproxy.text.console import say
+from smtpproxy.text.console import fail, say
 from smtpproxy.text.number_options import WholeNumber
 from smtpproxy.trace import terminal
 from smtpproxy.trace.live_output import (
@@ -121,16 +120,16 @@ def watch(
         show = _output(follow, capture)
         stream = control_client.Stream(request.target, socket_paths)
     except control_client.NoAnswer as error:
-        _fail(str(error))
+        fail(str(error))
     except OSError as error:
-        _fail(f"cannot write {capture}: {error.strerror}")
+        fail(f"cannot write {capture}: {error.strerror}")
     watched = _Watched(show, count, f"watching {', '.join(clients)}; Ctrl-C ends it")
     is_over = False
     with stream.connection, until_the_reader_leaves():
         is_over = not any(map(watched.take, _batches(stream)))
     watched.report()
     if is_over:
-        _fail("the service has ended the watch: it stops, or a new version took over")
+        fail("the service has ended the watch: it stops, or a new version took over")
     sys.exit(INCOMPLETE if watched.lost else 0)
 
 
@@ -151,7 +150,7 @@ def _batches(stream: control_client.Stream) -> Iterator[list[bytes]]:
                 return
             unread += octets
             if len(unread) > LINE_BYTES:
-                _fail("the service sent a line that is too long")
+                fail("the service sent a line that is too long")
 
 
 class _Watched:
@@ -182,7 +181,7 @@ class _Watched:
                     self.lost += number
                 case FileHeader() as header:
                     if header.version != VERSION:
-                        _fail("the service is another version of smtpproxy: reload it")
+                        fail("the service is another version of smtpproxy: reload it")
                 case record:
                     records.append((record, len(line)))
                     self._sessions += isinstance(record, Closed)
@@ -195,7 +194,7 @@ class _Watched:
         try:
             return read_line(line)
         except msgspec.MsgspecError:
-            _fail("the service sent a line that is no record: is it of another version?")
+            fail("the service sent a line that is no record: is it of another version?")
 
     def report(self) -> None:
         """Print how many sessions were shown, and how many records are missing."""
@@ -255,8 +254,3 @@ def _output(follow: bool, capture: str | None) -> _Records | _Sessions:
     if follow:
         return _Records(LiveLines() if capture is None else LiveCapture(capture))
     return _Sessions(LiveSessions() if capture is None else LiveCapture(capture))
-
-
-def _fail(text: str) -> NoReturn:
-    say(f"smtpproxy: {text}", err=True)
-    sys.exit(1)

@@ -11,7 +11,7 @@ from smtpproxy.config.address import Address, parse_server
 from smtpproxy.probe import json_report, probe_report, probe_run, suggested_config
 from smtpproxy.probe.connector import ProbeOptions
 from smtpproxy.probe.findings import Findings
-from smtpproxy.text.console import Terminal, say
+from smtpproxy.text.console import Terminal, fail, say
 from smtpproxy.text.number_options import Seconds
 
 _NARROWEST, _WIDE = 60, 110
@@ -112,16 +112,14 @@ def _examine(options: ProbeOptions) -> Findings:
         with Terminal(stderr=True).status(_step(options, "connecting")) as status:
             return probe_run.examine(options, lambda step: status.update(_step(options, step)))
     except probe_run.Unreachable as error:
-        say(f"smtpproxy: {options.address}: {error}", err=True)
-        sys.exit(1)
+        fail(f"{options.address}: {error}")
 
 
 def _report(found: Findings, *, settings_only: bool) -> None:
     if not settings_only:
         probe_report.show(_console(), found)
     if found.refusal:
-        say(f"smtpproxy: {found.address}: {found.refusal}", err=True)
-        sys.exit(1)
+        fail(f"{found.address}: {found.refusal}")
     if not settings_only:
         for line in ("", "Settings to start with:", ""):
             say(line)

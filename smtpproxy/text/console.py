@@ -4,8 +4,10 @@ Nothing in a reply, a trace file, a certificate or a settings file can control t
 a line or reorder one.
 """
 
+import sys
 from collections.abc import Iterable
 from shutil import get_terminal_size
+from typing import NoReturn
 
 import click
 from rich.console import Console, ConsoleDimensions, ConsoleOptions, RenderableType
@@ -52,6 +54,12 @@ class Terminal(Console):
 def say(text: str, *, err: bool = False) -> None:
     """Print one line of text without any style."""
     click.echo(printable(text), err=err)
+
+
+def fail(text: str) -> NoReturn:
+    """Print why the command failed, and end it with exit code 1."""
+    say(f"smtpproxy: {text}", err=True)
+    sys.exit(1)
 
 
 def _safe(text: Text) -> Text:

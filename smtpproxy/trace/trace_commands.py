@@ -24,7 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from smtpproxy.config.address import Address, parse_server
-from smtpproxy.text.console import Terminal, say
+from smtpproxy.text.console import Terminal, fail, say
 from smtpproxy.text.escaping import printable
 from smtpproxy.text.number_options import WholeNumber
 from smtpproxy.timeline.labels import BAD, GOOD
@@ -266,7 +266,7 @@ def stats(
         try:
             page.write_text(statistics_page.page(found), encoding="utf-8")
         except OSError as error:
-            _fail(f"cannot write {page}: {error.strerror}")
+            fail(f"cannot write {page}: {error.strerror}")
         say(f"wrote {page}", err=True)
     if as_json:
         say(json.dumps(msgspec.to_builtins(found)))
@@ -335,7 +335,7 @@ def follow(directory: Path, text: str | None, capture: str | None) -> None:
     try:
         show = LiveLines() if capture is None else LiveCapture(capture)
     except OSError as error:
-        _fail(f"cannot write {capture}: {error.strerror}")
+        fail(f"cannot write {capture}: {error.strerror}")
     follower = _Follower(directory)
     if not directory.exists():  # it is created with the first record
         say(f"waiting for {directory}, which does not exist yet", err=True)
@@ -374,7 +374,7 @@ class _Follower:
         try:
             return files_of(self._directory) if self._directory.exists() else []
         except OSError as error:
-            _fail(f"cannot read {self._directory}: {error.strerror}")
+            fail(f"cannot read {self._directory}: {error.strerror}")
 
     def _new(self, path: Path) -> TraceFile:
         return TraceFile(path, self.problems)
@@ -448,9 +448,9 @@ def export(
             page.write_text(html_page.page(found[0]), encoding="utf-8")
             say(f"wrote {page}", err=True)
     except OSError as error:
-        _fail(f"cannot write {error.filename or capture}: {error.strerror}")
+        fail(f"cannot write {error.filename or capture}: {error.strerror}")
     except ValueError as error:
-        _fail(str(error))
+        fail(str(error))
     _finish(reader, found)
 
 
@@ -463,7 +463,7 @@ def _choose(reader: TraceReader, chosen: SessionFilter, last: int | None) -> lis
     names = [each.session for each in latest.sessions()]
     if not names:
         _report(reader)
-        _fail(f"no session matches in {reader.path}")
+        fail(f"no session matches in {reader.path}")
     say(terminal.counted(len(names), "session"), err=True)
     return names
 
@@ -497,7 +497,7 @@ def replay(directory: Path, session: str, target: str, lock_step: bool, full_spe
         result = asyncio.run(play_again(found, address, lock_step=lock_step, as_fast=full_speed))
     except OSError as error:
         why = os.strerror(error.errno) if error.errno else str(error) or "timed out"
-        _fail(f"cannot connect to {target}: {why}")
+        fail(f"cannot connect to {target}: {why}")
     terminal.console().print(_difference(result))
     if result.stopped:
         say(f"stopped: {result.stopped}", err=True)
@@ -528,7 +528,7 @@ def _reader(directory: Path) -> TraceReader:
     try:
         return TraceReader(directory)
     except OSError as error:
-        _fail(f"cannot read {directory}: {error.strerror}")
+        fail(f"cannot read {directory}: {error.strerror}")
 
 
 def _find(reader: TraceReader, name: str) -> RecordedSession:
@@ -536,7 +536,7 @@ def _find(reader: TraceReader, name: str) -> RecordedSession:
         return reader.session(name)
     except ValueError as error:
         _report(reader)
-        _fail(f"{error} in {reader.path}")
+        fail(f"{error} in {reader.path}")
 
 
 def _finish(
@@ -564,8 +564,3 @@ def _report(reader: TraceReader) -> None:
     if problems.count:
         read = terminal.counted(problems.count, "record or file", "records or files")
         say(f"smtpproxy: {read} could not be read", err=True)
-
-
-def _fail(text: str) -> NoReturn:
-    say(f"smtpproxy: {text}", err=True)
-    sys.exit(1)
