@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from smtpproxy.control_socket import control_client, locations
+from smtpproxy.text.escaping import printable
 
 
 @click.command(
@@ -34,7 +35,7 @@ def health(*, ready: bool, control: Path | None) -> None:
     try:
         status, text = control_client.ask("/readyz" if ready else "/healthz", socket_paths)
     except control_client.NoAnswer as error:
-        click.echo(f"smtpproxy: {error}", err=True)
+        click.echo(f"smtpproxy: {printable(str(error))}", err=True)
         sys.exit(1)
-    click.echo(text)
+    click.echo(printable(text))  # text.console would load rich
     sys.exit(0 if status == 200 else 1)

@@ -1,9 +1,6 @@
 """`smtpproxy trace watch`: what it makes of the lines of a service, whole or in parts."""
 
-import socket
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,30 +10,11 @@ from smtpproxy.cli import main
 from smtpproxy.control_socket import watch_command
 from smtpproxy.trace.records import HEADER, Closed, Exchanged, Opened, Record, encode
 from smtpproxy.trace.watch import RecordsLost, Watching, encode_line
+from tests.support.control_service import control_service
 
 OK = b"HTTP/1.0 200 OK\r\n\r\n"
 BEGIN = OK + HEADER + encode_line(Watching()) + b"\n"
 Watch = Callable[..., Result]
-
-
-@contextmanager
-def service(path: Path, parts: Sequence[bytes], asked: list[bytes]) -> Iterator[None]:
-    """Stand for a service that sends these parts, and then closes unless the client does."""
-
-    def serve() -> None:
-        connection, _ = listening.accept()
-        with connection:
-            asked.append(connection.recv(4096))
-            for part in parts:
-                connection.sendall(part)
-
-    with socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(str(path))
-        listening.listen()
-        thread = threading.Thread(target=serve)
-        thread.start()
-        yield
-        thread.join()
 
 
 @pytest.fixture
@@ -52,8 +30,9 @@ def watch(tmp_path: Path, asked: list[bytes]) -> Watch:
     def run(parts: Sequence[bytes], *options: str) -> Result:
         path = tmp_path / f"control{len(asked)}"
         arguments = ["trace", "watch", "--control", str(path), "--client", "192.0.2.7", *options]
-        with service(path, parts, asked):
+        with control_service(path, *parts) as requests:
             result = CliRunner().invoke(main, arguments, env={"COLUMNS": "120"})
+        asked.extend(requests)
         assert result.exception is None or isinstance(result.exception, SystemExit)
         return result
 

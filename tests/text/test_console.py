@@ -5,12 +5,9 @@ import io
 import json
 import logging
 import re
-import socket
 import ssl
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -39,6 +36,7 @@ from smtpproxy.trace.content_capture import CaptureMode
 from smtpproxy.trace.recorder import TraceRecorder
 from smtpproxy.trace.rotating_files import RotatingFiles
 from tests.probe.server import Server
+from tests.support.control_service import control_service
 from tests.support.hostile_text import (
     FORGED,
     LINE,
@@ -151,32 +149,13 @@ def test_trace_follow(
     assert MARKUP in run("trace", "follow", "-d", trace).stdout
 
 
-@contextmanager
-def service(path: Path, answer: bytes) -> Iterator[None]:
-    """Stand for a service that gives one client of its control socket an answer, and stops."""
-
-    def serve() -> None:
-        connection, _ = listening.accept()
-        with connection:
-            connection.recv(4096)
-            connection.sendall(answer)
-
-    with socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(str(path))
-        listening.listen()
-        thread = threading.Thread(target=serve)
-        thread.start()
-        yield
-        thread.join()
-
-
 @pytest.mark.parametrize("options", [[], ["--follow"]], ids=["sessions", "follow"])
 def test_trace_watch(
     trace: Path, run: Callable[..., Result], tmp_path: Path, options: list[str]
 ) -> None:
     lines = (trace / "trace-1.jsonl").read_bytes()
     control = ("--control", tmp_path / "sock", "--client", "192.0.2.1")
-    with service(tmp_path / "sock", b"HTTP/1.0 200 OK\r\n\r\n" + lines):
+    with control_service(tmp_path / "sock", b"HTTP/1.0 200 OK\r\n\r\n" + lines):
         result = run("trace", "watch", *control, *options)
     assert MARKUP in result.stdout
     assert "the service has ended the watch" in result.stderr
@@ -190,9 +169,14 @@ def test_trace_watch(
 def test_trace_watch_of_another_program(
     run: Callable[..., Result], tmp_path: Path, answer: bytes
 ) -> None:
-    with service(tmp_path / "sock", answer):
+    with control_service(tmp_path / "sock", answer):
         control = ("--control", tmp_path / "sock", "--client", "192.0.2.1")
         assert run("trace", "watch", *control).exit_code == 1
+
+
+def test_health_of_another_program(run: Callable[..., Result], tmp_path: Path) -> None:
+    with control_service(tmp_path / "sock", b"HTTP/1.0 503 x\r\n\r\n" + OCTETS):
+        assert run("health", "--control", tmp_path / "sock").exit_code == 1
 
 
 class Directory:
