@@ -5,7 +5,6 @@ records or files could not be read.
 """
 
 import asyncio
-import heapq
 import json
 import os
 import sys
@@ -29,6 +28,7 @@ from smtpproxy.text.escaping import printable
 from smtpproxy.text.number_options import WholeNumber
 from smtpproxy.timeline.labels import BAD, GOOD
 from smtpproxy.trace import html_page, pcapng, statistics_page, statistics_report, terminal
+from smtpproxy.trace.latest_sessions import LatestSessions
 from smtpproxy.trace.live_output import (
     LiveCapture,
     LiveLines,
@@ -58,7 +58,7 @@ PROGRESS_BYTES = 64 * 1024 * 1024
 LISTED_BYTES = 64 * 1024 * 1024
 """The most bytes of records that `list` keeps; of more, it shows the latest."""
 CHOSEN_SESSIONS = 250_000
-"""The most sessions that `stats` counts if options choose them, and that `--header` finds."""
+"""The most sessions that `stats` and `export` take if options choose them, and `--header` finds."""
 EXPORTED_BYTES = 64 * 1024 * 1024
 """The most bytes of records that become one capture file."""
 FOLLOWED_RECORDS = 1000
@@ -83,6 +83,7 @@ _future_directory = _in_directory(type=click.Path(path_type=Path))
 _last = click.option(
     "-n", "--last", type=WholeNumber(1, example=10), metavar="N", help="Only the latest N."
 )
+_html = partial(click.option, "--html", "page", type=click.Path(path_type=Path), metavar="FILE")
 
 
 @click.group()
@@ -118,14 +119,14 @@ def list_sessions(chosen: SessionFilter, directory: Path, last: int | None, as_j
     """
     chosen = _with_header(directory, chosen)
     reader = _reader(directory)
-    found = _Latest(last)
+    found: LatestSessions[Closed] = LatestSessions(last, LISTED_BYTES)
     for each, size in _with_progress(reader, reader.closed_sessions()):
         if chosen.matches(each):
-            found.add(each, size)
+            found.add(each.opened, each, size)
     if as_json:
-        _print_json(found.sessions())
+        _print_json(found.kept())
     else:
-        _print_table(found.sessions())
+        _print_table(found.kept())
         click.echo(terminal.counted(found.count, "session"), err=True)
     if found.too_many:
         more = terminal.counted(found.too_many, "earlier session")
@@ -148,35 +149,6 @@ def _print_json(found: Sequence[Record]) -> None:
         say(json.dumps(msgspec.to_builtins(record)))
 
 
-class _Latest:
-    """The latest sessions, in bounded memory."""
-
-    def __init__(self, last: int | None) -> None:
-        self._last = last
-        self._kept: list[tuple[float, int, int, Closed]] = []  # a heap, the earliest one first
-        self._bytes = 0
-        self.count = self.too_many = 0
-
-    def add(self, session: Closed, size: int) -> None:
-        """Add a session."""
-        self.count += 1
-        heapq.heappush(self._kept, (session.opened, self.count, size, session))
-        self._bytes += size
-        if self._last is not None and len(self._kept) > self._last:
-            self._drop()
-        while self._bytes > LISTED_BYTES:
-            self._drop()
-            self.too_many += 1
-
-    def _drop(self) -> None:
-        _, _, size, _ = heapq.heappop(self._kept)
-        self._bytes -= size
-
-    def sessions(self) -> list[Closed]:
-        """Return them in the order in which they began."""
-        return [session for *_, session in sorted(self._kept, key=lambda each: each[:2])]
-
-
 def _with_header(directory: Path, chosen: SessionFilter) -> SessionFilter:
     """Return a filter that knows the sessions which have the header field."""
     if chosen.header is None:
@@ -191,28 +163,6 @@ def _with_header(directory: Path, chosen: SessionFilter) -> SessionFilter:
     if not is_recorded:
         say("no header is recorded here: the setting trace.content chooses that", err=True)
     return replace(chosen, sessions=sessions)
-
-
-class _LatestIds:
-    """The ids of the latest sessions, in bounded memory."""
-
-    def __init__(self, last: int | None) -> None:
-        self._most = min(last or CHOSEN_SESSIONS, CHOSEN_SESSIONS)
-        self._kept: list[tuple[float, int, str]] = []  # a heap, the earliest one first
-        self._count = 0
-
-    def add(self, session: Closed) -> None:
-        """Add a session."""
-        self._count += 1
-        heapq.heappush(self._kept, (session.opened, self._count, session.session))
-        if len(self._kept) > self._most:
-            heapq.heappop(self._kept)
-
-    def ids(self) -> set[str]:
-        """Return them, and report it if there are fewer than were asked for."""
-        if len(self._kept) == CHOSEN_SESSIONS < self._count:
-            say(f"only the latest {CHOSEN_SESSIONS:,} of these sessions count", err=True)
-        return {session for *_, session in self._kept}
 
 
 def _with_progress(reader: TraceReader, found: Iterator[Read]) -> Iterator[Read]:
@@ -238,13 +188,7 @@ def _with_progress(reader: TraceReader, found: Iterator[Read]) -> Iterator[Read]
 @filter_options
 @_last
 @click.option("--json", "as_json", is_flag=True, help="Print them as one JSON object.")
-@click.option(
-    "--html",
-    "page",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Write them as an HTML page that needs nothing else.",
-)
+@_html(help="Write them as an HTML page that needs nothing else.")
 def stats(
     chosen: SessionFilter, directory: Path, last: int | None, as_json: bool, page: Path | None
 ) -> None:
@@ -256,18 +200,14 @@ def stats(
     """
     ids = None
     if chosen != SessionFilter() or last is not None:
-        ids = _ids_of(directory, _with_header(directory, chosen), last)
+        ids = set(_ids_of(_reader(directory), _with_header(directory, chosen), last))
     reader = _reader(directory)
     collector = StatisticsCollector(ids)
     for records in _with_progress(reader, reader.decoded(DECODER)):
         collector.add(records)
     found = collector.report()
     if page is not None:
-        try:
-            page.write_text(statistics_page.page(found), encoding="utf-8")
-        except OSError as error:
-            fail(f"cannot write {page}: {error.strerror}")
-        say(f"wrote {page}", err=True)
+        _write_page(page, statistics_page.page(found))
     if as_json:
         say(json.dumps(msgspec.to_builtins(found)))
     elif page is None:
@@ -276,14 +216,23 @@ def stats(
     _finish(reader)
 
 
-def _ids_of(directory: Path, chosen: SessionFilter, last: int | None) -> set[str]:
-    """Return the ids of the sessions that options choose."""
-    reader = _reader(directory)
-    latest = _LatestIds(last)
+def _ids_of(reader: TraceReader, chosen: SessionFilter, last: int | None) -> list[str]:
+    """Return the ids of the sessions that options choose, in the order in which they began."""
+    latest: LatestSessions[str] = LatestSessions(last, CHOSEN_SESSIONS)
     for each, _ in _with_progress(reader, reader.closed_sessions()):
         if chosen.matches(each):
-            latest.add(each)
-    return latest.ids()
+            latest.add(each.opened, each.session)
+    if latest.too_many:
+        say(f"only the latest {CHOSEN_SESSIONS:,} of these sessions count", err=True)
+    return latest.kept()
+
+
+def _write_page(path: Path, page: str) -> None:
+    try:
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        fail(f"cannot write {path}: {error.strerror}")
+    say(f"wrote {path}", err=True)
 
 
 @trace.command(
@@ -399,13 +348,7 @@ class _Follower:
     metavar="FILE",
     help="For Wireshark: both connections, also what was inside TLS.  - for standard output.",
 )
-@click.option(
-    "--html",
-    "page",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="An HTML page with the drawing of the live page.",
-)
+@_html(help="An HTML page with the drawing of the live page.")
 def export(
     chosen: SessionFilter,
     directory: Path,
@@ -431,41 +374,34 @@ def export(
     if session is not None:
         found = [_find(reader, session)]
     else:
-        names = _choose(reader, chosen, last)
+        names = _ids_of(reader, chosen, last)
+        if not names:
+            _report(reader)
+            fail(f"no session matches in {reader.path}")
+        say(terminal.counted(len(names), "session"), err=True)
         reader = _reader(directory)  # reads all again
         found = reader.sessions(names, EXPORTED_BYTES)
     try:
         if capture is not None:
-            octets = pcapng.capture(*found)
-            file = capture_file(capture)
-            with until_the_reader_leaves():
-                file.write(octets)
-                file.flush()
-            if capture != "-":
-                file.close()
-                say(f"wrote {capture}", err=True)
+            _write_capture(capture, pcapng.capture(*found))
         if page is not None:
-            page.write_text(html_page.page(found[0]), encoding="utf-8")
-            say(f"wrote {page}", err=True)
-    except OSError as error:
-        fail(f"cannot write {error.filename or capture}: {error.strerror}")
+            _write_page(page, html_page.page(found[0]))
     except ValueError as error:
         fail(str(error))
     _finish(reader, found)
 
 
-def _choose(reader: TraceReader, chosen: SessionFilter, last: int | None) -> list[str]:
-    """Return the ids of the sessions that options choose; end the command if there are none."""
-    latest = _Latest(last)
-    for each, size in _with_progress(reader, reader.closed_sessions()):
-        if chosen.matches(each):
-            latest.add(each, size)
-    names = [each.session for each in latest.sessions()]
-    if not names:
-        _report(reader)
-        fail(f"no session matches in {reader.path}")
-    say(terminal.counted(len(names), "session"), err=True)
-    return names
+def _write_capture(path: str, octets: bytes) -> None:
+    try:
+        file = capture_file(path)
+        with until_the_reader_leaves():
+            file.write(octets)
+            file.flush()
+        if path != "-":
+            file.close()
+            say(f"wrote {path}", err=True)
+    except OSError as error:
+        fail(f"cannot write {path}: {error.strerror}")
 
 
 @trace.command(

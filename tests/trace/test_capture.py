@@ -167,6 +167,15 @@ class TestOneFile:
         assert re.search(r"\d+ records left out: more than 64 MiB", result.stderr)
         assert commands((tmp_path / "x").read_bytes())
 
+    def test_the_latest_are_exported_if_too_many_are_chosen(
+        self, recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(trace_commands, "CHOSEN_SESSIONS", 2)
+        result = export("-d", recorded, "--address", "192.0.2.1", "--pcapng", tmp_path / "x")
+        assert "only the latest 2 of these sessions count" in result.stderr
+        octets = (tmp_path / "x").read_bytes()
+        assert sorted(commands(octets).values()) == sorted([CLIENT, MTA] * 2)
+
     def test_a_terminal_gets_no_capture(self, monkeypatch: pytest.MonkeyPatch) -> None:
         class Terminal:
             def isatty(self) -> bool:
