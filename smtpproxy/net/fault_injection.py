@@ -49,8 +49,8 @@ class FaultySession(BackendEvents, Protocol):
     observer: SessionObserver
 
     @property
-    def greetings(self) -> Greetings:
-        """The server selection."""
+    def server_selection(self) -> Greetings:
+        """What reads the greeting of a server."""
 
     def give_up_server(self, why: str, now: float) -> None:
         """Try the next server."""
@@ -94,13 +94,12 @@ class FaultInjector:
         self._pipeline = session.pipeline
         self._faults = faults
         self._timer: asyncio.Handle | None = None
-        self._greeting: bytes | None = None  # while the client does not get it
+        self._greeting = b""  # what the client does not get yet
         self._intercepted: Exchange | None = None  # the command that was intercepted last,
         self._waits = False  # and whether it must wait
         self._content = b""  # the last octets of the message content sent
         self._withheld: Exchange | None = None  # the content whose end the MTA does not get yet
-        self._awaited: Exchange | None = None  # whose reply closes the connection,
-        self._after: FaultRule | None = None  # by this rule
+        self._awaited: tuple[Exchange, FaultRule] | None = None  # whose reply closes the connection
         self._reader = ReplyReader(REPLY_LIMIT)
         self._pipeline.intercept_with(self._intercept)
 
@@ -130,21 +129,21 @@ class FaultInjector:
 
     def backend_lost(self, backend: asyncio.Transport) -> None:
         """Pass it on, unless the server has greeted: then it is not to blame."""
-        if self._greeting is None:
-            self._session.backend_lost(backend)
-        else:
+        if self._greeting:
             self._session.finish(self._pipeline.backend_lost)
+        else:
+            self._session.backend_lost(backend)
 
     def backend_received(self, octets: bytes) -> None:
         """Pass octets of the MTA on, unless a fault concerns them."""
-        if self._greeting is not None:
+        if self._greeting:
             self._greeting += octets
             if len(self._greeting) > REPLY_LIMIT:
                 self._release_greeting()
-        elif self._session.greetings.open:
+        elif self._session.server_selection.open:
             self._take_greeting(octets)
         elif self._awaited is not None:
-            self._take_answer(self._awaited, octets)
+            self._take_answer(*self._awaited, octets)
         else:
             if self._withheld is not None:
                 self._withheld.delay(0.0)  # so no reply is taken for that to the end of data
@@ -152,7 +151,7 @@ class FaultInjector:
 
     def _take_greeting(self, octets: bytes) -> None:
         session = self._session
-        octets, why_not = session.greetings.receive(octets)
+        octets, why_not = session.server_selection.receive(octets)
         if why_not:
             session.give_up_server(why_not, monotonic())
             return
@@ -171,11 +170,10 @@ class FaultInjector:
             session.cut(reset=rule.action in _RESETS)
 
     def _release_greeting(self) -> None:
-        greeting, self._greeting = self._greeting, None
-        assert greeting is not None
+        greeting, self._greeting = self._greeting, b""
         self._session.backend_received(greeting)
 
-    def _take_answer(self, exchange: Exchange, octets: bytes) -> None:
+    def _take_answer(self, exchange: Exchange, rule: FaultRule, octets: bytes) -> None:
         """Close the client's connection instead of passing on the reply to this exchange."""
         reader, in_flight = self._reader, self._pipeline.in_flight
         reader.receive(octets)
@@ -191,8 +189,6 @@ class FaultInjector:
             self._awaited, self._reader = None, ReplyReader(REPLY_LIMIT)
             self._session.backend_received(octets)
             return
-        rule = self._after
-        assert rule is not None
         self._note(rule)
         exchange.add_step(b"" if exchange.verb.secret else found[1], monotonic())
         self._session.cut(reset=rule.action in _RESETS)
@@ -216,7 +212,7 @@ class FaultInjector:
         if rule is None:
             return False
         if rule.action in _AFTER:
-            self._awaited, self._after = exchange, rule
+            self._awaited = exchange, rule
             return False
         self._note(rule)
         if rule.action is FaultAction.REPLY:
@@ -260,7 +256,7 @@ class FaultInjector:
         content = pipeline.in_flight[0]
         rule = self._faults.for_command(content)
         if rule is None or rule.action in _AFTER:
-            self._awaited, self._after = (content, rule) if rule else (None, None)
+            self._awaited = (content, rule) if rule else None
             pipeline.send_backend(octets)
             return
         self._note(rule)
@@ -268,11 +264,10 @@ class FaultInjector:
             content.replace_reply(rule.reply % pipeline.policy.hostname)
             return
         self._withheld = content
-        self._delay(rule, partial(self._send_end, octets))
+        self._delay(rule, partial(self._send_end, content, octets))
 
-    def _send_end(self, octets: bytes) -> None:
-        content, self._withheld = self._withheld, None
-        assert content is not None
+    def _send_end(self, content: Exchange, octets: bytes) -> None:
+        self._withheld = None
         content.delay(monotonic())
         self._pipeline.send_backend(octets)
 

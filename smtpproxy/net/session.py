@@ -298,11 +298,6 @@ class Session:
         """The receiver of backend events: the fault injector, if there is one."""
         return self.faults or self
 
-    @property
-    def greetings(self) -> ServerSelection:
-        """What reads the greeting of a server."""
-        return self.server_selection
-
     def cut(self, *, reset: bool) -> None:
         """End the session without a reply, by a fault, and close the client's connection.
 
