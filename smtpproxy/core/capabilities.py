@@ -84,11 +84,6 @@ class RewrittenOffer:
     chunking: bool
     """Whether the client is offered CHUNKING."""
 
-    @property
-    def lines(self) -> bytes:
-        """The lines after the first one, which may name the client."""
-        return self.reply.partition(b"\r\n")[2]
-
 
 CACHED_OCTETS: Final = 4096
 """The longest EHLO reply whose filtered lines are cached; of many long ones a cache would grow."""
@@ -196,6 +191,11 @@ def with_pipeconnect(reply: bytes) -> bytes:
     start = reply.rfind(b"\n", 0, -1) + 1
     last = reply[start:]
     return b"%b%b-%b%b PIPECONNECT\r\n" % (reply[:start], last[:3], last[4:], last[:3])
+
+
+def capability_lines(reply: bytes) -> bytes:
+    """Return an EHLO reply without its first line, which may name the client."""
+    return reply.partition(b"\r\n")[2]
 
 
 def words(reply: bytes) -> dict[bytes, frozenset[bytes]]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from smtpproxy.core import capabilities, verbs
-from smtpproxy.core.capabilities import CapabilityFilter
+from smtpproxy.core.capabilities import CapabilityFilter, capability_lines
 from smtpproxy.core.exchange import Exchange
 from smtpproxy.core.policy import BackendTls, SessionPolicy
 
@@ -47,7 +47,7 @@ class NegotiatedExtensions:
         offer = capabilities.offer(reply, keep, policy.message_bytes, policy.recipients)
         self.pipelining = offer.pipelining and policy.use_pipelining
         self.chunking = offer.chunking
-        return self._with_early_pipelining(offer.reply, _lines(reply), keep)
+        return self._with_early_pipelining(offer.reply, reply, keep)
 
     def offer_for_helo(self, reply: bytes) -> bytes:
         """Return the client's EHLO reply, given the backend's reply to HELO."""
@@ -56,23 +56,25 @@ class NegotiatedExtensions:
         reply = capabilities.offer_for_helo(reply, keep, policy.recipients)
         return self._with_early_pipelining(reply, b"", keep)
 
-    def _with_early_pipelining(self, reply: bytes, offered: bytes, keep: CapabilityFilter) -> bytes:
+    def _with_early_pipelining(self, reply: bytes, ehlo: bytes, keep: CapabilityFilter) -> bytes:
         """Add PIPECONNECT to a reply if the client would get the same offer from each server.
 
         The client may keep the offer for days, and then send its first commands by it.
 
         Args:
             reply: The EHLO reply for the client.
-            offered: The capability lines of the server.
+            ehlo: The server's EHLO reply; empty if it knows only HELO.
             keep: Which capabilities pass.
         """
         policy = self._policy
         if not policy.early_pipelining or keep.hide & {b"PIPELINING", b"PIPECONNECT"}:
             return reply
-        offers = self.offers(offered)
+        offers = self.offers(capability_lines(ehlo))
         passed = {
-            capabilities.offer(each, keep, policy.message_bytes, policy.recipients).lines
-            for each in {b"250-\r\n" + each for each in offers}
+            capabilities.offer(
+                b"250-\r\n" + each, keep, policy.message_bytes, policy.recipients
+            ).reply
+            for each in set(offers)
         }
         return capabilities.with_pipeconnect(reply) if len(passed) == 1 else reply
 
@@ -100,11 +102,6 @@ class NegotiatedExtensions:
     def clear(self) -> None:
         """Use no extension, as after HELO (RFC 5321 section 4.1.1.1)."""
         self.pipelining = self.chunking = False
-
-
-def _lines(reply: bytes) -> bytes:
-    """Return a reply without its first line."""
-    return reply.partition(b"\r\n")[2]
 
 
 def _only_this_one(offered: bytes) -> Sequence[bytes]:

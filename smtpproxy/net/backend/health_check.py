@@ -6,6 +6,7 @@ It then sends EHLO and QUIT, so that the MTA's log shows a short but correct ses
 import asyncio
 from typing import cast
 
+from smtpproxy.core.capabilities import capability_lines
 from smtpproxy.core.replies import ReplyReader
 from smtpproxy.core.violations import BackendViolation
 from smtpproxy.net.backend.server_pool import Server
@@ -50,7 +51,7 @@ async def _converse(server: Server, dialogue: "_CheckConnection", hostname: str)
         return _why("greeted", code)
     dialogue.say(f"EHLO {hostname}")
     code = await dialogue.reply()
-    offer = dialogue.last.partition(b"\r\n")[2]
+    offer = capability_lines(dialogue.last)
     if code in (500, 502):
         dialogue.say(f"HELO {hostname}")  # RFC 5321 section 3.2
         code = await dialogue.reply()
