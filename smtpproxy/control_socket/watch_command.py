@@ -7,6 +7,7 @@ when this command ends, however it does.
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -125,7 +126,7 @@ def watch(
         fail(f"cannot write {capture}: {error.strerror}")
     watched = _Watched(show, count, f"watching {', '.join(clients)}; Ctrl-C ends it")
     is_over = False
-    with stream.connection, until_the_reader_leaves():
+    with stream.connection, suppress(KeyboardInterrupt), until_the_reader_leaves():
         is_over = not any(map(watched.take, _batches(stream)))
     watched.report()
     if is_over:

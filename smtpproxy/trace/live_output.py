@@ -6,22 +6,13 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, NoReturn
+from typing import BinaryIO
 
 import click
 
-from smtpproxy.text.console import Terminal
 from smtpproxy.trace import pcapng, terminal
 from smtpproxy.trace.reader import RecordedSession, for_people, printable_record
 from smtpproxy.trace.records import Record
-
-
-class LiveTerminal(Terminal):
-    """A terminal that may be a pipe whose reader leaves."""
-
-    def on_broken_pipe(self) -> NoReturn:
-        """Report it to `until_the_reader_leaves`."""
-        raise BrokenPipeError
 
 
 class LiveCapture:
@@ -58,7 +49,7 @@ class LiveLines:
     """Prints records as lines."""
 
     def __init__(self) -> None:
-        self._console = terminal.console(LiveTerminal)
+        self._console = terminal.console()
 
     def write(self, records: Iterable[Record]) -> None:
         """Print each record that has a line."""
@@ -71,7 +62,7 @@ class LiveSessions:
     """Prints whole sessions as drawings."""
 
     def __init__(self) -> None:
-        self._console = terminal.console(LiveTerminal)
+        self._console = terminal.console()
 
     def show(self, session: RecordedSession) -> None:
         """Print a session, and an empty line."""
@@ -115,7 +106,7 @@ def wait(timeout_s: float, readable: int | None = None) -> bool:
 
 @contextmanager
 def until_the_reader_leaves() -> Iterator[None]:
-    """End a block quietly when the reader of its output leaves, or at Ctrl-C."""
+    """End a block quietly when the reader of its output leaves."""
     try:
         yield
     except BrokenPipeError:
@@ -123,5 +114,3 @@ def until_the_reader_leaves() -> Iterator[None]:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, sys.stdout.fileno())
             os.close(nowhere)
-    except KeyboardInterrupt:
-        pass

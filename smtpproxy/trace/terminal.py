@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import groupby, zip_longest
+from typing import NoReturn
 
 from rich.console import Console, RenderableType
 from rich.text import Text
@@ -47,9 +48,17 @@ DATE = len("2026-11-25")
 """The width of a date; the time goes below it."""
 
 
-def console(kind: type[Terminal] = Terminal) -> Terminal:
-    """Return the terminal or pipe that standard output is."""
-    made = kind()
+class _Output(Terminal):
+    """A terminal, or a pipe whose reader may leave."""
+
+    def on_broken_pipe(self) -> NoReturn:
+        """Report it to `live_output.until_the_reader_leaves`."""
+        raise BrokenPipeError
+
+
+def console() -> Terminal:
+    """Return the terminal or pipe that standard output is; see `until_the_reader_leaves`."""
+    made = _Output()
     if not made.is_terminal and "COLUMNS" not in os.environ:
         made.width = PIPED_WIDTH
     return made

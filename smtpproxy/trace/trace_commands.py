@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -123,11 +124,13 @@ def list_sessions(chosen: SessionFilter, directory: Path, last: int | None, as_j
     for each, size in _with_progress(reader, reader.closed_sessions()):
         if chosen.matches(each):
             found.add(each.opened, each, size)
-    if as_json:
-        _print_json(found.kept())
-    else:
-        _print_table(found.kept())
-        click.echo(terminal.counted(found.count, "session"), err=True)
+    with until_the_reader_leaves():
+        if as_json:
+            _print_json(found.kept())
+        else:
+            _print_table(found.kept())
+    if not as_json:
+        say(terminal.counted(found.count, "session"), err=True)
     if found.too_many:
         more = terminal.counted(found.too_many, "earlier session")
         say(f"{more} left out: choose with --since and --until", err=True)
@@ -208,11 +211,12 @@ def stats(
     found = collector.report()
     if page is not None:
         _write_page(page, statistics_page.page(found))
-    if as_json:
-        say(json.dumps(msgspec.to_builtins(found)))
-    elif page is None:
-        console = terminal.console()
-        console.print(statistics_report.lines_of(found, console.width))
+    with until_the_reader_leaves():
+        if as_json:
+            say(json.dumps(msgspec.to_builtins(found)))
+        elif page is None:
+            console = terminal.console()
+            console.print(statistics_report.lines_of(found, console.width))
     _finish(reader)
 
 
@@ -254,10 +258,11 @@ def show(directory: Path, session: str, as_json: bool) -> None:
     """
     reader = _reader(directory)
     found = _find(reader, session)
-    if as_json:
-        _print_json(found.records)
-    else:
-        terminal.show(terminal.console(), for_people(found))
+    with until_the_reader_leaves():
+        if as_json:
+            _print_json(found.records)
+        else:
+            terminal.show(terminal.console(), for_people(found))
     _finish(reader, [found])
 
 
@@ -288,7 +293,7 @@ def follow(directory: Path, text: str | None, capture: str | None) -> None:
     follower = _Follower(directory)
     if not directory.exists():  # it is created with the first record
         say(f"waiting for {directory}, which does not exist yet", err=True)
-    with until_the_reader_leaves():
+    with suppress(KeyboardInterrupt), until_the_reader_leaves():
         while True:
             records = follower.new_records((text or "").encode(errors="replace"))
             while part := list(islice(records, FOLLOWED_RECORDS)):
@@ -434,7 +439,8 @@ def replay(directory: Path, session: str, target: str, lock_step: bool, full_spe
     except OSError as error:
         why = os.strerror(error.errno) if error.errno else str(error) or "timed out"
         fail(f"cannot connect to {target}: {why}")
-    terminal.console().print(_difference(result))
+    with until_the_reader_leaves():
+        terminal.console().print(_difference(result))
     if result.stopped:
         say(f"stopped: {result.stopped}", err=True)
     differing = sum(each.differs for each in result.played)

@@ -1,5 +1,6 @@
 """Captures of several sessions, in one file or while they go on, as Wireshark reads them."""
 
+import os
 import re
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from smtpproxy.cli import main
-from smtpproxy.trace import live_output, pcapng, trace_commands
+from smtpproxy.trace import live_output, pcapng, reader, trace_commands
 from smtpproxy.trace.reader import files_of
 from smtpproxy.trace.recorder import TraceRecorder
 from smtpproxy.trace.records import (
@@ -341,3 +342,21 @@ def test_follow_ends_when_its_reader_does(tmp_path: Path) -> None:
         line, code = shell.printed().splitlines()
         assert "EHLO x  250 mx" in line
         assert code == "0"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["list"], ["list", "--json"], ["show"], ["stats"], ["export", "--pcapng", "-"]],
+    ids=" ".join,
+)
+def test_a_reader_that_has_left_is_no_error(recorded: Path, arguments: list[str]) -> None:
+    if arguments[0] in ("show", "export"):
+        (first, *_) = reader.TraceReader(recorded).closed_sessions()
+        arguments = [*arguments, first[0].session]
+    output, nobody = os.pipe()
+    os.close(output)
+    argv = [sys.executable, "-m", "smtpproxy", "trace", *arguments, "-d", str(recorded)]
+    with os.fdopen(nobody, "wb") as stdout:
+        done = subprocess.run(argv, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=30)
+    assert done.returncode == 0
+    assert done.stderr in ("", "3 sessions\n")
