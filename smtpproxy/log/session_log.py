@@ -405,7 +405,8 @@ def _forwarded_by(line: bytes) -> dict[str, object]:
         name, _, value = word.partition(b"=")
         field = _FORWARDED.get(name.upper())
         if field is not None and not value.startswith(b"["):  # [UNAVAILABLE]
-            value = value[5 * (value[:5].upper() == b"IPV6:") :]
+            if value[:5].upper() == b"IPV6:":
+                value = value[5:]
             found[field] = shortened(value, HELO_BYTES)
     return found
 
