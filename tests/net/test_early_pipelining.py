@@ -2,6 +2,8 @@
 
 import errno
 import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -12,15 +14,24 @@ from tests.net.raw import GREETING, Client, Mta, Proxy, on_uvloop, proxy, within
 
 EARLY = "early_pipelining = true\n"
 CERTIFICATE = 'certificate = "@/mx.pem"'
+DEMANDED = 'proxy_protocol = ["127.0.0.0/8"]'
 GROUP = b"EHLO c\r\nMAIL FROM:<a@a>\r\nRCPT TO:<b@b>\r\nDATA\r\n"
 OFFER = b"250-mx\r\n250-AUTH PLAIN\r\n250-CHUNKING\r\n250-PIPELINING\r\n250 PIPECONNECT\r\n"
 WITH_STARTTLS = OFFER.replace(b"250-PIPE", b"250-STARTTLS\r\n250-PIPE")
 REPLIES = b"250 ok\r\n250 ok\r\n354 go\r\n"
 
 
-async def finish(here: Proxy, one: Client, expected: bytes = b"220 mx\r\n" + OFFER) -> None:
+@asynccontextmanager
+async def early(tmp_path: Path, listener: str = "") -> AsyncIterator[tuple[Proxy, Client]]:
+    """Start a proxy that offers PIPECONNECT, and connect a client that has sent nothing."""
+    async with proxy(tmp_path) as here:
+        await here.start(listener=EARLY + listener)
+        yield here, here.client()
+
+
+async def finish(here: Proxy, one: Client) -> None:
     """Hear the replies to GROUP, send the content, and check that it is delivered."""
-    assert await one.hear(b"354 go\r\n") == expected + REPLIES
+    assert await one.hear(b"354 go\r\n") == b"220 mx\r\n" + OFFER + REPLIES
     one.send(b"hello\r\n.\r\nQUIT\r\n")
     assert await one.rest() == b"250 taken\r\n221 bye\r\n"
     assert here.mta.connections[0].messages == [b"hello"]
@@ -29,19 +40,15 @@ async def finish(here: Proxy, one: Client, expected: bytes = b"220 mx\r\n" + OFF
 
 @on_uvloop
 async def test_a_message_takes_two_waits(tmp_path: Path) -> None:
-    async with proxy(tmp_path) as here:
-        await here.start(listener=EARLY)
-        one = here.client()
+    async with early(tmp_path) as (here, one):
         one.send(GROUP)
         await finish(here, one)
 
 
 @on_uvloop
 async def test_implicit_tls_without_waiting_for_the_greeting(tmp_path: Path) -> None:
-    async with proxy(tmp_path) as here:
-        await here.start(listener=f'{EARLY}tls = "implicit"\n{CERTIFICATE}')
+    async with early(tmp_path, f'tls = "implicit"\n{CERTIFICATE}') as (here, one):
         here.mta.silent = {GREETING}
-        one = here.client()
         await one.secure()
         one.send(GROUP)
         await within_a_second(lambda: here.mta.open)
@@ -51,9 +58,7 @@ async def test_implicit_tls_without_waiting_for_the_greeting(tmp_path: Path) -> 
 
 @on_uvloop
 async def test_ehlo_and_starttls_then_a_group_inside_tls(tmp_path: Path) -> None:
-    async with proxy(tmp_path) as here:
-        await here.start(listener=f'{EARLY}tls = "starttls"\n{CERTIFICATE}')
-        one = here.client()
+    async with early(tmp_path, f'tls = "starttls"\n{CERTIFICATE}') as (here, one):
         one.send(b"EHLO c\r\nSTARTTLS\r\n")
         ready = b"220 2.0.0 Ready to start TLS\r\n"
         assert await one.hear(ready) == b"220 mx\r\n" + WITH_STARTTLS + ready
@@ -68,9 +73,7 @@ async def test_ehlo_and_starttls_then_a_group_inside_tls(tmp_path: Path) -> None
 @pytest.mark.parametrize("cut", [0, 1, 20, 44, 50], ids=str)
 @on_uvloop
 async def test_a_proxy_header_that_is_demanded_comes_first(cut: int, tmp_path: Path) -> None:
-    async with proxy(tmp_path) as here:
-        await here.start(listener=f'{EARLY}proxy_protocol = ["127.0.0.0/8"]')
-        one = here.client()
+    async with early(tmp_path, DEMANDED) as (here, one):
         octets = b"PROXY TCP4 127.0.0.9 198.51.100.1 4711 25\r\n" + GROUP
         if cut:
             one.send(octets[:cut])
@@ -81,9 +84,7 @@ async def test_a_proxy_header_that_is_demanded_comes_first(cut: int, tmp_path: P
 
 @on_uvloop
 async def test_early_commands_without_the_demanded_header_are_refused(tmp_path: Path) -> None:
-    async with proxy(tmp_path) as here:
-        await here.start(listener=f'{EARLY}proxy_protocol = ["127.0.0.0/8"]')
-        one = here.client()
+    async with early(tmp_path, DEMANDED) as (here, one):
         one.send(GROUP)
         assert (await one.rest()).startswith(b"421 4.3.5 ")
         assert here.mta.connections == []
@@ -91,10 +92,8 @@ async def test_early_commands_without_the_demanded_header_are_refused(tmp_path: 
 
 @on_uvloop
 async def test_a_refused_greeting_is_the_only_reply(tmp_path: Path) -> None:
-    async with proxy(tmp_path) as here:
-        await here.start(listener=EARLY)
+    async with early(tmp_path) as (here, one):
         here.mta.silent = {GREETING}
-        one = here.client()
         one.send(GROUP)
         await within_a_second(lambda: here.mta.open)
         here.mta.open[0].transport.write(b"554 not here\r\n")
