@@ -97,9 +97,8 @@ class Admission:
         self._exhausted = False
         self._listeners: Sequence[Pausable] = ()
         self._timer: asyncio.TimerHandle | None = None
-        self._last_logged: dict[
-            str, tuple[float, int]
-        ] = {}  # time of the last log line, total by then
+        # By reason: the time of the last log line, and the total by then.
+        self._last_logged: dict[str, tuple[float, int]] = {}
         self.refused = dict.fromkeys((*_REPLIES, LOST), 0)
         """The number of refused clients by reason."""
         self.refusal = b""
