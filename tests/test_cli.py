@@ -63,8 +63,9 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
 
 
 COMMANDS = [
-    *("", "run", "check", "demo", "example", "probe"),
-    *("trace", "trace list", "trace show", "trace follow", "trace export", "trace replay"),
+    *("", "run", "check", "demo", "example", "health", "probe"),
+    *("trace", "trace list", "trace stats", "trace show", "trace follow", "trace export"),
+    *("trace replay", "trace watch"),
 ]
 
 
@@ -141,6 +142,20 @@ class TestHelp:
         result = invoke(*command.split(), flag)
         assert result.exit_code == 0
         assert "smtpproxy" in result.output
+
+    @pytest.mark.parametrize("flag", ["-h", "--help"])
+    def test_of_health_needs_no_other_command(self, flag: str) -> None:
+        """`smtpproxy.__main__` runs it without the program's other options."""
+        argv = [sys.executable, "-m", "smtpproxy", "health", flag]
+        shown = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=True).stdout
+        assert shown.split() == invoke("health", flag).output.split()
+
+    def test_every_command_is_tested(self) -> None:
+        groups = {"": cli.main, "trace ": found("trace")}
+        for prefix, group in groups.items():
+            assert isinstance(group, click.Group)
+            names = group.list_commands(click.Context(group))
+            assert [name for name in names if prefix + name not in COMMANDS] == []
 
     @pytest.mark.parametrize("command", COMMANDS)
     def test_says_what_each_flag_is_for(self, command: str) -> None:

@@ -15,6 +15,8 @@ from smtpproxy.text.escaping import printable
 
 
 @click.command(
+    # As those of `smtpproxy`, which it does not get when `smtpproxy.__main__` runs it.
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     short_help="Ask the running service whether it is healthy, or ready for clients.",
     epilog="""
     \b
