@@ -103,13 +103,13 @@ def main() -> None:
 
     \b
       VERB    CONNECT, EHLO, MAIL, RCPT, DATA, END_OF_DATA or another verb of SMTP
-      ACTION  450         any refusal: the reply; the MTA does not get the command
-              delay:2     the MTA gets it 2 seconds later
-              stall       no reply, until a time limit
-              close       the connection is closed, or
-              reset       reset; the MTA does not get the command
-              close-after the connection is closed, or
-              reset-after reset, once the MTA has replied
+      ACTION  450          any refusal: that reply; the MTA does not get the command
+              delay:2      the MTA gets the command 2 seconds later
+              stall        no reply, until a time limit
+              close        the connection is closed; the MTA does not get the command
+              reset        the same by a TCP reset
+              close-after  the connection is closed once the MTA has replied
+              reset-after  the same by a TCP reset
       RATE    10% or 1/10, at random; left out: every time
       FILTER  client=192.0.2.0/24, sender=*@x.example, recipient=*@y.example
     """
@@ -311,7 +311,7 @@ def check(file: Path | None, named: Path | None, as_json: bool) -> None:
     default=3,
     show_default=True,
     metavar="N",
-    help="The number of recipients in dialogue (b).",
+    help="The number of recipients in dialogues (b) and (g).",
 )
 @click.option(
     "--legacy",
@@ -336,6 +336,8 @@ def demo(
     rtt: float, recipients: int, legacy: str | None, serve: bool, port: int, admin: str
 ) -> None:
     """Show the dialogues of RFC 2920 with a legacy MTA, without and with the proxy.
+
+    The last one, (g), shows early pipelining: the client sends its commands before the greeting.
 
     The command runs a legacy MTA and the proxy in this process, and exits 1 if any reply is wrong.
     """

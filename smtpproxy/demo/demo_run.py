@@ -37,7 +37,7 @@ def main(
 
     Args:
         rtt: The simulated round-trip time, in seconds.
-        recipients: The number of recipients in dialogue (b).
+        recipients: The number of recipients in dialogues (b) and (g).
         serve: Whether to listen for the user's own client instead, until interrupted.
         failing: The MTA's fault, a key of `FAILINGS`.
         port: With `serve`, the proxy's port; 0: a free one.

@@ -68,7 +68,7 @@ def golden(recipients: int = 3, failing: str = "none") -> tuple[Dialogue, ...]:
     """Return dialogues (a) to (f) of RFC 2920, and (g) with early pipelining.
 
     Args:
-        recipients: The number of recipients in (b).
+        recipients: The number of recipients in (b) and (g).
         failing: The MTA's fault, a key of `FAILINGS`.
     """
     refused_title = "2 recipients, both refused"
