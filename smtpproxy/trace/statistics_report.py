@@ -57,7 +57,7 @@ class Section:
 
 def heading(found: Statistics) -> str:
     """Return what the statistics are of."""
-    what = f"{_counted(found.sessions, 'session')}, {_counted(found.exchanges, 'exchange')}"
+    what = f"{counted(found.sessions, 'session')}, {counted(found.exchanges, 'exchange')}"
     if not found.sessions:
         return what
     return f"{what}, {clock(found.began)} to {clock(found.ended)} UTC"
@@ -109,7 +109,7 @@ def _saved(found: Statistics) -> Section:
     saved = found.saved
     if not saved.commands:
         return Section("Waits saved by pipelining", (), ())
-    waits = f"{saved.round_trips:,} of {_counted(saved.commands, 'command')}"
+    waits = f"{saved.round_trips:,} of {counted(saved.commands, 'command')}"
     percent = _percent(saved.round_trips, saved.commands)
     notes = [f"{waits} ({percent}) did not wait for a round trip"]
     if saved.measured_sessions:
@@ -119,9 +119,9 @@ def _saved(found: Statistics) -> Section:
         )
     unmeasured = saved.round_trips - saved.measured_round_trips
     if unmeasured:
-        sessions = _counted(found.sessions - saved.measured_sessions, "session")
+        sessions = counted(found.sessions - saved.measured_sessions, "session")
         notes.append(
-            f"{_counted(unmeasured, 'round trip')} of them in {sessions} "
+            f"{counted(unmeasured, 'round trip')} of them in {sessions} "
             "whose round-trip time was not measured"
         )
     return Section("Waits saved by pipelining", (), (), notes)
@@ -187,7 +187,7 @@ def _tls(found: Statistics) -> Section:
         for each in found.tls
     ]
     inside = sum(each.count for each in found.tls if each.side == "client" and not _failed(each))
-    sessions = _counted(found.sessions, "session")
+    sessions = counted(found.sessions, "session")
     notes = [f"{min(inside, found.sessions):,} of {sessions} were inside TLS with the client"]
     return Section("TLS versions", ("handshakes", "of side"), rows, notes if rows else ())
 
@@ -210,10 +210,6 @@ def _groups(found: Statistics) -> Section:
 
 def _more(number: int, noun: str) -> Sequence[str]:
     return (f"and {counted(number, noun)} more: see --json",) if number > 0 else ()
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def _percent(part: int, whole: int) -> str:

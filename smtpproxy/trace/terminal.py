@@ -326,8 +326,8 @@ def _what_went_on(session: RecordedSession) -> Iterator[RenderableType]:
 
 
 def counted(number: int, noun: str, nouns: str = "") -> str:
-    """Return `1 message` or `2 messages`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {nouns or noun + 's'}"
+    """Return `1 message` or `2,000 messages`."""
+    return f"{number:,} {noun if number == 1 else nouns or noun + 's'}"
 
 
 def saved(closed: Closed) -> str:

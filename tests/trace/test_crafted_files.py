@@ -168,7 +168,7 @@ class TestValues:
     def test_all_are_counted_and_the_first_ones_named(self, file: Path) -> None:
         file.write_bytes(lines(CLOSED) + b"x\n" * 100_000 + b'{"what":"closed"')
         result = run("list", file.parent)
-        assert "100001 records or files could not be read" in result.stderr
+        assert "100,001 records or files could not be read" in result.stderr
         assert [line for line in range(1, 20) if f"line {line}:" in result.stderr] == [
             3,
             4,
