@@ -293,6 +293,11 @@ def run_copy(run: Run, copy: Path, *arguments: str) -> Program:
     return run(*arguments, env={"PYTHONPATH": str(copy.parent)})
 
 
+def run_with_control(run: Run, copy: Path, mta: LegacyMTA, path: Path) -> Program:
+    """Run it with a control socket at this path."""
+    return run_copy(run, copy, "-l", "127.0.0.1:0", "-b", mta.address, "--control", str(path))
+
+
 def hand_over(program: Program, copy: Path) -> int:
     """Change a file, reload, and return the process id of the new supervisor."""
     (copy / "__init__.py").touch()
@@ -334,8 +339,7 @@ def test_the_control_socket_answers_all_the_while(
 ) -> None:
     """Queried without a pause, it is always ready, and never starting."""
     path = tmp_path / "control"
-    flags = ("-l", "127.0.0.1:0", "-b", mta.address, "--control", str(path))
-    program = run_copy(run, copy, *flags)
+    program = run_with_control(run, copy, mta, path)
     session = Session(program.port())
     answers: set[tuple[int, str]] = set()
     over = threading.Event()
@@ -362,8 +366,7 @@ def test_a_watch_ends_and_may_begin_again(
 ) -> None:
     """The old supervisor would not see the sessions of the new workers."""
     path = tmp_path / "control"
-    flags = ("-l", "127.0.0.1:0", "-b", mta.address, "--control", str(path))
-    program = run_copy(run, copy, *flags)
+    program = run_with_control(run, copy, mta, path)
     port = program.port()
     session = Session(port)
 
