@@ -12,7 +12,7 @@ To add a setting, add an attribute with its docstring.
 
 import re
 import socket
-from ipaddress import ip_address
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
@@ -69,6 +69,10 @@ class NetworkSetting(Struct, frozen=True):
     """A network of IP addresses in its canonical text."""
 
     text: str
+
+    def parsed(self) -> IPv4Network | IPv6Network:
+        """Return the network, for comparisons with addresses."""
+        return ip_network(self.text)
 
 
 def _network(text: str) -> NetworkSetting:

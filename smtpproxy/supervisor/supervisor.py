@@ -15,7 +15,6 @@ import signal
 import socket
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from ipaddress import ip_network
 from time import monotonic, time
 
 from smtpproxy import __version__
@@ -160,7 +159,7 @@ class Supervisor:
         if self._coordinator.watches.watches >= WATCHES:
             return 503, f"{WATCHES} watches are on already"
         settings = self._settings.trace
-        networks = [ip_network(network.text) for network in settings.networks]
+        networks = [network.parsed() for network in settings.networks]
         why = watch.why_not(request, settings.content, networks)
         return (403, why) if why else (200, "")
 

@@ -4,7 +4,6 @@ import asyncio
 import socket
 from collections.abc import Callable, Sequence
 from functools import partial
-from ipaddress import ip_network
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -305,7 +304,7 @@ def _spans(settings: Settings) -> "SpanRecorder | None":
 
 
 def _networks(settings: Settings) -> list[Network]:
-    return [ip_network(network.text) for network in settings.trace.networks]
+    return [network.parsed() for network in settings.trace.networks]
 
 
 def _later(flush: Callable[[], None]) -> None:
@@ -367,8 +366,8 @@ def _bounds(settings: Settings) -> AdmissionLimits:
         sessions_per_address=limits.sessions_per_address,
         new_sessions_per_minute=limits.new_sessions_per_minute,
         event_loop_lag=limits.event_loop_lag,
-        nat64=tuple(ip_network(network.text) for network in limits.nat64),
-        exempt=tuple(ip_network(network.text) for network in limits.exempt),
+        nat64=tuple(network.parsed() for network in limits.nat64),
+        exempt=tuple(network.parsed() for network in limits.exempt),
     )
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from ipaddress import ip_network
 
 from smtpproxy.config.schema import BackendSettings, ListenerSettings, Settings
 from smtpproxy.config.schema import NetworkSetting as Written
@@ -85,4 +84,4 @@ def listener_security(
 
 
 def _networks(listed: Iterable[Written]) -> tuple[Network, ...]:
-    return tuple(ip_network(each.text) for each in listed)
+    return tuple(each.parsed() for each in listed)
