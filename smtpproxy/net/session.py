@@ -119,12 +119,10 @@ class Session:
 
     def connection_slot_answered(self, *, granted: bool) -> None:
         """Connect to the backend if a connection slot was granted, else end the session."""
-        now = monotonic()
         if granted:
-            self._connect(now)
+            self._connect(monotonic())
         else:
-            self.pipeline.fail("backend_full", replies.BACKEND_FULL, now)
-            self._end(now)
+            self.finish(partial(self.pipeline.fail, "backend_full", replies.BACKEND_FULL))
 
     def reclaim_slot(self) -> None:
         """End the session, to give its connection slot to a waiting client of another address.
@@ -141,8 +139,8 @@ class Session:
         self.backend = None
         self._since = now
         if not self.server_selection.try_next():
-            self.pipeline.backend_unavailable(self.server_selection.refusal, now)
-            self._end(now)
+            refusal = self.server_selection.refusal
+            self.finish(partial(self.pipeline.backend_unavailable, refusal))
 
     def backend_connected(self, backend: asyncio.Transport) -> None:
         """Start to use the backend connection."""
@@ -221,15 +219,13 @@ class Session:
         """Process the end or the loss of a backend connection."""
         if backend is not self.backend or self.pipeline.ended:
             return
-        now = monotonic()
         if self.pipeline.greeting_owed:
             self.server_selection.failed("closed without a greeting")
-            self.give_up_server("closed without a greeting", now)
+            self.give_up_server("closed without a greeting", monotonic())
             return
-        self.pipeline.backend_lost(now)
-        if self.pipeline.ended:
-            self._end(now)
-        else:  # the backend has refused the content, which is read to its end without it
+        self.finish(self.pipeline.backend_lost)
+        if not self.pipeline.ended:
+            # The backend has refused the content, which is read to its end without it.
             self.server_selection.end()
 
     # --- the client's connection --------------------------------------------------------------
@@ -287,7 +283,10 @@ class Session:
         if self.pipeline.ended:
             return
         now = monotonic()
-        callback(now)
+        try:
+            callback(now)
+        except Exception as error:  # noqa: BLE001  the outermost callback: no caller could close
+            self._break_down(error, now)
         if self.pipeline.ended:
             self._end(now)
 
@@ -432,10 +431,10 @@ class Session:
                 self.give_up_server(f"{limit} time limit", now)
                 return
         if limit == "connection_slot":
-            self.pipeline.fail("connection_slot_reclaimed", replies.SLOT_RECLAIMED, now)
+            fail = partial(self.pipeline.fail, "connection_slot_reclaimed", replies.SLOT_RECLAIMED)
+            self.finish(fail)
         else:
-            self.pipeline.expire(limit, now)
-        self._end(now)
+            self.finish(partial(self.pipeline.expire, limit))
 
     def release(self, now: float) -> bool:
         """Flush replies held for the time limit; return whether any are still held."""
@@ -446,16 +445,11 @@ class Session:
 
     def drain(self) -> None:
         """End the session with 421 after its transaction."""
-        if self.pipeline.ended:
-            return
         self.finish(self.pipeline.drain)
 
     def stop(self) -> None:
         """End the session at once with 421."""
-        if not self.pipeline.ended:
-            now = monotonic()
-            self.pipeline.fail("stopped", replies.DRAINING, now)
-            self._end(now)
+        self.finish(partial(self.pipeline.fail, "stopped", replies.DRAINING))
         self.client.abort()
 
     # --- the end ------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The end of a session: its causes, and what the other side gets."""
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 
@@ -9,7 +10,7 @@ from smtpproxy.core.policy import SessionPolicy
 from smtpproxy.core.verbs import Sync
 from smtpproxy.net.backend.connection_slots import SlotQueue
 from smtpproxy.net.client_connection import ClientConnection
-from tests.net.fakes import GROUP, Opener, Server, Transport, greeted, in_content
+from tests.net.fakes import GROUP, Opener, Server, Stage, Transport, greeted, in_content
 from tests.support.compiled import only_pure
 
 
@@ -141,6 +142,35 @@ class TestEnd:
         monkeypatch.setattr("smtpproxy.core.framing.Framer.receive", fail)
         stage.sends(b"NOOP\r\n")
         assert stage.gets().startswith(b"421 4.3.0 ")
+        assert [type(error) for error in stage.watcher.errors] == [ZeroDivisionError]
+
+    @only_pure
+    @pytest.mark.parametrize(
+        ("broken", "event"),
+        [
+            ("client_eof", lambda stage: stage.connection.eof_received()),
+            ("expire", lambda stage: stage.wait(300)),
+            ("backend_lost", lambda stage: stage.servers[0].protocol.connection_lost(None)),
+            ("drain", lambda stage: stage.timeouts.drain()),
+        ],
+    )
+    async def test_so_does_one_in_any_other_event(
+        self,
+        opened: Opener,
+        monkeypatch: pytest.MonkeyPatch,
+        broken: str,
+        event: Callable[[Stage], object],
+    ) -> None:
+        """Else the session would stay; one in a time limit would end the checks of all others."""
+        stage = await greeted(opened)
+
+        def fail(*_: object) -> None:
+            raise ZeroDivisionError
+
+        monkeypatch.setattr(f"smtpproxy.core.pipeline.Pipeline.{broken}", fail)
+        event(stage)
+        assert stage.gets().startswith(b"421 4.3.0 ")
+        assert stage.ended == "internal_error"
         assert [type(error) for error in stage.watcher.errors] == [ZeroDivisionError]
 
 
