@@ -22,6 +22,7 @@ from smtpproxy.core.fault_rules import (
 )
 
 EXAMPLE: Final = "for example: --fault 'RCPT 450 10% recipient=*@y.example'"
+"""Added to the text of each problem."""
 LONGEST_DELAY_S: Final = 3600.0
 """The longest delay of `delay:SECONDS`."""
 _LONGEST = 500  # characters of a flag
@@ -41,6 +42,7 @@ class Faults(Struct, frozen=True):
 
 
 NO_FAULTS: Final = Faults()
+"""What a service without the flag has."""
 
 
 def faults_from_flags(flags: Sequence[str], seed: int) -> Faults:
