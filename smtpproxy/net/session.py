@@ -393,7 +393,7 @@ class Session:
         """Use the backend connection inside TLS."""
         self.backend = inside
         self.pipeline.connect_backend(BatchedWriter(self.listener_context.write_batcher, inside))
-        self.pipeline.backend_secured(monotonic())
+        self.finish(self.pipeline.backend_secured)
 
     # --- time ---------------------------------------------------------------------------------
 

@@ -152,6 +152,10 @@ class TestEnd:
             ("expire", lambda stage: stage.wait(300)),
             ("backend_lost", lambda stage: stage.servers[0].protocol.connection_lost(None)),
             ("drain", lambda stage: stage.timeouts.drain()),
+            (
+                "backend_secured",
+                lambda stage: stage.session.backend_secured(stage.servers[0].transport),
+            ),
         ],
     )
     async def test_so_does_one_in_any_other_event(
