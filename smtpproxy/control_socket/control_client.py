@@ -8,6 +8,7 @@ import errno
 import os
 import socket
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from time import monotonic
 
@@ -66,29 +67,34 @@ class Stream:
     """What has come of the answer so far."""
 
     def __init__(self, target: str, socket_paths: Sequence[Path]) -> None:
+        with ExitStack() as close_on_error:
+            self.connection = close_on_error.enter_context(
+                socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            )
+            try:
+                self.received = self._begin(target, socket_paths)
+            except TimeoutError:
+                raise NoAnswer("no answer in time") from None
+            except ConnectionError as error:
+                raise NoAnswer(f"no answer: {error.strerror}") from None
+            close_on_error.pop_all()
+
+    def _begin(self, target: str, socket_paths: Sequence[Path]) -> bytes:
+        """Send the request, and return what has come after the head of the answer."""
         deadline = monotonic() + DEADLINE_S
-        self.connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            self.connection.settimeout(DEADLINE_S)
-            socket_path = _connect(self.connection, socket_paths)
-            self.connection.sendall(f"GET {target} HTTP/1.0\r\n\r\n".encode())
-            found = _read(self.connection, deadline, b"\r\n\r\n")
-            head, _, self.received = found.partition(b"\r\n\r\n")
-            if head.split(b" ")[1:2] != [b"200"]:
-                if b" 404 " in head:
-                    raise NoAnswer(f"the service at {socket_path} is an older version without it")
-                text = (self.received + _read(self.connection, deadline)).decode(errors="replace")
-                raise NoAnswer(text.rstrip("\n") or f"no answer at {socket_path}")
-            self.connection.settimeout(None)
-        except TimeoutError:
-            self.connection.close()
-            raise NoAnswer("no answer in time") from None
-        except ConnectionError as error:
-            self.connection.close()
-            raise NoAnswer(f"no answer: {error.strerror}") from None
-        except BaseException:
-            self.connection.close()
-            raise
+        self.connection.settimeout(DEADLINE_S)
+        socket_path = _connect(self.connection, socket_paths)
+        self.connection.sendall(f"GET {target} HTTP/1.0\r\n\r\n".encode())
+        found = _read(self.connection, deadline, b"\r\n\r\n")
+        head, _, received = found.partition(b"\r\n\r\n")
+        status = head.split(b" ")[1:2]
+        if status == [b"404"]:
+            raise NoAnswer(f"the service at {socket_path} is an older version without it")
+        if status != [b"200"]:
+            text = (received + _read(self.connection, deadline)).decode(errors="replace")
+            raise NoAnswer(text.rstrip("\n") or f"no answer at {socket_path}")
+        self.connection.settimeout(None)
+        return received
 
 
 def _exchange(path: str, socket_paths: Sequence[Path], deadline: float) -> tuple[Path, str]:
