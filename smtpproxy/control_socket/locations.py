@@ -11,9 +11,11 @@ from pathlib import Path
 import click
 
 NAME = "control.sock"
+"""The name of the socket in its directory."""
 VARIABLE = "SMTPPROXY_CONTROL"
 """The environment variable for the path, as `--control`."""
 SYSTEM = Path("/run/smtpproxy")
+"""The directory of the system's service, if the environment names none."""
 
 control_option = click.option(
     "--control",

@@ -24,6 +24,7 @@ from smtpproxy.trace.records import Code, Count, FileHeader, Moment, Name, Secon
 VERBS = 100
 """How many verbs are counted one by one."""
 OTHER_VERBS = "other_verbs"
+"""What the others are counted as."""
 SLOWEST = 5
 """How many of the slowest replies to a verb are named."""
 TEXTS = 10
@@ -42,6 +43,9 @@ REPLY_CHARACTERS, TEXT_CHARACTERS, NAME_CHARACTERS = 400, 200, 64
 """How many characters are used of a reply, of its first line, and of a name."""
 GROUP_SIZES = (1, 2, 3, 4, 5, 10, 20, 50, 100)
 """The smallest sizes of the groups that are counted together."""
+_NOT_FAILED = (0, 0)
+_ENHANCED_CODE = re.compile(r"\d\.\d{1,3}\.\d{1,3}(?: |$)")
+_VARIES = re.compile(r"(?<![^ ])[^ \d@<]*+[\d@<][^ ]*+")  # possessive: linear for any text
 
 
 class _Violation(Struct, gc=False):
@@ -366,13 +370,6 @@ def _code_and_text(reply: str) -> tuple[str, str]:
     if enhanced is None:
         return code, _VARIES.sub("*", text)
     return code, enhanced[0] + _VARIES.sub("*", text[enhanced.end() :])
-
-
-_ENHANCED_CODE = re.compile(r"\d\.\d{1,3}\.\d{1,3}(?: |$)")
-_VARIES = re.compile(r"(?<![^ ])[^ \d@<]*+[\d@<][^ ]*+")  # possessive: linear for any text
-
-
-_NOT_FAILED = (0, 0)
 
 
 def _least_size(size: int) -> int:

@@ -23,6 +23,7 @@ BAR_WIDTH, LEAST_BAR = 40, 4
 VERBS, REPLIES, TEXTS, CLIENTS = 12, 24, 3, 10
 """How many rows of each are shown."""
 INDENT = "  "
+"""Before what belongs to a section or row."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,7 @@ WHOLE = frozenset(("session", "saved"))
 NARROWEST = 5
 """No column is folded to fewer cells."""
 GAP = "  "
+"""Between two columns."""
 _FOLDING = Terminal(width=1000)
 PIPED_WIDTH = 1000
 """The width in a pipe, so that `grep` gets whole lines."""
