@@ -1,6 +1,6 @@
 """Memory over many sessions, each with names that no other has: it stays flat.
 
-$SMTPPROXY_NEW_SESSIONS says how many; a million take 20 minutes.
+$SMTPPROXY_NEW_SESSIONS sets how many; a million take 20 minutes.
 """
 
 import gc
