@@ -440,7 +440,7 @@ class Session:
         """Flush replies held for the time limit; return whether any are still held."""
         since = self.pipeline.reply_buffer.since
         if since and now - since >= self.listener_context.timeouts.reply_hold:
-            self.pipeline.flush(now)
+            self.finish(self.pipeline.flush)
         return self.pipeline.reply_buffer.since > 0
 
     def drain(self) -> None:

@@ -109,10 +109,10 @@ class SessionTimeouts:
                 session.expire(limit, now)
 
     def _wake(self) -> None:
-        self.sweep()
-        self._sweep_timer = None
+        self._sweep_timer = None  # set again first: an error must not end the checks
         if self.sessions:
             self._sweep_timer = asyncio.get_running_loop().call_later(self._interval, self._wake)
+        self.sweep()
 
     def release(self) -> None:
         """Flush replies held for the time limit, and set a timer if any are still held."""
