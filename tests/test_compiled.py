@@ -36,8 +36,8 @@ def test_each_module_of_the_hot_path_is_what_the_build_says(name: str) -> None:
 
 
 def test_the_metric_says_so() -> None:
-    text = Exposition().render(MetricsSnapshot()).decode()
-    assert f'smtpproxy_build_info{{compiled="{"yes" if is_compiled() else "no"}",version=' in text
+    text = Exposition().render(MetricsSnapshot(), "mx1").decode()
+    assert f'smtpproxy_build_info{{compiled="{"yes" if is_compiled() else "no"}",' in text
 
 
 def test_the_program_that_tests_start_is_the_wheel_where_that_is_required(tmp_path: Path) -> None:

@@ -230,6 +230,6 @@ def all_that_leaves(
         "html": html_page.page(found).encode(),
         "statistics": msgspec.json.encode(statistics),
         "statistics page": statistics_page.page(statistics).encode(),
-        "metrics": Exposition().render(snapshot),
+        "metrics": Exposition().render(snapshot, "mx1"),
         "page": msgspec.json.encode(recent.changed()),
     }

@@ -59,7 +59,7 @@ def test_metrics_of_the_process_are_there_where_the_unit_hides_the_rest_of_proc(
     program = (
         "from smtpproxy.metrics.exposition import Exposition\n"
         "from smtpproxy.metrics.snapshot import MetricsSnapshot\n"
-        "print(Exposition().render(MetricsSnapshot()).decode())\n"
+        "print(Exposition().render(MetricsSnapshot(), 'mx1').decode())\n"
     )
     hidden = 'mount -t proc -o subset=pid proc /proc && test ! -e /proc/stat && exec "$@"'
     done = subprocess.run(
@@ -69,6 +69,6 @@ def test_metrics_of_the_process_are_there_where_the_unit_hides_the_rest_of_proc(
         timeout=60,
         check=True,
     )
-    found = dict(line.split() for line in done.stdout.splitlines() if line.startswith("process_"))
+    found = dict(re.findall(r"(?m)^(process_\w+)\S* (\S+)$", done.stdout))
     assert time.time() - 60 < float(found["process_start_time_seconds"]) < time.time() + 1
     assert {"process_cpu_seconds_total", "process_open_fds"} <= found.keys()

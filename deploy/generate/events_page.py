@@ -8,8 +8,9 @@ from smtpproxy.log.events import EVENTS, FIELDS, OPTIONAL, SESSION, Event
 
 _ALWAYS = ", ".join(code(each) for each in SESSION if each not in OPTIONAL)
 _INTRODUCTION = f"""\
-With `log.format = "json"` each line is an object with `timestamp`, `level`, `event` and the fields
-below. Each field has the same type and meaning in every event that has it. What to do about an
+With `log.format = "json"` each line is an object with `timestamp`, `level`, `event`, the fields
+below and `instance`, the name of this instance of the service (the setting of the same name). Each
+field has the same type and meaning in every event that has it. What to do about an
 event: deploy/troubleshooting.md.
 
 Every event of a session begins with {_ALWAYS};

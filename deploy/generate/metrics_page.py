@@ -7,11 +7,17 @@ from smtpproxy.metrics.exposition import PREFIX
 
 _INTRODUCTION = """\
 `GET /metrics` at `admin.address`, in the Prometheus format. Numbers are sums over all workers,
-those that have ended included. The `process_` and `python_gc_` metrics are those of the supervisor.
-What to watch: deploy/operations.md.
+those that have ended included. Each series has the label `smtpproxy_instance`, the setting
+`instance`, besides the labels below. The `process_` and `python_gc_` metrics are those of the
+supervisor. What to watch: deploy/operations.md.
 """
 _LABELS = """\
 ## Labels
+
+`smtpproxy_instance` is not called `instance`, since Prometheus gives each series a label `instance`
+of its own, the address that it scrapes, and would rename ours to `exported_instance`. Group by
+`smtpproxy_instance` where a name is wanted that stays when the address changes, and that log lines
+have, too.
 
 A histogram `NAME` is scraped as `NAME_bucket` with the further label `le`, the upper bound,
 `NAME_sum` and `NAME_count`. The values of all labels are bounded: they come from the settings or

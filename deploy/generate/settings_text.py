@@ -17,7 +17,14 @@ import msgspec
 from msgspec.structs import FieldInfo, fields
 
 from smtpproxy.config.decoding import ParsedBy, WrittenLike
-from smtpproxy.config.schema import ContentSize, NetworkSetting, ServedName, Settings, Size
+from smtpproxy.config.schema import (
+    ContentSize,
+    NetworkSetting,
+    ServedName,
+    Settings,
+    Size,
+    host_instance,
+)
 
 
 @dataclass(frozen=True)
@@ -102,7 +109,7 @@ def _with_code(text: str) -> str:
 
 
 def _default(field: FieldInfo) -> str:
-    if field.default_factory is socket.gethostname:
+    if field.default_factory in (socket.gethostname, host_instance):
         return "this machine's name"
     if field.default_factory is not msgspec.NODEFAULT:
         return _toml(field.default_factory())

@@ -179,7 +179,7 @@ class AdminServer:
         return hmac.compare_digest(given.encode(errors="replace"), self._token.encode())
 
     async def _metrics(self, _: web.Request) -> web.Response:
-        body = self._exposition.render(self._source.snapshot())
+        body = self._exposition.render(self._source.snapshot(), self._source.instance)
         return web.Response(body=body, headers={**HEADERS, "Content-Type": CONTENT_TYPE})
 
     async def _health(self, request: web.Request) -> web.Response:

@@ -4,7 +4,6 @@ While no page is open, it only keeps the figures of the last hour: a row every f
 """
 
 import asyncio
-import socket
 from collections import OrderedDict
 from time import monotonic, time
 from typing import Any, NamedTuple, Protocol, cast
@@ -39,6 +38,10 @@ class StatusSource(HealthSource, Protocol):
     @property
     def serving_since(self) -> float:
         """When this process started, on the monotonic clock."""
+
+    @property
+    def instance(self) -> str:
+        """The name of this instance."""
 
     def snapshot(self) -> MetricsSnapshot:
         """Return the metrics of the whole service."""
@@ -185,7 +188,7 @@ class LiveFeed:
         message = {
             "at": time(),
             "clock": clock,
-            "host": socket.gethostname(),
+            "host": self._source.instance,
             "version": __version__,
             "uptime_s": clock - self._source.serving_since,
             "totals": totals,

@@ -56,6 +56,21 @@ def _table_name(text: str) -> str:
     )
 
 
+def _instance_name(text: str) -> str:
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", text, re.ASCII):
+        return text
+    raise ValueError(
+        "is not the name of an instance: letters, digits, hyphens, dots and underscores, 64 at"
+        ' most, such as "mx1"'
+    )
+
+
+def host_instance() -> str:
+    """Return this machine's name, as far as it can be that of an instance."""
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname()).lstrip("._-")
+    return name[:64] or "localhost"
+
+
 def _capability(text: str) -> str:
     """Check an esmtp-keyword (RFC 5321 section 4.1.1.1)."""
     if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]*", text, re.ASCII):
@@ -197,6 +212,7 @@ def read_token(text: str) -> str:
 
 
 TableName = Annotated[str, ParsedBy(_table_name, 'a name, such as "old-mta"')]
+InstanceName = Annotated[str, ParsedBy(_instance_name, 'a name, such as "mx1"')]
 ListenAddress = Annotated[Address, ParsedBy(parse_listener, 'an address, such as "127.0.0.1:25"')]
 ServerAddress = Annotated[Address, ParsedBy(parse_server, 'an address, such as "10.0.0.5:25"')]
 AdminAddress = Annotated[Address, ParsedBy(parse_listener, 'an address, such as "127.0.0.1:8025"')]
@@ -618,6 +634,10 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     hostname: HostName = field(default_factory=socket.gethostname)
     """The name in the proxy's own 421 replies and in health checks."""
+    instance: InstanceName = field(default_factory=host_instance)
+    """The name of this instance of the service: in each log line, and as the label
+    `smtpproxy_instance` of each metric. Each replica needs its own.
+    """
     workers: WorkerCount = 1
     """Processes that serve clients. 0: one for each CPU."""
     listeners: Annotated[

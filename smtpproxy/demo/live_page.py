@@ -30,7 +30,7 @@ async def proxy_with_page(backend: str, admin: str, listeners: list[str]) -> Asy
     sockets = binding.listen(settings.admin.address)
     try:
         async with running(App(settings)) as app:
-            page = AdminServer("", _Status(app, backend, listeners))
+            page = AdminServer("", _Status(app, settings.instance, backend, listeners))
             await page.start(sockets)
             try:
                 yield app.addresses[0]
@@ -43,7 +43,8 @@ async def proxy_with_page(backend: str, admin: str, listeners: list[str]) -> Asy
 class _Status:
     """What the live page shows: the proxy of this process."""
 
-    def __init__(self, app: App, backend: str, listeners: list[str]) -> None:
+    def __init__(self, app: App, instance: str, backend: str, listeners: list[str]) -> None:
+        self.instance = instance
         self._listeners = listeners
         self.serving_since = monotonic()
         self._app = app

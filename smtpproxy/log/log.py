@@ -1,8 +1,8 @@
 """The log: one line per event on standard error, as JSON or as coloured lines for a terminal.
 
-Each line has `timestamp` (ISO 8601, UTC), `level` and `event`, then its fields. Text of peers is
-escaped in both formats, so that it can neither forge a line nor control a terminal. A line has at
-most LINE_BYTES; longer values are cut and marked as cut.
+Each line has `timestamp` (ISO 8601, UTC), `level` and `event`, then its fields, and last the
+`instance` that logs it. Text of peers is escaped in both formats, so that it can neither forge a
+line nor control a terminal. A line has at most LINE_BYTES; longer values are cut and marked as cut.
 
 Hot path: measure before changing (tests/log/test_log.py holds a line to its bound).
 """
@@ -54,7 +54,13 @@ _AS_THEY_ARE = frozenset({int, float, bool, str, type(None), datetime})
 Render = Callable[[Line], bytes]
 
 
-def configure(level: str, format: str, stream: BinaryIO | None = None) -> None:  # noqa: A002  # the setting's name
+def configure(
+    level: str,
+    format: str,  # noqa: A002  # the setting's name
+    stream: BinaryIO | None = None,
+    *,
+    instance: str = "",
+) -> None:
     """Configure the log of this process.
 
     In the journal of systemd each line has its priority, so that `journalctl -p warning` finds it.
@@ -65,12 +71,14 @@ def configure(level: str, format: str, stream: BinaryIO | None = None) -> None: 
         format: json; console; auto: console if `stream` is a terminal, else json; or syslog: json
             with a syslog priority before each line.
         stream: Where to write; standard error if None.
+        instance: The name of the instance, for each line; empty for a command that has none.
     """
     if stream is None and sys.stderr is not None:  # None: started with descriptor 2 closed
         stream = sys.stderr.buffer
     terminal = stream is not None and stream.isatty()
     console = format == "console" or (format == "auto" and terminal)
-    render = _console(colors=terminal and "NO_COLOR" not in os.environ) if console else _json
+    colors = terminal and "NO_COLOR" not in os.environ
+    render = _console(instance, colors=colors) if console else _json(instance)
     if format == "syslog":
         render = _with_priority(render, _MAIL)
     elif stream is not None and _is_journal(stream):
@@ -208,23 +216,32 @@ def _traceback(exc_info: object) -> str:
 _encode = msgspec.json.Encoder().encode
 
 
-def _json(line: Line) -> bytes:
-    line = _complete(line)
-    octets = _json_of(line)
-    return octets if len(octets) < LINE_BYTES else _json_of(_cut(line))
+def _json(instance: str) -> Render:
+    """Return the renderer of lines of JSON."""
+    # Encoded once: the instance is the same in each line, and never cut.
+    end = f',"instance":"{instance}"}}\n'.encode() if instance else b"}\n"
+
+    def render(line: Line) -> bytes:
+        line = _complete(line)
+        octets = _json_of(line)
+        if len(octets) >= LINE_BYTES - len(end):
+            octets = _json_of(_cut(line))
+        return octets[:-1] + end
+
+    return render
 
 
 def _json_of(line: Line) -> bytes:
     try:
         octets = _encode(line)
     except UnicodeEncodeError:  # lone surrogates, as in the name of a file that is not UTF-8
-        return json.dumps(line, default=str).encode() + b"\n"
+        return json.dumps(line, default=str).encode()
     # JSON itself escapes controls below 0x20 only; 0x7f to 0x9f drive terminals as well.
     if not octets.isascii() or DELETE in octets:
         text = octets.decode()
         if not text.isprintable():
             octets = "".join(map(_json_character, text)).encode()
-    return octets + b"\n"
+    return octets
 
 
 @lru_cache(1024)
@@ -260,7 +277,7 @@ def _cut_value(value: str | list[object] | dict[str, object], most: int) -> obje
     return items
 
 
-def _console(*, colors: bool) -> Render:
+def _console(instance: str, *, colors: bool) -> Render:
     """Return the renderer of coloured lines."""
     reset, dim = (dev.RESET_ALL, dev.DIM) if colors else ("", "")
     bright, key_style = (dev.BRIGHT, dev.CYAN) if colors else ("", "")
@@ -290,6 +307,8 @@ def _console(*, colors: bool) -> Render:
             # Indented, so that no line of a traceback looks like a log line.
             lines = str(line["exception"]).split("\n")
             line["exception"] = "\n".join("    " + printable(each) for each in lines)
+        if instance:
+            line["instance"] = instance
         return renderer(None, str(line["level"]), line).encode() + b"\n"
 
     return render

@@ -39,6 +39,9 @@ _SECONDS: Final = (
 )
 """From a reply on the same machine to a filter that needs minutes (RFC 5321 section 4.5.3.2)."""
 
+INSTANCE: Final = "smtpproxy_instance"
+"""The label that each series has; Prometheus has its own `instance`, the address it scrapes."""
+
 LABELS: Final = {
     "listener": "The listener's name in the settings.",
     "backend": "The backend's name in the settings.",

@@ -15,7 +15,7 @@ from prometheus_client.metrics_core import (
 from prometheus_client.registry import Collector
 
 from smtpproxy import __version__, is_compiled
-from smtpproxy.metrics.definitions import BUILD_INFO, COUNTER, DEFINITIONS, Definition
+from smtpproxy.metrics.definitions import BUILD_INFO, COUNTER, DEFINITIONS, INSTANCE, Definition
 from smtpproxy.metrics.snapshot import HistogramSample, MetricsSnapshot, Sample
 
 PREFIX = "smtpproxy_"
@@ -32,10 +32,15 @@ class Exposition(Collector):
         _Process(registry=self._registry)
         GCCollector(registry=self._registry)
 
-    def render(self, snapshot: MetricsSnapshot) -> bytes:
-        """Return the text of a snapshot."""
+    def render(self, snapshot: MetricsSnapshot, instance: str) -> bytes:
+        """Return the text of a snapshot.
+
+        Args:
+            snapshot: The numbers of the service.
+            instance: The name of the instance, for each series.
+        """
         self._snapshot = snapshot
-        return generate_latest(self._registry)
+        return generate_latest(_Labelled(self._registry, {INSTANCE: instance}))
 
     def collect(self) -> Iterable[Metric]:
         """Yield the metrics; called by the registry."""
@@ -48,6 +53,22 @@ class Exposition(Collector):
                 yield _histogram(metric, histograms)
             elif samples := self._snapshot.samples_of(metric):
                 yield _family(metric, samples)
+
+
+class _Labelled(Collector):
+    """Gives each series of a collector further labels."""
+
+    def __init__(self, collector: Collector, labels: dict[str, str]) -> None:
+        self._collector = collector
+        self._labels = labels
+
+    def collect(self) -> Iterable[Metric]:
+        for metric in self._collector.collect():
+            metric.samples = [
+                sample._replace(labels={**self._labels, **sample.labels})
+                for sample in metric.samples
+            ]
+            yield metric
 
 
 class _Process(ProcessCollector):

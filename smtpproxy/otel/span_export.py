@@ -46,16 +46,23 @@ class SpanExport:
     Args:
         endpoint: The URL of the collector, without `/v1/traces`.
         sample: The share of the traces that are made, from 0 to 1.
+        instance: The name of the instance.
     """
 
-    def __init__(self, endpoint: str, sample: float) -> None:
+    def __init__(self, endpoint: str, sample: float, instance: str) -> None:
         library_log = logging.getLogger("opentelemetry")
         library_log.addHandler(_library_messages)
         library_log.propagate = False  # `otel_spans_lost` has the last message
         self._exporter = _CountedExporter(OTLPSpanExporter(f"{endpoint.rstrip('/')}/v1/traces"))
         self._provider = TracerProvider(
             sampler=TraceIdRatioBased(sample),
-            resource=Resource.create({"service.name": "smtpproxy", "service.version": __version__}),
+            resource=Resource.create(
+                {
+                    "service.name": "smtpproxy",
+                    "service.version": __version__,
+                    "service.instance.id": instance,
+                }
+            ),
             shutdown_on_exit=False,  # it has no deadline
             span_limits=SpanLimits(max_events=EVENTS_OF_SPAN),
         )

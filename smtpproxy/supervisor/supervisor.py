@@ -119,6 +119,11 @@ class Supervisor:
         self._admin_endpoint.add_metrics(snapshot)
         return snapshot
 
+    @property
+    def instance(self) -> str:
+        """The name of this instance."""
+        return self._settings.instance
+
     def listeners(self) -> list[str]:
         """Return the addresses of the listeners."""
         return self._listen_sockets.addresses
@@ -408,7 +413,7 @@ class Supervisor:
                 self._reload_failed(_NO_WORKERS)
             return
         self._leaving.remove(worker_group)
-        log.configure(settings.log.level, settings.log.format)
+        log.configure(settings.log.level, settings.log.format, instance=settings.instance)
         self._log = log.get()
         self._settings, self._worker_group = settings, worker_group
         self._coordinator.apply(settings)
@@ -539,7 +544,7 @@ def main(
         faults: The faults to inject.
     """
     inherited = upgrade.take()
-    log.configure(settings.log.level, settings.log.format)
+    log.configure(settings.log.level, settings.log.format, instance=settings.instance)
     log.adopt_uncaught()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # a session needs two

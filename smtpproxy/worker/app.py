@@ -300,7 +300,7 @@ def _spans(settings: Settings) -> "SpanRecorder | None":
     from smtpproxy.otel.span_export import SpanExport
     from smtpproxy.otel.span_recorder import SpanRecorder
 
-    return SpanRecorder(SpanExport(settings.otel.endpoint, settings.otel.sample))
+    return SpanRecorder(SpanExport(settings.otel.endpoint, settings.otel.sample, settings.instance))
 
 
 def _networks(settings: Settings) -> list[Network]:

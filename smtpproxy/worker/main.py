@@ -130,7 +130,8 @@ def main(control: int) -> int:
     start = _first(channel, lines)
     if start is None:
         return 1
-    log.configure(start.settings.log.level, start.settings.log.format)
+    settings = start.settings
+    log.configure(settings.log.level, settings.log.format, instance=settings.instance)
     log.adopt_uncaught()
     keep_freed_buffers()
     # Objects loaded so far are permanent; collecting them again cost a third of all CPU (bench S1).

@@ -21,6 +21,7 @@ class Source:
         self._sessions = sessions
         self._count = 0
         self.serving_since = monotonic() - 60
+        self.instance = "mx1"
         self.looks: list[bool] = []
 
     def snapshot(self) -> MetricsSnapshot:
@@ -189,7 +190,6 @@ class TestFigures:
 
 
 async def test_an_event_says_which_instance_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("socket.gethostname", lambda: "mx1")
     source = Source(0)
     snapshot = MetricsSnapshot()
     snapshot.put(definitions.WORKERS, 4)

@@ -80,6 +80,7 @@ class TestAGoodFile:
         }
         assert settings.backends == {"old": BackendSettings(servers=[Address("10.0.0.5", 25)])}
         assert settings.hostname
+        assert settings.instance
         assert (settings.limits.command_line, settings.timeouts.reply_hold) == (2048, 0.2)
 
     def test_all_settings(self, tmp_path: Path) -> None:
@@ -88,6 +89,7 @@ class TestAGoodFile:
                 tmp_path,
                 """
 hostname = "mx.example.org"
+instance = "mx1.example_2-b"
 log = { level = "debug", format = "json" }
 workers = 0
 timeouts = { connect = 1, reply_hold = 0.05, heartbeat = 5 }
@@ -137,6 +139,7 @@ recipients = 5
 """,
             )
         )
+        assert settings.instance == "mx1.example_2-b"
         (listener,) = settings.listeners.values()
         assert (listener.backend, listener.sync, listener.bare_newlines) == (
             "b",
@@ -164,6 +167,23 @@ recipients = 5
         assert [network.text for network in limits.exempt] == ["2001:db8::/32"]
         assert (limits.message_bytes, limits.recipients) == (6, 5)
         assert limits.commands_per_second == 4
+
+    @pytest.mark.parametrize(
+        ("host", "instance"),
+        [
+            ("mx1.example.org", "mx1.example.org"),
+            ("-büro pc\n", "b-ro-pc-"),
+            ("x" * 65, "x" * 64),
+            ("_", "localhost"),
+        ],
+    )
+    def test_the_host_name_becomes_that_of_the_instance(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str, instance: str
+    ) -> None:
+        monkeypatch.setattr("socket.gethostname", lambda: host)
+        default = load(write(tmp_path, GOOD)).instance
+        assert default == instance
+        assert load(write(tmp_path, f'instance = "{default}"\n{GOOD}')).instance == instance
 
     def test_a_byte_order_mark_is_no_problem(self, tmp_path: Path) -> None:
         assert load(write(tmp_path, b"\xef\xbb\xbf" + GOOD.encode())).listeners
@@ -327,6 +347,12 @@ class TestMistakes:
         (reported,) = problems(tmp_path, GOOD + more)
         assert reported[:2] == (line, key)
         assert text in reported[2]
+
+    @pytest.mark.parametrize("name", ["", "mx 1", "-mx", "mx/1", "m\u00fc", "x" * 65])
+    def test_a_name_that_cannot_be_that_of_an_instance(self, tmp_path: Path, name: str) -> None:
+        (reported,) = problems(tmp_path, f'instance = "{name}"\n{GOOD}')
+        assert reported[:2] == (1, "instance")
+        assert "64 at most, such as" in reported[2]
 
     def test_a_problem_that_hides_others_is_reported_alone(self, tmp_path: Path) -> None:
         """What is wrong as a whole is not also searched for mistakes inside, nor does it crash."""

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 
 from smtpproxy import data
-from smtpproxy.metrics.definitions import COUNTER, DEFINITIONS, HISTOGRAM
+from smtpproxy.metrics.definitions import COUNTER, DEFINITIONS, HISTOGRAM, INSTANCE
 from tests.support.programs import root_of
 
 RULES = Path(data.__file__).parent / data.EXAMPLES["prometheus-rules"].file
 TESTS = Path(__file__).parent / "prometheus_rules_test.yml"
 DASHBOARD = json.loads(data.read_example("grafana"))
+METRIC = rf"\b(?!{INSTANCE}\b)smtpproxy_\w+"
 EXPRESSIONS = [
     (panel["title"], target["expr"])
     for panel in DASHBOARD["panels"]
@@ -36,7 +37,7 @@ def labels_of(series: str) -> set[str]:
     """Return the labels that a series has, those of every scrape included."""
     name = re.sub("_(total|bucket|sum|count)$", "", series.removeprefix("smtpproxy_"))
     metric = DEFINITIONS.get(name) or DEFINITIONS[series.removeprefix("smtpproxy_")]
-    return {*metric.labels, "instance", "job", "le"}
+    return {*metric.labels, INSTANCE, "instance", "job", "le"}
 
 
 def promtool(*arguments: str | Path) -> None:
@@ -71,7 +72,7 @@ def test_each_metric_that_is_named_exists(file: str) -> None:
         "their tests": TESTS.read_text(),
         "dashboard": json.dumps(DASHBOARD),
     }[file]
-    named = set(re.findall(r"\bsmtpproxy_\w+", text))
+    named = set(re.findall(METRIC, text))
     assert len(named) > 10
     assert named <= exposed_names()
 
@@ -81,7 +82,7 @@ def test_a_panel_asks_for_labels_that_its_metrics_have(title: str, expression: s
     for series, matchers in re.findall(r"(smtpproxy_\w+)\{([^}]*)\}", expression):
         assert set(re.findall(r"(\w+)=", matchers)) <= labels_of(series), title
     for by in re.findall(r"by \(([^)]*)\)", expression):
-        names = re.findall(r"smtpproxy_\w+", expression)
+        names = re.findall(METRIC, expression)
         assert set(by.split(", ")) <= set().union(*map(labels_of, names)), title
 
 

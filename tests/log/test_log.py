@@ -60,6 +60,30 @@ class TestALine:
         assert str(line["timestamp"]).endswith("Z")
         assert before <= datetime.fromisoformat(str(line["timestamp"])) <= datetime.now(UTC)
 
+    def test_the_instance_is_last_in_each_line(self) -> None:
+        stream = io.BytesIO()
+        log.configure("info", "json", stream, instance="mx1")
+        logging.getLogger("asyncio").error("Task lost")
+        log.get().info("x", details=lambda: {"late": True})
+        assert [(*line,)[-1] for line in lines(stream)] == ["instance"] * 2
+        assert [line["instance"] for line in lines(stream)] == ["mx1"] * 2
+
+    def test_the_instance_of_a_line_that_is_cut_is_whole(self) -> None:
+        stream = io.BytesIO()
+        log.configure("info", "json", stream, instance="x" * 64)
+        for size in range(log.LINE_BYTES - 200, log.LINE_BYTES):
+            log.get().info("x", a="-" * size)
+        assert {line["instance"] for line in lines(stream)} == {"x" * 64}
+        sizes = [len(line) for line in stream.getvalue().splitlines(keepends=True)]
+        assert log.LINE_BYTES - 10 < max(sizes) <= log.LINE_BYTES
+        assert min(sizes) < log.LINE_BYTES // 2, "some were cut"
+
+    def test_the_console_has_the_instance_last_too(self) -> None:
+        stream = io.BytesIO()
+        log.configure("info", "console", stream, instance="mx1")
+        log.get().info("x", a=1)
+        assert screen(stream)[0].endswith(" a=1 instance=mx1")
+
     def test_events_below_the_level_are_not_logged(self) -> None:
         stream = io.BytesIO()
         log.configure("warning", "json", stream)

@@ -28,7 +28,7 @@ class Recorded:
 
     def __init__(self, collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
         self.collector = collector
-        self.recorder = SpanRecorder(SpanExport(collector.endpoint, 1.0))
+        self.recorder = SpanRecorder(SpanExport(collector.endpoint, 1.0, "mx1"))
         monkeypatch.setattr(span_recorder, "monotonic", lambda: 10.0)
         self.session = Watched(self.recorder)
         monkeypatch.setattr(span_recorder, "monotonic", lambda: self.session.now)
@@ -151,10 +151,11 @@ def test_times_and_attributes_are_those_of_each_connection(recorded: Recorded) -
     resource = recorded.collector.resources()[0]
     assert resource["service.name"] == "smtpproxy"
     assert resource["service.version"]
+    assert resource["service.instance.id"] == "mx1"
 
 
 def test_a_session_that_is_not_sampled_has_no_observer(collector: Collector) -> None:
-    recorder = SpanRecorder(SpanExport(collector.endpoint, 0.0))
+    recorder = SpanRecorder(SpanExport(collector.endpoint, 0.0, "mx1"))
     assert recorder.session("s-1", "smtp", "old", "192.0.2.1:4711") is None
     recorder.close()
     assert collector.requests == []
@@ -235,7 +236,7 @@ def test_a_collector_that_accepts_nothing_costs_spans_which_are_counted(
     log.configure("warning", "json", logged)
     with Collector(400, hangs=trouble == "hangs") as collector:
         endpoint = "http://127.0.0.1:9" if trouble == "is gone" else collector.endpoint
-        export = SpanExport(endpoint, 1.0)
+        export = SpanExport(endpoint, 1.0, "mx1")
         recorder = SpanRecorder(export)
         made = flood(recorder, logged) + flood(recorder, logged)
         waiting = export._queued - export._exporter.taken
@@ -256,7 +257,7 @@ def test_spans_beyond_the_queue_are_dropped_before_they_are_made(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(span_export, "CLOSE_S", 0.0)
-    export = SpanExport("http://127.0.0.1:9", 1.0)
+    export = SpanExport("http://127.0.0.1:9", 1.0, "mx1")
     assert export.has_room(span_export.QUEUE_SPANS)
     assert not export.has_room(1)
     assert export.lost == 1

@@ -55,8 +55,9 @@ def ask(address: str, path: str, token: str = "") -> tuple[int, str]:
 
 
 def snapshot(address: str) -> dict[str, float]:
-    """Return the values of /metrics."""
+    """Return the values of /metrics, without the label that each has."""
     _, text = ask(address, "/metrics")
+    text = re.sub(r'(,)?smtpproxy_instance="[^"]*"(?(1)|,?)', "", text).replace("{}", "")
     samples = [line.rpartition(" ") for line in text.splitlines() if not line.startswith("#")]
     return {name: float(number) for name, _, number in samples}
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from smtpproxy.log.events import EVENTS, FIELDS, OPTIONAL, Type
 
-_ALWAYS = ("timestamp", "level", "event")
+_ALWAYS = ("timestamp", "level", "event", "instance")
 _TYPES: dict[Type, type | tuple[type, ...]] = {
     "text": str,
     "whole number": int,
