@@ -32,7 +32,7 @@ from smtpproxy.config.tls_validation import (
     weak_backends,
     weak_listeners,
 )
-from smtpproxy.config.validation import crowded, superfluous
+from smtpproxy.config.validation import crowded, shareless, superfluous
 from smtpproxy.control_socket import locations
 from smtpproxy.text.console import Terminal, say
 from smtpproxy.text.number_options import Seconds, WholeNumber
@@ -417,6 +417,7 @@ def _warnings(settings: Settings) -> list[str]:
     found += [f"backend {name}: {what}" for name, what in foreign_sources(settings)]
     found += [f"backend {name}: {what}" for name, what in superfluous(settings)]
     found += [f"backend {name}: {what}" for name, what in crowded(settings)]
+    found += [f"backend {name}: {what}" for name, what in shareless(settings)]
     found += [
         f"listener {listener}: the certificate {why}"
         for listener, _, why in doubtful_certificates(settings, time())

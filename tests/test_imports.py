@@ -29,9 +29,11 @@ ALLOWED = {
     "otel": {"core", "log", "text"},
     "admin": {"core", "log", "metrics", "text", "trace"},
     "worker": {"core", "tls", "config", "net", "metrics", "log", "trace", "otel", "admin"},
+    "cluster": {"config", "log"},
     "control_socket": {"admin", "text", "trace", *ADDRESS},
     "supervisor": {
-        *("config", "net", "metrics", "log", "trace", "admin", "worker", "control_socket")
+        *("config", "net", "metrics", "log", "trace", "admin", "worker", "control_socket"),
+        "cluster",
     },
     "probe": {"core", "tls", "config", "text", "timeline"},
     "demo": {"config", "log", "text", "timeline", "worker", "admin", "metrics", "net"},

@@ -17,6 +17,7 @@ from smtpproxy.config.schema import (
     BackendSettings,
     CapabilitySettings,
     CertificateSettings,
+    ClusterSettings,
     LimitSettings,
     ListenerSettings,
     LogSettings,
@@ -40,6 +41,7 @@ TABLES = {
     "log": LogSettings,
     "trace": TraceSettings,
     "otel": OtelSettings,
+    "cluster": ClusterSettings,
     "admin": AdminSettings,
 }
 ROWS = re.findall(

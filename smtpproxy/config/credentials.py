@@ -43,3 +43,4 @@ def _files(settings: Settings) -> Iterator[tuple[KeyPath, object]]:
         for key in BACKEND_FILES:
             yield ("backends", name, key), getattr(backend, key, BAD)
     yield ("admin", "token_file"), getattr(settings.admin, "token_file", BAD)
+    yield ("cluster", "password_file"), getattr(settings.cluster, "password_file", BAD)

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path as FilePath
 from typing import cast
+from urllib.parse import quote, urlsplit, urlunsplit
 
 from msgspec.structs import replace
 
@@ -89,6 +90,8 @@ def load(
             reader.add(key_path, what)
     if ("admin", "token_file") not in unseen:
         settings = _with_token_read(settings, reader)
+    if ("cluster", "password_file") not in unseen:
+        settings = _with_password_read(settings, reader)
     if reader.found:
         lines_of_keys = find_lines(text)
         raise ConfigError(
@@ -228,6 +231,25 @@ def _with_token_read(settings: Settings, reader: SettingsDecoder) -> Settings:
         reader.add(place, str(error))
         return settings
     return replace(settings, admin=replace(admin, token=token))
+
+
+def _with_password_read(settings: Settings, reader: SettingsDecoder) -> Settings:
+    """Read the password of the cluster's store from `cluster.password_file` into its URL."""
+    cluster, place = settings.cluster, ("cluster", "password_file")
+    if cluster is BAD or cluster.url in ("", BAD) or cluster.password_file in ("", BAD):
+        return settings
+    url = urlsplit(cluster.url)
+    if url.password is not None:
+        reader.add(place, "is not used: cluster.url has a password, too; leave one of them out")
+        return settings
+    try:
+        password = token_file.read_secret(cluster.password_file, "password")
+    except ValueError as error:
+        reader.add(place, str(error))
+        return settings
+    user, server = url.username or "", url.netloc.rpartition("@")[2]
+    whole = urlunsplit(url._replace(netloc=f"{user}:{quote(password, safe='')}@{server}"))
+    return replace(settings, cluster=replace(cluster, url=whole))
 
 
 def _with_backends_named(settings: Settings) -> Settings:

@@ -204,6 +204,22 @@ def _collector(text: str) -> str:
     raise ValueError('is not the URL of a collector, such as "http://127.0.0.1:4318"')
 
 
+def _store(text: str) -> str:
+    """Check the URL of a Redis or Valkey server."""
+    try:
+        url = urlsplit(text)
+        database = re.fullmatch(r"/?|/[0-9]{1,4}", url.path, re.ASCII)
+        good = url.scheme in ("redis", "rediss") and url.hostname and url.port != 0 and database
+    except ValueError:
+        good = False
+    if good and text.isascii() and text.isprintable() and not set(text) & set(" ?#"):
+        return text
+    raise ValueError(
+        'is not the URL of a Redis or Valkey server, such as "redis://10.0.0.9:6379" or, with TLS'
+        ' and an ACL user, "rediss://smtpproxy@redis.example.org"'
+    )
+
+
 def read_token(text: str) -> str:
     """Read the token of the admin address."""
     if len(text) >= 16 and text.isascii() and text.isprintable() and " " not in text:
@@ -606,6 +622,35 @@ class OtelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """The share of sessions of which spans are made."""
 
 
+class ClusterSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Limits over all replicas, by a Redis or Valkey server: `pip install 'smtpproxy[cluster]'`."""
+
+    url: Annotated[
+        str, ParsedBy(_store, 'a URL in quotes, such as "redis://10.0.0.9:6379"', secret=True)
+    ] = ""
+    """The server: `redis://[USER[:PASSWORD]@]HOST[:PORT][/DATABASE]`, or `rediss://` for TLS with a
+    verified certificate. Left out, each replica has its limits for itself.
+    """
+    password_file: Annotated[str, _whole_path("/etc/smtpproxy/redis-password")] = ""
+    """A file that holds the password instead of `url`, read at the start and at a reload. Other
+    accounts may not read it, nor the group change it: mode 0640 at most.
+    """
+    # Once loaded, `url` has what is in it.
+    name: TableName = "smtpproxy"
+    """The name of the cluster: replicas with the same name share their limits. Backends of the same
+    name share `max_connections`.
+    """
+    replicas: Annotated[int, _whole(0, 1000, zero="not given")] = 0
+    """How many replicas are expected; must be given. While the server cannot be used, each replica
+    opens connections only while it has fewer than its share: `max_connections` / `replicas`,
+    rounded down, at least 1.
+    """
+    lease: Annotated[
+        float, Meta(ge=1, le=3600, description="a number of seconds from 1 to 3600")
+    ] = 30.0
+    """How many seconds the connections of a replica count after it was last heard."""
+
+
 class AdminSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Metrics and the live page."""
 
@@ -653,4 +698,5 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     log: LogSettings = LogSettings()
     trace: TraceSettings = TraceSettings()
     otel: OtelSettings = OtelSettings()
+    cluster: ClusterSettings = ClusterSettings()
     admin: AdminSettings = AdminSettings()

@@ -1,4 +1,4 @@
-"""The file of the admin token; no message quotes its content."""
+"""The files of the admin token and of a password; no message quotes their content."""
 
 import os
 import stat
@@ -13,6 +13,23 @@ def read(path: str) -> str:
     """Return the token in a file, without surrounding white space.
 
     Raises:
+        ValueError: As `read_secret`, or the file does not hold a token.
+    """
+    text = read_secret(path, "token")
+    try:
+        return read_token(text)
+    except ValueError as error:
+        raise ValueError(f"holds a token that {error}") from None
+
+
+def read_secret(path: str, kind: str) -> str:
+    """Return the text in a file, without surrounding white space.
+
+    Args:
+        path: The file.
+        kind: What it is, such as `token`, for the message.
+
+    Raises:
         ValueError: The file cannot be read or is not safe for a secret; worded to follow the name
             of the setting.
     """
@@ -23,11 +40,8 @@ def read(path: str) -> str:
     except UnicodeDecodeError:
         raise ValueError("is not text") from None
     if not text:
-        raise ValueError("is empty; write the token into it")
-    try:
-        return read_token(text)
-    except ValueError as error:
-        raise ValueError(f"holds a token that {error}") from None
+        raise ValueError(f"is empty; write the {kind} into it")
+    return text
 
 
 def why_exposed(mode: int) -> str:

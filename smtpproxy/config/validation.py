@@ -13,6 +13,7 @@ from smtpproxy.config.address import Address
 from smtpproxy.config.decoding import BAD, KeyProblem, dotted, instead, show, shown
 from smtpproxy.config.schema import (
     AdminSettings,
+    ClusterSettings,
     LimitSettings,
     ListenerSettings,
     OtelSettings,
@@ -23,6 +24,7 @@ from smtpproxy.core.capabilities import NEVER_PASSED
 
 _EVERY = frozenset(("0.0.0.0", "::"))  # noqa: S104
 _OTEL_MODULES = ("opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http")
+_CLUSTER_MODULE = "redis.asyncio"
 _HOSTS = {"localhost": ("127.0.0.1", "::1")}
 
 
@@ -51,6 +53,8 @@ def contradictions(
     yield from _admin_at_a_listener(settings)
     if settings.limits is not BAD:
         yield from _small_queue(settings.limits)
+    if settings.cluster is not BAD:
+        yield from _half_a_cluster(settings.cluster)
     yield from _watching(settings, need_trace_directory)
 
 
@@ -129,6 +133,18 @@ def crowded(settings: Settings) -> list[tuple[str, str]]:
     return found
 
 
+def shareless(settings: Settings) -> list[tuple[str, str]]:
+    """Return the backends with fewer connections than replicas, and a hint."""
+    replicas = settings.cluster.replicas
+    found = []
+    for name, backend in settings.backends.items():
+        if 0 < backend.max_connections < replicas:
+            what = f"max_connections is {backend.max_connections}, and cluster.replicas {replicas}"
+            how = "while the cluster's store is away, each replica may still open one"
+            found.append((name, f"{what}: {how}, {replicas} together"))
+    return found
+
+
 def _wrong_backends(
     listeners: Mapping[str, ListenerSettings], names: list[str]
 ) -> Iterator[KeyProblem]:
@@ -198,6 +214,21 @@ def _without_collector(otel: OtelSettings) -> Iterator[KeyProblem]:
     if otel.endpoint and not all(map(_is_installed, _OTEL_MODULES)):
         what = "needs packages that are not installed: pip install 'smtpproxy[otel]'"
         yield ("otel", "endpoint"), what
+
+
+def _half_a_cluster(cluster: ClusterSettings) -> Iterator[KeyProblem]:
+    """Report `[cluster]` without what it needs: a URL, a number of replicas, and a package."""
+    if BAD in astuple(cluster):
+        return
+    if cluster.url == "":
+        if cluster != ClusterSettings():
+            yield ("cluster", "url"), 'is missing; write, for example, "redis://10.0.0.9:6379"'
+        return
+    if cluster.replicas == 0:
+        yield ("cluster", "replicas"), "is missing: how many replicas are expected, such as 2"
+    if not _is_installed(_CLUSTER_MODULE):
+        what = "needs a package that is not installed: pip install 'smtpproxy[cluster]'"
+        yield ("cluster", "url"), what
 
 
 def _is_installed(module: str) -> bool:

@@ -226,6 +226,7 @@ FIELDS: Final = {
     "clients": Field(("whole number",), "Clients since the last such line."),
     "workers": Field(("whole number",), "Worker processes."),
     "sessions": Field(("whole number",), "Open sessions of all workers."),
+    "cluster": Field(("text",), "The name of the cluster."),
     "name": Field(("text",), "A host name of sni, or default: the listener's own certificate."),
     "problems": Field(("list of texts",), "The problems in the settings, each with file and line."),
     "pid": Field(
@@ -511,6 +512,18 @@ DRAINING = Event(
     "draining", "info", "No more clients are accepted; sessions finish.", ("sessions",)
 )
 STOPPED = Event("stopped", "info", "The service has ended.", ("version",))
+CLUSTER_DEGRADED = Event(
+    "cluster_degraded",
+    "warning",
+    "The store of the cluster is away or slow: this replica uses its share of the limits.",
+    ("cluster", "reason"),
+)
+CLUSTER_RECOVERED = Event(
+    "cluster_recovered",
+    "info",
+    "The store of the cluster answers in time again, after `duration_s`.",
+    ("cluster", "duration_s"),
+)
 CANNOT_START_WORKERS = Event(
     "cannot_start_workers", "error", "Worker processes did not start.", ("reason",)
 )

@@ -192,6 +192,14 @@ BACKEND_WAITING_CLIENTS: Final = Definition(
     "Clients that wait for a connection to a backend that has max_connections.",
     ("backend",),
 )
+CLUSTER_STORE_UP: Final = Definition(
+    "cluster_store_up", GAUGE, "Whether the store of the cluster answers in time: 1 or 0."
+)
+CLUSTER_STORE_FAILURES: Final = Definition(
+    "cluster_store_failures",
+    COUNTER,
+    "Times that the store of the cluster did not answer in time, or refused a connection.",
+)
 TRACE_RECORDS_LOST: Final = Definition(
     "trace_records_lost", COUNTER, "Trace records that could not be written."
 )

@@ -1,9 +1,11 @@
 """The coordinator: shares counters, connection slots and server health among the workers."""
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from smtpproxy.config.schema import Settings
+from smtpproxy.config.schema import ClusterSettings, Settings
 from smtpproxy.log.session_log import ServiceLog
 from smtpproxy.metrics import definitions
 from smtpproxy.metrics.snapshot import MetricsSnapshot, SnapshotTotals
@@ -22,6 +24,9 @@ from smtpproxy.worker.control_messages import (
     ToWorker,
     Watched,
 )
+
+if TYPE_CHECKING:
+    from smtpproxy.cluster.store import Store
 
 SendToAll = Callable[[ToWorker, WorkerProcess | None], None]
 """Sends a message to all workers except the given one."""
@@ -49,6 +54,9 @@ class Coordinator:
         self._observer = ServiceLog()
         self.watches = WatchRelay()
         """The watches of `smtpproxy trace watch`."""
+        self.store: Store | None = None
+        """The store of the cluster; None without a cluster."""
+        self._stopping: set[asyncio.Task[None]] = set()
 
     def apply(self, settings: Settings) -> None:
         """Apply new settings; sessions keep their connection slots."""
@@ -65,6 +73,29 @@ class Coordinator:
         self._down &= named
         self._named = named
         self._observer = ServiceLog()  # the log may have been configured again
+        self._apply_cluster(settings)
+
+    def _apply_cluster(self, settings: Settings) -> None:
+        """Join the cluster, or leave it, or change it."""
+        if settings.cluster == (self.store.settings if self.store else ClusterSettings()):
+            return
+        if self.store is not None:
+            task = asyncio.get_running_loop().create_task(self.store.stop(), name="leave cluster")
+            self._stopping.add(task)
+            task.add_done_callback(self._stopping.discard)
+            self.store = None
+        if settings.cluster.url:
+            from smtpproxy.cluster.store import Store  # needs the extra
+
+            self.store = Store(settings.cluster, settings.hostname)
+            self.store.start()
+
+    async def close(self) -> None:
+        """Leave the cluster; called after the last worker has ended."""
+        if self.store is not None:
+            await self.store.stop()
+        if self._stopping:
+            await asyncio.wait(self._stopping)
 
     def sessions(self) -> int:
         """Return the current number of sessions; snapshots may be a second old."""
@@ -78,6 +109,9 @@ class Coordinator:
             up = (backend, server) not in self._down
             snapshot.put(definitions.SERVER_UP, int(up), backend, server)
         snapshot.put(definitions.TRACE_WATCHES, self.watches.watches)
+        if self.store is not None:
+            snapshot.put(definitions.CLUSTER_STORE_UP, int(self.store.is_up))
+            snapshot.put(definitions.CLUSTER_STORE_FAILURES, self.store.failures)
         for name, queue in self._connection_slots.items():
             snapshot.put(definitions.BACKEND_CONNECTIONS, queue.taken, name)
             snapshot.put(definitions.BACKEND_MAX_CONNECTIONS, queue.limit, name)

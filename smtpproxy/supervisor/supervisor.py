@@ -206,6 +206,7 @@ class Supervisor:
             for worker_group in worker_groups:
                 worker_group.stop()
             await _wait_for(worker_groups)
+            await self._coordinator.close()
             await self._admin_endpoint.close()
             await self._control_server.stop()
             self._listen_sockets.close()

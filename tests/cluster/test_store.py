@@ -1,0 +1,191 @@
+"""The connection to the store of a cluster, with a real Redis server."""
+
+import asyncio
+import io
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import structlog
+
+from smtpproxy.cluster.store import LIMIT_S, Script, Store, StoreAway
+from smtpproxy.config.schema import ClusterSettings
+from smtpproxy.log import log
+from tests.support.catalogue import faults
+from tests.support.redis_server import RedisServer, silent_port
+
+ECHO = Script("return ARGV[1]")
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RedisServer]:
+    with RedisServer(tmp_path) as server:
+        yield server
+
+
+@pytest.fixture
+def stream() -> Iterator[io.BytesIO]:
+    """What is logged."""
+    handlers = logging.getLogger().handlers[:]
+    stream = io.BytesIO()
+    log.configure("info", "json", stream)
+    yield stream
+    logging.getLogger().handlers[:] = handlers
+    structlog.reset_defaults()
+
+
+@asynccontextmanager
+async def running(url: str, instance: str = "one", name: str = "c") -> AsyncIterator[Store]:
+    store = Store(ClusterSettings(url=url, name=name, replicas=2), instance)
+    store.start()
+    try:
+        yield store
+    finally:
+        await store.stop()
+
+
+async def until(reached: Callable[[], bool], limit_s: float = 10.0) -> None:
+    async with asyncio.timeout(limit_s):
+        while not reached():
+            await asyncio.sleep(0.01)
+
+
+async def test_a_script_runs_and_its_answer_comes_back(server: RedisServer) -> None:
+    async with running(server.url) as store:
+        with pytest.raises(StoreAway):  # not connected yet
+            await store.run(ECHO, [], ["x"])
+        await until(lambda: store.is_up)
+        assert await store.run(ECHO, [], ["x"]) == b"x"
+
+
+async def test_a_server_that_forgot_its_scripts_gets_them_again(server: RedisServer) -> None:
+    async with running(server.url) as store:
+        await until(lambda: store.is_up)
+        await store.run(ECHO, [], ["x"])
+        server.command("SCRIPT", "FLUSH")
+        assert await store.run(ECHO, [], ["y"]) == b"y"
+
+
+async def test_mail_waits_50_ms_for_a_stopped_server_and_then_not_at_all(
+    server: RedisServer,
+) -> None:
+    async with running(server.url) as store:
+        await until(lambda: store.is_up)
+        changes: list[bool] = []
+        store.watch(lambda: changes.append(store.is_up))
+        server.stop()
+        began = time.monotonic()
+        with pytest.raises(StoreAway):
+            await store.run(ECHO, [], ["x"])
+        took = time.monotonic() - began
+        assert LIMIT_S <= took < 1
+        began = time.monotonic()
+        with pytest.raises(StoreAway):
+            await store.run(ECHO, [], ["x"])
+        assert time.monotonic() - began < LIMIT_S
+        server.go_on()
+        await until(lambda: store.is_up)
+        assert await store.run(ECHO, [], ["x"]) == b"x"
+        assert changes == [False, True]
+
+
+async def test_degraded_is_logged_once_and_recovered_once(
+    server: RedisServer, stream: io.BytesIO
+) -> None:
+    async with running(server.url) as store:
+        await until(lambda: store.is_up)
+        assert stream.getvalue() == b""
+        server.kill()
+        await until(lambda: store.failures > 2)
+        server.start()
+        await until(lambda: store.is_up)
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [line["event"] for line in lines] == ["cluster_degraded", "cluster_recovered"]
+    assert [faults(line) for line in lines] == [[], []]
+
+
+async def test_an_error_of_the_server_makes_it_away(server: RedisServer) -> None:
+    async with running(server.url) as store:
+        await until(lambda: store.is_up)
+        with pytest.raises(StoreAway, match="no such thing"):
+            await store.run(Script("return redis.error_reply('ERR no such thing')"), [], [])
+        assert not store.is_up
+
+
+async def test_a_server_that_never_answers_is_away() -> None:
+    listening, port = silent_port()
+    with listening:
+        async with running(f"redis://127.0.0.1:{port}") as store:
+            await until(lambda: store.failures > 0)
+            assert not store.is_up
+
+
+async def test_messages_reach_all_replicas_also_after_a_restart(server: RedisServer) -> None:
+    received: list[tuple[str, str]] = []
+    settings = ClusterSettings(url=server.url, name="c", replicas=2)
+    stores = [Store(settings, name) for name in ("one", "two")]
+    for store in stores:
+        store.subscribe("news", lambda text, name=store.instance: received.append((name, text)))
+        store.start()
+    try:
+        for text in ("first", "second"):
+            both = {("one", text), ("two", text)}
+            async with asyncio.timeout(20):
+                while not both <= set(received):  # a subscription takes a moment
+                    await asyncio.sleep(0.05)
+                    if stores[0].is_up:
+                        await stores[0].send("news", text)
+            server.kill()
+            server.start()
+            await until(lambda: not stores[0].is_up)
+            await until(lambda: stores[0].is_up)
+    finally:
+        for store in stores:
+            await store.stop()
+
+
+async def test_each_replica_reads_what_all_publish(server: RedisServer) -> None:
+    async with running(server.url, "one") as one, running(server.url, "two") as two:
+        one.publish("sessions", lambda: 3)
+        two.publish("sessions", lambda: {"open": 4})
+        async with running(server.url, "three", name="other"):
+            await until(lambda: one.is_up and two.is_up)
+            async with asyncio.timeout(10):
+                while len(records := await one.replicas()) < 2:
+                    await asyncio.sleep(0.01)
+    assert [(each.instance, each.parts) for each in records] == [
+        ("one", {"sessions": 3}),
+        ("two", {"sessions": {"open": 4}}),
+    ]
+    assert {each.replica for each in records} == {one.replica, two.replica}
+    assert all(each.age_s < 10 for each in records)
+
+
+async def test_a_replica_that_leaves_is_no_longer_listed(server: RedisServer) -> None:
+    async with running(server.url, "one") as one:
+        async with running(server.url, "two") as two:
+            await until(lambda: one.is_up and two.is_up)
+            async with asyncio.timeout(10):
+                while len(await one.replicas()) < 2:
+                    await asyncio.sleep(0.01)
+        assert [each.instance for each in await one.replicas()] == ["one"]
+
+
+async def test_an_acl_user_and_a_password_are_used(tmp_path: Path) -> None:
+    with RedisServer(tmp_path) as server:
+        rights = ("~smtpproxy:*", "&smtpproxy:*", "+@all", "-@dangerous", "+info")
+        assert server.command("ACL", "SETUSER", "mail", "on", ">secret", *rights) == "OK\n"
+        assert server.command("ACL", "SETUSER", "default", "off") == "OK\n"
+        wrong, right = (
+            f"redis://mail:{word}@127.0.0.1:{server.port}" for word in ("wrong", "secret")
+        )
+        async with running(right) as store:
+            await until(lambda: store.is_up)
+            assert await store.run(ECHO, [], ["x"]) == b"x"
+        async with running(wrong) as store:
+            await until(lambda: store.failures > 0)
+            assert not store.is_up
