@@ -8,6 +8,7 @@ have, too, is not noticed.
 """
 
 import ast
+from functools import cache
 
 import pytest
 
@@ -34,16 +35,27 @@ def _attributes(tree: ast.Module) -> set[str]:
             for each in ast.walk(node):
                 if isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name):
                     found.add(each.target.id)
-                elif isinstance(each, ast.Attribute) and ast.unparse(each.value) == "self":
-                    found |= {each.attr} if isinstance(each.ctx, ast.Store) else set()
+                elif isinstance(each, ast.Attribute) and isinstance(each.ctx, ast.Store):
+                    found |= {each.attr} if ast.unparse(each.value) == "self" else set()
     return found
 
 
-TREES = {
-    module.removeprefix("smtpproxy."): ast.parse(file.read_text())
-    for module, file in MODULES.items()
-}
-OWN = {module: _attributes(tree) for module, tree in TREES.items()}
+FILES = {module.removeprefix("smtpproxy."): file for module, file in MODULES.items()}
+
+
+@cache
+def _tree(module: str) -> ast.Module:
+    return ast.parse(FILES[module].read_text())
+
+
+@cache
+def _owners() -> dict[str, set[str]]:
+    """Return the modules that define an attribute, by its name."""
+    found: dict[str, set[str]] = {}
+    for module in FILES:
+        for name in _attributes(_tree(module)):
+            found.setdefault(name, set()).add(module)
+    return found
 
 
 def _foreign(module: str, tree: ast.Module, own: set[str]) -> list[str]:
@@ -54,7 +66,7 @@ def _foreign(module: str, tree: ast.Module, own: set[str]) -> list[str]:
         if not isinstance(node, ast.Attribute) or isinstance(node.ctx, ast.Load):
             continue
         name = ast.unparse(node)
-        owners = {other for other, names in OWN.items() if node.attr in names}
+        owners = _owners().get(node.attr)
         if (
             owners
             and node.attr not in own
@@ -66,9 +78,10 @@ def _foreign(module: str, tree: ast.Module, own: set[str]) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("module", TREES)
+@pytest.mark.parametrize("module", FILES)
 def test_module_sets_attributes_of_its_own_classes_only(module: str) -> None:
-    assert _foreign(module, TREES[module], OWN[module]) == []
+    tree = _tree(module)
+    assert _foreign(module, tree, _attributes(tree)) == []
 
 
 @pytest.mark.parametrize(
@@ -93,6 +106,6 @@ def test_attribute_of_another_object_is_noticed(source: str, foreign: list[str])
 
 
 def test_every_exception_is_needed() -> None:
-    assert {owner for owner, _ in FILLED_IN} <= OWN.keys()
+    assert {owner for owner, _ in FILLED_IN} <= FILES.keys()
     for module, name in OF_THE_LIBRARY:
-        assert name in ast.unparse(TREES[module])
+        assert name in ast.unparse(_tree(module))
