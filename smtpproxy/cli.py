@@ -8,7 +8,6 @@ import os
 import platform
 import ssl
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from secrets import randbits
 from time import time
@@ -64,18 +63,31 @@ class Commands(click.Group):
         return super().get_command(ctx, cmd_name)
 
 
+def _print_version(context: click.Context, _: click.Parameter, asked: bool) -> None:
+    if not asked or context.resilient_parsing:
+        return
+    from importlib.metadata import version  # only this needs it, and it is slow to load
+
+    say(
+        f"smtpproxy {__version__}, Python {platform.python_version()}, "
+        f"uvloop {version('uvloop')}, {ssl.OPENSSL_VERSION}, "
+        f"{'compiled' if is_compiled() else 'not compiled'}"
+    )
+    context.exit()
+
+
 @click.group(
     cls=Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Try `smtpproxy demo` first: it shows in ten seconds what the proxy does.",
 )
-@click.version_option(
-    __version__,
-    message=(
-        f"smtpproxy {__version__}, Python {platform.python_version()}, "
-        f"uvloop {version('uvloop')}, {ssl.OPENSSL_VERSION}, "
-        f"{'compiled' if is_compiled() else 'not compiled'}"
-    ),
+@click.option(
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_print_version,
+    help="Show the version and exit.",
 )
 def main() -> None:
     """A transparent SMTP proxy that adds PIPELINING to an MTA that lacks it (RFC 2920)."""

@@ -9,6 +9,7 @@ drain, ends the remaining sessions.
 """
 
 import asyncio
+import gc
 import os
 import resource
 import signal
@@ -549,6 +550,7 @@ def main(
     log.adopt_uncaught()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # a session needs two
+    gc.freeze()  # what is loaded stays, and the workers' collections do not touch what they share
     fork_server = ForkServer()
     with asyncio.Runner() as runner:
         log.gather(runner.get_loop().call_later)
