@@ -4,10 +4,10 @@ Exit codes: 0, 1 (failed), 2 (usage).  A user's mistake never shows a traceback.
 """
 
 import json
-import os
 import platform
 import ssl
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from secrets import randbits
 from time import time
@@ -16,7 +16,6 @@ from typing import NoReturn
 import click
 from click.core import ParameterSource
 from msgspec.structs import asdict, replace
-from rich.table import Table
 
 from smtpproxy import __version__, data, is_compiled
 from smtpproxy.config import credentials, loop_validation
@@ -33,7 +32,8 @@ from smtpproxy.config.tls_validation import (
 )
 from smtpproxy.config.validation import crowded, shareless, superfluous
 from smtpproxy.control_socket import locations
-from smtpproxy.text.console import Terminal, say
+from smtpproxy.text.console import say
+from smtpproxy.text.fitting_table import Column, print_table
 from smtpproxy.text.number_options import Seconds, WholeNumber
 
 
@@ -42,7 +42,7 @@ class Commands(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of all commands."""
-        return sorted([*super().list_commands(ctx), "health", "probe", "trace"])
+        return sorted([*super().list_commands(ctx), "health", "probe", "status", "trace"])
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Return a command by its name; None if there is none."""
@@ -54,6 +54,10 @@ class Commands(click.Group):
             from smtpproxy.probe.probe_command import probe
 
             return probe
+        if cmd_name == "status":
+            from smtpproxy.control_socket.status_command import status
+
+            return status
         if cmd_name == "trace":
             from smtpproxy.control_socket.watch_command import watch
             from smtpproxy.trace.trace_commands import trace
@@ -293,7 +297,7 @@ def check(file: Path | None, named: Path | None, as_json: bool) -> None:
             say(line)
         sys.exit(1 if problems else 0)
     assert settings is not None
-    _print_table(settings)
+    print_table(_COLUMNS, list(_rows(settings)))
     for warning in warnings:
         say(f"smtpproxy: warning: {warning}", err=True)
     say(f"{path}: no problems found")
@@ -442,33 +446,23 @@ def _warnings(settings: Settings) -> list[str]:
     return found
 
 
-_COLUMNS = "listener", "address", "tls", "backend", "servers", "tls", "identity", "sync"
-_PIPED_WIDTH = 1000
-"""In a pipe, lines are whole: `grep` reads them."""
+_COLUMNS = (
+    Column("listener", 8),
+    Column("address", 7),
+    Column("tls", 6),
+    Column("backend", 5),
+    Column("servers", 4, folds=True),
+    Column("tls", 3),
+    Column("identity", 2),
+    Column("sync", 1),
+)
 
 
-def _print_table(settings: Settings) -> None:
-    """Print the listeners and their backends; a narrow terminal shows fewer columns."""
-    console = Terminal(whole_lines=True)
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = _PIPED_WIDTH
-    count = len(_COLUMNS)
-    wide = console.options.update(width=_PIPED_WIDTH)
-    while count > 1 and (
-        console.measure(_table(settings, count), options=wide).minimum > console.width
-    ):
-        count -= 1
-    console.print(_table(settings, count))
-
-
-def _table(settings: Settings, count: int) -> Table:
-    """Return a table of the listeners and their backends, of the first `count` columns."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in _COLUMNS[:count]:
-        table.add_column(column, no_wrap=column != "servers", overflow="fold")
+def _rows(settings: Settings) -> Iterator[list[str]]:
+    """Yield a row for each listener and its backend."""
     for name, listener in settings.listeners.items():
         backend = settings.backends[listener.backend]
-        row = (
+        yield [
             name,
             str(listener.address),
             listener.tls,
@@ -477,6 +471,4 @@ def _table(settings: Settings, count: int) -> Table:
             backend.tls,
             backend.identity,
             listener.sync,
-        )
-        table.add_row(*row[:count])
-    return table
+        ]

@@ -63,7 +63,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
 
 
 COMMANDS = [
-    *("", "run", "check", "demo", "example", "health", "probe"),
+    *("", "run", "check", "demo", "example", "health", "probe", "status"),
     *("trace", "trace list", "trace stats", "trace show", "trace follow", "trace export"),
     *("trace replay", "trace watch"),
 ]

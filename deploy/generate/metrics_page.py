@@ -15,9 +15,8 @@ _LABELS = """\
 ## Labels
 
 `smtpproxy_instance` is not called `instance`, since Prometheus gives each series a label `instance`
-of its own, the address that it scrapes, and would rename ours to `exported_instance`. Group by
-`smtpproxy_instance` where a name is wanted that stays when the address changes, and that log lines
-have, too.
+of its own, the address that it scrapes, and would rename ours to `exported_instance`. It is the
+name in log lines and in `smtpproxy status`, and stays the same when the address changes.
 
 A histogram `NAME` is scraped as `NAME_bucket` with the further label `le`, the upper bound,
 `NAME_sum` and `NAME_count`. The values of all labels are bounded: they come from the settings or

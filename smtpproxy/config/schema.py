@@ -680,8 +680,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     hostname: HostName = field(default_factory=socket.gethostname)
     """The name in the proxy's own 421 replies and in health checks."""
     instance: InstanceName = field(default_factory=host_instance)
-    """The name of this instance of the service: in each log line, and as the label
-    `smtpproxy_instance` of each metric. Each replica needs its own.
+    """The name of this instance of the service: in each log line, as the label
+    `smtpproxy_instance` of each metric, and in `smtpproxy status`. Each replica needs its own.
     """
     workers: WorkerCount = 1
     """Processes that serve clients. 0: one for each CPU."""

@@ -14,7 +14,8 @@ from time import monotonic
 
 DEADLINE_S = 5.0
 """How long the service may take, from the connection to the last octet."""
-_MOST_BYTES = 65536
+_MOST_BYTES = 4 * 1024 * 1024
+"""The longest answer: the status of a thousand replicas."""
 
 
 class NoAnswer(Exception):

@@ -15,8 +15,12 @@ from contextlib import AbstractAsyncContextManager
 from http import HTTPStatus
 from typing import Protocol
 
+import msgspec
+
 from smtpproxy.admin import health
 from smtpproxy.admin.health import HealthSource
+from smtpproxy.control_socket import service_status
+from smtpproxy.control_socket.service_status import ServiceStatus
 from smtpproxy.trace import watch
 from smtpproxy.trace.records import HEADER
 from smtpproxy.trace.watch import WatchRequest
@@ -28,6 +32,13 @@ DEADLINE_S = 10.0
 CLOSE_LIMIT_S = 1.0
 """How long a client may take to read what is left when the service ends its watch."""
 _MOST_BYTES = 4096
+
+
+class ServiceSource(HealthSource, Protocol):
+    """The health and the status of the service."""
+
+    async def status(self) -> ServiceStatus:
+        """Return the status of the service, and of the replicas of its cluster."""
 
 
 class WatchSource(Protocol):
@@ -53,11 +64,11 @@ class ControlServer:
     """Answers the requests of other commands.
 
     Args:
-        source: The health of the service.
+        source: The health and the status of the service.
         watches: Its sessions.
     """
 
-    def __init__(self, source: HealthSource, watches: WatchSource) -> None:
+    def __init__(self, source: ServiceSource, watches: WatchSource) -> None:
         self._source = source
         self._watches = watches
         self._watching: dict[asyncio.StreamReader, asyncio.Event] = {}
@@ -146,6 +157,9 @@ class ControlServer:
             case ["GET", path, version] if version.startswith("HTTP/"):
                 if health.is_asked_for(path):
                     return await health.answer(path, self._source)
+                if path == service_status.PATH:
+                    status = msgspec.json.encode(await self._source.status())
+                    return 200, status.decode() + "\n"
                 return 404, "not found\n"
             case _:
                 return 400, "only GET is supported\n"

@@ -438,7 +438,7 @@ CANNOT_LISTEN = Event(
 NO_CONTROL_SOCKET = Event(
     "no_control_socket",
     "warning",
-    "There is no control socket, so `smtpproxy health` finds no service; the mail goes on.",
+    "There is no control socket: `smtpproxy health` and `status` find no service; mail goes on.",
     ("address", "reason"),
 )
 FAULTS_WANTED = Event(

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from smtpproxy.config.schema import ClusterSettings, Settings
+from smtpproxy.config.schema import BackendSettings, ClusterSettings, Settings
+from smtpproxy.control_socket.service_status import BackendStatus
 from smtpproxy.log.session_log import ServiceLog
 from smtpproxy.metrics import definitions
 from smtpproxy.metrics.snapshot import MetricsSnapshot, SnapshotTotals
@@ -78,6 +79,8 @@ class Coordinator:
     def _apply_cluster(self, settings: Settings) -> None:
         """Join the cluster, or leave it, or change it."""
         if settings.cluster == (self.store.settings if self.store else ClusterSettings()):
+            if self.store is not None:
+                self.store.instance = settings.instance
             return
         if self.store is not None:
             task = asyncio.get_running_loop().create_task(self.store.stop(), name="leave cluster")
@@ -87,7 +90,7 @@ class Coordinator:
         if settings.cluster.url:
             from smtpproxy.cluster.store import Store  # needs the extra
 
-            self.store = Store(settings.cluster, settings.hostname)
+            self.store = Store(settings.cluster, settings.instance)
             self.store.start()
 
     async def close(self) -> None:
@@ -117,6 +120,25 @@ class Coordinator:
             snapshot.put(definitions.BACKEND_MAX_CONNECTIONS, queue.limit, name)
             snapshot.put(definitions.BACKEND_WAITING_CLIENTS, queue.waiting, name)
         return snapshot
+
+    def backends(self, settings: Settings) -> list[BackendStatus]:
+        """Return the state of each backend of these settings."""
+        return [self._backend(name, backend) for name, backend in settings.backends.items()]
+
+    def _backend(self, name: str, backend: BackendSettings) -> BackendStatus:
+        servers = list(map(str, backend.servers))
+        down = [server for server in servers if self.is_down(name, server)]
+        most = backend.max_connections
+        # A queue outlives its limit; before the start there is none.
+        queue = self._connection_slots.get(name) if most else None
+        return BackendStatus(
+            name,
+            connections=queue.taken if queue else 0,
+            max_connections=most,
+            waiting=queue.waiting if queue else 0,
+            servers=len(servers),
+            servers_down=down,
+        )
 
     def is_down(self, backend: str, server: str) -> bool:
         """Return whether a server is considered down."""

@@ -31,10 +31,11 @@ from smtpproxy.config.schema import Settings
 from smtpproxy.config.tls_validation import exposed_listeners, weak_backends, weak_listeners
 from smtpproxy.control_socket import locations
 from smtpproxy.control_socket.control_server import ControlServer
+from smtpproxy.control_socket.service_status import InstanceStatus, ServiceStatus, State
 from smtpproxy.log import events, log
 from smtpproxy.metrics import definitions
 from smtpproxy.metrics.snapshot import MetricsSnapshot
-from smtpproxy.supervisor import upgrade
+from smtpproxy.supervisor import status_report, upgrade
 from smtpproxy.supervisor.admin_endpoint import AdminEndpoint
 from smtpproxy.supervisor.coordinator import Coordinator
 from smtpproxy.supervisor.fork_server import ForkServer
@@ -111,9 +112,7 @@ class Supervisor:
     def snapshot(self) -> MetricsSnapshot:
         """Return the metrics of all workers, and of the service itself."""
         snapshot = self._coordinator.snapshot()
-        snapshot.put(
-            definitions.WORKERS, sum(worker_group.workers for worker_group in self._worker_groups)
-        )
+        snapshot.put(definitions.WORKERS, self._workers)
         snapshot.put(definitions.FAULTS, len(self._faults.flags))
         for listener, name, end in self._expiries:
             snapshot.put(definitions.CERTIFICATE_EXPIRY_TIMESTAMP_SECONDS, end, listener, name)
@@ -147,13 +146,39 @@ class Supervisor:
         Raises:
             KeyError: There is no such backend.
         """
+        match self._state():
+            case "serving":
+                return self._health_monitor.why_not_ready(backend)
+            case "no worker":
+                return "no worker is ready"
+            case state:
+                return state
+
+    def _state(self) -> State:
         if self._end_wanted.is_set():
             return "draining"
+        if self._handed_over.is_set():
+            return "handed over"
         if not self._started:
             return "starting"
         if self._worker_group is None or not self._worker_group.serves:
-            return "no worker is ready"
-        return self._health_monitor.why_not_ready(backend)
+            return "no worker"
+        return "serving"
+
+    async def status(self) -> ServiceStatus:
+        """Return the status of the service."""
+        return status_report.alone(self._own_status())
+
+    def _own_status(self) -> InstanceStatus:
+        return InstanceStatus(
+            instance=self._settings.instance,
+            version=__version__,
+            state=self._state(),
+            uptime_s=round(monotonic() - self.serving_since, 3),
+            workers=self._workers,
+            sessions=self._coordinator.sessions(),
+            backends=self._coordinator.backends(self._settings),
+        )
 
     async def wait_for_checks(self) -> None:
         """Wait until each server has been checked once, at most `health_monitor.WAIT_S`."""
@@ -178,6 +203,10 @@ class Supervisor:
     @property
     def _worker_groups(self) -> set[WorkerGroup]:
         return self._leaving | ({self._worker_group} if self._worker_group else set())
+
+    @property
+    def _workers(self) -> int:
+        return sum(worker_group.workers for worker_group in self._worker_groups)
 
     async def run(self) -> int:
         """Run until a signal or an upgrade ends the service; return the exit code."""
@@ -523,9 +552,8 @@ class Supervisor:
             await asyncio.sleep(self._notifier.watchdog_s / 3)
 
     def _status(self) -> str:
-        workers = sum(worker_group.workers for worker_group in self._worker_groups)
         sessions = self._coordinator.sessions()
-        return f"smtpproxy {__version__}: {sessions} sessions, {workers} workers"
+        return f"smtpproxy {__version__}: {sessions} sessions, {self._workers} workers"
 
 
 async def _wait_for(worker_groups: set[WorkerGroup]) -> None:

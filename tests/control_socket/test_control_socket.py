@@ -13,6 +13,7 @@ import pytest
 from smtpproxy.control_socket import control_client, control_server
 from smtpproxy.control_socket.control_client import NoAnswer
 from smtpproxy.control_socket.control_server import ControlServer
+from smtpproxy.control_socket.service_status import InstanceStatus, ServiceStatus
 from smtpproxy.trace.records import HEADER
 from smtpproxy.trace.watch import WatchRequest
 from tests.support.programs import require_root
@@ -28,6 +29,9 @@ class Source:
 
     async def wait_for_checks(self) -> None:
         """Return at once."""
+
+    async def status(self) -> ServiceStatus:
+        return ServiceStatus([InstanceStatus("mx\x1b", "1.0", "serving")])
 
 
 class Watches:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from msgspec import Struct
 from msgspec.structs import fields
@@ -49,6 +49,8 @@ def _value(kind: Any) -> Any:
         kind = next(each for each in get_args(kind) if each is not NoneType)
     if isinstance(kind, type) and issubclass(kind, Struct):
         return hostile(kind)
+    if get_origin(kind) is Literal:
+        return get_args(kind)[-1]
     if get_args(kind):
         return [_value(get_args(kind)[0])]
     return {str: TEXT, bool: True, int: 550, float: 1.0}[kind]

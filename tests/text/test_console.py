@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from click.testing import CliRunner, Result
 from cryptography import x509
@@ -25,6 +26,11 @@ from rich.text import Text
 
 import smtpproxy
 from smtpproxy.cli import main
+from smtpproxy.control_socket.service_status import (
+    BackendStatus,
+    InstanceStatus,
+    ServiceStatus,
+)
 from smtpproxy.demo import demo_run, legacy_session
 from smtpproxy.demo.simulated_network import SentGroup
 from smtpproxy.demo.timeline_rows import timeline
@@ -177,6 +183,23 @@ def test_trace_watch_of_another_program(
 def test_health_of_another_program(run: Callable[..., Result], tmp_path: Path) -> None:
     with control_service(tmp_path / "sock", b"HTTP/1.0 503 x\r\n\r\n" + OCTETS):
         assert run("health", "--control", tmp_path / "sock").exit_code == 1
+
+
+def test_status_of_another_program(run: Callable[..., Result], tmp_path: Path) -> None:
+    with control_service(tmp_path / "sock", b"HTTP/1.0 200 OK\r\n\r\n" + OCTETS):
+        assert run("status", "--control", tmp_path / "sock").exit_code == 1
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]], ids=["table", "json"])
+def test_status(run: Callable[..., Result], tmp_path: Path, options: list[str]) -> None:
+    """Replicas of another version may report anything."""
+    backends = [hostile(BackendStatus)]
+    instance = hostile(InstanceStatus, backends=backends)
+    status = msgspec.json.encode(hostile(ServiceStatus, instances=[instance], problems=[TEXT]))
+    with control_service(tmp_path / "sock", b"HTTP/1.0 200 OK\r\n\r\n" + status):
+        result = run("status", "--control", tmp_path / "sock", *options)
+    assert result.exit_code == 3
+    assert MARKUP in result.stdout
 
 
 class Directory:

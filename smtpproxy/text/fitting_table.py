@@ -1,0 +1,69 @@
+"""A table that fits the terminal: a narrow one shows fewer columns, and no broken words."""
+
+import os
+from collections.abc import Sequence
+
+from rich.table import Table
+from rich.text import Text
+
+from smtpproxy.text.console import Terminal
+
+_PIPED_WIDTH = 1000
+"""In a pipe, lines are whole: `grep` reads them."""
+
+
+class Column:
+    """A column.
+
+    Args:
+        name: Its head.
+        importance: Of the columns that do not fit, those with the least are left out first.
+        is_number: Align it at the right.
+        folds: Its text may go on in further lines, without a break in a word if that fits.
+    """
+
+    def __init__(
+        self, name: str, importance: int, *, is_number: bool = False, folds: bool = False
+    ) -> None:
+        self.name = name
+        self.importance = importance
+        self.is_number = is_number
+        self.folds = folds
+
+
+def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str | Text]]) -> None:
+    """Print a table of as many columns as fit, at least one, and without columns of no text.
+
+    Args:
+        columns: The columns, from left to right.
+        rows: A text for each column.
+    """
+    console = Terminal(whole_lines=True)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = _PIPED_WIDTH
+    wide = console.options.update(width=_PIPED_WIDTH)
+    shown = {number for row in rows for number, text in enumerate(row) if text}
+    table = _table(columns, rows, shown)
+    while len(shown) > 1 and console.measure(table, options=wide).minimum > console.width:
+        shown.remove(min(shown, key=lambda each: columns[each].importance))
+        table = _table(columns, rows, shown)
+    console.print(table)
+
+
+def _table(
+    columns: Sequence[Column], rows: Sequence[Sequence[str | Text]], shown: set[int]
+) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for number in sorted(shown):
+        column = columns[number]
+        table.add_column(
+            column.name,
+            no_wrap=not column.folds,
+            overflow="fold",
+            justify="right" if column.is_number else "left",
+        )
+    for row in rows:
+        texts = [row[number] for number in sorted(shown)]
+        if any(texts):  # not only in columns that are left out
+            table.add_row(*texts)
+    return table

@@ -1,0 +1,97 @@
+"""`smtpproxy status` in each state of a service."""
+
+import json
+import os
+import signal
+import smtplib
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from smtpproxy import __version__
+from smtpproxy.control_socket.service_status import (
+    BackendStatus,
+    InstanceStatus,
+    ServiceStatus,
+)
+from smtpproxy.demo.legacy import LegacyMTA
+from tests.support.processes import eventually
+from tests.support.program import SMTPPROXY, Program
+
+Run = Callable[..., Program]
+
+
+def status(directory: Path) -> tuple[int, ServiceStatus]:
+    """Return the exit code and the answer of `smtpproxy status --json`."""
+    done = subprocess.run(
+        [*SMTPPROXY, "status", "--json"],
+        env={**os.environ, "RUNTIME_DIRECTORY": str(directory)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.stderr == ""
+    return done.returncode, msgspec.convert(json.loads(done.stdout), ServiceStatus)
+
+
+def only(directory: Path) -> InstanceStatus:
+    """Return the state of the only instance."""
+    _, found = status(directory)
+    (instance,) = found.instances
+    return instance
+
+
+def test_a_service_at_work_and_its_end(run: Run, mta: LegacyMTA, tmp_path: Path) -> None:
+    file = tmp_path / "p.toml"
+    file.write_text(
+        'instance = "mx1"\nworkers = 2\n[listeners.smtp]\naddress = "127.0.0.1:0"\n'
+        f'backend = "old"\n[backends.old]\nservers = ["{mta.address}", "127.0.0.1:1"]\n'
+        "max_connections = 2\n"
+        f'[backends.new]\nservers = ["{mta.address}"]\n'
+    )
+    program = run("-c", file)
+    port, directory = program.port(), tmp_path / "run0"
+    code, found = status(directory)
+    (instance,) = found.instances
+    assert (code, found.cluster, found.problems) == (0, "", [])
+    assert 0 < instance.uptime_s < 60
+    instance.uptime_s = 0
+    assert instance == InstanceStatus(
+        "mx1",
+        __version__,
+        "serving",
+        workers=2,
+        backends=[BackendStatus("old", 0, 2, 0, servers=2), BackendStatus("new", servers=1)],
+    )
+    clients = [smtplib.SMTP("127.0.0.1", port, timeout=10) for _ in range(2)]
+    clients[0].ehlo()
+    clients[0].mail("a@example.org")
+    with smtplib.SMTP() as third:
+        third.sock = third._get_socket("127.0.0.1", port, 10)  # its greeting waits for a slot
+        eventually(lambda: only(directory).backends[0].waiting or None, "a client that waits")
+        instance = only(directory)
+    assert (instance.sessions, instance.backends[0].connections) == (3, 2)
+    clients[1].close()
+    program.signal(signal.SIGTERM)
+    program.event("draining")
+    code, found = status(directory)
+    assert (code, found.instances[0].state, found.problems) == (3, "draining", ["mx1: draining"])
+    clients[0].close()
+    assert program.wait() == 0
+
+
+def test_a_server_that_is_down(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "p.toml"
+    file.write_text(
+        'instance = "mx1"\n[listeners.smtp]\naddress = "127.0.0.1:0"\n'
+        '[backends.old]\nservers = ["127.0.0.1:1"]\nhealth_check_interval = 0.1\n'
+    )
+    run("-c", file).event("server_down")
+    code, found = status(tmp_path / "run0")
+    assert found.instances[0].backends == [
+        BackendStatus("old", servers=1, servers_down=["127.0.0.1:1"])
+    ]
+    assert (code, found.problems) == (3, ["mx1: server 127.0.0.1:1 of old is down"])
