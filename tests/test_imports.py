@@ -22,7 +22,7 @@ ALLOWED = {
     "data": set(),
     "timeline": {"text"},
     "config": {"core", "tls", "text"},
-    "net": {"core", "tls", *ADDRESS},
+    "net": {"core", "text", "tls", *ADDRESS},
     "metrics": {"core"},
     "log": {"core", "text"},
     "trace": {"core", "log", "text", "timeline", *ADDRESS},

@@ -364,8 +364,9 @@ class ListenerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Whether clients may use the MTA's AUTH: `any`, `tls-only` (538 in plaintext) or `hidden`."""
     proxy_protocol: Networks = []
     """Networks that must send a PROXY header (v1 or v2); limits, log and `identity` then use the
-    client it names. Without a header: 421. A header from any other network: 451 and close; it never
-    reaches the MTA. Where TLS comes first, both get a TLS alert instead.
+    client it names, and the log has its TLVs about SNI, TLS and unique id. Without a header: 421. A
+    header from any other network: 451 and close; it never reaches the MTA. Where TLS comes first,
+    both get a TLS alert instead.
     """
     probes: Networks = []
     """Networks of load balancers and monitors that only ask whether SMTP is served, and send no
@@ -429,7 +430,8 @@ class BackendSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """How long a client waits for one of `max_connections`; then it gets 421 4.3.2."""
     identity: Identity = "none"
     """How the MTA learns the client's address. `transparent`: the connection comes from it (any
-    MTA; CAP_NET_ADMIN). `proxy-v1`, `proxy-v2`: a PROXY header. `xclient`: the session fails if the
+    MTA; CAP_NET_ADMIN). `proxy-v1`, `proxy-v2`: a PROXY header; `proxy-v2` has TLVs with the
+    client's TLS, if that begins first (`implicit`), and an id. `xclient`: the session fails if the
     MTA does not offer it with ADDR, or does not accept it; a 4xx or 554 to it reaches the client
     like a greeting. `xforward`: before each message, for the MTA's log
     only. See deploy/cut-over.md#2-who-does-the-mta-trust.

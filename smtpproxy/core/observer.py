@@ -64,6 +64,7 @@ NotedEvent = Literal[
     "content_not_ended",
     "fault_injected",
     "loop_detected",
+    "proxy_header_read",
     "tls_failed",
     "tls_started",
 ]
@@ -107,10 +108,18 @@ class SessionObserver(Protocol):
         """Report the end of the session."""
 
 
+class IdentifiedObserver(SessionObserver, Protocol):
+    """A session's observer that has given it its id."""
+
+    @property
+    def id(self) -> str:
+        """The unique id of the session, in log and traces."""
+
+
 class ServiceObserver(Protocol):
     """Watches a worker.  No method may raise or block."""
 
-    def session(self, listener: str, backend: str, client: str) -> SessionObserver:
+    def session(self, listener: str, backend: str, client: str) -> IdentifiedObserver:
         """Return the observer of a new session, after a client has connected to a listener."""
 
     def server_changed(self, backend: str, server: str, up: bool, reason: str) -> None:

@@ -63,6 +63,12 @@ class Event:
 
 SESSION: Final = ("fault", "session", "client_ip", "client_port", "listener", "backend", "server")
 """The fields that each event of a session begins with."""
+_FROM_HEADER: Final = (
+    "forwarded_authority",
+    "forwarded_unique_id",
+    "forwarded_tls",
+    "forwarded_cn",
+)
 _MESSAGE: Final = (
     *SESSION,
     "helo",
@@ -70,6 +76,7 @@ _MESSAGE: Final = (
     "auth",
     "source_ip",
     "source_port",
+    *_FROM_HEADER,
     "forwarded_ip",
     "forwarded_name",
     "sender",
@@ -98,6 +105,7 @@ OPTIONAL: Final = frozenset(
         "auth",
         "source_ip",
         "source_port",
+        *_FROM_HEADER,
         "forwarded_ip",
         "forwarded_name",
         "exception",
@@ -162,6 +170,23 @@ FIELDS: Final = {
         "The client's address by XFORWARD of a trusted proxy; not used for anything else.",
     ),
     "forwarded_name": Field(("text",), "The client's host name by the same XFORWARD, in xtext."),
+    "forwarded_authority": Field(
+        ("text",),
+        "The host name that the client asked the proxy in front for (SNI), by its PROXY header.",
+    ),
+    "forwarded_unique_id": Field(
+        ("text",), "The id of the connection in the log of the proxy in front, by the same header."
+    ),
+    "forwarded_tls": Field(
+        ("text",),
+        "Version and, if known, cipher suite of the client's TLS with the proxy in front, by the"
+        " same header.",
+    ),
+    "forwarded_cn": Field(
+        ("text",),
+        "The common name of the client's certificate, which the proxy in front has verified, by the"
+        " same header.",
+    ),
     "recipient": Field(("text",), "The address of RCPT."),
     "mechanism": Field(("text",), "The mechanism of AUTH, never the credentials."),
     "attempt": Field(
@@ -268,6 +293,7 @@ SESSION_CLOSED = Event(
     "A session closed; `reason` is the cause.",
     (
         *SESSION,
+        *_FROM_HEADER,
         "reason",
         "duration_s",
         "messages",
@@ -359,6 +385,12 @@ SERVER_GIVEN_UP = Event(
     "info",
     "A session could not use a server and tries the next one, if there is one.",
     (*SESSION, "reason"),
+)
+PROXY_HEADER_READ = Event(
+    "proxy_header_read",
+    "debug",
+    "The PROXY header of a trusted proxy in front has TLVs about the client.",
+    (*SESSION, *_FROM_HEADER),
 )
 TLS_STARTED = Event(
     "tls_started",

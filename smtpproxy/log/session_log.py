@@ -28,6 +28,7 @@ HELO_BYTES = 255
 """The most bytes that are logged of the name in EHLO, HELO or XFORWARD."""
 _FORWARDED = {b"ADDR": "forwarded_ip", b"NAME": "forwarded_name"}
 _NO_SOURCE: Endpoint = ("", 0)
+_NOTHING: dict[str, str] = {}
 _REASONS = {"proxy_header_unexpected": "its network is not in proxy_protocol"}
 """Hints for the operator, by the kind of the violation."""
 
@@ -102,8 +103,8 @@ class SessionLog:
         "_client",
         "_fields",
         "_forwarded",
+        "_from_header",
         "_hello",
-        "_id",
         "_limit",
         "_limits",
         "_limits_logged",
@@ -120,6 +121,7 @@ class SessionLog:
         "_source_port",
         "_tls",
         "_transaction",
+        "id",
     )
 
     def __init__(
@@ -132,7 +134,8 @@ class SessionLog:
         limits: LineLimits | None,
     ) -> None:
         # An idle session keeps all this (bench S5), so what it may not need is made later.
-        self._id = session
+        self.id = session
+        """The unique id of the session."""
         self._listener = listener
         self._backend = backend
         self._client = client
@@ -147,6 +150,7 @@ class SessionLog:
         self._tls = ""
         self._hello = b""  # the client's last EHLO or HELO line
         self._forwarded: dict[str, object] | None = None  # by a trusted client's XFORWARD
+        self._from_header: dict[str, str] = _NOTHING  # by the PROXY header of a proxy in front
         self._mechanism = self._auth = b""  # of the last AUTH, and of the one that was accepted
         self._fields: dict[str, object] | None = None  # those of each event
         self._message_fields: dict[str, object] | None = None  # and of each message's
@@ -188,7 +192,7 @@ class SessionLog:
         fields = self._fields
         if fields is None:
             fields = self._fields = session_fields(
-                self._id, self._listener, self._backend, self._client, self._server
+                self.id, self._listener, self._backend, self._client, self._server
             )
         return fields
 
@@ -229,6 +233,8 @@ class SessionLog:
         """Log an event besides the dialogue."""
         if event == events.TLS_STARTED.name and values["side"] == "client":
             self._tls = f"{values['version']} {values['cipher']}"
+        elif event == events.PROXY_HEADER_READ.name:
+            self._from_header = values
         elif event == events.FAULT_INJECTED.name:
             self._log = self._log.bind(fault=values["reason"])
         self._emit(events.EVENTS[event], **values)
@@ -297,6 +303,7 @@ class SessionLog:
             if self._source_ip:
                 fields["source_ip"] = self._source_ip
                 fields["source_port"] = self._source_port
+            fields |= self._from_header
         return fields
 
     def _note_identity(self, exchange: Exchange) -> None:
@@ -395,7 +402,8 @@ class SessionLog:
             self._emit(events.BACKEND_LOST)
         event = events.SESSION_CLOSED
         if self._may_log(event, event.level):
-            event.log(self._log, details=partial(_closed_details, self._session_fields, summary))
+            begin = self._session_fields | self._from_header
+            event.log(self._log, details=partial(_closed_details, begin, summary))
 
 
 def _forwarded_by(line: bytes) -> dict[str, object]:

@@ -76,7 +76,8 @@ def peer_named_by(peer: Peer, line: bytes, *, login: bool = False) -> Peer:
 
 def _with_ends(peer: Peer, said: dict[bytes, bytes]) -> Peer:
     if b"ADDR" in said:
-        peer = replace(peer, name=name_of(end_at(_host(said[b"ADDR"]), 0)))
+        name = name_of(end_at(_host(said[b"ADDR"]), 0))
+        peer = replace(peer, name=name, tlvs=None, by_xclient=True)  # they are of another client
     if said.get(b"PORT") and peer.host:
         peer = replace(peer, name=name_of((peer.host, _port(said[b"PORT"]))))
     if said.get(b"DESTADDR") and not peer.redirected:  # else the target selects the server

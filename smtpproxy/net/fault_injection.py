@@ -18,7 +18,7 @@ from typing import Final, Protocol
 from smtpproxy.core import verbs
 from smtpproxy.core.exchange import Exchange
 from smtpproxy.core.fault_rules import FaultAction, FaultRule, SessionFaults
-from smtpproxy.core.observer import SessionObserver
+from smtpproxy.core.observer import IdentifiedObserver
 from smtpproxy.core.pipeline import Pipeline
 from smtpproxy.core.replies import REPLY_LIMIT, ReplyReader
 from smtpproxy.core.violations import BackendViolation
@@ -46,7 +46,7 @@ class FaultySession(BackendEvents, Protocol):
 
     peer: Peer
     pipeline: Pipeline
-    observer: SessionObserver
+    observer: IdentifiedObserver
 
     @property
     def server_selection(self) -> Greetings:

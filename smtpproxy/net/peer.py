@@ -12,6 +12,7 @@ from functools import lru_cache
 
 from smtpproxy.config.address import canonical
 from smtpproxy.core.observer import ConnectionEnds, Endpoint
+from smtpproxy.net.proxy_tlvs import ProxyTlvs
 
 UNIX = "unix"
 """The name of a Unix socket in place of an address."""
@@ -37,6 +38,10 @@ class Peer:
     """The client's host name from a proxy in front, in xtext; empty if not known."""
     login: bytes = field(default=b"", repr=False)
     """The authenticated user that a trusted proxy in front names, in xtext; empty if none."""
+    tlvs: ProxyTlvs | None = None
+    """What a PROXY header says about the client besides its addresses; None if nothing."""
+    by_xclient: bool = False
+    """Whether XCLIENT has named it: the TLS of the connection is that of the proxy in front."""
 
     @classmethod
     def of(cls, transport: asyncio.BaseTransport) -> "Peer | None":

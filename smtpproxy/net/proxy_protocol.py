@@ -7,12 +7,20 @@ networks that are configured for it.
 
 import re
 import struct
-from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from smtpproxy.core.lines import PROXY_HEADERS
 from smtpproxy.core.observer import Endpoint
 from smtpproxy.net.peer import Peer, end_at, name_of
+from smtpproxy.net.proxy_tlvs import (
+    NO_SUM,
+    BadTlvs,
+    ProxyTlvs,
+    WrongChecksum,
+    make_tlvs,
+    read_tlvs,
+    summed,
+)
 
 V1_LIMIT = 107
 """The limit of a version 1 line, in octets including its CRLF (section 2.1)."""
@@ -22,9 +30,11 @@ V2_LIMIT = 4096
 The addresses take 52 octets; the rest are TLVs, of which the names of a TLS certificate are the
 largest.
 """
+MADE_LIMIT = 232
+"""The limit of a version 2 header that is made here, in octets.
 
-TLV_LIMIT = 64
-"""The most TLVs in a version 2 header, those inside another one counted."""
+Exim refuses a longer one, and takes the rest of it for commands, which a client could have chosen.
+"""
 
 _V1_BEGIN, _V2_BEGIN = PROXY_HEADERS
 _V1 = re.compile(rb"PROXY TCP([46]) ([0-9A-Fa-f:.]+) ([0-9A-Fa-f:.]+) ([0-9]{1,5}) ([0-9]{1,5})")
@@ -35,18 +45,11 @@ _TCP4, _TCP6 = 0x11, 0x21
 _OTHER_FAMILIES = {0x00: 0, 0x12: 12, 0x22: 36, 0x31: 216, 0x32: 216}
 """The octets of the addresses of unspecified, UDP and Unix sockets: valid, but without an address
 of an SMTP client."""
-_TLV_HEAD = struct.Struct("!BH")
-_CRC32C, _SSL = 0x03, 0x20
-_SSL_HEAD_SIZE = 5  # before the TLVs inside it
 _ADDRESSES = {_TCP4: struct.Struct("!4s4sHH"), _TCP6: struct.Struct("!16s16sHH")}
 
 
 class BadProxyHeader(Exception):
     """The first octets are not a PROXY header, or not a valid one."""
-
-
-class WrongChecksum(BadProxyHeader):
-    """The header was damaged on its way, and so its command and addresses may be wrong."""
 
 
 def read_header(octets: bytes) -> tuple[Peer | None, int]:
@@ -69,8 +72,8 @@ def read_header(octets: bytes) -> tuple[Peer | None, int]:
     raise BadProxyHeader("no PROXY header")
 
 
-def make_v1(peer: Peer) -> bytes:
-    """Return a version 1 header that names a client, or the proxy itself.
+def make_v1(peer: Peer, tlvs: ProxyTlvs | None = None) -> bytes:  # noqa: ARG001  as make_v2
+    """Return a version 1 header that names a client, or the proxy itself; it has no TLVs.
 
     Without addresses the header is UNKNOWN, for the proxy itself on a Unix socket.  An MTA then
     takes the connection for one of the proxy, or refuses the header as Postfix does.
@@ -83,19 +86,24 @@ def make_v1(peer: Peer) -> bytes:
     return "PROXY {} {} {} {} {}\r\n".format(*words).encode("ascii")
 
 
-def make_v2(peer: Peer) -> bytes:
-    """Return a version 2 header that names a client, or the proxy itself.
+def make_v2(peer: Peer, tlvs: ProxyTlvs | None = None) -> bytes:
+    """Return a version 2 header that names a client, or the proxy itself, with its checksum.
 
     Without addresses the command is LOCAL; PROXY without addresses would be valid, too, but Postfix
     refuses it.
+
+    Args:
+        peer: The client.
+        tlvs: What to say about it besides its addresses.
     """
     ends = _ends(peer)
     if ends is None:
-        return _V2_HEAD.pack(_V2_BEGIN, _LOCAL, 0x00, 0)
+        return summed(_V2_HEAD.pack(_V2_BEGIN, _LOCAL, 0x00, len(NO_SUM)) + NO_SUM)
     family, source, target = ends
     kind = _TCP4 if family == 4 else _TCP6
-    addresses = _ADDRESSES[kind].pack(source[0].packed, target[0].packed, source[1], target[1])
-    return _V2_HEAD.pack(_V2_BEGIN, _PROXY, kind, len(addresses)) + addresses
+    body = _ADDRESSES[kind].pack(source[0].packed, target[0].packed, source[1], target[1])
+    body += make_tlvs(tlvs, MADE_LIMIT - _V2_HEAD.size - len(body) - len(NO_SUM)) + NO_SUM
+    return summed(_V2_HEAD.pack(_V2_BEGIN, _PROXY, kind, len(body)) + body)
 
 
 def _read_v1(octets: bytes) -> tuple[Peer | None, int]:
@@ -149,74 +157,24 @@ def _read_v2(octets: bytes) -> tuple[Peer | None, int]:
         raise BadProxyHeader("version 2 header too short for its addresses")
     if len(octets) < end:
         return None, 0
+    tlvs = None
     try:
-        _check_tlvs(octets[:end], _V2_HEAD.size + taken)
-    except BadProxyHeader as error:
+        tlvs = read_tlvs(octets[:end], _V2_HEAD.size + taken)
+    except BadTlvs as error:
         # Without a client's address the rest is ignored (section 2.2), unless it shows damage.
         if (addresses is not None and command == _PROXY) or isinstance(error, WrongChecksum):
-            raise
+            raise BadProxyHeader(str(error)) from None
     if addresses is None or command == _LOCAL:
         return None, end
     source, target, source_port, target_port = addresses.unpack_from(octets, _V2_HEAD.size)
     hosts = str(ip_address(source)), str(ip_address(target))
-    return _peer(hosts[0], source_port, hosts[1], target_port), end
+    return _peer(hosts[0], source_port, hosts[1], target_port, tlvs), end
 
 
-def _check_tlvs(header: bytes, begin: int) -> None:
-    """Refuse a header whose TLVs are malformed, or do not match its checksum (section 2.2).
-
-    A header that was damaged on its way may have another address, too.
-    """
-    found = list(_tlvs(header, begin, TLV_LIMIT))
-    left = TLV_LIMIT - len(found)
-    for kind, at, size in found:
-        if kind == _SSL:
-            if size < _SSL_HEAD_SIZE:
-                raise BadProxyHeader("malformed TLV")
-            left -= sum(1 for _ in _tlvs(header[: at + size], at + _SSL_HEAD_SIZE, left))
-    sums = [(at, size) for kind, at, size in found if kind == _CRC32C]
-    if not sums:
-        return
-    at, size = sums[0]
-    if len(sums) > 1 or size != 4:
-        raise BadProxyHeader("malformed TLV")
-    if _crc32c(header[:at] + bytes(4) + header[at + 4 :]) != int.from_bytes(
-        header[at : at + 4], "big"
-    ):
-        raise WrongChecksum("wrong checksum")
-
-
-def _tlvs(header: bytes, at: int, most: int) -> Iterator[tuple[int, int, int]]:
-    """Yield the type of each TLV up to the end of `header`, where its value is, and its size."""
-    while at < len(header):
-        if most == 0:
-            raise BadProxyHeader("too many TLVs")
-        if len(header) - at < _TLV_HEAD.size:
-            raise BadProxyHeader("malformed TLV")
-        kind, size = _TLV_HEAD.unpack_from(header, at)
-        at += _TLV_HEAD.size
-        if size > len(header) - at:
-            raise BadProxyHeader("malformed TLV")
-        yield kind, at, size
-        at, most = at + size, most - 1
-
-
-def _crc32c(octets: bytes) -> int:
-    """Return the checksum of RFC 4960 appendix B."""
-    crc = 0xFFFFFFFF
-    for octet in octets:
-        crc = _CRC_TABLE[(crc ^ octet) & 0xFF] ^ crc >> 8
-    return crc ^ 0xFFFFFFFF
-
-
-def _crc_row(crc: int) -> int:
-    for _ in range(8):
-        crc = crc >> 1 ^ 0x82F63B78 * (crc & 1)
-    return crc
-
-
-def _peer(source: str, source_port: int, target: str, target_port: int) -> Peer:
-    return Peer(name_of(end_at(source, source_port)), end_at(target, target_port))
+def _peer(
+    source: str, source_port: int, target: str, target_port: int, tlvs: ProxyTlvs | None = None
+) -> Peer:
+    return Peer(name_of(end_at(source, source_port)), end_at(target, target_port), tlvs=tlvs)
 
 
 _End = tuple[IPv4Address | IPv6Address, int]
@@ -240,6 +198,3 @@ def _end(endpoint: Endpoint) -> _End:
 def _mapped(end: _End) -> _End:
     ip, port = end
     return (IPv6Address(f"::ffff:{ip}"), port) if ip.version == 4 else end
-
-
-_CRC_TABLE = tuple(map(_crc_row, range(256)))

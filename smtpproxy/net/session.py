@@ -19,6 +19,7 @@ from smtpproxy.net.backend.backend_connection import QuittingConnection
 from smtpproxy.net.backend.server_selection import ServerSelection
 from smtpproxy.net.fault_injection import reset_connection
 from smtpproxy.net.peer import TransportEnds
+from smtpproxy.net.proxy_tlvs import tlvs_for_backend
 from smtpproxy.net.rate_limit import RateLimit
 from smtpproxy.net.session_upgrades import SessionUpgrades
 from smtpproxy.net.write_batching import BatchedWriter
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from smtpproxy.net.backend.backend_connection import BackendEvents
     from smtpproxy.net.listener_context import ListenerContext
     from smtpproxy.net.peer import Peer
+    from smtpproxy.net.proxy_tlvs import ProxyTlvs
 
 
 class Session:
@@ -178,6 +180,11 @@ class Session:
             self.listener_context.timeouts.watch_held(self)
         if self.client_paused:
             self._regulate()
+
+    def header_tlvs(self) -> "ProxyTlvs":
+        """Return what a PROXY header says about the client besides its addresses."""
+        inside = None if self.peer.by_xclient else self.client.get_extra_info("ssl_object")
+        return tlvs_for_backend(self.peer.tlvs, inside, self.observer.id)
 
     def give_up_server(self, why: str, now: float) -> None:
         """Try the next server, since this one sent no greeting, or refused the client in it."""

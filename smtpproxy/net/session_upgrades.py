@@ -17,7 +17,7 @@ from smtpproxy.net.tunnel import Tunnel
 from smtpproxy.tls import handshake
 
 if TYPE_CHECKING:
-    from smtpproxy.core.observer import SessionObserver
+    from smtpproxy.core.observer import IdentifiedObserver
     from smtpproxy.core.pipeline import Pipeline
     from smtpproxy.net.backend.backend_connection import BackendConnection
     from smtpproxy.net.backend.server_selection import ServerSelection
@@ -31,7 +31,7 @@ class UpgradingSession(Protocol):
     """The part of a session that an upgrade uses."""
 
     pipeline: "Pipeline"
-    observer: "SessionObserver"
+    observer: "IdentifiedObserver"
     peer: "Peer"
     client: asyncio.Transport
     backend: asyncio.Transport | None
@@ -99,6 +99,8 @@ class SessionUpgrades:
         self._named: Peer | None = None  # by XCLIENT
         introduction = None if security.introduce is None else security.introduce(session.peer)
         session.pipeline.allow_upgrades(self.begin, self.introduce, introduction)
+        if session.peer.tlvs is not None and (shown := session.peer.tlvs.shown()):
+            session.observer.noted("proxy_header_read", **shown)
         self.note_tls("client", session.client)
 
     def cancel(self) -> None:

@@ -18,7 +18,7 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode, set_span_in_
 from smtpproxy.core import verbs
 from smtpproxy.core.exchange import Exchange, ProxyStep
 from smtpproxy.core.observer import SessionEnds, SessionSummary
-from smtpproxy.log.events import TLS_STARTED
+from smtpproxy.log.events import PROXY_HEADER_READ, TLS_STARTED
 from smtpproxy.log.transaction_summary import paths
 from smtpproxy.log.verb_name import VERB_NAMES
 from smtpproxy.otel.span_export import SpanExport
@@ -131,7 +131,10 @@ class SessionSpans:
         self._failed("server_given_up", {"server": server, "reason": reason})
 
     def noted(self, event: str, **values: str) -> None:
-        """Take in the start of TLS, and add what failed to the session."""
+        """Take in a PROXY header and the start of TLS, and add what failed to the session."""
+        if event == PROXY_HEADER_READ.name:
+            self._client_side |= {f"smtp.{name}": text for name, text in values.items()}
+            return
         if event != TLS_STARTED.name:
             self._failed(event, values)
             return

@@ -16,6 +16,8 @@ class ServerObject(ssl.SSLObject):
     It is used if it is the context's `sslobject_class`.
     """
 
+    asked_for = ""
+    """The host name that the client asked for (SNI), if the context notes it; else empty."""
     _close_notified = False
     _watched: tuple[asyncio.Transport, asyncio.Transport] | None = None
 

@@ -5,6 +5,8 @@ import warnings
 from collections.abc import Mapping
 from typing import Protocol
 
+from smtpproxy.tls.client_transport import ServerObject
+
 VERSIONS = {
     "1.0": ssl.TLSVersion.TLSv1,
     "1.1": ssl.TLSVersion.TLSv1_1,
@@ -85,14 +87,19 @@ class BackendTlsSettings(Protocol):
         """The path of the PEM file with its key; empty if it is in the certificate's file."""
 
 
-def for_clients(listener: ClientTlsSettings) -> ssl.SSLContext:
+def for_clients(listener: ClientTlsSettings, *, notes_names: bool = False) -> ssl.SSLContext:
     """Return the context for clients.
+
+    Args:
+        listener: The settings.
+        notes_names: Whether `ServerObject.asked_for` is set.
 
     Raises:
         OSError: A certificate file cannot be used; see `why_unusable`.
     """
     context = load_served(listener, listener.ciphers)
     _set_minimum(context, listener.minimum_tls)
+    contexts: dict[str, ssl.SSLContext] = {}
     if listener.sni:
         from smtpproxy.tls.certificate_names import names_in
 
@@ -103,9 +110,12 @@ def for_clients(listener: ClientTlsSettings) -> ssl.SSLContext:
             for name, each in listener.sni.items()
         }
 
-        def choose(inside: ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> None:
-            inside.context = _chosen(name or "", contexts) or context
+    def choose(inside: ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> None:
+        inside.context = _chosen(name or "", contexts) or context
+        if isinstance(inside, ServerObject):
+            inside.asked_for = name or ""
 
+    if listener.sni or notes_names:
         context.sni_callback = choose
     return context
 

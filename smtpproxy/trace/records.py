@@ -118,8 +118,8 @@ class Noted(Struct, tag_field="what", tag="noted", omit_defaults=True, gc=False)
     at: Moment
     """When it happened."""
     event: Name
-    """The name of the log's event: tls_started, tls_failed, client_turned_away, loop_detected,
-    content_not_ended, fault_injected, or internal_error."""
+    """The name of the log's event: proxy_header_read, tls_started, tls_failed, client_turned_away,
+    loop_detected, content_not_ended, fault_injected, or internal_error."""
     side: Name = ""
     """Whose TLS it is: client or backend."""
     version: Name = ""
@@ -130,6 +130,15 @@ class Noted(Struct, tag_field="what", tag="noted", omit_defaults=True, gc=False)
     """Why a client was turned away, or what was rewritten first, as one of a few names."""
     reason: Annotated[str, Meta(max_length=65536)] = ""
     """The cause, in words."""
+    forwarded_authority: Name = ""
+    """The host name that the client asked the proxy in front for (SNI), by its PROXY header."""
+    forwarded_unique_id: Name = ""
+    """The id of the connection in the log of the proxy in front, by the same header."""
+    forwarded_tls: Name = ""
+    """Version and cipher suite of the client's TLS with the proxy in front, by the same header."""
+    forwarded_cn: Name = ""
+    """The common name of the client's certificate, which the proxy in front has verified, by the
+    same header."""
 
 
 KEPT_NOTED = 10

@@ -36,6 +36,7 @@ WHY_BYTES = 512
 """The most octets of the reason for which a server was given up."""
 KEPT_CODES = 50
 """The most different reply codes."""
+_NO_FAILURES = frozenset(("proxy_header_read", "tls_started"))
 _NO_CONTENTS: dict[Exchange, CapturedContent] = {}
 _CONTENT = frozenset((verbs.END_OF_DATA, verbs.BDAT))
 
@@ -203,7 +204,7 @@ class SessionRecorder:
 
         A failure is an error to the flight recorder, even if no reply shows it.
         """
-        if self._flight is not None and event != "tls_started":
+        if self._flight is not None and event not in _NO_FAILURES:
             self._flight.failed = True
         if self._noted < records.KEPT_NOTED:
             self._noted += 1

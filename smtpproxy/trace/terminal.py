@@ -287,6 +287,15 @@ def note(noted: Noted) -> Label:
             return Label(inside, f"{side} is {inside}, {noted.cipher}", QUIET)
         case "tls_failed":
             return Label("TLS failed", f"TLS with {side} failed: {noted.reason}", BAD)
+        case "proxy_header_read":
+            said = {
+                "authority": noted.forwarded_authority,
+                "unique id": noted.forwarded_unique_id,
+                "TLS": noted.forwarded_tls,
+                "CN": noted.forwarded_cn,
+            }
+            texts = ", ".join(f"{name} {value}" for name, value in said.items() if value)
+            return Label("PROXY header", f"PROXY header of the proxy in front: {texts}", QUIET)
         case "content_not_ended":
             kind = noted.kind.replace("_", " ")
             return Label("no end of data", f"the client's lone dot is no end of data: {kind}", BAD)

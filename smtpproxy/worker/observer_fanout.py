@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from smtpproxy.core.exchange import Exchange
 from smtpproxy.core.observer import (
+    IdentifiedObserver,
     NotedEvent,
     SessionEnds,
     SessionObserver,
@@ -54,7 +55,7 @@ class ObserverFanout:
         self._prefix = urandom(3).hex()
         self._count = count(1)
 
-    def session(self, listener: str, backend: str, client: str) -> SessionObserver:
+    def session(self, listener: str, backend: str, client: str) -> IdentifiedObserver:
         """Return the observer of a new session."""
         name = f"{self._prefix}-{next(self._count)}"
         log = self._log.session(name, listener, backend, client)
@@ -102,11 +103,13 @@ class ObserverFanout:
 class SessionObserverFanout:
     """The observer of a session, which calls several others."""
 
-    __slots__ = ("_content", "_log", "_observers", "_watching", "on_closed")
+    __slots__ = ("_content", "_log", "_observers", "_watching", "id", "on_closed")
 
     def __init__(self, log: SessionLog, watching: list[TransactionObserver]) -> None:
         self.on_closed: Callable[[SessionObserverFanout], object] | None = None
         """Called when the session has ended."""
+        self.id = log.id
+        """The unique id of the session."""
         self._log = log
         self._watch(watching)
 

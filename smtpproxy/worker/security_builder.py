@@ -65,8 +65,9 @@ def listener_security(
     if listener.tls == backend.tls == "off" and not (introduces or needed):
         return None
     ends_here = listener.tls in ("starttls", "implicit")
+    notes_names = backend.identity == "proxy-v2"
     return ListenerSecurity(
-        client=contexts.for_clients(listener) if ends_here else None,
+        client=contexts.for_clients(listener, notes_names=notes_names) if ends_here else None,
         implicit=listener.tls == "implicit",
         backend=contexts.for_backend(backend) if in_hello else None,
         backend_name=backend.server_name,

@@ -76,7 +76,7 @@ def no_session(admin: str) -> bool | None:
 async def test_honest_clients_are_served_and_nothing_is_held_at_the_end(tmp_path: Path) -> None:
     chance = random.Random(SEED)
     hostile, honest = HostileMta(chance), Mta()
-    hostile.header_octets = -1
+    hostile.expects_header = True
     await hostile.start()
     await honest.start()
     try:

@@ -1,5 +1,7 @@
 """The client's identity: what a real MTA gets, and what a real proxy in front passes."""
 
+import json
+import ssl
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -199,6 +201,9 @@ def test_postfix_serves_the_client_that_swaks_names_by_xclient(identity: str) ->
 _HAPROXY = """\
 defaults
     mode tcp
+    log stdout format raw local0
+    log-format "seen %[fc_pp_authority] %[fc_pp_unique_id]"
+    unique-id-format id-of-front
     timeout connect 10s
     timeout client 30s
     timeout server 30s
@@ -209,8 +214,11 @@ listen front
 
 
 @contextmanager
-def haproxy(target: int, bind: str = "", options: str = "") -> Iterator[int]:
-    """Run HAProxy in front of a port; it names its clients by PROXY headers, version 2."""
+def haproxy(target: int, bind: str = "", options: str = "") -> Iterator[tuple[int, Process]]:
+    """Run HAProxy in front of a port; it names its clients by PROXY headers, version 2.
+
+    It logs what a header that it got says, if `bind` has `accept-proxy`.
+    """
     port = free_port()
     with Workplace("haproxy") as work:
         file = work.write(
@@ -219,7 +227,7 @@ def haproxy(target: int, bind: str = "", options: str = "") -> Iterator[int]:
         argv = (command("haproxy"), "-db", "-f", file)
         with Process(argv, work.path / "printed") as process:
             process.await_open(port)
-            yield port
+            yield port, process
 
 
 @pytest.mark.parametrize("options", ["", "proxy-v2-options crc32c,ssl"], ids=["plain", "TLVs"])
@@ -227,7 +235,7 @@ def test_haproxy_in_front_names_its_clients(options: str) -> None:
     with (
         opensmtpd() as mta,
         configured(FROM_A_PROXY, f'servers = ["127.0.0.1:{mta.port}"]') as (port, process),
-        haproxy(port, options=options) as front,
+        haproxy(port, options=options) as (front, _),
         Wire(front) as wire,
     ):
         assert wire.replies(1) == [220]
@@ -235,6 +243,77 @@ def test_haproxy_in_front_names_its_clients(options: str) -> None:
         host, _, own_port = wire.own_address.rpartition(":")
         client = f'"client_ip":"{host}","client_port":{own_port}'
         eventually(lambda: client in process.printed() or None, "the client")
+
+
+def context_of(authority: trustme.CA, work: Path, name: str) -> ssl.SSLContext:
+    """Return the context of a client whose certificate has this common name."""
+    certificate = authority.issue_cert("client@sender.example", common_name=name)
+    certificate.private_key_and_cert_chain_pem.write_to_path(work / "client.pem")
+    context = ssl.create_default_context(cafile=work / "ca.pem")
+    context.load_cert_chain(work / "client.pem")
+    return context
+
+
+def test_haproxy_in_front_says_what_it_knows_of_its_client(tmp_path: Path) -> None:
+    """With `proxy-v2` another HAProxy behind the proxy gets it, too."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    issued = authority.issue_cert("mx.example")
+    issued.private_key_and_cert_chain_pem.write_to_path(tmp_path / "mx.pem")
+    options = "send-proxy-v2-ssl-cn proxy-v2-options ssl,cert-cn,ssl-cipher,authority,unique-id"
+    bind = f"ssl crt {tmp_path}/mx.pem ca-file {tmp_path}/ca.pem verify optional"
+    with (
+        postfix({"smtpd_upstream_proxy_protocol": "haproxy"}) as mta,
+        haproxy(mta.port, "accept-proxy") as (behind, its_log),
+        configured(FROM_A_PROXY, f'servers = ["127.0.0.1:{behind}"]\nidentity = "proxy-v2"') as (
+            port,
+            process,
+        ),
+        haproxy(port, bind, f"{options},crc32c") as (front, _),
+        Wire(front) as wire,
+    ):
+        wire.secure(context_of(authority, tmp_path, "client.example"), "mx.example")
+        assert wire.replies(1) == [220]
+        assert wire.ask(*GROUP, b"DATA") == [250, 250, 250, 354]
+        assert wire.ask(brief().octets + b".", b"QUIT") == [250, 221]
+        logged = '"event":"message_relayed"'
+        eventually(lambda: logged in process.printed() or None, "the message in the log")
+        (line,) = [line for line in process.printed().splitlines() if logged in line]
+        relayed = json.loads(line)
+        assert {name: relayed.get(name) for name in relayed if name.startswith("forwarded_")} == {
+            "forwarded_authority": "mx.example",
+            "forwarded_unique_id": "id-of-front",
+            "forwarded_tls": "TLSv1.3 TLS_AES_256_GCM_SHA384",
+            "forwarded_cn": "client.example",
+        }
+        assert "tls" not in relayed
+        seen = "seen mx.example id-of-front"
+        eventually(lambda: seen in its_log.printed() or None, "the log of the HAProxy behind")
+
+
+def test_haproxy_behind_gets_the_name_and_the_id_of_a_session(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    issued = authority.issue_cert("mx.example")
+    issued.private_key_and_cert_chain_pem.write_to_path(tmp_path / "mx.pem")
+    listener = f'tls = "implicit"\ncertificate = "{tmp_path}/mx.pem"'
+    with (
+        postfix({"smtpd_upstream_proxy_protocol": "haproxy"}) as mta,
+        haproxy(mta.port, "accept-proxy") as (behind, its_log),
+        configured(listener, f'servers = ["127.0.0.1:{behind}"]\nidentity = "proxy-v2"') as (
+            port,
+            process,
+        ),
+        Wire(port) as wire,
+    ):
+        wire.secure(ssl.create_default_context(cafile=tmp_path / "ca.pem"), "mx.example")
+        assert wire.replies(1) == [220]
+        assert wire.ask(GROUP[0], b"QUIT") == [250, 221]
+        logged = '"event":"session_closed"'
+        eventually(lambda: logged in process.printed() or None, "the end of the session")
+        (line,) = [line for line in process.printed().splitlines() if logged in line]
+        seen = f"seen mx.example {json.loads(line)['session']}"
+        eventually(lambda: seen in its_log.printed() or None, "the log of the HAProxy behind")
 
 
 @pytest.mark.parametrize("identity", ["proxy-v1", "proxy-v2"])
@@ -250,7 +329,7 @@ def test_haproxy_as_the_backend_accepts_a_header_and_tls_after_it(
     settings = {"smtpd_upstream_proxy_protocol": "haproxy", "mynetworks": "192.0.2.0/24"}
     with (
         postfix(settings) as mta,
-        haproxy(mta.port, f"accept-proxy ssl crt {tmp_path}/mx.pem") as mta_port,
+        haproxy(mta.port, f"accept-proxy ssl crt {tmp_path}/mx.pem") as (mta_port, _),
         Tap(mta_port) as tap,
     ):
         own = f'servers = ["127.0.0.1:{tap.port}"]\nidentity = "{identity}"\n{trust}'

@@ -129,7 +129,9 @@ class Server:
     def name_for(self, peer: Peer) -> str:  # noqa: ARG002
         return self.name
 
-    async def connect(self, factory: Callable[[], asyncio.Protocol], peer: Peer) -> None:
+    async def connect(
+        self, factory: Callable[[], asyncio.Protocol], peer: Peer, *_: object
+    ) -> None:
         self.peer = peer
         if self.behaviour == "late":
             self.protocol = factory()
@@ -178,6 +180,7 @@ class Watcher:
         return self
 
     content: Callable[[Exchange, bytes, bytes], None] | None = None
+    id: str = "session-1"
     stalls: int = 0
 
     def connected(self, server: str, ends: SessionEnds) -> None:

@@ -27,6 +27,7 @@ from smtpproxy.net.backend.backend_connection import BackendConnection, Quitting
 from smtpproxy.net.backend.connection_slots import SlotQueue
 from smtpproxy.net.client_connection import ClientConnection
 from smtpproxy.net.pre_session import PreSession
+from smtpproxy.net.proxy_protocol import read_header
 from smtpproxy.net.session import Session
 from smtpproxy.net.shared_counters import SharedCounters
 from smtpproxy.net.tunnel import Tunnel
@@ -113,7 +114,7 @@ class Connection(asyncio.Protocol):
         self.source = transport.get_extra_info("peername")[0]
         self._mta.connections.append(self)
         self._deaf = {GREETING, HANDSHAKE} <= self._mta.silent
-        if not self._mta.header_octets:
+        if not self._mta.expects_header:
             self._answer(GREETING, b"220 mx\r\n")
         if not self._mta.reads:
             transport.pause_reading()
@@ -128,21 +129,20 @@ class Connection(asyncio.Protocol):
         if self._deaf:
             return
         self._unread += data
-        if self._mta.header_octets and not self.header:
+        if self._mta.expects_header and not self.header:
             self._take_header()
         while self._take():
             pass
 
     def _take_header(self) -> None:
-        size = self._mta.header_octets
-        end = self._unread.find(b"\n") + 1 if size < 0 else size * (len(self._unread) >= size)
+        _, end = read_header(self._unread)
         if end:
             self.header, self._unread = self._unread[:end], self._unread[end:]
             self._answer(GREETING, b"220 mx\r\n")
 
     def _take(self) -> bool:
         """Process the first unit; return whether there was one."""
-        if self._mta.header_octets and not self.header:
+        if self._mta.expects_header and not self.header:
             return False
         if self._in_content:
             return self._take_content()
@@ -223,8 +223,8 @@ class Mta:
     """A scripted MTA that accepts everything.
 
     silent: what it leaves unanswered: a verb's four letters, GREETING, CONTENT or HANDSHAKE.
-    replies: other ones than 250, by verb.  reads: it does.  header_octets: of the PROXY header that
-    comes first; -1 is a line.
+    replies: other ones than 250, by verb.  reads: it does.  expects_header: a PROXY
+    header comes first.
     """
 
     def __init__(self, connection: "type[Connection]" = Connection) -> None:
@@ -236,7 +236,7 @@ class Mta:
             b"EHLO": b"250-mx\r\n250-AUTH PLAIN\r\n250 CHUNKING\r\n",
         }
         self.reads = True
-        self.header_octets = 0
+        self.expects_header = False
         self.connections: list[Connection] = []
         self.tasks: list[asyncio.Task[None]] = []
         self.address = ""

@@ -20,15 +20,15 @@ from cryptography.hazmat.primitives.serialization import (
 from smtpproxy.config.loader import load
 from smtpproxy.worker.app import App
 
-V1_HEADER = -1
+V1_HEADER, V2_HEADER = 1, 2
 
 
 class Backend:
     """A scripted MTA that accepts everything.
 
     offers: what its EHLO reply has besides STARTTLS and AUTH.  injects: what is sent after the 220
-    to STARTTLS.  stalls: whether nothing follows it.  owed_header: how many octets of a PROXY
-    header come first; V1_HEADER is a line.  heard, headers: all lines and headers that have come.
+    to STARTTLS.  stalls: whether nothing follows it.  owed_header: the version of the PROXY header
+    that comes first; 0 for none.  heard, headers: all lines and headers that have come.
     secure: how many connections had TLS.  connections: how many there were.
     """
 
@@ -56,8 +56,9 @@ class Backend:
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self.owed_header == V1_HEADER:
             self.headers.append(await reader.readline())
-        elif self.owed_header:
-            self.headers.append(await reader.readexactly(self.owed_header))
+        elif self.owed_header == V2_HEADER:
+            head = await reader.readexactly(16)
+            self.headers.append(head + await reader.readexactly(int.from_bytes(head[14:])))
         secure = writer.get_extra_info("ssl_object") is not None
         self.secure += secure
         writer.write(b"220 mx\r\n")

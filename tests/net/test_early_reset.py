@@ -206,7 +206,7 @@ IDENTITIES = {
 
 def prepare(here: Proxy, identity: str) -> None:
     """Make the MTA expect clients' addresses in this way."""
-    here.mta.header_octets = {"proxy-v1": -1, "proxy-v2": 28}.get(identity, 0)
+    here.mta.expects_header = identity in ("proxy-v1", "proxy-v2")
     offered = {"xclient": b"250-XCLIENT ADDR PORT\r\n", "xforward": b"250-XFORWARD ADDR PORT\r\n"}
     here.mta.replies[b"EHLO"] = b"250-mx\r\n" + offered.get(identity, b"") + b"250 CHUNKING\r\n"
     here.mta.replies[b"XCLI"] = b"220 mx\r\n"

@@ -1,6 +1,7 @@
 """The PROXY header: read as another implementation reads it, whatever the octets are."""
 
 import struct
+from dataclasses import replace
 from ipaddress import ip_address
 from socket import SocketKind
 from typing import Any
@@ -20,9 +21,16 @@ from proxyprotocol.v1 import ProxyProtocolV1
 from proxyprotocol.v2 import ProxyProtocolV2
 
 from smtpproxy.config.address import canonical
-from smtpproxy.net import proxy_protocol
+from smtpproxy.net import proxy_tlvs
 from smtpproxy.net.peer import Peer, name_of
-from smtpproxy.net.proxy_protocol import BadProxyHeader, make_v1, make_v2, read_header
+from smtpproxy.net.proxy_protocol import (
+    MADE_LIMIT,
+    BadProxyHeader,
+    make_v1,
+    make_v2,
+    read_header,
+)
+from smtpproxy.net.proxy_tlvs import ProxyTlvs, SslTlv
 
 V2 = b"\r\n\r\n\0\r\nQUIT\n"
 V4_PEER = Peer("192.0.2.1:4711", ("198.51.100.7", 25))
@@ -226,7 +234,7 @@ def ends(result: ProxyResult) -> tuple[object, object]:
 
 def with_tlvs(octets: bytes) -> bytes:
     """Return a version 2 header for TCP over IPv4 with these octets after its addresses."""
-    head = make_v2(Peer("192.0.2.7:4711", ("198.51.100.1", 25)))
+    head = make_v2(Peer("192.0.2.7:4711", ("198.51.100.1", 25)))[:28]
     return head[:14] + (12 + len(octets)).to_bytes(2, "big") + head[16:] + octets
 
 
@@ -238,7 +246,7 @@ def summed(before: bytes = b"", after: bytes = b"") -> bytes:
     """Return a header with a checksum between other TLVs."""
     header = with_tlvs(before + tlv(3, bytes(4)) + after)
     at = 28 + len(before) + 3
-    crc = proxy_protocol._crc32c(header)
+    crc = proxy_tlvs._crc32c(header)
     return header[:at] + crc.to_bytes(4, "big") + header[at + 4 :]
 
 
@@ -249,7 +257,7 @@ GOOD_TLVS = {
     "several": with_tlvs(SNI + ID + tlv(0x20, bytes(5) + INSIDE)),
     "empty": with_tlvs(tlv(4, b"")),
     "unknown": with_tlvs(tlv(0xEE, b"own")),
-    "many": with_tlvs(tlv(4, b"") * proxy_protocol.TLV_LIMIT),
+    "many": with_tlvs(tlv(4, b"") * proxy_tlvs.TLV_LIMIT),
     "checksum": summed(),
     "checksum among others": summed(SNI, ID),
 }
@@ -263,6 +271,13 @@ BAD_TLVS = {
     "too many inside": (with_tlvs(tlv(0x20, bytes(5) + tlv(4, b"") * 64)), "too many TLVs"),
     "a short checksum": (with_tlvs(tlv(3, b"abc")), "malformed TLV"),
     "two checksums": (summed(b"", tlv(3, bytes(4))), "malformed TLV"),
+    "a unique id of 129 octets": (with_tlvs(tlv(5, b"x" * 129)), "unique id too long"),
+    "a host name of 256 octets": (with_tlvs(tlv(2, b"x" * 256)), "invalid authority"),
+    "a host name that is not UTF-8": (with_tlvs(tlv(2, b"m\xfcller")), "invalid authority"),
+    "two host names": (with_tlvs(SNI + SNI), "repeated TLV"),
+    "two unique ids": (with_tlvs(ID + ID), "repeated TLV"),
+    "two names in a certificate": (with_tlvs(tlv(0x20, bytes(5) + INSIDE * 2)), "repeated TLV"),
+    "a damaged SSL": (summed(tlv(0x20, bytes(5) + INSIDE)).replace(b"v1.3", b"v1.2"), "checksum"),
     "a wrong checksum": (with_tlvs(tlv(3, bytes(4))), "wrong checksum"),
     "another address": (summed().replace(b"\xc0\x00\x02\x07", b"\xc0\x00\x02\x08"), "wrong"),
     "another name": (summed(SNI).replace(b"mx.", b"my."), "wrong checksum"),
@@ -305,20 +320,109 @@ def test_a_checksum_without_a_client_is_checked_too(command: int, family: int) -
     header = v2(command, family, addresses + SNI + tlv(3, bytes(4)))
     with pytest.raises(BadProxyHeader, match="wrong checksum"):
         read_header(header)
-    header = header[:-4] + proxy_protocol._crc32c(header).to_bytes(4, "big")
+    header = header[:-4] + proxy_tlvs._crc32c(header).to_bytes(4, "big")
     assert read_header(header) == (None, len(header))
 
 
 def test_tlvs_inside_ssl_have_types_of_their_own() -> None:
-    """And each TLV of that type is looked into."""
     header = with_tlvs(tlv(0x20, bytes(5) + tlv(3, b"abc")))
     assert read_header(header)[1] == len(header)
-    twice = tlv(0x20, bytes(5) + INSIDE) + tlv(0x20, bytes(5) + INSIDE[:-1])
-    with pytest.raises(BadProxyHeader, match="malformed TLV"):
-        read_header(with_tlvs(twice))
+    with pytest.raises(BadProxyHeader, match="repeated TLV"):
+        read_header(with_tlvs(tlv(0x20, bytes(5) + INSIDE) + tlv(0x20, bytes(5))))
+
+
+@pytest.mark.parametrize(("command", "family"), [(0x20, 0x00), (0x20, 0x11), (0x21, 0x12)])
+def test_tlvs_without_a_client_are_ignored_unless_they_show_damage(
+    command: int, family: int
+) -> None:
+    addresses = V4_ADDRESSES if family else b""
+    header = v2(command, family, addresses + tlv(5, b"x" * 129))
+    assert read_header(header) == (None, len(header))
+    ssl = tlv(0x20, bytes(5) + INSIDE[:-1])  # and so not well-formed either
+    with pytest.raises(BadProxyHeader, match="wrong checksum"):
+        read_header(v2(command, family, addresses + ssl + tlv(3, bytes(4))))
+
+
+SSL = SslTlv(7, 0, b"TLSv1.3", "Jörg".encode(), b"TLS_AES_256_GCM_SHA384")
+TOLD = ProxyTlvs(b"mx.example", SSL, b"\0" * 16)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        TOLD,
+        ProxyTlvs(authority="mü.example".encode()),
+        ProxyTlvs(ssl=SslTlv(0)),
+        ProxyTlvs(unique_id=b"x" * 128),
+    ],
+)
+@pytest.mark.parametrize("peer", [V4_PEER, V6_PEER])
+def test_tlvs_made_here_are_read_by_both_implementations(peer: Peer, told: ProxyTlvs) -> None:
+    made = make_v2(peer, told)
+    assert read_header(made) == (replace(peer, tlvs=told), len(made))
+    other = V2_HERE.unpack(made).tlv
+    assert other.authority == (told.authority.decode() or None)
+    assert other.unique_id == told.unique_id
+    if told.ssl is not None:
+        assert other.ssl.has_ssl == bool(told.ssl.client & 1)
+        assert other.ssl.verify == told.ssl.verify
+        assert (other.ssl.version or "").encode() == told.ssl.version
+        assert (other.ssl.cn or "").encode() == told.ssl.cn
+        assert (other.ssl.cipher or "").encode() == told.ssl.cipher
+
+
+@given(st.text(max_size=60), st.binary(max_size=128), st.binary(max_size=300))
+def test_a_header_is_never_longer_than_exim_reads(name: str, unique_id: bytes, cn: bytes) -> None:
+    """Exim takes the rest for commands; what does not fit is left out whole."""
+    told = ProxyTlvs(name.encode(), SslTlv(7, 0, b"TLSv1.2", cn), unique_id)
+    for peer in (V4_PEER, V6_PEER):
+        made = make_v2(peer, told)
+        assert len(made) <= MADE_LIMIT == 232
+        read, taken = read_header(made)
+        assert read is not None
+        assert taken == len(made)
+        got = read.tlvs or ProxyTlvs()
+        assert got.authority in (b"", told.authority)
+        assert got.unique_id in (b"", told.unique_id)
+        assert got.ssl in (None, told.ssl)
+        if len(cn) <= 64:
+            assert got.ssl == told.ssl  # it comes first
+
+
+SHOWN = {
+    "all": (
+        TOLD,
+        {
+            "forwarded_authority": "mx.example",
+            "forwarded_unique_id": "\\x00" * 16,
+            "forwarded_tls": "TLSv1.3 TLS_AES_256_GCM_SHA384",
+            "forwarded_cn": "Jörg",
+        },
+    ),
+    "an unverified certificate": (
+        ProxyTlvs(ssl=SslTlv(7, 18, b"TLSv1.3", b"root")),
+        {"forwarded_tls": "TLSv1.3"},
+    ),
+    "no certificate": (ProxyTlvs(ssl=SslTlv(1, 0, b"TLSv1.3", b"x")), {"forwarded_tls": "TLSv1.3"}),
+    "no TLS": (ProxyTlvs(ssl=SslTlv(0, 0, b"TLSv1.3", b"x")), {}),
+    "hostile": (
+        ProxyTlvs(b"\x1b[2J\r\nx", SslTlv(3, 0, b"\xff", b"n" * 900)),
+        {
+            "forwarded_authority": "\\x1b[2J\\r\\nx",
+            "forwarded_tls": "\\xff",
+            "forwarded_cn": "n" * 252 + "...",
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_the_log_shows_what_the_proxy_in_front_says_escaped_and_cut(name: str) -> None:
+    told, shown = SHOWN[name]
+    assert told.shown() == shown
 
 
 def test_the_checksum_is_crc32c() -> None:
     """RFC 3720 appendix B.4."""
-    assert proxy_protocol._crc32c(bytes(32)) == 0x8A9136AA
-    assert proxy_protocol._crc32c(b"123456789") == 0xE3069283
+    assert proxy_tlvs._crc32c(bytes(32)) == 0x8A9136AA
+    assert proxy_tlvs._crc32c(b"123456789") == 0xE3069283

@@ -120,11 +120,13 @@ function violationText(found) { return `${found.side}: ${found.kind.replaceAll("
 // What happened besides the dialogue: a side went inside TLS, or did not, or the client waits in vain.
 function noted(each) {
   const side = each.side === "backend" ? "the MTA" : "the client", version = (each.version || "").replace("TLSv", "TLS ");
+  const header = [["authority", each.forwarded_authority], ["unique id", each.forwarded_unique_id], ["TLS", each.forwarded_tls], ["CN", each.forwarded_cn]];
   const text = each.event === "tls_started" ? `${side} is inside ${version}`
+    : each.event === "proxy_header_read" ? `PROXY header: ${header.filter((pair) => pair[1]).map((pair) => `${pair[0]} ${visible(pair[1])}`).join(", ")}`
     : each.event === "tls_failed" ? `TLS with ${side} failed: ${visible(each.reason || "")}`
     : each.event === "content_not_ended" ? `the client's lone dot is no end of data: ${visible(each.kind || "").replaceAll("_", " ")}`
     : `${each.event.replaceAll("_", " ")}: ${visible(each.reason || "")}`;
-  return {at: each.at, order: 3, kind: "note", side: each.side, bad: each.event !== "tls_started", text, full: each.cipher ? `${version}, ${each.cipher}` : text};
+  return {at: each.at, order: 3, kind: "note", side: each.side, bad: !["proxy_header_read", "tls_started"].includes(each.event), text, full: each.cipher ? `${version}, ${each.cipher}` : text};
 }
 
 function toMta(run) {

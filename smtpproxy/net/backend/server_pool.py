@@ -9,6 +9,7 @@ from time import monotonic
 from smtpproxy.config.address import Address
 from smtpproxy.net.backend.transport import BackendTransport
 from smtpproxy.net.peer import Peer
+from smtpproxy.net.proxy_tlvs import ProxyTlvs
 
 ServerChanged = Callable[[str, bool, str], None]
 """Called with the name of a server, whether it is up now, and the reason if not."""
@@ -91,19 +92,25 @@ class Server:
         address = self.address_for(peer)
         return self.name if address is self._address else str(address)
 
-    async def connect(self, factory: Callable[[], asyncio.Protocol], peer: Peer | None) -> None:
+    async def connect(
+        self,
+        factory: Callable[[], asyncio.Protocol],
+        peer: Peer | None,
+        tlvs: Callable[[], ProxyTlvs] | None = None,
+    ) -> None:
         """Open a connection.
 
         Args:
             factory: Makes the protocol of the connection.
             peer: The client; None for the proxy itself.
+            tlvs: Returns what a PROXY header says about the client besides its addresses.
 
         Raises:
             OSError: The server cannot be reached.
             NotForThisClient: It cannot be reached for this client, but may be for others.
         """
         if self._backend_transport is not None:
-            await self._backend_transport.connect(self._address, factory, peer)
+            await self._backend_transport.connect(self._address, factory, peer, tlvs)
         else:  # half the CPU time of a connected socket
             loop = asyncio.get_running_loop()
             await loop.create_connection(factory, self._address.host, self._address.port)

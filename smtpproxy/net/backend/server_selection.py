@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from smtpproxy.net.backend.server_pool import Server
     from smtpproxy.net.listener_context import ListenerContext
     from smtpproxy.net.peer import Peer
+    from smtpproxy.net.proxy_tlvs import ProxyTlvs
 
 _NO_SERVERS: list["Server"] = []
 
@@ -31,6 +32,9 @@ class SelectingSession(BackendEvents, Protocol):
     @property
     def backend_events(self) -> BackendEvents:
         """The receiver of the events of the backend connection."""
+
+    def header_tlvs(self) -> "ProxyTlvs":
+        """Return what a PROXY header says about the client besides its addresses."""
 
     def refuse_loop(self) -> None:
         """Refuse the client, which is one of the service's own connections to a server."""
@@ -153,7 +157,7 @@ class ServerSelection:
             session.refuse_loop()
             return
         try:
-            await server.connect(lambda: connection, self._peer)
+            await server.connect(lambda: connection, self._peer, session.header_tlvs)
         except OSError as error:
             self._connecting = None
             why = error_text(error)

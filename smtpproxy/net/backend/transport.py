@@ -18,6 +18,7 @@ from smtpproxy.config.address import Address
 from smtpproxy.net.backend import resolver
 from smtpproxy.net.own_connections import Outgoing
 from smtpproxy.net.peer import Peer
+from smtpproxy.net.proxy_tlvs import ProxyTlvs
 from smtpproxy.net.tproxy import bind_as, bind_from, original_target
 from smtpproxy.tls.error_text import OUR_OWN, NotForThisClient, error_text
 
@@ -29,7 +30,7 @@ NEXT_S = 0.25
 class BackendTransport:
     """How to connect to the servers of a backend."""
 
-    header: Callable[[Peer], bytes] | None = None
+    header: Callable[[Peer, ProxyTlvs | None], bytes] | None = None
     """Makes the PROXY header for the client or the proxy itself; None for none."""
     transparent: bool = False
     """Whether to connect from the client's address."""
@@ -43,7 +44,11 @@ class BackendTransport:
     """The time limit of the TLS handshake."""
 
     async def connect(
-        self, address: Address, factory: Callable[[], asyncio.Protocol], peer: Peer | None
+        self,
+        address: Address,
+        factory: Callable[[], asyncio.Protocol],
+        peer: Peer | None,
+        tlvs: Callable[[], ProxyTlvs] | None = None,
     ) -> None:
         """Open a connection.
 
@@ -51,6 +56,7 @@ class BackendTransport:
             address: The address of the server in the settings.
             factory: Makes the protocol of the connection.
             peer: The client; None for the proxy itself.
+            tlvs: Returns what a PROXY header says about the client besides its addresses.
 
         Raises:
             OSError: The server cannot be reached.
@@ -65,7 +71,7 @@ class BackendTransport:
                 address = original_target(peer)
             opened = await self._open(address, peer)
             knows_client = knows_client or self.passes_address_of(peer)
-            await self._begin(opened, address, factory, peer)
+            await self._begin(opened, address, factory, peer, tlvs)
         except OSError as error:
             # A failed look-up does not depend on the client.
             if not knows_client or error.errno in OUR_OWN or isinstance(error, socket.gaierror):
@@ -82,12 +88,13 @@ class BackendTransport:
         address: Address,
         factory: Callable[[], asyncio.Protocol],
         peer: Peer | None,
+        tlvs: Callable[[], ProxyTlvs] | None,
     ) -> None:
         """Send the PROXY header, make the TLS handshake, and set the protocol."""
         loop = asyncio.get_running_loop()
         try:
             if self.header is not None:
-                header = self.header(peer or Peer.here(opened))
+                header = self.header(peer or Peer.here(opened), tlvs() if tlvs else None)
                 await loop.sock_sendall(opened, header)
             open_protocol = (
                 loop.create_unix_connection if address.is_unix else loop.create_connection
