@@ -7,9 +7,10 @@ from msgspec import Struct, field
 PATH = "/status"
 """The path of the request."""
 
-State = Literal["starting", "serving", "no worker", "draining", "handed over", "unknown"]
-"""`handed over`: only its last sessions go on, another version serves.  `unknown`: another version
-of smtpproxy, whose status this one cannot read."""
+State = Literal["starting", "serving", "no worker", "draining", "handed over", "silent", "unknown"]
+"""`handed over`: only its last sessions go on, another version serves.  `silent`: a replica that
+the store has not heard for some seconds.  `unknown`: a replica of another version of smtpproxy,
+whose status this one cannot read."""
 
 
 class BackendStatus(Struct):

@@ -166,8 +166,20 @@ class Supervisor:
         return "serving"
 
     async def status(self) -> ServiceStatus:
-        """Return the status of the service."""
-        return status_report.alone(self._own_status())
+        """Return the status of this instance, and of the replicas of its cluster."""
+        own, store = self._own_status(), self._coordinator.store
+        return (
+            status_report.alone(own)
+            if store is None
+            else await status_report.in_cluster(own, store)
+        )
+
+    def _share(self, settings: Settings) -> None:
+        """Apply new settings to what workers and replicas share."""
+        self._coordinator.apply(settings)
+        store = self._coordinator.store
+        if store is not None:
+            store.publish(status_report.PART, lambda: status_report.publish(self._own_status()))
 
     def _own_status(self) -> InstanceStatus:
         return InstanceStatus(
@@ -254,7 +266,7 @@ class Supervisor:
             opened = self._listen_sockets.open(settings)
         except OSError:
             return _NO_ADDRESS
-        self._coordinator.apply(settings)
+        self._share(settings)
         worker_group = self._worker_group = self._make_worker_group(settings)
         if not await worker_group.start():
             return _NO_WORKERS
@@ -447,7 +459,7 @@ class Supervisor:
         log.configure(settings.log.level, settings.log.format, instance=settings.instance)
         self._log = log.get()
         self._settings, self._worker_group = settings, worker_group
-        self._coordinator.apply(settings)
+        self._share(settings)
         self._health_monitor.apply(settings)
         for name, address in added:
             self._log_listening(name, address)

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import smtplib
+import socket
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from smtpproxy.control_socket.service_status import (
 from smtpproxy.demo.legacy import LegacyMTA
 from tests.support.processes import eventually
 from tests.support.program import SMTPPROXY, Program
+from tests.support.redis_server import RedisServer
 
 Run = Callable[..., Program]
 
@@ -69,8 +71,7 @@ def test_a_service_at_work_and_its_end(run: Run, mta: LegacyMTA, tmp_path: Path)
     clients = [smtplib.SMTP("127.0.0.1", port, timeout=10) for _ in range(2)]
     clients[0].ehlo()
     clients[0].mail("a@example.org")
-    with smtplib.SMTP() as third:
-        third.sock = third._get_socket("127.0.0.1", port, 10)  # its greeting waits for a slot
+    with socket.create_connection(("127.0.0.1", port)):  # its greeting waits for a slot
         eventually(lambda: only(directory).backends[0].waiting or None, "a client that waits")
         instance = only(directory)
     assert (instance.sessions, instance.backends[0].connections) == (3, 2)
@@ -95,3 +96,43 @@ def test_a_server_that_is_down(run: Run, tmp_path: Path) -> None:
         BackendStatus("old", servers=1, servers_down=["127.0.0.1:1"])
     ]
     assert (code, found.problems) == (3, ["mx1: server 127.0.0.1:1 of old is down"])
+
+
+def test_replicas_of_a_cluster_show_each_other(run: Run, mta: LegacyMTA, tmp_path: Path) -> None:
+    def start(number: int) -> Program:
+        file = tmp_path / f"mx{number}.toml"
+        file.write_text(
+            f'instance = "mx{number}"\n[listeners.smtp]\naddress = "127.0.0.1:0"\n'
+            f'[backends.old]\nservers = ["{mta.address}"]\nmax_connections = 4\n'
+            f'[cluster]\nurl = "{server.url}"\nreplicas = 2\nname = "mail"\n'
+        )
+        return run("-c", file)
+
+    def settled(asked: int) -> ServiceStatus | None:
+        code, found = status(tmp_path / f"run{asked}")
+        return found if code == 0 else None
+
+    with RedisServer(tmp_path) as server:
+        first, second = start(0), start(1)
+        for number, program in enumerate((first, second)):
+            with smtplib.SMTP("127.0.0.1", program.port(), timeout=10):
+                found = eventually(lambda asked=number: settled(asked), "both replicas")
+                other = tmp_path / f"run{1 - number}"
+                eventually(
+                    lambda path=other, name=f"mx{number}": sessions(path, name) or None,
+                    "the session at the other replica",
+                )
+            assert [each.instance for each in found.instances] == ["mx0", "mx1"]
+            assert (found.cluster, found.replicas) == ("mail", 2)
+        second.signal(signal.SIGTERM)
+        assert second.wait() == 0
+        _, found = status(tmp_path / "run0")
+        assert found.problems == ["cluster mail: 1 of 2 replicas"]
+        server.kill()
+        eventually(lambda: only(tmp_path / "run0").store == "away" or None, "a store that is away")
+
+
+def sessions(directory: Path, instance: str) -> int:
+    """Return the sessions of an instance, as another one shows them."""
+    _, found = status(directory)
+    return sum(each.sessions for each in found.instances if each.instance == instance)
