@@ -16,10 +16,14 @@ class ServerObject(ssl.SSLObject):
     It is used if it is the context's `sslobject_class`.
     """
 
-    asked_for = ""
+    asked_for: str = ""
     """The host name that the client asked for (SNI), if the context notes it; else empty."""
     _close_notified = False
     _watched: tuple[asyncio.Transport, asyncio.Transport] | None = None
+
+    def note_name(self, name: str) -> None:
+        """Set `asked_for`."""
+        self.asked_for = name
 
     def read(self, len: int = 1024, buffer: bytearray | None = None) -> bytes:  # type: ignore[override]  # noqa: A002  as ssl.SSLObject names it
         """Read decrypted data.

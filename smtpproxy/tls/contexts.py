@@ -113,7 +113,7 @@ def for_clients(listener: ClientTlsSettings, *, notes_names: bool = False) -> ss
     def choose(inside: ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> None:
         inside.context = _chosen(name or "", contexts) or context
         if isinstance(inside, ServerObject):
-            inside.asked_for = name or ""
+            inside.note_name(name or "")
 
     if listener.sni or notes_names:
         context.sni_callback = choose

@@ -179,8 +179,9 @@ def test_nothing_in_a_trace_file_becomes_markup_of_the_page(
 ) -> None:
     """Every text of every record is hostile; the page shows the escapes, also in its tooltips."""
     session = RecordedSession("s1" + TEXT)
+    noted = ("proxy_header_read", "tls_started", "tls_failed", TEXT)
     for kind in Record.__args__:  # type: ignore[attr-defined]  # a union
-        for event in ("tls_started", "tls_failed", TEXT) if kind is Noted else ("",):
+        for event in noted if kind is Noted else ("",):
             add(session, hostile(kind, **({"event": event} if event else {})))
     file = tmp_path / "page.html"
     for page in (html_page.page(session), raw_page(session)):

@@ -79,6 +79,7 @@ def test_an_exchange_is_below_the_session_and_what_the_backend_got_below_the_exc
 
 def test_times_and_attributes_are_those_of_each_connection(recorded: Recorded) -> None:
     session = recorded.session
+    session.observer.noted("proxy_header_read", forwarded_cn="c.example")
     session.observer.noted("tls_started", side="client", version="TLSv1.3", cipher="AES")
     session.sends("EHLO x")
     session.says("250-mx\r\n250 SIZE")
@@ -111,6 +112,7 @@ def test_times_and_attributes_are_those_of_each_connection(recorded: Recorded) -
         "tls.protocol.name": "tls",
         "tls.protocol.version": "1.3",
         "tls.cipher": "AES",
+        "smtp.forwarded_cn": "c.example",
     }
     dialogue = {
         "smtp.command": "RCPT TO:<b@y>",

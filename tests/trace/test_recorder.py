@@ -327,6 +327,13 @@ class TestErrors:
         assert len(noted) == KEPT_NOTED
         assert (noted[-1]["event"], noted[-1]["reason"]) == ("tls_failed", "unknown ca")
 
+    def test_what_a_proxy_in_front_says_is_no_failure(self, tmp_path: Path) -> None:
+        traced = Traced(tmp_path, only_errors=True)
+        session = Watched(traced.trace)
+        session.observer.noted("proxy_header_read", forwarded_unique_id="id-of-front")
+        session.close()
+        assert traced.records() == []
+
     def test_a_rewritten_newline_is_shown_as_a_problem(self, tmp_path: Path) -> None:
         traced = Traced(tmp_path, only_errors=True)
         session = Watched(traced.trace)

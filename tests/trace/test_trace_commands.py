@@ -275,6 +275,15 @@ def test_follow_prints_when_tls_starts(secured: Path) -> None:
     ]
 
 
+def test_what_a_proxy_in_front_says_is_printed_as_its_word() -> None:
+    said = {"forwarded_authority": "mx.example", "forwarded_tls": "TLSv1.3", "forwarded_cn": "c"}
+    line = terminal.line_of(records.Noted("s", 1.0, "proxy_header_read", **said))
+    assert line is not None
+    assert line.plain.endswith(
+        "PROXY header of the proxy in front: authority mx.example, TLS TLSv1.3, CN c"
+    )
+
+
 def test_follow_prints_each_exchange(recorded: Path) -> None:
     session = TraceReader(recorded).session(ids(recorded)[0])
     reported = [str(text) for record in session.records if (text := terminal.line_of(record))]
