@@ -97,6 +97,34 @@ def test_the_expressions_are_those_of_prometheus(tmp_path: Path) -> None:
     promtool("check", "rules", tmp_path / "dashboard.yml")
 
 
+@pytest.mark.parametrize(("store", "most"), [((1, 1), 40), ((1, 0), 40), ((), 80)])
+def test_replicas_of_a_cluster_share_max_connections(
+    tmp_path: Path, store: tuple[int, ...], most: int
+) -> None:
+    """In the dashboard, as at the MTA; without a cluster each has its own."""
+    (expression,) = (
+        expression for _, expression in EXPRESSIONS if "backend_max_connections" in expression
+    )
+    series = {
+        f'smtpproxy_backend_max_connections{{backend="old",{INSTANCE}="mx{number}"}}': 40
+        for number in range(2)
+    }
+    for number, value in enumerate(store):
+        series[f'smtpproxy_cluster_store_up{{{INSTANCE}="mx{number}"}}'] = value
+    test = {
+        "input_series": [{"series": name, "values": str(value)} for name, value in series.items()],
+        "promql_expr_test": [
+            {
+                "expr": re.sub(r"\$\w+", ".*", expression),
+                "eval_time": "0m",
+                "exp_samples": [{"labels": '{backend="old"}', "value": most}],
+            }
+        ],
+    }
+    (tmp_path / "test.yml").write_text(json.dumps({"tests": [test]}))
+    promtool("test", "rules", tmp_path / "test.yml")
+
+
 def test_panels_do_not_overlap() -> None:
     taken: dict[tuple[int, int], str] = {}
     for panel in DASHBOARD["panels"]:
