@@ -4,13 +4,14 @@ import gc
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, MutableMapping
 
 import pytest
 from xdist.remote import Producer
 
 from smtpproxy.log import log
-from tests.support import distribution, effort
+from tests.support import distribution, effort, threads
 from tests.support.catalogue import faults
 
 __all__ = ["effort"]
@@ -51,6 +52,14 @@ def runtime_directory() -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as directory:
         patch.setenv("RUNTIME_DIRECTORY", directory)
         yield directory
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_thread_is_left() -> Iterator[None]:
+    """Fail a file of which a thread goes on: it would disturb what later files measure."""
+    before = frozenset(threading.enumerate())
+    yield
+    assert threads.left_of(before) == []
 
 
 @pytest.fixture(autouse=True)

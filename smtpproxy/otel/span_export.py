@@ -119,6 +119,8 @@ class SpanExport:
         self._lost_in_all = self._dropped + self._queued - self._exporter.sent
         if self.lost > self._lost_logged:
             self._log_lost()
+        if closing.is_alive():
+            self._exporter.shutdown()  # else the provider would wait half a minute for it
 
 
 class _CountedExporter(SpanExporter):

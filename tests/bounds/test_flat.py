@@ -6,7 +6,7 @@ $SMTPPROXY_NEW_SESSIONS sets how many; a million take 20 minutes.
 import gc
 import os
 import resource
-import tracemalloc
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 
@@ -26,11 +26,12 @@ from smtpproxy.net.shared_counters import SharedCounters
 from smtpproxy.trace.content_capture import CaptureMode
 from smtpproxy.trace.recorder import TraceRecorder
 from smtpproxy.trace.rotating_files import RotatingFiles
+from tests.support.memory import Allocated
 from tests.support.observed_session import Watched
 
 SESSIONS = int(os.environ.get("SMTPPROXY_NEW_SESSIONS", "1200"))
 TRACED = SESSIONS < 100_000
-"""Whether tracemalloc measures: exactly, but at twice the time; otherwise the process's own RSS."""
+"""Whether tracemalloc measures: exactly, at twice the time; otherwise the process's own RSS."""
 WINDOWS = 6
 GROWTH = 4 * 1024 if TRACED else SESSIONS // WINDOWS
 """The allowed growth in that window of sessions that grows least: by RSS, a byte a session.
@@ -112,11 +113,9 @@ class Service:
         return snapshot
 
 
-def memory() -> int:
-    """Return the bytes in use."""
+def resident() -> int:
+    """Return the bytes of the process in memory."""
     gc.collect()
-    if TRACED:
-        return tracemalloc.get_traced_memory()[0]
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
@@ -126,19 +125,14 @@ async def test_sessions_with_new_names_leave_nothing(
     monkeypatch.setattr(admission, "ADDRESSES_KNOWN", 128)  # full long before the last window
     monkeypatch.setattr(line_limits, "ADDRESSES", 128)
     service = Service(tmp_path)
-    gc.collect()
-    if TRACED:
-        tracemalloc.start()
-    try:
-        sizes, keys = [], []
+    sizes, keys = [], []
+    with Allocated() if TRACED else nullcontext() as allocated:
         for number in range(SESSIONS):
             service.run_session(number)
             if (number + 1) % (SESSIONS // WINDOWS) == 0:
-                sizes.append(memory())
+                sizes.append(allocated.octets() if allocated else resident())
                 keys.append(len(msgspec.json.encode(service.snapshot())))
-    finally:
-        tracemalloc.stop()
-        service.trace.close()
+    service.trace.close()
     assert min(after - before for before, after in pairwise(sizes)) < GROWTH, sizes
     assert keys[-1] - keys[len(keys) // 2] < 1000  # no more digits than that
     assert service.trace.memory.octets == 0

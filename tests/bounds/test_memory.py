@@ -161,7 +161,7 @@ async def _open_idle(port: int, allowed: int) -> list[Streams]:
     clients: list[Streams] = []
     until = monotonic() + IDLE_S
     wanted = IDLE or min(IDLE_MOST, allowed)
-    while len(clients) < wanted and (IDLE or monotonic() < until):
+    while len(clients) < wanted and (IDLE or len(clients) < IDLE_LEAST or monotonic() < until):
         many = min(50, wanted - len(clients))
         clients += await asyncio.gather(*(open_one() for _ in range(many)))
     return clients

@@ -1,7 +1,5 @@
 """Capabilities: the EHLO reply that the client gets."""
 
-import tracemalloc
-
 import pytest
 
 from smtpproxy.core.capabilities import (
@@ -11,6 +9,7 @@ from smtpproxy.core.capabilities import (
     offer,
     offer_for_helo,
 )
+from tests.support.memory import Allocated
 
 EVERYTHING = CapabilityFilter()
 LINE = b"250-X\r\n"
@@ -94,14 +93,11 @@ def test_helo_gives_its_first_line_and_pipelining() -> None:
 
 def test_many_long_replies_of_a_backend_take_no_memory() -> None:
     """All lines of a reply would be kept, and a reply may have 256 KiB."""
-    tracemalloc.start()
-    try:
+    with Allocated() as allocated:
         for number in range(5):
             found = offer(FIRST + LINE * 5000 + b"250 SIZE %d\r\n" % number, EVERYTHING)
         assert found.reply == FIRST + b"250-SIZE 4\r\n250 PIPELINING\r\n"
-        size, _ = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
+        size = allocated.octets()
     assert size < 64 * 1024
 
 

@@ -14,6 +14,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Self
 
+from tests.support import threads
+
 TIMEOUT_S = 30.0
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER: on, for no time
 
@@ -64,7 +66,9 @@ class Tap:
         self.connections: list[Connection] = []
         self._writers: set[asyncio.StreamWriter] = set()
         self._ready = threading.Event()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), daemon=True)
+        self._thread = threading.Thread(
+            target=lambda: asyncio.run(self._run()), name=threads.TAP, daemon=True
+        )
 
     def __enter__(self) -> Self:
         self._thread.start()

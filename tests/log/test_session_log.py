@@ -1,9 +1,7 @@
 """What is logged of a session, from the exchanges it consists of."""
 
-import gc
 import io
 import json
-import tracemalloc
 
 import pytest
 
@@ -14,6 +12,7 @@ from smtpproxy.log import log
 from smtpproxy.log.debug_log import DebugLog
 from smtpproxy.log.session_log import REFUSALS_LOGGED, ServiceLog
 from smtpproxy.log.transaction_summary import paths
+from tests.support.memory import Allocated
 from tests.support.observed_session import SOURCE, KnownEnds, Watched
 
 
@@ -332,19 +331,15 @@ def test_no_line_is_longer_than_its_bound(octets: str, length: int, code: int) -
 
 def test_an_open_transaction_takes_little_memory() -> None:
     for address in ("", "x", "x" * 2000):
-        gc.collect()
-        tracemalloc.start()
-        try:
+        with Allocated() as allocated:
             logged = Logged()
             logged.sends(f"MAIL FROM:<{address}>")
             logged.says("250 a")
-            before = tracemalloc.get_traced_memory()[0]
+            before = allocated.octets()
             for number in range(3000):
                 logged.sends(f"RCPT TO:<{address}>")
                 logged.says(f"250-{number}\r\n250 " + "y" * 2000)
-            assert tracemalloc.get_traced_memory()[0] - before < 64 * 1024
-        finally:
-            tracemalloc.stop()
+            assert allocated.octets() - before < 64 * 1024
 
 
 @pytest.mark.parametrize(

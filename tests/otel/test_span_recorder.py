@@ -2,6 +2,7 @@
 
 import io
 import json
+import threading
 import time
 from collections.abc import Iterator
 
@@ -12,6 +13,7 @@ from smtpproxy.log import log
 from smtpproxy.otel import span_export, span_recorder
 from smtpproxy.otel.span_export import SpanExport
 from smtpproxy.otel.span_recorder import SpanRecorder
+from tests.support import threads
 from tests.support.catalogue import faults
 from tests.support.collector import Collector, attributes, below, tree
 from tests.support.observed_session import Watched
@@ -236,6 +238,7 @@ def test_a_collector_that_accepts_nothing_costs_spans_which_are_counted(
     monkeypatch.setattr(span_recorder, "SPANS_OF_SESSION", 1 << 20)
     logged = io.BytesIO()
     log.configure("warning", "json", logged)
+    before = frozenset(threading.enumerate())
     with Collector(400, hangs=trouble == "hangs") as collector:
         endpoint = "http://127.0.0.1:9" if trouble == "is gone" else collector.endpoint
         export = SpanExport(endpoint, 1.0, "mx1")
@@ -245,6 +248,7 @@ def test_a_collector_that_accepts_nothing_costs_spans_which_are_counted(
         began = time.monotonic()
         recorder.close()
         took = time.monotonic() - began
+    assert threads.left_of(before) == []
     assert waiting <= QUEUE_SPANS
     assert recorder.lost == made
     assert took < 5

@@ -1,7 +1,5 @@
 """The trace: what is recorded of a session, when, and that it never delays mail."""
 
-import gc
-import tracemalloc
 from hashlib import sha256
 from ipaddress import ip_network
 from pathlib import Path
@@ -16,6 +14,7 @@ from smtpproxy.trace import session_recorder
 from smtpproxy.trace.content_capture import DIGESTED_OCTETS, CaptureMode
 from smtpproxy.trace.record_writer import GATHERED_OCTETS
 from smtpproxy.trace.records import KEPT_NOTED, Exchanged, decode
+from tests.support.memory import Allocated
 from tests.support.observed_session import Traced, Watched
 
 
@@ -385,10 +384,7 @@ class TestErrors:
         traced = Traced(tmp_path, only_errors=True, kept=CaptureMode.FULL, most=1 << 20)
         policy = SessionPolicy(recipients=10_000, consecutive_errors=10**6)
         session = Watched(traced.trace, policy=policy)
-        gc.collect()
-        tracemalloc.start()
-        try:
-            before = tracemalloc.get_traced_memory()[0]
+        with Allocated() as allocated:
             for _ in range(30):
                 session.sends(f"MAIL FROM:<{address}>", *[f"RCPT TO:<{address}>"] * 100, "RSET")
                 session.says(*["250-ok\r\n250 " + "y" * 2000] * 102)
@@ -399,14 +395,13 @@ class TestErrors:
             for _ in range(4000):
                 session.pipeline.client_received(b"a\n" * 128, session.now)
                 session.backend.clear()
-            kept = tracemalloc.get_traced_memory()[0] - before
-        finally:
-            tracemalloc.stop()
+            kept = allocated.octets()
         log_keeps = 64 * 1024  # at most, of the open transaction
         assert traced.trace.memory.octets < session_recorder.KEPT_OCTETS
         assert kept < session_recorder.KEPT_OCTETS + log_keeps
         session.close()
         assert traced.trace.memory.octets == 0
+        traced.trace.close()
 
     def test_what_the_last_record_will_contain_counts(self, tmp_path: Path) -> None:
         traced = Traced(tmp_path, only_errors=True)
@@ -417,6 +412,7 @@ class TestErrors:
         before = traced.trace.memory.octets
         session.says("250 ok")
         assert traced.trace.memory.octets - before > 20 * 300
+        traced.trace.close()
 
     @pytest.mark.parametrize("content", [False, True])
     def test_all_sessions_together_are_bounded(
@@ -444,6 +440,7 @@ class TestErrors:
             session.says("550 no")
             session.close()
         assert traced.trace.memory.octets == 0
+        traced.trace.close()
         last = [each for each in exchanges(traced.records()) if each.get("command") == "VRFY x"]
         assert len(last) > 50  # the most recent of each goes last
 
@@ -455,3 +452,4 @@ class TestErrors:
         assert traced.trace.memory.octets > 0
         session.close()
         assert traced.trace.memory.octets == 0
+        traced.trace.close()
