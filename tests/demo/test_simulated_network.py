@@ -103,8 +103,8 @@ async def test_many_groups_in_transit_arrive_in_order_and_separately() -> None:
         for octets in sent:
             lane.data_received(octets)
         writer.write_eof()
-        await asyncio.wait_for(peer.ended.wait(), DEADLINE_S)
-        assert loop.time() - started < 1.0
+        await asyncio.wait_for(peer.ended.wait(), 20)
+        assert loop.time() - started < 10  # of the 20 s that a hundred delays would be
         assert b"".join(peer.chunks) == b"".join(sent)
         assert [group.octets for group in network.links[0].groups] == [*sent, b""]
 

@@ -14,7 +14,7 @@ import timeit
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from time import process_time
+from time import thread_time
 from typing import BinaryIO
 
 import pytest
@@ -327,9 +327,7 @@ def test_a_line_takes_little_time() -> None:
                 "message_relayed", session=12, sender=b"joe@example.org", size=1234, seconds=0.1
             )
 
-        assert (
-            min(timeit.repeat(one_line, number=2000, repeat=5, timer=process_time)) / 2000 < 20e-6
-        )
+        assert min(timeit.repeat(one_line, number=2000, repeat=5, timer=thread_time)) / 2000 < 20e-6
 
 
 def open_raw(path: str) -> BinaryIO:

@@ -1,7 +1,8 @@
 """Message-ID and queue id: what connects a message in the log with one elsewhere."""
 
-import time
+import timeit
 from collections.abc import Sequence
+from time import thread_time
 
 import pytest
 
@@ -55,9 +56,7 @@ def test_a_header_without_end_is_given_up() -> None:
     "chunk", [b"\r\nmessage-id:" * 5000, b"\r\n " * 20000, b"\r\nmessage-id:" + b"\r\n " * 20000]
 )
 def test_scanning_any_header_takes_little_time(chunk: bytes) -> None:
-    began = time.perf_counter()
-    found_in(chunk, chunk)
-    assert time.perf_counter() - began < 0.2
+    assert min(timeit.repeat(lambda: found_in(chunk, chunk), number=1, timer=thread_time)) < 0.2
 
 
 REPLIES: Sequence[tuple[bytes, str]] = [

@@ -12,6 +12,7 @@ import json
 import socket
 import ssl
 import struct
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine
 from functools import cache, wraps
 from pathlib import Path
@@ -404,6 +405,7 @@ class Proxy:
         self._shared_counters = SharedCounters()
         self._queues: list[SlotQueue] = []
         self._clients: list[Client] = []
+        self._earlier: Counter[str] = Counter()
         self._descriptors = 0
         self.port = 0
         self.app: App | None = None
@@ -438,6 +440,7 @@ class Proxy:
         await self.app.start()
         self.port = int(self.app.addresses[0].rpartition(":")[2])
         gc.collect()
+        self._earlier = _alive()  # the traceback of a failed test keeps what it used
         self._descriptors = _descriptors()
 
     def _make_queue(self, _: str, backend: Any) -> SlotQueue:
@@ -482,10 +485,8 @@ class Proxy:
         """
         if gc.isenabled():
             gc.collect()
-        found = [type(each).__name__ for each in gc.get_objects() if type(each) in _OURS]
-        counts = {name: found.count(name) for name in set(found)}
         more = _descriptors() - self._descriptors
-        return counts | ({"descriptors": more} if more else {})
+        return dict(_alive() - self._earlier) | ({"descriptors": more} if more else {})
 
     def expect_closing_within(self, seconds: float) -> None:
         """Stop waiting for a client to close after its last reply."""
@@ -549,6 +550,10 @@ async def within_a_second(
             return
         await asyncio.sleep(0.01)
     assert holds(), found()
+
+
+def _alive() -> Counter[str]:
+    return Counter(type(each).__name__ for each in gc.get_objects() if type(each) in _OURS)
 
 
 def _descriptors() -> int:

@@ -176,7 +176,7 @@ def processes() -> Iterator[list[Process]]:
     yield started
     for each in started:
         each.process.kill()
-        each.process.wait(5)
+        each.process.wait(20)
         assert each.process.stderr is not None
         each.process.stderr.close()
 
@@ -186,7 +186,7 @@ async def test_a_signal_drains_a_second_one_stops(mta: LegacyMTA, processes: lis
     processes.append(proxy)
     host, _, port = proxy.address.rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(40):
         assert (await reader.readline()).startswith(b"220 ")
         writer.write(b"EHLO x\r\nMAIL FROM:<a@example.org>\r\nRCPT TO:<b@example.org>\r\n")
         while not (await reader.readline()).startswith(b"250 <b@example.org>"):
@@ -198,7 +198,7 @@ async def test_a_signal_drains_a_second_one_stops(mta: LegacyMTA, processes: lis
         writer.write(b"NOOP\r\n")  # the transaction is still served
         assert (await reader.readline()).startswith(b"250")
         os.kill(proxy.process.pid, signal.SIGTERM)
-        assert await asyncio.to_thread(proxy.process.wait, 5) == 0
+        assert await asyncio.to_thread(proxy.process.wait, 20) == 0
     writer.close()
 
 
@@ -209,7 +209,7 @@ async def test_a_drained_proxy_ends_with_its_last_transaction(
     processes.append(proxy)
     host, _, port = proxy.address.rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(40):
         writer.write(b"EHLO x\r\nMAIL FROM:<a@example.org>\r\nRCPT TO:<b@example.org>\r\nDATA\r\n")
         while not (await reader.readline()).startswith(b"354"):
             pass
@@ -218,7 +218,7 @@ async def test_a_drained_proxy_ends_with_its_last_transaction(
         writer.write(b"text\r\n.\r\n")
         rest = await reader.read()
         writer.close()
-        assert await asyncio.to_thread(proxy.process.wait, 5) == 0
+        assert await asyncio.to_thread(proxy.process.wait, 20) == 0
     first, second = rest.splitlines()
     assert first.startswith(b"250 ")
     assert second.startswith(b"421 4.3.2 ")
