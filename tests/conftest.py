@@ -36,7 +36,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> distrib
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Put them in order before xdist reads their groups."""
+    """Leave out the long ones, and put the others in order before xdist reads their groups."""
+    if distribution.is_whole(config) and not config.option.markexpr:
+        left_out = [item for item in items if item.get_closest_marker("long")]
+        items[:] = [item for item in items if item not in set(left_out)]
+        config.hook.pytest_deselected(items=left_out)
     if hasattr(config, "workerinput"):
         distribution.arrange(items)
 

@@ -167,6 +167,7 @@ async def _open_idle(port: int, allowed: int) -> list[Streams]:
     return clients
 
 
+@pytest.mark.long
 async def test_memory_stays_flat_over_many_messages(tmp_path: Path) -> None:
     async with running(tmp_path, obliging) as proxy:
         snapshot = []

@@ -122,18 +122,21 @@ def _check_by_reference(stream: bytes, taken: Taken, limit: int) -> None:
         assert reference.first_bare(out) == -1, stream
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("policy", BareNewlines)
 @pytest.mark.parametrize("start", [b"", b"a"])
 def test_every_content_of_five_octets_in_every_cut(start: bytes, policy: BareNewlines) -> None:
     _check_every_cut(start, LENGTH, policy)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("policy", BareNewlines)
 def test_every_content_of_four_octets_in_every_cut_in_every_state(policy: BareNewlines) -> None:
     for start in STARTS:
         _check_every_cut(start, LENGTH - 1, policy)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("policy", BareNewlines)
 def test_every_content_of_four_octets_in_every_cut_where_it_may_be_too_big(
     policy: BareNewlines,

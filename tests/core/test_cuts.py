@@ -159,6 +159,7 @@ def test_lines_that_are_too_long(octets: bytes) -> None:
 WORDS = [b"NOOP", b" ", b"\r", b"\n", b"\0", b"\r\n", b"BDAT 2", b"AUTH X", b"\x16", b"\x03", b"a:"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("first", WORDS, ids=repr)
 def test_every_three_words_in_every_cut(first: bytes) -> None:
     for words in product([first], WORDS, WORDS):

@@ -146,6 +146,7 @@ def check(pieces: list[bytes], parts: list[bytes], policy: SessionPolicy = EARLY
     return stage
 
 
+@pytest.mark.long
 @QUICK
 @given(
     st.lists(

@@ -296,11 +296,13 @@ def test_every_interleaving(scenario: Scenario) -> None:
     assert _search(scenario, (2, 0)) >= 4
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
 def test_every_interleaving_with_replies_in_parts(scenario: Scenario) -> None:
     assert _search(scenario, (1, 1), split_replies=True) > 10
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
 def test_either_side_may_go_at_any_point(scenario: Scenario) -> None:
     assert _search(scenario, (1, 1), eofs=True) > 60

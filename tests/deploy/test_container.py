@@ -25,6 +25,8 @@ from tests.deploy.conftest import compile_asked
 from tests.deploy.debian import System, first_process, system
 from tests.support.processes import Process, eventually
 
+pytestmark = pytest.mark.long
+
 SOURCE = Path(__file__).parents[2]
 CONTAINER = SOURCE / "deploy/container"
 INSTRUCTIONS = [

@@ -13,6 +13,8 @@ import smtpproxy
 from tests.deploy.debian import Booted, System, system
 from tests.support.processes import eventually
 
+pytestmark = pytest.mark.long
+
 INSTALL = (
     *("env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-q", "-y", "--no-install-recommends"),
     *("-o", "Dpkg::Options::=--force-confold", "install"),

@@ -100,6 +100,7 @@ def test_these_schedules_are_the_same_each_time_and_many_are_new() -> None:
     assert sum(b"\0" in octets for octets in made) > 0.1 * MUTATIONS
 
 
+@pytest.mark.long
 def test_the_search_can_be_made() -> None:
     """Only the corpus is played, so that the result does not depend on chance."""
     if find_spec("atheris") is None:

@@ -46,6 +46,7 @@ def test_these_files_are_the_same_each_time() -> None:
     assert trace_mutations(100, SEED) == trace_mutations(100, SEED)
 
 
+@pytest.mark.long
 def test_the_search_can_be_made() -> None:
     """Only the corpus is read, so that the result does not depend on chance."""
     if find_spec("atheris") is None:

@@ -1,5 +1,7 @@
 """Every client delivers to every MTA through the proxy: complete, to the right recipients."""
 
+from itertools import product
+
 import pytest
 
 from tests.interop import clients, mta_clients
@@ -18,20 +20,34 @@ IN_ONE_CONNECTION = (
     *(clients.smtplib_client, clients.curl, clients.nodemailer),
     *(mta_clients.postfix, mta_clients.exim),
 )
-pytestmark = pytest.mark.parametrize(
-    ("stage", "way"),
-    [
-        *((mta, "off") for mta in BACKENDS),
-        # To the MTA it is all one whether and how the client came into TLS.
-        *(("opensmtpd", "starttls"), ("exim-chunking", "starttls"), ("opensmtpd", "implicit")),
-        *((mta, "starttls") for mta in SEALED),
-    ],
-    indirect=True,
+STAGES = (
+    *((mta, "off") for mta in BACKENDS),
+    # To the MTA it is all one whether and how the client came into TLS.
+    *(("opensmtpd", "starttls"), ("exim-chunking", "starttls"), ("opensmtpd", "implicit")),
+    *((mta, "starttls") for mta in SEALED),
 )
 """Every MTA, every way of a client, and TLS on both sides where the MTA can."""
 
 
-@pytest.mark.parametrize("client", CLIENTS)
+def to_every_mta(*tried: Client) -> pytest.MarkDecorator:
+    """Return the parameters of a test: these clients with each of `STAGES`.
+
+    A run of all tests has every client with the first one, and a client with each; the other
+    pairs are long.
+    """
+    pairs = product(enumerate(STAGES), enumerate(tried))
+    return pytest.mark.parametrize(
+        ("client", "stage", "way"),
+        [
+            pytest.param(client, *stage, marks=() if is_usual else pytest.mark.long)
+            for (row, stage), (column, client) in pairs
+            for is_usual in (row == 0 or row % len(tried) == column,)
+        ],
+        indirect=["stage", "way"],
+    )
+
+
+@to_every_mta(*CLIENTS)
 def test_an_awkward_message_arrives_as_it_was_sent(
     client: Client, stage: Stage, target: SmtpTarget
 ) -> None:
@@ -44,7 +60,7 @@ def test_an_awkward_message_arrives_as_it_was_sent(
     assert delivery.recipients == set(mail.recipients)
 
 
-@pytest.mark.parametrize("client", PATIENT_CLIENTS)
+@to_every_mta(*PATIENT_CLIENTS)
 def test_a_large_message_arrives_at_the_existing_ones_of_30_recipients(
     client: Client, stage: Stage, target: SmtpTarget
 ) -> None:
@@ -59,6 +75,7 @@ def test_a_large_message_arrives_at_the_existing_ones_of_30_recipients(
     assert delivery.recipients == set(mail.recipients) - result.refused
 
 
+@pytest.mark.parametrize(("stage", "way"), STAGES, indirect=True)
 def test_a_client_that_closes_after_data_leaves_no_message(
     stage: Stage, front: Tap, target: SmtpTarget
 ) -> None:
@@ -75,7 +92,7 @@ def test_a_client_that_closes_after_data_leaves_no_message(
         assert stage.backend.find(mail.message).recipients == set(mail.recipients)
 
 
-@pytest.mark.parametrize("client", IN_ONE_CONNECTION)
+@to_every_mta(*IN_ONE_CONNECTION)
 def test_several_messages_go_through_one_connection(
     client: Client, stage: Stage, front: Tap, target: SmtpTarget
 ) -> None:

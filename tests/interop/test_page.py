@@ -136,6 +136,7 @@ def test_a_session_is_seen_while_it_runs_and_drawn(
         assert browser.get_log("browser") == []
 
 
+@pytest.mark.long
 def test_an_introduced_client_causes_no_error(
     browser: webdriver.Chrome, backend: int, admin: int
 ) -> None:
@@ -146,6 +147,7 @@ def test_an_introduced_client_causes_no_error(
         assert browser.execute_script(ask, "client_lost") == "bad"
 
 
+@pytest.mark.long
 def test_what_a_hostile_client_sends_is_text(
     browser: webdriver.Chrome, backend: int, admin: int
 ) -> None:
@@ -205,6 +207,7 @@ def raw_page(session: RecordedSession) -> str:
     return begin + 'id="records">' + data + rest[rest.index("</script>") :]
 
 
+@pytest.mark.long
 def test_many_sessions_leave_the_page_small(
     browser: webdriver.Chrome, backend: int, admin: int
 ) -> None:
@@ -237,6 +240,7 @@ def test_many_sessions_leave_the_page_small(
         assert browser.execute_script("return document.querySelectorAll('*').length") < 3000
 
 
+@pytest.mark.long
 def test_the_page_reconnects_to_a_restarted_proxy(
     browser: webdriver.Chrome, backend: int, admin: int
 ) -> None:
@@ -259,6 +263,7 @@ def test_the_page_reconnects_to_a_restarted_proxy(
         assert browser.execute_script("return document.body.className") == ""
 
 
+@pytest.mark.long
 def test_a_token_can_be_set_and_removed(
     browser: webdriver.Chrome, backend: int, admin: int, tmp_path: Path
 ) -> None:
@@ -320,6 +325,7 @@ def press(browser: webdriver.Chrome, *keys: str) -> str:
     return str(browser.execute_script(script))
 
 
+@pytest.mark.long
 def test_the_page_names_the_instance_and_links_its_metrics(
     browser: webdriver.Chrome, busy: str
 ) -> None:
@@ -332,6 +338,7 @@ def test_the_page_names_the_instance_and_links_its_metrics(
     assert link == f"{busy}metrics"
 
 
+@pytest.mark.long
 def test_plots_have_a_time_axis_and_a_span_that_the_reader_chooses(
     browser: webdriver.Chrome, busy: str
 ) -> None:
@@ -371,6 +378,7 @@ def test_plots_have_a_time_axis_and_a_span_that_the_reader_chooses(
         ] == keys
 
 
+@pytest.mark.long
 def test_a_link_opens_its_session(browser: webdriver.Chrome, busy: str) -> None:
     opened(browser, busy)
     body = browser.find_element(By.TAG_NAME, "body")
@@ -386,6 +394,7 @@ def test_a_link_opens_its_session(browser: webdriver.Chrome, busy: str) -> None:
     assert not browser.find_element(By.ID, "opened").is_displayed()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["gone-1", "%3Cb%3E%E2%80%AE", "%"])
 def test_a_link_to_a_session_that_is_gone_says_so(
     browser: webdriver.Chrome, busy: str, name: str
@@ -402,6 +411,7 @@ def test_a_link_to_a_session_that_is_gone_says_so(
     assert browser.get_log("browser") == []
 
 
+@pytest.mark.long
 def test_the_keyboard_alone_opens_and_closes_a_session(
     browser: webdriver.Chrome, busy: str
 ) -> None:
@@ -432,6 +442,7 @@ def test_the_keyboard_alone_opens_and_closes_a_session(
     assert browser.execute_script(names) == [], "each control has a name"
 
 
+@pytest.mark.long
 def test_each_row_says_what_is_wrong_and_fits(browser: webdriver.Chrome, busy: str) -> None:
     opened(browser, busy)
     body = browser.find_element(By.TAG_NAME, "body")
@@ -504,6 +515,7 @@ WRONG: dict[str, tuple[dict[str, object], str]] = {
 }
 
 
+@pytest.mark.long
 def test_whatever_was_wrong_has_words(browser: webdriver.Chrome, busy: str) -> None:
     browser.get(busy)
     fine = {"reason": "quit", "transactions": [], "records": []}

@@ -157,9 +157,16 @@ MTAS: dict[str, Callable[[], AbstractContextManager[Backend]]] = {
     "smtp-server": smtp_server,
     **{name: peers.BACKENDS[name] for name in ("opensmtpd", "exim", "postfix", "smtp-sink-p")},
 }
+USUAL = ("opensmtpd", "exim", "postfix")
 
 
-@pytest.mark.parametrize("mta", MTAS.values(), ids=MTAS.keys())
+@pytest.mark.parametrize(
+    "mta",
+    [
+        pytest.param(mta, id=name, marks=() if name in USUAL else pytest.mark.long)
+        for name, mta in MTAS.items()
+    ],
+)
 def test_cuts_between_segments_smuggle_nothing(
     mta: Callable[[], AbstractContextManager[Backend]],
 ) -> None:

@@ -64,6 +64,23 @@ def test_openssl_verifies_the_certificate_and_is_served(keys: Path) -> None:
     assert b"250 2.0.0: Ok" in lines[-2] or lines[-2].startswith(b"250 ")
 
 
+@pytest.fixture(scope="module")
+def either_certificate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Path]]:
+    """Run the proxy with keys of both kinds, for old clients too; give its port and authority."""
+    directory = tmp_path_factory.mktemp("keys")
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(directory / "ca.pem")
+    for kind in trustme.KeyType:
+        issued = authority.issue_cert("mx.example", key_type=kind)
+        issued.private_key_and_cert_chain_pem.write_to_path(directory / f"{kind.name}.pem")
+    listener = (
+        f'tls = "starttls"\ncertificate = "{directory}/RSA.pem"\n'
+        f'ecdsa_certificate = "{directory}/ECDSA.pem"\nminimum_tls = "1.0"\nciphers = "legacy"'
+    )
+    with opensmtpd() as mta, configured(listener, servers(mta.port)) as (port, _):
+        yield port, directory / "ca.pem"
+
+
 @pytest.mark.parametrize(
     ("options", "agreed"),
     [
@@ -78,21 +95,11 @@ def test_openssl_verifies_the_certificate_and_is_served(keys: Path) -> None:
     ids=lambda value: " ".join(value[:3]),
 )
 def test_openssl_is_served_in_every_version_with_either_certificate(
-    options: tuple[str, ...], agreed: tuple[str, str], tmp_path: Path
+    options: tuple[str, ...], agreed: tuple[str, str], either_certificate: tuple[int, Path]
 ) -> None:
-    authority = trustme.CA()
-    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
-    for kind in trustme.KeyType:
-        issued = authority.issue_cert("mx.example", key_type=kind)
-        issued.private_key_and_cert_chain_pem.write_to_path(tmp_path / f"{kind.name}.pem")
-    listener = (
-        f'tls = "starttls"\ncertificate = "{tmp_path}/RSA.pem"\n'
-        f'ecdsa_certificate = "{tmp_path}/ECDSA.pem"\nminimum_tls = "1.0"\nciphers = "legacy"'
-    )
-    with opensmtpd() as mta, configured(listener, servers(mta.port)) as (port, _):
-        commands = b"EHLO client.example\nMAIL FROM:<a@sender.example>\nquit\n"
-        more = ("-crlf", "-ign_eof", *options)
-        done = openssl(port, tmp_path / "ca.pem", *more, commands=commands)
+    commands = b"EHLO client.example\nMAIL FROM:<a@sender.example>\nquit\n"
+    more = ("-crlf", "-ign_eof", *options)
+    done = openssl(*either_certificate, *more, commands=commands)
     shown = done.stdout.decode()
     assert "250 PIPELINING" in shown, shown + done.stderr.decode()
     version, cipher = agreed

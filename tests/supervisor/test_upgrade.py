@@ -211,6 +211,7 @@ def logged(program: Program, event: str) -> dict[str, Any]:
     return eventually(look, f"event {event}")
 
 
+@pytest.mark.long
 def test_a_service_hands_over_to_the_new_version_under_load(
     mta: LegacyMTA, run: Run, wheels: dict[str, Path], systemd: Systemd, tmp_path: Path
 ) -> None:

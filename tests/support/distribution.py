@@ -26,8 +26,13 @@ def processes(config: pytest.Config) -> int:
 
     Most tests wait for sockets and programs, so there are two processes for each CPU.
     """
-    every = config.args == config.getini("testpaths")
-    return 2 * (os.cpu_count() or 1) if every and config.option.capture != "no" else 0
+    processes = 2 * (os.cpu_count() or 1)
+    return processes if is_whole(config) and config.option.capture != "no" else 0
+
+
+def is_whole(config: pytest.Config) -> bool:
+    """Return whether no test, file or directory is named."""
+    return bool(config.args == config.getini("testpaths"))
 
 
 def arrange(items: list[pytest.Item]) -> None:
