@@ -20,7 +20,7 @@ from time import monotonic
 import pytest
 
 from tests.support.processes import free_port
-from tests.support.program import Program
+from tests.support.program import SMTPPROXY, Program
 
 IDLE = int(os.environ.get("SMTPPROXY_IDLE_SESSIONS", "0"))
 IDLE_MOST, IDLE_LEAST, IDLE_S = 10_000, 1000, 10.0
@@ -79,7 +79,7 @@ async def running(tmp_path: Path, serve: Serve, more: str = "") -> AsyncIterator
         f'[log]\nlevel = "warning"\n'
     )
     port = free_port()  # the event `listening` is info, so it is not logged
-    with Program(tmp_path, "-c", file, "-l", f"127.0.0.1:{port}") as program:
+    with Program(tmp_path, "-c", file, "-l", f"127.0.0.1:{port}", argv=SMTPPROXY) as program:
         await _greeted(port)
         try:
             yield Running(program, port)

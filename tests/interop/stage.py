@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import trustme
 
 from tests.interop.peers import Backend
 from tests.interop.tap import Tap
-from tests.support.processes import Process, Workplace, eventually
+from tests.support.processes import PreloadedProcess, Process, Workplace, eventually
 
 WAYS = ("off", "starttls", "implicit")
 """How clients come: in plaintext, by STARTTLS, by TLS from the start; as `listener.tls` has it."""
@@ -102,8 +101,8 @@ def _configured(listeners: list[str], backend: str) -> Iterator[tuple[list[int],
 @contextmanager
 def _running(listeners: int, *flags: str) -> Iterator[tuple[list[int], Process]]:
     """Run the proxy with two workers; at the end it must stop on a signal, without an error."""
-    argv = [sys.executable, "-m", "smtpproxy", "run", *flags, "-w", "2"]
-    with Workplace("proxy") as work, Process(argv, work.path / "log") as process:
+    argv = ["run", *flags, "-w", "2"]
+    with Workplace("proxy") as work, PreloadedProcess(argv, work.path / "log") as process:
         yield eventually(lambda: _ports(process, listeners), "the events `listening`"), process
         code = process.terminate()
         printed = process.printed()

@@ -14,7 +14,7 @@ import trustme
 
 from smtpproxy.demo.legacy import LegacyMTA
 from tests.support.processes import eventually, free_port
-from tests.support.program import Program
+from tests.support.program import SMTPPROXY, Program
 
 Run = Callable[..., Program]
 
@@ -106,7 +106,7 @@ def test_a_worker_imports_nothing_after_the_fork(
 
 def test_workers_share_the_memory_of_what_is_loaded(run: Run) -> None:
     """The garbage collector writes to each object that it looks at, so it must leave those out."""
-    program = run("-l", "127.0.0.1:0", "-b", "127.0.0.1:1", "-w", "2")
+    program = run("-l", "127.0.0.1:0", "-b", "127.0.0.1:1", "-w", "2", argv=SMTPPROXY)
     program.port()
     for worker in program.workers():
         rollup = Path(f"/proc/{worker}/smaps_rollup").read_text()

@@ -24,7 +24,7 @@ import pytest
 from smtpproxy.control_socket import control_client
 from smtpproxy.demo.legacy import LegacyMTA
 from tests.support.processes import eventually
-from tests.support.program import Program, children, is_alive, is_worker
+from tests.support.program import SMTPPROXY, Program, children, is_alive, is_worker
 
 ROOT = Path(__file__).parent.parent.parent
 NO_BYTECODE = shutil.ignore_patterns("__pycache__")
@@ -291,7 +291,7 @@ def copy(tmp_path: Path) -> Path:
 
 
 def run_copy(run: Run, copy: Path, *arguments: str) -> Program:
-    return run(*arguments, env={"PYTHONPATH": str(copy.parent)})
+    return run(*arguments, argv=SMTPPROXY, env={"PYTHONPATH": str(copy.parent)})
 
 
 def run_with_control(run: Run, copy: Path, mta: LegacyMTA, path: Path) -> Program:

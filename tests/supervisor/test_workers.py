@@ -170,7 +170,7 @@ def test_a_worker_that_fails_at_its_start_is_a_line_of_json(run: Run, tmp_path: 
         "from smtpproxy.worker import app\napp.App.start = lambda *_: 1 / 0\n"
     )
     options = ("-l", "127.0.0.1:0", "-b", "127.0.0.1:1", "--log-format", "json")
-    program = run(*options, env={"PYTHONPATH": str(tmp_path)})
+    program = run(*options, argv=SMTPPROXY, env={"PYTHONPATH": str(tmp_path)})
     assert program.wait() == 1
     reported = program.event("uncaught_exception")
     assert "ZeroDivisionError" in reported["exception"]

@@ -12,7 +12,9 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import IO, Any, Self, TypeVar
+
+from tests.support.preloaded import Preloaded
 
 START_S = 20.0
 STOP_S = 10.0
@@ -121,16 +123,21 @@ class Process:
         self.output = output
         account = {} if user is None else {"user": user, "group": user, "extra_groups": []}
         with output.open("ab") as log:
-            self._popen = subprocess.Popen(
-                self.argv,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                cwd=output.parent,
-                env={**os.environ, **(env or {})},
-                start_new_session=True,
-                **account,
-            )
+            self._popen = self._start(log, {**os.environ, **(env or {})}, account)
+
+    def _start(
+        self, log: IO[bytes], env: dict[str, str], account: dict[str, Any]
+    ) -> subprocess.Popen[bytes] | Preloaded:
+        return subprocess.Popen(
+            self.argv,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd=self.output.parent,
+            env=env,
+            start_new_session=True,
+            **account,
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -197,3 +204,13 @@ class Process:
         except OSError:
             return None
         return greeting.startswith(b"220") or None
+
+
+class PreloadedProcess(Process):
+    """`smtpproxy` with these arguments, started with its modules loaded."""
+
+    def _start(
+        self, log: IO[bytes], env: dict[str, str], account: dict[str, Any]
+    ) -> subprocess.Popen[bytes] | Preloaded:
+        assert not account
+        return Preloaded(self.argv, log.fileno(), self.output.parent, env)

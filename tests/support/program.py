@@ -10,24 +10,34 @@ from pathlib import Path
 from typing import Any, Self
 
 from tests.support.catalogue import faults
-from tests.support.processes import Process, eventually
+from tests.support.processes import PreloadedProcess, Process, eventually
 
 SMTPPROXY = (sys.executable, "-m", "smtpproxy")
 
 
 class Program:
-    """`smtpproxy run`, until the end of the block; it may have ended before."""
+    """`smtpproxy run`, until the end of the block; it may have ended before.
+
+    Args:
+        directory: Where it runs, with its log and its control socket.
+        arguments: Those of the command.
+        env: Variables of its environment beside those of the tests.
+        argv: The command line that starts it, such as `SMTPPROXY`; by default its modules are
+            loaded already.
+    """
 
     def __init__(
         self,
         directory: Path,
         *arguments: str | Path,
         env: Mapping[str, str] | None = None,
-        argv: Sequence[str] = SMTPPROXY,
+        argv: Sequence[str] = (),
     ) -> None:
+        assert argv or not any(name.startswith("PYTHON") for name in env or ())  # it runs already
         # Each has its control socket in its own directory.
         env = {"RUNTIME_DIRECTORY": str(directory), **(env or {})}
-        self._process = Process([*argv, "run", *arguments], directory / "log", env)
+        start = Process if argv else PreloadedProcess
+        self._process = start([*argv, "run", *arguments], directory / "log", env)
         self._read = 0
 
     def __enter__(self) -> Self:

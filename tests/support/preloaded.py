@@ -1,0 +1,146 @@
+"""Starts `smtpproxy` in processes that have its modules loaded, which saves most of the CPU.
+
+A process loads the program once and forks for each start, so that hundreds of starts do not load
+it hundreds of times.  From there on it is the same as `python -m smtpproxy`: the same main
+function, in a session of its own, with its own arguments, environment, directory and files.  What
+loads the program, or measures what that takes, starts it by its command line instead.
+"""
+
+import atexit
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+
+_SERVER = """
+import json, os, signal, socket, struct, sys
+
+from smtpproxy import __main__ as program
+import smtpproxy.cli
+import smtpproxy.supervisor.supervisor
+
+STANDARD = (0, 1, 2)
+
+
+def start(request, files):
+    # In the process that waits for the program, which sends its process id and its exit code.
+    *standard, report = files
+    pid = os.fork()
+    if pid:
+        os.write(report, struct.pack("=i", pid))
+        os.write(report, struct.pack("=i", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])))
+        os._exit(0)
+    os.setsid()
+    for number, file in zip(STANDARD, standard):
+        os.dup2(file, number)
+    os.closerange(3, 256)
+    os.chdir(request["directory"])
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    sys.argv = ["smtpproxy", *request["arguments"]]
+    sys.orig_argv = [sys.executable, "-m", *sys.argv]
+
+
+def served():
+    channel = socket.socket(fileno=int(sys.argv[1]))
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that wait
+    while True:
+        octets, files, _, _ = socket.recv_fds(channel, 1 << 20, 4)
+        if not octets:
+            return False
+        if not os.fork():
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            channel.close()
+            start(json.loads(octets), files)
+            return True
+        for file in files:
+            os.close(file)
+
+
+if served():
+    program.main()
+"""
+
+_NUMBER_OCTETS = 4
+
+
+@cache
+def _server() -> socket.socket:
+    """Start the process that forks, once, and return the channel to it, whose end ends it."""
+    channel, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    argv = [sys.executable, "-c", _SERVER, str(its.fileno())]
+    process = subprocess.Popen(argv, pass_fds=[its.fileno()], stdin=subprocess.DEVNULL)
+    its.close()
+
+    def end() -> None:
+        channel.close()
+        process.wait()
+
+    atexit.register(end)
+    return channel
+
+
+class Preloaded:
+    """A started program, with the methods of `subprocess.Popen` that the tests use.
+
+    Args:
+        arguments: Those of `smtpproxy`.
+        output: Its standard output and error.
+        directory: The directory in which it runs.
+        environment: All of its environment.
+    """
+
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        output: int,
+        directory: Path,
+        environment: Mapping[str, str],
+    ) -> None:
+        self.returncode: int | None = None
+        self._reports, report = os.pipe()
+        request = {
+            "arguments": arguments,
+            "directory": str(directory),
+            "environment": dict(environment),
+        }
+        with Path(os.devnull).open("rb") as nothing:
+            files = [nothing.fileno(), output, output, report]
+            socket.send_fds(_server(), [json.dumps(request).encode()], files)
+        os.close(report)
+        self.pid = self._number()
+
+    def __del__(self) -> None:
+        os.close(self._reports)
+
+    def poll(self) -> int | None:
+        """Return the exit code, or None while it runs."""
+        if self.returncode is None and select.select([self._reports], (), (), 0)[0]:
+            self.returncode = self._number()
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for the end, and return the exit code."""
+        if self.returncode is None and not select.select([self._reports], (), (), timeout)[0]:
+            raise subprocess.TimeoutExpired("smtpproxy", timeout or 0.0)
+        code = self.poll()
+        assert code is not None
+        return code
+
+    def send_signal(self, number: int) -> None:
+        """Send it a signal, unless it has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+        self.send_signal(signal.SIGTERM)
+
+    def _number(self) -> int:
+        return int.from_bytes(os.read(self._reports, _NUMBER_OCTETS), sys.byteorder, signed=True)
