@@ -87,7 +87,8 @@ class HealthMonitor:
         """Wait until each server has been checked once, at most `WAIT_S`."""
         if not self._asked:
             self._asked = True
-            self.apply(self._settings)
+            if self._settings.admin.address == Address():  # else they run already
+                self.apply(self._settings)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(WAIT_S):
                 for each in list(self._unchecked.values()):

@@ -34,3 +34,31 @@ async def test_a_shortage_of_this_machine_is_no_result_and_the_check_is_repeated
         assert (await found.get()).up
     checks.stop()
     assert not outcomes
+
+
+@pytest.mark.parametrize("admin", ["127.0.0.1:0", None], ids=["admin address", "control socket"])
+async def test_a_query_waits_for_the_first_check_of_a_server_and_causes_no_second_one(
+    admin: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: asyncio.Queue[str] = asyncio.Queue()
+    greeting = asyncio.Event()
+
+    async def check(server: Server, hostname: str, limit_s: float) -> str:  # noqa: ARG001
+        begun.put_nowait(server.name)
+        await greeting.wait()
+        return ""
+
+    monkeypatch.setattr("smtpproxy.supervisor.health_monitor.check", check)
+    checks = HealthMonitor(lambda _: None, lambda *_: False)
+    checks.apply(from_flags(None, ["127.0.0.1:0"], ["192.0.2.1:25"], admin=admin))
+    async with asyncio.timeout(20):
+        if admin:
+            await begun.get()
+        queries = [asyncio.create_task(checks.wait()) for _ in range(2)]
+        if not admin:
+            await begun.get()
+        await asyncio.sleep(0)
+        greeting.set()
+        await asyncio.gather(*queries)
+    checks.stop()
+    assert begun.empty()
