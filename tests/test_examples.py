@@ -36,8 +36,12 @@ def test_an_unknown_name_shows_the_known() -> None:
     assert all(f"'{name}'" in result.stderr for name in data.EXAMPLES)
 
 
-@pytest.mark.parametrize("name", ["config", "config-transparent"])
+@pytest.mark.parametrize("name", ["config", "config-transparent", "config-haproxy"])
 def test_printed_settings_have_no_problem(name: str, tmp_path: Path) -> None:
-    (tmp_path / "settings").write_text(data.read_example(name))
+    token = tmp_path / "token"
+    token.touch(0o600)
+    token.write_text("0123456789abcdef")
+    text = data.read_example(name).replace("/etc/smtpproxy/admin-token", str(token))
+    (tmp_path / "settings").write_text(text)
     result = CliRunner().invoke(cli.main, ["check", "-c", str(tmp_path / "settings")])
     assert result.exit_code == 0, result.output

@@ -26,6 +26,17 @@ EXAMPLES = MappingProxyType(
         "prometheus-rules": Example("prometheus/rules.yml", "alerting rules for Prometheus"),
         "grafana": Example("grafana/smtpproxy.json", "dashboard for Grafana"),
         "fail2ban": Example("fail2ban/smtpproxy.conf", "fail2ban filter, and a jail for it"),
+        "keepalived": Example(
+            "keepalived/keepalived.conf", "keepalived: one address for two machines"
+        ),
+        "keepalived-standby": Example(
+            "keepalived/standby.nft", "keepalived: planned work, rules of the standby machine"
+        ),
+        "keepalived-drain": Example(
+            "keepalived/drain.nft", "keepalived: planned work, rules of the active machine"
+        ),
+        "haproxy": Example("haproxy/haproxy.cfg", "HAProxy in front of two machines"),
+        "config-haproxy": Example("haproxy/smtpproxy.toml", "HAProxy in front: settings"),
         "nftables": Example("transparent/tproxy.nft", "transparent proxy: rules (TPROXY)"),
         "nftables-redirect": Example(
             "transparent/redirect.nft", "transparent proxy: simpler rules (REDIRECT)"

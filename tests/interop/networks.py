@@ -7,7 +7,7 @@ outside of the namespaces is touched.
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,24 +61,33 @@ def networks(name: str) -> Iterator[Networks]:
     for program in ("nft", "ss"):
         if shutil.which(program) is None:
             unavailable(f"{program} is missing (see .ci/install-peers)")
-    row = Networks(*(Machine(f"smtpproxy-{name}-{each}") for each in ("client", "proxy", "mta")))
-    made: list[Machine] = []
-    try:
-        for machine in (row.client, row.proxy, row.mta):
-            try:
-                _ip("netns", "add", machine.name)
-            except AssertionError as error:
-                unavailable(f"network namespaces are not available here: {error}")
-            made.append(machine)
-            machine.run("ip", "link", "set", "lo", "up")
+    with ExitStack() as stack:
+        row = Networks(
+            *(
+                stack.enter_context(make_namespace(f"smtpproxy-{name}-{each}"))
+                for each in ("client", "proxy", "mta")
+            )
+        )
         for machine, number in ((row.client, 1), (row.mta, 2)):
             _join(row.proxy, machine, number)
         for setting in ("net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"):
             row.proxy.run("sysctl", "-qw", f"{setting}=1")
         yield row
+
+
+@contextmanager
+def make_namespace(name: str) -> Iterator[Machine]:
+    """Make a namespace with its loopback, and remove it at the end."""
+    try:
+        _ip("netns", "add", name)
+    except AssertionError as error:
+        unavailable(f"network namespaces are not available here: {error}")
+    try:
+        machine = Machine(name)
+        machine.run("ip", "link", "set", "lo", "up")
+        yield machine
     finally:
-        for machine in made:
-            _ip("netns", "del", machine.name)
+        _ip("netns", "del", name)
 
 
 def _join(router: Machine, machine: Machine, number: int) -> None:
