@@ -6,7 +6,7 @@ can frame.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Final
 
@@ -65,6 +65,8 @@ class CapabilityFilter:
     """The proxy's own capabilities, with their parameters."""
     ends_tls: bool = False
     """Whether TLS of the client or the backend connection may end at the proxy."""
+    add_chunking: bool = False
+    """Whether to offer CHUNKING if the backend does not."""
 
     def passes(self, word: bytes) -> bool:
         """Return whether a capability passes, given its keyword in upper case."""
@@ -83,6 +85,8 @@ class RewrittenOffer:
     """Whether the backend itself offers PIPELINING."""
     chunking: bool
     """Whether the client is offered CHUNKING."""
+    chunking_added: bool
+    """Whether the backend itself does not offer it."""
 
 
 CACHED_OCTETS: Final = 4096
@@ -104,18 +108,25 @@ def offer(
     """
     first, _, rest = reply.partition(b"\r\n")
     filtered = _filter_cached if len(rest) <= CACHED_OCTETS else _filter
-    kept, pipelining, chunking = filtered(rest, keep, largest, recipients)
+    kept, pipelining, chunking, added = filtered(rest, keep, largest, recipients)
     return RewrittenOffer(
-        _multi_line(_code(reply), first, kept), pipelining=pipelining, chunking=chunking
+        _multi_line(_code(reply), first, kept),
+        pipelining=pipelining,
+        chunking=chunking,
+        chunking_added=added,
     )
 
 
 def _filter(
     rest: bytes, keep: CapabilityFilter, largest: int, recipients: int
-) -> tuple[tuple[bytes, ...], bool, bool]:
-    """Return the capabilities that pass, without their reply code, and the two flags."""
+) -> tuple[tuple[bytes, ...], bool, bool, bool]:
+    """Return the capabilities that pass, without their reply code, and the three flags."""
     lines = rest.split(b"\r\n")[:-1]
     words = [_word(line) for line in lines]
+    chunking = keep.passes(b"CHUNKING") and (keep.add_chunking or b"CHUNKING" in words)
+    added = chunking and b"CHUNKING" not in words
+    if added:  # DATA cannot carry BINARYMIME (RFC 3030 section 3)
+        keep = replace(keep, hide=keep.hide | {b"BINARYMIME"}, add=(*keep.add, b"CHUNKING"))
     kept = [
         _lowered(line[4:], largest) if word == b"SIZE" and largest else line[4:]
         for line, word in zip(lines, words, strict=True)
@@ -124,8 +135,7 @@ def _filter(
     if keep.ends_tls:
         kept = [line for line in map(_without_bound_mechanisms, kept) if line]
     kept = [*_with_limit(kept, keep, recipients), *_own(keep)]
-    chunking = b"CHUNKING" in words and keep.passes(b"CHUNKING")
-    return tuple(kept), b"PIPELINING" in words, chunking
+    return tuple(kept), b"PIPELINING" in words, chunking, added
 
 
 _filter_cached = lru_cache(maxsize=64)(_filter)

@@ -87,6 +87,8 @@ _DOT_ALONE: Final = re.compile(rb"\.[\r\n\0](?<=[\r\n\0]..)", re.DOTALL)
 _DOT_LAST: Final = re.compile(rb"[\r\n\0]\.(?:\r|\r?\n)\Z")
 _NUL_OCTET: Final = 0  # as `lines.NUL`
 _CRLF_ONLY: Final = (None, "\r\n")
+_LF_ENDS: Final = (b"\n",)
+_ANY_ENDS: Final = (b"\r", b"\n", b"\0")
 _BARE_KIND: Final = {b"\n": "bare_lf", b"\r": "bare_cr", b"\0": "bare_nul"}
 
 
@@ -196,6 +198,31 @@ class Content:
         if self.ended and self.violation is None:
             out += END_OF_DATA[2:]
         return out, taken
+
+    # --- BDAT payload, which has no dot-stuffing and no end of data ---------------------------
+
+    def receive_payload(self, payload: bytes) -> bytes:
+        """Process BDAT payload, as if the client had sent it after DATA (RFC 3030 section 2).
+
+        A dot is doubled after each LF.  With `pass` it is doubled after each CR and NUL, too, since
+        an MTA may take any of them for a line end, and a dot alone after it for the end of data.
+
+        Returns:
+            The octets for the backend.
+        """
+        ends = _ANY_ENDS if self._policy is BareNewlines.PASS else _LF_ENDS
+        stuffed = payload
+        for end in ends:
+            stuffed = stuffed.replace(end + b".", end + b"..")
+        if payload.startswith(b".") and self._tail.endswith(ends):
+            stuffed = b"." + stuffed
+        return self.receive(stuffed)[0] if stuffed else b""
+
+    def end_payload(self) -> bytes:
+        """Process the end of the payload; return the end of data, after a CRLF if it is missing."""
+        if self._policy is BareNewlines.NORMALIZE and self._state in (START, NUL):
+            self._begun = _CRLF  # the line has ended, perhaps in a bare LF
+        return self.receive(END_OF_DATA[2:] if self._begun == _CRLF else END_OF_DATA)[0]
 
     # --- where it ends ------------------------------------------------------------------------
 

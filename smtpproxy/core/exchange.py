@@ -69,7 +69,10 @@ class Exchange:
     framed: float
     """When it was complete and joined the queue."""
     sent: float
-    """When it was sent to the backend; for content, when its end of data was sent."""
+    """When it was sent to the backend; for content, when its end of data was sent.
+
+    So of the chunks that the backend gets as content, only the last is ever sent.
+    """
     replied: float
     """When the backend's reply arrived, or the proxy decided on its own reply."""
     flushed: float
@@ -144,6 +147,16 @@ class Exchange:
             own = ProxyStep(self.line, reply, self.sent, now if reply else 0.0)
             self.steps = (*self.steps, own)
 
+    def end_of_data_sent(self, now: float) -> None:
+        """Record that the end of data was sent after the last chunk."""
+        self.sent = now
+        self.steps = (*self.steps, ProxyStep(b".\r\n", b"", now, 0.0))
+
+    def answer_last_step(self, reply: bytes, now: float) -> None:
+        """Record the backend's reply to the last of `steps`."""
+        last = self.steps[-1]
+        self.steps = (*self.steps[:-1], ProxyStep(last.line, reply, last.sent, now))
+
     @property
     def all_steps(self) -> Sequence[ProxyStep]:
         """The lines sent to the backend for it; for MAIL, its own line is the last."""
@@ -163,7 +176,7 @@ class Exchange:
             return False
         if code >= 400:
             return True
-        if role == verbs.DATA:
+        if role in (verbs.DATA, verbs.OWN_DATA):
             return code == 354
         if role == verbs.BDAT:
             return code < 300 and self.sent > 0
@@ -183,13 +196,20 @@ class Exchange:
         """Why it closes the session, a snake_case noun."""
         if self.problem is not None and not self.rewritten:
             return self.problem.kind
-        return "content_refused" if self.verb.role == verbs.END_OF_DATA else "quit"
+        if self.verb.closes:
+            return "quit"
+        return "message_aborted" if self.verb.role <= verbs.HELO else "content_refused"
 
     @property
     def ends_message(self) -> bool:
         """Whether its reply accepts or refuses a message: it is content, or the last BDAT chunk."""
         role = self.verb.role
         return role == verbs.END_OF_DATA or (role == verbs.BDAT and lines.is_last_chunk(self.line))
+
+    @property
+    def is_content_chunk(self) -> bool:
+        """Whether it is a BDAT whose payload the backend gets as content after DATA."""
+        return self.verb is verbs.CONTENT_CHUNK_ROW
 
     def replaced(self, line: bytes, reply: bytes, steps: Sequence[ProxyStep]) -> "Exchange":
         """Return a copy with another line, reply and steps, for an observer that keeps less."""

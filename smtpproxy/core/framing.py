@@ -26,6 +26,8 @@ AUTH_DATA: Final = 4
 SKIPPED: Final = 5
 ENDED: Final = 6
 SKIPPED_PAYLOAD: Final = 7
+CHUNK: Final = 8
+"""BDAT payload that the backend gets as content after DATA."""
 
 WINDOW: Final = 16 * 1024
 """How many octets are split into lines at once; those after a gate may not be commands."""
@@ -44,6 +46,7 @@ class Framer:
         "_policy",
         "_stalled",
         "_watch",
+        "amid_chunks",
         "commands",
         "content_over",
         "gate",
@@ -60,6 +63,8 @@ class Framer:
         "unframed",
     )
 
+    amid_chunks: bool
+    """Whether the backend reads content, of which the last BDAT chunk has not come whole."""
     commands: int
     """The number of commands framed."""
     content_over: bool
@@ -110,7 +115,7 @@ class Framer:
         self.queue_octets = 0
         self._stalled = False  # the queue was full, so complete lines may be unframed
         self._content: Content | None = None
-        self.content_over = self.may_be_over = False
+        self.amid_chunks = self.content_over = self.may_be_over = False
         self.mistaken_end = None
         self._noted: ClientViolation | None = None  # the last `mistaken_end`
         self.payload = 0
@@ -167,7 +172,7 @@ class Framer:
 
     def content_refused(self) -> None:
         """Have content settled that the backend has refused, if its end of data has come since."""
-        if self.mode != CONTENT:
+        if self.mode not in (CONTENT, CHUNK):
             self.content_over = True
 
     def take_mistaken_end(self) -> ClientViolation | None:
@@ -213,10 +218,22 @@ class Framer:
         self.may_be_over = False
         self._content = Content(self._policy.bare_newlines, self._policy.message_bytes)
 
+    def begin_chunks(self) -> None:
+        """Forward the payload of the next BDAT commands as content, up to the last of a message."""
+        self.amid_chunks = True
+        self.may_be_over = False
+        self._content = Content(self._policy.bare_newlines)
+        self.table = self._policy.chunk_table
+
     def open_payload(self, size: int) -> None:
         """Read the next `size` octets as a BDAT payload, then command lines."""
         self.payload = size
-        self.mode = PAYLOAD if size else COMMANDS
+        if not self.amid_chunks:
+            self.mode = PAYLOAD if size else COMMANDS
+            return
+        self.mode = CHUNK
+        if not size:
+            self._stream_chunk(b"", 0, 0.0)
 
     def skip_payload(self, size: int) -> None:
         """Discard the next `size` octets, the payload of a refused BDAT, then read commands."""
@@ -349,24 +366,51 @@ class Framer:
         assert content is not None
         received = octets[position:] if position else octets
         out, taken = content.receive(received)
+        self._forward_content(out, received[:taken])
+        exchange.octets = content.octets
+        if content.dot_alone:
+            self._note_dot_alone(content)
+        if content.ended:
+            self._content_ended(content)
+            exchange.framed = now
+        return taken
+
+    def _stream_chunk(self, octets: bytes, position: int, now: float) -> int:  # noqa: ARG002  one shape for all modes
+        """Forward a BDAT payload as content, with an end of data after the last one."""
+        content, chunk = self._content, self.last
+        assert content is not None
+        payload = octets[position : position + self.payload]
+        self.payload -= len(payload)
+        over = not self.payload
+        last = over and chunk.ends_message
+        out = content.receive_payload(payload)
+        self._forward_content(out + content.end_payload() if last else out, payload)
+        if last:
+            self.amid_chunks = False
+            self.table = self._policy.table
+            self._content_ended(content)
+        elif over:
+            self.mode = COMMANDS
+            self.content_over = True
+        return len(payload)
+
+    def _forward_content(self, out: bytes, received: bytes) -> None:
+        content, exchange = self._content, self.last
+        assert content is not None
         if exchange.refusal:
             out = b""  # refused content is discarded; the client gets the reply after its end
         if out:
             self.send_backend(out)
         if self._watch is not None:
-            self._watch(exchange, out, received[:taken])
+            self._watch(exchange, out, received)
         if content.violation is not None and not exchange.refusal:
             exchange.refuse(content.violation)
-        exchange.octets = content.octets
-        if content.dot_alone:
-            self._note_dot_alone(content)
-        if content.ended:
-            exchange.problem = exchange.problem or content.rewritten
-            self._content = None
-            self.mode = COMMANDS
-            self.content_over = True
-            exchange.framed = now
-        return taken
+
+    def _content_ended(self, content: Content) -> None:
+        self.last.problem = self.last.problem or content.rewritten
+        self._content = None
+        self.mode = COMMANDS
+        self.content_over = True
 
     def _note_dot_alone(self, content: Content) -> None:
         if self._policy.bare_newlines is BareNewlines.PASS:
@@ -377,7 +421,7 @@ class Framer:
                 self._noted = self.mistaken_end = problem
                 self.last.problem = self.last.problem or problem
 
-    def _stream_payload(self, octets: bytes, position: int, now: float) -> int:  # noqa: ARG002  one shape for all modes
+    def _stream_payload(self, octets: bytes, position: int, now: float) -> int:  # noqa: ARG002
         """Forward a BDAT payload unchanged; only its octets are counted (RFC 3030 section 2)."""
         payload = octets[position : position + self.payload]
         self.send_backend(payload)
@@ -459,4 +503,5 @@ _FRAME = {
     SKIPPED: Framer._skip_line,
     ENDED: Framer._ignore,
     SKIPPED_PAYLOAD: Framer._skip_payload,
+    CHUNK: Framer._stream_chunk,
 }

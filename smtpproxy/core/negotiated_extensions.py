@@ -11,12 +11,21 @@ from smtpproxy.core.policy import BackendTls, SessionPolicy
 class NegotiatedExtensions:
     """The extensions that the client and the proxy may use in one session."""
 
-    __slots__ = ("_policy", "backend_secure", "chunking", "offers", "pipelining")
+    __slots__ = (
+        "_policy",
+        "backend_secure",
+        "chunking",
+        "chunking_added",
+        "offers",
+        "pipelining",
+    )
 
     pipelining: bool
     """Whether the backend itself offers PIPELINING and the policy allows its use."""
     chunking: bool
     """Whether the client was offered CHUNKING."""
+    chunking_added: bool
+    """Whether the backend does not offer it, so that it gets DATA instead of BDAT."""
     backend_secure: bool
     """Whether the backend connection is inside TLS."""
     offers: Callable[[bytes], Sequence[bytes]]
@@ -29,7 +38,7 @@ class NegotiatedExtensions:
     def __init__(self, policy: SessionPolicy) -> None:
         self._policy = policy
         self.backend_secure = policy.backend_tls is BackendTls.IMPLICIT
-        self.pipelining = self.chunking = False
+        self.clear()
         self.offers = _only_this_one
 
     def compare_servers(self, offers: Callable[[bytes], Sequence[bytes]]) -> None:
@@ -47,6 +56,7 @@ class NegotiatedExtensions:
         offer = capabilities.offer(reply, keep, policy.message_bytes, policy.recipients)
         self.pipelining = offer.pipelining and policy.use_pipelining
         self.chunking = offer.chunking
+        self.chunking_added = offer.chunking_added
         return self._with_early_pipelining(offer.reply, reply, keep)
 
     def offer_for_helo(self, reply: bytes) -> bytes:
@@ -101,7 +111,7 @@ class NegotiatedExtensions:
 
     def clear(self) -> None:
         """Use no extension, as after HELO (RFC 5321 section 4.1.1.1)."""
-        self.pipelining = self.chunking = False
+        self.pipelining = self.chunking = self.chunking_added = False
 
 
 def _only_this_one(offered: bytes) -> Sequence[bytes]:

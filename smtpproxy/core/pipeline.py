@@ -28,6 +28,7 @@ from smtpproxy.core.ehlo import DONE, FAILED, REFUSED, START_TLS, Ehlo
 from smtpproxy.core.exchange import ContentObserver, Exchange, ExchangeObserver, ProxyStep
 from smtpproxy.core.framing import (
     AUTH_DATA,
+    CHUNK,
     CLOSED,
     COMMANDS,
     CONTENT,
@@ -42,8 +43,8 @@ from smtpproxy.core.replies import whole_reply_code
 from smtpproxy.core.reply_buffer import ReplyBuffer
 from smtpproxy.core.reply_matching import CLOSING, DEFERRED, NO_EXCHANGE, ReplyMatcher
 from smtpproxy.core.starttls import UPGRADES, Upgrade
-from smtpproxy.core.transaction import Transaction
-from smtpproxy.core.verbs import MAIL, RCPT, RSET
+from smtpproxy.core.transaction import Transaction, refusal_amid_chunks
+from smtpproxy.core.verbs import MAIL, RCPT, RSET, Verb
 from smtpproxy.core.violations import BackendViolation, ClientViolation, Violation
 from smtpproxy.core.xclient_xforward import AttributeCommands
 
@@ -255,13 +256,10 @@ class Pipeline:
             exchange = framer.queue[0]
             refusal = exchange.refusal
             if exchange.verb.needs_check:
-                if self._waits_for_introduction(exchange, now):
+                checked = self._check(exchange, now)
+                if checked is None:
                     return
-                if self.intercept is not None and self.intercept(exchange):
-                    return
-                refusal = exchange.refusal or self.transaction.refusal_for(
-                    exchange, self.policy, self.extensions, len(in_flight)
-                )
+                refusal = checked
             if not refusal:
                 self._forward(framer.pop(), now)
             elif in_flight:
@@ -271,6 +269,22 @@ class Pipeline:
                 self._settle(exchange, refusal, int(refusal[:3]), now)
                 self.flush(now)  # the caller times held replies only after a backend reply
                 framer.frame_waiting(now)
+
+    def _check(self, exchange: Exchange, now: float) -> bytes | None:
+        """Return the refusal of a command, empty to forward it; None if it must wait."""
+        is_chunk = exchange.verb.role == verbs.BDAT
+        if self.framer.amid_chunks and not is_chunk:
+            return exchange.refusal or refusal_amid_chunks(exchange, self.policy.hostname)
+        if self._waits_for_introduction(exchange, now):
+            return None
+        if self.intercept is not None and self.intercept(exchange):
+            return None
+        refusal = exchange.refusal or self.transaction.refusal_for(
+            exchange, self.policy, self.extensions, len(self.in_flight)
+        )
+        if is_chunk and not refusal and self._waits_for_data(now):
+            return None
+        return refusal
 
     def resume(self, now: float) -> None:
         """Send the commands that may be sent, after `intercept` has made one wait."""
@@ -288,16 +302,44 @@ class Pipeline:
         self.in_flight.append(exchange)
         exchange.sent = 0.0 if exchange.octets else now  # BDAT: set after its payload
         role = exchange.verb.role
+        if role == verbs.BDAT:
+            self._forward_chunk(exchange, now)
+            return
         line = exchange.line
         self.send_backend(self.ehlo.begin(line, now) if role in _HELLO else line)
         if exchange.verb.secret:
             exchange.redact_line()
-        if role == verbs.BDAT:
-            self.transaction.add_chunk(exchange.octets)
-            self.framer.open_payload(exchange.octets)
-            self.framer.frame_waiting(now)
-            if self.framer.content_over:
-                self._end_content(now)
+
+    def _forward_chunk(self, chunk: Exchange, now: float) -> None:
+        framer = self.framer
+        if framer.amid_chunks:
+            chunk.verb = verbs.CONTENT_CHUNK_ROW
+            chunk.sent = 0.0
+        else:
+            self.send_backend(chunk.line)
+        self.transaction.add_chunk(chunk.octets)
+        framer.open_payload(chunk.octets)
+        framer.frame_waiting(now)
+        if framer.content_over:
+            self._end_content(now)
+
+    def _waits_for_data(self, now: float) -> bool:
+        """Send DATA before the first chunk to a backend without CHUNKING, alone in flight.
+
+        Returns:
+            Whether the chunk must wait for the reply to it.
+        """
+        if not self.extensions.chunking_added or self.framer.amid_chunks:
+            return False
+        if not self.in_flight:
+            self._send_own(verbs.OWN_DATA_ROW, b"DATA\r\n", now)
+        return True
+
+    def _send_own(self, verb: Verb, line: bytes, now: float) -> None:
+        own = Exchange(verb, line, now)
+        own.sent = now
+        self.in_flight.append(own)
+        self.send_backend(line)
 
     def _waits_for_introduction(self, exchange: Exchange, now: float) -> bool:
         """Send XFORWARD before a MAIL, or process XCLIENT.
@@ -317,10 +359,7 @@ class Pipeline:
         """Send the next XFORWARD line, alone in flight; return whether there was one."""
         line = b"" if self.transaction.open else self.ehlo.xforward.next_line()
         if line:
-            own = Exchange(verbs.OWN_XFORWARD_ROW, line, now)
-            own.sent = now
-            self.in_flight.append(own)
-            self.send_backend(line)
+            self._send_own(verbs.OWN_XFORWARD_ROW, line, now)
         return line != b""
 
     def _switch_client(self, xclient: Exchange, now: float) -> bool:
@@ -349,7 +388,15 @@ class Pipeline:
             exchange.closes = True
             self._settle(exchange, exchange.refusal, int(exchange.refusal[:3]), now)
         elif len(self.in_flight) > 1 or not self.matcher.reader.unread:
-            exchange.sent = now  # else a reply has begun before the end, and is not for it
+            if not exchange.is_content_chunk:
+                exchange.sent = now
+            elif exchange.ends_message:
+                exchange.end_of_data_sent(now)
+            else:
+                self.in_flight.pop()
+                exchange.replace_reply(replies.CHUNK_RECEIVED % exchange.octets)
+                self._settle(exchange, exchange.refusal, 250, now)
+        # Else a reply has begun before the end, and is not for it.
 
     # --- step 4: octets from the backend become replies ---------------------------------------
 
@@ -438,15 +485,22 @@ class Pipeline:
         if role > RSET or 300 <= code < 400 or code == 421 or reply[:1] == b"3":
             meaning = self.matcher.classify(exchange, code, reply, now)
             if meaning == CLOSING:
-                self._end_with(reply, "backend_closed", now, None, own=False)
+                refused = self.framer.amid_chunks and code != 421
+                reason = "content_refused" if refused else "backend_closed"
+                self._end_with(reply, reason, now, None, own=False)
             if meaning in (CLOSING, DEFERRED):
                 return
             if role in _HELLO:
                 code, reply = self._take_ehlo(code, reply, now)
                 if not reply:
                     return
+            elif role == verbs.OWN_DATA:
+                self._take_own_data(code, reply, now)
+                return
             elif role >= verbs.XFORWARD and self._take_xforward(role, code, reply, now):
                 return
+            elif exchange.is_content_chunk:
+                exchange.answer_last_step(reply, now)
         del in_flight[0]
         if exchange.refusal:  # its group was refused while it was in flight
             exchange.add_step(reply, now)
@@ -490,18 +544,26 @@ class Pipeline:
             if code < 300:
                 self.ehlo.stop_xforward()
             return False
-        self._drop_xforward(reply, now)
+        self._drop_own(reply, now)
         if code >= 300:
             self.ehlo.stop_xforward()
         return True
 
-    def _drop_xforward(self, reply: bytes, now: float) -> None:
-        """Remove the proxy's own XFORWARD from those in flight, and add it to MAIL as a step."""
+    def _take_own_data(self, code: int, reply: bytes, now: float) -> None:
+        """Process the reply to the proxy's own DATA; a refusal is the reply to the chunk."""
+        self._drop_own(reply, now)
+        if code == 354:
+            self.framer.begin_chunks()
+        else:
+            self._settle(self.framer.pop(), reply, code, now)
+
+    def _drop_own(self, reply: bytes, now: float) -> None:
+        """Remove the proxy's own command, if in flight; add it to that which waits for it."""
         in_flight = self.in_flight
-        if in_flight and in_flight[0].verb is verbs.OWN_XFORWARD_ROW:
-            own, mail = in_flight.pop(0), self.framer.queue[0]
+        if in_flight and in_flight[0].verb.role >= verbs.OWN_XFORWARD:
+            own, waiting = in_flight.pop(0), self.framer.queue[0]
             step = ProxyStep(own.line, reply, own.sent, now if reply else 0.0)
-            mail.steps = (*mail.steps, step)
+            waiting.steps = (*waiting.steps, step)
 
     # --- step 5: a reply settles its exchange --------------------------------------------------
 
@@ -650,7 +712,8 @@ class Pipeline:
 
     def _end_if_done(self, now: float) -> None:
         busy = self.framer.queue or self.in_flight
-        if self.client_ended and self.framer.mode in (CONTENT, PAYLOAD):
+        framer = self.framer
+        if self.client_ended and (framer.mode in (CONTENT, PAYLOAD) or framer.amid_chunks):
             self.end("client_lost", now)
         elif self.client_ended and not busy:
             self.end("client_closed", now)
@@ -659,7 +722,9 @@ class Pipeline:
 
     @property
     def _may_drain(self) -> bool:
-        return not self.transaction.open and self.framer.mode in (COMMANDS, SKIPPED_PAYLOAD)
+        if self.transaction.open or self.framer.amid_chunks:
+            return False
+        return self.framer.mode in (COMMANDS, SKIPPED_PAYLOAD)
 
     def _end_with(
         self, reply: bytes, reason: str, now: float, problem: Violation | None, *, own: bool = True
@@ -676,7 +741,7 @@ class Pipeline:
         if self.ended:
             return
         owed = bool(self.in_flight)
-        self._drop_xforward(problem.octets if problem else b"" if own else reply, now)
+        self._drop_own(problem.octets if problem else b"" if own else reply, now)
         waiting = self.in_flight or self.framer.queue
         exchange = waiting.pop(0) if waiting else Exchange(verbs.UNSOLICITED_ROW, b"", now)
         exchange.abort(problem, now, own=own)
@@ -702,13 +767,14 @@ class Pipeline:
             owed
             or relayed
             or self.transaction.open
+            or framer.amid_chunks
             or self.matcher.reader.unread
             or framer.mode in (AUTH_DATA, PAYLOAD)
         )
         self.ended = reason
         self._upgrade = self._introduce = _not_connected  # nothing more is asked of the caller
         self.flush(now)
-        self._drop_xforward(b"", now)
+        self._drop_own(b"", now)
         unanswered = self.in_flight + framer.queue
         self.in_flight.clear()
         framer.queue.clear()
@@ -720,7 +786,7 @@ class Pipeline:
 
 
 _HELLO: Final = frozenset((verbs.EHLO, verbs.HELO))
-_CONTENT: Final = frozenset((CONTENT, PAYLOAD, SKIPPED_PAYLOAD))
+_CONTENT: Final = frozenset((CONTENT, PAYLOAD, SKIPPED_PAYLOAD, CHUNK))
 _ENDS_OF_CLIENTS: Final = frozenset(
     (
         "client_closed",

@@ -99,6 +99,8 @@ class SessionPolicy:
     """Whether to send XFORWARD to the backend before each message."""
     intercepted: frozenset[bytes] = frozenset()
     """The verbs of the commands that `Pipeline.intercept` gets."""
+    add_chunking: bool = False
+    """Whether to offer CHUNKING if the backend does not: then it gets DATA instead of BDAT."""
     xclient_login: bool = False
     """Whether a trusted client may name an authenticated user, since XCLIENT passes it on."""
     table: Mapping[bytes, Verb] = field(init=False)
@@ -107,6 +109,8 @@ class SessionPolicy:
     """The verb table before EHLO or HELO is accepted."""
     helo_table: Mapping[bytes, Verb] = field(init=False)
     """The verb table after HELO."""
+    chunk_table: Mapping[bytes, Verb] = field(init=False)
+    """The verb table between BDAT chunks that the backend gets as content."""
     greeting: Verb = field(init=False)
     """The verb row of the greeting."""
     secured_capabilities: CapabilityFilter = field(init=False)
@@ -132,6 +136,7 @@ class SessionPolicy:
             "table": table,
             "first_table": first,
             "helo_table": verbs.lock_step(table) if self.sync is Sync.STRICT else table,
+            "chunk_table": verbs.checked(table) if self.add_chunking else table,
             "greeting": verbs.greeting_for(self.sync),
             "inside_tls": self._inside_tls(asked) if inside else None,
         }.items():
@@ -165,7 +170,7 @@ class SessionPolicy:
             ClientTls.OFFERED,
             ClientTls.ACTIVE,
         )
-        return CapabilityFilter(hide, allow, add, ends_tls=ends_tls)
+        return CapabilityFilter(hide, allow, add, ends_tls, self.add_chunking)
 
     def _rows(self) -> dict[bytes, Verb]:
         """Return the rows of the verb table that this policy changes."""

@@ -4,7 +4,7 @@ from typing import Final
 
 from smtpproxy.core import verbs
 from smtpproxy.core.exchange import Exchange
-from smtpproxy.core.framing import CONTENT, PAYLOAD, Framer
+from smtpproxy.core.framing import CHUNK, CONTENT, PAYLOAD, Framer
 from smtpproxy.core.replies import ReplyReader
 from smtpproxy.core.violations import BackendViolation
 
@@ -45,7 +45,7 @@ class ReplyMatcher:
     def discards_content(self) -> bool:
         """Whether content is read and discarded, since it is already refused."""
         first = self.in_flight[0] if self.in_flight else NO_EXCHANGE
-        return first.refusal != b"" and self._framer.mode == CONTENT
+        return first.refusal != b"" and self._framer.mode in _CONTENT
 
     def receive(self, octets: bytes) -> ReplyReader:
         """Append octets to the next reply, and return their reader."""
@@ -70,14 +70,17 @@ class ReplyMatcher:
         Raises:
             BackendViolation: No exchange is in flight, or the reply is not valid for this one.
         """
-        if exchange.refusal and self._framer.mode == CONTENT:  # as `discards_content`
+        if exchange.refusal and self._framer.mode in _CONTENT:  # as `discards_content`
             return DEFERRED
         role = exchange.verb.role
         if code == 421 or (role == verbs.GREETING and code >= 400):
             return CLOSING  # RFC 5321 section 3.8: may also come unsolicited
         if exchange is NO_EXCHANGE:
+            if code >= 400 and self._framer.amid_chunks:
+                return CLOSING  # a refusal before the end of data, while no chunk is on its way
             raise BackendViolation("reply_not_asked_for", reply)
-        if role == verbs.END_OF_DATA and not (exchange.sent or self._framer.may_be_over):
+        is_content = role == verbs.END_OF_DATA or exchange.is_content_chunk
+        if is_content and not (exchange.sent or self._framer.may_be_over):
             self._defer(exchange, code, reply)
             return DEFERRED
         if not exchange.may_be_answered(code, reply):
@@ -102,7 +105,7 @@ class ReplyMatcher:
             BackendViolation: It can't be one of these.
         """
         framer = self._framer
-        if framer.mode == CONTENT:
+        if framer.mode in _CONTENT:
             kind, expected = "reply_before_end_of_data", framer.may_be_over
         else:
             kind = "impossible_reply"
@@ -117,6 +120,8 @@ class ReplyMatcher:
         content.refusal = content.refusal or reply
         self._framer.content_refused()
 
+
+_CONTENT: Final = (CONTENT, CHUNK)
 
 NO_EXCHANGE: Final = Exchange(verbs.UNSOLICITED_ROW, b"", 0.0)
 """The placeholder if no exchange is in flight; never changed."""

@@ -21,6 +21,7 @@ class Transaction:
         "accepted",
         "authenticated",
         "chunk_octets",
+        "chunk_refused",
         "messages",
         "open",
         "rejected",
@@ -37,6 +38,8 @@ class Transaction:
     """Whether one of those replies was a 5xx."""
     chunk_octets: int
     """The size of its BDAT payload that was sent to the backend."""
+    chunk_refused: bool
+    """Whether one of its BDAT chunks was refused, but not the last."""
     messages: int
     """The number of messages in this session that the backend has accepted."""
     authenticated: bool
@@ -54,7 +57,7 @@ class Transaction:
 
     def end(self) -> None:
         """End the transaction, if there is one."""
-        self.open = self.rejected_for_good = False
+        self.open = self.rejected_for_good = self.chunk_refused = False
         self.accepted = self.rejected = self.chunk_octets = 0
 
     def add_recipient(self) -> None:
@@ -77,9 +80,10 @@ class Transaction:
             if exchange.sent:  # else the backend still has the transaction
                 self.messages += code < 300
                 self.end()
-        elif role in _ENDS:
-            if code < 300:
-                self.end()
+        elif role in _ENDS and code < 300:
+            self.end()
+        elif role == verbs.BDAT:
+            self.chunk_refused = self.chunk_refused or code >= 400
         elif role == verbs.AUTH:
             self.authenticated = self.authenticated or code == 235
 
@@ -146,8 +150,33 @@ class Transaction:
         elif policy.message_bytes and self.chunk_octets + chunk.octets > policy.message_bytes:
             why, reply, shown = "message_too_big", replies.MESSAGE_TOO_BIG, b""
         else:
+            if extensions.chunking_added and self.chunk_refused:
+                # The later ones alone would be a different message.
+                chunk.replace_reply(replies.CHUNK_REFUSED_BEFORE)
             return
         chunk.refuse(ClientViolation(why, reply, shown, closes=closes))
+
+
+def refusal_amid_chunks(exchange: Exchange, hostname: bytes) -> bytes:
+    """Return the proxy's reply to a command between chunks that the backend gets as content.
+
+    The backend would read the command as content, and DATA cannot be taken back.  So what aborts
+    the message ends the session, without an end of data.
+
+    Args:
+        exchange: The command, which is not BDAT.
+        hostname: The proxy's name.
+    """
+    verb = exchange.verb
+    if verb.role in _ABORTS:
+        exchange.closes = True
+        reply = replies.MESSAGE_ABORTED % hostname
+    elif verb.closes:
+        reply = replies.QUIT_AMID_CHUNKS
+    else:
+        reply = replies.NOTHING_DONE if verb.name == b"NOOP" else replies.AMID_CHUNKS
+    exchange.replace_reply(reply)
+    return reply
 
 
 def _over(kind: str, reply: bytes, exchange: Exchange, in_flight: int) -> bytes:
@@ -159,3 +188,5 @@ def _over(kind: str, reply: bytes, exchange: Exchange, in_flight: int) -> bytes:
 
 _ENDS: Final = frozenset((verbs.EHLO, verbs.HELO, verbs.RSET))
 """The roles whose positive reply ends the transaction."""
+_ABORTS: Final = _ENDS | {verbs.MAIL}
+"""The roles that discard a message of which not all chunks have come."""

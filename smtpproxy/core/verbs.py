@@ -35,6 +35,8 @@ XFORWARD: Final = 15
 """A trusted client's XFORWARD."""
 OWN_XFORWARD: Final = 16
 """The proxy's own XFORWARD."""
+OWN_DATA: Final = 17
+"""The proxy's own DATA."""
 
 
 class Sync(Enum):
@@ -165,11 +167,17 @@ END_OF_DATA_ROW = Verb(b".", limit="end_of_data", role=END_OF_DATA)
 OWN_XFORWARD_ROW = Verb(b"XFORWARD", role=OWN_XFORWARD)
 """The proxy's own XFORWARD before a message; the client gets no reply to it."""
 
+OWN_DATA_ROW = Verb(b"DATA", limit="data", role=OWN_DATA)
+"""The proxy's own DATA before BDAT payload, for a backend without CHUNKING."""
+
 AUTH_LINE_ROW = Verb(b"", gate=True, secret=True, role=AUTH)
 """A client's line after a 334 (RFC 4954 section 4)."""
 
 UNSOLICITED_ROW = Verb(b"", role=UNSOLICITED)
 """An unsolicited reply, such as 421 (RFC 5321 section 3.8), which is not a command."""
+
+CONTENT_CHUNK_ROW = Verb(b"BDAT", limit="end_of_data", role=BDAT)
+"""A BDAT whose payload the backend gets as content after DATA, since it has no CHUNKING."""
 
 MALFORMED_ROW = Verb(b"")
 """An invalid command line, which the proxy answers."""
@@ -236,6 +244,11 @@ def _before_hello(verb: Verb) -> Verb:
     if verb.role in (EHLO, HELO):
         return replace(verb, gate=True)
     return verb if verb.name in ALWAYS_ACCEPTED else _refused(verb, replies.HELLO_FIRST)
+
+
+def checked(table: Mapping[bytes, Verb]) -> Mapping[bytes, Verb]:
+    """Return the rows with a check of each command that is next to be sent."""
+    return {word: replace(verb, needs_check=True) for word, verb in table.items()}
 
 
 def table_for(
