@@ -20,6 +20,7 @@ _OWN = """\
 | --- | --- |
 | `PIPELINING` | always |
 | `PIPECONNECT` | with `listeners.NAME.early_pipelining`, if all servers offer the same |
+| `CHUNKING` | with `backends.NAME.chunking = "add"`, if the MTA offers none; then no `BINARYMIME` |
 | `LIMITS` | with `limits.recipients`, if the MTA offers none: `RCPTMAX` |
 | `STARTTLS` | with `listeners.NAME.tls = "starttls"`, until the client uses TLS |
 | `XCLIENT` | to the networks of `listeners.NAME.xclient` |

@@ -401,6 +401,11 @@ class BackendSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """`auto`: use the MTA's own PIPELINING when it is offered. `never`: for an MTA that offers it
     and loses commands.
     """
+    chunking: Literal["pass", "add"] = "pass"
+    """`pass`: offer CHUNKING if the MTA does. `add`: also if it does not, unless it knows HELO
+    only; the MTA then gets DATA instead of BDAT.
+    See deploy/recipes.md#chunking-for-an-mta-without-it.
+    """
     helo_fallback: bool = True
     """Send HELO to an MTA that answers EHLO with 500 or 502."""
     guard_data: bool = True

@@ -13,6 +13,7 @@ from smtpproxy.config.address import Address
 from smtpproxy.config.decoding import BAD, KeyProblem, dotted, instead, show, shown
 from smtpproxy.config.schema import (
     AdminSettings,
+    BackendSettings,
     ClusterSettings,
     LimitSettings,
     ListenerSettings,
@@ -50,6 +51,7 @@ def contradictions(
                 yield where, 'must have at least one address, such as ["10.0.0.5:25"]'
     if need_backend and settings.backends and BAD not in (settings.listeners, settings.backends):
         yield from _wrong_backends(settings.listeners, list(settings.backends))
+        yield from _hidden_chunking(settings.listeners, settings.backends)
     yield from _admin_at_a_listener(settings)
     if settings.limits is not BAD:
         yield from _small_queue(settings.limits)
@@ -187,6 +189,25 @@ def _early_and_refused(listeners: Mapping[str, ListenerSettings]) -> Iterator[Ke
         for word in ("PIPELINING", "PIPECONNECT"):
             if word in listener.capabilities.hide:
                 yield where, f"needs {show(word)}, which is hidden"
+
+
+def _hidden_chunking(
+    listeners: Mapping[str, ListenerSettings], backends: Mapping[str, BackendSettings]
+) -> Iterator[KeyProblem]:
+    """Yield each backend that adds CHUNKING, if all listeners that use it hide CHUNKING."""
+    for name, backend in backends.items():
+        if backend is BAD or backend.chunking != "add":
+            continue
+        used = [each for each in listeners.values() if each is BAD or each.backend in (name, "")]
+        if used and not any(map(_may_offer_chunking, used)):
+            what = 'cannot be "add": each listener that uses it hides "CHUNKING"'
+            yield ("backends", name, "chunking"), what
+
+
+def _may_offer_chunking(listener: ListenerSettings) -> bool:
+    if listener is BAD or listener.capabilities is BAD or listener.capabilities.hide is BAD:
+        return True
+    return "CHUNKING" not in listener.capabilities.hide
 
 
 def _watching(settings: Settings, need_trace_directory: bool) -> Iterator[KeyProblem]:

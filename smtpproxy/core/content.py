@@ -218,11 +218,18 @@ class Content:
             stuffed = b"." + stuffed
         return self.receive(stuffed)[0] if stuffed else b""
 
-    def end_payload(self) -> bytes:
-        """Process the end of the payload; return the end of data, after a CRLF if it is missing."""
+    def end_payload(self) -> tuple[bytes, bytes]:
+        """Process the end of the payload.
+
+        Returns:
+            What was held back, with a CRLF if it is missing; and the end of data, or empty if the
+            content is refused.
+        """
         if self._policy is BareNewlines.NORMALIZE and self._state in (START, NUL):
             self._begun = _CRLF  # the line has ended, perhaps in a bare LF
-        return self.receive(END_OF_DATA[2:] if self._begun == _CRLF else END_OF_DATA)[0]
+        out = self.receive(END_OF_DATA[2:] if self._begun == _CRLF else END_OF_DATA)[0]
+        end = b"" if self.violation is not None else END_OF_DATA[2:]
+        return out[: len(out) - len(end)], end
 
     # --- where it ends ------------------------------------------------------------------------
 

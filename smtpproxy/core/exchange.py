@@ -5,11 +5,13 @@ caller's clock, in seconds; 0.0 means that the event has not happened.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from smtpproxy.core import lines, verbs
 from smtpproxy.core.verbs import Verb
 from smtpproxy.core.violations import BackendViolation, ClientViolation, Violation
+
+_END_OF_DATA: Final = b".\r\n"
 
 
 class ProxyStep(NamedTuple):
@@ -142,20 +144,21 @@ class Exchange:
             self.add_step(self.problem.octets if self.problem and by_backend else b"", now)
 
     def add_step(self, reply: bytes, now: float) -> None:
-        """Record the backend's reply, empty if none came, if the client gets a different one."""
+        """Record the backend's reply, empty if none came, if the client gets a different one.
+
+        After the last chunk it is recorded in any case, as that to the end of data.
+        """
         if self.sent and (not self.steps or self.verb.role == verbs.MAIL):
             own = ProxyStep(self.line, reply, self.sent, now if reply else 0.0)
             self.steps = (*self.steps, own)
+        elif self.sent and self.is_content_chunk:
+            own = ProxyStep(_END_OF_DATA, reply, self.sent, now if reply else 0.0)
+            self.steps = (*self.steps[:-1], own)
 
     def end_of_data_sent(self, now: float) -> None:
         """Record that the end of data was sent after the last chunk."""
         self.sent = now
-        self.steps = (*self.steps, ProxyStep(b".\r\n", b"", now, 0.0))
-
-    def answer_last_step(self, reply: bytes, now: float) -> None:
-        """Record the backend's reply to the last of `steps`."""
-        last = self.steps[-1]
-        self.steps = (*self.steps[:-1], ProxyStep(last.line, reply, last.sent, now))
+        self.steps = (*self.steps, ProxyStep(_END_OF_DATA, b"", now, 0.0))
 
     @property
     def all_steps(self) -> Sequence[ProxyStep]:
@@ -225,7 +228,7 @@ class Exchange:
 
 
 ContentObserver = Callable[[Exchange, bytes, bytes], None]
-"""Gets content and payload, end of data included.
+"""Gets content and payload, end of data included, except that after BDAT payload.
 
 Its arguments are the exchange, the octets as sent to the backend, and as received.
 """

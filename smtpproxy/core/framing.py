@@ -47,6 +47,7 @@ class Framer:
         "_stalled",
         "_watch",
         "amid_chunks",
+        "chunk_refusal",
         "commands",
         "content_over",
         "gate",
@@ -65,6 +66,8 @@ class Framer:
 
     amid_chunks: bool
     """Whether the backend reads content, of which the last BDAT chunk has not come whole."""
+    chunk_refusal: bytes
+    """The reply with which the backend refused content between two chunks; else empty."""
     commands: int
     """The number of commands framed."""
     content_over: bool
@@ -116,6 +119,7 @@ class Framer:
         self._stalled = False  # the queue was full, so complete lines may be unframed
         self._content: Content | None = None
         self.amid_chunks = self.content_over = self.may_be_over = False
+        self.chunk_refusal = b""
         self.mistaken_end = None
         self._noted: ClientViolation | None = None  # the last `mistaken_end`
         self.payload = 0
@@ -174,6 +178,10 @@ class Framer:
         """Have content settled that the backend has refused, if its end of data has come since."""
         if self.mode not in (CONTENT, CHUNK):
             self.content_over = True
+
+    def refuse_chunks(self, reply: bytes) -> None:
+        """Have the next chunk refused, and its payload discarded."""
+        self.chunk_refusal = reply
 
     def take_mistaken_end(self) -> ClientViolation | None:
         """Remove and return `mistaken_end`."""
@@ -383,8 +391,11 @@ class Framer:
         self.payload -= len(payload)
         over = not self.payload
         last = over and chunk.ends_message
-        out = content.receive_payload(payload)
-        self._forward_content(out + content.end_payload() if last else out, payload)
+        out, end = content.receive_payload(payload), b""
+        if last:
+            rest, end = content.end_payload()
+            out += rest
+        self._forward_content(out, payload, end)
         if last:
             self.amid_chunks = False
             self.table = self._policy.table
@@ -394,13 +405,14 @@ class Framer:
             self.content_over = True
         return len(payload)
 
-    def _forward_content(self, out: bytes, received: bytes) -> None:
+    def _forward_content(self, out: bytes, received: bytes, end: bytes = b"") -> None:
+        """Forward content as the filter returned it, and the end of data of BDAT payload."""
         content, exchange = self._content, self.last
         assert content is not None
         if exchange.refusal:
-            out = b""  # refused content is discarded; the client gets the reply after its end
-        if out:
-            self.send_backend(out)
+            out = end = b""  # refused content is discarded; the client gets the reply after its end
+        if out or end:
+            self.send_backend(out + end if end else out)
         if self._watch is not None:
             self._watch(exchange, out, received)
         if content.violation is not None and not exchange.refusal:

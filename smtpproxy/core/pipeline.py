@@ -315,6 +315,7 @@ class Pipeline:
         if framer.amid_chunks:
             chunk.verb = verbs.CONTENT_CHUNK_ROW
             chunk.sent = 0.0
+            chunk.replace_reply(framer.chunk_refusal)  # mostly none
         else:
             self.send_backend(chunk.line)
         self.transaction.add_chunk(chunk.octets)
@@ -485,9 +486,7 @@ class Pipeline:
         if role > RSET or 300 <= code < 400 or code == 421 or reply[:1] == b"3":
             meaning = self.matcher.classify(exchange, code, reply, now)
             if meaning == CLOSING:
-                refused = self.framer.amid_chunks and code != 421
-                reason = "content_refused" if refused else "backend_closed"
-                self._end_with(reply, reason, now, None, own=False)
+                self._end_with(reply, "backend_closed", now, None, own=False)
             if meaning in (CLOSING, DEFERRED):
                 return
             if role in _HELLO:
@@ -500,7 +499,7 @@ class Pipeline:
             elif role >= verbs.XFORWARD and self._take_xforward(role, code, reply, now):
                 return
             elif exchange.is_content_chunk:
-                exchange.answer_last_step(reply, now)
+                exchange.add_step(reply, now)
         del in_flight[0]
         if exchange.refusal:  # its group was refused while it was in flight
             exchange.add_step(reply, now)

@@ -12,7 +12,7 @@ from smtpproxy.core.violations import BackendViolation
 ANSWER: Final = 0
 """The reply to the first exchange in flight."""
 DEFERRED: Final = 1
-"""A refusal before the end of data: the client gets it after its end of data."""
+"""A refusal before the end of data: the client gets it after its end of data, or chunk."""
 CLOSING: Final = 2
 """A reply with which the backend closes the session (RFC 5321 section 3.8)."""
 
@@ -45,7 +45,11 @@ class ReplyMatcher:
     def discards_content(self) -> bool:
         """Whether content is read and discarded, since it is already refused."""
         first = self.in_flight[0] if self.in_flight else NO_EXCHANGE
-        return first.refusal != b"" and self._framer.mode in _CONTENT
+        return self._discards(first)
+
+    def _discards(self, first: Exchange) -> bool:
+        framer = self._framer
+        return framer.chunk_refusal != b"" or (first.refusal != b"" and framer.mode in _CONTENT)
 
     def receive(self, octets: bytes) -> ReplyReader:
         """Append octets to the next reply, and return their reader."""
@@ -70,14 +74,15 @@ class ReplyMatcher:
         Raises:
             BackendViolation: No exchange is in flight, or the reply is not valid for this one.
         """
-        if exchange.refusal and self._framer.mode in _CONTENT:  # as `discards_content`
+        if self._discards(exchange):
             return DEFERRED
         role = exchange.verb.role
         if code == 421 or (role == verbs.GREETING and code >= 400):
             return CLOSING  # RFC 5321 section 3.8: may also come unsolicited
         if exchange is NO_EXCHANGE:
             if code >= 400 and self._framer.amid_chunks:
-                return CLOSING  # a refusal before the end of data, while no chunk is on its way
+                self._framer.refuse_chunks(reply)
+                return DEFERRED
             raise BackendViolation("reply_not_asked_for", reply)
         is_content = role == verbs.END_OF_DATA or exchange.is_content_chunk
         if is_content and not (exchange.sent or self._framer.may_be_over):

@@ -221,7 +221,7 @@ class SessionCounters:
     def _count_uncommon(self, exchange: Exchange) -> None:
         counters = self._counters
         counters.content += exchange.octets
-        if exchange.sent:
+        if exchange.sent or (exchange.is_content_chunk and exchange.code < 300):
             end = len(b".\r\n") if exchange.verb.role == verbs.END_OF_DATA else 0
             counters.to_backend += exchange.octets + end
         if exchange.problem is None:

@@ -142,7 +142,7 @@ class FaultInjector:
                 self._release_greeting()
         elif self._session.server_selection.open:
             self._take_greeting(octets)
-        elif self._awaited is not None:
+        elif self._awaited is not None and self._pipeline.in_flight[:1] == [self._awaited[0]]:
             self._take_answer(*self._awaited, octets)
         else:
             if self._withheld is not None:
@@ -175,7 +175,7 @@ class FaultInjector:
 
     def _take_answer(self, exchange: Exchange, rule: FaultRule, octets: bytes) -> None:
         """Close the client's connection instead of passing on the reply to this exchange."""
-        reader, in_flight = self._reader, self._pipeline.in_flight
+        reader = self._reader
         reader.receive(octets)
         try:
             found = reader.next_reply()
@@ -184,8 +184,8 @@ class FaultInjector:
         else:
             if found is None:
                 return
-        if found is None or in_flight[:1] != [exchange]:  # not its reply: the session handles it
-            octets = (found[1] if found else b"") + bytes(reader.unread)
+        if found is None:  # no reply: the session handles it
+            octets = bytes(reader.unread)
             self._awaited, self._reader = None, ReplyReader(REPLY_LIMIT)
             self._session.backend_received(octets)
             return

@@ -109,7 +109,9 @@ class ContentCapture:
 
     def take(self, exchange: Exchange, *, digested: bool) -> CapturedContent | None:
         """Return what is to be recorded of the content of an exchange; None for nothing."""
-        most = exchange.octets if exchange.verb.role == verbs.BDAT else None
+        # Payload that becomes content has another size then, and only one chunk is under way.
+        is_payload = exchange.verb.role == verbs.BDAT and not exchange.is_content_chunk
+        most = exchange.octets if is_payload else None
         octets, size = self._sent.take(most)
         self.any = self._sent.size > 0
         if not digested and self._kept is CaptureMode.NONE:

@@ -13,7 +13,15 @@ from itertools import groupby
 from smtpproxy.log.verb_name import END_OF_DATA
 from smtpproxy.text.escaping import octets_of
 from smtpproxy.trace.reader import RecordedSession
-from smtpproxy.trace.records import Closed, Connected, Exchanged, Opened, Record
+from smtpproxy.trace.records import (
+    Closed,
+    Connected,
+    Exchanged,
+    Opened,
+    Record,
+    Step,
+    is_content_chunk,
+)
 
 RAW_IP = 101
 """The link type LINKTYPE_RAW: packets begin with their IP header."""
@@ -231,11 +239,11 @@ def _payloads(
         yield framed, False, True, b"".join(client_octets(each, room) for each in group)
     for each in exchanges:
         for step in each.steps:
-            line = octets_of(step.command) + b"\r\n"
-            sent = command_octets(each, room) if each.verb in CONTENT else line
-            yield step.sent, True, True, sent
+            yield step.sent, True, True, _step_octets(each, step, room)
             if step.replied:
                 yield step.replied, True, False, octets_of(step.reply) + b"\r\n"
+        if is_content_chunk(each):
+            yield each.replied, True, True, _payload_octets(each, room)
         if each.steps:
             continue
         if each.sent:
@@ -250,7 +258,8 @@ def _payloads(
 def client_octets(exchange: Exchanged, room: int = FILLER_OCTETS) -> bytes:
     """Return what the client sent for an exchange, where that is known; see `command_octets`."""
     if exchange.content_received:
-        return octets_of(exchange.content_received)
+        line = octets_of(exchange.command) + b"\r\n" if exchange.command else b""  # of BDAT
+        return line + octets_of(exchange.content_received)
     octets = command_octets(exchange, room)
     if exchange.bare_lf:
         line = octets_of(exchange.command)
@@ -273,15 +282,32 @@ def command_octets(exchange: Exchanged, room: int = FILLER_OCTETS) -> bytes:
     line = octets_of(exchange.command) + b"\r\n" if exchange.command else b""
     if exchange.verb not in CONTENT:
         return line
-    content = octets_of(exchange.content)
     if exchange.verb == "BDAT":
-        size = min(exchange.content_bytes, max(len(content), room))
-        return line + content.ljust(size, b"-")[:size]
+        return line + _payload_octets(exchange, room)
+    content = octets_of(exchange.content)
     if content and not exchange.content_cut:
         return content
     end = content.rfind(b"\n") + 1
     note = b"[%d bytes of content, of which %d were recorded]\r\n" % (exchange.content_bytes, end)
     return content[:end] + note + b".\r\n"
+
+
+def _payload_octets(exchange: Exchanged, room: int) -> bytes:
+    """Return the payload of BDAT as sent to the backend, filled up if it was not recorded."""
+    content = octets_of(exchange.content)
+    if content and not exchange.content_cut:
+        return content
+    size = min(exchange.content_bytes, max(len(content), room))
+    return content.ljust(size, b"-")[:size]
+
+
+def _step_octets(exchange: Exchanged, step: Step, room: int) -> bytes:
+    """Return what was sent to the backend in a step."""
+    if exchange.verb == "BDAT" and step.command == ".":
+        return _payload_octets(exchange, room) + b".\r\n"
+    if exchange.verb in CONTENT and step.command == exchange.command:
+        return command_octets(exchange, room)
+    return octets_of(step.command) + b"\r\n"
 
 
 def _end(name: str, number: int = 0, *, server: bool = False) -> StreamEnd:

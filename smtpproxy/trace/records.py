@@ -192,7 +192,8 @@ class Exchanged(Struct, tag_field="what", tag="exchange", omit_defaults=True, gc
     framed: Moment = 0.0
     """When the command was received whole."""
     sent: Moment = 0.0
-    """When it was sent to the backend; of content, when its end of data was."""
+    """When it was sent to the backend; of content, when its end of data was. 0 for a BDAT chunk
+    that the MTA got as content of DATA, but for the last one."""
     replied: Moment = 0.0
     """When the backend's reply came, or the proxy gave its own."""
     flushed: Moment = 0.0
@@ -214,9 +215,15 @@ class Exchanged(Struct, tag_field="what", tag="exchange", omit_defaults=True, gc
     content_received: str = ""
     """The content as the client sent it, where that is not what was sent to the backend."""
     steps: Sequence[Step] = ()
-    """What was sent to the backend for it, if that is not just the command."""
+    """What was sent to the backend for it, if that is not just the command: the lines, `.` for the
+    end of data, but not the content."""
     bare_lf: bool = False
     """The client ended the line in a bare LF."""
+
+
+def is_content_chunk(exchange: Exchanged) -> bool:
+    """Return whether it is a BDAT chunk, but not the last, that the MTA got as content of DATA."""
+    return exchange.verb == "BDAT" and 200 <= exchange.code < 300 and not exchange.sent
 
 
 class Gap(Struct, tag_field="what", tag="gap", omit_defaults=True):

@@ -26,6 +26,7 @@ from smtpproxy.trace.records import (
     Step,
     Transaction,
     client_of,
+    is_content_chunk,
 )
 
 Cell = list[Piece]
@@ -242,6 +243,9 @@ def rows_of(session: RecordedSession) -> Iterator[Row]:
             if each.verb == "greeting":  # it is due from a moment before the session begins
                 at, label = min(max(each.framed, began), each.replied), Label("open", "open", QUIET)
             yield Row(at - began, True, (label,), (_reply(each),), took_s=each.replied - at)
+        if is_content_chunk(each):
+            content = f"content, {counted(each.content_bytes, 'byte')}"
+            yield Row(each.replied - began, True, (Label("content", content, COMMAND),))
     answered = [each for each in session.exchanges if each.flushed]
     for flushed, replies in groupby(answered, lambda each: each.flushed):
         yield Row(flushed - began, to_client=tuple(map(_reply, replies)))
@@ -261,6 +265,8 @@ def command_of(exchange: Exchanged) -> Label:
 
 
 def _step(exchange: Exchanged, step: Step) -> Label:
+    if step.command == ".":
+        return _END_OF_DATA
     verb = step.command.split(" ")[0].upper() or exchange.verb
     return Label(verb, step.command or exchange.verb, COMMAND)
 
@@ -275,6 +281,7 @@ def _reply_label(code: str, reply: str) -> Label:
     return Label(code, text, BAD if code >= "4" else GOOD)
 
 
+_END_OF_DATA = Label("end of data", "end of data", COMMAND)
 _NO_REPLY = Label("-", "no reply", BAD)
 
 

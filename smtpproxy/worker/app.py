@@ -330,6 +330,7 @@ def _policy(
         ),
         # What a fault concerns must be alone in flight.
         use_pipelining=backend.pipelining == "auto" and not rules,
+        add_chunking=backend.chunking == "add",
         helo_fallback=backend.helo_fallback,
         guard_data=backend.guard_data,
         queue_commands=limits.queue_commands,

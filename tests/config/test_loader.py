@@ -115,6 +115,7 @@ servers = ["unix:/run/a.sock"]
 [backends.b]
 servers = ["mta.Example:25", "10.0.0.6:2525"]
 pipelining = "never"
+chunking = "add"
 helo_fallback = false
 guard_data = false
 balance = "least"
@@ -150,6 +151,7 @@ recipients = 5
         assert listener.capabilities.allow == ["X-OURS"]
         assert list(map(str, settings.backends["b"].servers)) == ["mta.example:25", "10.0.0.6:2525"]
         assert not settings.backends["b"].guard_data
+        assert [each.chunking for each in settings.backends.values()] == ["pass", "add"]
         assert (settings.workers, settings.timeouts.heartbeat) == (0, 5)
         assert (settings.backends["b"].balance, settings.backends["b"].health_check_interval) == (
             "least",
@@ -265,6 +267,13 @@ class TestMistakes:
                 6,
                 "backends.old.health_check_interval",
                 "from 0 (never) to 86400",
+            ),
+            ('chunking = "never"', 6, "backends.old.chunking", 'must be "pass" or "add"'),
+            (
+                'chunking = "add"\n[listeners.smtp.capabilities]\nhide = ["chunking"]',
+                6,
+                "backends.old.chunking",
+                'cannot be "add": each listener that uses it hides "CHUNKING"',
             ),
             ("max_connections = -1", 6, "backends.old.max_connections", "a whole number from 0"),
             ('balance = "round"', 6, "backends.old.balance", 'must be "first" or "least"'),
@@ -398,6 +407,14 @@ b.servers = 10
         assert reported[:2] == (5, "backends.old.servers")
         assert 'a list of addresses, such as ["10.0.0.5:25"], not "10.0.0.5:25"' in reported[2]
 
+    def test_chunking_may_be_hidden_by_one_of_several_listeners(self, tmp_path: Path) -> None:
+        smtp = '[listeners.smtp]\nbackend = "old"\ncapabilities.hide = ["CHUNKING"]'
+        text = GOOD.replace("[listeners.smtp]", smtp) + 'chunking = "add"\n[backends.new]\n'
+        text += 'servers = ["10.0.0.6:25"]\n[listeners.b]\naddress = "[::1]:1"\nbackend = "new"\n'
+        ((_, key, _),) = problems(tmp_path, text)
+        assert key == "backends.old.chunking"
+        load(write(tmp_path, text.replace('backend = "new"', 'backend = "old"')))
+
     def test_an_unknown_backend(self, tmp_path: Path) -> None:
         text = GOOD.replace("\n\n", '\nbackend = "odl"\n\n')
         (reported,) = problems(tmp_path, text)
@@ -427,7 +444,7 @@ b.servers = 10
         text = GOOD + '"\\u001b[31m" = 1\nhelo_fallback = "\\u009b\\n' + "x" * 500 + '"\n'
         for _, key, what in problems(tmp_path, text):
             assert (key + what).isprintable()
-            assert len(what) < 300
+            assert len(what) < 350
 
 
 class TestAFileThatIsNoSettings:

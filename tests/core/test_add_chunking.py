@@ -69,7 +69,7 @@ def _noted(violation: ClientViolation | None) -> tuple[str, bytes] | None:
 
 def _check(payload: bytes, policy: BareNewlines) -> None:
     content = Content(policy)
-    out = content.receive_payload(payload) + content.end_payload()
+    out = content.receive_payload(payload) + b"".join(content.end_payload())
     text = payload if not payload or payload.endswith(b"\r\n") else payload + b"\r\n"
     assert content.ended
     if policy is REJECT and reference.first_bare(text) >= 0:
@@ -196,7 +196,7 @@ def test_random_messages_in_random_cuts(
             stage.answer()
     stage.settle()
     content = Content(bare_newlines)
-    out = content.receive_payload(payload) + content.end_payload()
+    out = content.receive_payload(payload) + b"".join(content.end_payload())
     assert stage.mta.octets == IN_TRANSACTION + b"DATA\r\n" + out
     assert len(stage.mta.messages) == stage.pipeline.transaction.messages == 1
     assert len(replies_in(stage.sent_to_client)) == 5 + len(cuts)

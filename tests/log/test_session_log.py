@@ -19,13 +19,15 @@ from tests.support.observed_session import SOURCE, KnownEnds, Watched
 class Logged:
     """A pipeline whose exchanges are logged, and the lines that come of it."""
 
-    def __init__(self, level: str = "info", greeting: str = "220 mx") -> None:
+    def __init__(
+        self, level: str = "info", greeting: str = "220 mx", *, add_chunking: bool = False
+    ) -> None:
         self._stream = io.BytesIO()
         log.configure(level, "json", self._stream)
         self.session = ServiceLog().session("1-1", "smtp", "old", "192.0.2.1:4711")
         self.session.connected("10.0.0.5:25", KnownEnds())
         self.pipeline = Pipeline(
-            SessionPolicy(recipients=10_000),
+            SessionPolicy(recipients=10_000, add_chunking=add_chunking),
             lambda _: None,
             self.session,
             10.0,
@@ -136,6 +138,56 @@ def test_bdat_chunks_make_one_message() -> None:
         4,
         "250 queued",
     )
+
+
+def with_added_chunking() -> Logged:
+    logged = Logged(add_chunking=True)
+    logged.sends("EHLO x")
+    logged.says("250 mx")
+    logged.sends("MAIL FROM:<a@x>", "RCPT TO:<b@y>", "BDAT 23", "Message-ID: <1@x>", "", "")
+    logged.says("250 a", "250 b")
+    return logged
+
+
+def test_chunks_that_become_content_make_one_message() -> None:
+    logged = with_added_chunking()
+    logged.says("354 go")
+    logged.sends("BDAT 2 LAST", "")
+    logged.says("250 queued")
+    (line,) = logged.lines
+    assert (line["event"], line["size_bytes"]) == ("message_relayed", 25)
+    assert (line["reply"], line["message_id"]) == ("250 queued", "<1@x>")
+
+
+@pytest.mark.parametrize("client", ["RSET", "QUIT", ""])
+def test_chunks_without_a_last_one_are_an_abandoned_message(client: str) -> None:
+    logged = with_added_chunking()
+    logged.says("354 go")
+    if client:
+        logged.sends(client)
+    logged.close()
+    abandoned, _ = logged.lines
+    assert (abandoned["event"], abandoned["reply"]) == ("message_abandoned", "")
+    assert logged.lines[-1]["reason"] == {"RSET": "message_aborted", "QUIT": "quit"}.get(
+        client, "client_closed"
+    )
+
+
+def test_a_refused_data_refuses_the_chunks() -> None:
+    logged = with_added_chunking()
+    logged.says("452 full")
+    logged.sends("BDAT 2 LAST", "", "RSET")
+    logged.says("250 reset")
+    (line,) = logged.lines
+    assert line["event"] == "message_refused"
+
+
+def test_a_refusal_between_two_chunks_refuses_the_message() -> None:
+    logged = with_added_chunking()
+    logged.says("354 go", "552 too big")
+    logged.sends("BDAT 2 LAST", "")
+    (line,) = logged.lines
+    assert (line["event"], line["reply"]) == ("message_refused", "552 too big")
 
 
 def test_a_message_id_is_found_in_any_chunk() -> None:

@@ -1,5 +1,6 @@
 """What sessions count, and under which labels."""
 
+from smtpproxy.core.policy import SessionPolicy
 from smtpproxy.metrics import definitions
 from smtpproxy.metrics.counters import MetricCounters
 from smtpproxy.metrics.definitions import DEFINITIONS, LABELS, Definition
@@ -89,6 +90,22 @@ def test_connections_to_servers_count_by_result() -> None:
     counters.put_into(snapshot)
     (seconds,) = snapshot.histograms_of(definitions.BACKEND_CONNECT_SECONDS)
     assert (sum(seconds.counts), seconds.labels) == (1, NAMES)
+
+
+def test_chunks_that_become_content_count_as_sent_and_only_the_last_waits_for_the_mta() -> None:
+    counters = MetricCounters()
+    session = Watched(counters, policy=SessionPolicy(add_chunking=True))
+    session.sends("EHLO x")
+    session.says("250 mx")
+    session.sends("MAIL FROM:<a@x>", "RCPT TO:<b@y>", "BDAT 4", "ab", "BDAT 4 LAST", "cd")
+    session.says("250 a", "250 b", "354 go", "250 queued")
+    snapshot = MetricsSnapshot()
+    counters.put_into(snapshot)
+    (bdat,) = [each for each in snapshot.histograms if each.labels == (*NAMES, "BDAT")]
+    assert (sum(bdat.counts), bdat.total) == (1, 0.25)
+    assert numbers(counters, definitions.COMMANDS)[*NAMES, "BDAT", "2xx"] == 2
+    content = numbers(counters, definitions.CONTENT_BYTES)
+    assert content == {NAMES: 8}
 
 
 def test_refused_authentication_counts_wherever_the_exchange_ends() -> None:

@@ -85,7 +85,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def open_stage(clock: Clock, *rules: FaultRule, policy: SessionPolicy | None = None) -> Stage:
     """Return a stage with a session that these rules apply to."""
     made = policy or SessionPolicy(
-        hostname=b"proxy", use_pipelining=False, intercepted=intercepted(rules)
+        hostname=b"proxy",
+        use_pipelining=False,
+        add_chunking=True,
+        intercepted=intercepted(rules),
     )
     return Stage([Server("first")], made, clock, faults=FaultInjection(rules, 1) if rules else None)
 

@@ -83,7 +83,7 @@ function rowsOf(records) {
     const text = group.length > 1 ? counted(group.map((each) => String(each.code))) : lastLine(group[0].reply || "");
     rows.push({at: group[0].flushed, order: 2, kind: "out", text, count: group.length, bad: group.some((each) => each.code >= 400), full: group.map((each) => visible(each.reply || "").replaceAll("\\x0d\\x0a", "\n")).join("\n")});
     for (const each of group) {
-      if (!each.sent && each.verb !== "greeting" && each.verb !== "unsolicited") rows.push({at: each.flushed, order: 1, kind: "here", text: `${nameOf(each)}: ${each.code} by smtpproxy`});
+      if (!each.sent && !isOfMta(each) && each.verb !== "greeting" && each.verb !== "unsolicited") rows.push({at: each.flushed, order: 1, kind: "here", text: `${nameOf(each)}: ${each.code} by smtpproxy`});
       if (each.violation && each.violation.side === "backend") rows.push(broken(each, each.flushed));
     }
   }
@@ -94,11 +94,17 @@ function rowsOf(records) {
   return grouped(rows, (one, other) => one.kind === "mta" && other.kind === "mta" && one.text === other.text && one.code === other.code).flatMap(folded);
 }
 
+// Whether the reply is the MTA's to what smtpproxy sent for the command: to its DATA for a BDAT.
+function isOfMta(exchange) {
+  const last = (exchange.steps || []).at(-1);
+  return Boolean(last) && last.reply === exchange.reply;
+}
+
 // What was said to the MTA for an exchange: mostly its line, but the proxy has words of its own, too.
 function saidToMta(exchange) {
   if (exchange.steps && exchange.steps.length) {
     return exchange.steps.map((step) => ({...step, code: Number(step.reply.slice(0, 3)) || 0, content_bytes: exchange.content_bytes,
-      verb: step.command.split(" ")[0].toUpperCase() || exchange.verb, own: step.command !== (exchange.command || "")}));
+      verb: step.command === "." ? "end_of_data" : step.command.split(" ")[0].toUpperCase() || exchange.verb, own: step.command !== (exchange.command || "")}));
   }
   const sent = exchange.sent || (exchange.verb === "greeting" ? exchange.framed : 0);
   return sent ? [{...exchange, sent}] : [];
