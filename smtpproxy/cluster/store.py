@@ -25,6 +25,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from time import monotonic
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Struct
@@ -121,12 +122,13 @@ class Store:
     Args:
         settings: The settings of the cluster, with a URL.
         instance: The name of this replica.
+        replica: Its unique id, if it had another store before.
     """
 
-    def __init__(self, settings: ClusterSettings, instance: str) -> None:
+    def __init__(self, settings: ClusterSettings, instance: str, replica: str = "") -> None:
         self.settings = settings
         self.instance = instance
-        self.replica = f"{instance}:{os.getpid()}:{secrets.token_hex(4)}"
+        self.replica = replica or f"{instance}:{os.getpid()}:{secrets.token_hex(4)}"
         """The unique id of this replica."""
         self.failures = 0
         """How often the server was found to be away."""
@@ -134,6 +136,7 @@ class Store:
         self._reason = ""  # why it is away, once that has been logged
         self._since = monotonic()
         self._away_now = asyncio.Event()
+        self._stopped = False
         self._subscribed: dict[str, Callable[[str], None]] = {}
         self._watching: list[Callable[[], None]] = []
         self._parts: dict[str, Callable[[], object]] = {}
@@ -149,6 +152,14 @@ class Store:
     def key(self, *names: str) -> str:
         """Return the name of a key; all keys of a cluster are in one slot of Redis Cluster."""
         return ":".join((f"smtpproxy:{{{self.settings.name}}}", *names))
+
+    def is_same(self, other: "Store") -> bool:
+        """Return whether both have the same data."""
+        one, two = urlsplit(self.settings.url), urlsplit(other.settings.url)
+        return (one.hostname, one.port, one.path, self.settings.name) == (
+            *(two.hostname, two.port, two.path),
+            other.settings.name,
+        )
 
     def watch(self, changed: Callable[[], None]) -> None:
         """Call `changed` at each change of `is_up`."""
@@ -221,7 +232,7 @@ class Store:
         began = monotonic()
         task = asyncio.ensure_future(_wait_for(call(client)))
         self._calls.add(task)
-        task.add_done_callback(self._calls.discard)
+        task.add_done_callback(self._finished)
         await asyncio.wait((task,), timeout=limit_s)
         for _ in range(_ROUNDS):  # this loop may be late, not the server
             if task.done():
@@ -229,7 +240,6 @@ class Store:
             await asyncio.sleep(0)
         took = monotonic() - began
         if not task.done() or took > VALID_S:
-            task.add_done_callback(_ignore_failure)
             self._lost(client, f"no answer within {limit_s * 1000:.0f} ms")
             raise StoreAway("no answer in time")
         try:
@@ -237,6 +247,12 @@ class Store:
         except (RedisError, OSError) as error:
             self._lost(client, _text(error))
             raise StoreAway(_text(error)) from None
+
+    def _finished(self, task: "asyncio.Task[Any]") -> None:
+        """Forget a call; its caller may have gone."""
+        self._calls.discard(task)
+        if not task.cancelled():
+            task.exception()
 
     def _lost(self, client: Redis, reason: str) -> None:
         """Note that the server is away, unless that is known."""
@@ -266,20 +282,24 @@ class Store:
         """Remove the record of this replica, and close the connection."""
         with contextlib.suppress(StoreAway):
             await self.run(_LEAVE, self._records, [self.replica])
+        self._stopped = True
+        self._client = None
+        self._away_now.set()
         if self._keeping is not None:
             self._keeping.cancel()
             await asyncio.wait((self._keeping,))
-            self._keeping = None
-        self._client = None
 
     async def _keep(self) -> None:
-        """Connect whenever the server is away."""
+        """Connect whenever the server is away.
+
+        A cancellation may get lost in redis-py while it connects.
+        """
         delay = FIRST_DELAY_S
-        while True:
+        while not self._stopped:
             client = self._make_client()
             try:
                 connected = await self._connect(client)
-                if connected:
+                if connected and not self._stopped:
                     since = monotonic()
                     await self._use(client)
                     delay = FIRST_DELAY_S if monotonic() - since > CALM_S else delay
@@ -323,15 +343,17 @@ class Store:
             self._reason = ""
         tasks = [
             asyncio.create_task(self._listen(client), name="cluster messages"),
-            asyncio.create_task(self._beat(), name="cluster heartbeat"),
+            asyncio.create_task(self._beat(client), name="cluster heartbeat"),
         ]
         try:
             self._changed()
             await self._away_now.wait()
         finally:
+            self._client = None
             for task in tasks:
                 task.cancel()
-            await asyncio.wait(tasks)
+            await _close(client)
+            await asyncio.wait(tasks, timeout=CONNECT_LIMIT_S)
 
     async def _listen(self, client: Redis) -> None:
         """Pass on messages until the server is away."""
@@ -340,7 +362,7 @@ class Store:
         try:
             async with client.pubsub(ignore_subscribe_messages=True) as messages:
                 await messages.subscribe(*self._subscribed)
-                while True:
+                while client is self._client:
                     message = await messages.get_message(timeout=60.0)
                     if message is not None:
                         received = self._subscribed[message["channel"].decode()]
@@ -348,8 +370,8 @@ class Store:
         except (RedisError, OSError) as error:
             self._lost(client, _text(error))
 
-    async def _beat(self) -> None:
-        while True:
+    async def _beat(self, client: Redis) -> None:
+        while client is self._client:
             parts = {part: make() for part, make in self._parts.items()}
             record = msgspec.json.encode(ReplicaRecord(self.replica, self.instance, parts))
             with contextlib.suppress(StoreAway):
@@ -380,11 +402,6 @@ async def _wait_for(answer: object) -> Any:
 async def _close(client: Redis) -> None:
     with contextlib.suppress(RedisError, OSError):
         await client.connection_pool.disconnect()
-
-
-def _ignore_failure(task: "asyncio.Task[Any]") -> None:
-    if not task.cancelled():
-        task.exception()
 
 
 def _text(error: Exception) -> str:

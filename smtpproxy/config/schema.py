@@ -425,11 +425,11 @@ class BackendSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     health_check_interval: Annotated[float, _seconds_or("never")] = 0.0
     """Time between health checks of each server: greeting, EHLO, QUIT."""
     max_connections: Annotated[int, _whole(0, zero="no limit")] = 0
-    """Connections of the whole service. Beyond them clients wait, and are served in turns by
-    address. While others wait, an address that holds half of the connections (at least one) gets no
-    more. For an address that has waited a quarter of `max_wait`, the one with the most connections
-    gives one back: the session ends with 421 4.3.2 after its transaction. Sessions that were open
-    before a reload set the limit do not count.
+    """Connections of the whole service; with `[cluster]`, of all replicas. Beyond them clients
+    wait, and are served in turns by address. While others wait, an address that holds half of the
+    connections (at least one) gets no more. For an address that has waited a quarter of `max_wait`,
+    the one with the most connections gives one back: the session ends with 421 4.3.2 after its
+    transaction. Sessions that were open before a reload set the limit do not count.
     """
     max_wait: Seconds = 30.0
     """How long a client waits for one of `max_connections`; then it gets 421 4.3.2."""
@@ -630,7 +630,7 @@ class OtelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class ClusterSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Limits over all replicas, by a Redis or Valkey server: `pip install 'smtpproxy[cluster]'`."""
+    """Limits over all replicas, by a Redis or Valkey server; see deploy/cluster.md."""
 
     url: Annotated[
         str, ParsedBy(_store, 'a URL in quotes, such as "redis://10.0.0.9:6379"', secret=True)

@@ -200,6 +200,13 @@ CLUSTER_STORE_FAILURES: Final = Definition(
     COUNTER,
     "Times that the store of the cluster did not answer in time, or refused a connection.",
 )
+CLUSTER_CONNECTIONS: Final = Definition(
+    "cluster_connections",
+    GAUGE,
+    "Connections of all replicas to a backend that has max_connections, as the store last answered;"
+    " a replica that is not heard counts with its share.",
+    ("backend",),
+)
 TRACE_RECORDS_LOST: Final = Definition(
     "trace_records_lost", COUNTER, "Trace records that could not be written."
 )

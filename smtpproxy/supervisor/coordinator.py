@@ -27,6 +27,7 @@ from smtpproxy.worker.control_messages import (
 )
 
 if TYPE_CHECKING:
+    from smtpproxy.cluster.leases import Leases
     from smtpproxy.cluster.store import Store
 
 SendToAll = Callable[[ToWorker, WorkerProcess | None], None]
@@ -57,6 +58,7 @@ class Coordinator:
         """The watches of `smtpproxy trace watch`."""
         self.store: Store | None = None
         """The store of the cluster; None without a cluster."""
+        self._leases: Leases | None = None
         self._stopping: set[asyncio.Task[None]] = set()
 
     def apply(self, settings: Settings) -> None:
@@ -77,26 +79,51 @@ class Coordinator:
         self._apply_cluster(settings)
 
     def _apply_cluster(self, settings: Settings) -> None:
-        """Join the cluster, or leave it, or change it."""
-        if settings.cluster == (self.store.settings if self.store else ClusterSettings()):
-            if self.store is not None:
-                self.store.instance = settings.instance
-            return
-        if self.store is not None:
-            task = asyncio.get_running_loop().create_task(self.store.stop(), name="leave cluster")
-            self._stopping.add(task)
-            task.add_done_callback(self._stopping.discard)
-            self.store = None
-        if settings.cluster.url:
-            from smtpproxy.cluster.store import Store  # needs the extra
+        """Join the cluster, or leave it, or change it; and lease the slots of new backends."""
+        if settings.cluster != (self.store.settings if self.store else ClusterSettings()):
+            before, leases = self.store, self._leases
+            self.store = self._leases = None
+            if leases is not None:
+                leases.stop()
+            if settings.cluster.url:
+                self._join_cluster(settings, before.replica if before else "")
+            else:
+                for queue in self._connection_slots.values():
+                    queue.release()
+            if before is not None and leases is not None:
+                self._leave_cluster(before, leases)
+        if self.store is not None and self._leases is not None:
+            self.store.instance = settings.instance
+            for name, queue in self._connection_slots.items():
+                self._leases.add(name, queue)
 
-            self.store = Store(settings.cluster, settings.instance)
-            self.store.start()
+    def _join_cluster(self, settings: Settings, replica: str) -> None:
+        # They need the packages of the extra.
+        from smtpproxy.cluster.leases import Leases
+        from smtpproxy.cluster.store import Store
+
+        self.store = Store(settings.cluster, settings.instance, replica)
+        self._leases = Leases(self.store)
+        self.store.start()
+
+    def _leave_cluster(self, store: "Store", leases: "Leases") -> None:
+        """Give back all leases, unless they go on in another connection to the same data."""
+
+        async def leave() -> None:
+            if self.store is None or not store.is_same(self.store):
+                await leases.leave()
+            await store.stop()
+
+        task = asyncio.get_running_loop().create_task(leave(), name="leave cluster")
+        self._stopping.add(task)
+        task.add_done_callback(self._stopping.discard)
 
     async def close(self) -> None:
         """Leave the cluster; called after the last worker has ended."""
-        if self.store is not None:
-            await self.store.stop()
+        if self.store is not None and self._leases is not None:
+            store, self.store = self.store, None
+            self._leases.stop()
+            self._leave_cluster(store, self._leases)
         if self._stopping:
             await asyncio.wait(self._stopping)
 
@@ -115,6 +142,9 @@ class Coordinator:
         if self.store is not None:
             snapshot.put(definitions.CLUSTER_STORE_UP, int(self.store.is_up))
             snapshot.put(definitions.CLUSTER_STORE_FAILURES, self.store.failures)
+        if self._leases is not None:
+            for name, used in self._leases.used():
+                snapshot.put(definitions.CLUSTER_CONNECTIONS, used, name)
         for name, queue in self._connection_slots.items():
             snapshot.put(definitions.BACKEND_CONNECTIONS, queue.taken, name)
             snapshot.put(definitions.BACKEND_MAX_CONNECTIONS, queue.limit, name)

@@ -9,9 +9,13 @@ addresses, as limits count them (`Admission.address_of`):
 - When an address has waited for part of `max_wait`, a slot is reclaimed from an address that holds
   more slots: the session that has held its slot longest, if long enough, ends after its
   transaction.  One session is asked at a time, the next one a while later.
+
+With leases, the slots are those of several replicas: `SlotQueue` keeps the order of its clients,
+and somebody else decides how many of them are served.
 """
 
 import asyncio
+from collections.abc import Callable
 from time import monotonic
 from typing import NamedTuple, Protocol
 
@@ -71,6 +75,8 @@ class SlotQueue:
         self._waiting: dict[SlotHolder, _Wait] = {}  # the oldest first
         self._turns: dict[bytes, dict[SlotHolder, None]] = {}  # the next address first
         self._timer: asyncio.TimerHandle | None = None
+        self._changed: Callable[[], None] | None = None  # with leases
+        self._allowed = limit  # clients are served while fewer slots are in use
 
     @property
     def taken(self) -> int:
@@ -84,14 +90,16 @@ class SlotQueue:
 
     def ask(self, holder: SlotHolder, address: bytes) -> None:
         """Request a slot for a client of this address, as `Admission.address_of` returns it."""
-        if len(self._taken) < self.limit and not self._waiting:
+        if len(self._taken) < self._allowed and not self._waiting:
             self._grant(holder, address)
+            self._note_change()
             return
         now = monotonic()
         patient_until, deadline = now + PATIENCE * self.max_wait, now + self.max_wait
         self._waiting[holder] = _Wait(address, patient_until, deadline)
         self._turns.setdefault(address, {})[holder] = None
         self._arm(now)
+        self._note_change()
 
     def leave(self, holder: SlotHolder) -> None:
         """Release the slot, or cancel the request for one."""
@@ -104,15 +112,53 @@ class SlotQueue:
             if not self._held[address]:
                 del self._held[address]
             self._serve()
+        self._note_change()
 
     def resize(self, limit: int, max_wait: float) -> None:
         """Change the settings, and grant the slots that this adds; none in use is taken away."""
         self.limit, self.max_wait = limit, max_wait
+        if self._changed is None:
+            self.allow(limit)
+        else:
+            self._changed()
+
+    # --- leases -------------------------------------------------------------------------------
+
+    def lease(self, changed: Callable[[], None]) -> None:
+        """Grant no slot until `allow` or `serve` is called; call `changed` at each change."""
+        self._changed = changed
+        self._allowed = 0
+
+    def release(self) -> None:
+        """Grant all slots again, without leases."""
+        self._changed = None
+        self.allow(self.limit)
+
+    def allow(self, slots: int) -> None:
+        """Grant slots while fewer than this are in use."""
+        self._allowed = slots
         self._serve()
+
+    def serve(self, clients: int) -> int:
+        """Grant slots to so many clients that wait, and return to how many."""
+        before = len(self._taken)
+        self.allow(before + clients)
+        self._allowed = 0
+        return len(self._taken) - before
+
+    def reclaim(self) -> None:
+        """Reclaim a slot for a client of another replica, if one has been held long enough."""
+        self._reclaim_from_most(monotonic(), 0)
+
+    def _note_change(self) -> None:
+        if self._changed is not None:
+            self._changed()
+
+    # --- the queue ----------------------------------------------------------------------------
 
     def _serve(self) -> None:
         """Grant the free slots."""
-        while self._waiting and len(self._taken) < self.limit:
+        while self._waiting and len(self._taken) < self._allowed:
             address = self._next_address()
             holder = next(iter(self._turns[address]))
             self._wait_no_more(holder)
@@ -160,6 +206,7 @@ class SlotQueue:
                 break
             self._wait_no_more(holder)
             holder.slot_answered(granted=False)
+            self._note_change()
         if self._waiting:
             self._reclaim(now)
 
@@ -167,6 +214,10 @@ class SlotQueue:
         address = self._next_address()
         if self._waiting[next(iter(self._turns[address]))].patient_until > now:
             return
+        self._reclaim_from_most(now, self._held.get(address, 0))
+
+    def _reclaim_from_most(self, now: float, least: int) -> None:
+        """Reclaim a slot from the address that holds most, if it holds more than `least`."""
         held: dict[bytes, int] = {}  # the number of slots by address, without reclaimed ones
         longest: dict[bytes, SlotHolder] = {}
         for holder, hold in self._taken.items():
@@ -176,6 +227,6 @@ class SlotQueue:
                     longest.setdefault(hold.address, holder)
         if longest:
             most = max(longest, key=held.__getitem__)
-            if held[most] > self._held.get(address, 0):
+            if held[most] > least:
                 self._reclaimed.add(longest[most])
                 longest[most].reclaim_slot()

@@ -1,0 +1,25 @@
+"""Fixtures: a Redis server whose clock only the test moves."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.other_clock import OtherClock
+from tests.support.redis_server import RedisServer
+
+
+@pytest.fixture(scope="module")
+def clock(tmp_path_factory: pytest.TempPathFactory) -> OtherClock:
+    """A clock that stands still."""
+    clock = OtherClock(tmp_path_factory.mktemp("clock"))
+    clock.stand_still()
+    return clock
+
+
+@pytest.fixture(scope="module")
+def timed_server(
+    clock: OtherClock, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RedisServer]:
+    """A server with the time of `clock`."""
+    with RedisServer(tmp_path_factory.mktemp("redis"), env=clock.environment) as server:
+        yield server

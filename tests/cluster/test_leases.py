@@ -1,0 +1,259 @@
+"""Leases in replicas: their clients, their queue, and a real server."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from smtpproxy.cluster.leases import Leases
+from smtpproxy.cluster.store import Store
+from smtpproxy.config.schema import ClusterSettings
+from smtpproxy.net.backend.connection_slots import SlotQueue
+from tests.support.redis_server import RedisServer
+
+LEASE_S = 1.0
+
+
+class Client:
+    """A client, which holds its slot until `end`."""
+
+    def __init__(self, queue: SlotQueue, address: bytes = b"A") -> None:
+        self._queue = queue
+        self.began = time.monotonic()
+        self.waited = 0.0
+        self.granted: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self.asked_back = False
+        queue.ask(self, address)
+
+    def slot_answered(self, *, granted: bool) -> None:
+        self.waited = time.monotonic() - self.began
+        self.granted.set_result(granted)
+
+    def reclaim_slot(self) -> None:
+        self.asked_back = True
+        self.end()
+
+    def end(self) -> None:
+        self._queue.leave(self)
+
+    @property
+    def is_served(self) -> bool:
+        return self.granted.done() and self.granted.result()
+
+
+class Replica:
+    """One replica with a backend `mx`."""
+
+    def __init__(self, url: str, limit: int, lease_s: float, max_wait: float) -> None:
+        settings = ClusterSettings(url=url, replicas=3, lease=lease_s)
+        self.store = Store(settings, "one")
+        self.leases = Leases(self.store)
+        self.queue = SlotQueue(limit, max_wait)
+        self.leases.add("mx", self.queue)
+        self.store.start()
+
+    def client(self, address: bytes = b"A") -> Client:
+        return Client(self.queue, address)
+
+    async def stop(self) -> None:
+        self.leases.stop()
+        await self.leases.leave()
+        await self.store.stop()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RedisServer]:
+    with RedisServer(tmp_path) as server:
+        yield server
+
+
+@asynccontextmanager
+async def replicas(
+    server: RedisServer,
+    limit: int = 6,
+    lease_s: float = LEASE_S,
+    max_wait: float = 30.0,
+    count: int = 3,
+    wait: bool = True,
+) -> AsyncIterator[list[Replica]]:
+    found = [Replica(server.url, limit, lease_s, max_wait) for _ in range(count)]
+    try:
+        if wait:
+            await until(lambda: all(each.store.is_up for each in found))
+            await recovered(found)
+        yield found
+    finally:
+        for each in found:
+            await each.stop()
+
+
+async def recovered(found: list[Replica]) -> None:
+    """Wait until the server grants leases."""
+    await until(lambda: all(each.queue._allowed == 0 for each in found))
+    client = found[0].client()
+    await until(lambda: client.is_served)
+    client.end()
+
+
+async def until(reached: Callable[[], bool], limit_s: float = 20.0) -> None:
+    async with asyncio.timeout(limit_s):
+        while not reached():
+            await asyncio.sleep(0.01)
+
+
+def taken(found: list[Replica]) -> list[int]:
+    return [each.queue.taken for each in found]
+
+
+async def test_one_replica_may_use_all_connections_and_others_wait(server: RedisServer) -> None:
+    async with replicas(server) as (one, two, three):
+        first = [one.client() for _ in range(6)]
+        await until(lambda: all(each.is_served for each in first))
+        waiting = [two.client(), three.client()]
+        await asyncio.sleep(0.3)
+        assert not any(each.granted.done() for each in waiting)
+        first[0].end()
+        first[1].end()
+        await until(lambda: all(each.is_served for each in waiting))
+        assert taken([one, two, three]) == [4, 1, 1]
+
+
+async def test_waiting_clients_of_all_replicas_are_served_fairly(server: RedisServer) -> None:
+    async with replicas(server) as found:
+        first = [found[0].client() for _ in range(6)]
+        await until(lambda: all(each.is_served for each in first))
+        for _ in range(10):
+            for each in found:
+                each.client()
+        await until(lambda: all(each.queue.waiting for each in found))
+        for client in first:
+            client.end()
+            await until(lambda: sum(taken(found)) == 6)
+        assert taken(found) == [2, 2, 2]
+
+
+async def test_a_free_slot_is_used_at_once(server: RedisServer) -> None:
+    """The replica that waits is woken, long before it would ask again."""
+    async with replicas(server, limit=3) as (one, two, _):
+        first = [one.client() for _ in range(3)]
+        await until(lambda: all(each.is_served for each in first))
+        waits = []
+        for client in first:
+            other = two.client()
+            await asyncio.sleep(0.05)
+            client.end()
+            ended = time.monotonic()
+            await until(lambda other=other: other.is_served)
+            waits.append(time.monotonic() - ended)
+        assert min(waits) < 0.1
+
+
+async def test_without_the_server_each_replica_uses_its_share(server: RedisServer) -> None:
+    async with replicas(server) as found:
+        server.stop()
+        clients = [[each.client() for _ in range(4)] for each in found]
+        await until(lambda: taken(found) == [2, 2, 2])
+        assert all(client.waited < 0.5 for each in clients for client in each[:2])
+        assert [each.queue.waiting for each in found] == [2, 2, 2]
+        late = found[0].client()
+        clients[0][0].end()
+        await until(lambda: clients[0][2].is_served)
+        assert not late.granted.done()
+        server.go_on()
+        await until(lambda: all(each.store.is_up for each in found))
+        assert taken(found) == [2, 2, 2]
+
+
+async def test_what_a_replica_holds_above_its_share_stays_and_is_not_replaced(
+    server: RedisServer,
+) -> None:
+    async with replicas(server) as (one, two, three):
+        first = [one.client() for _ in range(6)]
+        await until(lambda: all(each.is_served for each in first))
+        server.kill()
+        await until(lambda: not one.store.is_up)
+        other = two.client()
+        await until(lambda: other.is_served)
+        assert taken([one, two, three]) == [6, 1, 0]
+        again = one.client()
+        for client in first[:4]:
+            client.end()
+        await asyncio.sleep(0.1)
+        assert not again.granted.done()
+        first[4].end()
+        await until(lambda: again.is_served)
+
+
+async def test_a_server_that_comes_back_empty_learns_first_what_is_held(
+    server: RedisServer,
+) -> None:
+    async with replicas(server) as (one, two, three):
+        first = [one.client() for _ in range(6)]
+        await until(lambda: all(each.is_served for each in first))
+        server.kill()
+        server.start()
+        others = [two.client() for _ in range(4)]
+        await until(lambda: all(each.store.is_up for each in (one, two, three)))
+        await asyncio.sleep(2 * LEASE_S)
+        assert taken([one, two, three]) == [6, 2, 0]  # its share meanwhile, and no more after
+        for client in first[:2]:
+            client.end()
+        await asyncio.sleep(2 * LEASE_S)
+        assert [each.is_served for each in others] == [True, True, False, False]
+        first[2].end()
+        await until(lambda: others[2].is_served)
+
+
+async def test_a_new_replica_serves_its_share_at_once(server: RedisServer) -> None:
+    """Nobody waits for a lease when the first replica starts."""
+    async with replicas(server, lease_s=60, wait=False) as (one, _, _):
+        clients = [one.client() for _ in range(3)]
+        await until(lambda: clients[1].is_served, 1)
+        assert not clients[2].granted.done()
+
+
+async def test_clients_of_a_replica_are_served_in_their_order(server: RedisServer) -> None:
+    async with replicas(server, limit=1) as (one, _, _):
+        first = one.client()
+        await until(lambda: first.is_served)
+        waiting = [one.client() for _ in range(3)]
+        served = []
+        first.end()
+        for client in waiting:
+            await until(lambda client=client: client.is_served)
+            served.append([each.granted.done() for each in waiting])
+            client.end()
+        assert served == [[True, False, False], [True, True, False], [True, True, True]]
+
+
+async def test_a_replica_with_many_gives_one_back_to_another_that_waits(
+    server: RedisServer,
+) -> None:
+    async with replicas(server, max_wait=2.0) as (one, two, _):
+        first = [one.client() for _ in range(6)]
+        await until(lambda: all(each.is_served for each in first))
+        other = two.client()
+        await until(lambda: other.granted.done())
+        assert other.granted.result()
+        assert [each.asked_back for each in first] == [True] + 5 * [False]
+
+
+async def test_a_client_that_waits_too_long_is_refused(server: RedisServer) -> None:
+    async with replicas(server, limit=1, max_wait=0.5) as (one, two, _):
+        one.client().reclaim_slot = lambda: None  # type: ignore[method-assign]
+        other = two.client()
+        await until(lambda: other.granted.done())
+        assert not other.granted.result()
+
+
+async def test_leases_of_a_replica_that_leaves_are_free_at_once(server: RedisServer) -> None:
+    async with replicas(server, lease_s=LEASE_S) as (one, two, _):
+        first = [one.client() for _ in range(6)]
+        await until(lambda: all(each.is_served for each in first))
+        waiting = [two.client() for _ in range(6)]
+        await asyncio.sleep(0.05)
+        await one.stop()
+        await until(lambda: all(each.is_served for each in waiting), LEASE_S)
