@@ -17,9 +17,16 @@ from smtpproxy import cli
 from smtpproxy.admin import health
 from smtpproxy.control_socket import locations
 from tests.deploy.test_container import INSTRUCTIONS
+from tests.support.programs import peers_directory, unavailable
 
 KUBERNETES = Path(__file__).parents[2] / "deploy/kubernetes"
-OVERLAYS = ("base", "proxy-protocol")
+OVERLAYS = {
+    "base": ("base",),
+    "proxy-protocol": ("proxy-protocol",),
+    "prometheus": ("base", "prometheus"),
+    "proxy-protocol, prometheus": ("proxy-protocol", "prometheus"),
+}
+"""What an operator's overlay can be made of: a directory of resources, and a component or none."""
 VERSIONS = ("1.31", kubernetes_validate.latest_version())
 SCHEMALESS = {"PodMonitor"}
 """Kinds that Kubernetes itself does not have."""
@@ -27,18 +34,27 @@ SCHEMALESS = {"PodMonitor"}
 Manifest = dict[str, Any]
 
 
-def build(directory: Path) -> list[Manifest]:
+def build(resources: str, *components: str) -> list[Manifest]:
     """Return the manifests of an overlay: resources, generated ConfigMaps, JSON patches.
 
     As kustomize does, but for the digest that it adds to the name of a ConfigMap.
     """
+    found: list[Manifest] = []
+    for each in (resources, *components):
+        _add_directory(KUBERNETES / each, found)
+    return found
+
+
+def _add_directory(directory: Path, found: list[Manifest]) -> None:
     (overlay,) = _documents(directory / "kustomization.yaml")
     assert overlay.keys() <= {"apiVersion", "kind", "resources", "configMapGenerator", "patches"}
-    found: list[Manifest] = []
     for resource in overlay["resources"]:
         path = directory / resource
-        found += build(path) if path.is_dir() else _documents(path)
-    for generator in overlay["configMapGenerator"]:
+        if path.is_dir():
+            _add_directory(path, found)
+        else:
+            found += _documents(path)
+    for generator in overlay.get("configMapGenerator", []):
         if generator.get("behavior") == "replace":
             found.remove(_named(found, "ConfigMap", generator["name"]))
         files = {name: (directory / name).read_text() for name in generator["files"]}
@@ -47,8 +63,7 @@ def build(directory: Path) -> list[Manifest]:
     for patch in overlay.get("patches", []):
         target = _named(found, patch["target"]["kind"], patch["target"]["name"])
         for operation in yaml.safe_load(patch["patch"]):
-            _add(target, operation)
-    return found
+            _apply(operation, target)
 
 
 def _documents(file: Path) -> list[Manifest]:
@@ -62,19 +77,21 @@ def _named(manifests: list[Manifest], kind: str, name: str = "smtpproxy") -> Man
     return found
 
 
-def _add(target: Any, operation: Manifest) -> None:
-    """Append to the list that an operation of a JSON patch names (RFC 6902)."""
-    assert operation["op"] == "add"
+def _apply(operation: Manifest, target: Any) -> None:
+    """Append to a list, or remove a field, as an operation of a JSON patch says (RFC 6902)."""
     *steps, last = operation["path"].strip("/").split("/")
-    assert last == "-"
     for step in steps:
         target = target[int(step) if isinstance(target, list) else step]
-    target.append(operation["value"])
+    if operation["op"] == "remove":
+        del target[last]
+    else:
+        assert (operation["op"], last) == ("add", "-")
+        target.append(operation["value"])
 
 
 @pytest.fixture(params=OVERLAYS)
 def manifests(request: pytest.FixtureRequest) -> list[Manifest]:
-    return build(KUBERNETES / request.param)
+    return build(*OVERLAYS[request.param])
 
 
 def pod(manifests: list[Manifest]) -> Manifest:
@@ -97,8 +114,7 @@ def test_the_manifests_are_valid(manifests: list[Manifest], version: str) -> Non
         kinds.add(each["kind"])
         if each["kind"] not in SCHEMALESS:
             kubernetes_validate.validate(each, version, strict=True)
-    assert {"Deployment", "Service", "ConfigMap", "PodMonitor", "HorizontalPodAutoscaler"} < kinds
-    assert {"PodDisruptionBudget", "NetworkPolicy"} < kinds
+    assert {"Deployment", "Service", "ConfigMap", "PodDisruptionBudget", "NetworkPolicy"} <= kinds
 
 
 def test_a_wrong_manifest_is_not_valid(manifests: list[Manifest]) -> None:
@@ -108,16 +124,23 @@ def test_a_wrong_manifest_is_not_valid(manifests: list[Manifest]) -> None:
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_kustomize_builds_the_same(overlay: str) -> None:
-    kubectl = shutil.which("kubectl")
-    if kubectl is None:
-        pytest.skip("kubectl is not on this machine; Debian has none that is new enough")
-    argv = [kubectl, "kustomize", KUBERNETES / overlay]
+def test_kustomize_builds_the_same(overlay: str, tmp_path: Path) -> None:
+    kubectl = shutil.which("kubectl") or str(peers_directory() / "kubectl/kubectl")
+    if not Path(kubectl).exists():
+        unavailable("kubectl is missing (see .ci/install-peers)")
+    resources, *components = OVERLAYS[overlay]
+    shutil.copytree(KUBERNETES, tmp_path / "kubernetes")
+    (tmp_path / "kubernetes/overlay").mkdir()
+    (tmp_path / "kubernetes/overlay/kustomization.yaml").write_text(
+        "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\n"
+        f"resources: [../{resources}]\ncomponents: {[f'../{each}' for each in components]}\n"
+    )
+    argv = [kubectl, "kustomize", tmp_path / "kubernetes/overlay"]
     built = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True).stdout
     theirs = yaml.safe_load_all(
         re.sub(r"(name: smtpproxy)-[a-z0-9]{10}$", r"\1", built, flags=re.MULTILINE)
     )
-    ours = build(KUBERNETES / overlay)
+    ours = build(*OVERLAYS[overlay])
     assert sorted(map(_text, theirs)) == sorted(map(_text, ours))
 
 
@@ -134,12 +157,14 @@ def test_labels_names_and_ports_refer_to_one_another(manifests: list[Manifest]) 
     for service in (each["spec"] for each in manifests if each["kind"] == "Service"):
         assert service["selector"] == label
         assert {port["targetPort"] for port in service["ports"]} <= ports.keys()
-    (scraped,) = _named(manifests, "PodMonitor")["spec"]["podMetricsEndpoints"]
-    assert scraped["port"] in ports
+    for monitor in (each["spec"] for each in manifests if each["kind"] == "PodMonitor"):
+        (scraped,) = monitor["podMetricsEndpoints"]
+        assert scraped["port"] in ports
+        assert monitor["selector"]["matchLabels"] == label
     for probe in ("livenessProbe", "readinessProbe"):
         assert container(manifests)[probe]["httpGet"]["port"] in ports
     assert _named(manifests, "Deployment")["spec"]["template"]["metadata"]["labels"] == label
-    for kind in ("Deployment", "PodDisruptionBudget", "PodMonitor"):
+    for kind in ("Deployment", "PodDisruptionBudget"):
         assert _named(manifests, kind)["spec"]["selector"]["matchLabels"] == label
     assert policy["podSelector"]["matchLabels"] == label
 
@@ -197,8 +222,28 @@ def test_the_settings_have_no_problem(manifests: list[Manifest], tmp_path: Path)
     assert result.exit_code == 0, result.output
 
 
-def test_the_autoscaler_reads_a_metric_that_exists(manifests: list[Manifest]) -> None:
-    (metric,) = _named(manifests, "HorizontalPodAutoscaler")["spec"]["metrics"]
+def test_two_pods_on_two_nodes_of_which_one_may_go_at_a_time(manifests: list[Manifest]) -> None:
+    """An update adds a pod first; a node is drained of one, of any if the MTA is down."""
+    deployment = _named(manifests, "Deployment")
+    scaled = [each for each in manifests if each["kind"] == "HorizontalPodAutoscaler"]
+    if scaled:
+        assert "replicas" not in deployment["spec"]
+        assert scaled[0]["spec"]["minReplicas"] == 2
+        assert scaled[0]["spec"]["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
+    else:
+        assert deployment["spec"]["replicas"] == 2
+    assert deployment["spec"]["strategy"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
+    assert deployment["spec"]["minReadySeconds"] > 0
+    (spread,) = pod(manifests)["topologySpreadConstraints"]
+    assert (spread["topologyKey"], spread["maxSkew"]) == ("kubernetes.io/hostname", 1)
+    assert spread["whenUnsatisfiable"] == "DoNotSchedule"
+    budget = _named(manifests, "PodDisruptionBudget")["spec"]
+    assert budget["maxUnavailable"] == 1
+    assert budget["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
+
+
+def test_the_autoscaler_reads_a_metric_that_exists() -> None:
+    (metric,) = _named(build("base", "prometheus"), "HorizontalPodAutoscaler")["spec"]["metrics"]
     name = metric["pods"]["metric"]["name"].removeprefix("smtpproxy_")
     sources = Path(cli.__file__).parent.rglob("*.py")
     assert any(f'"{name}"' in source.read_text() for source in sources)
