@@ -92,6 +92,8 @@ class Contender:
     """Whether it fails when a command follows the end of data at once."""
     idle_most: int = 2000
     """How many idle sessions are opened; fewer for a contender with one process for each."""
+    settle_s: float = 0.0
+    """How long after its start it works as it does from then on."""
     environment: Mapping[str, str] = field(default_factory=dict)
 
     def missing(self) -> str:

@@ -90,7 +90,10 @@ class Bench:
         at_once = min(scenario.at_once, chain.contender.idle_most)
         with chain.holding(scenario, at_once):
             time.sleep(SETTLE_S)
-            run = chain.run(scenario, {}, Meter(chain.pid))
+            meter = Meter(chain.pid)
+            time.sleep(self.seconds)
+            run = chain.run(scenario, {}, meter)
+            run.seconds = self.seconds
             run.before_kib, run.open_sessions = before, at_once
             return run
 
@@ -155,6 +158,7 @@ class Chain:
         process = self._open.enter_context(Process(argv, log, self.contender.environment))
         process.await_greeting(site.port)
         self.pid, self.port = process.pid, site.port
+        time.sleep(self.contender.settle_s)
 
     @contextlib.contextmanager
     def far_away(self) -> Iterator[None]:

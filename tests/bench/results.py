@@ -60,10 +60,24 @@ def _session_kib(run: Run) -> float | None:
     return (run.resident_kib - run.before_kib) / run.open_sessions
 
 
+def _messages_per_core(run: Run) -> float | None:
+    cpu_us = _cpu_us(run)
+    return 1e6 / cpu_us if cpu_us else None
+
+
+def _idle_cpu(run: Run) -> float | None:
+    """Return the share of a core that 1,000 idle sessions use, in percent."""
+    if run.messages or not run.open_sessions or run.cpu_s is None or not run.seconds:
+        return None
+    return 100 * run.cpu_s / run.seconds * 1000 / run.open_sessions
+
+
 CPU_US = Figure("CPU per message, µs", _cpu_us)
 SESSION_MS = Figure("session, ms", lambda run: run.session_s * 1e3 or None)
 MESSAGES_PER_S = Figure("messages per second", lambda run: run.messages / run.seconds)
 SESSION_KIB = Figure("memory per session, KiB", _session_kib)
+MESSAGES_PER_CORE = Figure("messages a second, per core", _messages_per_core)
+IDLE_CPU = Figure("CPU of 1,000 idle sessions, % of a core", _idle_cpu)
 PEAK_MIB = Figure("peak memory, MiB", lambda run: run.peak_kib / 1024 or None)
 RESIDENT_MIB = Figure("memory, MiB", lambda run: run.resident_kib / 1024 or None)
 

@@ -1,4 +1,7 @@
-"""How the cost grows with sessions at once, recipients and message size; one worker and two."""
+"""What one core does, and how the cost grows with sessions, recipients and message size.
+
+Measured with one worker and with two.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,14 +12,31 @@ from tests.bench.campaign import Step
 from tests.bench.contenders import Contender
 from tests.bench.machine import most_sessions
 from tests.bench.plots import Panel, Point, Series, lines
-from tests.bench.results import CPU_US, PEAK_MIB, RESIDENT_MIB, Figure, Results
-from tests.bench.scenarios import Kind, Scenario
+from tests.bench.results import (
+    CPU_US,
+    IDLE_CPU,
+    MESSAGES_PER_CORE,
+    PEAK_MIB,
+    RESIDENT_MIB,
+    SESSION_KIB,
+    Figure,
+    Results,
+)
+from tests.bench.scenarios import Kind, Scenario, named
 from tests.bench.tables import TIMES, made_by, measured_on, written
 
 PART = "figures"
 WORKERS = {"smtpproxy": "1 worker", "smtpproxy-2-workers": "2 workers"}
 STYLES = {"smtpproxy": "ours", "smtpproxy-2-workers": "second"}
 SESSIONS_MOST = 10_000
+OF_A_CORE = (
+    ("messages a second, one in each session", named("small"), MESSAGES_PER_CORE),
+    ("messages a second, 20 in each session", named("many"), MESSAGES_PER_CORE),
+    ("messages a second to 50 recipients", named("recipients"), MESSAGES_PER_CORE),
+    ("memory of an idle session, KiB", named("idle"), SESSION_KIB),
+    ("CPU of 1,000 idle sessions, %", named("idle"), IDLE_CPU),
+)
+"""What one core does: the name of each figure, and where it comes from."""
 
 
 def size(size_bytes: float) -> str:
@@ -122,7 +142,9 @@ SWEEPS = (
 
 def steps(contenders: Sequence[Contender], repetitions: int) -> list[Step]:
     """Return what is to be measured."""
-    return [Step(sweep.scenarios(), contenders, repetitions) for sweep in SWEEPS]
+    of_a_core = list(dict.fromkeys(scenario for _, scenario, _ in OF_A_CORE))
+    sweeps = [Step(sweep.scenarios(), contenders, repetitions) for sweep in SWEEPS]
+    return [Step(of_a_core, contenders, repetitions), *sweeps]
 
 
 def write(results: Results, page: Path) -> list[Path]:
@@ -131,7 +153,7 @@ def write(results: Results, page: Path) -> list[Path]:
     Returns:
         All files that were written.
     """
-    parts, files = [], []
+    parts, files = ["### One core", _of_a_core(results)], []
     for sweep in SWEEPS:
         file = page.parent / f"sizing-{sweep.name}.svg"
         file.write_text(picture(results, sweep))
@@ -177,6 +199,14 @@ def _table(results: Results, sweep: Sweep) -> str:
         for value in values
     ]
     return markdown.table(head, rows)
+
+
+def _of_a_core(results: Results) -> str:
+    rows = []
+    for name, scenario, figure in OF_A_CORE:
+        spreads = [results.spread(scenario, contender, figure) for contender in WORKERS]
+        rows.append([name, *(written(each.median if each else None) for each in spreads)])
+    return markdown.table(["", *(f"{workers}" for workers in WORKERS.values())], rows)
 
 
 def _growth(results: Results, sweep: Sweep) -> str:

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from tests.bench.results import (
     CPU_US,
+    IDLE_CPU,
     MAIN_FIGURE,
     MESSAGES_PER_S,
     PEAK_MIB,
@@ -25,7 +26,7 @@ TIMES = "\N{MULTIPLICATION SIGN}"
 COLUMNS: dict[Kind, tuple[Figure, ...]] = {
     Kind.PASSING: (CPU_US, MESSAGES_PER_S, SESSION_MS, PEAK_MIB),
     Kind.HELD: (CPU_US, MESSAGES_PER_S, RESIDENT_MIB, SESSION_KIB),
-    Kind.IDLE: (SESSION_KIB, RESIDENT_MIB),
+    Kind.IDLE: (SESSION_KIB, RESIDENT_MIB, IDLE_CPU),
     Kind.DISTANT: (SESSION_MS,),
 }
 

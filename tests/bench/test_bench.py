@@ -239,13 +239,14 @@ def test_the_sizing_page_has_a_picture_and_a_table_for_each_sweep(tmp_path: Path
     shutil.copy(ROOT / "deploy" / "sizing.md", page)
     found = results()
     found.scenarios = [
+        *(scenario for _, scenario, _ in sizing.OF_A_CORE),
         *map(sizing.SWEEPS[0].scenario, (1, 100)),
         *map(sizing.SWEEPS[1].scenario, (1, 10)),
         *map(sizing.SWEEPS[2].scenario, (1000, 100_000_000)),
     ]
     found.runs = [
         Run(scenario=scenario.name, contender=contender, messages=1, seconds=1, cpu_s=0.001,
-            peak_kib=1024, resident_kib=1024)
+            peak_kib=1024, resident_kib=1024, open_sessions=2)
         for scenario in found.scenarios
         for contender in sizing.WORKERS
     ]  # fmt: skip
@@ -254,6 +255,8 @@ def test_the_sizing_page_has_a_picture_and_a_table_for_each_sweep(tmp_path: Path
         *(f"sizing-{sweep.name}.svg" for sweep in sizing.SWEEPS),
         "sizing.md",
     ]
+    assert "| messages a second, one in each session | 1,000 | 1,000 |" in page.read_text()
+    assert "| memory of an idle session, KiB | 512 | 512 |" in page.read_text()
     assert "| 100 MB | 1,000 | 1.00 | 1,000 | 1.00 |" in page.read_text()
     assert "1 worker, from 1 to 100 (100 times as much): CPU per message" in page.read_text()
     assert "in proportion" in texts(written[1].read_text())
