@@ -122,7 +122,10 @@ def blunder(session: Watched, words: str, answers: list[str]) -> None:
     session.close()
 
 
-@pytest.mark.parametrize("trusted", [False, True], ids=["stranger", "trusted"])
+@pytest.mark.parametrize(
+    "trusted",
+    [pytest.param(False, id="stranger"), pytest.param(True, id="trusted", marks=pytest.mark.long)],
+)
 @pytest.mark.parametrize("answers", ANSWERS.values(), ids=ANSWERS)
 @pytest.mark.parametrize("words", BLUNDERS)
 def test_no_blunder_lets_a_secret_out(

@@ -162,7 +162,9 @@ class Driven:
         self.session.backend.clear()
 
 
-@pytest.fixture(params=[False, True], ids=["all", "errors"])
+@pytest.fixture(
+    params=[pytest.param(False, id="all"), pytest.param(True, id="errors", marks=pytest.mark.long)]
+)
 def service(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Service]:
     made = Service(tmp_path, only_errors=request.param)
     gc.disable()  # it looks at all objects of the tests; a worker freezes its own

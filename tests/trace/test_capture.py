@@ -190,7 +190,9 @@ class TestOneFile:
 class TestParts:
     """A capture whose records come one by one."""
 
-    @pytest.mark.parametrize("size", [1, 3, 7])
+    @pytest.mark.parametrize(
+        "size", [1, *(pytest.param(size, marks=pytest.mark.long) for size in (3, 7))]
+    )
     def test_each_side_says_the_same_as_in_the_whole(self, size: int) -> None:
         records = [*dialogue(0, 10.0), *dialogue(1, 20.0)]
         whole, parts = pcapng.Capture(), pcapng.Capture()

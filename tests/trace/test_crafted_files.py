@@ -339,11 +339,10 @@ class TestBounds:
     @pytest.mark.parametrize(
         ("command", "octets"),
         [
-            ("show", b"\xff\xf0\x9f\x98\x80\x00" * 8),
-            ("html", b"\x01\n" * 24),
-            ("pcapng", b"\x7f" * 48),
+            pytest.param("show", b"\xff\xf0\x9f\x98\x80\x00" * 8, id="show"),
+            pytest.param("html", b"\x01\n" * 24, id="html", marks=pytest.mark.long),
+            pytest.param("pcapng", b"\x7f" * 48, id="pcapng", marks=pytest.mark.long),
         ],
-        ids=["show", "html", "pcapng"],
     )
     def test_a_session_takes_bounded_memory(self, file: Path, command: str, octets: bytes) -> None:
         content = "\\=" + base64.b64encode(octets * 100_000).decode()

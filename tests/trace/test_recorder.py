@@ -378,7 +378,9 @@ class TestErrors:
         assert reply.endswith("y ...")
         assert len(reply) == session_recorder.LONG_OCTETS + len(" ...")
 
-    @pytest.mark.parametrize("address", ["x@y", "\x7f" * 2000])
+    @pytest.mark.parametrize(
+        "address", [pytest.param("x@y", marks=pytest.mark.long), "\x7f" * 2000]
+    )
     def test_all_that_is_kept_of_a_session_counts(self, tmp_path: Path, address: str) -> None:
         """Commands, replies, messages under way and what the last record has."""
         traced = Traced(tmp_path, only_errors=True, kept=CaptureMode.FULL, most=1 << 20)
