@@ -30,7 +30,11 @@ class Bounded:
     port: int
 
 
-@pytest.fixture(params=[partial(peers.exim, chunking=True), peers.postfix], ids=["exim", "postfix"])
+@pytest.fixture(
+    params=[partial(peers.exim, chunking=True), peers.postfix],
+    ids=["exim", "postfix"],
+    scope="module",
+)
 def bounded(request: pytest.FixtureRequest) -> Iterator[Bounded]:
     start: Callable[[], AbstractContextManager[Backend]] = request.param
     # Without SIZE a client finds out by its chunks alone.
@@ -73,6 +77,7 @@ def test_the_chunk_that_makes_it_too_big_does_not_reach_the_mta(
     bounded: Bounded, ends: tuple[int, ...]
 ) -> None:
     message = large(40_000)
+    since = len(bounded.tap.connections)
     with Wire(bounded.port) as wire:
         assert wire.replies(1) == [220]
         assert wire.ask(b"EHLO client.example") == [250]
@@ -80,7 +85,7 @@ def test_the_chunk_that_makes_it_too_big_does_not_reach_the_mta(
         taken = [250] * (2 + len(ends))
         assert wire.ask(*ENVELOPE, group, replies=len(taken) + 1) == [*taken, 552]
         assert wire.rest() == b""  # what follows could not be attributed to a client
-    (connection,) = bounded.tap.settled()
+    (connection,) = bounded.tap.settled(since)
     assert b"LAST" not in connection.sent()
     assert not bounded.mta.has(message)
 
