@@ -28,6 +28,11 @@ class Machine:
     name: str
 
     @property
+    def network(self) -> Path:
+        """The file of its network namespace."""
+        return Path("/run/netns") / self.name
+
+    @property
     def inside(self) -> tuple[str, ...]:
         return (command("ip", "iproute2"), "netns", "exec", self.name)
 

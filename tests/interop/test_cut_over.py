@@ -2,12 +2,11 @@
 
 import re
 import shlex
-import sys
 from pathlib import Path
 
 from tests.interop.networks import MTA, MTA6, Networks, networks, talk
 from tests.interop.peers import opensmtpd
-from tests.support.processes import Process, Workplace
+from tests.support.processes import PreloadedProcess, Workplace
 
 PAGE = (Path(__file__).parents[2] / "deploy" / "cut-over.md").read_text()
 RULES = re.search(r"^    table inet .*?^    \}$", PAGE, re.MULTILINE | re.DOTALL)[0]
@@ -29,8 +28,7 @@ def test_clients_are_switched_to_the_proxy_and_back() -> None:
     ):
         rules = work.write("cut-over.nft", RULES)
         run = shlex.split(RUN.replace("192.0.2.1", MTA))[1:]
-        argv = (*row.mta.inside, sys.executable, "-m", "smtpproxy", *run)
-        with Process(argv, work.path / "log"):
+        with PreloadedProcess(run, work.path / "log", network=row.mta.network):
             row.mta.await_listening(2525)
             for host in (MTA, MTA6):
                 assert not offers_pipelining(row, host)

@@ -1,7 +1,6 @@
 """A real Exim as an early client: what it sends before the greeting, and what it saves."""
 
 import re
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import pairwise
@@ -16,7 +15,7 @@ from tests.interop.networks import MTA, networks
 from tests.interop.peers import BACKENDS, Backend, opensmtpd
 from tests.interop.stage import configured
 from tests.interop.tap import Connection, Tap
-from tests.support.processes import Process, Workplace, eventually, free_port
+from tests.support.processes import PreloadedProcess, Process, Workplace, eventually, free_port
 from tests.support.programs import unavailable
 
 RTT_S = 0.1
@@ -161,8 +160,8 @@ def test_a_group_in_the_syn_is_served() -> None:
             '[listeners.smtp]\naddress = "10.91.1.1:25"\nearly_pipelining = true\n'
             f'[backends.mta]\nservers = ["{MTA}:25"]\n',
         )
-        argv = (*row.proxy.inside, sys.executable, "-m", "smtpproxy", "run", "-c", str(settings))
-        with Process(argv, work.path / "log"):
+        argv = ("run", "-c", settings)
+        with PreloadedProcess(argv, work.path / "log", network=row.proxy.network):
             row.proxy.await_listening(25)
             group = ("EHLO client.example", "MAIL FROM:<a@sender.example>", "QUIT")
             printed = row.client.run("python3", "-c", _IN_THE_SYN, "10.91.1.1", *group)

@@ -1,7 +1,5 @@
 """The probe against real MTAs: the report on each, and that nothing is delivered."""
 
-import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
@@ -14,6 +12,7 @@ from tests.interop.messages import brief
 from tests.interop.peers import BACKENDS, Backend, exim, postfix
 from tests.interop.stage import configured
 from tests.interop.wire import Wire
+from tests.support.preloaded import completed
 from tests.support.processes import Workplace
 
 KEPT = [
@@ -50,14 +49,9 @@ def test_an_mta_without_secure_renegotiation_is_reported_with_the_setting_for_it
 def probe(mta: Backend, *options: str) -> str:
     """Return the output of the command, without trailing blanks."""
     address = f"127.0.0.1:{mta.port}"
-    done = subprocess.run(
-        [sys.executable, "-m", "smtpproxy", "probe", *options, "--timeout", "10", address],
-        capture_output=True,
-        timeout=90,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (0, b"")
-    return "\n".join(line.rstrip() for line in done.stdout.decode().splitlines())
+    done = completed("probe", *options, "--timeout", "10", address, timeout_s=90)
+    assert (done.returncode, done.stderr) == (0, "")
+    return "\n".join(line.rstrip() for line in done.stdout.splitlines())
 
 
 def deliver(port: int, mta: Backend) -> None:

@@ -14,6 +14,7 @@ from tests.interop.peers import opensmtpd, smtp_sink
 from tests.interop.stage import configured
 from tests.interop.test_page import shown
 from tests.interop.wire import Wire
+from tests.support.preloaded import completed
 from tests.support.processes import Process, eventually
 from tests.support.programs import command
 from tests.trace.conftest import record_forwarded, record_secured
@@ -30,11 +31,7 @@ def backend(port: int, directory: Path, more: str = "") -> str:
 
 
 def trace(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
-    argv = [sys.executable, "-m", "smtpproxy", "trace", *map(str, arguments)]
-    environment = {"COLUMNS": "120", "PATH": "/usr/bin"}
-    return subprocess.run(
-        argv, capture_output=True, text=True, timeout=60, check=False, env=environment
-    )
+    return completed("trace", *arguments, env={"COLUMNS": "120", "PATH": "/usr/bin"})
 
 
 def relay(port: int, number: int = 0) -> None:

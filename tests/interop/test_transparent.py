@@ -27,7 +27,7 @@ from tests.interop.networks import (
     talk,
 )
 from tests.interop.peers import Backend, opensmtpd
-from tests.support.processes import Process, Workplace, activated, eventually
+from tests.support.processes import PreloadedProcess, Process, Workplace, activated, eventually
 
 GROUP = ("EHLO client.example", "MAIL FROM:<a@sender.example>", "RCPT TO:<good@rcpt.example>")
 
@@ -35,8 +35,11 @@ GROUP = ("EHLO client.example", "MAIL FROM:<a@sender.example>", "RCPT TO:<good@r
 @contextmanager
 def proxy(machine: Machine, settings: Path) -> Iterator[Process]:
     """Run the proxy on a machine, as an operator would."""
-    argv = (*machine.inside, sys.executable, "-m", "smtpproxy", "run", "-c", settings)
-    with Workplace("proxy") as work, Process(argv, work.path / "log") as process:
+    argv = ("run", "-c", settings)
+    with (
+        Workplace("proxy") as work,
+        PreloadedProcess(argv, work.path / "log", network=machine.network) as process,
+    ):
         machine.await_listening(2525)
         yield process
         assert "Traceback" not in process.printed(), process.printed()

@@ -5,7 +5,6 @@ import os
 import signal
 import smtplib
 import socket
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,8 +17,9 @@ from smtpproxy.control_socket.service_status import (
     ServiceStatus,
 )
 from smtpproxy.demo.legacy import LegacyMTA
+from tests.support.preloaded import completed
 from tests.support.processes import eventually
-from tests.support.program import SMTPPROXY, Program
+from tests.support.program import Program
 from tests.support.redis_server import RedisServer
 
 Run = Callable[..., Program]
@@ -27,14 +27,7 @@ Run = Callable[..., Program]
 
 def status(directory: Path) -> tuple[int, ServiceStatus]:
     """Return the exit code and the answer of `smtpproxy status --json`."""
-    done = subprocess.run(
-        [*SMTPPROXY, "status", "--json"],
-        env={**os.environ, "RUNTIME_DIRECTORY": str(directory)},
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
+    done = completed("status", "--json", env={**os.environ, "RUNTIME_DIRECTORY": str(directory)})
     assert done.stderr == ""
     return done.returncode, msgspec.convert(json.loads(done.stdout), ServiceStatus)
 

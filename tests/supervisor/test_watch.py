@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from smtpproxy.demo.legacy import LegacyMTA
-from tests.support.processes import Process, Workplace, eventually
+from tests.support.processes import PreloadedProcess, Process, Workplace, eventually
 from tests.support.program import SMTPPROXY, Program, send
 from tests.support.programs import command
 from tests.support.scrape import scrape, total
@@ -21,13 +21,13 @@ Run = Callable[..., Program]
 LINE = "a line of the body"
 
 
-class Watch(Process):
+class Watch(PreloadedProcess):
     """The command, until the end of the block; its output is that of both streams."""
 
     def __init__(self, directory: Path, *arguments: str | Path) -> None:
         self.count = len(list(directory.glob("watch*")))
         super().__init__(
-            [*SMTPPROXY, "trace", "watch", *map(str, arguments)],
+            ["trace", "watch", *arguments],
             directory / f"watch{self.count}",
             {"RUNTIME_DIRECTORY": str(directory / "run0"), "COLUMNS": "160"},
         )

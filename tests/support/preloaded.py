@@ -14,18 +14,22 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
 _SERVER = """
-import json, os, signal, socket, struct, sys
+import ctypes, json, os, signal, socket, struct, sys
 
 from smtpproxy import __main__ as program
 import smtpproxy.cli
+import smtpproxy.control_socket.watch_command
 import smtpproxy.supervisor.supervisor
+import smtpproxy.trace.trace_commands
 
 STANDARD = (0, 1, 2)
+NEW_NETWORK = 0x40000000  # CLONE_NEWNET
 
 
 def start(request, files):
@@ -37,6 +41,9 @@ def start(request, files):
         os.write(report, struct.pack("=i", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])))
         os._exit(0)
     os.setsid()
+    if request["network"]:
+        network = os.open(request["network"], os.O_RDONLY)
+        assert ctypes.CDLL(None).setns(network, NEW_NETWORK) == 0
     for number, file in zip(STANDARD, standard):
         os.dup2(file, number)
     os.closerange(3, 256)
@@ -91,17 +98,19 @@ class Preloaded:
 
     Args:
         arguments: Those of `smtpproxy`.
-        output: Its standard output and error.
+        output: The files of its standard output and error.
         directory: The directory in which it runs.
         environment: All of its environment.
+        network: The file of the network namespace in which it runs, if it is another one.
     """
 
     def __init__(
         self,
         arguments: Sequence[str],
-        output: int,
+        output: tuple[int, int],
         directory: Path,
         environment: Mapping[str, str],
+        network: Path | None = None,
     ) -> None:
         self.returncode: int | None = None
         self._reports, report = os.pipe()
@@ -109,9 +118,10 @@ class Preloaded:
             "arguments": arguments,
             "directory": str(directory),
             "environment": dict(environment),
+            "network": str(network or ""),
         }
         with Path(os.devnull).open("rb") as nothing:
-            files = [nothing.fileno(), output, output, report]
+            files = [nothing.fileno(), *output, report]
             socket.send_fds(_server(), [json.dumps(request).encode()], files)
         os.close(report)
         self.pid = self._number()
@@ -144,3 +154,29 @@ class Preloaded:
 
     def _number(self) -> int:
         return int.from_bytes(os.read(self._reports, _NUMBER_OCTETS), sys.byteorder, signed=True)
+
+
+def completed(
+    *arguments: str | Path, env: Mapping[str, str] | None = None, timeout_s: float = 60.0
+) -> subprocess.CompletedProcess[str]:
+    """Run a command of `smtpproxy` to its end, and return its exit code and what it printed.
+
+    Args:
+        arguments: Those of `smtpproxy`.
+        env: All of its environment; by default that of the tests.
+        timeout_s: The longest that it may take.
+    """
+    words = [str(word) for word in arguments]
+    environment = os.environ if env is None else env
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+        files = (output.fileno(), errors.fileno())
+        started = Preloaded(words, files, Path.cwd(), environment)
+        try:
+            code = started.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            os.kill(started.pid, signal.SIGKILL)
+            raise
+        for each in (output, errors):
+            each.seek(0)
+        printed = (each.read().decode() for each in (output, errors))
+        return subprocess.CompletedProcess(words, code, *printed)

@@ -207,10 +207,28 @@ class Process:
 
 
 class PreloadedProcess(Process):
-    """`smtpproxy` with these arguments, started with its modules loaded."""
+    """`smtpproxy` with these arguments, started with its modules loaded.
+
+    Args:
+        arguments: The arguments.
+        output: The file of its output.
+        env: Variables of its environment beside those of the tests.
+        network: The file of the network namespace in which it runs, if it is another one.
+    """
+
+    def __init__(
+        self,
+        arguments: Sequence[str | Path],
+        output: Path,
+        env: Mapping[str, str] | None = None,
+        network: Path | None = None,
+    ) -> None:
+        self._network = network
+        super().__init__(arguments, output, env)
 
     def _start(
         self, log: IO[bytes], env: dict[str, str], account: dict[str, Any]
     ) -> subprocess.Popen[bytes] | Preloaded:
         assert not account
-        return Preloaded(self.argv, log.fileno(), self.output.parent, env)
+        files = (log.fileno(), log.fileno())
+        return Preloaded(self.argv, files, self.output.parent, env, self._network)

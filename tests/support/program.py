@@ -38,6 +38,8 @@ class Program:
         env = {"RUNTIME_DIRECTORY": str(directory), **(env or {})}
         start = Process if argv else PreloadedProcess
         self._process = start([*argv, "run", *arguments], directory / "log", env)
+        self._octets = 0
+        self._logged: list[dict[str, Any]] = []
         self._read = 0
 
     def __enter__(self) -> Self:
@@ -53,10 +55,15 @@ class Program:
 
     def log(self) -> list[dict[str, Any]]:
         """Return all log lines so far, after a check against the catalogue."""
-        lines = self._process.printed().splitlines(keepends=True)
-        logged = [json.loads(line) for line in lines if line.endswith("}\n")]
+        with self._process.output.open("rb") as file:
+            file.seek(self._octets)
+            new = file.read()
+        new = new[: new.rfind(b"\n") + 1]
+        self._octets += len(new)
+        logged = [json.loads(line) for line in new.splitlines() if line.endswith(b"}")]
         assert [fault for line in logged for fault in faults(line)] == []
-        return logged
+        self._logged += logged
+        return list(self._logged)
 
     def event(self, name: str, timeout_s: float = 20.0) -> dict[str, Any]:
         """Wait for the next log line of an event after the last one."""
