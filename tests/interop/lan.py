@@ -128,8 +128,8 @@ def _await_mounts(mounts: Process) -> None:
         unavailable(f"a machine cannot have mounts of its own here: {error}")
 
 
-def run_smtpproxy(host: Host, work: Workplace, *argv: str) -> Process:
-    """Start the program on a machine."""
-    return Process(
-        (*host.inside, "/usr/bin/smtpproxy", "run", *argv), work.path / f"{host.name}.log"
-    )
+def run_smtpproxy(host: Host, work: Workplace, *argv: str, code: Path | None = None) -> Process:
+    """Start the program on a machine, with the package in the directory `code`, if given."""
+    environment = {"PYTHONPATH": str(code)} if code else {}
+    command_line = (*host.inside, "/usr/bin/smtpproxy", "run", *argv)
+    return Process(command_line, work.path / f"{host.name}.log", environment)

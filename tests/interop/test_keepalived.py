@@ -4,12 +4,15 @@ The tests build on one another: each begins with the machines as the one before 
 """
 
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from time import monotonic
 
 import pytest
 
+import smtpproxy
 from smtpproxy import data
 from tests.interop.lan import Lan, lan, run_smtpproxy
 from tests.interop.traffic import Mta, mta_on, traffic_from
@@ -32,8 +35,12 @@ class Pair:
         self._work = work
         self._stack = stack
         argv = ("-l", "0.0.0.0:25", "-b", f"{ADDRESSES['mta']}:25")
+        code = work.path / "code"
+        package = Path(smtpproxy.__file__).parent
+        shutil.copytree(package, code / "smtpproxy", ignore=shutil.ignore_patterns("__pycache__"))
+        self.version = code / "smtpproxy/__init__.py"
         self.proxies = {
-            name: stack.enter_context(run_smtpproxy(network[name], work, *argv))
+            name: stack.enter_context(run_smtpproxy(network[name], work, *argv, code=code))
             for name in MACHINES
         }
         self.keepalived: dict[str, Process] = {}
@@ -86,13 +93,15 @@ def pair() -> Iterator[Pair]:
             assert "Traceback" not in each.printed(), each.printed()
 
 
-def test_a_reload_moves_nothing_and_refuses_no_client(pair: Pair) -> None:
-    """Neither does an upgrade in place, which begins with a reload."""
+def test_an_upgrade_in_place_moves_nothing_and_refuses_no_client(pair: Pair) -> None:
     with traffic_from(pair.network["client"], ADDRESS) as traffic:
         traffic.await_messages()
-        pair.proxies["one"].hang_up()
-        reloaded = '"event":"reloaded"'
-        eventually(lambda: reloaded in pair.proxies["one"].printed() or None, "the reload")
+        pair.version.write_text(pair.version.read_text() + '__version__ = "9.2.0"\n')
+        for name in ("two", "one"):
+            proxy = pair.proxies[name]
+            proxy.hang_up()
+            reloaded = re.compile(r'"event":"reloaded".*"version":"9.2.0"')
+            eventually(lambda: reloaded.search(proxy.printed()), f"the new version on {name}")  # noqa: B023  at once
         traffic.await_messages()
         pair.await_active("one")
     traffic.assert_all_served()
