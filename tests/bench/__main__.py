@@ -3,6 +3,7 @@
 import functools
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from tests.bench import campaign, core, machine, markdown, report, sizing, table
 from tests.bench.campaign import Campaign, Step
 from tests.bench.check import check as check_all
 from tests.bench.contenders import Contender, all_contenders, another_smtpproxy
-from tests.bench.measure import Bench
+from tests.bench.measure import Bench, RunError
 from tests.bench.native import CannotBuildError, build, cache_directory
 from tests.bench.results import Results
 from tests.bench.scenarios import SCENARIOS, Scenario, named
@@ -286,6 +287,39 @@ def make_sizing(options: Options, file: Path | None, page: Path) -> None:
         results = _measure_all(sizing.steps(contenders, options.reps), options)
     for path in sizing.write(results, page):
         click.echo(path)
+
+
+@main.command("lease")
+@click.option(
+    "--page",
+    type=FILE,
+    default=ROOT / "deploy" / "sizing.md",
+    show_default="the handbook's",
+    metavar="FILE",
+    help="The document whose generated part is written.",
+)
+@_measuring
+def make_lease(options: Options, page: Path) -> None:
+    """Measure what leases of a cluster cost, simulate a full store, and write the sizing page.
+
+    Needs the extra `cluster`, and redis-server or the package redis-tools.
+    """
+    from tests.bench import lease  # needs the extra
+
+    _require_place(page, lease.PART)
+    bench = _bench(options.seconds)
+    try:
+        costs = lease.measure(bench.cpus, options.seconds)
+    except RunError as error:
+        raise click.ClickException(str(error)) from None
+    lease.show(costs, _output())
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        lease.server(Path(directory), bench.cpus) as store,
+    ):
+        step = lease.step(_contenders("smtpproxy", ())[0], store, options.reps)
+        results = _measure_all([step], options)
+    click.echo(lease.write(results, costs, page))
 
 
 @main.command("core")

@@ -11,7 +11,8 @@ from xml.etree import ElementTree
 import pytest
 from click.testing import CliRunner
 
-from tests.bench import campaign, machine, markdown, report, sizing
+from smtpproxy.cluster import leases, store
+from tests.bench import campaign, lease, machine, markdown, report, sizing
 from tests.bench.__main__ import ROOT, main
 from tests.bench.contenders import all_contenders
 from tests.bench.measure import Bench, Chain, RunError
@@ -19,6 +20,7 @@ from tests.bench.native import FLAGS, build
 from tests.bench.plots import Panel, Series, lines
 from tests.bench.results import CPU_US, Results, Run
 from tests.bench.scenarios import SCENARIOS, Kind, Scenario, named
+from tests.bench.store_simulation import CallCost, simulate
 from tests.bench.svg import Picture
 from tests.bench.usage import Meter, memory_of
 from tests.support.processes import free_port
@@ -260,6 +262,56 @@ def test_the_sizing_page_has_a_picture_and_a_table_for_each_sweep(tmp_path: Path
     assert "| 100 MB | 1,000 | 1.00 | 1,000 | 1.00 |" in page.read_text()
     assert "1 worker, from 1 to 100 (100 times as much): CPU per message" in page.read_text()
     assert "in proportion" in texts(written[1].read_text())
+
+
+CALL = CallCost(store_us=100, supervisor_us=300, network_us=200)
+
+
+def test_a_store_with_little_to_do_gets_two_calls_for_each_session() -> None:
+    found = simulate(CALL, replicas=2, backends=1, rate=50, seconds=20)
+    assert 1.9 < found.calls <= 2.05
+    assert found.wait_ms == pytest.approx(0.6)
+    assert found.store_use == pytest.approx(50 * found.calls * 100e-6, rel=0.1)
+    assert found == simulate(CALL, replicas=2, backends=1, rate=50, seconds=20), "repeatable"
+
+
+def test_calls_to_a_full_store_speak_for_more_sessions_and_no_session_waits_for_ever() -> None:
+    """A session waits for the call that is on its way, and for its own: at most two rounds."""
+    found = simulate(CALL, replicas=20, backends=1, rate=20_000, seconds=1)
+    assert found.store_use > 0.98
+    assert found.calls < 0.6
+    assert 20 * 0.1 < found.wait_p99_ms < 2 * 20 * 0.1 + 2 * 0.6
+
+
+def test_the_sizing_page_has_a_part_on_leases(tmp_path: Path) -> None:
+    page = tmp_path / "sizing.md"
+    shutil.copy(ROOT / "deploy" / "sizing.md", page)
+    found = results()
+    found.runs = [
+        Run(scenario=scenario.name, contender=name, messages=1, cpu_s=0.001, session_s=0.004)
+        for scenario in lease.SCENARIOS
+        for name in ("slots", "leases")
+    ]
+    lease.write(found, [lease.Cost(replicas, 0.6, 1.5, CALL) for replicas in lease.REPLICAS], page)
+    text = page.read_text()
+    assert "| 20 | 0.60 | 1.50 | 300 | 100 |" in text
+    assert "a message of 2 KB to 10 recipients | 4.00 | 4.00 | 1,000 | 1,000 |" in text
+    assert "at so many sessions a second of all replicas: 5,000 with 2 replicas" in text
+    assert "50 ms, from which on the store counts as away, with 20 replicas of 12 backends" in text
+    row = next(line for line in text.splitlines() if line.startswith("| 1,000 |"))
+    assert row.count("%") == len(lease.REPLICAS)
+
+
+def test_leases_are_measured_with_a_real_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "REPLICAS", (2,))
+    for module, name in ((leases, "CALL_S"), (leases, "LIMIT_S"), (store, "LIMIT_S")):
+        monkeypatch.setattr(module, name, 5.0)  # on a busy machine an answer takes long
+    monkeypatch.setattr(store, "VALID_S", 5.0)
+    monkeypatch.setattr(store.Store.run, "__defaults__", (5.0,))
+    (cost,) = lease.measure(sorted(os.sched_getaffinity(0)), 0.1)
+    assert 0.1 < cost.wait_ms <= cost.wait_p99_ms, "it asked the store"
+    assert 1 < cost.call.store_us < 10_000
+    assert 1 < cost.call.supervisor_us < 100_000
 
 
 def test_lines_end_with_their_names_none_over_another() -> None:
