@@ -29,7 +29,7 @@ ALLOWED = {
     "otel": {"core", "log", "text"},
     "admin": {"core", "log", "metrics", "text", "trace"},
     "worker": {"core", "tls", "config", "net", "metrics", "log", "trace", "otel", "admin"},
-    "cluster": {"config", "log"},
+    "cluster": {"config", "log", "net"},
     "control_socket": {"admin", "text", "trace", *ADDRESS},
     "supervisor": {
         *("config", "net", "metrics", "log", "trace", "admin", "worker", "control_socket"),

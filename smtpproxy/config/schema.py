@@ -501,10 +501,13 @@ class LimitSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     once, and the MTA's connection is closed.
     """
     sessions_per_address: Annotated[int, _whole(0, zero="no limit")] = 100
-    """Sessions of one client address (IPv6: per /64) over all workers; then it gets 421 4.7.0."""
+    """Sessions of one client address (IPv6: per /64) over all workers, and all replicas of
+    `[cluster]`; then it gets 421 4.7.0.
+    """
     new_sessions_per_minute: Annotated[int, _whole(0, zero="no limit")] = 0
-    """New sessions of one client address in a minute over all workers; then it gets 421 4.7.0. A
-    token bucket: this many at once, and then one after each such part of a minute.
+    """New sessions of one client address in a minute over all workers, and all replicas of
+    `[cluster]`; then it gets 421 4.7.0. A token bucket: this many at once, and then one after each
+    such part of a minute.
     """
     commands_per_second: Annotated[int, _whole(0, zero="no limit")] = 0
     """Commands of one session in a second. A faster client is read more slowly."""

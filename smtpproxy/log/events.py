@@ -252,6 +252,7 @@ FIELDS: Final = {
     "workers": Field(("whole number",), "Worker processes."),
     "sessions": Field(("whole number",), "Open sessions of all workers."),
     "cluster": Field(("text",), "The name of the cluster."),
+    "replica": Field(("text",), "The name of another instance of the cluster."),
     "name": Field(("text",), "A host name of sni, or default: the listener's own certificate."),
     "problems": Field(("list of texts",), "The problems in the settings, each with file and line."),
     "pid": Field(
@@ -508,6 +509,12 @@ SERVER_DOWN = Event(
     "warning",
     "A server cannot be reached, does not greet, or greets with 4xx; once for each change.",
     ("backend", "server", "reason"),
+)
+SERVER_DOWN_ELSEWHERE = Event(
+    "server_down_elsewhere",
+    "info",
+    "Another replica found a server down: this one checks it now, and tries it last until then.",
+    ("backend", "server", "replica"),
 )
 SERVER_UP = Event("server_up", "info", "A server can be reached again.", ("backend", "server"))
 RELOADED = Event(

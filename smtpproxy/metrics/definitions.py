@@ -207,6 +207,12 @@ CLUSTER_CONNECTIONS: Final = Definition(
     " a replica that is not heard counts with its share.",
     ("backend",),
 )
+CLUSTER_REPLICAS_HEARD: Final = Definition(
+    "cluster_replicas_heard",
+    GAUGE,
+    "Other replicas whose sessions count for the limits by client address; 0 while the store is"
+    " away.",
+)
 TRACE_RECORDS_LOST: Final = Definition(
     "trace_records_lost", COUNTER, "Trace records that could not be written."
 )

@@ -1,8 +1,9 @@
 """Admission: decides whether a new client gets a session.
 
 A refused client gets 421 at once; a client with a session is never affected.  The limits count the
-sessions of all workers (`smtpproxy.net.shared_counters`).  An IPv6 /64 counts as one address, since
-a host usually has all of its addresses; in a NAT64 network each embedded IPv4 address counts.
+sessions of all workers (`smtpproxy.net.shared_counters`), those by address also of all replicas.
+An IPv6 /64 counts as one address, since a host usually has all of its addresses; in a NAT64 network
+each embedded IPv4 address counts.
 """
 
 import asyncio
@@ -161,7 +162,7 @@ class Admission:
             return None
         bounds, shared_counters = self._bounds, self._shared_counters
         full_again = 0.0
-        by_address = self._slots_of(host)
+        by_address = self._slots_of(host, shared_counters.key_changes)
         slots = self._uncounted if by_address is None else by_address
         reason = ""
         if bounds.sessions and shared_counters.sessions() >= bounds.sessions:
@@ -202,7 +203,7 @@ class Admission:
         """Count a client that reset its connection before its address could be read."""
         self._count(LOST, "")
 
-    def _find_slots(self, host: str) -> CounterSlots | None:
+    def _find_slots(self, host: str, _key_changes: int) -> CounterSlots | None:
         """Return the slots of a client's address; None if it is not counted by address."""
         bounds = self._bounds
         if not host or not (bounds.sessions_per_address or bounds.new_sessions_per_minute):

@@ -12,12 +12,17 @@ with addresses that have many sessions: with 10,000 sessions of 10,000 addresses
 The rate of new sessions is limited by a token bucket in each slot, which all workers write (GCRA,
 the generic cell rate algorithm: a bucket is stored as the time at which it is full again).  So it
 does not depend on a worker that ends.
+
+In a cluster (`smtpproxy.cluster.state_exchange`) one row has the sessions of the other replicas.
+All replicas use one key, so that an address has the same slots everywhere.
 """
 
 import fcntl
 import mmap
 import os
+import sys
 import tempfile
+from collections.abc import Iterable
 from hashlib import blake2b
 
 SLOTS = 16384
@@ -25,15 +30,24 @@ SLOTS = 16384
 ROWS = 256
 """The limit of workers, including those of older settings or versions that drain."""
 
-# In 32-bit words.  The head: the number of rows used so far; the key of the hash.
-_KEY, _HEAD = 4, 8
+DEBT_S = 3600.0
+"""The longest time until a bucket is full again, whatever other replicas report."""
+
+# In 32-bit words.  The head: the number of rows used so far; how often the key has changed; the key
+# of the hash.
+_CHANGES, _KEY, _HEAD = 1, 4, 8
 # A row: its sessions; the sessions in each slot.
 _SESSIONS, _OPEN, _ROW = 0, 1, 1 + SLOTS
 _BUCKETS = 4 * (_HEAD + ROWS * _ROW)
 """The offset of the buckets, after the rows: a 64-bit time in seconds for each slot."""
-OCTETS = _BUCKETS + 8 * SLOTS
+_ADMITTED = _BUCKETS + 8 * SLOTS
+"""The offset of the counts of sessions taken from each bucket; all workers write them."""
+OCTETS = _ADMITTED + 4 * SLOTS
 """The size of the mapping; only pages that were written use memory."""
 _EMPTY = memoryview(bytes(4 * _ROW)).cast("I")
+_WRAP = 1 << 32
+COUNTS_OCTETS = 4 * SLOTS
+"""The size of what replicas exchange: a 32-bit count for each slot."""
 
 CounterSlots = tuple[int, int]
 
@@ -49,10 +63,10 @@ class SharedCounters:
     def __init__(self, descriptor: int = -1, row: int = 0) -> None:
         memory = memoryview(mmap.mmap(descriptor, OCTETS))
         words = self._words = memory[:_BUCKETS].cast("I")
-        self._full_again = memory[_BUCKETS:].cast("d")
+        self._full_again = memory[_BUCKETS:_ADMITTED].cast("d")
+        self._admitted = memory[_ADMITTED:OCTETS].cast("I")
         if descriptor < 0:
             words[_KEY:_HEAD] = memoryview(_new_key()).cast("I")
-        self._key = bytes(words[_KEY:_HEAD])
         self._base = _HEAD + row * _ROW
         if words[0] <= row:  # written by the supervisor before the worker starts, so no race
             words[0] = row + 1
@@ -66,9 +80,14 @@ class SharedCounters:
         """The number of sessions of this worker."""
         return self._words[self._base + _SESSIONS]
 
+    @property
+    def key_changes(self) -> int:
+        """How often the key has changed, so that addresses have other slots than before."""
+        return self._words[_CHANGES]
+
     def slots(self, address: bytes) -> CounterSlots:
         """Return the slots of an address, as `Admission.address_of` returns it."""
-        found = int.from_bytes(blake2b(address, digest_size=8, key=self._key).digest(), "big")
+        found = int.from_bytes(blake2b(address, digest_size=8, key=self.key).digest(), "big")
         return found % SLOTS, (found >> 32) % SLOTS
 
     def add(self, slots: CounterSlots) -> None:
@@ -95,8 +114,58 @@ class SharedCounters:
 
     def drain(self, slots: CounterSlots, full_again: float) -> None:
         """Take from the bucket of an address, so that it is full again at the given time."""
-        for slot in slots:
+        for slot in set(slots):
             self._full_again[slot] = max(self._full_again[slot], full_again)
+            self._admitted[slot] = (self._admitted[slot] + 1) % _WRAP
+
+    # --- for the other replicas of a cluster --------------------------------------------------
+
+    @property
+    def key(self) -> bytes:
+        """The key of the hash; set by the supervisor only.
+
+        Sessions that are open when it changes stay counted in their old slots.
+        """
+        return bytes(self._words[_KEY:_HEAD])
+
+    @key.setter
+    def key(self, key: bytes) -> None:
+        self._words[_KEY:_HEAD] = memoryview(key).cast("I")
+        self._words[_CHANGES] = (self._words[_CHANGES] + 1) % _WRAP
+
+    def open_elsewhere(self) -> bytes:
+        """Return the sessions in each slot, of all rows but this one."""
+        bases = range(_HEAD, _HEAD + self._words[0] * _ROW, _ROW)
+        return _sum(
+            self._words[base + _OPEN : base + _ROW].tobytes()
+            for base in bases
+            if base != self._base
+        )
+
+    def count_replicas(self, found: Iterable[bytes]) -> None:
+        """Make this row the sum of what `open_elsewhere` returned at other replicas."""
+        row = memoryview(_sum(found)).cast("I")
+        self._words[self._base + _OPEN : self._base + _ROW] = row
+
+    def admitted(self) -> bytes:
+        """Return how many sessions were taken from the bucket of each slot."""
+        return self._admitted.tobytes()
+
+    def drain_for_replica(self, before: bytes, after: bytes, each_s: float, now: float) -> None:
+        """Take from the buckets what another replica has admitted meanwhile.
+
+        Args:
+            before, after: What its `admitted` returned.
+            each_s: How much longer a session makes it until the bucket is full again.
+            now: The time of the caller's clock.
+        """
+        if before == after:
+            return
+        for slot, (old, new) in enumerate(zip(_words(before), _words(after), strict=True)):
+            if old != new:
+                seconds = each_s * ((new - old) % _WRAP)
+                full_again = max(self._full_again[slot], now) + seconds
+                self._full_again[slot] = min(full_again, now + DEBT_S)
 
     def _sum(self, offset: int) -> int:
         words = self._words
@@ -105,6 +174,16 @@ class SharedCounters:
     def clear(self) -> None:
         """Clear the row of a worker that has ended."""
         self._words[self._base : self._base + _ROW] = _EMPTY
+
+
+def _words(counts: bytes) -> memoryview:
+    return memoryview(counts).cast("I")
+
+
+def _sum(counts: Iterable[bytes]) -> bytes:
+    """Add 32-bit counts as parts of one long number, which takes microseconds."""
+    total = sum(int.from_bytes(each, sys.byteorder) for each in counts)
+    return (total % (1 << 8 * COUNTS_OCTETS)).to_bytes(COUNTS_OCTETS, sys.byteorder)
 
 
 def create() -> int:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from smtpproxy.config.schema import BackendSettings, ClusterSettings, Settings
 from smtpproxy.control_socket.service_status import BackendStatus
+from smtpproxy.log import events, log
 from smtpproxy.log.session_log import ServiceLog
 from smtpproxy.metrics import definitions
 from smtpproxy.metrics.snapshot import MetricsSnapshot, SnapshotTotals
@@ -28,6 +29,7 @@ from smtpproxy.worker.control_messages import (
 
 if TYPE_CHECKING:
     from smtpproxy.cluster.leases import Leases
+    from smtpproxy.cluster.state_exchange import StateExchange
     from smtpproxy.cluster.store import Store
 
 SendToAll = Callable[[ToWorker, WorkerProcess | None], None]
@@ -52,6 +54,7 @@ class Coordinator:
         self._connection_slots: dict[str, SlotQueue] = {}
         self._tickets: dict[WorkerProcess, set[tuple[str, int]]] = {}
         self._down: set[tuple[str, str]] = set()
+        self._doubted: set[tuple[str, str]] = set()  # down elsewhere, and not checked here yet
         self._named: set[tuple[str, str]] = set()
         self._observer = ServiceLog()
         self.watches = WatchRelay()
@@ -59,6 +62,10 @@ class Coordinator:
         self.store: Store | None = None
         """The store of the cluster; None without a cluster."""
         self._leases: Leases | None = None
+        self.check: Callable[[str, str], None] = lambda *_: None
+        """Starts a check of a server, given backend and address, that ends in `change`."""
+        self._exchange: StateExchange | None = None
+        self._others: shared_counters.SharedCounters | None = None  # the sessions of other replicas
         self._stopping: set[asyncio.Task[None]] = set()
 
     def apply(self, settings: Settings) -> None:
@@ -74,6 +81,7 @@ class Coordinator:
             for server in backend.servers
         }
         self._down &= named
+        self._doubted &= named
         self._named = named
         self._observer = ServiceLog()  # the log may have been configured again
         self._apply_cluster(settings)
@@ -81,17 +89,21 @@ class Coordinator:
     def _apply_cluster(self, settings: Settings) -> None:
         """Join the cluster, or leave it, or change it; and lease the slots of new backends."""
         if settings.cluster != (self.store.settings if self.store else ClusterSettings()):
-            before, leases = self.store, self._leases
-            self.store = self._leases = None
+            before, leases, exchange = self.store, self._leases, self._exchange
+            self.store = self._leases = self._exchange = None
             if leases is not None:
                 leases.stop()
+            if exchange is not None:
+                exchange.stop()
             if settings.cluster.url:
                 self._join_cluster(settings, before.replica if before else "")
             else:
                 for queue in self._connection_slots.values():
                     queue.release()
-            if before is not None and leases is not None:
-                self._leave_cluster(before, leases)
+            if before is not None and leases is not None and exchange is not None:
+                self._leave_cluster(before, leases, exchange)
+        if self._exchange is not None:
+            self._exchange.new_sessions_per_minute = settings.limits.new_sessions_per_minute
         if self.store is not None and self._leases is not None:
             self.store.instance = settings.instance
             for name, queue in self._connection_slots.items():
@@ -100,17 +112,23 @@ class Coordinator:
     def _join_cluster(self, settings: Settings, replica: str) -> None:
         # They need the packages of the extra.
         from smtpproxy.cluster.leases import Leases
+        from smtpproxy.cluster.state_exchange import StateExchange
         from smtpproxy.cluster.store import Store
 
         self.store = Store(settings.cluster, settings.instance, replica)
         self._leases = Leases(self.store)
+        if self._others is None:
+            self._others = shared_counters.SharedCounters(self.memory, self.take_row())
+        self._exchange = StateExchange(self.store, self._others, lambda: self._down, self._doubt)
         self.store.start()
+        self._exchange.start()
 
-    def _leave_cluster(self, store: "Store", leases: "Leases") -> None:
+    def _leave_cluster(self, store: "Store", leases: "Leases", exchange: "StateExchange") -> None:
         """Give back all leases, unless they go on in another connection to the same data."""
 
         async def leave() -> None:
             if self.store is None or not store.is_same(self.store):
+                await exchange.leave()
                 await leases.leave()
             await store.stop()
 
@@ -120,10 +138,11 @@ class Coordinator:
 
     async def close(self) -> None:
         """Leave the cluster; called after the last worker has ended."""
-        if self.store is not None and self._leases is not None:
+        if self.store is not None and self._leases is not None and self._exchange is not None:
             store, self.store = self.store, None
             self._leases.stop()
-            self._leave_cluster(store, self._leases)
+            self._exchange.stop()
+            self._leave_cluster(store, self._leases, self._exchange)
         if self._stopping:
             await asyncio.wait(self._stopping)
 
@@ -145,6 +164,8 @@ class Coordinator:
         if self._leases is not None:
             for name, used in self._leases.used():
                 snapshot.put(definitions.CLUSTER_CONNECTIONS, used, name)
+        if self._exchange is not None:
+            snapshot.put(definitions.CLUSTER_REPLICAS_HEARD, self._exchange.heard)
         for name, queue in self._connection_slots.items():
             snapshot.put(definitions.BACKEND_CONNECTIONS, queue.taken, name)
             snapshot.put(definitions.BACKEND_MAX_CONNECTIONS, queue.limit, name)
@@ -233,11 +254,32 @@ class Coordinator:
             worker: The worker that reported it; None for the health monitor.
         """
         server = (health.backend, health.server)
-        if health.up != (server in self._down):
-            return  # already reported
+        doubted = server in self._doubted
+        self._doubted.discard(server)
+        if health.up != (server in self._down):  # already reported
+            if doubted:
+                self._send_to_all(health, worker)
+            return
         (self._down.discard if health.up else self._down.add)(server)
         self._observer.server_changed(health.backend, health.server, health.up, health.reason)
         self._send_to_all(health, worker)
+
+    def _doubt(self, server: tuple[str, str], up: bool, replica: str) -> None:
+        """Have a server checked that another replica found down, or up again.
+
+        Its finding is no more than that: its own network may be what is down.  Until the check
+        ends, the workers try such a server last, as if one of them had found it down.
+        """
+        if server not in self._named or up != (server in self._down):
+            return
+        backend, name = server
+        if not up:
+            events.SERVER_DOWN_ELSEWHERE.log(
+                log.get(), backend=backend, server=name, replica=replica
+            )
+            self._doubted.add(server)
+            self._send_to_all(Health(backend, name, up=False), None)
+        self.check(backend, name)
 
     def count_lost(self) -> None:
         """Count a worker that has crashed, or was killed because it hung."""

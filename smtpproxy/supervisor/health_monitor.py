@@ -4,6 +4,8 @@ With `health_check_interval` the servers of a backend are checked all the time. 
 queried, the servers of the other backends are checked too: once at the start, and while they are
 down, so that they are used again even without traffic.  These checks run if there is an admin
 address, and after the first query at the control socket.
+
+A server that another replica of the cluster found down, or up again, is checked once.
 """
 
 import asyncio
@@ -35,6 +37,7 @@ class HealthMonitor:
         self._found = found
         self._is_down = is_down
         self._tasks: list[asyncio.Task[None]] = []
+        self._checking: dict[tuple[str, str], asyncio.Task[None]] = {}  # once
         self._settings = Settings()
         self._asked = False
         self._checked: set[tuple[str, str]] = set()
@@ -77,6 +80,31 @@ class HealthMonitor:
                     self._note((name, server.name))
             await asyncio.sleep(interval)
             due = due or self._is_down(name, server.name)
+
+    def check_once(self, name: str, server: str) -> None:
+        """Start a check of a server, unless one is under way.
+
+        Args:
+            name: The backend.
+            server: The server's address in the settings.
+        """
+        backend = self._settings.backends.get(name)
+        addresses = [each for each in backend.servers if str(each) == server] if backend else []
+        if backend is None or not addresses or (name, server) in self._checking:
+            return
+        transport = security_builder.backend_transport(self._settings, backend)
+        self._checking[name, server] = asyncio.create_task(
+            self._check(name, Server(addresses[0], transport)), name=f"check {server} once"
+        )
+
+    async def _check(self, name: str, server: Server) -> None:
+        try:
+            with contextlib.suppress(OSError):  # an error of this machine, so without a result
+                why = await check(server, self._settings.hostname)
+                self._found(Health(name, server.name, not why, why))
+                self._note((name, server.name))
+        finally:
+            del self._checking[name, server.name]
 
     def _note(self, server: tuple[str, str]) -> None:
         self._checked.add(server)
@@ -128,6 +156,6 @@ class HealthMonitor:
 
     def stop(self) -> None:
         """Stop all checks."""
-        for task in self._tasks:
+        for task in (*self._tasks, *self._checking.values()):
             task.cancel()
         self._tasks.clear()

@@ -60,6 +60,85 @@ def test_a_removed_server_is_not_counted_as_down(coordinator: Coordinator) -> No
     assert (up.labels, up.value) == ((backend, "192.0.2.2:25"), 1)
 
 
+class TestOtherReplicas:
+    """What another replica found is checked here, and no more than that."""
+
+    NAME = "192.0.2.1:25"
+
+    @pytest.fixture
+    def sent(self) -> list[object]:
+        return []
+
+    @pytest.fixture
+    def checked(self) -> list[tuple[str, str]]:
+        return []
+
+    @pytest.fixture
+    def coordinator(self, sent: list[object], checked: list[tuple[str, str]]) -> Coordinator:
+        coordinator = Coordinator(lambda message, _: sent.append(message))
+        coordinator.apply(settings(self.NAME, "192.0.2.2:25"))
+        coordinator.check = lambda *server: checked.append(server)
+        return coordinator
+
+    @pytest.fixture
+    def backend(self) -> str:
+        (backend,) = settings(self.NAME).backends
+        return backend
+
+    def test_a_server_down_elsewhere_is_last_until_it_is_checked(
+        self,
+        coordinator: Coordinator,
+        backend: str,
+        sent: list[object],
+        checked: list[tuple[str, str]],
+    ) -> None:
+        coordinator._doubt((backend, self.NAME), False, "two")
+        assert sent == [Health(backend, self.NAME, up=False)]
+        assert checked == [(backend, self.NAME)]
+        assert not coordinator.is_down(backend, self.NAME)
+
+    def test_the_other_replica_may_be_wrong(
+        self, coordinator: Coordinator, backend: str, sent: list[object]
+    ) -> None:
+        coordinator._doubt((backend, self.NAME), False, "two")
+        coordinator.change(Health(backend, self.NAME, up=True))
+        assert sent[1:] == [Health(backend, self.NAME, up=True)]
+        coordinator.change(Health(backend, self.NAME, up=True))
+        assert len(sent) == 2
+
+    def test_what_the_check_finds_is_this_replicas_own_finding(
+        self, coordinator: Coordinator, backend: str, sent: list[object]
+    ) -> None:
+        coordinator._doubt((backend, self.NAME), False, "two")
+        coordinator.change(Health(backend, self.NAME, up=False, reason="refused"))
+        assert sent[1:] == [Health(backend, self.NAME, up=False, reason="refused")]
+        assert coordinator.is_down(backend, self.NAME)
+
+    def test_a_server_up_elsewhere_is_checked_if_it_is_down_here(
+        self, coordinator: Coordinator, backend: str, checked: list[tuple[str, str]]
+    ) -> None:
+        coordinator._doubt((backend, self.NAME), True, "two")
+        assert checked == []
+        coordinator.change(Health(backend, self.NAME, up=False, reason="refused"))
+        coordinator._doubt((backend, self.NAME), True, "two")
+        assert checked == [(backend, self.NAME)]
+        assert coordinator.is_down(backend, self.NAME)
+
+    def test_what_is_known_or_not_in_the_settings_is_ignored(
+        self,
+        coordinator: Coordinator,
+        backend: str,
+        sent: list[object],
+        checked: list[tuple[str, str]],
+    ) -> None:
+        coordinator.change(Health(backend, self.NAME, up=False, reason="refused"))
+        sent.clear()
+        coordinator._doubt((backend, self.NAME), False, "two")
+        coordinator._doubt((backend, "192.0.2.3:25"), False, "two")
+        coordinator._doubt(("other", self.NAME), False, "two")
+        assert (sent, checked) == ([], [])
+
+
 def test_all_rows_are_read_whichever_worker_comes_first(coordinator: Coordinator) -> None:
     """Workers that start together must not remove each other's row from the sum."""
     rows = [coordinator.take_row() for _ in range(3)]

@@ -62,3 +62,38 @@ async def test_a_query_waits_for_the_first_check_of_a_server_and_causes_no_secon
         await asyncio.gather(*queries)
     checks.stop()
     assert begun.empty()
+
+
+async def test_a_server_is_checked_once_when_another_replica_reports_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    outcomes = ["refused", OSError(errno.EMFILE, "Too many open files"), ""]
+    waiting = asyncio.Event()
+
+    async def check(server: Server, hostname: str) -> str:  # noqa: ARG001
+        await waiting.wait()
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, OSError):
+            raise outcome
+        return outcome
+
+    found: list[Health] = []
+    monkeypatch.setattr("smtpproxy.supervisor.health_monitor.check", check)
+    checks = HealthMonitor(found.append, lambda *_: False)
+    checks.apply(from_flags(None, ["127.0.0.1:0"], ["192.0.2.1:25"]))
+    (backend,) = checks._settings.backends
+    for server in ("192.0.2.1:25", "192.0.2.1:25", "192.0.2.2:25"):
+        checks.check_once(backend, server)
+    checks.check_once("other", "192.0.2.1:25")
+    assert len(checks._checking) == 1
+    waiting.set()
+    while outcomes:
+        await asyncio.wait(checks._checking.values(), timeout=20)
+        if outcomes:
+            checks.check_once(backend, "192.0.2.1:25")
+    assert checks._checking == {}
+    assert found == [
+        Health(backend, "192.0.2.1:25", up=False, reason="refused"),
+        Health(backend, "192.0.2.1:25", up=True),
+    ]
+    checks.stop()
