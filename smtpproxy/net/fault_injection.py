@@ -52,7 +52,7 @@ class FaultySession(BackendEvents, Protocol):
     def server_selection(self) -> Greetings:
         """What reads the greeting of a server."""
 
-    def give_up_server(self, why: str, now: float) -> None:
+    def give_up_server(self, why: str) -> None:
         """Try the next server."""
 
     def finish(self, callback: Callable[[float], None]) -> None:
@@ -136,6 +136,9 @@ class FaultInjector:
 
     def backend_received(self, octets: bytes) -> None:
         """Pass octets of the MTA on, unless a fault concerns them."""
+        self._session.finish(partial(self._receive, octets))
+
+    def _receive(self, octets: bytes, now: float) -> None:
         if self._greeting:
             self._greeting += octets
             if len(self._greeting) > REPLY_LIMIT:
@@ -143,7 +146,7 @@ class FaultInjector:
         elif self._session.server_selection.open:
             self._take_greeting(octets)
         elif self._awaited is not None and self._pipeline.in_flight[:1] == [self._awaited[0]]:
-            self._take_answer(*self._awaited, octets)
+            self._take_answer(*self._awaited, octets, now)
         else:
             if self._withheld is not None:
                 self._withheld.delay(0.0)  # so no reply is taken for that to the end of data
@@ -153,7 +156,7 @@ class FaultInjector:
         session = self._session
         octets, why_not = session.server_selection.receive(octets)
         if why_not:
-            session.give_up_server(why_not, monotonic())
+            session.give_up_server(why_not)
             return
         rule = self._faults.for_connection() if octets else None
         if rule is None:
@@ -173,7 +176,7 @@ class FaultInjector:
         greeting, self._greeting = self._greeting, b""
         self._session.backend_received(greeting)
 
-    def _take_answer(self, exchange: Exchange, rule: FaultRule, octets: bytes) -> None:
+    def _take_answer(self, exchange: Exchange, rule: FaultRule, octets: bytes, now: float) -> None:
         """Close the client's connection instead of passing on the reply to this exchange."""
         reader = self._reader
         reader.receive(octets)
@@ -190,7 +193,7 @@ class FaultInjector:
             self._session.backend_received(octets)
             return
         self._note(rule)
-        exchange.add_step(b"" if exchange.verb.secret else found[1], monotonic())
+        exchange.add_step(b"" if exchange.verb.secret else found[1], now)
         self._session.cut(reset=rule.action in _RESETS)
 
     # --- commands -----------------------------------------------------------------------------
@@ -264,11 +267,12 @@ class FaultInjector:
             content.replace_reply(rule.reply % pipeline.policy.hostname)
             return
         self._withheld = content
-        self._delay(rule, partial(self._send_end, content, octets))
+        send = partial(self._send_end, content, octets)
+        self._delay(rule, partial(self._session.finish, send))
 
-    def _send_end(self, content: Exchange, octets: bytes) -> None:
+    def _send_end(self, content: Exchange, octets: bytes, now: float) -> None:
         self._withheld = None
-        content.delay(monotonic())
+        content.delay(now)
         self._pipeline.send_backend(octets)
 
 

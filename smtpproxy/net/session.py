@@ -8,6 +8,7 @@ from the client.
 
 import asyncio
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -48,6 +49,7 @@ class Session:
         "_backend_blocked",
         "_client_blocked",
         "_client_lost",
+        "_over",
         "_rate_limit",
         "_since",
         "_slot_reclaimed_at",
@@ -77,7 +79,7 @@ class Session:
         now = monotonic()
         self.listener_context = listener_context
         self.client = client
-        self._client_lost = self.client_paused = False
+        self._client_lost = self.client_paused = self._over = False
         self._client_blocked = self._backend_blocked = False  # whether its write buffer is full
         self.octets_client = self.octets_backend = 0
         self._started = self._since = now  # _since: start of connecting, blocking or lingering
@@ -122,7 +124,7 @@ class Session:
     def connection_slot_answered(self, *, granted: bool) -> None:
         """Connect to the backend if a connection slot was granted, else end the session."""
         if granted:
-            self._connect(monotonic())
+            self.finish(self._connect)
         else:
             self.finish(partial(self.pipeline.fail, "backend_full", replies.BACKEND_FULL))
 
@@ -141,8 +143,7 @@ class Session:
         self.backend = None
         self._since = now
         if not self.server_selection.try_next():
-            refusal = self.server_selection.refusal
-            self.finish(partial(self.pipeline.backend_unavailable, refusal))
+            self.pipeline.backend_unavailable(self.server_selection.refusal, now)
 
     def backend_connected(self, backend: asyncio.Transport) -> None:
         """Start to use the backend connection."""
@@ -150,7 +151,10 @@ class Session:
         if self.pipeline.ended:
             backend.abort()
             return
-        self._since = monotonic()
+        self.finish(partial(self._use_backend, backend))
+
+    def _use_backend(self, backend: asyncio.Transport, now: float) -> None:
+        self._since = now
         self.pipeline.connect_backend(BatchedWriter(self.listener_context.write_batcher, backend))
         server = self.server_selection.server
         assert server is not None
@@ -168,36 +172,38 @@ class Session:
             if self.server_selection.open:
                 octets, why_not = self.server_selection.receive(octets)
                 if why_not:
-                    self.give_up_server(why_not, now)
+                    self.give_up_server(why_not)
             if octets:
                 pipeline.backend_received(octets, now)
+            if pipeline.reply_buffer.since == now:
+                self.listener_context.timeouts.watch_held(self)
+            if self.client_paused:
+                self._regulate()
         except Exception as error:  # noqa: BLE001  the outermost callback: no caller could close
             self._break_down(error, now)
         if pipeline.ended:
             self._end(now)
-            return
-        if pipeline.reply_buffer.since == now:
-            self.listener_context.timeouts.watch_held(self)
-        if self.client_paused:
-            self._regulate()
 
     def header_tlvs(self) -> "ProxyTlvs":
         """Return what a PROXY header says about the client besides its addresses."""
         inside = None if self.peer.by_xclient else self.client.get_extra_info("ssl_object")
         return tlvs_for_backend(self.peer.tlvs, inside, self.observer.id)
 
-    def give_up_server(self, why: str, now: float) -> None:
+    def give_up_server(self, why: str) -> None:
         """Try the next server, since this one sent no greeting, or refused the client in it."""
+        self.finish(partial(self._give_up_server, why))
+
+    def _give_up_server(self, why: str, now: float) -> None:
         server = self.server_selection.server
         assert server is not None
         self.note_given_up(server.name_for(self.peer), why)
         self.server_selection.cancel()
         if self.backend is not None:
             self.backend.abort()
-        if not self.pipeline.greeting_owed:  # `reconnect` has failed
-            self.finish(partial(self.pipeline.fail, "backend_lost", replies.BACKEND_LOST))
-        elif not self.pipeline.ended:
+        if self.pipeline.greeting_owed:
             self._connect(now)
+        else:  # `reconnect` has failed
+            self.pipeline.fail("backend_lost", replies.BACKEND_LOST, now)
 
     def reconnect(self) -> None:
         """Connect to the same server again, after TLS has failed and closed its connection."""
@@ -226,11 +232,14 @@ class Session:
         """Process the end or the loss of a backend connection."""
         if backend is not self.backend or self.pipeline.ended:
             return
+        self.finish(self._lose_backend)
+
+    def _lose_backend(self, now: float) -> None:
         if self.pipeline.greeting_owed:
             self.server_selection.failed("closed without a greeting")
-            self.give_up_server("closed without a greeting", monotonic())
+            self._give_up_server("closed without a greeting", now)
             return
-        self.finish(self.pipeline.backend_lost)
+        self.pipeline.backend_lost(now)
         if not self.pipeline.ended:
             # The backend has refused the content, which is read to its end without it.
             self.server_selection.end()
@@ -246,15 +255,15 @@ class Session:
         self.octets_client += len(octets)
         try:
             pipeline.client_received(octets, now)
+            if pipeline.framer.mistaken_end is not None:
+                self._note_mistaken_end()
+            if pipeline.full:
+                self._regulate()
         except Exception as error:  # noqa: BLE001  the outermost callback: no caller could close
             self._break_down(error, now)
-        if pipeline.framer.mistaken_end is not None:
-            self._note_mistaken_end()
         if pipeline.ended:
             self._end(now)
-        elif pipeline.full:
-            self._regulate()
-        if self._rate_limit is not None and not self._rate_limit.paused:
+        elif self._rate_limit is not None and not self._rate_limit.paused:
             self._slow_down()
 
     def _note_mistaken_end(self) -> None:
@@ -271,11 +280,15 @@ class Session:
         if self.pipeline.ended:
             self.client.close()
             return False
+        self.finish(self._receive_eof)
+        return True
+
+    def _receive_eof(self, now: float) -> None:
         self.listener_context.timeouts.unread.add(self.client, self.client.abort)
         if self.server_selection.waits and not self.octets_client:  # it stopped waiting for a slot
-            self.finish(partial(self.pipeline.end, "client_lost"))
-        self.finish(self.pipeline.client_eof)
-        return True
+            self.pipeline.end("client_lost", now)
+        else:
+            self.pipeline.client_eof(now)
 
     def client_lost(self) -> None:
         """End the session after the loss of the client connection."""
@@ -286,7 +299,11 @@ class Session:
             self.finish(self.pipeline.client_lost)
 
     def finish(self, callback: "Callable[[float], None]") -> None:
-        """Call a function of the pipeline that may end it; it gets the time."""
+        """Call a function that may end the pipeline; it gets the time.
+
+        An internal error in it ends the session, so each event of a session goes through here, or
+        has the same guard.
+        """
         if self.pipeline.ended:
             return
         now = monotonic()
@@ -310,16 +327,14 @@ class Session:
         Args:
             reset: Whether to reset it instead, so that the client sees an error.
         """
-        pipeline = self.pipeline
-        if pipeline.ended:
-            return
-        now = monotonic()
-        pipeline.end("fault_injected", now)
+        self.finish(partial(self._cut, reset))
+
+    def _cut(self, reset: bool, now: float) -> None:
+        self.pipeline.end("fault_injected", now)
         if reset:
             self.listener_context.write_batcher.flush()
             self._client_lost = True
             reset_connection(self.client)
-        self._end(now)
 
     # --- back-pressure ------------------------------------------------------------------------
 
@@ -369,10 +384,11 @@ class Session:
 
     def _slow_down(self) -> None:
         """Pause reading from a client that exceeds its rate limit."""
+        self.finish(self._apply_rate_limit)
+
+    def _apply_rate_limit(self, now: float) -> None:
         pipeline, rate_limit = self.pipeline, self._rate_limit
-        if pipeline.ended or rate_limit is None:
-            return
-        now = monotonic()
+        assert rate_limit is not None
         was_slowed, was_paused = rate_limit.was_slowed, rate_limit.paused
         seconds = rate_limit.pause(pipeline.framer.commands, now)
         if rate_limit.paused:
@@ -388,19 +404,25 @@ class Session:
 
     def client_secured(self, inside: asyncio.Transport) -> None:
         """Use the client connection inside TLS."""
+        self.finish(partial(self._use_secured_client, inside))
+
+    def _use_secured_client(self, inside: asyncio.Transport, now: float) -> None:
         self.listener_context.timeouts.unread.discard(self.client)
         self.client = inside
         self.client_paused = False
         if self._client_blocked:
             self.client_blocked(blocked=False)
         self.pipeline.connect_client(BatchedWriter(self.listener_context.write_batcher, inside))
-        self.finish(self.pipeline.client_secured)
+        self.pipeline.client_secured(now)
 
     def backend_secured(self, inside: asyncio.Transport) -> None:
         """Use the backend connection inside TLS."""
+        self.finish(partial(self._use_secured_backend, inside))
+
+    def _use_secured_backend(self, inside: asyncio.Transport, now: float) -> None:
         self.backend = inside
         self.pipeline.connect_backend(BatchedWriter(self.listener_context.write_batcher, inside))
-        self.finish(self.pipeline.backend_secured)
+        self.pipeline.backend_secured(now)
 
     # --- time ---------------------------------------------------------------------------------
 
@@ -427,21 +449,23 @@ class Session:
                 return "message", began
         return limit, since
 
-    def expire(self, limit: str, now: float) -> None:
+    def expire(self, limit: str, now: float) -> None:  # noqa: ARG002
         """End the session at a time limit, or try the next server."""
         if limit == "close":
             self.client.abort()
-            return
+        else:
+            self.finish(partial(self._expire, limit))
+
+    def _expire(self, limit: str, now: float) -> None:
         if limit == "connect" or (limit == "greeting" and self.server_selection.open):
             self.server_selection.failed(f"{limit} time limit")
             if limit == "connect" or self.server_selection.has_more:
-                self.give_up_server(f"{limit} time limit", now)
+                self._give_up_server(f"{limit} time limit", now)
                 return
         if limit == "connection_slot":
-            fail = partial(self.pipeline.fail, "connection_slot_reclaimed", replies.SLOT_RECLAIMED)
-            self.finish(fail)
+            self.pipeline.fail("connection_slot_reclaimed", replies.SLOT_RECLAIMED, now)
         else:
-            self.finish(partial(self.pipeline.expire, limit))
+            self.pipeline.expire(limit, now)
 
     def release(self, now: float) -> bool:
         """Flush replies held for the time limit; return whether any are still held."""
@@ -461,27 +485,58 @@ class Session:
 
     # --- the end ------------------------------------------------------------------------------
 
+    def break_down(self, error: Exception) -> None:
+        """End the session after an internal error in what works for it."""
+        self.finish(partial(self._break_down, error))
+
     def _break_down(self, error: Exception, now: float) -> None:
         self.observer.broken(error)
         self.pipeline.fail("internal_error", replies.INTERNAL_ERROR, now)
 
     def _end(self, now: float) -> None:
-        """Close both connections; called once, after the pipeline has ended."""
-        self.listener_context.write_batcher.flush()
-        pipeline = self.pipeline
-        is_replaced = pipeline.ended == "introduced"
-        self._note_refusal()
-        self._leave_backend()
+        """Close both connections after the pipeline has ended; more calls do nothing."""
+        if self._over:
+            return
+        self._over = True
+        is_replaced = self.pipeline.ended == "introduced" and not (
+            self._client_lost or self.pipeline.client_ended
+        )
+        try:
+            self.listener_context.write_batcher.flush()
+            self._note_refusal()
+            self._leave_backend()
+            if is_replaced:
+                self._leave_client()
+            else:
+                self._close_client(now)
+        except Exception as error:  # noqa: BLE001  else a connection or a count would stay
+            is_replaced = False
+            self._abandon()
+            self.observer.broken(error)
         self._report(now)
         upgrades, self._upgrades = self._upgrades, None  # each knows the other
-        if is_replaced and not (self._client_lost or pipeline.client_ended):
+        if is_replaced:
             assert upgrades is not None
-            self.listener_context.timeouts.remove(self)
-            if self.client_paused:
-                self.client.resume_reading()
-                self.listener_context.timeouts.unread.discard(self.client)
             upgrades.start_introduced_session()
-            return
+
+    def _abandon(self) -> None:
+        """Close and release everything at once; an error in one step stops no other."""
+        with ExitStack() as steps:
+            steps.callback(self.listener_context.timeouts.remove, self)
+            steps.callback(self.server_selection.end)
+            if self.backend is not None:
+                steps.callback(self.backend.abort)
+            steps.callback(self.client.abort)
+
+    def _leave_client(self) -> None:
+        """Leave the client's connection to the next session on it."""
+        self.listener_context.timeouts.remove(self)
+        if self.client_paused:
+            self.client.resume_reading()
+            self.listener_context.timeouts.unread.discard(self.client)
+
+    def _close_client(self, now: float) -> None:
+        pipeline, upgrades = self.pipeline, self._upgrades
         if upgrades is not None:
             upgrades.cancel()
             if upgrades.of_client:  # no reply can be sent during a handshake or a tunnel

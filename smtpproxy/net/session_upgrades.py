@@ -151,7 +151,8 @@ class SessionUpgrades:
 
     def _secured(self, inside: asyncio.Transport) -> asyncio.Protocol:
         session, connection = self._session, self._connection
-        self.note_tls(self._side, inside)
+        side = self._side
+        session.finish(lambda _: self.note_tls(side, inside))
         self._task = None
         if self.of_client:
             self.of_client = False
@@ -162,6 +163,9 @@ class SessionUpgrades:
         return cast("asyncio.Protocol", connection)
 
     def _not_secured(self, why: str) -> None:
+        self._session.finish(partial(self._give_up_handshake, why))
+
+    def _give_up_handshake(self, why: str, now: float) -> None:
         self._task = None
         in_plaintext = not self.of_client and self._session.pipeline.restart_in_plaintext()
         if in_plaintext:
@@ -172,7 +176,7 @@ class SessionUpgrades:
             return
         reason = f"{self._side}_tls_failed"
         reply = replies.CLIENT_TLS_FAILED if self.of_client else replies.BACKEND_TLS_FAILED
-        self._session.finish(partial(self._session.pipeline.fail, reason, reply))
+        self._session.pipeline.fail(reason, reply, now)
 
     def note_tls(self, side: str, transport: asyncio.BaseTransport) -> None:
         """Report the TLS version and cipher of one side to the observer, if it has TLS.

@@ -10,7 +10,7 @@ stands for CRLF within a segment, `{}` for the text of an injected reply.
 """
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,11 +19,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smtpproxy.config.fault_flag import rule_of
-from smtpproxy.core.fault_rules import FAULT_VERBS, FaultRule, intercepted
+from smtpproxy.core.exchange import Exchange
+from smtpproxy.core.fault_rules import FAULT_VERBS, FaultRule, SessionFaults, intercepted
 from smtpproxy.core.policy import ClientTls, SessionPolicy
 from smtpproxy.net.fault_injection import FaultInjection
 from tests.core.test_properties import Client, Part, _parts
 from tests.net.fakes import Clock, Server, Stage
+from tests.support.compiled import only_pure
 from tests.support.effort import QUICK
 from tests.support.model_mta import Mta, replies_in
 from tests.support.pipeline_stage import seen_by_observers
@@ -173,6 +175,36 @@ async def test_a_client_that_stops_reading_now_and_then_gets_the_same_faults(
     clock: Clock, dialogue: Dialogue
 ) -> None:
     await play(clock, dialogue, pauses=True)
+
+
+@only_pure
+@pytest.mark.parametrize(
+    ("flag", "broken", "events"),
+    [
+        ("CONNECT delay:1", SessionFaults.for_connection, ("B< 220 mx",)),
+        ("END_OF_DATA delay:1", Exchange.delay, (*GIVEN["DATA"], "C: text|.", "later")),
+    ],
+    ids=["greeting", "timer"],
+)
+async def test_an_internal_error_of_a_fault_ends_the_session(
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    flag: str,
+    broken: Callable[..., object],
+    events: Sequence[str],
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    stage = open_stage(clock, rule_of(flag))
+    await stage.settle()
+    owner = SessionFaults if broken is SessionFaults.for_connection else Exchange
+    monkeypatch.setattr(owner, broken.__name__, fail)
+    for event in events:
+        if not event.startswith(("S:", "B>")):
+            await happen(stage, event)
+    assert b"421 4.3.0 " in stage.gets()
+    assert stage.ended == "internal_error"
 
 
 async def test_starttls_of_the_proxy_is_refused_too(clock: Clock) -> None:

@@ -23,6 +23,16 @@ def hold_too_long(stage: Stage) -> None:
     stage.timeouts.release()
 
 
+def sends_fast(stage: Stage) -> None:
+    """Send more commands than the rate limit allows, and let the pause be over."""
+    stage.sends(b"NOOP\r\n" * 30)
+    stage.clock.now += 10
+    stage.session._slow_down()
+
+
+SERVER_POOL = "smtpproxy.net.backend.server_pool"
+
+
 class TestEnd:
     async def test_quit_closes_both(self, opened: Opener) -> None:
         stage = await greeted(opened)
@@ -166,6 +176,11 @@ class TestEnd:
                 lambda stage: stage.session.backend_secured(stage.servers[0].transport),
             ),
             ("flush", hold_too_long),
+            ("end", lambda stage: stage.session.cut(reset=False)),
+            ("end", lambda stage: stage.session.cut(reset=True)),
+            ("client_resumed", sends_fast),
+            ("connect_backend", lambda stage: stage.session.backend_connected(Transport())),
+            ("connect_client", lambda stage: stage.session.client_secured(stage.client)),
         ],
     )
     async def test_so_does_one_in_any_other_event(
@@ -176,7 +191,7 @@ class TestEnd:
         event: Callable[[Stage], object],
     ) -> None:
         """Else the session would stay; one in a time limit would end the checks of all others."""
-        stage = await greeted(opened)
+        stage = await greeted(opened, commands_per_second=10)
 
         working = getattr(Pipeline, broken)
 
@@ -189,6 +204,50 @@ class TestEnd:
         assert b"421 4.3.0 " in stage.gets()
         assert stage.ended == "internal_error"
         assert [type(error) for error in stage.watcher.errors] == [ZeroDivisionError]
+
+    @only_pure
+    @pytest.mark.parametrize("broken", ["Server.connect", "ServerPool.in_order"])
+    async def test_so_does_one_while_it_connects(
+        self, opened: Opener, monkeypatch: pytest.MonkeyPatch, broken: str
+    ) -> None:
+        def fail(*_: object) -> None:
+            raise ZeroDivisionError
+
+        where = {"Server.connect": "tests.net.fakes", "ServerPool.in_order": SERVER_POOL}[broken]
+        monkeypatch.setattr(f"{where}.{broken}", fail)
+        stage = await opened(Server("first"))
+        assert stage.gets().startswith(b"421 4.3.0 ")
+        assert stage.ended == "internal_error"
+
+    @only_pure
+    @pytest.mark.parametrize(
+        "broken",
+        [
+            "tests.net.fakes.Transport.write_eof",
+            "smtpproxy.net.backend.server_selection.ServerSelection.end",
+            "smtpproxy.net.write_batching.WriteBatcher.flush",
+        ],
+    )
+    async def test_one_at_its_end_leaves_nothing_open(
+        self, opened: Opener, monkeypatch: pytest.MonkeyPatch, broken: str
+    ) -> None:
+        slots = SlotQueue(1, 30.0)
+        stage = await greeted(opened, connection_slots=slots)
+        stage.sends(b"EHLO c\r\n")
+        with monkeypatch.context() as patched:
+
+            def fail(*_: object) -> None:
+                patched.undo()
+                raise ZeroDivisionError
+
+            patched.setattr(broken, fail)
+            stage.servers[0].says(b"421 4.3.2 not now\r\n")
+        assert [summary.reason for summary in stage.watcher.summaries] == ["backend_closed"]
+        assert [type(error) for error in stage.watcher.errors] == [ZeroDivisionError]
+        assert stage.client.is_closing()
+        assert stage.servers[0].transport.is_closing()
+        assert not stage.timeouts.sessions
+        assert slots.taken == 0
 
 
 class TestTime:

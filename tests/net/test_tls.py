@@ -1,5 +1,6 @@
 """TLS on both sides, with real handshakes."""
 
+import contextlib
 import ssl
 import warnings
 
@@ -9,9 +10,11 @@ import trustme
 from smtpproxy.config.loader import load
 from smtpproxy.net.backend.health_check import check
 from smtpproxy.net.backend.server_pool import Server
+from smtpproxy.net.session_upgrades import SessionUpgrades
 from smtpproxy.worker import security_builder
 from tests.net.conftest import Logged
 from tests.net.real_sockets import IMPLICIT, STARTTLS, V1_HEADER, Stage, client, deliver
+from tests.support.compiled import only_pure
 
 
 async def test_groups_are_served_inside_tls_as_outside(stage: Stage) -> None:
@@ -487,3 +490,23 @@ async def test_passed_through_it_is_the_backends_tls(stage: Stage) -> None:
         assert b"PIPELINING" not in replies[0]
         assert await one.ask(b"QUIT") == [b"221 QUIT"]
     assert stage.backend.secure == 1
+
+
+@only_pure
+async def test_an_internal_error_after_a_handshake_ends_the_session(
+    stage: Stage, logged: Logged, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No caller of the handshake's task could close the connections."""
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    async with client(await stage.start(STARTTLS)) as one:
+        assert await one.reply() == b"220 mx"
+        await one.ask(b"EHLO c")
+        monkeypatch.setattr(SessionUpgrades, "note_tls", fail)
+        with contextlib.suppress(OSError):  # as it may be closed before the handshake is over here
+            await one.secure(stage)
+            assert await one.rest() in (b"", b"reset")
+    assert [line["reason"] for line in logged("session_closed")] == ["internal_error"]
+    assert len(logged("internal_error")) == 1

@@ -6,7 +6,6 @@ session stays with that server, also if it has to connect again.
 """
 
 import asyncio
-from time import monotonic
 from typing import TYPE_CHECKING, Protocol
 
 from smtpproxy.core.replies import ReplyReader
@@ -45,7 +44,10 @@ class SelectingSession(BackendEvents, Protocol):
     def reclaim_slot(self) -> None:
         """Release the connection slot as soon as no transaction is open."""
 
-    def give_up_server(self, why: str, now: float) -> None:
+    def break_down(self, error: Exception) -> None:
+        """End the session after an internal error."""
+
+    def give_up_server(self, why: str) -> None:
         """Try the next server, since this one could not be reached."""
 
     def note_given_up(self, server: str, why: str) -> None:
@@ -165,7 +167,10 @@ class ServerSelection:
                 self._listener_context.servers.request_check(server)
             elif error.errno not in OUR_OWN:
                 self._listener_context.servers.failed(server, why)
-            session.give_up_server(why, monotonic())
+            session.give_up_server(why)
+        except Exception as error:  # noqa: BLE001  nobody waits for this task
+            self._connecting = None
+            session.break_down(error)
         else:
             self._connecting = None
 
