@@ -6,13 +6,12 @@ The host name is looked up once, and all connections go to the same IP address.
 import re
 import socket
 import ssl
-import warnings
 from dataclasses import dataclass
 from time import monotonic
 
 from smtpproxy.config.address import Address
 from smtpproxy.probe.smtp_connection import CheckFailed, ProbeReply, Refused, SmtpConnection
-from smtpproxy.tls.contexts import VERSIONS, allow_insecure_renegotiation
+from smtpproxy.tls.contexts import allow_insecure_renegotiation, set_versions
 
 IMPLICIT_TLS_PORT = 465
 """The submission port with implicit TLS (RFC 8314)."""
@@ -209,10 +208,7 @@ def unverified(version: str = "") -> ssl.SSLContext:
     context.verify_mode = ssl.CERT_NONE
     allow_insecure_renegotiation(context)
     context.set_ciphers("ALL:@SECLEVEL=0")  # OpenSSL allows 1.0 and 1.1 at no higher level
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        context.minimum_version = VERSIONS[version or "1.0"]
-        context.maximum_version = VERSIONS[version or "1.3"]
+    set_versions(context, version or "1.0", version or "1.3")
     return context
 
 

@@ -98,7 +98,7 @@ def for_clients(listener: ClientTlsSettings, *, notes_names: bool = False) -> ss
         OSError: A certificate file cannot be used; see `why_unusable`.
     """
     context = load_served(listener, listener.ciphers)
-    _set_minimum(context, listener.minimum_tls)
+    set_versions(context, listener.minimum_tls)
     contexts: dict[str, ssl.SSLContext] = {}
     if listener.sni:
         from smtpproxy.tls.certificate_names import names_in
@@ -133,7 +133,7 @@ def for_backend(backend: BackendTlsSettings) -> ssl.SSLContext:
     if backend.tls == "opportunistic" or not backend.verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
-    _set_minimum(context, backend.minimum_tls)
+    set_versions(context, backend.minimum_tls)
     if backend.minimum_tls in ("1.0", "1.1"):
         context.set_ciphers(_OLD)
         allow_insecure_renegotiation(context)
@@ -184,11 +184,23 @@ def load_pair(certificate: str, key: str, ciphers: str) -> ssl.SSLContext:
     return context
 
 
-def _set_minimum(context: ssl.SSLContext, version: str) -> None:
+def set_versions(context: ssl.SSLContext, oldest: str, newest: str = "") -> None:
+    """Set the oldest and the newest TLS version of a context, keys of `VERSIONS`.
+
+    Args:
+        context: The context.
+        oldest: The oldest version.
+        newest: The newest version; empty for any.
+
+    Raises:
+        ValueError: This machine's OpenSSL does not have that version.
+    """
     with warnings.catch_warnings():
         # Python warns about TLS 1.0 and 1.1; `check` does so, too.
         warnings.simplefilter("ignore", DeprecationWarning)
-        context.minimum_version = VERSIONS[version]
+        context.minimum_version = VERSIONS[oldest]
+        if newest:
+            context.maximum_version = VERSIONS[newest]
 
 
 def add_pair(context: ssl.SSLContext, certificate: str, key: str) -> None:
