@@ -50,7 +50,7 @@ def talk(session: Watched) -> None:
     session.sends(LOGIN)
     session.says("334 UGFzc3dvcmQ6")
     session.sends(LOGIN)
-    session.says("235 in")
+    session.says(f"235-2.7.0 {LOGIN}\r\n235 2.7.0 {PASSWORD}")
     session.sends(f"XCLIENT LOGIN={PASSWORD}")
     session.sends(f"X-EXPS LOGIN {LOGIN}")
     session.relay("Subject: hello", "", BODY)

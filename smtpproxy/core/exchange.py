@@ -120,11 +120,11 @@ class Exchange:
     def redact_reply(self) -> None:
         """Redact a reply that may quote the line, as Sendmail's replies to bad syntax do.
 
-        EHLO and HELO are only secret after the proxy's XCLIENT with LOGIN, which any refusal may
-        quote.
+        A 235 may also name the user, or have the last data of the SASL mechanism.  EHLO and HELO
+        are only secret after the proxy's XCLIENT with LOGIN, which any refusal may quote.
         """
         refused = self.verb.role in (verbs.EHLO, verbs.HELO) and self.code >= 400
-        if (refused or 500 <= self.code <= 504) and not self.refusal:
+        if (refused or self.code == 235 or 500 <= self.code <= 504) and not self.refusal:
             self.reply = lines.redacted_reply(self.reply)
 
     def abort(self, problem: Violation | None, now: float, *, own: bool) -> None:

@@ -20,4 +20,4 @@ def verb_of(exchange: Exchange) -> str:
     if role:
         return role
     words = exchange.line.split(None, 1)
-    return text_of(words[0][:32]).upper() if words else "malformed"
+    return text_of(words[0][:32].upper()) if words else "malformed"

@@ -139,6 +139,11 @@ def is_plain(octets: bytes) -> bool:
     return octets.isascii() and BACKSLASH not in octets and DELETE not in octets
 
 
+def in_capitals(text: str) -> str:
+    """Return a text that `text_of` has returned in capitals, with its escapes as they are."""
+    return text_of(octets_of(text).upper())
+
+
 def octets_of(text: str) -> bytes:
     """Return the octets of a text that `text_of` or `compact_text_of` has returned.
 

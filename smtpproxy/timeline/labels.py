@@ -32,7 +32,7 @@ def shown(octets: bytes) -> str:
 def command_label(line: bytes) -> Label:
     """Return the label of one command line."""
     text = shown(line)
-    return Label(text.split(" ")[0].upper(), text, COMMAND)
+    return Label(shown(line.split(b" ")[0].upper()), text, COMMAND)
 
 
 def reply_label(reply: bytes, *, short: bool = False) -> Label:

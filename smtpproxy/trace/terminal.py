@@ -14,6 +14,7 @@ from rich.text import Text
 
 from smtpproxy.log.verb_name import END_OF_DATA
 from smtpproxy.text.console import Terminal
+from smtpproxy.text.escaping import in_capitals
 from smtpproxy.text.styled_lines import Piece, StyledLine, StyledLines, width_of
 from smtpproxy.timeline.drawing import Row, Timeline, duration_text
 from smtpproxy.timeline.labels import BAD, COMMAND, GOOD, QUIET, Label
@@ -267,7 +268,7 @@ def command_of(exchange: Exchanged) -> Label:
 def _step(exchange: Exchanged, step: Step) -> Label:
     if step.command == ".":
         return _END_OF_DATA
-    verb = step.command.split(" ")[0].upper() or exchange.verb
+    verb = in_capitals(step.command.split(" ")[0]) or exchange.verb
     return Label(verb, step.command or exchange.verb, COMMAND)
 
 

@@ -391,7 +391,9 @@ def _check(stage: Stage, mta: Mta, received: bytes) -> None:
     replies = replies_in(received)
     assert b"".join(replies) == received
     answered = [each for each in stage.watcher.exchanges if each.flushed]
-    assert [each.reply for each in answered] == replies
+    # Observers do not see the text of a 235.
+    shown = [b"235 *\r\n" if reply.startswith(b"235") else reply for reply in replies]
+    assert [each.reply for each in answered] == shown
     acknowledged = 0
     for each in answered:
         line = each.line.strip()

@@ -83,6 +83,18 @@ class TestAll:
         }
         assert (closed["violations"], closed["codes"]) == (["bare_cr_or_nul_in_command"], [500])
 
+    def test_an_unknown_verb_is_in_capitals_and_its_escapes_are_not(self, tmp_path: Path) -> None:
+        traced = Traced(tmp_path)
+        session = Watched(traced.trace)
+        session.pipeline.client_received(b"xfo\x7f\xff\\o bar\r\n", 12.0)
+        session.says("500 what")
+        session.close()
+        (_, unknown) = exchanges(traced.records())
+        assert (unknown["verb"], unknown["command"]) == (
+            "XFO\\x7f\\xff\\\\O",
+            "xfo\\x7f\\xff\\\\o bar",
+        )
+
     def test_rewritten_content_is_reported_too(self, tmp_path: Path) -> None:
         traced = Traced(tmp_path)
         Watched(traced.trace).relay("a\nb")

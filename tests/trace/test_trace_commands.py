@@ -275,6 +275,12 @@ def test_follow_prints_when_tls_starts(secured: Path) -> None:
     ]
 
 
+def test_an_unknown_verb_that_was_sent_is_in_capitals_and_its_escapes_are_not() -> None:
+    step = records.Step("xfo\\x7fo bar", "500 what", 1.0, 2.0)
+    exchange = Exchanged("s", "XFO\\x7fO", "xfo\\x7fo bar", 500, "500 what", 1.0, steps=[step])
+    assert terminal._step(exchange, step).short == "XFO\\x7fO"
+
+
 def test_what_a_proxy_in_front_says_is_printed_as_its_word() -> None:
     said = {"forwarded_authority": "mx.example", "forwarded_tls": "TLSv1.3", "forwarded_cn": "c"}
     line = terminal.line_of(records.Noted("s", 1.0, "proxy_header_read", **said))

@@ -104,7 +104,7 @@ function isOfMta(exchange) {
 function saidToMta(exchange) {
   if (exchange.steps && exchange.steps.length) {
     return exchange.steps.map((step) => ({...step, code: Number(step.reply.slice(0, 3)) || 0, content_bytes: exchange.content_bytes,
-      verb: step.command === "." ? "end_of_data" : step.command.split(" ")[0].toUpperCase() || exchange.verb, own: step.command !== (exchange.command || "")}));
+      verb: step.command === "." ? "end_of_data" : step.command.split(" ")[0].replaceAll(/\\x..|[a-z]/g, (part) => part.length > 1 ? part : part.toUpperCase()) || exchange.verb, own: step.command !== (exchange.command || "")}));
   }
   const sent = exchange.sent || (exchange.verb === "greeting" ? exchange.framed : 0);
   return sent ? [{...exchange, sent}] : [];
