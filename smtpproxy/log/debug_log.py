@@ -85,7 +85,7 @@ class SessionDebugLog:
     def noted(self, event: str, **values: str) -> None:
         """Add a fault to all further lines; the session log has the event."""
         if event == events.FAULT_INJECTED.name:
-            self._log = self._log.bind(fault=values["reason"])
+            self._log = self._log.bind(fault=values["fault"])
 
     def broken(self, error: Exception) -> None:
         """Do nothing: the session log has it."""

@@ -423,8 +423,8 @@ LOOP_DETECTED = Event(
 FAULT_INJECTED = Event(
     "fault_injected",
     "warning",
-    "A fault of `--fault`, `reason`, was injected into a session.",
-    (*SESSION, "reason"),
+    "A fault of `--fault`, `fault`, was injected into a session.",
+    SESSION,
 )
 EXCHANGE = Event(
     "exchange",

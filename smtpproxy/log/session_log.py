@@ -236,7 +236,7 @@ class SessionLog:
         elif event == events.PROXY_HEADER_READ.name:
             self._from_header = values
         elif event == events.FAULT_INJECTED.name:
-            self._log = self._log.bind(fault=values["reason"])
+            self._log = self._log.bind(fault=values["fault"])
         self._emit(events.EVENTS[event], **values)
 
     def broken(self, error: Exception) -> None:

@@ -241,8 +241,8 @@ class SessionCounters:
     def noted(self, event: str, **values: str) -> None:
         """Count TLS handshakes and faults."""
         if event == "fault_injected":
-            faults, reason = self._counters.faults, values["reason"]
-            faults[reason] = faults.get(reason, 0) + 1
+            faults, fault = self._counters.faults, values["fault"]
+            faults[fault] = faults.get(fault, 0) + 1
         elif event == "tls_started":
             self._count_handshake(values["side"], values["version"], "ok")
         elif event == "tls_failed":

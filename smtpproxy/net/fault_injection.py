@@ -115,7 +115,7 @@ class FaultInjector:
         self._timer = timer
 
     def _note(self, rule: FaultRule) -> None:
-        self._session.observer.noted("fault_injected", reason=rule.text)
+        self._session.observer.noted("fault_injected", fault=rule.text)
 
     # --- the backend's connection -------------------------------------------------------------
 

@@ -130,6 +130,8 @@ class Noted(Struct, tag_field="what", tag="noted", omit_defaults=True, gc=False)
     """Why a client was turned away, or what was rewritten first, as one of a few names."""
     reason: Annotated[str, Meta(max_length=65536)] = ""
     """The cause, in words."""
+    fault: Name = ""
+    """The fault of `--fault` that was injected."""
     forwarded_authority: Name = ""
     """The host name that the client asked the proxy in front for (SNI), by its PROXY header."""
     forwarded_unique_id: Name = ""

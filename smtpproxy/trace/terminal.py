@@ -304,6 +304,8 @@ def note(noted: Noted) -> Label:
             }
             texts = ", ".join(f"{name} {value}" for name, value in said.items() if value)
             return Label("PROXY header", f"PROXY header of the proxy in front: {texts}", QUIET)
+        case "fault_injected":
+            return Label("fault injected", f"fault injected: {noted.fault}", BAD)
         case "content_not_ended":
             kind = noted.kind.replace("_", " ")
             return Label("no end of data", f"the client's lone dot is no end of data: {kind}", BAD)

@@ -73,8 +73,8 @@ def test_what_is_refused_for_now_is_sent_later_and_nothing_is_lost(tmp_path: Pat
             arrived = [each.recipients for each in backend.kept() if token in each.kept]
             assert sorted(name for each in arrived for name in each) == sorted(mail.recipients)
             proxy.event("message_relayed")
-            reasons = [each["reason"] for each in events(proxy) if each["event"] == INJECTED]
-            assert reasons == [f"{rules[number]} 30%" for number in (1, 2, 0, 1, 3)]
+            faults = [each["fault"] for each in events(proxy) if each["event"] == INJECTED]
+            assert faults == [f"{rules[number]} 30%" for number in (1, 2, 0, 1, 3)]
 
 
 def test_a_reload_keeps_the_faults_and_they_are_everywhere(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_a_reload_keeps_the_faults_and_they_are_everywhere(tmp_path: Path) -> No
             proxy.event("reloaded")
             with smtplib.SMTP("127.0.0.1", port) as client:
                 assert client.noop()[0] == 450
-            assert proxy.event("fault_injected")["reason"] == "NOOP 450"
+            assert proxy.event("fault_injected")["fault"] == "NOOP 450"
             assert proxy.event("session_closed")["fault"] == "NOOP 450"
             assert total(scrape(admin), "faults") == 1
             eventually(lambda: total(scrape(admin), "faults_injected_total"), "it is counted")

@@ -212,7 +212,7 @@ def test_each_further_line_of_a_session_names_its_last_fault() -> None:
     logged = Logged()
     logged.session.broken(ValueError("x"))
     for fault in ("RCPT 450", "NOOP close"):
-        logged.session.noted("fault_injected", reason=fault)
+        logged.session.noted("fault_injected", fault=fault)
         logged.session.slowed()
     found = [(line["event"], line.get("fault")) for line in logged.lines]
     assert found == [
@@ -222,6 +222,7 @@ def test_each_further_line_of_a_session_names_its_last_fault() -> None:
         ("fault_injected", "NOOP close"),
         ("client_slowed", "NOOP close"),
     ]
+    assert [line for line in logged.lines if "reason" in line] == []  # which would be the same
 
 
 def test_a_message_shows_helo_tls_and_auth_of_the_client() -> None:

@@ -73,7 +73,7 @@ def test_faults_count_by_their_flag() -> None:
     counters = MetricCounters()
     session = Watched(counters)
     for fault in ("RCPT 450", "RCPT 450", "NOOP close"):
-        session.observer.noted("fault_injected", reason=fault)
+        session.observer.noted("fault_injected", fault=fault)
     found = numbers(counters, definitions.FAULTS_INJECTED)
     assert found == {(*NAMES, "RCPT 450"): 2, (*NAMES, "NOOP close"): 1}
 

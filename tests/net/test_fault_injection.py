@@ -223,7 +223,7 @@ async def test_what_happened_is_reported_with_the_reply_that_the_client_did_not_
     clock: Clock,
 ) -> None:
     stage = await play(clock, DIALOGUES[CLASSIC])
-    assert stage.watcher.notes == [("fault_injected", {"reason": "END_OF_DATA close-after"})]
+    assert stage.watcher.notes == [("fault_injected", {"fault": "END_OF_DATA close-after"})]
     content = stage.watcher.exchanges[-1]
     assert (content.code, [step.reply for step in content.all_steps]) == (0, [b"250 queued\r\n"])
 

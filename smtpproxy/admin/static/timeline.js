@@ -131,7 +131,7 @@ function noted(each) {
     : each.event === "proxy_header_read" ? `PROXY header: ${header.filter((pair) => pair[1]).map((pair) => `${pair[0]} ${visible(pair[1])}`).join(", ")}`
     : each.event === "tls_failed" ? `TLS with ${side} failed: ${visible(each.reason || "")}`
     : each.event === "content_not_ended" ? `the client's lone dot is no end of data: ${visible(each.kind || "").replaceAll("_", " ")}`
-    : `${each.event.replaceAll("_", " ")}: ${visible(each.reason || "")}`;
+    : `${each.event.replaceAll("_", " ")}: ${visible(each.fault || each.reason || "")}`;
   return {at: each.at, order: 3, kind: "note", side: each.side, bad: !["proxy_header_read", "tls_started"].includes(each.event), text, full: each.cipher ? `${version}, ${each.cipher}` : text};
 }
 
