@@ -207,6 +207,26 @@ def as_relayed(content: bytes, policy: BareNewlines, *, whole: bool) -> bytes:
     return relayed + (b".\r\n" if whole else b"")
 
 
+def payload_as_relayed(payload: bytes, policy: BareNewlines, *, whole: bool) -> bytes:
+    """Return payload as the content that the backend must get, or, if incomplete, may get."""
+    if policy is BareNewlines.NORMALIZE:
+        payload = re.sub(rb"\r\r?\n|[\r\n]", b"\r\n", payload.replace(b"\0", b""))
+    relayed = _ended(payload) if whole else payload
+    before = rb"[\r\n\0]" if policy is BareNewlines.PASS else rb"\r\n"
+    relayed = re.sub(rb"(\A|(?<=%b))\." % before, b"..", relayed)
+    return relayed + (b".\r\n" if whole else b"")
+
+
+def payload_refusal(payload: bytes, policy: BareNewlines, *, whole: bool) -> bytes:
+    """Return the reply that refuses payload which becomes content, for the first offence in it."""
+    return content_refusal(_ended(payload) if whole else payload, policy, 0)
+
+
+def _ended(payload: bytes) -> bytes:
+    """Return payload with a CRLF at the end of its last line."""
+    return payload if not payload or payload.endswith(b"\r\n") else payload + b"\r\n"
+
+
 # --- EHLO -----------------------------------------------------------------------------------------
 
 
@@ -215,29 +235,43 @@ def offered(reply: bytes, policy: SessionPolicy, *, inside_tls: bool) -> bytes:
     first, *rest = reply.split(b"\r\n")[:-1]
     code = [first, *rest][-1][:3]
     kept = []
+    adds = adds_chunking(reply, policy)
     for line in rest:
         words = line[4:].split()
         word = words[0].upper().split(b"=")[0] if words else b""
         if word == b"SIZE" and policy.message_bytes:
             size = int(words[1]) if len(words) > 1 and words[1][:20].isdigit() else 0
             kept.append(b"SIZE %d" % min(size or policy.message_bytes, policy.message_bytes))
+        elif word == b"BINARYMIME" and adds:
+            pass  # needs what DATA cannot carry
         elif word in PASSED or (word == b"STARTTLS" and policy.client_tls is ClientTls.PASSED):
             kept.append(line[4:])
-    return code + b"-" + first[4:] + b"\r\n" + _joined(code, kept, policy, inside_tls)
+    own = [b"CHUNKING"] if adds else []
+    return code + b"-" + first[4:] + b"\r\n" + _joined(code, kept, policy, inside_tls, own)
+
+
+def adds_chunking(reply: bytes, policy: SessionPolicy) -> bool:
+    """Return whether the client is offered CHUNKING that the backend's EHLO reply has not."""
+    lines = reply.split(b"\r\n")[1:-1]
+    words = [line[4:].split()[0].upper().split(b"=")[0] for line in lines if line[4:].split()]
+    return policy.add_chunking and b"CHUNKING" not in words
 
 
 def offered_for_helo(reply: bytes, policy: SessionPolicy, *, inside_tls: bool) -> bytes:
     """Return what the client must get for its EHLO if the backend knows only HELO."""
     lines = reply.split(b"\r\n")[:-1]
     code = lines[-1][:3]
-    return code + b"-" + lines[0][4:] + b"\r\n" + _joined(code, [], policy, inside_tls)
+    return code + b"-" + lines[0][4:] + b"\r\n" + _joined(code, [], policy, inside_tls, [])
 
 
-def _joined(code: bytes, kept: list[bytes], policy: SessionPolicy, inside_tls: bool) -> bytes:
+def _joined(
+    code: bytes, kept: list[bytes], policy: SessionPolicy, inside_tls: bool, own: list[bytes]
+) -> bytes:
     if policy.recipients:
         kept = _with_limit(kept, policy.recipients)
     if policy.client_tls is ClientTls.OFFERED and not inside_tls:
         kept = [*kept, b"STARTTLS"]
+    kept = [*kept, *own]
     return b"".join(code + b"-" + line + b"\r\n" for line in kept) + code + b" PIPELINING\r\n"
 
 

@@ -46,6 +46,10 @@ def _compare(whole: Trial, cut: Trial) -> None:
         assert cut.pipeline.transaction.messages == whole.pipeline.transaction.messages
     assert [each.kind for each in said] == [each.kind for each in said_cut]
     for one, other in zip(said, said_cut, strict=True):
+        if ran_ahead and one.kind == "content" and not (one.whole and other.whole):
+            # Between chunks commands may be refused, and so the content may go on.
+            assert one.octets.startswith(other.octets) or other.octets.startswith(one.octets)
+            continue
         assert (one.octets, one.payload, one.whole) == (other.octets, other.payload, other.whole)
 
 

@@ -49,6 +49,7 @@ RULES: dict[str, dict[str, object]] = {
     "E": {"consecutive_errors": 1},
     "M": {"message_bytes": 30},
     "R": {"recipients": 1},
+    "c": {"add_chunking": True},
     "T": {"client_tls": ClientTls.OFFERED},
     "q": {"client_tls": ClientTls.OFFERED, "require_tls": True},
     "t": {"client_tls": ClientTls.PASSED},

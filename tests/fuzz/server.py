@@ -146,7 +146,8 @@ class Server:
     def answer(self, text: bytes) -> bytes:
         """Return a reply to what is owed, valid or as scheduled; all replies differ."""
         first = self.owed[0]
-        natural = {b"DATA": b"354", b"EHLO": b"250 PIPELINING|CHUNKING|SIZE 99"}
+        offer = b"SIZE 99" if self._policy.add_chunking else b"PIPELINING|CHUNKING|SIZE 99"
+        natural = {b"DATA": b"354", b"EHLO": b"250 " + offer}
         matched = re.match(rb"[2-5][0-9][0-9]", text)
         text = text if matched else natural.get(first.verb, b"250")
         code, *lines = text[:3], *re.sub(rb"[\r\n\0]", b"", text[3:]).split(b"|")

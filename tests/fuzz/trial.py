@@ -1,5 +1,6 @@
 """The trial: plays one schedule, and checks all invariants after each step."""
 
+from smtpproxy.core.framing import CHUNK as READS_CHUNK
 from smtpproxy.core.framing import CONTENT as READS_CONTENT
 from smtpproxy.core.framing import ENDED
 from smtpproxy.core.replies import REPLY_LIMIT
@@ -189,7 +190,8 @@ class Trial(Stage):
         pipeline.waiting()
         server = self.server
         if server.broken or server.unasked or (server.in_a_reply and self._lost):
-            assert framer.mode == READS_CONTENT, "the server broke the protocol, and it goes on"
+            reads_content = framer.mode in (READS_CONTENT, READS_CHUNK) or framer.chunk_refusal
+            assert reads_content, "the server broke the protocol, and it goes on"
         assert len(framer.queue) <= policy.queue_commands
         assert framer.queue_octets == sum(len(each.line) for each in framer.queue)
         assert len(framer.unframed) <= policy.queue_bytes + max(self._longest, policy.auth_line)

@@ -47,7 +47,8 @@ class Verdict:
         self._said_hello = not self._hello_first
         self._said_helo = False
         self._authenticated = False
-        self._chunking = self._pipelining = False
+        self._chunking = self._chunking_added = self._pipelining = False
+        self._amid: Said | None = None  # content of which the last chunk has not come
         self._errors = 0
         self._open = self._at_rest = self._in_long_line = False
         self._begin_transaction()
@@ -59,6 +60,8 @@ class Verdict:
     def _begin_transaction(self) -> None:
         self._recipients = self._accepted = self._chunks = 0
         self._put_off = True  # each recipient that was refused, for now
+        self._chunk_refused = False
+        self._payload = b""  # that becomes content
 
     def reach(self) -> None:
         """Read it all."""
@@ -69,6 +72,8 @@ class Verdict:
         except Over:
             pass
         assert not self._said, f"the client never sent {self._said!r}"
+        if self._amid is not None:
+            self._check_amid(self._amid)
         if self._at_rest and not self._trial.waits_for_nobody:
             assert self._open or not self._trial.pipeline.draining, "it drains, and yet it goes on"
         if self._replies:
@@ -164,7 +169,13 @@ class Verdict:
             self._refused(line, verb, refusal, closes=closes)
         elif verb == b"BDAT":
             self._chunk(line)
-        elif verb == b"STARTTLS" and self._policy.client_tls is not ClientTls.PASSED:
+        elif self._amid is not None:
+            self._amid_chunks(line, verb)
+        else:
+            self._valid(line, verb)
+
+    def _valid(self, line: bytes, verb: bytes) -> None:
+        if verb == b"STARTTLS" and self._policy.client_tls is not ClientTls.PASSED:
             self._starttls(line)
         elif verb in HELLO:
             self._hello(line)
@@ -332,6 +343,9 @@ class Verdict:
         size = reading.payload_size(line)
         if size < 0:
             self._refused(line, b"BDAT", replies.BAD_BDAT, closes=True)
+        if self._chunking_added:
+            self._content_chunk(line, size)
+            return
         code, reply = self._reply(line)
         if not self._chunking and reply == replies.NOT_IMPLEMENTED:
             self._end_here()
@@ -362,6 +376,99 @@ class Verdict:
             self._begin_transaction()
             self._open = False
 
+    def _content_chunk(self, line: bytes, size: int) -> None:
+        """Check BDAT whose payload must become content, as the backend does not offer CHUNKING."""
+        most, last = self._policy.message_bytes, reading.is_last_chunk(line)
+        if most and self._chunks + size > most:
+            self._refused(line, b"BDAT", replies.MESSAGE_TOO_BIG, closes=True)
+        if self._chunk_refused:
+            self._refused(line, b"BDAT", replies.CHUNK_REFUSED_BEFORE, closes=False)
+            self._skip(size)
+            return
+        if self._amid is None and not self._begin_content(line, last=last):
+            self._skip(size)
+            return
+        payload = self._unread[:size]
+        self._payload += payload
+        self._unread = self._unread[size:]
+        self._chunks += size
+        if len(payload) < size:
+            raise Over  # without a reply, unless the session has ended
+        self._end_chunk(line, size, last=last)
+
+    def _begin_content(self, line: bytes, *, last: bool) -> bool:
+        """Check DATA before the first chunk; return whether the backend accepted it."""
+        data = self._take_said(b"DATA\r\n")
+        if data is not None and data.code == 354 and data.may_be_passed_on(b"DATA"):
+            self._amid = self._said.pop(0)
+            assert self._amid.kind == "content"
+            self._open = True
+            return True
+        code, reply = self._reply(line)
+        if not code:
+            raise Over
+        assert data is not None, f"{reply!r} to {line!r}, and the backend got no DATA"
+        assert reply == data.reply, f"{reply!r} to {line!r}, and the backend answered {data!r}"
+        assert code >= 400, reply
+        self._chunk_refused = not last
+        return False
+
+    def _skip(self, size: int) -> None:
+        if len(self._unread) < size:
+            raise Over
+        self._unread = self._unread[size:]
+
+    def _end_chunk(self, line: bytes, size: int, *, last: bool) -> None:
+        """Check the reply to a chunk that has come whole."""
+        said, policy = self._amid, self._policy.bare_newlines
+        assert said is not None
+        code, reply = self._reply(line)
+        refused = reading.payload_refusal(self._payload, policy, whole=last)
+        known = said.early and reply == said.reply and code >= 400
+        if code and (refused or known):
+            assert reply == refused or known, f"{reply!r}, not {refused!r}"
+            self._end_here()
+        if last and said.whole:
+            assert said.octets == reading.payload_as_relayed(self._payload, policy, whole=True)
+            self._amid = None
+        elif not code:
+            raise Over
+        elif last:
+            raise AssertionError(f"{reply!r} to content that the backend has not got")
+        else:
+            assert reply == replies.CHUNK_RECEIVED % size, reply
+            return
+        assert not code or reply == said.reply, f"{reply!r}, and the backend answered {said!r}"
+        assert not code or not 300 <= code < 400
+        self._begin_transaction()
+        self._open = False
+
+    def _check_amid(self, said: Said) -> None:
+        """Check content that has no end."""
+        policy = self._policy.bare_newlines
+        relayed = reading.payload_as_relayed(self._payload, policy, whole=False)
+        last = reading.payload_as_relayed(self._payload, policy, whole=True)
+        assert not said.whole, "an end of data without a last chunk"
+        assert relayed.startswith(said.octets) or last.startswith(said.octets), (said, relayed)
+
+    def _amid_chunks(self, line: bytes, verb: bytes) -> None:
+        """Check a command between chunks, which the backend would read as content."""
+        code, reply = self._reply(line)
+        if not code:
+            raise Over
+        if reply == replies.NOT_SYNCHRONIZED:
+            self._check_guard(verb)
+        if verb == b"QUIT":
+            assert reply == replies.QUIT_AMID_CHUNKS
+            self._end_here()
+        assert verb not in (*_MAIL, *HELLO, b"RSET"), f"{reply!r} to {line!r}"
+        expected = replies.NOTHING_DONE if verb == b"NOOP" else replies.AMID_CHUNKS
+        if verb == b"STARTTLS" and self._policy.client_tls is ClientTls.HIDDEN:
+            expected = replies.NOT_IMPLEMENTED
+        elif verb == b"STARTTLS" and self._hellos.inside_tls:
+            expected = replies.TLS_ACTIVE
+        assert reply == expected, f"{reply!r} to {line!r}"
+
     # --- hello and TLS ----------------------------------------------------------------------------
 
     def _hello(self, line: bytes) -> None:
@@ -380,10 +487,12 @@ class Verdict:
         if reported[-1].code < 300 and verb_of(line) == b"EHLO":
             words = [text[4:].upper().split()[:1] for text in self._hellos.offer.split(b"\r\n")[1:]]
             asked = reported[-1].verb != b"HELO"
-            self._chunking = asked and [b"CHUNKING"] in words
+            adds = asked and reading.adds_chunking(self._hellos.offer, self._policy)
+            self._chunking = adds or (asked and [b"CHUNKING"] in words)
+            self._chunking_added = adds
             self._pipelining = asked and [b"PIPELINING"] in words and self._policy.use_pipelining
         elif reported[-1].code < 300:
-            self._chunking = self._pipelining = False
+            self._chunking = self._chunking_added = self._pipelining = False
         self._follow(verb_of(line), 250 if reported[-1].code < 300 else reported[-1].code)
 
     def _starttls(self, line: bytes) -> None:
@@ -414,6 +523,6 @@ class Verdict:
         self._hellos.start_tls()
         self._open = False
         self._said_hello = self._said_helo = self._authenticated = False
-        self._chunking = self._pipelining = False
+        self._chunking = self._chunking_added = self._pipelining = False
         self._errors = 0
         self._begin_transaction()
