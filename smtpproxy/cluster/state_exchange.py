@@ -45,7 +45,7 @@ local replica, state, own, stale, kept = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARG
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local common = redis.call('GET', key)
-if not common or #common ~= #own then common = own end
+if not common or #common ~= #own or string.find(common, '%X') then common = own end
 redis.call('SET', key, common, 'EX', kept)
 local found = {common}
 local function drop(least, most)
@@ -63,9 +63,10 @@ if common == own then
   redis.call('PEXPIRE', states, stale * 2)
 end
 for _, each in ipairs(redis.call('ZRANGE', times, 0, -1)) do
-  if each ~= replica then
+  local other = redis.call('HGET', states, each)
+  if other and each ~= replica then
     found[#found + 1] = each
-    found[#found + 1] = redis.call('HGET', states, each)
+    found[#found + 1] = other
   end
 end
 return found
@@ -172,15 +173,16 @@ class StateExchange:
             self._forget()
             return
         states = zip(found[::2], found[1::2], strict=True)
-        self._use({replica.decode(): _decoded(state) for replica, state in states})
+        decoded = ((replica.decode(), _decoded(state)) for replica, state in states)
+        self._use({replica: state for replica, state in decoded if state is not None})
 
-    def _use(self, states: Mapping[str, ReplicaState | None]) -> None:
-        known = {replica: state for replica, state in states.items() if state is not None}
-        self.heard = len(known)
-        counts = {replica: _uncompressed(state.counts) for replica, state in known.items()}
-        self._others.count_replicas(each[:COUNTS_OCTETS] for each in counts.values())
-        self._take_admitted({replica: each[COUNTS_OCTETS:] for replica, each in counts.items()})
-        self._take_findings(known)
+    def _use(self, states: Mapping[str, ReplicaState]) -> None:
+        self.heard = len(states)
+        self._others.count_replicas(state.counts[:COUNTS_OCTETS] for state in states.values())
+        self._take_admitted(
+            {replica: state.counts[COUNTS_OCTETS:] for replica, state in states.items()}
+        )
+        self._take_findings(states)
 
     def _take_admitted(self, admitted: dict[str, bytes]) -> None:
         limit = self.new_sessions_per_minute
@@ -201,18 +203,11 @@ class StateExchange:
         self._use({})
 
 
-def _decoded(state: bytes) -> ReplicaState | None:
+def _decoded(text: bytes) -> ReplicaState | None:
+    """Return a state with its counts uncompressed; None if it is one of another version."""
     try:
-        return msgspec.json.decode(state, type=ReplicaState)
-    except msgspec.MsgspecError:  # of another version
+        state = msgspec.json.decode(text, type=ReplicaState)
+        state.counts = zlib.decompressobj().decompress(state.counts, 2 * COUNTS_OCTETS + 1)
+    except (msgspec.MsgspecError, zlib.error):
         return None
-
-
-def _uncompressed(counts: bytes) -> bytes:
-    """Return two counts for each slot; zeros if they cannot be read."""
-    size = 2 * COUNTS_OCTETS
-    try:
-        found = zlib.decompressobj().decompress(counts, size + 1)
-    except zlib.error:
-        found = b""
-    return found if len(found) == size else bytes(size)
+    return state if len(state.counts) == 2 * COUNTS_OCTETS else None

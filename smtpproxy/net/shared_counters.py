@@ -162,8 +162,9 @@ class SharedCounters:
         if before == after:
             return
         for slot, (old, new) in enumerate(zip(_words(before), _words(after), strict=True)):
-            if old != new:
-                seconds = each_s * ((new - old) % _WRAP)
+            admitted = (new - old) % _WRAP
+            if 0 < admitted < _WRAP // 2:  # else nothing, or two workers wrote at the same time
+                seconds = each_s * admitted
                 full_again = max(self._full_again[slot], now) + seconds
                 self._full_again[slot] = min(full_again, now + DEBT_S)
 

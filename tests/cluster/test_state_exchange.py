@@ -266,7 +266,10 @@ async def test_a_replica_that_stops_counts_no_longer_at_once(replicas: Replicas)
 
 @pytest.mark.parametrize(
     "state",
-    ["", "[]", '{"instance": "x"}', '{"instance": "x", "down": [], "counts": "AAAA"}'],
+    [
+        *("", "[]", '{"instance": "x"}', '{"instance": "x", "down": [], "counts": "AAAA"}'),
+        '{"instance": "x", "down": [], "counts": "eJwDAAAAAAE="}',  # too few
+    ],
 )
 async def test_a_state_that_cannot_be_read_counts_nothing(
     replicas: Replicas, server: RedisServer, state: str
@@ -278,7 +281,21 @@ async def test_a_state_that_cannot_be_read_counts_nothing(
     now = int(server.command("TIME").split()[0])
     server.command("ZADD", times, str(now * 1000), "x")
     await replicas.exchange()
+    assert one.exchange.heard == 0
     assert [one.enter(), one.enter()] == [True, False]
+
+
+async def test_a_key_that_no_replica_can_use_is_replaced(
+    replicas: Replicas, server: RedisServer
+) -> None:
+    one = await replicas.add("one")
+    await replicas.exchange()
+    for key in ("", "00", "x" * 2 * len(one.exchange._others.key)):
+        server.command("SET", one.exchange._keys[2], key)
+        await replicas.exchange()
+        assert (
+            server.command("GET", one.exchange._keys[2]).strip() == one.exchange._others.key.hex()
+        )
 
 
 async def test_a_state_has_a_bounded_size_whatever_clients_do(

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from array import array
 from collections.abc import Iterator
 from ipaddress import ip_network
 
@@ -10,7 +11,7 @@ import pytest
 from smtpproxy.net import shared_counters
 from smtpproxy.net.admission import Admission, AdmissionLimits
 from smtpproxy.net.client_connection import ClientConnection
-from smtpproxy.net.shared_counters import SharedCounters
+from smtpproxy.net.shared_counters import SLOTS, SharedCounters
 from tests.net.conftest import Opener
 from tests.net.fakes import Transport, Watcher
 
@@ -282,3 +283,26 @@ def test_connection_slots_are_shared_by_the_address_of_the_limits(
     """By the same rule as the limits, even for exempt clients."""
     nat64, exempt = (ip_network("2001:db8:64::/96"),), (ip_network("127.0.0.0/8"),)
     assert make_admission(nat64=nat64, exempt=exempt).address_of(host) == address
+
+
+def test_a_count_of_another_replica_that_goes_back_takes_nothing_from_the_buckets() -> None:
+    """Two of its workers may write a count at once, so that it is lower than before."""
+    here, there = SharedCounters(), SharedCounters()
+    here.key = there.key
+    slots = there.slots(b"a")
+    before = there.admitted()
+    for _ in range(3):
+        there.drain(slots, 0.0)
+    after = there.admitted()
+    here.drain_for_replica(after, before, 10.0, 1000.0)
+    assert here.full_again(slots) == 0.0
+    here.drain_for_replica(before, after, 10.0, 1000.0)
+    assert here.full_again(slots) == 1030.0
+
+
+def test_a_count_of_another_replica_may_wrap() -> None:
+    here = SharedCounters()
+    words = [array("I", [0]) * SLOTS for _ in range(2)]
+    words[0][7], words[1][7] = 0xFFFFFFFF, 1
+    here.drain_for_replica(*map(bytes, words), 10.0, 1000.0)
+    assert here.full_again((7, 7)) == 1020.0
