@@ -113,6 +113,8 @@ class _BackendLeases:
     def __init__(self, store: Store, backend: str, queue: LeasedQueue) -> None:
         self.used = 0
         """The connections of all replicas, as last heard."""
+        self.is_leasing = False
+        """Whether clients are served by leases, and not by share."""
         self._store = store
         self._backend = backend
         self._queue = queue
@@ -122,12 +124,22 @@ class _BackendLeases:
         queue.lease(self._on_change)
         self._use_share()
         self._task = asyncio.get_running_loop().create_task(self._run(), name=f"leases {backend}")
+        self._task.add_done_callback(self._ended)
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        """Go on by share after a bug, which the loop's exception handler logs."""
+        if not task.cancelled() and task.exception() is not None:
+            self._use_share()
+            task.get_loop().call_exception_handler(
+                {"message": "leases ended", "exception": task.exception()}
+            )
 
     @property
     def _share(self) -> int:
         return max(self._queue.limit // self._store.settings.replicas, 1)
 
     def _use_share(self) -> None:
+        self.is_leasing = False
         self._queue.allow(self._share)
 
     def _on_change(self) -> None:
@@ -161,15 +173,17 @@ class _BackendLeases:
         began = monotonic()
         limit_s = min(CALL_S, max(LIMIT_S - (began - self._changed_at), LIMIT_S - CALL_S))
         self._changed_at = inf
+        self._queue.allow(0)  # else the server would learn of what is opened meanwhile too late
         try:
             given, recovering, used, reclaim = await self._call(self._queue.waiting, limit_s)
         except StoreAway:
+            self._use_share()
             return self._store.settings.lease
         self.used = used
         if recovering:
             self._use_share()
             return min(began + recovering / 1000 - monotonic(), POLL_S)
-        self._queue.allow(0)
+        self.is_leasing = True
         if self._queue.serve(given) < given:
             self._changed.set()  # they have left meanwhile: give back
         if reclaim and self._next_reclaim <= began:

@@ -163,7 +163,10 @@ class ControlLink(asyncio.Protocol):
         """Release a connection slot, or cancel the request for one."""
         self._asked.pop(ticket, None)
         self._granted.pop(ticket, None)
-        self.send(Leave(backend, ticket))
+        # A transport that was aborted closes its socket in the next turn of the loop; before that,
+        # the MTA would get one connection too many.
+        loop = asyncio.get_running_loop()
+        loop.call_soon(loop.call_soon, self.send, Leave(backend, ticket))
 
     def beat(self, snapshot: Callable[[], MetricsSnapshot]) -> None:
         """Send a snapshot now, and then every second."""

@@ -5,11 +5,12 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from smtpproxy.cluster.leases import Leases
-from smtpproxy.cluster.store import Store
+from smtpproxy.cluster.store import Script, Store
 from smtpproxy.config.schema import ClusterSettings
 from smtpproxy.net.backend.connection_slots import SlotQueue
 from tests.support.redis_server import RedisServer
@@ -92,7 +93,8 @@ async def replicas(
 
 async def recovered(found: list[Replica]) -> None:
     """Wait until the server grants leases."""
-    await until(lambda: all(each.queue._allowed == 0 for each in found))
+    leases = [each.leases._backends["mx"] for each in found]
+    await until(lambda: all(each.is_leasing for each in leases))
     client = found[0].client()
     await until(lambda: client.is_served)
     client.end()
@@ -243,7 +245,9 @@ async def test_a_replica_with_many_gives_one_back_to_another_that_waits(
 
 async def test_a_client_that_waits_too_long_is_refused(server: RedisServer) -> None:
     async with replicas(server, limit=1, max_wait=0.5) as (one, two, _):
-        one.client().reclaim_slot = lambda: None  # type: ignore[method-assign]
+        first = one.client()
+        first.reclaim_slot = lambda: None  # type: ignore[method-assign]
+        await until(lambda: first.is_served)
         other = two.client()
         await until(lambda: other.granted.done())
         assert not other.granted.result()
@@ -257,3 +261,25 @@ async def test_leases_of_a_replica_that_leaves_are_free_at_once(server: RedisSer
         await asyncio.sleep(0.05)
         await one.stop()
         await until(lambda: all(each.is_served for each in waiting), LEASE_S)
+
+
+async def test_while_the_server_is_asked_no_client_is_served_by_share(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server would grant others what it does not know of."""
+    async with replicas(server, wait=False) as (one, _, _):
+        run = one.store.run
+        found: list[Client] = []
+        served: list[bool] = []
+
+        async def slowly(script: Script, *rest: Any, **named: Any) -> Any:
+            answer = await run(script, *rest, **named)
+            if not found:
+                found.extend(one.client() for _ in range(2))
+                served.extend(client.granted.done() for client in found)
+            return answer
+
+        monkeypatch.setattr(one.store, "run", slowly)
+        await until(lambda: bool(found))
+        await until(lambda: all(client.is_served for client in found))
+        assert served == [False, False]
