@@ -72,12 +72,18 @@ def _idle_cpu(run: Run) -> float | None:
     return 100 * run.cpu_s / run.seconds * 1000 / run.open_sessions
 
 
+def _idle_per_core(run: Run) -> float | None:
+    share = _idle_cpu(run)
+    return 1000 * 100 / share if share else None
+
+
 CPU_US = Figure("CPU per message, µs", _cpu_us)
 SESSION_MS = Figure("session, ms", lambda run: run.session_s * 1e3 or None)
 MESSAGES_PER_S = Figure("messages per second", lambda run: run.messages / run.seconds)
 SESSION_KIB = Figure("memory per session, KiB", _session_kib)
 MESSAGES_PER_CORE = Figure("messages a second, per core", _messages_per_core)
 IDLE_CPU = Figure("CPU of 1,000 idle sessions, % of a core", _idle_cpu)
+IDLE_PER_CORE = Figure("idle sessions per core, by CPU", _idle_per_core)
 PEAK_MIB = Figure("peak memory, MiB", lambda run: run.peak_kib / 1024 or None)
 RESIDENT_MIB = Figure("memory, MiB", lambda run: run.resident_kib / 1024 or None)
 

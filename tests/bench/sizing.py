@@ -4,7 +4,7 @@ Measured with one worker and with two.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tests.bench import markdown
@@ -15,6 +15,7 @@ from tests.bench.plots import Panel, Point, Series, lines
 from tests.bench.results import (
     CPU_US,
     IDLE_CPU,
+    IDLE_PER_CORE,
     MESSAGES_PER_CORE,
     PEAK_MIB,
     RESIDENT_MIB,
@@ -29,12 +30,20 @@ PART = "figures"
 WORKERS = {"smtpproxy": "1 worker", "smtpproxy-2-workers": "2 workers"}
 STYLES = {"smtpproxy": "ours", "smtpproxy-2-workers": "second"}
 SESSIONS_MOST = 10_000
+IDLE = Scenario(
+    short="idle",
+    name="idle-sessions",
+    sentence=f"{SESSIONS_MOST:,} sessions, or as many as can be open, that send nothing",
+    kind=Kind.IDLE,
+    at_once=SESSIONS_MOST,
+)
 OF_A_CORE = (
     ("messages a second, one in each session", named("small"), MESSAGES_PER_CORE),
     ("messages a second, 20 in each session", named("many"), MESSAGES_PER_CORE),
     ("messages a second to 50 recipients", named("recipients"), MESSAGES_PER_CORE),
-    ("memory of an idle session, KiB", named("idle"), SESSION_KIB),
-    ("CPU of 1,000 idle sessions, %", named("idle"), IDLE_CPU),
+    ("memory of an idle session, KiB", IDLE, SESSION_KIB),
+    ("CPU of 1,000 idle sessions, %", IDLE, IDLE_CPU),
+    ("idle sessions, as far as CPU goes", IDLE, IDLE_PER_CORE),
 )
 """What one core does: the name of each figure, and where it comes from."""
 
@@ -142,6 +151,8 @@ SWEEPS = (
 
 def steps(contenders: Sequence[Contender], repetitions: int) -> list[Step]:
     """Return what is to be measured."""
+    # So many that their CPU can be measured at all.
+    contenders = [replace(each, idle_most=_session_counts()[-1]) for each in contenders]
     of_a_core = list(dict.fromkeys(scenario for _, scenario, _ in OF_A_CORE))
     sweeps = [Step(sweep.scenarios(), contenders, repetitions) for sweep in SWEEPS]
     return [Step(of_a_core, contenders, repetitions), *sweeps]
@@ -206,7 +217,7 @@ def _of_a_core(results: Results) -> str:
     for name, scenario, figure in OF_A_CORE:
         spreads = [results.spread(scenario, contender, figure) for contender in WORKERS]
         rows.append([name, *(written(each.median if each else None) for each in spreads)])
-    return markdown.table(["", *(f"{workers}" for workers in WORKERS.values())], rows)
+    return markdown.table(["of one core", *WORKERS.values()], rows)
 
 
 def _growth(results: Results, sweep: Sweep) -> str:

@@ -259,6 +259,7 @@ def test_the_sizing_page_has_a_picture_and_a_table_for_each_sweep(tmp_path: Path
     ]
     assert "| messages a second, one in each session | 1,000 | 1,000 |" in page.read_text()
     assert "| memory of an idle session, KiB | 512 | 512 |" in page.read_text()
+    assert "| idle sessions, as far as CPU goes | - | - |" in page.read_text()
     assert "| 100 MB | 1,000 | 1.00 | 1,000 | 1.00 |" in page.read_text()
     assert "1 worker, from 1 to 100 (100 times as much): CPU per message" in page.read_text()
     assert "in proportion" in texts(written[1].read_text())
