@@ -30,6 +30,12 @@ import smtpproxy.trace.trace_commands
 
 STANDARD = (0, 1, 2)
 NEW_NETWORK = 0x40000000  # CLONE_NEWNET
+LIBC = ctypes.CDLL(None)
+
+
+def end_with_parent():
+    if sys.platform == "linux":
+        LIBC.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG, as in tests.support.processes
 
 
 def start(request, files):
@@ -40,10 +46,11 @@ def start(request, files):
         os.write(report, struct.pack("=i", pid))
         os.write(report, struct.pack("=i", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])))
         os._exit(0)
+    end_with_parent()
     os.setsid()
     if request["network"]:
         network = os.open(request["network"], os.O_RDONLY)
-        assert ctypes.CDLL(None).setns(network, NEW_NETWORK) == 0
+        assert LIBC.setns(network, NEW_NETWORK) == 0
     for number, file in zip(STANDARD, standard):
         os.dup2(file, number)
     os.closerange(3, 256)
@@ -62,6 +69,7 @@ def served():
         if not octets:
             return False
         if not os.fork():
+            end_with_parent()
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             channel.close()
             start(json.loads(octets), files)

@@ -22,6 +22,13 @@ POLL_S = 0.01
 
 T = TypeVar("T")
 
+_SETPRIV = shutil.which("setpriv")  # of util-linux
+ENDS_WITH_THE_TESTS = (_SETPRIV, "--pdeathsig", "TERM") if _SETPRIV else ()
+"""The start of a command line whose program gets SIGTERM when its parent ends, even if killed.
+
+After Ctrl-C pytest-xdist kills its workers, which then stop nothing.
+"""
+
 
 def eventually(attempt: Callable[[], T | None], what: str, timeout_s: float = START_S) -> T:
     """Return the first result of `attempt` that is not None, or fail at the deadline."""
@@ -129,7 +136,7 @@ class Process:
         self, log: IO[bytes], env: dict[str, str], account: dict[str, Any]
     ) -> subprocess.Popen[bytes] | Preloaded:
         return subprocess.Popen(
-            self.argv,
+            [*ENDS_WITH_THE_TESTS, *self.argv],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

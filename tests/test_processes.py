@@ -1,0 +1,45 @@
+"""What the tests start ends with them, also if they are killed."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.processes import eventually
+
+_TESTS = """
+import sys
+from pathlib import Path
+from tests.support.processes import PreloadedProcess, Process, eventually
+with {start}, Path(sys.argv[1])) as process:
+    eventually(lambda: process.printed() or None, "its first line")
+    print(process.pid, flush=True)
+    sys.stdin.read()
+"""
+STARTS = {
+    "any program": 'Process(["sh", "-c", "echo 1; exec sleep 600"]',
+    "smtpproxy": 'PreloadedProcess(["run", "-l", "127.0.0.1:0", "-b", "127.0.0.1:9"]',
+}
+
+
+def is_running(pid: int) -> bool:
+    """Return whether a process has not ended; one that nobody has waited for has."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such signal")
+@pytest.mark.parametrize("name", STARTS)
+def test_a_program_ends_with_the_tests_that_started_it(name: str, tmp_path: Path) -> None:
+    """As after Ctrl-C, when pytest-xdist kills its workers."""
+    argv = [sys.executable, "-c", _TESTS.format(start=STARTS[name]), str(tmp_path / "printed")]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(argv, stdin=pipe, stdout=pipe, text=True) as tests:
+        assert tests.stdout is not None
+        pid = int(tests.stdout.readline())
+        assert is_running(pid)
+        tests.kill()
+    eventually(lambda: not is_running(pid) or None, "the end of the program", 10.0)
