@@ -1,5 +1,6 @@
 """Two replicas of the program with one Redis server."""
 
+import asyncio
 import contextlib
 import smtplib
 import socket
@@ -7,8 +8,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
+from smtpproxy.config.loader import from_flags
+from smtpproxy.config.schema import ClusterSettings, Settings
 from smtpproxy.demo.legacy import LegacyMTA
+from smtpproxy.metrics import definitions
+from smtpproxy.supervisor.coordinator import Coordinator
 from tests.probe.server import Server, Session
 from tests.supervisor.conftest import mta, run
 from tests.support.processes import eventually
@@ -36,6 +42,36 @@ def start(run: Callable[..., Program], tmp_path: Path) -> Iterator[Start]:
 
     with RedisServer(tmp_path) as server:
         yield replica
+
+
+async def test_a_reload_joins_changes_and_leaves_a_cluster(tmp_path: Path) -> None:
+    def settings(name: str) -> Settings:
+        cluster = ClusterSettings(url=server.url, replicas=2, name=name)
+        return replace(alone, cluster=cluster, instance=f"in {name}")
+
+    async def until_heard(*numbers: int) -> None:
+        async with asyncio.timeout(20):
+            while [heard(each) for each in (one, two)] != [*numbers]:
+                await asyncio.sleep(0.02)
+
+    def heard(coordinator: Coordinator) -> float | None:
+        found = coordinator.snapshot().samples_of(definitions.CLUSTER_REPLICAS_HEARD)
+        return found[0].value if found else None
+
+    alone = from_flags(None, ["127.0.0.1:0"], ["192.0.2.1:25"])
+    one, two = (Coordinator(lambda *_: None) for _ in range(2))
+    with RedisServer(tmp_path) as server:
+        one.apply(settings("a"))
+        two.apply(settings("a"))
+        await until_heard(1, 1)
+        two.apply(settings("b"))
+        await until_heard(0, 0)
+        two.apply(settings("a"))
+        await until_heard(1, 1)
+        two.apply(alone)
+        await until_heard(0, None)
+        await two.close()
+        await one.close()
 
 
 def greeting(port: int) -> bytes:
