@@ -151,6 +151,7 @@ def payload_size(line: bytes) -> int:
     words = forwarded(line)[:-2].replace(b"\t", b" ").split(b" ")
     words = [words[0], *[word for word in words[1:] if word]]
     sized = len(words) in (2, 3) and re.fullmatch(rb"[0-9]{1,20}", words[1])
+    sized = sized and words[0].upper() == b"BDAT"  # without white space that is no blank
     if not sized or (len(words) == 3 and words[2].upper() != b"LAST"):
         return -1
     return int(words[1])

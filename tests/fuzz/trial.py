@@ -157,6 +157,8 @@ class Trial(Stage):
                 self._lost or self.server.broken or self.server.in_a_reply
             ):
                 self.take(ANSWER)
+            elif self.pipeline.reply_buffer.exchanges and self._awaits_payload:
+                self.take("h")
             else:
                 break
         else:
@@ -165,6 +167,10 @@ class Trial(Stage):
             assert not self._coming or self._client_ended, "it is full for good"
             assert not self.pipeline.reply_buffer.exchanges
             assert not self._client_ended, "the client is gone, and served, and yet it goes on"
+
+    @property
+    def _awaits_payload(self) -> bool:
+        return self.pipeline.framer.mode == READS_CHUNK
 
     # --- what must hold at every moment -----------------------------------------------------------
 
