@@ -6,7 +6,7 @@ the operator's decision are comments.
 
 import json
 
-from smtpproxy.probe.findings import Findings
+from smtpproxy.probe.findings import Findings, word_of
 from smtpproxy.probe.tls_checks import TlsFindings
 
 _BESIDE = 30
@@ -41,6 +41,8 @@ def _backend(found: Findings) -> list[str]:
     lines = ["[backends.mta]", f"servers = [{servers}]"]
     if found.offers_pipelining and found.loses_groups:
         lines.append(_beside('pipelining = "never"', "offered, but loses commands"))
+    if _may_add_chunking(found):
+        lines.append(_beside('# chunking = "add"', "one wait less for clients that send BDAT"))
     if found.ehlo_refused:
         lines.append(_beside("helo_fallback = true", "it does not know EHLO"))
     if found.data and found.data.reply.code == 354 and not _uses_its_pipelining(found):
@@ -48,6 +50,12 @@ def _backend(found: Findings) -> list[str]:
     if found.tls is not None:
         lines += _tls(found, found.tls)
     return lines + _identity(found)
+
+
+def _may_add_chunking(found: Findings) -> bool:
+    knows_ehlo = found.hello is not None and not found.ehlo_refused and not found.refusal
+    offered = b"CHUNKING" in found.words or b"CHUNKING" in map(word_of, found.inside)
+    return knows_ehlo and not offered
 
 
 def _uses_its_pipelining(found: Findings) -> bool:

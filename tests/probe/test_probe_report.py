@@ -264,6 +264,7 @@ class TestSettings:
             ({"ehlo_refused": reply("500 what?")}, "helo_fallback = true"),
             ({"data": DataWithoutRecipients(None, reply("354 go"))}, "guard_data = true"),
             ({}, '# identity = "transparent"'),
+            ({}, '# chunking = "add"'),
             ({"address": Address(path="/run/mta.sock")}, "On a Unix socket"),
             (
                 {"relay": RelayResult("", "a@b.example", "RCPT", reply("250 ok"))},
@@ -275,6 +276,14 @@ class TestSettings:
     )
     def test_give_the_reason(self, changed: dict[str, Any], said: str, tmp_path: Path) -> None:
         assert said in settings(findings(**changed), tmp_path)[0]
+
+    @pytest.mark.parametrize(
+        "changed", [{"hello": hello("CHUNKING")}, {"ehlo_refused": reply("500 what?")}]
+    )
+    def test_do_not_add_chunking_where_it_is_offered_or_cannot_be(
+        self, changed: dict[str, Any], tmp_path: Path
+    ) -> None:
+        assert "chunking" not in settings(findings(**changed), tmp_path)[0]
 
     def test_do_not_guard_data_if_its_pipelining_is_used(self, tmp_path: Path) -> None:
         """DATA is always forwarded then."""
