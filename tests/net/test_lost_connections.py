@@ -102,6 +102,35 @@ async def in_a_payload(here: Proxy) -> Client:
     return one
 
 
+async def sent_a_first_chunk(here: Proxy) -> Client:
+    """A client whose BDAT becomes DATA, and all of whose first chunk has come."""
+    one = await said(here, b"EHLO c\r\n")
+    await one.hear(b"250 ")
+    one.send(ENVELOPE + b"BDAT 6\r\nhalf a")
+    await got(here, b"DATA")
+    return one
+
+
+async def between_chunks(here: Proxy) -> Client:
+    one = await sent_a_first_chunk(here)
+    await one.hear(b"250 2.0.0 6 bytes received\r\n")
+    return one
+
+
+async def in_a_chunk(here: Proxy) -> Client:
+    one = await between_chunks(here)
+    one.send(b"BDAT 6 LAST\r\n me")
+    await within_a_second(lambda: b"half a me" in here.mta.open[0]._unread)
+    return one
+
+
+async def after_the_last_chunk(here: Proxy) -> Client:
+    one = await between_chunks(here)
+    one.send(b"BDAT 0 LAST\r\nQUIT\r\n")
+    await within_a_second(lambda: here.mta.open[0].messages)
+    return one
+
+
 async def after_the_dot(here: Proxy) -> Client:
     one = await asked_for_data(here)
     await one.hear(b"354 go\r\n")
@@ -302,6 +331,38 @@ STATES = {
     ),
     "in a payload": State(
         in_a_payload, half_close="client_lost", limit="content", silence="content_time_limit"
+    ),
+    "after DATA for a chunk": State(
+        sent_a_first_chunk,
+        {b"DATA"},
+        backend='chunking = "add"',
+        ehlo=b"250 mx\r\n",
+        half_close="client_lost",
+        limit="data",
+        silence="data_time_limit",
+    ),
+    "between chunks": State(
+        between_chunks,
+        backend='chunking = "add"',
+        ehlo=b"250 mx\r\n",
+        half_close="client_lost",
+    ),
+    "in a chunk": State(
+        in_a_chunk,
+        backend='chunking = "add"',
+        ehlo=b"250 mx\r\n",
+        half_close="client_lost",
+        limit="content",
+        silence="content_time_limit",
+    ),
+    "after the last chunk": State(
+        after_the_last_chunk,
+        {CONTENT},
+        backend='chunking = "add"',
+        ehlo=b"250 mx\r\n",
+        half_close="quit",
+        limit="end_of_data",
+        silence="end_of_data_time_limit",
     ),
     "after the dot": State(
         after_the_dot,
