@@ -8,7 +8,7 @@ can frame.
 import re
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Final
+from typing import Final, NamedTuple
 
 PASSED: Final = {
     word: why
@@ -75,8 +75,7 @@ class CapabilityFilter:
         return word not in self.hide and (word in PASSED or word in self.allow)
 
 
-@dataclass(frozen=True, slots=True)
-class RewrittenOffer:
+class RewrittenOffer(NamedTuple):
     """The EHLO reply for the client."""
 
     reply: bytes
@@ -108,19 +107,15 @@ def offer(
     """
     first, _, rest = reply.partition(b"\r\n")
     filtered = _filter_cached if len(rest) <= CACHED_OCTETS else _filter
-    kept, pipelining, chunking, added = filtered(rest, keep, largest, recipients)
-    return RewrittenOffer(
-        _multi_line(_code(reply), first, kept),
-        pipelining=pipelining,
-        chunking=chunking,
-        chunking_added=added,
-    )
+    code = _code(reply)
+    kept, pipelining, chunking, added = filtered(rest, code, keep, largest, recipients)
+    return RewrittenOffer(_first_line(code, first, kept) + kept, pipelining, chunking, added)
 
 
 def _filter(
-    rest: bytes, keep: CapabilityFilter, largest: int, recipients: int
-) -> tuple[tuple[bytes, ...], bool, bool, bool]:
-    """Return the capabilities that pass, without their reply code, and the three flags."""
+    rest: bytes, code: bytes, keep: CapabilityFilter, largest: int, recipients: int
+) -> tuple[bytes, bool, bool, bool]:
+    """Return the lines of the capabilities that pass, and the three flags."""
     lines = rest.split(b"\r\n")[:-1]
     words = [_word(line) for line in lines]
     chunking = keep.passes(b"CHUNKING") and (keep.add_chunking or b"CHUNKING" in words)
@@ -135,7 +130,7 @@ def _filter(
     if keep.ends_tls:
         kept = [line for line in map(_without_bound_mechanisms, kept) if line]
     kept = [*_with_limit(kept, keep, recipients), *_own(keep)]
-    return tuple(kept), b"PIPELINING" in words, chunking, added
+    return _last_lines(code, kept), b"PIPELINING" in words, chunking, added
 
 
 _filter_cached = lru_cache(maxsize=64)(_filter)
@@ -193,7 +188,9 @@ def offer_for_helo(reply: bytes, keep: CapabilityFilter, recipients: int = 0) ->
         recipients: The limit of recipients of a message; 0 for none.
     """
     first = reply.split(b"\r\n", 1)[0]
-    return _multi_line(_code(reply), first, (*_with_limit([], keep, recipients), *_own(keep)))
+    code, kept = _code(reply), [*_with_limit([], keep, recipients), *_own(keep)]
+    lines = _last_lines(code, kept)
+    return _first_line(code, first, lines) + lines
 
 
 def with_pipeconnect(reply: bytes) -> bytes:
@@ -230,6 +227,14 @@ def _code(reply: bytes) -> bytes:
     return reply[reply.rfind(b"\n", 0, -1) + 1 :][:3]
 
 
-def _multi_line(code: bytes, first: bytes, capabilities: tuple[bytes, ...]) -> bytes:
-    *heads, last = [first[4:], *capabilities]
-    return b"".join([code + b"-" + line + b"\r\n" for line in heads]) + code + b" " + last + b"\r\n"
+def _first_line(code: bytes, first: bytes, others: bytes) -> bytes:
+    """Return the first line of a reply, which the other lines follow, if any."""
+    return b"%b%b%b\r\n" % (code, b"-" if others else b" ", first[4:])
+
+
+def _last_lines(code: bytes, capabilities: list[bytes]) -> bytes:
+    """Return the lines of a reply after the first one."""
+    if not capabilities:
+        return b""
+    *others, last = capabilities
+    return b"".join([b"%b-%b\r\n" % (code, each) for each in others]) + b"%b %b\r\n" % (code, last)

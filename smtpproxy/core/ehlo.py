@@ -245,14 +245,14 @@ class Ehlo:
         hello, reply = self._offer
         if not _is_ehlo(hello):
             return self._finish_helo(reply)
-        offered = capabilities.words(reply)
-        if self._wants_tls and b"STARTTLS" in offered:
+        introduction, wants_tls = self.introduction, self._wants_tls
+        offered = capabilities.words(reply) if wants_tls or introduction is not None else {}
+        if wants_tls and b"STARTTLS" in offered:
             return self._send(b"STARTTLS\r\n", _STARTTLS)
         secure = self._extensions.backend_secure
         if self._policy.backend_tls is BackendTls.REQUIRED and not secure:
             refused = self._tls_refused
             return self._fail("backend_tls_refused" if refused else "backend_tls_not_offered")
-        introduction = self.introduction
         if introduction is not None:
             known = offered.get(introduction.verb)
             lines = introduction.lines(known, self._client_line) if known is not None else ()
@@ -302,7 +302,7 @@ class Ehlo:
 
 
 def _is_ehlo(line: bytes) -> bool:
-    return line[:1] in b"Ee"
+    return not line or line[0] in b"Ee"  # a search for `bytes` takes ten times as long
 
 
 _NO_ANSWER: Final = (0, b"")
