@@ -20,7 +20,7 @@ from smtpproxy.core.lines import redacted_reply, without_login
 from smtpproxy.core.negotiated_extensions import NegotiatedExtensions
 from smtpproxy.core.policy import BackendTls, SessionPolicy
 from smtpproxy.core.violations import BackendViolation
-from smtpproxy.core.xclient_xforward import AttributeCommands, Xforward
+from smtpproxy.core.xclient_xforward import NO_XFORWARD, AttributeCommands, Xforward
 
 # The next steps.
 DONE: Final = 0
@@ -79,7 +79,7 @@ class Ehlo:
         self._policy = policy
         self._extensions = extensions
         self.introduction = None
-        self.xforward = Xforward()
+        self.xforward = NO_XFORWARD
         self._client_line = b""  # its EHLO or HELO
         self._awaits = _EHLO
         self._lines: Sequence[bytes] = ()  # XCLIENT commands that are still to be sent
@@ -121,7 +121,7 @@ class Ehlo:
     def stop_xforward(self) -> None:
         """Stop sending XFORWARD: the backend refuses it, or the client sends its own."""
         self.introduction = None
-        self.xforward.send(())
+        self.xforward = NO_XFORWARD
 
     def secured(self, now: float) -> bytes:
         """Return the line for the backend, after TLS has started on its connection."""
@@ -200,7 +200,7 @@ class Ehlo:
             return self._fail("backend_tls_not_offered")
         if self._must_introduce:
             return self._fail("xclient_not_offered")
-        self.xforward.send(())
+        self.xforward = NO_XFORWARD
         if not _is_ehlo(self._client_line):
             return self._send(self._client_line, _EHLO)
         if not self._policy.helo_fallback:
@@ -257,7 +257,7 @@ class Ehlo:
             known = offered.get(introduction.verb)
             lines = introduction.lines(known, self._client_line) if known is not None else ()
             if not self._must_introduce:
-                self.xforward.send(lines)
+                self.xforward = Xforward(lines)
             elif known is None or b"ADDR" not in known:  # the backend would see the proxy's address
                 return self._fail("xclient_not_offered")
             else:

@@ -6,7 +6,7 @@ after each message (Postfix's XFORWARD_README); the backend uses them only in it
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 
 class AttributeCommands(Protocol):
@@ -25,20 +25,20 @@ class AttributeCommands(Protocol):
 
 
 class Xforward:
-    """The proxy's own XFORWARD commands before each message."""
+    """The proxy's own XFORWARD commands, which it sends before each message.
+
+    Args:
+        lines: The commands; empty if none are sent.
+    """
 
     __slots__ = ("_next", "lines")
 
     lines: Sequence[bytes]
     """The commands; empty if none are sent."""
 
-    def __init__(self) -> None:
-        self.lines = ()
-        self._next = 0
-
-    def send(self, lines: Sequence[bytes]) -> None:
-        """Send these commands before each message from now on; none if it is empty."""
+    def __init__(self, lines: Sequence[bytes]) -> None:
         self.lines = lines
+        self._next = 0
 
     def next_line(self) -> bytes:
         """Return the next command to send before a message; empty after the last one."""
@@ -47,3 +47,7 @@ class Xforward:
             return b""
         self._next += 1
         return self.lines[self._next - 1]
+
+
+NO_XFORWARD: Final = Xforward(())
+"""No commands; one for all sessions, as an idle session should be small (bench S5)."""

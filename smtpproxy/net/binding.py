@@ -112,11 +112,15 @@ def _share_port(opened: Iterable[socket.socket], value: int) -> None:
 
 def keep_alive(opened: socket.socket) -> None:
     """Enable TCP keepalive, which the connections of a listening socket inherit."""
-    family = opened.family
-    if family == socket.AF_UNIX:
-        return
-    # A transport's socket makes a `socket.socket` for each option, at several times its cost.
-    bare = socket.SocketType(family, socket.SOCK_STREAM, 0, opened.fileno())
+    if opened.family != socket.AF_UNIX:
+        keep_connection_alive(opened.fileno())
+
+
+def keep_connection_alive(descriptor: int) -> None:
+    """Enable TCP keepalive on a connection by IP, given the descriptor of its socket."""
+    # A transport's socket makes a `socket.socket` for each option, at several times its cost; for
+    # the options of TCP the family, which costs as much, makes no difference.
+    bare = socket.SocketType(socket.AF_INET, socket.SOCK_STREAM, 0, descriptor)
     try:
         bare.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         bare.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_S)

@@ -106,12 +106,14 @@ def share(descriptor: int, row: int) -> None:
     _shared = OwnConnections(descriptor, row)
 
 
-def note(made: asyncio.BaseTransport) -> None:
-    """Record a connection that has been made to a server."""
+def note(made: asyncio.BaseTransport) -> bool:
+    """Record a connection that has been made to a server; return whether it is one by IP."""
     source = endpoint(made.get_extra_info("sockname"))
     target = endpoint(made.get_extra_info("peername"))
-    if source is not None and target is not None:
-        _shared.note(source, target)
+    if source is None or target is None:
+        return False
+    _shared.note(source, target)
+    return True
 
 
 def is_one(client: asyncio.BaseTransport) -> bool:

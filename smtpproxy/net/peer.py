@@ -51,9 +51,11 @@ class Peer:
         count as one, since an MTA would see such a client as the proxy itself.
         """
         try:
-            if _is_unix(transport):
+            name = transport.get_extra_info("peername")
+            # The family of a transport's socket costs more than both addresses (bench S1).
+            if not isinstance(name, tuple) and _is_unix(transport):
                 return cls()
-            source = endpoint(transport.get_extra_info("peername"))
+            source = endpoint(name)
             target = endpoint(transport.get_extra_info("sockname"))
         except OSError:  # some systems report no address of a reset connection
             return None
@@ -82,9 +84,10 @@ class Peer:
 def end_of(transport: asyncio.BaseTransport, which: str) -> str:
     """Return an address of a connection as text; `which` is "peername" or "sockname"."""
     try:
-        if _is_unix(transport):
+        name = transport.get_extra_info(which)
+        if not isinstance(name, tuple) and _is_unix(transport):
             return UNIX
-        end = endpoint(transport.get_extra_info(which))
+        end = endpoint(name)
     except OSError:
         end = None
     return UNKNOWN if end is None else name_of(end)

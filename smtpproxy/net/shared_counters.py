@@ -24,6 +24,7 @@ import sys
 import tempfile
 from collections.abc import Iterable
 from hashlib import blake2b
+from typing import NamedTuple
 
 SLOTS = 16384
 """The number of counters of addresses; each address hashes to two of them."""
@@ -49,7 +50,12 @@ _WRAP = 1 << 32
 COUNTS_OCTETS = 4 * SLOTS
 """The size of what replicas exchange: a 32-bit count for each slot."""
 
-CounterSlots = tuple[int, int]
+
+class CounterSlots(NamedTuple):
+    """The two slots of an address; a class, as mypyc would copy a tuple for each session."""
+
+    first: int
+    second: int
 
 
 class SharedCounters:
@@ -88,7 +94,7 @@ class SharedCounters:
     def slots(self, address: bytes) -> CounterSlots:
         """Return the slots of an address, as `Admission.address_of` returns it."""
         found = int.from_bytes(blake2b(address, digest_size=8, key=self.key).digest(), "big")
-        return found % SLOTS, (found >> 32) % SLOTS
+        return CounterSlots(found % SLOTS, (found >> 32) % SLOTS)
 
     def add(self, slots: CounterSlots) -> None:
         """Count a session of this worker."""

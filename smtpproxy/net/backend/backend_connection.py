@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Protocol, cast
 
 from smtpproxy.net import own_connections
-from smtpproxy.net.binding import keep_alive
+from smtpproxy.net.binding import keep_connection_alive
 
 QUIT_LIMIT_S = 0.5
 """How long a server may take to reply to the proxy's own QUIT."""
@@ -60,14 +60,14 @@ class BackendConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Record the connection for loop detection, and pass it to the session."""
         connected = cast("asyncio.Transport", transport)
-        own_connections.note(transport)
+        by_ip = own_connections.note(transport)
         if self._session is None:
             connected.abort()
         else:
             self._transport = connected
-            opened = transport.get_extra_info("socket")
+            opened = transport.get_extra_info("socket") if by_ip else None
             if opened is not None:
-                keep_alive(opened)
+                keep_connection_alive(opened.fileno())
             self._session.backend_connected(connected)
 
     def eof_received(self) -> None:
