@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import click
+import pytest
 from rich.console import Console
 from rich.table import Table
 
@@ -310,7 +311,7 @@ def make_lease(options: Options, page: Path) -> None:
     bench = _bench(options.seconds)
     try:
         costs = lease.measure(bench.cpus, options.seconds)
-    except RunError as error:
+    except (RunError, pytest.skip.Exception) as error:  # skip: there is no server
         raise click.ClickException(str(error)) from None
     lease.show(costs, _output())
     with (
