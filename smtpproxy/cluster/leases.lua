@@ -25,6 +25,17 @@ local function numbers(text)
   return found
 end
 
+local function whole(...) -- without an exponent
+  local texts = {}
+  for index, each in ipairs({...}) do texts[index] = string.format('%.0f', each) end
+  return table.concat(texts, ' ')
+end
+
+local function write(name, each)
+  redis.call('HSET', KEYS[1], name,
+    whole(each.held, each.wanted, each.number, each.at, each.since, each.turn))
+end
+
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local run = 'r' .. string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
@@ -47,10 +58,17 @@ if not state then
   state = {turns = 0, last = now}
   for index = 1, replicas do
     known['?' .. index] = {held = 0, wanted = 0, number = 0, at = 0, since = 0, turn = 0}
+    write('?' .. index, known['?' .. index])
   end
 end
 if state.run ~= run or math.abs(now - state.last) > lease / 2 then
   state.run, state.begun = run, now
+  for name, each in pairs(known) do
+    if each.at > now then
+      each.at, each.since = now, 0
+      write(name, each)
+    end
+  end
 else
   now = math.max(now, state.last)
 end
@@ -72,7 +90,6 @@ end
 
 local live, lost = 0, {}
 for name, each in pairs(known) do
-  each.at = math.min(each.at, now)
   if now - each.at > lease then
     lost[#lost + 1] = name
   else
@@ -139,27 +156,13 @@ if recovering + GRACE <= 0 then
   end
 end
 
-local function whole(...) -- without an exponent
-  local texts = {}
-  for index, each in ipairs({...}) do texts[index] = string.format('%.0f', each) end
-  return table.concat(texts, ' ')
-end
-
 if me then
   if me.wanted == 0 then
     me.since = 0
   elseif given > 0 or me.since == 0 then
     me.since = now
   end
-  local text = whole(me.held, me.wanted, number, now, me.since, me.turn)
-  redis.call('HSET', KEYS[1], replica, text)
-end
-local lost_ones = {}
-for name, each in pairs(known) do -- those that are expected, but were never heard
-  if each.number == 0 then lost_ones[#lost_ones + 1] = name end
-end
-for _, name in ipairs(lost_ones) do
-  redis.call('HSETNX', KEYS[1], name, '0 0 0 0 0 0')
+  write(replica, me)
 end
 redis.call('HSET', KEYS[1], '=', run .. ' ' .. whole(state.begun, now, state.turns))
 redis.call('PEXPIRE', KEYS[1], lease * 10 + 3600000)
