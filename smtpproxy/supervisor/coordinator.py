@@ -13,6 +13,7 @@ from smtpproxy.metrics import definitions
 from smtpproxy.metrics.snapshot import MetricsSnapshot, SnapshotTotals
 from smtpproxy.net import shared_counters
 from smtpproxy.net.backend.connection_slots import SlotQueue
+from smtpproxy.net.backend.health_check import LONGEST_S
 from smtpproxy.supervisor.watch_relay import WatchRelay
 from smtpproxy.supervisor.worker_process import WorkerProcess
 from smtpproxy.worker.control_messages import (
@@ -278,7 +279,7 @@ class Coordinator:
                 log.get(), backend=backend, server=name, replica=replica
             )
             self._doubted.add(server)
-            self._send_to_all(Health(backend, name, up=False), None)
+            self._send_to_all(Health(backend, name, up=False, alone_s=LONGEST_S), None)
         self.check(backend, name)
 
     def count_lost(self) -> None:

@@ -39,6 +39,7 @@ from smtpproxy.trace.content_capture import CaptureMode
 from smtpproxy.trace.recorder import Network, TraceRecorder
 from smtpproxy.trace.rotating_files import RotatingFiles
 from smtpproxy.worker import security_builder
+from smtpproxy.worker.control_messages import Health
 from smtpproxy.worker.observer_fanout import ObserverFanout, SessionObserverFactory
 from smtpproxy.worker.watch_recorders import WatchRecorders
 
@@ -197,10 +198,11 @@ class App:
                 self.close()
                 raise
 
-    def learn(self, backend: str, server: str, *, up: bool) -> None:
+    def learn(self, health: Health) -> None:
         """Process the report of another worker that a server went down or came up."""
-        if backend in self._servers:
-            self._servers[backend].learn(server, up=up)
+        if health.backend in self._servers:
+            servers = self._servers[health.backend]
+            servers.learn(health.server, up=health.up, alone_s=health.alone_s)
 
     def snapshot(self) -> MetricsSnapshot:
         """Return the metrics and sessions of this worker; see `smtpproxy.metrics.snapshot`."""

@@ -73,6 +73,8 @@ class Health(Struct, tag=True):
     up: bool
     reason: str = ""
     """Why, for the log."""
+    alone_s: float = 0.0
+    """How many seconds at least a server that is down is left alone; to a worker."""
 
 
 class Look(Struct, tag=True):

@@ -62,7 +62,7 @@ async def serve(
     )
     copies.close()
     link.forward(
-        health=lambda health: app.learn(health.backend, health.server, up=health.up),
+        health=app.learn,
         look=app.look,
         watch=app.watches.begin,
         unwatch=app.watches.end,

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import smtplib
 import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def start(run: Callable[..., Program], tmp_path: Path) -> Iterator[Start]:
         file = tmp_path / f"{name}.toml"
         file.write_text(
             f'instance = "{name}"\n[listeners.smtp]\naddress = "127.0.0.1:0"\n'
-            f"[backends.old]\nservers = {servers}\nretry_after = 300\n"
+            f"[backends.old]\nservers = {servers}\nretry_after = 0.1\n"
             f"[limits]\nexempt = []\n{limits}\n[timeouts]\ngreeting = 2\n"
             f'[cluster]\nurl = "{server.url}"\nreplicas = 2\n'
         )
@@ -107,6 +108,7 @@ def test_what_one_replica_finds_down_the_other_tries_last(start: Start, mta: Leg
         assert (heard["backend"], heard["server"], heard["replica"]) == ("old", servers[0], "one")
         for _ in range(5):
             send(ports[1])
+            time.sleep(0.2)  # longer than retry_after, and shorter than the check
         eventually(lambda: len(silent.sessions) == 2 or None, "the check")
     assert len(mta.messages) == 6
     assert two.event("server_down")["server"] == servers[0]  # found by its own check

@@ -8,6 +8,7 @@ from msgspec.structs import replace
 from smtpproxy.config.loader import from_flags
 from smtpproxy.config.schema import Settings
 from smtpproxy.metrics import definitions
+from smtpproxy.net.backend.health_check import LONGEST_S
 from smtpproxy.net.shared_counters import SharedCounters
 from smtpproxy.supervisor.coordinator import Coordinator
 from smtpproxy.supervisor.fork_server import ForkServer
@@ -93,7 +94,7 @@ class TestOtherReplicas:
         checked: list[tuple[str, str]],
     ) -> None:
         coordinator._doubt((backend, self.NAME), False, "two")
-        assert sent == [Health(backend, self.NAME, up=False)]
+        assert sent == [Health(backend, self.NAME, up=False, alone_s=LONGEST_S)]
         assert checked == [(backend, self.NAME)]
         assert not coordinator.is_down(backend, self.NAME)
 

@@ -244,11 +244,18 @@ class ServerPool:
         for checking in self._checking.values():
             checking.cancel()
 
-    def learn(self, name: str, *, up: bool) -> None:
-        """Mark a server as up or down, as another worker reported; `changed` is not called."""
+    def learn(self, name: str, *, up: bool, alone_s: float = 0.0) -> None:
+        """Mark a server as up or down, as another worker reported; `changed` is not called.
+
+        Args:
+            name: Its name.
+            up: Whether it is up.
+            alone_s: How many seconds it is left alone if it is down; at least `retry_after`.
+        """
         for server in self._servers:
             if server.name == name:
-                server.left_alone_until = 0.0 if up else monotonic() + self._retry_after
+                alone_s = max(alone_s, self._retry_after)
+                server.left_alone_until = 0.0 if up else monotonic() + alone_s
                 server.offer = server.offer if up else None
 
 

@@ -110,6 +110,17 @@ def test_reports_of_other_workers_apply_and_are_not_repeated() -> None:
     assert reported == []
 
 
+def test_a_server_that_is_being_checked_is_not_tried_before_the_end_of_the_check(
+    clock: Clock,
+) -> None:
+    servers, (one, two, three) = group(Reported())
+    servers.learn("one:25", up=False, alone_s=30.0)
+    clock.now += 29
+    assert servers.in_order() == [two, three, one]
+    clock.now += 2
+    assert servers.in_order() == [one, two, three]
+
+
 class Asked:
     """Replaces the check; a test sets the result."""
 
