@@ -1,5 +1,6 @@
 """Settings of TLS and identity: every mistake has its place, and every warning its reason."""
 
+import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -21,21 +22,28 @@ ADDRESS = '[listeners.smtp]\naddress = "127.0.0.1:25"'
 SERVERS = '[backends.mta]\nservers = ["10.0.0.5:25"]'
 
 
-@pytest.fixture
-def keys(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def made_keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("keys")
     for name in ("mx", "other"):
         issued = trustme.CA().issue_cert(f"{name}.example")
-        issued.cert_chain_pems[0].write_to_path(tmp_path / f"{name}.pem")
-        issued.private_key_pem.write_to_path(tmp_path / f"{name}.key")
-        issued.private_key_and_cert_chain_pem.write_to_path(tmp_path / f"{name}.both")
+        issued.cert_chain_pems[0].write_to_path(directory / f"{name}.pem")
+        issued.private_key_pem.write_to_path(directory / f"{name}.key")
+        issued.private_key_and_cert_chain_pem.write_to_path(directory / f"{name}.both")
         for kind in ("key", "both"):
-            (tmp_path / f"{name}.{kind}").chmod(0o640)
-    (tmp_path / "open.both").write_bytes((tmp_path / "mx.both").read_bytes())
-    (tmp_path / "open.both").chmod(0o644)
+            (directory / f"{name}.{kind}").chmod(0o640)
+    (directory / "open.both").write_bytes((directory / "mx.both").read_bytes())
+    (directory / "open.both").chmod(0o644)
     issued = trustme.CA().issue_cert("mx.example", key_type=trustme.KeyType.RSA)
-    issued.private_key_and_cert_chain_pem.write_to_path(tmp_path / "rsa.both")
-    (tmp_path / "short.both").write_bytes(with_short_key())
-    (tmp_path / "no.pem").write_text("nothing")
+    issued.private_key_and_cert_chain_pem.write_to_path(directory / "rsa.both")
+    (directory / "short.both").write_bytes(with_short_key())
+    (directory / "no.pem").write_text("nothing")
+    return directory
+
+
+@pytest.fixture
+def keys(made_keys: Path, tmp_path: Path) -> Path:
+    shutil.copytree(made_keys, tmp_path, dirs_exist_ok=True)
     return tmp_path
 
 

@@ -157,13 +157,12 @@ MTAS: dict[str, Callable[[], AbstractContextManager[Backend]]] = {
     "smtp-server": smtp_server,
     **{name: peers.BACKENDS[name] for name in ("opensmtpd", "exim", "postfix", "smtp-sink-p")},
 }
-USUAL = ("opensmtpd", "exim", "postfix")
 
 
 @pytest.mark.parametrize(
     "mta",
     [
-        pytest.param(mta, id=name, marks=() if name in USUAL else pytest.mark.long)
+        pytest.param(mta, id=name, marks=() if name == "opensmtpd" else pytest.mark.long)
         for name, mta in MTAS.items()
     ],
 )
