@@ -75,6 +75,7 @@ def measured(programs: Path, tmp_path_factory: pytest.TempPathFactory) -> Result
     return campaign.load(file)
 
 
+@pytest.mark.long
 def test_the_command_measures_and_writes_what_it_found(measured: Results) -> None:
     assert [run for run in measured.runs if run.error or run.failed or run.violations] == []
     there = {"haproxy", "smtpproxy"} - set(measured.skipped)

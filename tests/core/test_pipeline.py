@@ -270,6 +270,7 @@ def test_client_that_is_read_while_full_or_not_takes_bounded_room(line: bytes) -
     assert framer.queue_octets + len(framer.unframed) < 5000 + len(segment)
 
 
+@pytest.mark.long
 def test_a_megabyte_of_recipients_in_one_segment_is_served() -> None:
     stage = MtaStage(SessionPolicy())
     stage.settle()

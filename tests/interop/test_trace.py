@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import trustme
 from selenium import webdriver
 from selenium.webdriver.common.by import By
@@ -155,6 +156,7 @@ class TestReplay:
             assert "≠" in done.stdout
 
 
+@pytest.mark.long
 def test_the_page_of_a_session_is_drawn_by_itself(
     tmp_path: Path, browser: webdriver.Chrome
 ) -> None:
@@ -182,6 +184,7 @@ def test_the_page_of_a_session_is_drawn_by_itself(
     assert browser.get_log("browser") == []
 
 
+@pytest.mark.long
 def test_tls_is_drawn(tmp_path: Path, browser: webdriver.Chrome) -> None:
     directory, page = record_secured(tmp_path / "trace"), tmp_path / "session.html"
     names = [each.session for each, _ in TraceReader(directory).closed_sessions()]
@@ -196,6 +199,7 @@ def test_tls_is_drawn(tmp_path: Path, browser: webdriver.Chrome) -> None:
     assert "the client's lone dot is no end of data: bare lf" in drawn[1]
 
 
+@pytest.mark.long
 def test_replies_of_the_proxy_itself_are_drawn(tmp_path: Path, browser: webdriver.Chrome) -> None:
     directory, page = record_forwarded(tmp_path / "trace"), tmp_path / "session.html"
     exported = trace("export", "-d", directory, session_in(directory), "--html", page)

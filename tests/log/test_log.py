@@ -129,6 +129,7 @@ def test_a_server_name_that_is_not_ascii_is_one_line_of_json(
 ) -> None:
     """However many clients send one: one line a second."""
     monkeypatch.setattr(sys, "unraisablehook", log.UnraisableLog())
+    monkeypatch.setattr(log, "monotonic", lambda: 1000.0)
     stream = io.BytesIO()
     log.configure("info", "json", stream)
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -357,6 +357,7 @@ class TestBounds:
         assert done.returncode == 3, done.stderr[-500:]
         assert "records of the session left out: it is too long" in done.stderr
 
+    @pytest.mark.long
     def test_several_sessions_take_bounded_memory(self, file: Path) -> None:
         content = "\\=" + base64.b64encode(b"\x7f" * 4_800_000).decode()
         big = EXCHANGE | {"verb": "end_of_data", "command": "", "content": content}
