@@ -410,7 +410,7 @@ class BackendSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Send HELO to an MTA that answers EHLO with 500 or 502."""
     guard_data: bool = True
     """Answer DATA without the MTA if it refused every recipient: 554, or 451 if all of them were
-    refused with 4xx.
+    refused with 4xx. So is BDAT, if the MTA would get DATA instead.
     """
     balance: Literal["first", "least"] = "first"
     """Which server a session tries first. `first`: the first in the list. `least`: the one with the

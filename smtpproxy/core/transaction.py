@@ -120,41 +120,59 @@ class Transaction:
                 # RFC 1870 section 6.1
                 return _over("message_too_big", replies.MESSAGE_TOO_BIG, exchange, in_flight)
         elif role == verbs.DATA:
-            guarded = policy.guard_data and not extensions.pipelining
-            if guarded and self.rejected and not self.accepted:
-                # RFC 2920 section 3.2, items 3 and 4.  After only 4xx the message must not bounce.
-                for_good = self.rejected_for_good
-                return replies.NO_VALID_RECIPIENTS if for_good else replies.RECIPIENTS_PUT_OFF
+            return self._reply_without_recipients(policy, extensions)
         elif role == verbs.STARTTLS:
             return reply_to_starttls(exchange.line, authenticated=self.authenticated)
         elif role == verbs.BDAT:
-            self._check_chunk(exchange, policy, extensions)
+            return self._refusal_for_chunk(exchange, policy, extensions, in_flight)
         return exchange.refusal
 
-    def _check_chunk(
-        self, chunk: Exchange, policy: SessionPolicy, extensions: NegotiatedExtensions
-    ) -> None:
-        """Refuse a BDAT chunk that may not be forwarded (RFC 3030 section 2).
+    def _reply_without_recipients(
+        self, policy: SessionPolicy, extensions: NegotiatedExtensions
+    ) -> bytes:
+        """Return the reply to DATA if every recipient was refused, else empty.
+
+        See RFC 2920 section 3.2, items 3 and 4.  After only 4xx the message must not bounce.
+        """
+        guarded = policy.guard_data and not extensions.pipelining
+        if guarded and self.rejected and not self.accepted:
+            for_good = self.rejected_for_good
+            return replies.NO_VALID_RECIPIENTS if for_good else replies.RECIPIENTS_PUT_OFF
+        return b""
+
+    def _refusal_for_chunk(
+        self,
+        chunk: Exchange,
+        policy: SessionPolicy,
+        extensions: NegotiatedExtensions,
+        in_flight: int,
+    ) -> bytes:
+        """Return the proxy's reply to a BDAT chunk that may not be forwarded (RFC 3030 section 2).
 
         A backend without CHUNKING would read the payload as commands.  An early client may know
         CHUNKING from a former session: its payload is skipped, and it may try again.  Any other
         session ends.  If a chunk that makes the message too big were left out, a later chunk would
         complete a different message.
         """
-        closes = True
+        closes, octets = True, self.chunk_octets + chunk.octets
         if not extensions.chunking and policy.early_pipelining:
             why, reply, shown = "bdat_not_offered", replies.BDAT_NOT_OFFERED_NOW, chunk.line
             closes = False
         elif not extensions.chunking:
             why, reply, shown = "bdat_not_offered", replies.NOT_IMPLEMENTED, chunk.line
-        elif policy.message_bytes and self.chunk_octets + chunk.octets > policy.message_bytes:
+        elif policy.message_bytes and (in_flight or octets > policy.message_bytes):
+            # Those in flight may begin another message, to which the earlier chunks don't count.
             why, reply, shown = "message_too_big", replies.MESSAGE_TOO_BIG, b""
+        elif extensions.chunking_added and self.chunk_refused:
+            # The later ones alone would be a different message.
+            return replies.CHUNK_REFUSED_BEFORE
+        elif extensions.chunking_added:
+            return self._reply_without_recipients(policy, extensions)
         else:
-            if extensions.chunking_added and self.chunk_refused:
-                # The later ones alone would be a different message.
-                chunk.replace_reply(replies.CHUNK_REFUSED_BEFORE)
-            return
-        chunk.refuse(ClientViolation(why, reply, shown, closes=closes))
+            return b""
+        if not in_flight:
+            chunk.refuse(ClientViolation(why, reply, shown, closes=closes))
+        return reply
 
 
 def refusal_amid_chunks(exchange: Exchange, hostname: bytes) -> bytes:
