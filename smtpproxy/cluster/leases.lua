@@ -52,6 +52,11 @@ for index = 1, #fields, 2 do
   end
 end
 
+local me = known[replica]
+if me and number <= me.number then
+  return {0, 0, 0, 0}
+end
+
 -- A server that is empty, that was started again with what it had saved, or whose clock has jumped
 -- (replicas call every third of a lease) does not know what is held: it asks for a lease first.
 if not state then
@@ -74,10 +79,6 @@ else
 end
 state.last = now
 
-local me = known[replica]
-if me and number <= me.number then
-  return {0, 0, 0, 0}
-end
 if wanted == LEAVE then
   known[replica] = nil
   redis.call('HDEL', KEYS[1], replica)
