@@ -17,12 +17,14 @@ from tests.test_imports import MODULES
 FILLED_IN = {
     ("core.exchange", "core"),  # each step sets its own fields; a call for each would be slow
     ("probe.findings", "probe"),  # each check adds what it has found
+    ("control_socket.service_status", "supervisor"),  # it adds what the store knows
 }
 """A module of records, and the package whose other modules fill them in."""
 
 OF_THE_LIBRARY = {
     ("tls.contexts", "inside.context"),  # ssl.SSLObject, in the callback for SNI
-    ("cli", "console.width"),  # rich.console.Console
+    ("metrics.exposition", "metric.samples"),  # prometheus_client.Metric
+    ("text.fitting_table", "console.width"),  # rich.console.Console
     ("trace.terminal", "made.width"),  # rich.table.Column
 }
 

@@ -107,8 +107,7 @@ class StateExchange:
     ) -> None:
         self.heard = 0
         """How many other replicas are heard."""
-        self.new_sessions_per_minute = 0
-        """The limit, for which the sessions that others admit are taken from the buckets."""
+        self._new_sessions_per_minute = 0
         self.store = store
         """The store."""
         self._others = others
@@ -122,6 +121,10 @@ class StateExchange:
         self._admitted: dict[str, bytes] = {}  # by replica
         self._down_elsewhere: dict[str, set[ServerName]] = {}  # by replica
         self._running: asyncio.Task[None] | None = None
+
+    def limit(self, new_sessions_per_minute: int) -> None:
+        """Take sessions that others admit from the buckets of this limit; 0 for none."""
+        self._new_sessions_per_minute = new_sessions_per_minute
 
     def start(self) -> None:
         """Begin."""
@@ -169,7 +172,7 @@ class StateExchange:
         )
         self._read_at = monotonic()
         if common.decode() != key:  # of replicas that were here first
-            self._others.key = bytes.fromhex(common.decode())
+            self._others.change_key(bytes.fromhex(common.decode()))
             self._forget()
             return
         states = zip(found[::2], found[1::2], strict=True)
@@ -185,7 +188,7 @@ class StateExchange:
         self._take_findings(states)
 
     def _take_admitted(self, admitted: dict[str, bytes]) -> None:
-        limit = self.new_sessions_per_minute
+        limit = self._new_sessions_per_minute
         for replica, after in admitted.items():
             before = self._admitted.get(replica)
             if limit and before is not None:

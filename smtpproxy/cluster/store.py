@@ -144,6 +144,10 @@ class Store:
         self._calls: set[asyncio.Task[Any]] = set()
         self._records = [self.key("replicas"), self.key("records")]
 
+    def rename(self, instance: str) -> None:
+        """Give this replica another name; its id stays."""
+        self.instance = instance
+
     @property
     def is_up(self) -> bool:
         """Whether the server answers in time."""

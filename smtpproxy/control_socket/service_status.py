@@ -28,6 +28,12 @@ class BackendStatus(Struct):
     servers_down: list[str] = field(default_factory=list)
     """The addresses of those that are down."""
 
+    def add(self, other: "BackendStatus") -> None:
+        """Add the connections of another instance, whose limit may be another one."""
+        self.connections += other.connections
+        self.waiting += other.waiting
+        self.max_connections = max(self.max_connections, other.max_connections)
+
 
 class InstanceStatus(Struct):
     """The state of one instance."""

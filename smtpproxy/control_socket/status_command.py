@@ -135,10 +135,7 @@ def _totals(instances: list[InstanceStatus]) -> Iterator[Row]:
     sums: dict[str, BackendStatus] = {}
     limited = (each for instance in instances for each in instance.backends if each.max_connections)
     for backend in limited:
-        total = sums.setdefault(backend.name, BackendStatus(backend.name))
-        total.connections += backend.connections
-        total.waiting += backend.waiting
-        total.max_connections = max(total.max_connections, backend.max_connections)
+        sums.setdefault(backend.name, BackendStatus(backend.name)).add(backend)
     sessions = str(sum(each.sessions for each in instances))
     for number, total in enumerate(sums.values() or [BackendStatus("")]):
         begin: Row = ["all", "", "", "", sessions] if number == 0 else [""] * 5

@@ -128,14 +128,14 @@ class SharedCounters:
 
     @property
     def key(self) -> bytes:
-        """The key of the hash; set by the supervisor only.
+        """The key of the hash."""
+        return bytes(self._words[_KEY:_HEAD])
+
+    def change_key(self, key: bytes) -> None:
+        """Use another key, in all processes; called by the supervisor only.
 
         Sessions that are open when it changes stay counted in their old slots.
         """
-        return bytes(self._words[_KEY:_HEAD])
-
-    @key.setter
-    def key(self, key: bytes) -> None:
         self._words[_KEY:_HEAD] = memoryview(key).cast("I")
         self._words[_CHANGES] = (self._words[_CHANGES] + 1) % _WRAP
 

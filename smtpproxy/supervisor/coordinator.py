@@ -63,11 +63,18 @@ class Coordinator:
         self.store: Store | None = None
         """The store of the cluster; None without a cluster."""
         self._leases: Leases | None = None
-        self.check: Callable[[str, str], None] = lambda *_: None
-        """Starts a check of a server, given backend and address, that ends in `change`."""
+        self._check: Callable[[str, str], None] = lambda *_: None
         self._exchange: StateExchange | None = None
         self._others: shared_counters.SharedCounters | None = None  # the sessions of other replicas
         self._stopping: set[asyncio.Task[None]] = set()
+
+    def check_with(self, check: Callable[[str, str], None]) -> None:
+        """Use a function that starts a check of a server, which ends in a call of `change`.
+
+        Args:
+            check: Gets the name of the backend and the address of the server.
+        """
+        self._check = check
 
     def apply(self, settings: Settings) -> None:
         """Apply new settings; sessions keep their connection slots."""
@@ -104,9 +111,9 @@ class Coordinator:
             if before is not None and leases is not None and exchange is not None:
                 self._leave_cluster(before, leases, exchange)
         if self._exchange is not None:
-            self._exchange.new_sessions_per_minute = settings.limits.new_sessions_per_minute
+            self._exchange.limit(settings.limits.new_sessions_per_minute)
         if self.store is not None and self._leases is not None:
-            self.store.instance = settings.instance
+            self.store.rename(settings.instance)
             for name, queue in self._connection_slots.items():
                 self._leases.add(name, queue)
 
@@ -280,7 +287,7 @@ class Coordinator:
             )
             self._doubted.add(server)
             self._send_to_all(Health(backend, name, up=False, alone_s=LONGEST_S), None)
-        self.check(backend, name)
+        self._check(backend, name)
 
     def count_lost(self) -> None:
         """Count a worker that has crashed, or was killed because it hung."""

@@ -102,7 +102,7 @@ class Supervisor:
         self._expiries: list[tuple[str, str, float]] = []
         self._coordinator = Coordinator(self._send_to_all)
         self._health_monitor = HealthMonitor(self._coordinator.change, self._coordinator.is_down)
-        self._coordinator.check = self._health_monitor.check_once
+        self._coordinator.check_with(self._health_monitor.check_once)
         self._admin_endpoint = AdminEndpoint(self)
         self._worker_group: WorkerGroup | None = None
         self._leaving: set[WorkerGroup] = set()

@@ -41,7 +41,7 @@ class Replica:
         self.exchange = StateExchange(
             self.store, rows[0], lambda: self.down, lambda *found: self.found.append(found)
         )
-        self.exchange.new_sessions_per_minute = limits.get("new_sessions_per_minute", 0)
+        self.exchange.limit(limits.get("new_sessions_per_minute", 0))
         self.open: list[tuple[Admission, CounterSlots]] = []
 
     def enter(self, host: str = HOST) -> bool:

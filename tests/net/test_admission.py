@@ -288,7 +288,7 @@ def test_connection_slots_are_shared_by_the_address_of_the_limits(
 def test_a_count_of_another_replica_that_goes_back_takes_nothing_from_the_buckets() -> None:
     """Two of its workers may write a count at once, so that it is lower than before."""
     here, there = SharedCounters(), SharedCounters()
-    here.key = there.key
+    here.change_key(there.key)
     slots = there.slots(b"a")
     before = there.admitted()
     for _ in range(3):

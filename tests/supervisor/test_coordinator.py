@@ -78,7 +78,7 @@ class TestOtherReplicas:
     def coordinator(self, sent: list[object], checked: list[tuple[str, str]]) -> Coordinator:
         coordinator = Coordinator(lambda message, _: sent.append(message))
         coordinator.apply(settings(self.NAME, "192.0.2.2:25"))
-        coordinator.check = lambda *server: checked.append(server)
+        coordinator.check_with(lambda *server: checked.append(server))
         return coordinator
 
     @pytest.fixture
