@@ -43,9 +43,13 @@ def start(request, files):
     *standard, report = files
     pid = os.fork()
     if pid:
-        os.write(report, struct.pack("=i", pid))
-        os.write(report, struct.pack("=i", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])))
-        os._exit(0)
+        os.closerange(0, report)  # so that nothing else is held open for as long as it runs
+        try:
+            os.write(report, struct.pack("=i", pid))
+            code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            os.write(report, struct.pack("=i", code))
+        finally:
+            os._exit(0)
     end_with_parent()
     os.setsid()
     if request["network"]:
