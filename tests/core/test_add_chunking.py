@@ -43,6 +43,7 @@ _END_OF_DATA = {
 """What MTAs of each kind take for the end of data."""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("policy", BareNewlines)
 @pytest.mark.parametrize("start", [b"", *STARTS], ids=repr)
 def test_every_payload_in_every_cut(start: bytes, policy: BareNewlines) -> None:
@@ -143,6 +144,7 @@ MESSAGES = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("payload", "policy"),
     [*product(MESSAGES, [NORMALIZE]), *product(MESSAGES[:5], [REJECT, PASS])],

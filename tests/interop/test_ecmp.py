@@ -153,6 +153,7 @@ def lost(found: Counter[tuple[str, str]], proxy: str = "") -> int:
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", [(), RESILIENT], ids=["plain", "resilient"])
 def test_resilient_hashing_keeps_the_sessions_of_proxies_that_stay(
     kind: Sequence[str], tmp_path: Path

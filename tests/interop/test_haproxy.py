@@ -90,6 +90,7 @@ def balanced() -> Iterator[Balanced]:
         yield Balanced(network, mta, work, stack)
 
 
+@pytest.mark.long
 def test_a_rolling_upgrade_refuses_no_client_and_checks_cost_the_mta_nothing(
     balanced: Balanced,
 ) -> None:

@@ -93,6 +93,7 @@ def pair() -> Iterator[Pair]:
             assert "Traceback" not in each.printed(), each.printed()
 
 
+@pytest.mark.long
 def test_an_upgrade_in_place_moves_nothing_and_refuses_no_client(pair: Pair) -> None:
     with traffic_from(pair.network["client"], ADDRESS) as traffic:
         traffic.await_messages()
