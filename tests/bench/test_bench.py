@@ -86,6 +86,7 @@ def test_the_command_measures_and_writes_what_it_found(measured: Results) -> Non
     assert measured.versions["smtpproxy"].startswith("smtpproxy ")
 
 
+@pytest.mark.long
 def test_a_client_far_away_waits_four_times_for_its_message_and_no_more(measured: Results) -> None:
     distant = named("distant-10")
     (run,) = measured.good(distant, "smtpproxy")
@@ -93,6 +94,7 @@ def test_a_client_far_away_waits_four_times_for_its_message_and_no_more(measured
     assert run.session_s >= 0.5  # five round trips: the connection's is one
 
 
+@pytest.mark.long
 def test_a_missing_contender_is_left_out_with_its_reason(programs: Path, tmp_path: Path) -> None:
     assert programs
     done = run("--beside", f"gone={tmp_path}/python", "--only", "gone", "--out", tmp_path)
@@ -352,6 +354,7 @@ def test_the_benchmarks_readme_names_all_scenarios() -> None:
         assert part in text
 
 
+@pytest.mark.long
 def test_results_can_be_read_by_other_programs(measured: Results, tmp_path: Path) -> None:
     file = campaign.save(measured, tmp_path)
     runs = json.loads(file.read_text())["runs"]

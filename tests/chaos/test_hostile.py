@@ -8,6 +8,8 @@ import os
 import random
 from pathlib import Path
 
+import pytest
+
 from smtpproxy.net.proxy_protocol import read_header
 from tests.chaos.hostile import Attack, HostileMta, Ports, deliver
 from tests.net.raw import Client, Mta, authority, on_uvloop
@@ -72,6 +74,7 @@ def no_session(admin: str) -> bool | None:
     return total(scrape(admin), "sessions") == 0 or None
 
 
+@pytest.mark.long
 @on_uvloop
 async def test_honest_clients_are_served_and_nothing_is_held_at_the_end(tmp_path: Path) -> None:
     chance = random.Random(SEED)

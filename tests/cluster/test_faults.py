@@ -121,6 +121,7 @@ async def _course(directory: Path, faults: list[Fault], chance: random.Random) -
         assert on.sink.early == 0
 
 
+@pytest.mark.long
 async def test_connections_stay_within_the_limit_while_a_replica_and_the_store_fail(
     tmp_path: Path,
 ) -> None:

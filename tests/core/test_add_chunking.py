@@ -216,6 +216,7 @@ def near(sequence: bytes) -> Iterator[tuple[int, ...]]:
     yield tuple(places)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("bare_newlines", BareNewlines)
 @pytest.mark.parametrize("sequence", [*WOULD_BE_ENDS, reference.END], ids=lambda it: it.hex(" "))
 def test_no_chunk_border_smuggles(sequence: bytes, bare_newlines: BareNewlines) -> None:

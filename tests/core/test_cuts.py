@@ -121,6 +121,7 @@ def test_dialogues(octets: bytes, queue_commands: int) -> None:
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("policy", BareNewlines)
 @pytest.mark.parametrize("octets", IN_TRANSACTIONS.values(), ids=IN_TRANSACTIONS.keys())
 def test_dialogues_in_a_transaction(octets: bytes, policy: BareNewlines) -> None:
@@ -166,6 +167,7 @@ def test_every_three_words_in_every_cut(first: bytes) -> None:
         _check(b"".join(words) + b"\r\nRSET\r\n", most=1)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "begin",
     [

@@ -291,6 +291,7 @@ def _search(
     return runs
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
 def test_every_interleaving(scenario: Scenario) -> None:
     assert _search(scenario, (2, 0)) >= 4

@@ -29,9 +29,8 @@ def test_the_corpus_is_read_correctly() -> None:
     assert [3, 3, 3, 1] in codes
 
 
-@pytest.mark.parametrize(
-    "part", [0, *(pytest.param(part, marks=pytest.mark.long) for part in range(1, PARTS))]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("part", range(PARTS))
 def test_files_mutated_from_the_corpus_are_read_correctly(part: int) -> None:
     codes = []
     for octets in trace_mutations(MUTATIONS, SEED)[part::PARTS]:

@@ -4,6 +4,8 @@ import re
 import shlex
 from pathlib import Path
 
+import pytest
+
 from tests.interop.networks import MTA, MTA6, Networks, networks, talk
 from tests.interop.peers import opensmtpd
 from tests.support.processes import PreloadedProcess, Workplace
@@ -20,6 +22,7 @@ def offers_pipelining(row: Networks, host: str) -> bool:
     return "250 PIPELINING" in talk(row.client, host, ("EHLO client.example", "QUIT"))
 
 
+@pytest.mark.long
 def test_clients_are_switched_to_the_proxy_and_back() -> None:
     with (
         networks("cut") as row,

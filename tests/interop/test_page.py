@@ -93,6 +93,7 @@ class Client:
 TO_TWO = ("MAIL FROM:<joe@x.example>", "RCPT TO:<a@y.example>", "RCPT TO:<b@y.example>", "DATA")
 
 
+@pytest.mark.long
 def test_a_session_is_seen_while_it_runs_and_drawn(
     browser: webdriver.Chrome, backend: int, admin: int
 ) -> None:

@@ -241,6 +241,7 @@ def gnutls_server(keys: Path, priorities: str) -> Iterator[int]:
         yield port
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("priorities", "minimum", "version", "refused"),
     [

@@ -43,7 +43,7 @@ def is_open(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-@pytest.mark.parametrize("form", ["json", "console"])
+@pytest.mark.parametrize("form", ["json", pytest.param("console", marks=pytest.mark.long)])
 def test_a_worker_imports_nothing_after_the_fork(
     mta: LegacyMTA, run: Run, tmp_path: Path, form: str
 ) -> None:

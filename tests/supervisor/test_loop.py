@@ -94,6 +94,7 @@ def test_a_loop_ends_after_one_round(way: str, run: Run, tmp_path: Path) -> None
     check_gone_at_once(closed)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("way", ["plain", "by name", "proxy-v2"])
 def test_over_all_workers_it_ends_soon(way: str, run: Run, tmp_path: Path) -> None:
     got, closed = rounds(run, tmp_path, workers=3, **WAYS[way])

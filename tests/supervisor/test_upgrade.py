@@ -308,6 +308,7 @@ def hand_over(program: Program, copy: Path) -> int:
     return pid
 
 
+@pytest.mark.long
 def test_the_new_supervisor_drains_the_old_one_with_it(
     mta: LegacyMTA, run: Run, copy: Path
 ) -> None:
@@ -320,6 +321,7 @@ def test_the_new_supervisor_drains_the_old_one_with_it(
     eventually(lambda: not is_alive(new) or None, "the end")
 
 
+@pytest.mark.long
 def test_the_path_of_a_unix_socket_stays_when_the_old_supervisor_ends(
     mta: LegacyMTA, run: Run, copy: Path, tmp_path: Path
 ) -> None:
@@ -335,6 +337,7 @@ def test_the_path_of_a_unix_socket_stays_when_the_old_supervisor_ends(
     eventually(lambda: not path.exists() or None, "the end")
 
 
+@pytest.mark.long
 def test_the_control_socket_answers_all_the_while(
     mta: LegacyMTA, run: Run, copy: Path, tmp_path: Path
 ) -> None:
@@ -394,6 +397,7 @@ def test_a_watch_ends_and_may_begin_again(
     eventually(lambda: not path.exists() or None, "the end")
 
 
+@pytest.mark.long
 def test_injected_faults_are_kept(mta: LegacyMTA, run: Run, copy: Path) -> None:
     flags = ("-l", "127.0.0.1:0", "-b", mta.address, "--fault", "NOOP 450", "--fault-seed", "7")
     program = run_copy(run, copy, *flags)

@@ -256,6 +256,7 @@ def test_a_client_that_does_not_read_loses_records_and_delays_no_mail(
     assert program.event("trace_watch_ended")["records_lost"] > 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("follow", [False, True])
 def test_wireshark_shows_both_connections(program: Program, tmp_path: Path, follow: bool) -> None:
     port = program.port()

@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from smtpproxy.demo.legacy import LegacyMTA
 from tests.support.processes import eventually, free_port
 from tests.support.program import SMTPPROXY, Program, is_alive, send
@@ -57,6 +59,7 @@ def test_a_hanging_worker_is_replaced(mta: LegacyMTA, run: Run, tmp_path: Path) 
     send(port)
 
 
+@pytest.mark.long
 def test_no_worker_hangs_because_of_a_blocked_log(mta: LegacyMTA, tmp_path: Path) -> None:
     """Lines longer than the pipe's buffer are lost, and mail is not affected."""
     file = tmp_path / "p.toml"
