@@ -23,6 +23,8 @@ POLL_S = 0.25
 """How often a replica asks again while its clients wait; also within WAITS of the script."""
 CALL_S = 0.04
 """How long a call may take; a client that comes during one waits for the next one, too."""
+LEAVE_ATTEMPTS, LEAVE_LIMIT_S, LEAVE_PAUSE_S = 5, 0.5, 0.3
+"""How often leases are given back at the end, how long a call may take, and the pause between."""
 PATIENCE = 0.25
 """The fraction of `max_wait` after which the replica with most gives one back to one that waits."""
 LOOKS = 8
@@ -95,8 +97,7 @@ class Leases:
 
     async def leave(self) -> None:
         """Give all leases back, after `stop`; their connections must have ended."""
-        for leases in self._backends.values():
-            await leases.leave()
+        await asyncio.gather(*(leases.leave() for leases in self._backends.values()))
 
     def _wake(self, backend: str) -> None:
         if backend in self._backends:
@@ -218,9 +219,12 @@ class _BackendLeases:
         self._task.cancel()
 
     async def leave(self) -> None:
-        """Give all leases back."""
+        """Give all leases back; else this replica would count as lost, with its share."""
         await asyncio.wait((self._task,))
-        try:
-            await self._call(_LEAVE, LIMIT_S)
-        except StoreAway:
-            return
+        for _ in range(LEAVE_ATTEMPTS):
+            try:
+                await self._call(_LEAVE, LEAVE_LIMIT_S)
+            except StoreAway:
+                await asyncio.sleep(LEAVE_PAUSE_S)
+            else:
+                return

@@ -290,3 +290,19 @@ async def test_while_the_server_is_asked_no_client_is_served_by_share(
         await until(lambda: bool(found))
         await until(lambda: all(client.is_served for client in found))
         assert served == [False, False]
+
+
+async def test_leases_are_given_back_after_a_moment_without_the_server(server: RedisServer) -> None:
+    """Else the share of a replica that has ended would stay reserved."""
+    async with replicas(server, lease_s=60, wait=False, count=1) as (one,):
+        await until(lambda: one.store.is_up)
+        key = one.store.key("leases", "mx")
+        await until(lambda: one.store.replica in server.command("HKEYS", key))
+        server.stop()
+        one.client()  # finds out
+        await until(lambda: not one.store.is_up)
+        ending = asyncio.create_task(one.stop())
+        await asyncio.sleep(0.1)
+        server.go_on()
+        await ending
+        assert one.store.replica not in server.command("HKEYS", key)
