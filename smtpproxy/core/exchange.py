@@ -201,7 +201,8 @@ class Exchange:
             return self.problem.kind
         if self.verb.closes:
             return "quit"
-        return "message_aborted" if self.verb.role <= verbs.HELO else "content_refused"
+        amid_chunks = self.verb.role == verbs.AMID_CHUNKS
+        return "message_aborted" if amid_chunks else "content_refused"
 
     @property
     def ends_message(self) -> bool:

@@ -379,7 +379,10 @@ class Framer:
         if content.dot_alone:
             self._note_dot_alone(content)
         if content.ended:
-            self._content_ended(content)
+            exchange.problem = exchange.problem or content.rewritten
+            self._content = None
+            self.mode = COMMANDS
+            self.content_over = True
             exchange.framed = now
         return taken
 
@@ -397,10 +400,11 @@ class Framer:
             out += rest
         self._forward_content(out, payload, end)
         if last:
+            chunk.problem = chunk.problem or content.rewritten
+            self._content = None
             self.amid_chunks = False
             self.table = self._policy.table
-            self._content_ended(content)
-        elif over:
+        if over:
             self.mode = COMMANDS
             self.content_over = True
         return len(payload)
@@ -417,12 +421,6 @@ class Framer:
             self._watch(exchange, out, received)
         if content.violation is not None and not exchange.refusal:
             exchange.refuse(content.violation)
-
-    def _content_ended(self, content: Content) -> None:
-        self.last.problem = self.last.problem or content.rewritten
-        self._content = None
-        self.mode = COMMANDS
-        self.content_over = True
 
     def _note_dot_alone(self, content: Content) -> None:
         if self._policy.bare_newlines is BareNewlines.PASS:

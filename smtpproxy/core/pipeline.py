@@ -43,7 +43,7 @@ from smtpproxy.core.replies import whole_reply_code
 from smtpproxy.core.reply_buffer import ReplyBuffer
 from smtpproxy.core.reply_matching import CLOSING, DEFERRED, NO_EXCHANGE, ReplyMatcher
 from smtpproxy.core.starttls import UPGRADES, Upgrade
-from smtpproxy.core.transaction import Transaction, refusal_amid_chunks
+from smtpproxy.core.transaction import Transaction
 from smtpproxy.core.verbs import MAIL, RCPT, RSET, Verb
 from smtpproxy.core.violations import BackendViolation, ClientViolation, Violation
 from smtpproxy.core.xclient_xforward import AttributeCommands
@@ -256,10 +256,15 @@ class Pipeline:
             exchange = framer.queue[0]
             refusal = exchange.refusal
             if exchange.verb.needs_check:
-                checked = self._check(exchange, now)
-                if checked is None:
+                if self._waits_for_introduction(exchange, now):
                     return
-                refusal = checked
+                if self.intercept is not None and self.intercept(exchange):
+                    return
+                refusal = exchange.refusal or self.transaction.refusal_for(
+                    exchange, self.policy, self.extensions, len(in_flight)
+                )
+                if exchange.verb.role == verbs.BDAT and not refusal and self._waits_for_data(now):
+                    return
             if not refusal:
                 self._forward(framer.pop(), now)
             elif in_flight:
@@ -269,22 +274,6 @@ class Pipeline:
                 self._settle(exchange, refusal, int(refusal[:3]), now)
                 self.flush(now)  # the caller times held replies only after a backend reply
                 framer.frame_waiting(now)
-
-    def _check(self, exchange: Exchange, now: float) -> bytes | None:
-        """Return the refusal of a command, empty to forward it; None if it must wait."""
-        is_chunk = exchange.verb.role == verbs.BDAT
-        if self.framer.amid_chunks and not is_chunk:
-            return exchange.refusal or refusal_amid_chunks(exchange, self.policy.hostname)
-        if self._waits_for_introduction(exchange, now):
-            return None
-        if self.intercept is not None and self.intercept(exchange):
-            return None
-        refusal = exchange.refusal or self.transaction.refusal_for(
-            exchange, self.policy, self.extensions, len(self.in_flight)
-        )
-        if is_chunk and not refusal and self._waits_for_data(now):
-            return None
-        return refusal
 
     def resume(self, now: float) -> None:
         """Send the commands that may be sent, after `intercept` has made one wait."""
@@ -389,15 +378,20 @@ class Pipeline:
             exchange.closes = True
             self._settle(exchange, exchange.refusal, int(exchange.refusal[:3]), now)
         elif len(self.in_flight) > 1 or not self.matcher.reader.unread:
-            if not exchange.is_content_chunk:
-                exchange.sent = now
-            elif exchange.ends_message:
-                exchange.end_of_data_sent(now)
+            if exchange.verb.role == verbs.BDAT and exchange.is_content_chunk:
+                self._end_chunk(exchange, now)
             else:
-                self.in_flight.pop()
-                exchange.replace_reply(replies.CHUNK_RECEIVED % exchange.octets)
-                self._settle(exchange, exchange.refusal, 250, now)
+                exchange.sent = now
         # Else a reply has begun before the end, and is not for it.
+
+    def _end_chunk(self, chunk: Exchange, now: float) -> None:
+        """Wait for the reply to the end of data after the last chunk; answer any other chunk."""
+        if chunk.ends_message:
+            chunk.end_of_data_sent(now)
+        else:
+            self.in_flight.pop()
+            chunk.replace_reply(replies.CHUNK_RECEIVED % chunk.octets)
+            self._settle(chunk, chunk.refusal, 250, now)
 
     # --- step 4: octets from the backend become replies ---------------------------------------
 
@@ -493,13 +487,8 @@ class Pipeline:
                 code, reply = self._take_ehlo(code, reply, now)
                 if not reply:
                     return
-            elif role == verbs.OWN_DATA:
-                self._take_own_data(code, reply, now)
+            elif role >= verbs.BDAT and self._take_uncommon(exchange, code, reply, now):
                 return
-            elif role >= verbs.XFORWARD and self._take_xforward(role, code, reply, now):
-                return
-            elif exchange.is_content_chunk:
-                exchange.add_step(reply, now)
         del in_flight[0]
         if exchange.refusal:  # its group was refused while it was in flight
             exchange.add_step(reply, now)
@@ -529,6 +518,20 @@ class Pipeline:
                 exchange.verb = replace(exchange.verb, secret=True)
             self.send_backend(ehlo.line)
         return code, b""
+
+    def _take_uncommon(self, exchange: Exchange, code: int, reply: bytes, now: float) -> bool:
+        """Process the reply to the last chunk, to XFORWARD, or to the proxy's own DATA.
+
+        Returns:
+            Whether it was the proxy's own command, so that the client gets no reply to it.
+        """
+        role = exchange.verb.role
+        if exchange.is_content_chunk:
+            exchange.add_step(reply, now)
+        elif role == verbs.OWN_DATA:
+            self._take_own_data(code, reply, now)
+            return True
+        return role >= verbs.XFORWARD and self._take_xforward(role, code, reply, now)
 
     def _take_xforward(self, role: int, code: int, reply: bytes, now: float) -> bool:
         """Process the reply to XFORWARD.

@@ -136,7 +136,7 @@ class SessionPolicy:
             "table": table,
             "first_table": first,
             "helo_table": verbs.lock_step(table) if self.sync is Sync.STRICT else table,
-            "chunk_table": verbs.checked(table) if self.add_chunking else table,
+            "chunk_table": verbs.amid_chunks(table) if self.add_chunking else table,
             "greeting": verbs.greeting_for(self.sync),
             "inside_tls": self._inside_tls(asked) if inside else None,
         }.items():

@@ -44,11 +44,7 @@ class ReplyMatcher:
     @property
     def discards_content(self) -> bool:
         """Whether content is read and discarded, since it is already refused."""
-        first = self.in_flight[0] if self.in_flight else NO_EXCHANGE
-        return self._discards(first)
-
-    def _discards(self, first: Exchange) -> bool:
-        framer = self._framer
+        framer, first = self._framer, self.in_flight[0] if self.in_flight else NO_EXCHANGE
         return framer.chunk_refusal != b"" or (first.refusal != b"" and framer.mode in _CONTENT)
 
     def receive(self, octets: bytes) -> ReplyReader:
@@ -74,18 +70,20 @@ class ReplyMatcher:
         Raises:
             BackendViolation: No exchange is in flight, or the reply is not valid for this one.
         """
-        if self._discards(exchange):
+        if exchange.refusal and self._framer.mode in _CONTENT:  # as `discards_content`
             return DEFERRED
         role = exchange.verb.role
         if code == 421 or (role == verbs.GREETING and code >= 400):
-            return CLOSING  # RFC 5321 section 3.8: may also come unsolicited
+            # RFC 5321 section 3.8: may also come unsolicited
+            return DEFERRED if self._framer.chunk_refusal else CLOSING
         if exchange is NO_EXCHANGE:
-            if code >= 400 and self._framer.amid_chunks:
-                self._framer.refuse_chunks(reply)
-                return DEFERRED
-            raise BackendViolation("reply_not_asked_for", reply)
-        is_content = role == verbs.END_OF_DATA or exchange.is_content_chunk
-        if is_content and not (exchange.sent or self._framer.may_be_over):
+            self._refuse_chunks(code, reply)
+            return DEFERRED
+        if (
+            not exchange.sent
+            and (role == verbs.END_OF_DATA or exchange.is_content_chunk)
+            and not self._framer.may_be_over
+        ):
             self._defer(exchange, code, reply)
             return DEFERRED
         if not exchange.may_be_answered(code, reply):
@@ -117,6 +115,13 @@ class ReplyMatcher:
             expected = framer.mode != PAYLOAD or len(self.in_flight) > 1
         if not expected and self.reader.unread[0] not in b"45":
             raise BackendViolation(kind, self.reader.unread)
+
+    def _refuse_chunks(self, code: int, reply: bytes) -> None:
+        """Keep a reply that came between two chunks, which must be a refusal, for the next one."""
+        framer = self._framer
+        if not framer.amid_chunks or (code < 400 and not framer.chunk_refusal):
+            raise BackendViolation("reply_not_asked_for", reply)
+        framer.refuse_chunks(framer.chunk_refusal or reply)
 
     def _defer(self, content: Exchange, code: int, reply: bytes) -> None:
         """Keep a reply that began before the end of data was sent, which must be a refusal."""

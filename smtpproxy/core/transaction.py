@@ -125,6 +125,8 @@ class Transaction:
             return reply_to_starttls(exchange.line, authenticated=self.authenticated)
         elif role == verbs.BDAT:
             return self._refusal_for_chunk(exchange, policy, extensions, in_flight)
+        elif role == verbs.AMID_CHUNKS:
+            _refuse_amid_chunks(exchange, policy.hostname)
         return exchange.refusal
 
     def _reply_without_recipients(
@@ -175,26 +177,18 @@ class Transaction:
         return reply
 
 
-def refusal_amid_chunks(exchange: Exchange, hostname: bytes) -> bytes:
-    """Return the proxy's reply to a command between chunks that the backend gets as content.
+def _refuse_amid_chunks(exchange: Exchange, hostname: bytes) -> None:
+    """Set the proxy's reply to a command between chunks that the backend gets as content.
 
     The backend would read the command as content, and DATA cannot be taken back.  So what aborts
     the message ends the session, without an end of data.
-
-    Args:
-        exchange: The command, which is not BDAT.
-        hostname: The proxy's name.
     """
-    verb = exchange.verb
-    if verb.role in _ABORTS:
-        exchange.closes = True
-        reply = replies.MESSAGE_ABORTED % hostname
-    elif verb.closes:
-        reply = replies.QUIT_AMID_CHUNKS
+    name = exchange.verb.name
+    exchange.closes = name in _ABORTS or exchange.verb.closes
+    if name in _ABORTS:
+        exchange.replace_reply(replies.MESSAGE_ABORTED % hostname)
     else:
-        reply = replies.NOTHING_DONE if verb.name == b"NOOP" else replies.AMID_CHUNKS
-    exchange.replace_reply(reply)
-    return reply
+        exchange.replace_reply(_AMID_CHUNKS.get(name, replies.AMID_CHUNKS))
 
 
 def _over(kind: str, reply: bytes, exchange: Exchange, in_flight: int) -> bytes:
@@ -206,5 +200,6 @@ def _over(kind: str, reply: bytes, exchange: Exchange, in_flight: int) -> bytes:
 
 _ENDS: Final = frozenset((verbs.EHLO, verbs.HELO, verbs.RSET))
 """The roles whose positive reply ends the transaction."""
-_ABORTS: Final = _ENDS | {verbs.MAIL}
-"""The roles that discard a message of which not all chunks have come."""
+_ABORTS: Final = frozenset((b"EHLO", b"HELO", b"RSET", b"MAIL", b"SEND", b"SOML", b"SAML"))
+"""The commands that discard a message of which not all chunks have come."""
+_AMID_CHUNKS: Final = {b"NOOP": replies.NOTHING_DONE, b"QUIT": replies.QUIT_AMID_CHUNKS}

@@ -37,6 +37,8 @@ OWN_XFORWARD: Final = 16
 """The proxy's own XFORWARD."""
 OWN_DATA: Final = 17
 """The proxy's own DATA."""
+AMID_CHUNKS: Final = 18
+"""Any command but BDAT between chunks that the backend gets as content."""
 
 
 class Sync(Enum):
@@ -246,9 +248,12 @@ def _before_hello(verb: Verb) -> Verb:
     return verb if verb.name in ALWAYS_ACCEPTED else _refused(verb, replies.HELLO_FIRST)
 
 
-def checked(table: Mapping[bytes, Verb]) -> Mapping[bytes, Verb]:
-    """Return the rows with a check of each command that is next to be sent."""
-    return {word: replace(verb, needs_check=True) for word, verb in table.items()}
+def amid_chunks(table: Mapping[bytes, Verb]) -> Mapping[bytes, Verb]:
+    """Return the table that applies between chunks that the backend gets as content."""
+    return {
+        word: verb if verb.role == BDAT else replace(verb, role=AMID_CHUNKS, needs_check=True)
+        for word, verb in table.items()
+    }
 
 
 def table_for(

@@ -381,7 +381,8 @@ class Verdict:
         most, last = self._policy.message_bytes, reading.is_last_chunk(line)
         if most and self._chunks + size > most:
             self._refused(line, b"BDAT", replies.MESSAGE_TOO_BIG, closes=True)
-        if self._chunk_refused:
+        may_be_another = self._cut and self._said[:1] and self._said[0].octets == b"DATA\r\n"
+        if self._chunk_refused and not may_be_another:  # as after RSET, whose reply is held
             self._refused(line, b"BDAT", replies.CHUNK_REFUSED_BEFORE, closes=False)
             self._skip(size)
             return
@@ -407,8 +408,8 @@ class Verdict:
         code, reply = self._reply(line)
         if not code:
             raise Over
-        assert data is not None, f"{reply!r} to {line!r}, and the backend got no DATA"
-        assert reply == data.reply, f"{reply!r} to {line!r}, and the backend answered {data!r}"
+        expected = data.reply if data is not None else self._refusal_in_turn(line, b"DATA")[0]
+        assert reply == expected, f"{reply!r} to {line!r}, and the backend answered {data!r}"
         assert code >= 400, reply
         self._chunk_refused = not last
         return False
