@@ -19,10 +19,14 @@ local LEAVE = -1      -- wanted: the replica ends
 local GRACE = 250     -- ms between the last connection by share in a recovery and the first lease
 local WAITS = 1000    -- ms after which a replica that has not asked again no longer waits
 
-local function numbers(text)
+local function numbers(text, count) -- nil if no replica has written them
   local found = {}
-  for word in string.gmatch(text, '[^ ]+') do found[#found + 1] = tonumber(word) or word end
-  return found
+  for word in string.gmatch(text, '[^ ]+') do
+    local number = tonumber(word)
+    if not number or not (math.abs(number) < 2 ^ 53) then return nil end
+    found[#found + 1] = number
+  end
+  return #found == count and found or nil
 end
 
 local function whole(...) -- without an exponent
@@ -43,12 +47,19 @@ local run = 'r' .. string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
 local known, state = {}, nil
 local fields = redis.call('HGETALL', KEYS[1])
 for index = 1, #fields, 2 do
-  local found = numbers(fields[index + 1])
-  if fields[index] == '=' then
-    state = {run = found[1], begun = found[2], last = found[3], turns = found[4]}
+  local name, text = fields[index], fields[index + 1]
+  if name == '=' then
+    local its_run, rest = string.match(text, '^(r%x+) (.*)$')
+    local found = rest and numbers(rest, 3)
+    state = found and {run = its_run, begun = found[1], last = found[2], turns = found[3]}
   else
-    known[fields[index]] = {held = found[1], wanted = found[2], number = found[3], at = found[4],
-                            since = found[5], turn = found[6]}
+    local found = numbers(text, 6)
+    if found then
+      known[name] = {held = found[1], wanted = found[2], number = found[3], at = found[4],
+                     since = found[5], turn = found[6]}
+    else
+      redis.call('HDEL', KEYS[1], name)
+    end
   end
 end
 

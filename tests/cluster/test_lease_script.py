@@ -271,3 +271,26 @@ def test_the_replica_with_most_gives_back_to_one_that_waits_for_long(
     clock.advance(0.8)
     assert not backend.call("b", 4).reclaim
     assert backend.call("a", 8).reclaim
+
+
+@pytest.mark.parametrize(
+    "text", ["", "x", "1 2", "a b c d e f", "1 2 3 4 5", "inf nan 1 1 1 1", "1 1 1 nan 0 0"]
+)
+def test_what_no_replica_has_written_is_removed(backend: Backend, text: str) -> None:
+    backend.redis.hset(backend.key, "x", text)
+    assert backend.call("a", 0, wanted=12) == Answer(12, 0, 12, 0)
+    assert not backend.redis.hexists(backend.key, "x")
+
+
+@pytest.mark.parametrize("text", ["", "x", "{run}", "{run} 1", "{run} nan nan nan"])
+def test_a_state_that_no_replica_has_written_is_that_of_an_empty_server(
+    backend: Backend, clock: OtherClock, text: str
+) -> None:
+    run = "r" + backend.redis.info("server")["run_id"]  # type: ignore[index]
+    backend.redis.hset(backend.key, "=", text.format(run=run))
+    assert backend.call("a", 0, wanted=1).given == 0
+    for _ in range(4):
+        clock.advance(LEASE_S / 3)
+        for replica in "abc":
+            backend.call(replica, 0)
+    assert backend.call("a", 0, wanted=1).given == 1
