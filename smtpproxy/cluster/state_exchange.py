@@ -24,13 +24,15 @@ from time import monotonic
 import msgspec
 from msgspec import Struct
 
-from smtpproxy.cluster.store import Script, Store, StoreAway
+from smtpproxy.cluster.store import MOST_REPLICAS, Script, Store, StoreAway
 from smtpproxy.net.shared_counters import COUNTS_OCTETS, SharedCounters
 
 EVERY_S = 0.5
 """The interval of the exchanges."""
 STALE_S = 5.0
 """How long a state is used."""
+STATE_BYTES = 1 << 20
+"""How long a state may be that is read; others can write what they like."""
 _KEY_KEPT_S = 7 * 24 * 3600
 """How long the store keeps the key of the hash without any replica."""
 
@@ -42,6 +44,7 @@ Found = Callable[[ServerName, bool, str], None]
 _EXCHANGE = Script("""\
 local states, times, key = KEYS[1], KEYS[2], KEYS[3]
 local replica, state, own, stale, kept = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local most, longest = tonumber(ARGV[6]), tonumber(ARGV[7])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local common = redis.call('GET', key)
@@ -62,9 +65,9 @@ if common == own then
   redis.call('PEXPIRE', times, stale * 2)
   redis.call('PEXPIRE', states, stale * 2)
 end
-for _, each in ipairs(redis.call('ZRANGE', times, 0, -1)) do
+for _, each in ipairs(redis.call('ZRANGE', times, 0, most)) do
   local other = redis.call('HGET', states, each)
-  if other and each ~= replica then
+  if other and #other <= longest and each ~= replica then
     found[#found + 1] = each
     found[#found + 1] = other
   end
@@ -168,6 +171,8 @@ class StateExchange:
                 key,
                 int(STALE_S * 1000),
                 _KEY_KEPT_S,
+                MOST_REPLICAS,
+                STATE_BYTES,
             ],
         )
         self._read_at = monotonic()
@@ -176,7 +181,7 @@ class StateExchange:
             self._forget()
             return
         states = zip(found[::2], found[1::2], strict=True)
-        decoded = ((replica.decode(), _decoded(state)) for replica, state in states)
+        decoded = ((replica.decode(errors="replace"), _decoded(state)) for replica, state in states)
         self._use({replica: state for replica, state in decoded if state is not None})
 
     def _use(self, states: Mapping[str, ReplicaState]) -> None:
@@ -207,10 +212,10 @@ class StateExchange:
 
 
 def _decoded(text: bytes) -> ReplicaState | None:
-    """Return a state with its counts uncompressed; None if it is one of another version."""
+    """Return a state with its counts uncompressed; None if it is not one of this version."""
     try:
         state = msgspec.json.decode(text, type=ReplicaState)
         state.counts = zlib.decompressobj().decompress(state.counts, 2 * COUNTS_OCTETS + 1)
-    except (msgspec.MsgspecError, zlib.error):
+    except (msgspec.MsgspecError, zlib.error, UnicodeDecodeError, RecursionError):
         return None
     return state if len(state.counts) == 2 * COUNTS_OCTETS else None

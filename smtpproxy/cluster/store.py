@@ -21,6 +21,7 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import re
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from time import monotonic
@@ -47,11 +48,18 @@ FIRST_DELAY_S, LONGEST_DELAY_S = 0.1, 2.0
 """The delay before the next attempt to connect, which doubles each time up to the longest."""
 CALM_S = 10.0
 """How long the server must have answered before the delay begins with the first one again."""
+STEADY_S = 1.0
+"""How long it must have answered before that is logged: it may refuse what is asked next."""
 VALID_S = 0.5
 """After how many seconds an answer is not used, although this process was stopped meanwhile."""
+MOST_REPLICAS, RECORD_BYTES = 1000, 65536
+"""How many records are read, and how long one may be; others can write what they like."""
 _CONNECTIONS = 8
 _ROUNDS = 4
 """Rounds of the event loop that bring an answer from the socket to its caller."""
+_FAULTS = (RedisError, OSError, ValueError, TypeError, AttributeError, RecursionError)
+"""What redis-py raises if the server is away, or if it speaks another protocol."""
+_IN_SCRIPT = re.compile(r" script: [0-9a-f]{40},.*", re.DOTALL)
 
 
 class StoreAway(Exception):
@@ -101,9 +109,10 @@ _READ = Script("""\
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local found = {}
-for _, replica in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], now - tonumber(ARGV[1]), '+inf')) do
+local since, most, longest = now - tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3])
+for _, replica in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], since, '+inf', 'LIMIT', 0, most)) do
   local record = redis.call('HGET', KEYS[2], replica)
-  if record then
+  if record and #record <= longest then
     found[#found + 1] = now - redis.call('ZSCORE', KEYS[1], replica)
     found[#found + 1] = record
   end
@@ -193,13 +202,23 @@ class Store:
     async def replicas(self) -> list[ReplicaRecord]:
         """Return the records of all replicas, this one included.
 
+        It may take longer than mail may wait; if it fails, mail is not concerned.
+
         Raises:
-            StoreAway: The server is away.
+            StoreAway: The server is away, or did not answer within about a second.
         """
-        found = await self.run(_READ, self._records, [self._lease_ms])
+        client = self._client
+        if client is None:
+            raise StoreAway("away")
+        arguments = [self._lease_ms, MOST_REPLICAS, RECORD_BYTES]
+        try:
+            found = await _evaluate(client, _READ, self._records, arguments)
+        except _FAULTS as error:
+            raise StoreAway(_text(error)) from None
         records = []
         for age, text in zip(found[::2], found[1::2], strict=True):
-            with contextlib.suppress(msgspec.MsgspecError):  # of another version
+            # of another version, or by somebody else
+            with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
                 record = msgspec.json.decode(text, type=ReplicaRecord)
                 record.age_s = int(age) / 1000
                 records.append(record)
@@ -248,7 +267,7 @@ class Store:
             raise StoreAway("no answer in time")
         try:
             return task.result()
-        except (RedisError, OSError) as error:
+        except _FAULTS as error:
             self._lost(client, _text(error))
             raise StoreAway(_text(error)) from None
 
@@ -282,10 +301,13 @@ class Store:
         """Connect, and stay connected; the store is away until the first connection is open."""
         self._keeping = asyncio.get_running_loop().create_task(self._keep(), name="cluster store")
 
-    async def stop(self) -> None:
-        """Remove the record of this replica, and close the connection."""
-        with contextlib.suppress(StoreAway):
+    async def leave(self) -> None:
+        """Remove the record of this replica."""
+        with contextlib.suppress(StoreAway):  # it is dropped after a lease
             await self.run(_LEAVE, self._records, [self.replica])
+
+    async def stop(self) -> None:
+        """Close the connection."""
         self._stopped = True
         self._client = None
         self._away_now.set()
@@ -327,13 +349,12 @@ class Store:
         return Redis.from_pool(pool)
 
     async def _connect(self, client: Redis) -> bool:
-        """Return whether the server answers, and in time once it is connected."""
+        """Return whether the server runs scripts and stores, and in time once it is connected."""
         try:
-            async with asyncio.timeout(CONNECT_LIMIT_S):
-                await _wait_for(client.ping())
-            async with asyncio.timeout(LIMIT_S):
-                await _wait_for(client.ping())
-        except (RedisError, OSError) as error:
+            for limit_s in (CONNECT_LIMIT_S, LIMIT_S):
+                async with asyncio.timeout(limit_s):
+                    await _evaluate(client, _BEAT, self._records, self._record())
+        except _FAULTS as error:
             self._report_away(_text(error))
             return False
         return True
@@ -341,16 +362,21 @@ class Store:
     async def _use(self, client: Redis) -> None:
         """Serve calls until the server is away."""
         self._client = client
-        if self._reason:
-            away_s = round(monotonic() - self._since, 1)
-            events.CLUSTER_RECOVERED.log(log.get(), cluster=self.settings.name, duration_s=away_s)
-            self._reason = ""
+        away_s = round(monotonic() - self._since, 1)
         tasks = [
             asyncio.create_task(self._listen(client), name="cluster messages"),
             asyncio.create_task(self._beat(client), name="cluster heartbeat"),
         ]
         try:
             self._changed()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(STEADY_S):
+                    await self._away_now.wait()
+            if client is self._client and self._reason:
+                self._reason = ""
+                events.CLUSTER_RECOVERED.log(
+                    log.get(), cluster=self.settings.name, duration_s=away_s
+                )
             await self._away_now.wait()
         finally:
             self._client = None
@@ -370,19 +396,23 @@ class Store:
                     message = await messages.get_message(timeout=60.0)
                     if message is not None:
                         received = self._subscribed[message["channel"].decode()]
-                        received(message["data"].decode())
-        except (RedisError, OSError) as error:
+                        received(message["data"].decode(errors="replace"))
+        except _FAULTS as error:
             self._lost(client, _text(error))
 
     async def _beat(self, client: Redis) -> None:
-        while client is self._client:
-            parts = {part: make() for part, make in self._parts.items()}
-            record = msgspec.json.encode(ReplicaRecord(self.replica, self.instance, parts))
-            with contextlib.suppress(StoreAway):
-                await self.run(
-                    _BEAT, self._records, [self.replica, self._lease_ms, record.decode()]
-                )
+        while True:
             await asyncio.sleep(BEAT_S)
+            if client is not self._client:
+                return
+            with contextlib.suppress(StoreAway):
+                await self.run(_BEAT, self._records, self._record())
+
+    def _record(self) -> Sequence[str | int]:
+        """Return the arguments of `_BEAT`."""
+        parts = {part: make() for part, make in self._parts.items()}
+        record = msgspec.json.encode(ReplicaRecord(self.replica, self.instance, parts))
+        return [self.replica, self._lease_ms, record.decode()]
 
     @property
     def _lease_ms(self) -> int:
@@ -391,7 +421,7 @@ class Store:
 
 async def _evaluate(
     client: Redis, script: Script, keys: Sequence[str], arguments: Sequence[str | int]
-) -> object:
+) -> Any:
     words = (*keys, *map(str, arguments))
     try:
         return await _wait_for(client.evalsha(script.sha, len(keys), *words))
@@ -409,4 +439,6 @@ async def _close(client: Redis) -> None:
 
 
 def _text(error: Exception) -> str:
-    return str(error) or type(error).__name__
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    return _IN_SCRIPT.sub("", str(error))[:200] or type(error).__name__

@@ -138,6 +138,7 @@ class Coordinator:
             if self.store is None or not store.is_same(self.store):
                 await exchange.leave()
                 await leases.leave()
+                await store.leave()
             await store.stop()
 
         task = asyncio.get_running_loop().create_task(leave(), name="leave cluster")

@@ -269,6 +269,7 @@ async def test_a_replica_that_stops_counts_no_longer_at_once(replicas: Replicas)
     [
         *("", "[]", '{"instance": "x"}', '{"instance": "x", "down": [], "counts": "AAAA"}'),
         '{"instance": "x", "down": [], "counts": "eJwDAAAAAAE="}',  # too few
+        '{"x": ' + "[" * 50_000,
     ],
 )
 async def test_a_state_that_cannot_be_read_counts_nothing(
@@ -331,3 +332,15 @@ async def test_a_replica_that_leaves_says_nothing_about_its_servers(replicas: Re
     await one.exchange.leave()
     await exchanged(two)
     assert [up for _, up, _ in two.found] == [False]
+
+
+async def test_a_state_that_is_too_long_is_not_read(
+    replicas: Replicas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = await replicas.add("one"), await replicas.add("two")
+    await replicas.exchange()
+    await replicas.exchange()
+    assert (one.exchange.heard, two.exchange.heard) == (1, 1)
+    monkeypatch.setattr(state_exchange, "STATE_BYTES", 10)
+    await replicas.exchange()
+    assert (one.exchange.heard, two.exchange.heard) == (0, 0)

@@ -49,6 +49,7 @@ async def running(url: str, instance: str = "one", name: str = "c") -> AsyncIter
     store.start()
     try:
         yield store
+        await store.leave()
     finally:
         await store.stop()
 
@@ -120,7 +121,7 @@ async def test_degraded_is_logged_once_and_recovered_once(
         server.kill()
         await until(lambda: store.failures > 2)
         server.start()
-        await until(lambda: store.is_up)
+        await until(lambda: b"cluster_recovered" in stream.getvalue())
     lines = [json.loads(line) for line in stream.getvalue().splitlines()]
     events = [line["event"] for line in lines]
     assert events == ["cluster_degraded", "cluster_recovered"] * (len(events) // 2)
@@ -229,3 +230,86 @@ async def test_tls_is_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         async with running(f"rediss://localhost:{tls_port}") as store:
             await until(lambda: store.is_up)
             assert await echo(store, "x") == b"x"
+
+
+async def test_a_fault_that_lasts_is_logged_once(tmp_path: Path, stream: io.BytesIO) -> None:
+    """The server answers each connection, and then refuses what a replica needs."""
+    users = {
+        "no-scripts": ("&smtpproxy:*", "-@scripting"),
+        "no-channels": ("resetchannels",),
+    }
+    with RedisServer(tmp_path) as server:
+        for user, rights in users.items():
+            server.command("ACL", "SETUSER", user, "on", ">secret", "~*", "+@all", *rights)
+        for user in users:
+            stream.seek(0)
+            stream.truncate()
+            url = f"redis://{user}:secret@127.0.0.1:{server.port}"
+            store = Store(ClusterSettings(url=url, name="c", replicas=2), "one")
+            store.subscribe("news", lambda _: None)
+            store.start()
+            await until(lambda store=store: store.failures > 3)
+            await store.stop()
+            (line,) = map(json.loads, stream.getvalue().splitlines())
+            assert line["event"] == "cluster_degraded"
+            assert "permissions" in line["reason"]
+            assert "secret" not in line["reason"]
+
+
+async def test_a_server_that_does_not_accept_writes_is_away(server: RedisServer) -> None:
+    server.command("REPLICAOF", "127.0.0.1", "1")
+    async with running(server.url) as store:
+        changes: list[bool] = []
+        store.watch(lambda: changes.append(store.is_up))
+        await until(lambda: store.failures > 2)
+        assert changes == []
+        server.command("REPLICAOF", "NO", "ONE")
+        await until(lambda: store.is_up)
+
+
+@pytest.mark.parametrize(
+    "answer", [b":x\r\n", b"$x\r\n", b"*1\r\n" * 5000, b"220 mx ESMTP\r\n", b"-\xff\r\n"]
+)
+async def test_a_server_of_another_protocol_is_away(answer: bytes, stream: io.BytesIO) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.read(65536):
+            writer.write(answer)
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as other:
+        port = other.sockets[0].getsockname()[1]
+        async with running(f"redis://127.0.0.1:{port}") as store:
+            await until(lambda: store.failures > 1)
+    (line,) = map(json.loads, stream.getvalue().splitlines())
+    assert line["event"] == "cluster_degraded"
+
+
+async def test_a_slow_list_of_replicas_does_not_concern_mail(server: RedisServer) -> None:
+    async with running(server.url) as store:
+        await until(lambda: store.is_up)
+        await insist(store.replicas)  # the connection and the script are there
+        failures = store.failures
+        server.stop()
+        listing = asyncio.ensure_future(store.replicas())
+        await asyncio.wait((listing,), timeout=2 * LIMIT_S)
+        was_done = listing.done()
+        server.go_on()
+        (record,) = await listing
+        assert (was_done, record.instance) == (False, "one")
+        assert (store.is_up, store.failures) == (True, failures)
+
+
+async def test_records_of_others_are_read_with_care(server: RedisServer) -> None:
+    async with running(server.url) as store:
+        await until(lambda: store.is_up)
+        await insist(store.replicas)
+        now = int(server.command("TIME").split()[0]) * 1000
+        deep = "[" * 100_000
+        texts = ["", "x", '{"replica": 1}', deep, f'{{"parts": {{"x": {deep}']
+        for number, text in enumerate(texts):
+            server.command("ZADD", store.key("replicas"), str(now), str(number))
+            server.command("HSET", store.key("records"), str(number), text)
+        big = '{"replica": "x", "instance": "x", "parts": {"x": "' + "x" * 100_000 + '"}}'
+        server.command("ZADD", store.key("replicas"), str(now), "big")
+        server.command("HSET", store.key("records"), "big", big)
+        assert [each.instance for each in await insist(store.replicas)] == ["one"]
