@@ -124,6 +124,7 @@ async def obliging(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
             await writer.drain()
 
 
+@pytest.mark.long
 async def test_idle_sessions_are_small(tmp_path: Path) -> None:
     """And all are served when they become active at once."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -12,6 +12,7 @@ def test_dialogue_as_written(dialogue: Dialogue) -> None:
     play(dialogue)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "dialogue",
     [dialogue for dialogue in DIALOGUES if not dialogue.depends_on_segments],

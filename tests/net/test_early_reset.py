@@ -221,6 +221,7 @@ def require_transparency() -> None:
     listening.close()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("identity", IDENTITIES)
 @on_uvloop

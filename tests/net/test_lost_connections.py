@@ -558,6 +558,7 @@ async def test_nothing_is_held_of_a_half_closed_client_once_it_is_served(
         assert here.reasons()[-1] == STATES[name].half_close
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [name for name in STATES if STATES[name].silence])
 @on_uvloop
 async def test_nothing_is_held_of_inactive_peers_after_the_time_limit(
@@ -590,6 +591,7 @@ async def test_nothing_is_held_of_a_reset_mta(name: str, tmp_path: Path) -> None
         assert here.reasons()[-1] == STATES[name].mta
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [name for name in STATES if STATES[name].mta])
 @on_uvloop
 async def test_nothing_is_held_of_a_half_closed_mta_once_the_client_has_closed(

@@ -336,6 +336,7 @@ class TestBounds:
         assert (done.returncode, done.stdout.count("192.0.2.1")) == (1, 1)
         assert "line 3 is longer than 32 MiB" in done.stderr
 
+    @pytest.mark.long
     @pytest.mark.parametrize(
         ("command", "octets"),
         [
