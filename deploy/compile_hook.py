@@ -31,7 +31,7 @@ COMPILED: dict[str, tuple[str, ...]] = {
     ),
     "net/backend": ("connection_slots", "server_selection"),
     "text": ("escaping",),
-    "trace": ("session_recorder",),
+    "trace": ("exchange_records", "session_recorder"),
     "worker": ("observer_fanout",),
 }
 """The modules to compile, by package.

@@ -17,7 +17,7 @@ from smtpproxy.core.exchange import Exchange
 from smtpproxy.core.observer import SessionEnds, SessionSummary
 from smtpproxy.log.session_log import ip_and_port
 from smtpproxy.text.escaping import text_of
-from smtpproxy.trace import records
+from smtpproxy.trace import exchange_records, records
 
 PER_SECOND = 20
 """The most sessions that are sampled in a second."""
@@ -319,7 +319,7 @@ class RecentSession:
         return msgspec.to_builtins(values)  # type: ignore[no-any-return]  # a dict makes a dict
 
     def _exchanged(self, exchanges: Collection[Exchange]) -> list[records.Exchanged]:
-        return records.exchanged(self._id, list(exchanges), self._offset)
+        return exchange_records.exchanged(self._id, list(exchanges), self._offset)
 
 
 def _shortened(exchange: Exchange) -> Exchange:

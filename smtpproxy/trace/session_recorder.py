@@ -12,7 +12,7 @@ from smtpproxy.core.observer import SessionEnds, SessionSummary
 from smtpproxy.log.events import INTERNAL_ERROR
 from smtpproxy.log.session_log import ip_and_port
 from smtpproxy.text.escaping import shortened
-from smtpproxy.trace import records
+from smtpproxy.trace import exchange_records, records
 from smtpproxy.trace.content_capture import CapturedContent, ContentCapture
 from smtpproxy.trace.record_writer import Writer
 
@@ -149,10 +149,10 @@ class SessionRecorder:
         if self._flight is not None:
             self._flight.add(exchanges, contents)
         elif size := sum(each.octets for each in contents.values()):
-            make = partial(records.encoded, self.id, exchanges, contents, writer.offset)
+            make = partial(exchange_records.encoded, self.id, exchanges, contents, writer.offset)
             writer.add_made(make, len(exchanges), size)
         else:
-            lines = records.encoded(self.id, exchanges, contents, writer.offset)
+            lines = exchange_records.encoded(self.id, exchanges, contents, writer.offset)
             writer.add(lines, len(exchanges))
 
     def _take_contents(self, exchanges: list[Exchange]) -> dict[Exchange, CapturedContent]:
@@ -376,7 +376,7 @@ class FlightRecorder:
         contents, writer = self._contents, self._writer
         for part in (self._first, list(self._last)):
             if part:
-                make = partial(records.encoded, session, part, contents, writer.offset)
+                make = partial(exchange_records.encoded, session, part, contents, writer.offset)
                 writer.add_made(make, len(part), KEPT_OCTETS // 2)
             if part is self._first and self._missing:
                 writer.add(records.encode(records.Gap(session, self._missing)) + b"\n")
