@@ -68,9 +68,14 @@ STEPS: Final[tuple[tuple[_Step, _Step, _Step, _Step, bytes], ...]] = (
     ((_DOTS, CR),    (_DOTS + _CRLF, START), (b"", DOT),   (_DOTS, LINE),              b"."),
 )
 # fmt: on
-_OF_PIECE: Final = tuple(
+_Steps = tuple[dict[bytes, _Step], ...]
+_OF_PIECE: Final[_Steps] = tuple(
     dict(zip((b"\r", b"\n", b"\0", b"."), row[:4], strict=True)) for row in STEPS
 )
+_OF_PAYLOAD_PIECE: Final[_Steps] = tuple(
+    {octet: step for octet, step in steps.items() if octet != b"."} for steps in _OF_PIECE
+)
+"""The same for BDAT payload, in which a dot is as any other octet."""
 _BEFORE_OTHERS: Final = tuple(row[4] for row in STEPS)
 _PIECE: Final = re.compile(rb"[\r\n\0.]|[^\r\n\0]+")
 """The unit of one step: CR, LF, NUL or dot, or others with the dots after them."""
@@ -149,11 +154,13 @@ class Content:
     def __init__(self, policy: BareNewlines, most: int = 0) -> None:
         self._policy = policy
         self._most = most
-        self._begun = b"\r\n"  # the part of the end of data received last
+        # The part of the end of data received last; of BDAT payload, the last octets received.
+        self._begun = b"\r\n"
         self._state = START
         self._line = b""  # with `reject`: the part of a line that is held back
         self._recent = b""  # the last octets, to be shown before a violation
-        self._tail = b"\n"  # the last octets, to search for a dot alone in its line
+        # The last octets, to search for a dot alone in its line; of BDAT payload, the last sent.
+        self._tail = b"\n"
         self._unshown = 0  # how many octets after the violation are still to be shown
         self.octets = 0
         self.ended = self.dot_alone = False
@@ -175,24 +182,10 @@ class Content:
         too_big = 0 < self._most < self.octets
         if too_big:
             body = body[: max(0, len(body) + self._most - self.octets)]
-        if self._unshown:
-            self._show(body)
-        # mypyc would assume that the attribute stays None, but the calls below may set it.
-        is_refused = self.violation is not None
-        if is_refused:
-            return b"", taken
-        out = body
-        if body and self._policy is not BareNewlines.PASS:
-            if self._policy is BareNewlines.REJECT:
-                out = self._reject(body)
-            else:
-                # If both tables agree on the octets received last, a dot alone in its line is the
-                # end of data and nothing else.
-                agreed = _AGREED.get(self._state) == begun[:2]
-                out = self._normalize(body, at_once=agreed and not too_big)
-            if self.rewritten is None and self.violation is None:
-                recent = body if len(body) > SHOWN else self._recent + body
-                self._recent = recent[-SHOWN - 1 :]
+        # If both tables agree on the octets received last, a dot alone in its line is the end of
+        # data and nothing else.
+        agreed = _AGREED.get(self._state) == begun[:2]
+        out = self._filter(body, _OF_PIECE, at_once=agreed and not too_big)
         if too_big and self.violation is None:
             self.violation = ClientViolation("message_too_big", MESSAGE_TOO_BIG, closes=True)
         if self.ended and self.violation is None:
@@ -202,7 +195,7 @@ class Content:
     # --- BDAT payload, which has no dot-stuffing and no end of data ---------------------------
 
     def receive_payload(self, payload: bytes) -> bytes:
-        """Process BDAT payload, as if the client had sent it after DATA (RFC 3030 section 2).
+        """Process BDAT payload (RFC 3030 section 2).
 
         A dot is doubled after each LF.  With `pass` it is doubled after each CR and NUL, too, since
         an MTA may take any of them for a line end, and a dot alone after it for the end of data.
@@ -210,13 +203,16 @@ class Content:
         Returns:
             The octets for the backend.
         """
+        self._begun = (self._begun + payload[-2:])[-2:]
+        out = self._filter(payload, _OF_PAYLOAD_PIECE, at_once=self._state in _AGREED)
+        if not out:
+            return b""
         ends = _ANY_ENDS if self._policy is BareNewlines.PASS else _LF_ENDS
-        stuffed = payload
+        stuffed = b"." + out if out.startswith(b".") and self._tail.endswith(ends) else out
         for end in ends:
             stuffed = stuffed.replace(end + b".", end + b"..")
-        if payload.startswith(b".") and self._tail.endswith(ends):
-            stuffed = b"." + stuffed
-        return self.receive(stuffed)[0] if stuffed else b""
+        self._tail = out[-1:]
+        return stuffed
 
     def end_payload(self) -> tuple[bytes, bytes]:
         """Process the end of the payload.
@@ -225,11 +221,12 @@ class Content:
             What was held back, with a CRLF if it is missing; and the end of data, or empty if the
             content is refused.
         """
-        if self._policy is BareNewlines.NORMALIZE and self._state in (START, NUL):
-            self._begun = _CRLF  # the line has ended, perhaps in a bare LF
-        out = self.receive(END_OF_DATA[2:] if self._begun == _CRLF else END_OF_DATA)[0]
-        end = b"" if self.violation is not None else END_OF_DATA[2:]
-        return out[: len(out) - len(end)], end
+        if self._policy is BareNewlines.NORMALIZE:
+            line_ended = self._state in (START, NUL)
+        else:
+            line_ended = self._begun == _CRLF
+        out = b"" if line_ended else self.receive_payload(_CRLF)
+        return out, b"" if self.violation is not None else END_OF_DATA[2:]
 
     # --- where it ends ------------------------------------------------------------------------
 
@@ -272,9 +269,28 @@ class Content:
             self.dot_alone = bool(_DOT_ALONE.search(begin) or _DOT_ALONE.search(body))
             self._tail = b"" if self.dot_alone else (body if len(body) > 1 else begin)[-2:]
 
-    # --- normalize ----------------------------------------------------------------------------
+    # --- what the policy makes of it ----------------------------------------------------------
 
-    def _normalize(self, body: bytes, *, at_once: bool) -> bytes:
+    def _filter(self, body: bytes, steps: _Steps, *, at_once: bool) -> bytes:
+        """Return the octets after the policy was applied, none once the content is refused."""
+        if self._unshown:
+            self._show(body)
+        # mypyc would assume that the attribute stays None, but the calls below may set it.
+        is_refused = self.violation is not None
+        if is_refused:
+            return b""
+        if not body or self._policy is BareNewlines.PASS:
+            return body
+        if self._policy is BareNewlines.REJECT:
+            out = self._reject(body)
+        else:
+            out = self._normalize(body, steps, at_once=at_once)
+        if self.rewritten is None and self.violation is None:
+            recent = body if len(body) > SHOWN else self._recent + body
+            self._recent = recent[-SHOWN - 1 :]
+        return out
+
+    def _normalize(self, body: bytes, steps: _Steps, *, at_once: bool) -> bytes:
         """Return the octets after the steps; with `at_once`, clean ones skip the steps."""
         state = self._state
         if at_once:
@@ -287,12 +303,10 @@ class Content:
         self._note(body)
         given = []
         for piece in _PIECE.findall(body):
-            out, state = _OF_PIECE[state].get(piece) or (_BEFORE_OTHERS[state] + piece, LINE)
+            out, state = steps[state].get(piece) or (_BEFORE_OTHERS[state] + piece, LINE)
             given.append(out)
         self._state = state
         return b"".join(given)
-
-    # --- reject -------------------------------------------------------------------------------
 
     def _reject(self, body: bytes) -> bytes:
         """Return the complete lines before the first violation, and what exceeds `LINE_KEPT`."""

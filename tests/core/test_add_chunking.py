@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smtpproxy.core.content import BareNewlines, Content
+from smtpproxy.core.content import SHOWN, BareNewlines, Content
 from smtpproxy.core.policy import SessionPolicy
 from smtpproxy.core.violations import ClientViolation
 from tests.core import reference
@@ -72,7 +72,12 @@ def _check(payload: bytes, policy: BareNewlines) -> None:
     content = Content(policy)
     out = content.receive_payload(payload) + b"".join(content.end_payload())
     text = payload if not payload or payload.endswith(b"\r\n") else payload + b"\r\n"
-    assert content.ended
+    at = reference.first_bare(text)
+    if policy is not PASS and at >= 0:
+        offence = content.violation or content.rewritten
+        assert offence is not None
+        shown = slice(max(0, at - SHOWN), at + SHOWN + 1)
+        assert offence.octets in (payload[shown], text[shown])  # as the client sent it
     if policy is REJECT and reference.first_bare(text) >= 0:
         assert content.violation is not None
         assert _DOT_AFTER_CRLF.sub(b"..", text).startswith(out)
