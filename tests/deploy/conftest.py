@@ -16,6 +16,18 @@ from tests.support.programs import command
 SOURCE = Path(__file__).parents[2]
 
 
+CLUSTER = """\
+[listeners.smtp]
+address = "127.0.0.1:2525"
+[backends.mta]
+servers = ["127.0.0.1:25"]
+[cluster]
+url = "redis://127.0.0.1:6379"
+replicas = 2
+"""
+"""Settings that need the packages of an extra."""
+
+
 def compile_asked() -> str:
     """Return SMTPPROXY_COMPILE: 1 to compile what is built, which takes half a minute; else 0."""
     return os.environ.get("SMTPPROXY_COMPILE", "0")
@@ -29,6 +41,7 @@ def wheels() -> Path:
     """
     project = tomllib.loads((SOURCE / "pyproject.toml").read_text())
     wanted = [*project["project"]["dependencies"], *project["build-system"]["requires"]]
+    wanted += project["project"]["optional-dependencies"]["cluster"]
     if compile_asked() == "1":
         wanted += compile_hook().COMPILER
     digest = hashlib.sha256("\n".join(wanted).encode()).hexdigest()

@@ -21,7 +21,7 @@ import yaml
 
 from smtpproxy import cli
 from smtpproxy.control_socket import locations
-from tests.deploy.conftest import compile_asked
+from tests.deploy.conftest import CLUSTER, compile_asked
 from tests.deploy.debian import System, first_process, system
 from tests.support.processes import Process, eventually
 
@@ -216,6 +216,13 @@ def test_the_image_serves_and_drains_without_privileges_in_a_read_only_root(
 
 def test_the_image_shows_what_the_proxy_does(image: Image, tmp_path: Path) -> None:
     with Process(as_container(image, ["demo", "--rtt", "0.01"]), tmp_path / "log") as container:
+        assert container.wait() == 0, container.printed()
+
+
+def test_the_image_can_join_a_cluster(image: Image, tmp_path: Path) -> None:
+    settings = "/etc/cluster.toml"
+    (image.system.root / settings[1:]).write_text(CLUSTER)
+    with Process(as_container(image, ["check", settings]), tmp_path / "log") as container:
         assert container.wait() == 0, container.printed()
 
 

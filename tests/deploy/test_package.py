@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import smtpproxy
+from tests.deploy.conftest import CLUSTER
 from tests.deploy.debian import Booted, System, system
 from tests.support.processes import eventually
 
@@ -122,6 +123,9 @@ def installed(package: Path, older: Path) -> Iterator[System]:
 def test_the_program_runs_where_nothing_else_was_installed(installed: System) -> None:
     assert installed.run("smtpproxy", "--version").stdout.startswith("smtpproxy 0.0.1, Python 3.")
     done = installed.run("smtpproxy", "check", "-c", SETTINGS)
+    assert "no problems found" in done.stdout, done.stderr
+    (installed.root / "etc/cluster.toml").write_text(CLUSTER)
+    done = installed.run("smtpproxy", "check", "/etc/cluster.toml")
     assert "no problems found" in done.stdout, done.stderr
     done = installed.run("smtpproxy", "demo", "--rtt", "0.01")
     assert done.returncode == 0, done.stdout + done.stderr
