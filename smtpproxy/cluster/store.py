@@ -143,6 +143,7 @@ class Store:
         """How often the server was found to be away."""
         self._client: Redis | None = None  # None while the server is away
         self._reason = ""  # why it is away, once that has been logged
+        self._last_reason = "not connected yet"
         self._since = monotonic()
         self._away_now = asyncio.Event()
         self._stopped = False
@@ -209,7 +210,7 @@ class Store:
         """
         client = self._client
         if client is None:
-            raise StoreAway("away")
+            raise StoreAway(self._last_reason)
         arguments = [self._lease_ms, MOST_REPLICAS, RECORD_BYTES]
         try:
             found = await _evaluate(client, _READ, self._records, arguments)
@@ -251,7 +252,7 @@ class Store:
     async def _answer(self, call: Callable[[Redis], Awaitable[Any]], limit_s: float) -> Any:
         client = self._client
         if client is None:
-            raise StoreAway("away")
+            raise StoreAway(self._last_reason)
         began = monotonic()
         task = asyncio.ensure_future(_wait_for(call(client)))
         self._calls.add(task)
@@ -287,6 +288,7 @@ class Store:
 
     def _report_away(self, reason: str) -> None:
         self.failures += 1
+        self._last_reason = reason
         if not self._reason:
             self._reason, self._since = reason, monotonic()
             events.CLUSTER_DEGRADED.log(log.get(), cluster=self.settings.name, reason=reason)

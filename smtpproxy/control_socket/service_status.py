@@ -54,6 +54,10 @@ class InstanceStatus(Struct):
     """Whether the store of the cluster answers it; empty without a cluster."""
     age_s: float = 0.0
     """The seconds since it reported this to the store; 0 for the instance that was asked."""
+    replicas: int = 0
+    """The setting of its cluster; 0 without one."""
+    lease_s: float = 0.0
+    """The setting of its cluster; 0 without one."""
 
 
 class ServiceStatus(Struct):

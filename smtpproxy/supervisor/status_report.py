@@ -37,16 +37,17 @@ async def in_cluster(own: InstanceStatus, store: "Store") -> ServiceStatus:
     """
     from smtpproxy.cluster.store import StoreAway  # needs the extra
 
-    instances = [own]
+    name, replicas = store.settings.name, store.settings.replicas
     try:
         records = await store.replicas()
-    except StoreAway:
-        own.store = "away"
-    else:
-        own.store = "up"
-        instances += [_instance(each) for each in records if each.replica != store.replica]
-    instances.sort(key=lambda each: each.instance)
-    name, replicas = store.settings.name, store.settings.replicas
+    except StoreAway as error:
+        own.store = "up" if store.is_up else "away"
+        why = "" if store.is_up else "the store is away, so "
+        missing = f"{own.instance}: {why}other replicas are not shown: {error}"
+        return ServiceStatus([own], name, replicas, [*_problems([own]), missing])
+    own.store = "up"
+    others = [_instance(each) for each in records if each.replica != store.replica]
+    instances = sorted([own, *others], key=lambda each: each.instance)
     problems = [*_problems(instances), *_problems_between(instances, name, replicas)]
     return ServiceStatus(instances, name, replicas, problems)
 
@@ -76,8 +77,6 @@ def _problems(instances: Sequence[InstanceStatus]) -> Iterator[str]:
                 yield f"{name}: another version, whose status cannot be read here"
             case state:
                 yield f"{name}: {state}"
-        if each.store == "away":
-            yield f"{name}: the store is away, so other replicas are not shown"
         for backend in each.backends:
             for server in backend.servers_down:
                 yield f"{name}: server {server} of {backend.name} is down"
@@ -88,17 +87,23 @@ def _problems_between(
 ) -> Iterator[str]:
     """Yield what is wrong with a cluster as a whole."""
     current = [each for each in instances if each.state != "handed over"]
-    is_complete = all(each.store != "away" for each in instances)
-    if is_complete and len(current) < replicas:
+    heard = [each for each in current if each.state != "silent"]
+    if len(current) < replicas:
         yield f"cluster {cluster}: {len(current)} of {replicas} replicas"
-    for name, times in Counter(each.instance for each in current).items():
+    if len(heard) > replicas:
+        yield f"cluster {cluster}: {len(heard)} replicas, and {replicas} expected"
+    for name, times in Counter(each.instance for each in heard).items():
         if times > 1:
             yield f'{name}: the name of {times} replicas; give each its own "instance"'
-    limits: dict[str, dict[int, str]] = {}
-    for each in current:
-        for backend in each.backends:
-            limits.setdefault(backend.name, {}).setdefault(backend.max_connections, each.instance)
-    for backend_name, found in limits.items():
-        if len(found) > 1:
-            shown = ", ".join(f"{limit} at {name}" for limit, name in found.items())
-            yield f"{backend_name}: max_connections differs: {shown}"
+    readable = [each for each in heard if each.state != "unknown"]
+    settings: dict[str, dict[float, str]] = {}
+    for each in readable:
+        found: dict[str, float] = {f"cluster {cluster}: replicas": each.replicas}
+        found[f"cluster {cluster}: lease"] = each.lease_s
+        found |= {f"{one.name}: max_connections": one.max_connections for one in each.backends}
+        for setting, value in found.items():
+            settings.setdefault(setting, {}).setdefault(value, each.instance)
+    for setting, values in settings.items():
+        if len(values) > 1:
+            shown = ", ".join(f"{value:.12g} at {name}" for value, name in values.items())
+            yield f"{setting} differs: {shown}"

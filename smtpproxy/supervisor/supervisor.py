@@ -191,6 +191,8 @@ class Supervisor:
             workers=self._workers,
             sessions=self._coordinator.sessions(),
             backends=self._coordinator.backends(self._settings),
+            replicas=self._settings.cluster.replicas,
+            lease_s=self._settings.cluster.lease if self._settings.cluster.url else 0.0,
         )
 
     async def wait_for_checks(self) -> None:

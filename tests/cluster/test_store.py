@@ -250,6 +250,8 @@ async def test_a_fault_that_lasts_is_logged_once(tmp_path: Path, stream: io.Byte
             store.start()
             await until(lambda store=store: store.failures > 3)
             await store.stop()
+            with pytest.raises(StoreAway, match="permissions"):  # as status shows it
+                await store.replicas()
             (line,) = map(json.loads, stream.getvalue().splitlines())
             assert line["event"] == "cluster_degraded"
             assert "permissions" in line["reason"]

@@ -2,6 +2,7 @@
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from smtpproxy.cluster.store import ReplicaRecord, StoreAway
 from smtpproxy.config.schema import ClusterSettings
@@ -20,12 +21,14 @@ class Store:
 
     async def replicas(self) -> list[ReplicaRecord]:
         if not self.is_up:
-            raise StoreAway("away")
+            raise StoreAway("Connection refused")
         return self._records
 
 
 def serving(name: str = "mx1", *backends: BackendStatus) -> InstanceStatus:
-    return InstanceStatus(name, "1.0", "serving", sessions=7, backends=list(backends))
+    return InstanceStatus(
+        name, "1.0", "serving", sessions=7, backends=list(backends), replicas=2, lease_s=30.0
+    )
 
 
 def record(status: InstanceStatus, replica: str = "", age_s: float = 0.5) -> ReplicaRecord:
@@ -50,7 +53,23 @@ async def test_a_store_that_is_away_hides_the_others() -> None:
     found = await report(record(serving("mx0")), is_up=False)
     (mx1,) = found.instances
     assert mx1.store == "away"
-    assert found.problems == ["mx1: the store is away, so other replicas are not shown"]
+    assert found.problems == [
+        "mx1: the store is away, so other replicas are not shown: Connection refused"
+    ]
+
+
+async def test_a_slow_list_is_not_a_store_that_is_away() -> None:
+    store = Store(is_up=False)
+    listing = status_report.in_cluster(serving(), store)  # type: ignore[arg-type]
+    store.is_up = True
+
+    async def slow() -> list[ReplicaRecord]:
+        raise StoreAway("no answer in time")
+
+    store.replicas = slow  # type: ignore[method-assign]
+    found = await listing
+    assert [each.store for each in found.instances] == ["up"]
+    assert found.problems == ["mx1: other replicas are not shown: no answer in time"]
 
 
 DOWN = BackendStatus("old", servers=2, servers_down=["10.0.0.6:25"])
@@ -61,7 +80,7 @@ DOWN = BackendStatus("old", servers=2, servers_down=["10.0.0.6:25"])
     [
         ([], ["cluster mail: 1 of 2 replicas"]),
         ([record(serving("mx2", DOWN), age_s=12.4)], ["mx2: silent for 12 s"]),
-        ([record(InstanceStatus("mx2", state="draining"))], ["mx2: draining"]),
+        ([record(replace(serving("mx2"), state="draining"))], ["mx2: draining"]),
         ([record(serving("mx2", DOWN))], ["mx2: server 10.0.0.6:25 of old is down"]),
         (
             [record(serving("mx1"), "mx1:2:b")],
@@ -76,7 +95,21 @@ DOWN = BackendStatus("old", servers=2, servers_down=["10.0.0.6:25"])
                 record(serving("mx2", BackendStatus("old", max_connections=4))),
                 record(serving("mx3", BackendStatus("old", max_connections=5))),
             ],
-            ["old: max_connections differs: 4 at mx2, 5 at mx3"],
+            [
+                "cluster mail: 3 replicas, and 2 expected",
+                "old: max_connections differs: 4 at mx2, 5 at mx3",
+            ],
+        ),
+        (
+            [record(replace(serving("mx2"), replicas=3, lease_s=10.0))],
+            [
+                "cluster mail: replicas differs: 2 at mx1, 3 at mx2",
+                "cluster mail: lease differs: 30 at mx1, 10 at mx2",
+            ],
+        ),
+        (
+            [record(serving("mx1"), "mx1:2:b", age_s=12.4)],  # killed, and started again
+            ["mx1: silent for 12 s"],
         ),
         (
             [ReplicaRecord("mx2:3:c", "mx2", {"status": {"instance": "mx2", "state": "new"}})],
