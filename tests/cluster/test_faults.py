@@ -121,19 +121,16 @@ async def _course(directory: Path, faults: list[Fault], chance: random.Random) -
         assert on.sink.early == 0
 
 
+def _faults(chance: random.Random) -> list[Fault]:
+    if not ROUNDS:
+        return [_kill_the_store, _cut_the_network, _kill_a_replica]
+    print(f"SMTPPROXY_CLUSTER_SEED={SEED}")
+    return [fault for _ in range(ROUNDS) for fault in chance.sample(FAULTS, len(FAULTS))]
+
+
 @pytest.mark.long
-async def test_connections_stay_within_the_limit_while_a_replica_and_the_store_fail(
+async def test_connections_stay_within_the_limit_while_replicas_and_the_store_fail(
     tmp_path: Path,
 ) -> None:
-    faults = [_kill_the_store, _cut_the_network, _kill_a_replica]
-    await _course(tmp_path, faults, random.Random(SEED))
-
-
-@pytest.mark.skipif(not ROUNDS, reason="SMTPPROXY_CLUSTER_ROUNDS is not set")
-async def test_connections_stay_within_the_limit_in_all_faults(tmp_path: Path) -> None:
     chance = random.Random(SEED)
-    print(f"SMTPPROXY_CLUSTER_SEED={SEED}")
-    faults: list[Fault] = []
-    for _ in range(ROUNDS):
-        faults += chance.sample(FAULTS, len(FAULTS))
-    await _course(tmp_path, faults, chance)
+    await _course(tmp_path, _faults(chance), chance)
