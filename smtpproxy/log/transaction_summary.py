@@ -114,9 +114,13 @@ class TransactionSummary:
             self._more_refused += 1
 
     def end(self, exchange: Exchange) -> None:
-        """Add the last exchange, whose reply decides."""
+        """Add the last exchange, whose reply decides.
+
+        Of chunks that the backend did not get after it had refused an earlier one, none does.
+        """
         self.add(exchange)
-        self.reply = exchange.reply[:KEPT_REPLY]
+        if exchange.sent or exchange.verb.role != verbs.BDAT or not self.reply:
+            self.reply = exchange.reply[:KEPT_REPLY]
 
     @property
     def outcome(self) -> Outcome:

@@ -179,7 +179,16 @@ def test_a_refused_data_refuses_the_chunks() -> None:
     logged.sends("BDAT 2 LAST", "", "RSET")
     logged.says("250 reset")
     (line,) = logged.lines
-    assert line["event"] == "message_refused"
+    assert (line["event"], line["reply"]) == ("message_refused", "452 full")
+
+
+def test_a_refused_chunk_refuses_those_after_it() -> None:
+    logged = with_added_chunking()
+    logged.says("354 go", "452 full")
+    logged.sends("BDAT 2", "", "BDAT 2 LAST", "")
+    logged.close()
+    refused, _ = logged.lines
+    assert (refused["event"], refused["reply"]) == ("message_refused", "452 full")
 
 
 def test_a_refusal_between_two_chunks_refuses_the_message() -> None:
