@@ -45,6 +45,7 @@ def postfix(
         settings["smtp_tls_wrappermode"] = "yes" if target.tls == "implicit" else "no"
     if len(mails) > 1:
         settings["smtp_connection_cache_destinations"] = "127.0.0.1"
+        settings["smtp_connection_cache_time_limit"] = "30s"  # not 2, for a busy machine
         settings["smtp_tls_connection_reuse"] = "yes"
     with Postfix(settings, machine=machine) as program:
         results = []
