@@ -18,6 +18,7 @@ from time import monotonic
 from typing import Protocol
 
 from smtpproxy.cluster.store import LIMIT_S, Script, Store, StoreAway
+from smtpproxy.log import events, log
 
 POLL_S = 0.25
 """How often a replica asks again while its clients wait; also within WAITS of the script."""
@@ -122,6 +123,7 @@ class _BackendLeases:
         self._changed = asyncio.Event()
         self._changed_at = inf  # when the first change came that no call has told yet
         self._next_reclaim = 0.0
+        self._recovers = False  # as the store last answered
         queue.lease(self._on_change)
         self._use_share()
         self._task = asyncio.get_running_loop().create_task(self._run(), name=f"leases {backend}")
@@ -181,6 +183,14 @@ class _BackendLeases:
             self._use_share()
             return self._store.settings.lease
         self.used = used
+        if recovering and not self._recovers:
+            events.CLUSTER_COUNTS_AGAIN.log(
+                log.get(),
+                cluster=self._store.settings.name,
+                backend=self._backend,
+                duration_s=recovering / 1000,
+            )
+        self._recovers = recovering > 0
         if recovering:
             self._use_share()
             return min(began + recovering / 1000 - monotonic(), POLL_S)

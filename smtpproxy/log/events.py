@@ -563,6 +563,13 @@ CLUSTER_RECOVERED = Event(
     "The store of the cluster answers in time again, after `duration_s`.",
     ("cluster", "duration_s"),
 )
+CLUSTER_COUNTS_AGAIN = Event(
+    "cluster_counts_again",
+    "info",
+    "The store of the cluster is new, was restarted, has lost its data, or its clock has jumped: it"
+    " grants no connection for `duration_s`, and this replica uses its share.",
+    ("cluster", "backend", "duration_s"),
+)
 CANNOT_START_WORKERS = Event(
     "cannot_start_workers", "error", "Worker processes did not start.", ("reason",)
 )

@@ -1,9 +1,13 @@
 """Fixtures: a Redis server whose clock only the test moves."""
 
+import io
+import logging
 from collections.abc import Iterator
 
 import pytest
+import structlog
 
+from smtpproxy.log import log
 from tests.support.other_clock import OtherClock
 from tests.support.redis_server import RedisServer
 
@@ -23,3 +27,14 @@ def timed_server(
     """A server with the time of `clock`."""
     with RedisServer(tmp_path_factory.mktemp("redis"), env=clock.environment) as server:
         yield server
+
+
+@pytest.fixture
+def stream() -> Iterator[io.BytesIO]:
+    """What is logged."""
+    handlers = logging.getLogger().handlers[:]
+    stream = io.BytesIO()
+    log.configure("info", "json", stream)
+    yield stream
+    logging.getLogger().handlers[:] = handlers
+    structlog.reset_defaults()

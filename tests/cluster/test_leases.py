@@ -1,6 +1,8 @@
 """Leases in replicas: their clients, their queue, and a real server."""
 
 import asyncio
+import io
+import json
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -14,6 +16,7 @@ from smtpproxy.cluster.leases import Leases
 from smtpproxy.cluster.store import Script, Store
 from smtpproxy.config.schema import ClusterSettings
 from smtpproxy.net.backend.connection_slots import SlotQueue
+from tests.support.catalogue import faults
 from tests.support.redis_server import RedisServer
 
 LEASE_S = 1.0
@@ -306,3 +309,20 @@ async def test_leases_are_given_back_after_a_moment_without_the_server(server: R
         server.go_on()
         await ending
         assert one.store.replica not in server.command("HKEYS", key)
+
+
+async def test_a_server_that_has_lost_its_data_is_logged_once_by_each_replica(
+    server: RedisServer, stream: io.BytesIO
+) -> None:
+    async with replicas(server, count=2) as found:
+        for _ in range(2):
+            stream.seek(0)
+            stream.truncate()
+            server.command("FLUSHALL")
+            found[0].client().end()
+            await until(lambda: not any(each.leases._backends["mx"].is_leasing for each in found))
+            await recovered(found)
+            lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+            lines = [line for line in lines if line["event"] == "cluster_counts_again"]
+            assert [(line["backend"], faults(line)) for line in lines] == 2 * [("mx", [])]
+            assert all(0 < line["duration_s"] <= LEASE_S for line in lines)

@@ -3,7 +3,6 @@
 import asyncio
 import io
 import json
-import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -11,12 +10,10 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
-import structlog
 import trustme
 
 from smtpproxy.cluster.store import LIMIT_S, Script, Store, StoreAway
 from smtpproxy.config.schema import ClusterSettings
-from smtpproxy.log import log
 from tests.support.catalogue import faults
 from tests.support.processes import free_port
 from tests.support.redis_server import RedisServer, silent_port
@@ -30,17 +27,6 @@ ECHO = Script("return ARGV[1]")
 def server(tmp_path: Path) -> Iterator[RedisServer]:
     with RedisServer(tmp_path) as server:
         yield server
-
-
-@pytest.fixture
-def stream() -> Iterator[io.BytesIO]:
-    """What is logged."""
-    handlers = logging.getLogger().handlers[:]
-    stream = io.BytesIO()
-    log.configure("info", "json", stream)
-    yield stream
-    logging.getLogger().handlers[:] = handlers
-    structlog.reset_defaults()
 
 
 @asynccontextmanager
