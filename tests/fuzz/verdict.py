@@ -399,7 +399,9 @@ class Verdict:
 
     def _begin_content(self, line: bytes, *, last: bool) -> bool:
         """Check DATA before the first chunk; return whether the backend accepted it."""
+        refusal, must = self._refusal_in_turn(line, b"DATA")
         data = self._take_said(b"DATA\r\n")
+        assert data is None or not must, f"the backend got DATA, and {refusal!r} was due"
         if data is not None and data.code == 354 and data.may_be_passed_on(b"DATA"):
             self._amid = self._said.pop(0)
             assert self._amid.kind == "content"
@@ -408,7 +410,7 @@ class Verdict:
         code, reply = self._reply(line)
         if not code:
             raise Over
-        expected = data.reply if data is not None else self._refusal_in_turn(line, b"DATA")[0]
+        expected = data.reply if data is not None else refusal
         assert reply == expected, f"{reply!r} to {line!r}, and the backend answered {data!r}"
         assert code >= 400, reply
         self._chunk_refused = not last
