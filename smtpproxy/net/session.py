@@ -462,7 +462,9 @@ class Session:
             if limit == "connect" or self.server_selection.has_more:
                 self._give_up_server(f"{limit} time limit", now)
                 return
-        if limit == "connection_slot":
+        if limit == "slot_queue":
+            self.pipeline.fail("backend_full", replies.BACKEND_FULL, now)
+        elif limit == "connection_slot":
             self.pipeline.fail("connection_slot_reclaimed", replies.SLOT_RECLAIMED, now)
         else:
             self.pipeline.expire(limit, now)

@@ -50,6 +50,8 @@ CLOSE_LIMIT_S = 30.0
 """How long a client may take to close its side after its last reply."""
 SLOT_GRACE_S = 10.0
 """How long an inactive transaction may keep a connection slot that other clients wait for."""
+QUEUE_GRACE_S = 3.0
+"""How long after `max_wait` a supervisor that hangs may leave a client without an answer."""
 TRACE_DELAY_S = 0.1
 """How long trace records are collected before they are written."""
 
@@ -377,8 +379,9 @@ def _bounds(settings: Settings) -> AdmissionLimits:
 def _limits(settings: Settings) -> dict[str, float]:
     """Return each time limit in seconds, by the name that the verb table and sessions use."""
     times = settings.timeouts
+    longest_wait = max((each.max_wait for each in settings.backends.values()), default=inf)
     return {
-        "slot_queue": inf,  # the connection slots enforce max_wait
+        "slot_queue": longest_wait + QUEUE_GRACE_S,  # the connection slots enforce the exact one
         "connection_slot": SLOT_GRACE_S,
         "connect": times.connect,
         "greeting": times.greeting,

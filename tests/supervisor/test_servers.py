@@ -134,6 +134,22 @@ def test_a_client_that_has_waited_too_long_for_a_slot_gets_421(
         assert program.event("session_closed")["reason"] == "backend_full"
 
 
+def test_a_client_that_waits_for_a_slot_is_refused_although_the_supervisor_hangs(
+    mta: LegacyMTA, run: Run, tmp_path: Path
+) -> None:
+    more = "max_connections = 1\nmax_wait = 0.1"
+    program = run("-c", write(tmp_path / "p", [mta.address], more))
+    port = program.port()
+    program.signal(signal.SIGSTOP)
+    try:
+        with Client(port) as one:
+            assert eventually(one.greeting, "a refusal").startswith(b"421 4.3.2 ")
+    finally:
+        program.signal(signal.SIGCONT)
+    with Client(port) as two:  # the request of the first one holds no slot
+        assert eventually(two.greeting, "a greeting").startswith(b"220 ")
+
+
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_one_address_does_not_hold_every_slot(
     mta: LegacyMTA, run: Run, tmp_path: Path, workers: str
