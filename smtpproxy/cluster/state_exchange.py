@@ -66,8 +66,9 @@ if common == own then
   redis.call('PEXPIRE', states, stale * 2)
 end
 for _, each in ipairs(redis.call('ZRANGE', times, 0, most)) do
-  local other = redis.call('HGET', states, each)
-  if other and #other <= longest and each ~= replica then
+  local other = each ~= replica and redis.call('HSTRLEN', states, each) <= longest
+    and redis.call('HGET', states, each)
+  if other then
     found[#found + 1] = each
     found[#found + 1] = other
   end

@@ -111,8 +111,9 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local found = {}
 local since, most, longest = now - tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3])
 for _, replica in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], since, '+inf', 'LIMIT', 0, most)) do
-  local record = redis.call('HGET', KEYS[2], replica)
-  if record and #record <= longest then
+  local record = redis.call('HSTRLEN', KEYS[2], replica) <= longest
+    and redis.call('HGET', KEYS[2], replica)
+  if record then
     found[#found + 1] = now - redis.call('ZSCORE', KEYS[1], replica)
     found[#found + 1] = record
   end
