@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 import sys
 import tempfile
 import threading
@@ -22,6 +23,8 @@ FREE_LINES = ("tests.log.test_log", "tests.log.test_line_writer", "tests.text.te
 # Hundreds of programs are started, which otherwise would compile all of their modules each time.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+# A shell starts programs in the background with SIGINT ignored, which those of the tests inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
