@@ -4,6 +4,7 @@ The proxy's is the router between the two networks of the others; all have IPv4 
 outside of the namespaces is touched.
 """
 
+import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -43,6 +44,15 @@ class Machine:
         )
         assert done.returncode == 0, f"{argv}: {done.stdout}{done.stderr}"
         return done.stdout
+
+    def await_success(self, *argv: str | Path) -> None:
+        """Run a command until it succeeds."""
+
+        def succeeds() -> bool | None:
+            done = subprocess.run([*self.inside, *map(str, argv)], check=False)
+            return done.returncode == 0 or None
+
+        eventually(succeeds, shlex.join(map(str, argv)))
 
     def await_listening(self, port: int) -> None:
         """Wait until a process listens at a port."""

@@ -105,8 +105,7 @@ def test_a_rolling_upgrade_refuses_no_client_and_checks_cost_the_mta_nothing(
             eventually(lambda: not host.sessions_at(2525) or None, f"the last session of {name}")  # noqa: B023  at once
             balanced.restart_proxy(name)
             starts += 1
-            host.await_listening(2525)
-            assert host.run("/usr/bin/smtpproxy", "health", "--ready") == "ready\n"
+            host.await_success("/usr/bin/smtpproxy", "health", "--ready")
             balanced.ask(f"set server smtpproxy/{name} state ready")
             balanced.await_state(name, "UP")
             before = mta.connections[host.address]
