@@ -27,7 +27,8 @@ from smtpproxy.net.peer import Peer
 from smtpproxy.net.proxy_protocol import make_v1, make_v2, read_header
 from smtpproxy.tls.error_text import OUR_OWN, NotForThisClient, error_text
 
-LIVE, HOLE, DEAD = "127.0.0.1", "127.0.0.2", "127.0.0.3"
+LIVE, HOLE, DEAD = "127.0.0.1", "127.0.66.2", "127.0.66.3"
+"""No other test uses the last two, so a port that is free at LIVE is free there, too."""
 CLIENT = Peer("127.0.0.9:4711", ("127.0.0.1", 25))
 NAME = "mx.example"
 
