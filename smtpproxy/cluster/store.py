@@ -267,6 +267,9 @@ class Store:
         if not task.done() or took > VALID_S:
             self._lost(client, f"no answer within {limit_s * 1000:.0f} ms")
             raise StoreAway("no answer in time")
+        if task.cancelled():  # by the end of its connection, not by the caller
+            self._lost(client, "connection closed")
+            raise StoreAway("connection closed")
         try:
             return task.result()
         except _FAULTS as error:
