@@ -267,14 +267,14 @@ class Store:
         if not task.done() or took > VALID_S:
             self._lost(client, f"no answer within {limit_s * 1000:.0f} ms")
             raise StoreAway("no answer in time")
-        if task.cancelled():  # by the end of its connection, not by the caller
-            self._lost(client, "connection closed")
-            raise StoreAway("connection closed")
         try:
-            return task.result()
+            answer = task.result()
         except _FAULTS as error:
             self._lost(client, _text(error))
             raise StoreAway(_text(error)) from None
+        if client is not self._client:  # lost since it answered, and the callers know
+            raise StoreAway(self._last_reason)
+        return answer
 
     def _finished(self, task: "asyncio.Task[Any]") -> None:
         """Forget a call; its caller may have gone."""

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis.asyncio import Redis
 
-from smtpproxy.cluster import leases
+from smtpproxy.cluster import leases, store
 from smtpproxy.cluster.leases import Leases
 from smtpproxy.cluster.store import Script, Store
 from smtpproxy.config.schema import ClusterSettings
@@ -177,6 +178,27 @@ async def test_without_the_server_each_replica_uses_its_share(server: RedisServe
         server.go_on()
         await until(lambda: all(each.store.is_up for each in found))
         assert taken(found) == [2, 2, 2]
+
+
+async def test_an_answer_of_a_server_that_is_away_by_then_keeps_nobody_waiting(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with replicas(server, count=1) as (one,):
+        evaluate = store._evaluate
+
+        async def overtaken(client: Redis, script: Script, *rest: Any) -> Any:
+            answer = await evaluate(client, script, *rest)
+            if script is leases._SCRIPT:
+                server.kill()
+                one.store._lost(client, "killed")
+            return answer
+
+        monkeypatch.setattr(store, "_evaluate", overtaken)
+        one.leases._backends["mx"].wake()
+        await until(lambda: not one.store.is_up)
+        await asyncio.sleep(0)
+        client = one.client()
+        await until(lambda: client.is_served)
 
 
 async def test_what_a_replica_holds_above_its_share_stays_and_is_not_replaced(
