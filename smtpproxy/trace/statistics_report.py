@@ -248,7 +248,7 @@ def lines_of(found: Statistics, width: int) -> StyledLines:
 
 
 def _lines_of(found: Statistics, width: int) -> Iterator[StyledLine]:
-    yield StyledLine((heading(found), "bold"))
+    yield from _folded(heading(found).split(" "), width, "", "bold", " ")
     for section in sections(found):
         yield StyledLine()
         yield from _section_lines(section, width)
@@ -267,10 +267,13 @@ def _section_lines(section: Section, width: int) -> Iterator[StyledLine]:
     ]
     numbers = sum(widths) + 2 * len(widths)
     longest = max((width_of(row.label) for row in section.rows), default=0)
-    label = min(longest, max(width - len(INDENT) - numbers, 12))
+    label = min(longest, max(width - len(INDENT) - numbers, 0))
     label = max(label, min(width_of(section.title) - len(INDENT), width - len(INDENT) - numbers))
     bar = min(width - len(INDENT) - label - numbers - 2, BAR_WIDTH)
     title = StyledLine((section.title, "bold"))
+    if section.columns and title.width > len(INDENT) + label:
+        yield title
+        title = StyledLine()
     title.add(" " * max(len(INDENT) + label - title.width, 0))
     title.add(_aligned(section.columns, widths), QUIET)
     yield title

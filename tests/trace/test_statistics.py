@@ -307,6 +307,16 @@ class TestScreen:
         assert max(map(len, lines)) <= min(columns, 120)
         assert "  relayed 250" in "\n".join(lines)
 
+    def test_a_column_is_below_its_name_and_nothing_is_cut(self, recorded: Path) -> None:
+        found = run("-d", recorded, "--since", "2020-01-01", columns=60).stdout
+        lines = found.splitlines()
+        names = next(line for line in lines if line.endswith("longest"))
+        mail = next(line for line in lines if line.startswith("  MAIL "))
+        ends = [match.end() for match in re.finditer(r"in all|\S+", names)]
+        assert [match.end() for match in re.finditer(r"\S+(?: ms| s)?", mail)][1:] == ends
+        assert " UTC" in found
+        assert re.search(r" violations$", found, re.MULTILINE)
+
     def test_times_are_shown_from_microseconds_to_hours(self) -> None:
         shown = shown_at(
             100,
