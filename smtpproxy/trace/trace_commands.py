@@ -98,6 +98,7 @@ def trace() -> None:
 
 @trace.command(
     "list",
+    short_help="List the sessions that have ended, with their outcomes.",
     epilog="""
     \b
     Examples:
@@ -335,13 +336,14 @@ class _Follower:
 
 
 @trace.command(
+    short_help="Write sessions to a file for Wireshark, or one as a page.",
     epilog="""
     \b
     Examples:
       smtpproxy trace export -d /var/log/smtpproxy 53b4b0-1 --html session.html
       smtpproxy trace export -d /var/log/smtpproxy 53b4b0-1 --pcapng - | wireshark -k -i -
       smtpproxy trace export -d /var/log/smtpproxy --code 550 --pcapng refused.pcapng
-    """
+    """,
 )
 @_directory
 @click.argument("session", required=False)
@@ -410,11 +412,12 @@ def _write_capture(path: str, octets: bytes) -> None:
 
 
 @trace.command(
+    short_help="Play SESSION to a server again, and compare the replies.",
     epilog="""
     \b
     Example:
       smtpproxy trace replay -d /var/log/smtpproxy 53b4b0-1 --to 127.0.0.1:2525
-    """
+    """,
 )
 @_directory
 @click.argument("session")
