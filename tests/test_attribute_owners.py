@@ -24,8 +24,6 @@ FILLED_IN = {
 OF_THE_LIBRARY = {
     ("tls.contexts", "inside.context"),  # ssl.SSLObject, in the callback for SNI
     ("metrics.exposition", "metric.samples"),  # prometheus_client.Metric
-    ("text.fitting_table", "console.width"),  # rich.console.Console
-    ("trace.terminal", "made.width"),  # rich.table.Column
 }
 
 

@@ -4,10 +4,11 @@ Nothing in a reply, a trace file, a certificate or a settings file can control t
 a line or reorder one.
 """
 
+import os
 import sys
 from collections.abc import Iterable
 from shutil import get_terminal_size
-from typing import NoReturn
+from typing import Final, NoReturn
 
 import click
 from rich.console import Console, ConsoleDimensions, ConsoleOptions, RenderableType
@@ -15,6 +16,9 @@ from rich.segment import Segment
 from rich.text import Text
 
 from smtpproxy.text.escaping import printable
+
+PIPED_WIDTH: Final = 1000
+"""The width in a pipe, so that `grep` gets whole lines."""
 
 
 class Terminal(Console):
@@ -39,6 +43,11 @@ class Terminal(Console):
         )
         if self.is_dumb_terminal:  # Console assumes 80 columns there, whatever it has
             self.size = ConsoleDimensions(width or get_terminal_size().columns, self.height)
+
+    def widen_in_a_pipe(self) -> None:
+        """Take the width `PIPED_WIDTH` in a pipe or file, unless the user has set COLUMNS."""
+        if not self.is_terminal and "COLUMNS" not in os.environ:
+            self.width = PIPED_WIDTH
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None

@@ -1,34 +1,27 @@
 """A table that fits the terminal: a narrow one shows fewer columns, and no broken words."""
 
-import os
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 
 from rich.table import Table
 from rich.text import Text
 
-from smtpproxy.text.console import Terminal
-
-_PIPED_WIDTH = 1000
-"""In a pipe, lines are whole: `grep` reads them."""
+from smtpproxy.text.console import PIPED_WIDTH, Terminal
 
 
+@dataclass(frozen=True, slots=True)
 class Column:
-    """A column.
+    """A column of a table."""
 
-    Args:
-        name: Its head.
-        importance: Of the columns that do not fit, those with the least are left out first.
-        is_number: Align it at the right.
-        folds: Its text may go on in further lines, without a break in a word if that fits.
-    """
-
-    def __init__(
-        self, name: str, importance: int, *, is_number: bool = False, folds: bool = False
-    ) -> None:
-        self.name = name
-        self.importance = importance
-        self.is_number = is_number
-        self.folds = folds
+    name: str
+    """Its head."""
+    importance: int
+    """Of the columns that do not fit, those with the least are left out first."""
+    _: KW_ONLY
+    is_number: bool = False
+    """It is aligned at the right."""
+    folds: bool = False
+    """Its text may go on in further lines, without a break in a word if that fits."""
 
 
 def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str | Text]]) -> None:
@@ -39,9 +32,8 @@ def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str | Text]])
         rows: A text for each column.
     """
     console = Terminal(whole_lines=True)
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = _PIPED_WIDTH
-    wide = console.options.update(width=_PIPED_WIDTH)
+    console.widen_in_a_pipe()
+    wide = console.options.update(width=PIPED_WIDTH)
     shown = {number for row in rows for number, text in enumerate(row) if text}
     table = _table(columns, rows, shown)
     while len(shown) > 1 and console.measure(table, options=wide).minimum > console.width:

@@ -3,7 +3,6 @@
 They are made of records that people may see (`reader.printable_record`).
 """
 
-import os
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import groupby, zip_longest
@@ -45,8 +44,6 @@ NARROWEST = 5
 GAP = "  "
 """Between two columns."""
 _FOLDING = Terminal(width=1000)
-PIPED_WIDTH = 1000
-"""The width in a pipe, so that `grep` gets whole lines."""
 DATE = len("2026-11-25")
 """The width of a date; the time goes below it."""
 
@@ -62,8 +59,7 @@ class _Output(Terminal):
 def console() -> Terminal:
     """Return the terminal or pipe that standard output is; see `until_the_reader_leaves`."""
     made = _Output()
-    if not made.is_terminal and "COLUMNS" not in os.environ:
-        made.width = PIPED_WIDTH
+    made.widen_in_a_pipe()
     return made
 
 
