@@ -9,7 +9,7 @@ from typing import Any
 from smtpproxy.core import verbs
 from smtpproxy.core.exchange import Exchange
 from smtpproxy.core.observer import SessionEnds, SessionSummary
-from smtpproxy.log.events import INTERNAL_ERROR
+from smtpproxy.log.events import INTERNAL_ERROR, PROXY_HEADER_READ, TLS_STARTED
 from smtpproxy.log.session_log import ip_and_port
 from smtpproxy.text.escaping import shortened
 from smtpproxy.trace import exchange_records, records
@@ -36,7 +36,7 @@ WHY_BYTES = 512
 """The most octets of the reason for which a server was given up."""
 KEPT_CODES = 50
 """The most different reply codes."""
-_NO_FAILURES = frozenset(("proxy_header_read", "tls_started"))
+_NO_FAILURES = frozenset((PROXY_HEADER_READ.name, TLS_STARTED.name))
 _NO_CONTENTS: dict[Exchange, CapturedContent] = {}
 _CONTENT = frozenset((verbs.END_OF_DATA, verbs.BDAT))
 
