@@ -106,7 +106,7 @@ class Leases:
 
     def _store_changed(self) -> None:
         for leases in self._backends.values():
-            leases.store_changed()
+            leases.wake()
 
 
 class _BackendLeases:
@@ -150,15 +150,8 @@ class _BackendLeases:
         self._changed.set()
 
     def wake(self) -> None:
-        """Ask now, since a connection may be free."""
+        """Ask now, since a connection may be free; or go on without the store, if it is away now."""
         self._changed.set()
-
-    def store_changed(self) -> None:
-        """Go on without the store, or enter what is held once it is back."""
-        if self._store.is_up:
-            self._changed.set()
-        elif not self._task.cancelling():
-            self._use_share()
 
     async def _run(self) -> None:
         pause = 0.0
@@ -169,7 +162,11 @@ class _BackendLeases:
             except TimeoutError:
                 pass
             self._changed.clear()
-            pause = await self._ask() if self._store.is_up else self._store.settings.lease
+            if self._store.is_up:
+                pause = await self._ask()
+            else:
+                self._use_share()
+                pause = self._store.settings.lease
 
     async def _ask(self) -> float:
         """Renew, give back and take leases; return when to do so again, in seconds."""

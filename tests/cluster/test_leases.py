@@ -180,6 +180,23 @@ async def test_without_the_server_each_replica_uses_its_share(server: RedisServe
         assert taken(found) == [2, 2, 2]
 
 
+async def test_a_limit_that_is_changed_without_the_server_changes_the_share(
+    server: RedisServer,
+) -> None:
+    async with replicas(server, count=1) as (one,):
+        server.kill()
+        clients = [one.client() for _ in range(9)]
+        await until(lambda: one.queue.taken == 2)
+        one.queue.resize(12, 30.0)
+        await until(lambda: one.queue.taken == 4)
+        one.queue.resize(3, 30.0)
+        await asyncio.sleep(0.05)
+        for client in clients[:4]:
+            client.end()
+        await asyncio.sleep(0.05)
+        assert one.queue.taken == 1
+
+
 async def test_an_answer_of_a_server_that_is_away_by_then_keeps_nobody_waiting(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
