@@ -115,15 +115,14 @@ class _BackendLeases:
     def __init__(self, store: Store, backend: str, queue: LeasedQueue) -> None:
         self.used = 0
         """The connections of all replicas, as last heard."""
-        self.is_leasing = False
-        """Whether clients are served by leases, and not by share."""
+        self.recovers: bool | None = None
+        """Whether the store last answered that it recovers; None before its first answer."""
         self._store = store
         self._backend = backend
         self._queue = queue
         self._changed = asyncio.Event()
         self._changed_at = inf  # when the first change came that no call has told yet
         self._next_reclaim = 0.0
-        self._recovers = False  # as the store last answered
         queue.lease(self._on_change)
         self._use_share()
         self._task = asyncio.get_running_loop().create_task(self._run(), name=f"leases {backend}")
@@ -142,7 +141,6 @@ class _BackendLeases:
         return max(self._queue.limit // self._store.settings.replicas, 1)
 
     def _use_share(self) -> None:
-        self.is_leasing = False
         self._queue.allow(self._share)
 
     def _on_change(self) -> None:
@@ -180,18 +178,17 @@ class _BackendLeases:
             self._use_share()
             return self._store.settings.lease
         self.used = used
-        if recovering and not self._recovers:
+        if recovering and not self.recovers:
             events.CLUSTER_COUNTS_AGAIN.log(
                 log.get(),
                 cluster=self._store.settings.name,
                 backend=self._backend,
                 duration_s=recovering / 1000,
             )
-        self._recovers = recovering > 0
+        self.recovers = recovering > 0
         if recovering:
             self._use_share()
             return min(began + recovering / 1000 - monotonic(), POLL_S)
-        self.is_leasing = True
         if self._queue.serve(given) < given:
             self._changed.set()  # they have left meanwhile: give back
         if reclaim and self._next_reclaim <= began:

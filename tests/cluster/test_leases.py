@@ -105,7 +105,7 @@ async def replicas(
 
 async def recovered(found: list[Replica]) -> None:
     """Wait until the server grants leases."""
-    await until(lambda: all(each.leases._backends["mx"].is_leasing for each in found))
+    await until(lambda: all(each.leases._backends["mx"].recovers is False for each in found))
     client = found[0].client()
     await until(lambda: client.is_served)
     client.end()
@@ -359,7 +359,7 @@ async def test_a_server_that_has_lost_its_data_is_logged_once_by_each_replica(
             stream.truncate()
             server.command("FLUSHALL")
             found[0].client().end()
-            await until(lambda: not any(each.leases._backends["mx"].is_leasing for each in found))
+            await until(lambda: all(each.leases._backends["mx"].recovers for each in found))
             await recovered(found)
             lines = [json.loads(line) for line in stream.getvalue().splitlines()]
             lines = [line for line in lines if line["event"] == "cluster_counts_again"]
