@@ -148,7 +148,7 @@ class _BackendLeases:
         self._changed.set()
 
     def wake(self) -> None:
-        """Ask now, since a connection may be free; or go on without the store, if it is away now."""
+        """Ask now, since a connection may be free; use the share if the store is away."""
         self._changed.set()
 
     async def _run(self) -> None:

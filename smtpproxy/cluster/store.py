@@ -26,7 +26,6 @@ import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from time import monotonic
 from typing import Any, cast
-from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Struct
@@ -167,14 +166,6 @@ class Store:
     def key(self, *names: str) -> str:
         """Return the name of a key; all keys of a cluster are in one slot of Redis Cluster."""
         return ":".join((f"smtpproxy:{{{self.settings.name}}}", *names))
-
-    def is_same(self, other: "Store") -> bool:
-        """Return whether both have the same data."""
-        one, two = urlsplit(self.settings.url), urlsplit(other.settings.url)
-        return (one.hostname, one.port, one.path, self.settings.name) == (
-            *(two.hostname, two.port, two.path),
-            other.settings.name,
-        )
 
     def watch(self, changed: Callable[[], None]) -> None:
         """Call `changed` at each change of `is_up`."""

@@ -97,19 +97,14 @@ class Coordinator:
     def _apply_cluster(self, settings: Settings) -> None:
         """Join the cluster, or leave it, or change it; and lease the slots of new backends."""
         if settings.cluster != (self.store.settings if self.store else ClusterSettings()):
-            before, leases, exchange = self.store, self._leases, self._exchange
-            self.store = self._leases = self._exchange = None
-            if leases is not None:
-                leases.stop()
-            if exchange is not None:
-                exchange.stop()
+            replica = self.store.replica if self.store else ""
+            # The leases go on in another cluster: its URL may lead to the same data.
+            self._leave_cluster(gives_back=not settings.cluster.url)
             if settings.cluster.url:
-                self._join_cluster(settings, before.replica if before else "")
+                self._join_cluster(settings, replica)
             else:
                 for queue in self._connection_slots.values():
                     queue.release()
-            if before is not None and leases is not None and exchange is not None:
-                self._leave_cluster(before, leases, exchange)
         if self._exchange is not None:
             self._exchange.limit(settings.limits.new_sessions_per_minute)
         if self.store is not None and self._leases is not None:
@@ -131,11 +126,17 @@ class Coordinator:
         self.store.start()
         self._exchange.start()
 
-    def _leave_cluster(self, store: "Store", leases: "Leases", exchange: "StateExchange") -> None:
-        """Give back all leases, unless they go on in another connection to the same data."""
+    def _leave_cluster(self, *, gives_back: bool) -> None:
+        """Leave the cluster, if any; `gives_back`: remove what this replica has in the store."""
+        store, leases, exchange = self.store, self._leases, self._exchange
+        if store is None or leases is None or exchange is None:
+            return
+        self.store = self._leases = self._exchange = None
+        leases.stop()
+        exchange.stop()
 
         async def leave() -> None:
-            if self.store is None or not store.is_same(self.store):
+            if gives_back:
                 await exchange.leave()
                 await leases.leave()
                 await store.leave()
@@ -147,11 +148,7 @@ class Coordinator:
 
     async def close(self) -> None:
         """Leave the cluster; called after the last worker has ended."""
-        if self.store is not None and self._leases is not None and self._exchange is not None:
-            store, self.store = self.store, None
-            self._leases.stop()
-            self._exchange.stop()
-            self._leave_cluster(store, self._leases, self._exchange)
+        self._leave_cluster(gives_back=True)
         if self._stopping:
             await asyncio.wait(self._stopping)
 

@@ -2,6 +2,7 @@
 
 import signal
 import smtplib
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,12 +27,19 @@ def server(tmp_path: Path) -> Iterator[RedisServer]:
         yield server
 
 
-def write(file: Path, mta: LegacyMTA, server: RedisServer | None, lease_s: float = LEASE_S) -> Path:
+def write(
+    file: Path,
+    mta: LegacyMTA,
+    server: RedisServer | None,
+    lease_s: float = LEASE_S,
+    host: str = "127.0.0.1",
+) -> Path:
     """Write settings for one connection, in a cluster of two replicas or without one."""
     text = '[listeners.smtp]\naddress = "127.0.0.1:0"\n[backends.mx]\nmax_wait = 30\n'
     text += f'servers = ["{mta.address}"]\nmax_connections = 1\n'
     if server is not None:
-        text += f'[cluster]\nurl = "{server.url}"\nreplicas = 2\nlease = {lease_s}\n'
+        text += f'[cluster]\nurl = "redis://{host}:{server.port}"\n'
+        text += f"replicas = 2\nlease = {lease_s}\n"
     file.write_text(text)
     return file
 
@@ -103,6 +111,24 @@ def test_two_services_share_one_connection_also_after_reloads_and_an_end(
     two.until_served()
     two.quit()
     one.smtp.close()
+
+
+def test_another_name_of_the_same_store_frees_no_lease(
+    mta: LegacyMTA, run: Run, server: RedisServer, tmp_path: Path
+) -> None:
+    files = [tmp_path / "one", tmp_path / "two"]
+    programs = [run("-c", write(file, mta, server)) for file in files]
+    ports = [program.port() for program in programs]
+    leases_are_granted(server, 2)
+    one = Client(ports[0])
+    one.until_served()
+    with one.smtp, socket.create_connection(("127.0.0.1", ports[1])) as waiting:
+        waiting.settimeout(LEASE_S)
+        write(files[0], mta, server, host="localhost")
+        programs[0].signal(signal.SIGHUP)
+        programs[0].event("reloaded")
+        with pytest.raises(TimeoutError):
+            waiting.recv(99)
 
 
 def test_a_reload_joins_a_cluster_and_leaves_it(
