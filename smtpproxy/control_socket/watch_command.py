@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from time import monotonic
 
 import click
 import msgspec
@@ -38,6 +39,8 @@ from smtpproxy.trace.watch import (
 
 GATHER_S = 0.05
 """Lines are shown after a pause of this length, so that a group of commands is shown as one."""
+GATHER_MOST_S = 0.5
+"""Lines are shown this long after the first of them, if there is no such pause."""
 GATHER_BYTES = 1024 * 1024
 """Lines of this size in all are shown without a pause."""
 LINE_BYTES = 32 * 1024 * 1024
@@ -138,9 +141,10 @@ def _batches(stream: control_client.Stream) -> Iterator[list[bytes]]:
     """Yield lines in batches, each of those that came together, until the service closes."""
     unread = bytearray(stream.received)
     connection = stream.connection
+    due = monotonic() + GATHER_MOST_S
     while True:
-        is_large = len(unread) >= GATHER_BYTES
-        if b"\n" in unread and (is_large or not wait(GATHER_S, connection.fileno())):
+        is_due = len(unread) >= GATHER_BYTES or monotonic() >= due
+        if b"\n" in unread and (is_due or not wait(GATHER_S, connection.fileno())):
             *lines, rest = bytes(unread).split(b"\n")
             unread = bytearray(rest)
             yield lines
@@ -149,6 +153,8 @@ def _batches(stream: control_client.Stream) -> Iterator[list[bytes]]:
             if not octets:
                 yield bytes(unread).split(b"\n")[:-1]
                 return
+            if b"\n" not in unread:
+                due = monotonic() + GATHER_MOST_S
             unread += octets
             if len(unread) > LINE_BYTES:
                 fail("the service sent a line that is too long")

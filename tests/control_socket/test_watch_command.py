@@ -1,5 +1,6 @@
 """`smtpproxy trace watch`: what it makes of the lines of a service, whole or in parts."""
 
+import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from click.testing import CliRunner, Result
 
 from smtpproxy.cli import main
 from smtpproxy.control_socket import watch_command
+from smtpproxy.control_socket.control_client import Stream
 from smtpproxy.trace.records import HEADER, Closed, Exchanged, Opened, Record, encode
 from smtpproxy.trace.watch import RecordsLost, Watching, encode_line
 from tests.support.control_service import control_service
@@ -77,6 +79,28 @@ def test_lines_may_come_in_any_parts(
         "2 sessions",
         "smtpproxy: the service has ended the watch: it stops, or a new version took over",
     ]
+
+
+def test_lines_are_shown_in_time_if_there_is_no_pause_between_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 0.0
+    ours, theirs = socket.socketpair()
+
+    def wait(timeout_s: float, _descriptor: int) -> bool:
+        """Let a line come just before the pause is long enough."""
+        nonlocal now
+        now += 0.9 * min(timeout_s, watch_command.GATHER_S)
+        assert now < 2, "nothing is shown"
+        return bool(theirs.send(b"line\n"))
+
+    monkeypatch.setattr(watch_command, "wait", wait)
+    monkeypatch.setattr(watch_command, "monotonic", lambda: now)
+    stream = Stream.__new__(Stream)
+    stream.connection, stream.received = ours, b""
+    with ours, theirs:
+        batches = watch_command._batches(stream)
+        assert [set(next(batches)), set(next(batches))] == [{b"line"}] * 2
 
 
 def test_it_ends_after_so_many_sessions(watch: Watch) -> None:
