@@ -217,8 +217,13 @@ class Exchanged(Struct, tag_field="what", tag="exchange", omit_defaults=True, gc
 
 
 def is_content_chunk(exchange: Exchanged) -> bool:
-    """Return whether it is a BDAT chunk, but not the last, that the MTA got as content of DATA."""
-    return exchange.verb == "BDAT" and 200 <= exchange.code < 300 and not exchange.sent
+    """Return whether it is a BDAT chunk, but not the last, that the MTA got as content of DATA.
+
+    An empty one is none: the MTA got nothing.
+    """
+    if exchange.verb != "BDAT" or exchange.sent or not exchange.content_bytes:
+        return False
+    return 200 <= exchange.code < 300
 
 
 class Gap(Struct, tag_field="what", tag="gap", omit_defaults=True):

@@ -21,14 +21,16 @@ def exchanges(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [record for record in records if record["what"] == "exchange"]
 
 
-def relayed(tmp_path: Path, kept: CaptureMode = CaptureMode.FULL) -> list[dict[str, Any]]:
+def relayed(
+    tmp_path: Path, kept: CaptureMode = CaptureMode.FULL, *, begin: bytes = b""
+) -> list[dict[str, Any]]:
     traced = Traced(tmp_path, kept=kept, most=4096)
     session = Watched(traced.trace, policy=SessionPolicy(add_chunking=True))
     session.sends("EHLO x")
     session.says("250 mx")
     session.sends("MAIL FROM:<a@x>", "RCPT TO:<b@y>")
     session.says("250 a", "250 b")
-    octets = b"BDAT 4\r\nA\r\n.BDAT 3\r\n\r\nBBDAT 4 LAST\r\n\r\nC."
+    octets = begin + b"BDAT 4\r\nA\r\n.BDAT 3\r\n\r\nBBDAT 4 LAST\r\n\r\nC."
     session.pipeline.client_received(octets, session.now)
     session.says("354 go", "250 2.0.0 queued as 7")
     session.sends("QUIT")
@@ -100,3 +102,10 @@ def test_both_sides_are_drawn(tmp_path: Path) -> None:
         ("end of data", "250"),
         ("QUIT", "221"),
     ]
+
+
+def test_an_empty_chunk_is_drawn_as_no_content(tmp_path: Path) -> None:
+    name = relayed(tmp_path, begin=b"BDAT 0\r\n")[0]["session"]
+    rows = rows_of(TraceReader(tmp_path).session(name))
+    content = [label.long for row in rows for label in row.to_mta if label.short == "content"]
+    assert content == ["content, 4 bytes", "content, 3 bytes"]
