@@ -97,7 +97,11 @@ def test_chunks_that_become_content_count_as_sent_and_only_the_last_waits_for_th
     session = Watched(counters, policy=SessionPolicy(add_chunking=True))
     session.sends("EHLO x")
     session.says("250 mx")
-    session.sends("MAIL FROM:<a@x>", "RCPT TO:<b@y>", "BDAT 4", "ab", "BDAT 4 LAST", "cd")
+    session.sends("MAIL FROM:<a@x>", "RCPT TO:<b@y>")
+    payload = b"x" * 998 + b"\r\n"
+    session.pipeline.client_received(
+        b"BDAT 1000\r\n" + payload + b"BDAT 1000 LAST\r\n" + payload, session.now
+    )
     session.says("250 a", "250 b", "354 go", "250 queued")
     snapshot = MetricsSnapshot()
     counters.put_into(snapshot)
@@ -105,7 +109,8 @@ def test_chunks_that_become_content_count_as_sent_and_only_the_last_waits_for_th
     assert (sum(bdat.counts), bdat.total) == (1, 0.25)
     assert numbers(counters, definitions.COMMANDS)[*NAMES, "BDAT", "2xx"] == 2
     content = numbers(counters, definitions.CONTENT_BYTES)
-    assert content == {NAMES: 8}
+    assert content == {NAMES: 2000}
+    assert 2000 < numbers(counters, definitions.BYTES)[*NAMES, "backend", "out"] < 2100
 
 
 def test_refused_authentication_counts_wherever_the_exchange_ends() -> None:
