@@ -27,7 +27,7 @@ class LatestSessions(Generic[Kept]):
         self._size = 0
 
     def add(self, opened: float, kept: Kept, size: int = 1) -> None:
-        """Add a session.
+        """Add a session, or one of its messages.
 
         Args:
             opened: When it began.

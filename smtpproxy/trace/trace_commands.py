@@ -59,7 +59,8 @@ PROGRESS_BYTES = 64 * 1024 * 1024
 LISTED_BYTES = 64 * 1024 * 1024
 """The most bytes of records that `list` keeps; of more, it shows the latest."""
 CHOSEN_SESSIONS = 250_000
-"""The most sessions that `stats` and `export` take if options choose them, and `--header` finds."""
+"""The most sessions that `stats` and `export` take if options choose them; also the most messages
+that `--header` finds."""
 EXPORTED_BYTES = 64 * 1024 * 1024
 """The most bytes of records that become one capture file."""
 FOLLOWED_RECORDS = 1000
@@ -158,15 +159,17 @@ def _with_header(directory: Path, chosen: SessionFilter) -> SessionFilter:
     if chosen.header is None:
         return chosen
     reader = _reader(directory)
-    sessions: set[str] = set()
+    latest: LatestSessions[str] = LatestSessions(None, CHOSEN_SESSIONS)
     is_recorded = False
     for exchange in _with_progress(reader, reader.contents()):
         is_recorded = True
-        if len(sessions) < CHOSEN_SESSIONS and chosen.header.is_in(exchange.content):
-            sessions.add(exchange.session)
+        if chosen.header.is_in(exchange.content):
+            latest.add(exchange.framed, exchange.session)
     if not is_recorded:
         say("no header is recorded here: the setting trace.content chooses that", err=True)
-    return replace(chosen, sessions=sessions)
+    if latest.too_many:
+        say(f"only the latest {CHOSEN_SESSIONS:,} messages with this header count", err=True)
+    return replace(chosen, sessions=set(latest.kept()))
 
 
 def _with_progress(reader: TraceReader, found: Iterator[Read]) -> Iterator[Read]:

@@ -8,6 +8,7 @@ from click.testing import CliRunner, Result
 
 from smtpproxy.cli import main
 from smtpproxy.text.escaping import compact_text_of
+from smtpproxy.trace import trace_commands
 from smtpproxy.trace.content_capture import CaptureMode
 from smtpproxy.trace.header_pattern import HeaderPattern
 from smtpproxy.trace.recorder import TraceRecorder
@@ -73,6 +74,15 @@ def test_messages_are_found(messages: Path, options: list[str], found: list[str]
 def test_several_become_one_capture(messages: Path, tmp_path: Path) -> None:
     result = run("export", messages, "--header", "Subject=u", "--pcapng", str(tmp_path / "x"))
     assert "2 sessions" in result.stderr
+
+
+def test_of_too_many_messages_with_a_header_the_latest_count(
+    messages: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trace_commands, "CHOSEN_SESSIONS", 2)
+    result = run("list", messages, "--header", "Subject", "--json")
+    assert [number for number in "012" if f"4bXyz{number}Q" in result.stdout] == ["1", "2"]
+    assert result.stderr == "only the latest 2 messages with this header count\n"
 
 
 def test_where_no_header_is_recorded_it_is_said(tmp_path: Path) -> None:
