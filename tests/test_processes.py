@@ -1,11 +1,14 @@
 """What the tests start ends with them, also if they are killed."""
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.support.preloaded import Preloaded
 from tests.support.processes import eventually
 
 _TESTS = """
@@ -43,3 +46,18 @@ def test_a_program_ends_with_the_tests_that_started_it(name: str, tmp_path: Path
         assert is_running(pid)
         tests.kill()
     eventually(lambda: not is_running(pid) or None, "the end of the program", 10.0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such signal")
+def test_a_program_has_no_exit_code_if_the_process_that_waits_for_it_is_killed(
+    tmp_path: Path,
+) -> None:
+    with (tmp_path / "printed").open("wb") as printed:
+        files = (printed.fileno(), printed.fileno())
+        arguments = ["run", "-l", "127.0.0.1:0", "-b", "127.0.0.1:9"]
+        program = Preloaded(arguments, files, tmp_path, os.environ)
+    status = Path(f"/proc/{program.pid}/stat").read_text()
+    os.kill(int(status.rpartition(")")[2].split()[1]), signal.SIGKILL)
+    with pytest.raises(ChildProcessError):
+        program.wait(10.0)
+    eventually(lambda: not is_running(program.pid) or None, "the end of the program", 10.0)

@@ -39,19 +39,19 @@ def end_with_parent():
 
 
 def start(request, files):
-    # In the process that waits for the program, which sends its process id and its exit code.
+    # The program reports its process id, and this process, which waits for it, its exit code.
     *standard, report = files
     pid = os.fork()
     if pid:
         os.closerange(0, report)  # so that nothing else is held open for as long as it runs
         try:
-            os.write(report, struct.pack("=i", pid))
             code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
             os.write(report, struct.pack("=i", code))
         finally:
             os._exit(0)
     end_with_parent()
     os.setsid()
+    os.write(report, struct.pack("=i", os.getpid()))  # from now on it is a process group
     if request["network"]:
         network = os.open(request["network"], os.O_RDONLY)
         assert LIBC.setns(network, NEW_NETWORK) == 0
@@ -142,13 +142,18 @@ class Preloaded:
         os.close(self._reports)
 
     def poll(self) -> int | None:
-        """Return the exit code, or None while it runs."""
+        """Return the exit code, or None while it runs; raises ChildProcessError as `wait`."""
         if self.returncode is None and select.select([self._reports], (), (), 0)[0]:
             self.returncode = self._number()
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait for the end, and return the exit code."""
+        """Wait for the end, and return the exit code.
+
+        Raises:
+            subprocess.TimeoutExpired: It has not ended in so many seconds.
+            ChildProcessError: What waits for it has ended, so its exit code is unknown.
+        """
         if self.returncode is None and not select.select([self._reports], (), (), timeout)[0]:
             raise subprocess.TimeoutExpired("smtpproxy", timeout or 0.0)
         code = self.poll()
@@ -165,7 +170,10 @@ class Preloaded:
         self.send_signal(signal.SIGTERM)
 
     def _number(self) -> int:
-        return int.from_bytes(os.read(self._reports, _NUMBER_OCTETS), sys.byteorder, signed=True)
+        octets = os.read(self._reports, _NUMBER_OCTETS)
+        if not octets:
+            raise ChildProcessError("the process that waits for smtpproxy has ended before it")
+        return int.from_bytes(octets, sys.byteorder, signed=True)
 
 
 def completed(
