@@ -71,7 +71,7 @@ def runtime_directory() -> Iterator[str]:
 
 @pytest.fixture(scope="module", autouse=True)
 def no_thread_is_left() -> Iterator[None]:
-    """Fail a file of which a thread goes on: it would disturb what later files measure."""
+    """Fail a file if a thread goes on running after it ends, since later files measure CPU."""
     before = frozenset(threading.enumerate())
     yield
     assert threads.left_of(before) == []
