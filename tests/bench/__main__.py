@@ -166,6 +166,14 @@ _BESIDE = click.option(
     metavar="NAME=PYTHON",
     help="Measure another Python's smtpproxy too: an earlier version, another build.",
 )
+_PAGE = click.option(
+    "--page",
+    type=FILE,
+    default=ROOT / "deploy" / "sizing.md",
+    show_default="the handbook's",
+    metavar="FILE",
+    help="The document whose generated part is written.",
+)
 
 
 @click.group(
@@ -269,17 +277,10 @@ def make_report(
 
 @main.command("sizing")
 @_FROM
-@click.option(
-    "--page",
-    type=FILE,
-    default=ROOT / "deploy" / "sizing.md",
-    show_default="the handbook's",
-    metavar="FILE",
-    help="The document whose generated part is written; pictures go beside it.",
-)
+@_PAGE
 @_measuring
 def make_sizing(options: Options, file: Path | None, page: Path) -> None:
-    """Measure how the cost grows with the work, and write the handbook's sizing page."""
+    """Measure how the cost grows with the work, and write the sizing page, with its pictures."""
     _require_place(page, sizing.PART)
     if file:
         results = _load(file)
@@ -291,17 +292,10 @@ def make_sizing(options: Options, file: Path | None, page: Path) -> None:
 
 
 @main.command("lease")
-@click.option(
-    "--page",
-    type=FILE,
-    default=ROOT / "deploy" / "sizing.md",
-    show_default="the handbook's",
-    metavar="FILE",
-    help="The document whose generated part is written.",
-)
+@_PAGE
 @_measuring
 def make_lease(options: Options, page: Path) -> None:
-    """Measure what leases of a cluster cost, simulate a full store, and write the sizing page.
+    """Measure what leases of a cluster cost, simulate a full store, and write their part.
 
     Needs the extra `cluster`, and redis-server or the package redis-tools.
     """

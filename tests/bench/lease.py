@@ -80,12 +80,15 @@ def measure(cpus: Sequence[int], seconds: float) -> list[Cost]:
     """Measure leases with each number of replicas; they share the first CPU, the store the last."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, cpus[:1])
-    costs = []
-    for replicas in REPLICAS:
-        with tempfile.TemporaryDirectory() as directory, server(Path(directory), cpus) as store:
-            costs.append(asyncio.run(_measure(store, replicas, seconds)))
-    os.sched_setaffinity(0, before)
-    return costs
+    try:
+        return [_cost(cpus, replicas, seconds) for replicas in REPLICAS]
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def _cost(cpus: Sequence[int], replicas: int, seconds: float) -> Cost:
+    with tempfile.TemporaryDirectory() as directory, server(Path(directory), cpus) as store:
+        return asyncio.run(_measure(store, replicas, seconds))
 
 
 def server(directory: Path, cpus: Sequence[int]) -> RedisServer:
