@@ -19,6 +19,7 @@ from smtpproxy.net.listener_context import ListenerContext
 from smtpproxy.net.timeouts import SessionTimeouts
 from smtpproxy.net.write_batching import WriteBatcher
 from tests.net.fakes import LIMITS, Watcher
+from tests.support.processes import free_port
 
 
 class AnyWatcher(Watcher):
@@ -138,10 +139,9 @@ async def test_a_wildcard_of_ipv6_includes_ipv4(mta: Address) -> None:
 
 
 async def test_a_wildcard_of_ipv6_leaves_ipv4_to_others_on_request(mta: Address) -> None:
-    listener, _ = listener_at(Address(host="::", port=0), mta, with_ipv4=False)
+    port = free_port()
+    listener, _ = listener_at(Address(host="::", port=port), mta, with_ipv4=False)
     await listener.open()
-    (address,) = listener.addresses
-    port = int(address.rpartition(":")[2])
     with pytest.raises(ConnectionRefusedError):
         await talk(f"127.0.0.1:{port}")
     with socket.create_server(("127.0.0.1", port)):
@@ -156,12 +156,12 @@ async def test_a_free_port_is_free_for_both_families(
     with socket.create_server(("127.0.0.1", 0)) as other:
         taken = other.getsockname()[1]
         bind = socket.socket.bind
-        offered = [taken, 0]
+        offered = [taken]
 
         class Socket(socket.socket):
             def bind(self, name: tuple[str, int]) -> None:  # type: ignore[override]
                 host, port, *rest = name
-                bind(self, (host, port or offered.pop(0), *rest))
+                bind(self, (host, port or (offered.pop() if offered else 0), *rest))
 
         monkeypatch.setattr("smtpproxy.net.binding.socket.socket", Socket)
         listener, _ = listener_at(Address(host="::", port=0), mta)
