@@ -13,9 +13,10 @@ import contextlib
 from collections.abc import Callable
 
 from smtpproxy.config.address import Address
-from smtpproxy.config.schema import BackendSettings, Settings
+from smtpproxy.config.schema import Settings
 from smtpproxy.net.backend.health_check import LONGEST_S, check
 from smtpproxy.net.backend.server_pool import Server
+from smtpproxy.net.backend.transport import BackendTransport
 from smtpproxy.worker import security_builder
 from smtpproxy.worker.control_messages import Health
 
@@ -37,8 +38,9 @@ class HealthMonitor:
         self._found = found
         self._is_down = is_down
         self._tasks: list[asyncio.Task[None]] = []
-        self._checking: dict[tuple[str, str], asyncio.Task[None]] = {}  # once
+        self._checking: dict[tuple[str, str], asyncio.Task[bool]] = {}  # the last `check_once`
         self._settings = Settings()
+        self._transports: dict[str, BackendTransport | None] = {}  # by backend
         self._asked = False
         self._checked: set[tuple[str, str]] = set()
         self._unchecked: dict[tuple[str, str], asyncio.Event] = {}
@@ -47,39 +49,30 @@ class HealthMonitor:
         """Apply new settings."""
         self.stop()
         self._settings = settings
+        self._transports.clear()
         self._unchecked.clear()
         asked = self._asked or settings.admin.address != Address()
         for name, backend in settings.backends.items():
             if not backend.health_check_interval and not asked:
                 continue
-            backend_transport = security_builder.backend_transport(settings, backend)
             for address in backend.servers:
                 if not address.is_original:
                     if (name, str(address)) not in self._checked:
                         self._unchecked[name, str(address)] = asyncio.Event()
-                    watching = self._watch(
-                        name, Server(address, backend_transport), backend, settings.hostname
-                    )
+                    watching = self._watch(name, address)
                     self._tasks.append(asyncio.create_task(watching, name=f"check {address}"))
 
-    async def _watch(
-        self, name: str, server: Server, backend: BackendSettings, hostname: str
-    ) -> None:
+    async def _watch(self, name: str, address: Address) -> None:
+        backend = self._settings.backends[name]
         interval = backend.health_check_interval or backend.retry_after
         limit_s = min(backend.health_check_interval or LONGEST_S, LONGEST_S)
         due = True
         while True:
             if due:
-                due = backend.health_check_interval > 0
-                try:
-                    why = await check(server, hostname, limit_s)
-                except OSError:
-                    due = True  # an error of this machine, so without a result
-                else:
-                    self._found(Health(name, server.name, not why, why))
-                    self._note((name, server.name))
-            await asyncio.sleep(interval)
-            due = due or self._is_down(name, server.name)
+                is_checked = await self._check(name, address, limit_s)
+                due = not is_checked or backend.health_check_interval > 0
+            await asyncio.sleep(interval)  # until the next check
+            due = due or self._is_down(name, str(address))
 
     def check_once(self, name: str, server: str) -> None:
         """Start a check of a server, unless one is under way.
@@ -90,26 +83,28 @@ class HealthMonitor:
         """
         backend = self._settings.backends.get(name)
         addresses = [each for each in backend.servers if str(each) == server] if backend else []
-        if backend is None or not addresses or (name, server) in self._checking:
-            return
-        transport = security_builder.backend_transport(self._settings, backend)
-        self._checking[name, server] = asyncio.create_task(
-            self._check(name, Server(addresses[0], transport)), name=f"check {server} once"
-        )
+        last = self._checking.get((name, server))
+        if addresses and (last is None or last.done()):
+            self._checking[name, server] = asyncio.create_task(
+                self._check(name, addresses[0], LONGEST_S), name=f"check {server} once"
+            )
 
-    async def _check(self, name: str, server: Server) -> None:
+    async def _check(self, name: str, address: Address, limit_s: float) -> bool:
+        """Check a server; return whether there is a result."""
+        settings = self._settings
         try:
-            with contextlib.suppress(OSError):  # an error of this machine, so without a result
-                why = await check(server, self._settings.hostname)
-                self._found(Health(name, server.name, not why, why))
-                self._note((name, server.name))
-        finally:
-            del self._checking[name, server.name]
-
-    def _note(self, server: tuple[str, str]) -> None:
-        self._checked.add(server)
-        if (first := self._unchecked.pop(server, None)) is not None:
+            if name not in self._transports:
+                transport = security_builder.backend_transport(settings, settings.backends[name])
+                self._transports[name] = transport
+            server = Server(address, self._transports[name])
+            why = await check(server, settings.hostname, limit_s)
+        except OSError:  # an error of this machine, such as a certificate file that is gone
+            return False
+        self._found(Health(name, server.name, not why, why))
+        self._checked.add((name, server.name))
+        if (first := self._unchecked.pop((name, server.name), None)) is not None:
             first.set()
+        return True
 
     async def wait(self) -> None:
         """Wait until each server has been checked once, at most `WAIT_S`."""
@@ -159,3 +154,4 @@ class HealthMonitor:
         for task in (*self._tasks, *self._checking.values()):
             task.cancel()
         self._tasks.clear()
+        self._checking.clear()

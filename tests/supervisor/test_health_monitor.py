@@ -2,8 +2,10 @@
 
 import asyncio
 import errno
+from pathlib import Path
 
 import pytest
+import trustme
 from msgspec.structs import replace
 
 from smtpproxy.config.loader import from_flags
@@ -70,7 +72,7 @@ async def test_a_server_is_checked_once_when_another_replica_reports_it(
     outcomes = ["refused", OSError(errno.EMFILE, "Too many open files"), ""]
     waiting = asyncio.Event()
 
-    async def check(server: Server, hostname: str) -> str:  # noqa: ARG001
+    async def check(server: Server, hostname: str, limit_s: float) -> str:  # noqa: ARG001
         await waiting.wait()
         outcome = outcomes.pop(0)
         if isinstance(outcome, OSError):
@@ -89,11 +91,69 @@ async def test_a_server_is_checked_once_when_another_replica_reports_it(
     waiting.set()
     while outcomes:
         await asyncio.wait(checks._checking.values(), timeout=20)
-        if outcomes:
-            checks.check_once(backend, "192.0.2.1:25")
-    assert checks._checking == {}
+        checks.check_once(backend, "192.0.2.1:25")
+    await asyncio.wait(checks._checking.values(), timeout=20)
     assert found == [
         Health(backend, "192.0.2.1:25", up=False, reason="refused"),
         Health(backend, "192.0.2.1:25", up=True),
     ]
+    checks.stop()
+
+
+@pytest.mark.parametrize("query", [False, True], ids=["once", "query"])
+async def test_a_certificate_file_that_is_gone_is_no_result_and_the_check_is_repeated(
+    query: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def check(server: Server, hostname: str, limit_s: float) -> str:  # noqa: ARG001
+        return ""
+
+    monkeypatch.setattr("smtpproxy.supervisor.health_monitor.check", check)
+    monkeypatch.setattr("smtpproxy.supervisor.health_monitor.WAIT_S", 0.05)
+    found: asyncio.Queue[Health] = asyncio.Queue()
+    file = tmp_path / "ca.pem"
+    settings = from_flags(None, ["127.0.0.1:0"], ["192.0.2.1:25"])
+    ((name, backend),) = settings.backends.items()
+    backend = replace(backend, tls="implicit", ca_file=str(file), retry_after=0.01)
+    checks = HealthMonitor(found.put_nowait, lambda *_: False)
+    checks.apply(replace(settings, backends={name: backend}))
+    if query:
+        await checks.wait()
+    else:
+        checks.check_once(name, "192.0.2.1:25")
+        await asyncio.wait(checks._checking.values(), timeout=20)
+    assert found.empty()
+    assert "not been checked yet" in checks.why_not_ready()
+    trustme.CA().cert_pem.write_to_path(file)
+    if not query:
+        checks.check_once(name, "192.0.2.1:25")
+    async with asyncio.timeout(20):
+        assert (await found.get()).up
+    assert checks.why_not_ready() == ""
+    checks.stop()
+
+
+@pytest.mark.parametrize("rounds", [0, 1], ids=["not begun", "begun"])
+async def test_after_a_reload_during_a_check_a_server_can_be_checked_again(
+    rounds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[str] = []
+
+    async def check(server: Server, hostname: str, limit_s: float) -> str:  # noqa: ARG001
+        begun.append(server.name)
+        await asyncio.Event().wait()
+        return ""
+
+    monkeypatch.setattr("smtpproxy.supervisor.health_monitor.check", check)
+    settings = from_flags(None, ["127.0.0.1:0"], ["192.0.2.1:25"])
+    (backend,) = settings.backends
+    checks = HealthMonitor(lambda _: None, lambda *_: False)
+    checks.apply(settings)
+    checks.check_once(backend, "192.0.2.1:25")
+    for _ in range(rounds):
+        await asyncio.sleep(0)
+    assert len(begun) == rounds
+    checks.apply(settings)
+    checks.check_once(backend, "192.0.2.1:25")
+    await asyncio.sleep(0)
+    assert len(begun) == rounds + 1
     checks.stop()
