@@ -246,7 +246,8 @@ def _half_a_cluster(cluster: ClusterSettings) -> Iterator[KeyProblem]:
             yield ("cluster", "url"), 'is missing; write, for example, "redis://10.0.0.9:6379"'
         return
     if cluster.replicas == 0:
-        yield ("cluster", "replicas"), "is missing: how many replicas are expected, such as 2"
+        what = "is missing or 0: write how many replicas are expected, such as 2"
+        yield ("cluster", "replicas"), what
     if not _is_installed(_CLUSTER_MODULE):
         what = "needs a package that is not installed: pip install 'smtpproxy[cluster]'"
         yield ("cluster", "url"), what

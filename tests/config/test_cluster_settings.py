@@ -54,7 +54,8 @@ def test_urls_that_are_refused_are_not_shown(tmp_path: Path, url: str) -> None:
     ("text", "key", "what"),
     [
         ("[cluster]\nreplicas = 3\n", "cluster.url", "is missing"),
-        ('[cluster]\nurl = "redis://x"\n', "cluster.replicas", "is missing"),
+        ('[cluster]\nurl = "redis://x"\n', "cluster.replicas", "is missing or 0"),
+        ('[cluster]\nurl = "redis://x"\nreplicas = 0\n', "cluster.replicas", "is missing or 0"),
         (CLUSTER + "lease = 0.5\n", "cluster.lease", "from 1 to 3600"),
     ],
 )
