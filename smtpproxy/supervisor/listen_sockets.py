@@ -16,6 +16,7 @@ from collections.abc import Container
 
 from smtpproxy.config.address import Address, ports_on_ipv4
 from smtpproxy.config.schema import Settings
+from smtpproxy.control_socket import locations
 from smtpproxy.log import events, log
 from smtpproxy.net import binding
 from smtpproxy.net.tproxy import set_transparent
@@ -53,15 +54,38 @@ class ListenSockets:
         found = (each for key, each in self._open.items() if key[1] >= 0)
         return [binding.name_of(each) for listening in found for each in listening]
 
-    def open_control(self, address: Address) -> list[socket.socket]:
+    def open_control(self, given: Address | None) -> list[socket.socket]:
         """Open the control socket, which stays open until the service ends.
 
+        Args:
+            given: Its address; None for the default one, without which the service runs if it
+                cannot be opened.
+
+        Returns:
+            Its sockets; none if the default one cannot be opened, which is logged.
+
         Raises:
-            OSError: It cannot be opened.
+            OSError: The given one cannot be opened, which is logged.
         """
-        key = (address, _CONTROL)
-        self._open[key] = self._open_one(key, False, binding.MODE)
-        return self._open[key]
+        address, reason = given, "no directory for it"
+        try:
+            if address is None and (path := locations.of_service(os.environ)):
+                address = Address(path=str(path))
+            if address is not None:
+                key = (address, _CONTROL)
+                self._open[key] = self._open_one(key, False, binding.MODE)
+                return self._open[key]
+        except OSError as error:
+            reason = os.strerror(error.errno) if error.errno else str(error)
+            if given is not None:
+                events.CANNOT_LISTEN.log(log.get(), address=str(address), reason=reason)
+                raise
+        events.NO_CONTROL_SOCKET.log(
+            log.get(),
+            address="" if address is None else str(address),
+            reason=f"{reason}; set another path with --control",
+        )
+        return []
 
     def open(self, settings: Settings) -> list[tuple[str, str]]:
         """Open the sockets that the settings name and that are not open yet.

@@ -13,7 +13,6 @@ import gc
 import os
 import resource
 import signal
-import socket
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from time import monotonic, time
@@ -29,7 +28,6 @@ from smtpproxy.config.decoding import ConfigError
 from smtpproxy.config.fault_flag import NO_FAULTS, Faults
 from smtpproxy.config.schema import Settings
 from smtpproxy.config.tls_validation import exposed_listeners, weak_backends, weak_listeners
-from smtpproxy.control_socket import locations
 from smtpproxy.control_socket.control_server import ControlServer
 from smtpproxy.control_socket.service_status import InstanceStatus, ServiceStatus, State
 from smtpproxy.log import events, log
@@ -263,7 +261,7 @@ class Supervisor:
         """Open the sockets and start the first workers; return the problem, empty if none."""
         settings = self._settings
         try:
-            control = self._open_control()
+            control = self._listen_sockets.open_control(self._control)
             if self._predecessor is None:  # else the predecessor still answers
                 await self._control_server.start(control)
             opened = self._listen_sockets.open(settings)
@@ -287,30 +285,6 @@ class Supervisor:
             await self._take_over(self._predecessor)
         self._notifier.ready(self._status())
         return ""
-
-    def _open_control(self) -> list[socket.socket]:
-        """Open the control socket; if the default one cannot be opened, continue without it.
-
-        Raises:
-            OSError: The one that was asked for cannot be opened, which is logged.
-        """
-        address, reason = self._control, "no directory for it"
-        try:
-            if address is None and (path := locations.of_service(os.environ)):
-                address = Address(path=str(path))
-            if address is not None:
-                return self._listen_sockets.open_control(address)
-        except OSError as error:
-            reason = os.strerror(error.errno) if error.errno else str(error)
-            if self._control is not None:
-                events.CANNOT_LISTEN.log(self._log, address=str(address), reason=reason)
-                raise
-        events.NO_CONTROL_SOCKET.log(
-            self._log,
-            address="" if address is None else str(address),
-            reason=f"{reason}; set another path with --control",
-        )
-        return []
 
     def _log_listening(self, name: str, address: str) -> None:
         events.LISTENING.log(self._log, listener=name, address=address, version=__version__)
@@ -378,7 +352,7 @@ class Supervisor:
         """
         seen: Files | None = None
         while True:
-            await asyncio.sleep(CERTIFICATE_INTERVAL_S)
+            await asyncio.sleep(CERTIFICATE_INTERVAL_S)  # until the next look
             if self._worker_group is None:
                 continue
             last, seen = seen, read_files(self._settings)
@@ -550,7 +524,7 @@ class Supervisor:
         """Check the workers' heartbeats regularly."""
         looked = monotonic()
         while True:
-            await asyncio.sleep(CHECK_INTERVAL_S)
+            await asyncio.sleep(CHECK_INTERVAL_S)  # until the next check
             now = monotonic()
             passed, looked = now - looked, now
             for worker_group in self._worker_groups:
@@ -564,7 +538,7 @@ class Supervisor:
         """Notify systemd, in time for its watchdog (sd_notify(3) advises half of it)."""
         while True:
             self._notifier.alive()
-            await asyncio.sleep(self._notifier.watchdog_s / 3)
+            await asyncio.sleep(self._notifier.watchdog_s / 3)  # until the next notification
 
     def _status(self) -> str:
         sessions = self._coordinator.sessions()

@@ -153,8 +153,8 @@ class WorkerGroup:
         task.add_done_callback(self._replacing.discard)
 
     async def _replace(self, delay: float) -> None:
-        """Start another worker after a delay, so that one that cannot run does not loop."""
-        await asyncio.sleep(delay)
+        """Start another worker after a delay, in seconds."""
+        await asyncio.sleep(delay)  # so that one that cannot run does not loop
         if self._deadline:
             return
         try:
