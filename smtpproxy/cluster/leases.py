@@ -15,9 +15,17 @@ from itertools import count
 from math import inf
 from pathlib import Path
 from time import monotonic
-from typing import Protocol
+from typing import Annotated, Protocol
 
-from smtpproxy.cluster.store import LIMIT_S, Script, Store, StoreAway
+from msgspec import Meta
+
+from smtpproxy.cluster.store import (
+    LIMIT_S,
+    Script,
+    Store,
+    StoreAway,
+    run_until_cancelled,
+)
 from smtpproxy.log import events, log
 
 POLL_S = 0.25
@@ -33,7 +41,10 @@ LOOKS = 8
 _LEAVE = -1
 _NUMBERS = count(1)
 """The numbers of calls; they go on when a reload changes the store."""
-_SCRIPT = Script(Path(__file__).with_name("leases.lua").read_text())
+_Count = Annotated[int, Meta(ge=0)]
+_SCRIPT = Script(
+    Path(__file__).with_name("leases.lua").read_text(), tuple[_Count, _Count, _Count, _Count]
+)
 
 
 class LeasedQueue(Protocol):
@@ -125,16 +136,7 @@ class _BackendLeases:
         self._next_reclaim = 0.0
         queue.lease(self._on_change)
         self._use_share()
-        self._task = asyncio.get_running_loop().create_task(self._run(), name=f"leases {backend}")
-        self._task.add_done_callback(self._ended)
-
-    def _ended(self, task: "asyncio.Task[None]") -> None:
-        """Go on by share after a bug, which the loop's exception handler logs."""
-        if not task.cancelled() and task.exception() is not None:
-            self._use_share()
-            task.get_loop().call_exception_handler(
-                {"message": "leases ended", "exception": task.exception()}
-            )
+        self._task = run_until_cancelled(self._run(), f"leases {backend}", self._use_share)
 
     @property
     def _share(self) -> int:
@@ -196,9 +198,9 @@ class _BackendLeases:
             self._queue.reclaim()
         return POLL_S if self._queue.waiting else self._store.settings.lease / 3
 
-    async def _call(self, wanted: int, limit_s: float) -> list[int]:
+    async def _call(self, wanted: int, limit_s: float) -> tuple[int, int, int, int]:
         settings = self._store.settings
-        answer: list[int] = await self._store.run(
+        return await self._store.run(
             _SCRIPT,
             [self._store.key("leases", self._backend)],
             [
@@ -216,7 +218,6 @@ class _BackendLeases:
             ],
             limit_s,
         )
-        return answer
 
     def stop(self) -> None:
         """Decide no more when clients are served."""
@@ -229,6 +230,6 @@ class _BackendLeases:
             try:
                 await self._call(_LEAVE, LEAVE_LIMIT_S)
             except StoreAway:
-                await asyncio.sleep(LEAVE_PAUSE_S)
+                await asyncio.sleep(LEAVE_PAUSE_S)  # the store may be back by then
             else:
                 return

@@ -24,7 +24,13 @@ from time import monotonic
 import msgspec
 from msgspec import Struct
 
-from smtpproxy.cluster.store import MOST_REPLICAS, Script, Store, StoreAway
+from smtpproxy.cluster.store import (
+    MOST_REPLICAS,
+    Script,
+    Store,
+    StoreAway,
+    run_until_cancelled,
+)
 from smtpproxy.net.shared_counters import COUNTS_OCTETS, SharedCounters
 
 EVERY_S = 0.5
@@ -41,7 +47,8 @@ ServerName = tuple[str, str]
 Found = Callable[[ServerName, bool, str], None]
 """Called with a server, whether another replica found it up, and the name of that replica."""
 
-_EXCHANGE = Script("""\
+_EXCHANGE = Script(
+    """\
 local states, times, key = KEYS[1], KEYS[2], KEYS[3]
 local replica, state, own, stale, kept = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local most, longest = tonumber(ARGV[6]), tonumber(ARGV[7])
@@ -50,7 +57,7 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local common = redis.call('GET', key)
 if not common or #common ~= #own or string.find(common, '%X') then common = own end
 redis.call('SET', key, common, 'EX', kept)
-local found = {common}
+local found = {}
 local function drop(least, most)
   for _, gone in ipairs(redis.call('ZRANGEBYSCORE', times, least, most)) do
     redis.call('ZREM', times, gone)
@@ -69,16 +76,20 @@ for _, each in ipairs(redis.call('ZRANGE', times, 0, most)) do
   local other = each ~= replica and redis.call('HSTRLEN', states, each) <= longest
     and redis.call('HGET', states, each)
   if other then
-    found[#found + 1] = each
-    found[#found + 1] = other
+    found[#found + 1] = {each, other}
   end
 end
-return found
-""")
-_LEAVE = Script("""\
+return {common, found}
+""",
+    tuple[bytes, list[tuple[bytes, bytes]]],
+)
+_LEAVE = Script(
+    """\
 redis.call('HDEL', KEYS[1], ARGV[1])
 return redis.call('ZREM', KEYS[2], ARGV[1])
-""")
+""",
+    int,
+)
 
 
 class ReplicaState(Struct):
@@ -132,7 +143,7 @@ class StateExchange:
 
     def start(self) -> None:
         """Begin."""
-        self._running = asyncio.get_running_loop().create_task(self._run(), name="state exchange")
+        self._running = run_until_cancelled(self._run(), "state exchange", self._forget)
 
     def stop(self) -> None:
         """End, and count the sessions of the others no longer."""
@@ -152,18 +163,18 @@ class StateExchange:
             except StoreAway:
                 if monotonic() - self._read_at > STALE_S:
                     self._forget()
-            await asyncio.sleep(EVERY_S)
+            await asyncio.sleep(EVERY_S)  # until the next exchange
 
     async def exchange(self) -> None:
         """Store the state of this replica, and use that of the others.
 
         Raises:
-            StoreAway: The store is away.
+            StoreAway: The store is away, or has a key that cannot be used.
         """
         key = self._others.key.hex()
         counts = zlib.compress(self._others.open_elsewhere() + self._others.admitted(), 1)
         state = ReplicaState(self.store.instance, sorted(self._down()), counts)
-        common, *found = await self.store.run(
+        common, found = await self.store.run(
             _EXCHANGE,
             self._keys,
             [
@@ -176,13 +187,16 @@ class StateExchange:
                 STATE_BYTES,
             ],
         )
-        self._read_at = monotonic()
-        if common.decode() != key:  # of replicas that were here first
-            self._others.change_key(bytes.fromhex(common.decode()))
+        if common != key.encode():  # of replicas that were here first
+            try:
+                self._others.change_key(bytes.fromhex(common.decode()))
+            except (ValueError, TypeError):
+                raise StoreAway("unexpected key") from None
+            self._read_at = monotonic()
             self._forget()
             return
-        states = zip(found[::2], found[1::2], strict=True)
-        decoded = ((replica.decode(errors="replace"), _decoded(state)) for replica, state in states)
+        self._read_at = monotonic()
+        decoded = ((replica.decode(errors="replace"), _decoded(state)) for replica, state in found)
         self._use({replica: state for replica, state in decoded if state is not None})
 
     def _use(self, states: Mapping[str, ReplicaState]) -> None:

@@ -23,9 +23,9 @@ import hashlib
 import os
 import re
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from time import monotonic
-from typing import Any, cast
+from typing import Any, Generic, TypeVar, cast
 
 import msgspec
 from msgspec import Struct
@@ -56,24 +56,28 @@ MOST_REPLICAS, RECORD_BYTES = 1000, 65536
 _CONNECTIONS = 8
 _ROUNDS = 4
 """Rounds of the event loop that bring an answer from the socket to its caller."""
-_FAULTS = (RedisError, OSError, ValueError, TypeError, AttributeError, RecursionError)
+_FAULTS = (RedisError, OSError, ValueError, TypeError, AttributeError, LookupError, RecursionError)
 """What redis-py raises if the server is away, or if it speaks another protocol."""
 _IN_SCRIPT = re.compile(r" script: [0-9a-f]{40},.*", re.DOTALL)
 
+Answer = TypeVar("Answer")
+
 
 class StoreAway(Exception):
-    """The server did not answer in time, or with an error."""
+    """The server did not answer in time, or not with what was asked for."""
 
 
-class Script:
+class Script(Generic[Answer]):
     """A Lua script.
 
     Args:
         text: Its text.
+        answer: The type of its answer, made of `int`, `bytes`, `tuple` and `list`.
     """
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, answer: type[Answer]) -> None:
         self.text = text
+        self.answer = answer
         self.sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
 
 
@@ -90,7 +94,8 @@ class ReplicaRecord(Struct):
     """The seconds since it was sent, by the server's clock."""
 
 
-_BEAT = Script("""\
+_BEAT = Script(
+    """\
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local replica, lease, record = ARGV[1], tonumber(ARGV[2]), ARGV[3]
@@ -103,8 +108,11 @@ end
 redis.call('PEXPIRE', KEYS[1], lease * 2)
 redis.call('PEXPIRE', KEYS[2], lease * 2)
 return 1
-""")
-_READ = Script("""\
+""",
+    int,
+)
+_READ = Script(
+    """\
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local found = {}
@@ -113,16 +121,20 @@ for _, replica in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], since, '+inf', 'LI
   local record = redis.call('HSTRLEN', KEYS[2], replica) <= longest
     and redis.call('HGET', KEYS[2], replica)
   if record then
-    found[#found + 1] = now - redis.call('ZSCORE', KEYS[1], replica)
-    found[#found + 1] = record
+    found[#found + 1] = {now - redis.call('ZSCORE', KEYS[1], replica), record}
   end
 end
 return found
-""")
-_LEAVE = Script("""\
+""",
+    list[tuple[int, bytes]],
+)
+_LEAVE = Script(
+    """\
 redis.call('ZREM', KEYS[1], ARGV[1])
 return redis.call('HDEL', KEYS[2], ARGV[1])
-""")
+""",
+    int,
+)
 
 
 class Store:
@@ -209,22 +221,22 @@ class Store:
         except _FAULTS as error:
             raise StoreAway(_text(error)) from None
         records = []
-        for age, text in zip(found[::2], found[1::2], strict=True):
+        for age, text in found:
             # of another version, or by somebody else
             with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
                 record = msgspec.json.decode(text, type=ReplicaRecord)
-                record.age_s = int(age) / 1000
+                record.age_s = age / 1000
                 records.append(record)
         return sorted(records, key=lambda each: (each.instance, each.replica))
 
     async def run(
         self,
-        script: Script,
+        script: Script[Answer],
         keys: Sequence[str],
         arguments: Sequence[str | int],
         limit_s: float = LIMIT_S,
-    ) -> Any:
-        """Evaluate a script, and return its answer; texts are bytes.
+    ) -> Answer:
+        """Evaluate a script, and return its answer.
 
         Args:
             script: The script.
@@ -241,7 +253,7 @@ class Store:
 
     # --- calls --------------------------------------------------------------------------------
 
-    async def _answer(self, call: Callable[[Redis], Awaitable[Any]], limit_s: float) -> Any:
+    async def _answer(self, call: Callable[[Redis], Awaitable[Answer]], limit_s: float) -> Answer:
         client = self._client
         if client is None:
             raise StoreAway(self._last_reason)
@@ -253,13 +265,13 @@ class Store:
         for _ in range(_ROUNDS):  # this loop may be late, not the server
             if task.done():
                 break
-            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # one round
         took = monotonic() - began
         if not task.done() or took > VALID_S:
             self._lost(client, f"no answer within {limit_s * 1000:.0f} ms")
             raise StoreAway("no answer in time")
         try:
-            answer = task.result()
+            answer: Answer = task.result()
         except _FAULTS as error:
             self._lost(client, _text(error))
             raise StoreAway(_text(error)) from None
@@ -296,7 +308,7 @@ class Store:
 
     def start(self) -> None:
         """Connect, and stay connected; the store is away until the first connection is open."""
-        self._keeping = asyncio.get_running_loop().create_task(self._keep(), name="cluster store")
+        self._keeping = run_until_cancelled(self._keep(), "cluster store", self._changed)
 
     async def leave(self) -> None:
         """Remove the record of this replica."""
@@ -329,7 +341,7 @@ class Store:
             finally:
                 self._away_now.clear()
                 await _close(client)
-            await asyncio.sleep(delay)
+            await asyncio.sleep(delay)  # do not flood a server that refuses
             delay = min(2 * delay, LONGEST_DELAY_S)
 
     def _make_client(self) -> Redis:
@@ -399,7 +411,7 @@ class Store:
 
     async def _beat(self, client: Redis) -> None:
         while True:
-            await asyncio.sleep(BEAT_S)
+            await asyncio.sleep(BEAT_S)  # until the next record
             if client is not self._client:
                 return
             with contextlib.suppress(StoreAway):
@@ -416,14 +428,40 @@ class Store:
         return max(int(self.settings.lease * 1000), int(2 * BEAT_S * 1000))
 
 
+def run_until_cancelled(
+    work: Coroutine[Any, Any, None], name: str, after_bug: Callable[[], None]
+) -> "asyncio.Task[None]":
+    """Start a task that runs until it is cancelled.
+
+    Args:
+        work: What it does.
+        name: Its name.
+        after_bug: Called if an exception ends it, which the loop's exception handler logs.
+    """
+
+    def ended(task: "asyncio.Task[None]") -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            after_bug()
+            context = {"message": f"{name} ended", "exception": error}
+            task.get_loop().call_exception_handler(context)
+
+    task = asyncio.get_running_loop().create_task(work, name=name)
+    task.add_done_callback(ended)
+    return task
+
+
 async def _evaluate(
-    client: Redis, script: Script, keys: Sequence[str], arguments: Sequence[str | int]
-) -> Any:
+    client: Redis, script: Script[Answer], keys: Sequence[str], arguments: Sequence[str | int]
+) -> Answer:
     words = (*keys, *map(str, arguments))
     try:
-        return await _wait_for(client.evalsha(script.sha, len(keys), *words))
+        answer = await _wait_for(client.evalsha(script.sha, len(keys), *words))
     except NoScriptError:  # a server that was started again
-        return await _wait_for(client.eval(script.text, len(keys), *words))
+        answer = await _wait_for(client.eval(script.text, len(keys), *words))
+    try:
+        return msgspec.convert(answer, script.answer)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"unexpected answer: {error}") from None
 
 
 async def _wait_for(answer: object) -> Any:

@@ -218,6 +218,26 @@ async def test_an_answer_of_a_server_that_is_away_by_then_keeps_nobody_waiting(
         await until(lambda: client.is_served)
 
 
+@pytest.mark.parametrize("answer", [1, [6, -1, 0, 0]])
+async def test_a_server_that_answers_something_else_is_away(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch, answer: object
+) -> None:
+    evaluate = Redis.evalsha
+
+    async def answered(client: Redis, sha: str, *rest: Any) -> Any:
+        found = await evaluate(client, sha, *rest)
+        return answer if sha == leases._SCRIPT.sha else found
+
+    async with replicas(server) as (one, _, _):
+        failures = one.store.failures
+        with monkeypatch.context() as patched:
+            patched.setattr(Redis, "evalsha", answered)
+            clients = [one.client() for _ in range(6)]
+            await until(lambda: one.store.failures > failures)
+            await until(lambda: one.queue.taken == 2)
+        await until(lambda: all(client.is_served for client in clients))
+
+
 async def test_what_a_replica_holds_above_its_share_stays_and_is_not_replaced(
     server: RedisServer,
 ) -> None:

@@ -4,8 +4,10 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
+from redis.asyncio import Redis
 
 from smtpproxy.cluster import state_exchange
 from smtpproxy.cluster.state_exchange import ServerName, StateExchange
@@ -322,6 +324,58 @@ async def test_a_finding_reaches_the_other_replicas_once(replicas: Replicas) -> 
     await replicas.exchange()
     assert two.found[1:] == [(("old", "192.0.2.9:25"), True, "one")]
     assert one.found == []
+
+
+async def test_after_a_bug_a_replica_counts_for_itself(
+    replicas: Replicas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the sessions elsewhere would count for ever."""
+    one = await replicas.add("one", sessions_per_address=1)
+    two = await replicas.add("two", sessions_per_address=1)
+    await replicas.exchange()
+    assert one.enter()
+    await replicas.exchange()
+    assert not two.enter()
+    reported: list[BaseException] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: reported.append(context["exception"]))
+    monkeypatch.setattr(two.exchange, "_found", None)
+    one.down.add(("old", "192.0.2.9:25"))
+    await exchanged(one)
+    two.exchange.start()
+    async with asyncio.timeout(20):
+        while not reported:
+            await asyncio.sleep(0.01)
+    assert [type(error) for error in reported] == [TypeError]
+    assert two.enter()
+
+
+@pytest.mark.parametrize(
+    "answer", [1, [], [b""], [b"\xff", []], [b"00", [[b"x", b"y"]]], [b"x", 1]]
+)
+async def test_a_store_that_answers_something_else_is_away(
+    replicas: Replicas, monkeypatch: pytest.MonkeyPatch, answer: object
+) -> None:
+    one = await replicas.add("one")
+    await replicas.exchange()
+    key = one.exchange._others.key
+    evaluate = Redis.evalsha
+
+    async def answered(client: Redis, sha: str, *rest: Any) -> Any:
+        found = await evaluate(client, sha, *rest)
+        return answer if sha == state_exchange._EXCHANGE.sha else found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Redis, "evalsha", answered)
+        why = ""
+        async with asyncio.timeout(20):
+            while "unexpected" not in why:  # a busy machine may be slow first
+                with pytest.raises(StoreAway) as raised:
+                    await one.exchange.exchange()
+                why = str(raised.value)
+                await asyncio.sleep(0.01)
+    assert one.exchange._others.key == key
+    await exchanged(one)
 
 
 async def test_a_replica_that_leaves_says_nothing_about_its_servers(replicas: Replicas) -> None:

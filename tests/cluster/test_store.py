@@ -20,7 +20,7 @@ from tests.support.redis_server import RedisServer, silent_port
 
 T = TypeVar("T")
 
-ECHO = Script("return ARGV[1]")
+ECHO = Script("return ARGV[1]", bytes)
 
 
 @pytest.fixture
@@ -118,8 +118,17 @@ async def test_degraded_is_logged_once_and_recovered_once(
 async def test_an_error_of_the_server_makes_it_away(server: RedisServer) -> None:
     async with running(server.url) as store:
         await until(lambda: store.is_up)
+        script = Script("return redis.error_reply('ERR no such thing')", bytes)
         with pytest.raises(StoreAway, match="no such thing"):
-            await store.run(Script("return redis.error_reply('ERR no such thing')"), [], [], 0.45)
+            await store.run(script, [], [], 0.45)
+        assert not store.is_up
+
+
+async def test_an_answer_of_another_shape_makes_it_away(server: RedisServer) -> None:
+    async with running(server.url) as store:
+        await until(lambda: store.is_up)
+        with pytest.raises(StoreAway, match="unexpected answer"):
+            await store.run(Script("return {1, 2, 3}", tuple[int, int]), [], [], 0.45)
         assert not store.is_up
 
 
@@ -270,6 +279,26 @@ async def test_a_server_of_another_protocol_is_away(answer: bytes, stream: io.By
             await until(lambda: store.failures > 1)
     (line,) = map(json.loads, stream.getvalue().splitlines())
     assert line["event"] == "cluster_degraded"
+
+
+async def test_a_server_that_sends_other_messages_is_away() -> None:
+    """Else no waiting replica would be woken any more."""
+    message = b"*3\r\n$7\r\nmessage\r\n$1\r\nx\r\n$1\r\ny\r\n"
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while command := await reader.read(65536):
+            writer.write(message if b"SUBSCRIBE" in command else b":1\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as other:
+        port = other.sockets[0].getsockname()[1]
+        store = Store(ClusterSettings(url=f"redis://127.0.0.1:{port}", name="c", replicas=2), "one")
+        store.subscribe("news", lambda _: None)
+        store.start()
+        try:
+            await until(lambda: store.failures > 1)
+        finally:
+            await store.stop()
 
 
 async def test_a_slow_list_of_replicas_does_not_concern_mail(server: RedisServer) -> None:
