@@ -121,7 +121,7 @@ class LiveFeed:
         """Send an event once a second, for as long as the service runs."""
         while True:
             self.tick()
-            await asyncio.sleep(INTERVAL_S)
+            await asyncio.sleep(INTERVAL_S)  # the page shows what happens, a second late at most
 
     def tick(self) -> None:
         """Send the viewers an event; without viewers, only keep figures."""

@@ -143,7 +143,7 @@ class _Player:
                 first += pause - REPLY_LIMIT_S
                 pause = REPLY_LIMIT_S
             if not as_fast:
-                await asyncio.sleep(max(0.0, pause))
+                await asyncio.sleep(max(0.0, pause))  # as long as the client took then
             group = list(exchanges)
             for part in [[each] for each in group] if lock_step else [group]:
                 if not await self._play_group(part):
