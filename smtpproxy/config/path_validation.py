@@ -24,7 +24,7 @@ def why_not(directory: str) -> str:
     while not os.access(there, os.F_OK):
         there = there.parent
     if not there.is_dir():
-        return f"can't be made: {there} is no directory"
+        return f"cannot be created: {there} is not a directory"
     if not os.access(there, os.W_OK | os.X_OK):
         return f"nothing can be written in {there}: permission denied"
     return ""

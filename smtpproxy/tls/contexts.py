@@ -231,7 +231,10 @@ def why_unusable(error: OSError) -> str:
     if isinstance(error, ssl.SSLError):
         known = {
             "KEY_VALUES_MISMATCH": "does not belong to the key",
-            "NO_START_LINE": "is not a PEM file with a certificate and its key",
+            "NO_START_LINE": (
+                "is not a PEM file with a certificate and its key; if the key has a file of its"
+                " own, set that, too"
+            ),
             "NO_CERTIFICATE_OR_CRL_FOUND": "is not a PEM file with certificates",
         }
         # For most files without a certificate or key, OpenSSL has no reason except "PEM lib".

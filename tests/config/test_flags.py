@@ -119,7 +119,8 @@ class TestAdminAndTraceFlags:
 
     def test_a_directory_that_cannot_be_made(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
-        with pytest.raises(ConfigError, match=r"--trace: can't be made: .*/file is no directory"):
+        what = r"--trace: cannot be created: .*/file is not a directory"
+        with pytest.raises(ConfigError, match=what):
             from_flags(None, ["[::1]:1"], ["h:1"], trace=tmp_path / "file" / "traces")
 
     def test_a_directory_that_cannot_be_written(

@@ -94,7 +94,9 @@ WRONG = {
     'tls = "starttls"\ncertificate = "mx.pem"': "certificate .* whole path",
     'tls = "starttls"\ncertificate = "@/none.pem"': "certificate cannot be read: no such file",
     'tls = "starttls"\ncertificate = "@/no.pem"': "certificate is not a PEM file",
-    'tls = "starttls"\ncertificate = "@/mx.pem"': "certificate is not a PEM file with",
+    'tls = "starttls"\ncertificate = "@/mx.pem"': (
+        "certificate is not a PEM file with a certificate and its key; if the key has a file of"
+    ),
     'tls = "starttls"\ncertificate = "@/mx.pem"\nkey = "@/other.key"': "does not belong to the key",
     'tls = "starttls"\ncertificate = "@/mx.pem"\nkey = "@/none"': "key cannot be read",
     'tls = "starttls"\ncertificate = "@/short.both"': "certificate cannot be used: ee key too",
