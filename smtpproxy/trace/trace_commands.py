@@ -7,6 +7,7 @@ records or files could not be read.
 import asyncio
 import json
 import os
+import socket
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -438,13 +439,14 @@ def replay(directory: Path, session: str, target: str, lock_step: bool, full_spe
         address: Address = parse_server(target)
     except ValueError as error:
         raise click.BadParameter(f"{target!r} {error}", param_hint="--to") from None
+    if address.is_original:
+        raise click.BadParameter("needs the address of a server", param_hint="--to")
     reader = _reader(directory)
     found = _find(reader, session)
     try:
         result = asyncio.run(play_again(found, address, lock_step=lock_step, as_fast=full_speed))
     except OSError as error:
-        why = os.strerror(error.errno) if error.errno else str(error) or "timed out"
-        fail(f"cannot connect to {target}: {why}")
+        fail(f"cannot connect to {target}: {_why(error)}")
     with until_the_reader_leaves():
         terminal.console().print(_difference(result))
     if result.stopped:
@@ -453,6 +455,13 @@ def replay(directory: Path, session: str, target: str, lock_step: bool, full_spe
     codes = f"{differing} of {terminal.counted(len(result.played), 'reply code')}"
     say(f"{codes} {'differs' if differing == 1 else 'differ'}", err=True)
     _finish(reader, [found], failed=bool(result.stopped or differing))
+
+
+def _why(error: OSError) -> str:
+    """Return why no connection was made."""
+    if error.errno and not isinstance(error, socket.gaierror):  # which has numbers of its own
+        return os.strerror(error.errno)
+    return error.strerror or str(error) or "timed out"
 
 
 def _difference(performance: ReplayResult) -> Table:

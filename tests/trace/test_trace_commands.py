@@ -4,6 +4,7 @@ import asyncio
 import io
 import json
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -411,6 +412,21 @@ class TestReplay:
     def test_a_server_that_cannot_be_reached_is_an_error(self, recorded: Path) -> None:
         result = run("replay", "-d", recorded, ids(recorded)[0], "--to", "127.0.0.1:1")
         assert (result.exit_code, "cannot connect" in result.stderr) == (1, True)
+
+    def test_a_name_that_is_not_known_is_reported_as_that(
+        self, recorded: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def unknown(*_: object, **__: object) -> None:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+        monkeypatch.setattr(socket, "getaddrinfo", unknown)
+        result = run("replay", "-d", recorded, ids(recorded)[0], "--to", "mx.example:25")
+        expected = "smtpproxy: cannot connect to mx.example:25: Name or service not known\n"
+        assert (result.exit_code, result.stderr) == (1, expected)
+
+    def test_the_server_must_have_an_address_of_its_own(self, recorded: Path) -> None:
+        result = run("replay", "-d", recorded, ids(recorded)[0], "--to", "original")
+        assert (result.exit_code, "needs the address of a server" in result.stderr) == (2, True)
 
     @pytest.mark.parametrize("octets", [0, 1, 2, 77, 78, 79, 5000])
     def test_filler_has_the_size_of_the_content(self, octets: int) -> None:
