@@ -156,6 +156,11 @@ class TraceReader:
         self._progress = progress
 
     @property
+    def has_files(self) -> bool:
+        """Whether there are any files."""
+        return bool(self._files)
+
+    @property
     def failed(self) -> bool:
         """Whether there are files, and none of them could be read."""
         return bool(self._files) and all(each.refused for each in self._files)

@@ -515,6 +515,8 @@ def _finish(
 
 
 def _report(reader: TraceReader) -> None:
+    if not reader.has_files:
+        say(f"smtpproxy: no trace files in {reader.path}", err=True)
     problems = reader.problems
     for each in problems.first:
         say(f"smtpproxy: {each}", err=True)

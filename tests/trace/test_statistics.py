@@ -141,7 +141,9 @@ class TestReport:
         assert collected(closed(client=None)).clients.by_bytes[0].client == "unix"
 
     def test_nothing_recorded_is_a_report_too(self, tmp_path: Path) -> None:
-        assert run("-d", tmp_path).output == "0 sessions, 0 exchanges\n"
+        result = run("-d", tmp_path)
+        assert result.stdout == "0 sessions, 0 exchanges\n"
+        assert result.stderr == f"smtpproxy: no trace files in {tmp_path}\n"
         assert statistics_of("-d", tmp_path)["messages"] == []
 
 
