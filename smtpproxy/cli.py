@@ -1,6 +1,7 @@
 """The command line: checks the arguments and runs the commands.
 
-Exit codes: 0, 1 (failed), 2 (usage).  A user's mistake never shows a traceback.
+Exit codes: 0, 1 (failed), 2 (usage); `status` and `trace` have 3, too.  A user's mistake never
+shows a traceback.
 """
 
 import json
@@ -98,6 +99,7 @@ def main() -> None:
 
 
 @main.command(
+    short_help="Run the proxy in the foreground; logs go to standard error.",
     epilog="""
     \b
     Examples:
@@ -119,16 +121,16 @@ def main() -> None:
 
     \b
       VERB    CONNECT, EHLO, MAIL, RCPT, DATA, END_OF_DATA or another verb of SMTP
-      ACTION  450          any refusal: that reply; the MTA does not get the command
+      ACTION  450          any refusal: that reply; the MTA gets no command
               delay:2      the MTA gets the command 2 seconds later
               stall        no reply, until a time limit
-              close        the connection is closed; the MTA does not get the command
+              close        the connection is closed; the MTA gets no command
               reset        the same by a TCP reset
               close-after  the connection is closed once the MTA has replied
               reset-after  the same by a TCP reset
       RATE    10% or 1/10, at random; left out: every time
       FILTER  client=192.0.2.0/24, sender=*@x.example, recipient=*@y.example
-    """
+    """,
 )
 @click.option(
     "-c",

@@ -150,9 +150,14 @@ class TestHelp:
         shown = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=True).stdout
         assert shown.split() == invoke("health", flag).output.split()
 
+    @pytest.mark.parametrize("columns", [60, 80])
     @pytest.mark.parametrize("group", ["", "trace"])
-    def test_of_a_group_says_what_each_command_does_in_whole(self, group: str) -> None:
-        _, commands = invoke(*group.split(), "-h").output.split("Commands:")
+    def test_of_a_group_says_what_each_command_does_in_whole(
+        self, group: str, columns: int
+    ) -> None:
+        arguments = [*group.split(), "-h"]
+        shown = CliRunner().invoke(cli.main, arguments, terminal_width=columns).output
+        _, commands = shown.split("Commands:")
         assert "..." not in commands
 
     def test_every_command_is_tested(self) -> None:

@@ -13,7 +13,7 @@ _EXIT = [
     ("0", "Success; for run: drained and stopped by a signal."),
     ("1", "Failure: a problem in the settings, an address that cannot be opened, a failed check."),
     ("2", "Wrong usage of the command line."),
-    ("3", "For status: something is wrong. For trace watch: records were lost."),
+    ("3", "For status: something is wrong. For trace: records were lost or could not be read."),
 ]
 _FILES = [
     ("/etc/smtpproxy/smtpproxy.toml", "The settings that the systemd unit uses."),

@@ -53,7 +53,7 @@ Row = list[str | Text]
       slots       connections to the backend, of its max_connections
       waiting     clients that wait for a connection
       servers up  of all servers of the backend
-      store       whether the store of the cluster answers; away: each replica uses its share
+      store       of the cluster; away: no answer, so each replica uses its share
 
     A narrow terminal shows fewer columns.  What is wrong follows the table, a line each.
     """,

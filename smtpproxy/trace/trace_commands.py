@@ -89,7 +89,7 @@ _last = click.option(
 _html = partial(click.option, "--html", "page", type=click.Path(path_type=Path), metavar="FILE")
 
 
-@click.group()
+@click.group(short_help="Read what `smtpproxy run --trace DIR` has recorded.")
 def trace() -> None:
     """Read what `smtpproxy run --trace DIR` has recorded.
 
@@ -184,13 +184,14 @@ def _with_progress(reader: TraceReader, found: Iterator[Read]) -> Iterator[Read]
 
 
 @trace.command(
+    short_help="Show statistics of all sessions, or of those that options choose.",
     epilog="""
     \b
     Examples:
       smtpproxy trace stats -d /var/log/smtpproxy --since 2026-11-24 --until 2026-11-25
       smtpproxy trace stats -d /var/log/smtpproxy --address 192.0.2.7 --html stats.html
       smtpproxy trace stats -d /var/log/smtpproxy --json | jq '.verbs[] | {verb, p95_s}'
-    """
+    """,
 )
 @_directory
 @filter_options
@@ -245,12 +246,13 @@ def _write_page(path: Path, page: str) -> None:
 
 
 @trace.command(
+    short_help="Show the dialogue of SESSION, both sides on one time line.",
     epilog="""
     \b
     Examples:
       smtpproxy trace show -d /var/log/smtpproxy 53b4b0-1
       smtpproxy trace show -d /var/log/smtpproxy 53b4b0-1 --json > session.jsonl
-    """
+    """,
 )
 @_directory
 @click.argument("session")
@@ -272,12 +274,13 @@ def show(directory: Path, session: str, as_json: bool) -> None:
 
 
 @trace.command(
+    short_help="Print each exchange as it is recorded, until interrupted.",
     epilog="""
     \b
     Examples:
       smtpproxy trace follow -d /var/log/smtpproxy --text joe@example.org
       smtpproxy trace follow -d /var/log/smtpproxy --pcapng - | wireshark -k -i -
-    """
+    """,
 )
 @_future_directory
 @click.option("--text", help="Only lines that contain this.")
