@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from smtpproxy.text.console import PIPED_WIDTH, Terminal
+from smtpproxy.text.styled_lines import width_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +49,11 @@ def _table(
     table = Table(box=None, pad_edge=False, header_style="bold")
     for number in sorted(shown):
         column = columns[number]
+        whole = max(width_of(str(text)) for text in (column.name, *(row[number] for row in rows)))
         table.add_column(
             column.name,
             no_wrap=not column.folds,
+            min_width=None if column.folds else whole,  # else the minimum is the longest word
             overflow="fold",
             justify="right" if column.is_number else "left",
         )
