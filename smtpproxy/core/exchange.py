@@ -53,7 +53,11 @@ class Exchange:
     line: bytes
     """The command line with its line end, secrets redacted; empty for content."""
     octets: int
-    """The size of its content or BDAT payload, without the end of data."""
+    """The size of the content or BDAT payload that came before its reply, without the end of data.
+
+    A client may announce any size with BDAT.  For a BDAT that was not forwarded it is 0, since the
+    payload is discarded.
+    """
     refusal: bytes
     """The proxy's own reply in place of the backend's; else empty."""
     reply: bytes
@@ -229,7 +233,7 @@ class Exchange:
 
 
 ContentObserver = Callable[[Exchange, bytes, bytes], None]
-"""Gets content and payload, end of data included, except that after BDAT payload.
+"""Gets content and payload up to the reply, end of data included, except that after BDAT payload.
 
 Its arguments are the exchange, the octets as sent to the backend, and as received.
 """

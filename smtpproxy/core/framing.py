@@ -86,7 +86,7 @@ class Framer:
     mode: int
     """How the next octets are read; CLOSED until the reply to `gate`."""
     payload: int
-    """How many octets of a BDAT payload are still expected."""
+    """How many octets of the last BDAT's payload are still expected."""
     pipelined: int
     """How many commands were framed before the previous reply was flushed."""
     queue: list[Exchange]
@@ -233,22 +233,19 @@ class Framer:
         self._content = Content(self._policy.bare_newlines)
         self.table = self._policy.chunk_table
 
-    def open_payload(self, size: int) -> None:
-        """Read the next `size` octets as a BDAT payload, then command lines."""
-        self.payload = size
+    def open_payload(self) -> None:
+        """Read the next octets as the payload of the last BDAT, then command lines."""
         if not self.amid_chunks:
-            self.mode = PAYLOAD if size else COMMANDS
+            self.mode = PAYLOAD if self.payload else COMMANDS
             return
         self.mode = CHUNK
-        if not size:
+        if not self.payload:
             self._stream_chunk(b"", 0, 0.0)
 
-    def skip_payload(self, size: int) -> None:
-        """Discard the next `size` octets, the payload of a refused BDAT, then read commands."""
-        self.last = self.gate
+    def skip_payload(self) -> None:
+        """Discard the payload of the last BDAT, which is refused, then read command lines."""
         self.open_commands()
-        self.payload = size
-        if size:
+        if self.payload:
             self.mode = SKIPPED_PAYLOAD
 
     def open_auth_data(self) -> None:
@@ -342,7 +339,7 @@ class Framer:
             exchange = Exchange(verb, line, now)
             exchange.bare_lf = not octets.endswith(b"\r\n", position, end)
             if verb.role == verbs.BDAT:
-                exchange.octets = lines.bdat_size(line)
+                self.payload = lines.bdat_size(line)
         except ClientViolation as violation:
             forbidden = verbs.FORBIDDEN.get(lines.first_word(octets, position))
             if forbidden is not None:  # even if its line is malformed
@@ -392,6 +389,7 @@ class Framer:
         assert content is not None
         payload = octets[position : position + self.payload]
         self.payload -= len(payload)
+        chunk.octets += len(payload)
         over = not self.payload
         last = over and chunk.ends_message
         out, end = content.receive_payload(payload), b""
@@ -434,6 +432,7 @@ class Framer:
     def _stream_payload(self, octets: bytes, position: int, now: float) -> int:  # noqa: ARG002
         """Forward a BDAT payload unchanged; only its octets are counted (RFC 3030 section 2)."""
         payload = octets[position : position + self.payload]
+        self.last.octets += len(payload)
         self.send_backend(payload)
         if self._watch is not None:
             self._watch(self.last, payload, payload)

@@ -289,11 +289,11 @@ class Pipeline:
 
     def _forward(self, exchange: Exchange, now: float) -> None:
         self.in_flight.append(exchange)
-        exchange.sent = 0.0 if exchange.octets else now  # BDAT: set after its payload
         role = exchange.verb.role
         if role == verbs.BDAT:
             self._forward_chunk(exchange, now)
             return
+        exchange.sent = now
         line = exchange.line
         self.send_backend(self.ehlo.begin(line, now) if role in _HELLO else line)
         if exchange.verb.secret:
@@ -303,12 +303,13 @@ class Pipeline:
         framer = self.framer
         if framer.amid_chunks:
             chunk.verb = verbs.CONTENT_CHUNK_ROW
-            chunk.sent = 0.0
             chunk.replace_reply(framer.chunk_refusal)  # mostly none
         else:
             self.send_backend(chunk.line)
-        self.transaction.add_chunk(chunk.octets)
-        framer.open_payload(chunk.octets)
+            if not framer.payload:
+                chunk.sent = now  # else it is set after the payload
+        self.transaction.add_chunk(framer.payload)
+        framer.open_payload()
         framer.frame_waiting(now)
         if framer.content_over:
             self._end_content(now)
@@ -378,7 +379,7 @@ class Pipeline:
             exchange.closes = True
             self._settle(exchange, exchange.refusal, int(exchange.refusal[:3]), now)
         elif len(self.in_flight) > 1 or not self.matcher.reader.unread:
-            if exchange.verb.role == verbs.BDAT and exchange.is_content_chunk:
+            if exchange.is_content_chunk:
                 self._end_chunk(exchange, now)
             else:
                 exchange.sent = now
@@ -604,7 +605,7 @@ class Pipeline:
         elif code == 334:
             self.framer.open_auth_data()
         elif role == verbs.BDAT:  # refused here
-            self.framer.skip_payload(self.framer.gate.octets)
+            self.framer.skip_payload()
         else:
             self.framer.open_commands()
 

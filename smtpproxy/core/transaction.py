@@ -156,7 +156,7 @@ class Transaction:
         session ends.  If a chunk that makes the message too big were left out, a later chunk would
         complete a different message.
         """
-        closes, octets = True, self.chunk_octets + chunk.octets
+        closes, octets = True, self.chunk_octets + lines.bdat_size(chunk.line)
         if not extensions.chunking and policy.early_pipelining:
             why, reply, shown = "bdat_not_offered", replies.BDAT_NOT_OFFERED_NOW, chunk.line
             closes = False

@@ -192,7 +192,7 @@ FIELDS: Final = {
     "attempt": Field(
         ("whole number",), "The number of this refusal among those of its kind in the session."
     ),
-    "size_bytes": Field(("whole number",), "Bytes of message content, dots unstuffed."),
+    "size_bytes": Field(("whole number",), "Bytes of message content received, dots unstuffed."),
     "reply": Field(("text",), "The reply that the client got."),
     "duration_s": Field(("number",), "Seconds from start to end."),
     "groups": Field(("list of whole numbers",), "Commands in each pipelined group of the message."),
@@ -226,7 +226,7 @@ FIELDS: Final = {
         ("text",),
         "The verb in capitals, or end_of_data, auth_line, greeting, unsolicited, malformed.",
     ),
-    "content_bytes": Field(("whole number",), "Bytes of message content or BDAT payload."),
+    "content_bytes": Field(("whole number",), "Bytes of message content or BDAT payload received."),
     "queued_s": Field(
         (
             "number",

@@ -20,6 +20,7 @@ from smtpproxy.trace.records import (
     Opened,
     Record,
     Step,
+    announced_bytes,
     is_content_chunk,
 )
 
@@ -200,7 +201,7 @@ class _Legs:
         chunks = [each for each in exchanges if each.verb == "BDAT"]
         room = self._filler // max(1, len(chunks))
         partly = [each for each in chunks if each.content_cut or not each.content]
-        self._filler -= sum(min(each.content_bytes, room) for each in partly)
+        self._filler -= sum(min(announced_bytes(each), room) for each in partly)
         for at, inside, from_client, octets in sorted(
             _payloads(exchanges, room), key=lambda said: said[0]
         ):
@@ -297,7 +298,7 @@ def _payload_octets(exchange: Exchanged, room: int) -> bytes:
     content = octets_of(exchange.content)
     if content and not exchange.content_cut:
         return content
-    size = min(exchange.content_bytes, max(len(content), room))
+    size = min(announced_bytes(exchange), max(len(content), room))
     return content.ljust(size, b"-")[:size]
 
 

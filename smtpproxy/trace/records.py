@@ -20,6 +20,8 @@ import msgspec
 from msgspec import Meta, Struct
 from msgspec.structs import replace
 
+from smtpproxy.core.lines import bdat_size
+from smtpproxy.core.violations import ClientViolation
 from smtpproxy.text.escaping import (
     expanded,
     octets_of,
@@ -196,7 +198,7 @@ class Exchanged(Struct, tag_field="what", tag="exchange", omit_defaults=True, gc
     pipelined: bool = False
     """The command came before the reply to the one before: a round trip was saved."""
     content_bytes: Count = 0
-    """Bytes of message content or BDAT payload."""
+    """Bytes of message content or BDAT payload received before the reply."""
     sha256: Name = ""
     """The SHA-256 of the first bytes of the content, in hexadecimal."""
     digested_bytes: Count = 0
@@ -224,6 +226,14 @@ def is_content_chunk(exchange: Exchanged) -> bool:
     if exchange.verb != "BDAT" or exchange.sent or not exchange.content_bytes:
         return False
     return 200 <= exchange.code < 300
+
+
+def announced_bytes(exchange: Exchanged) -> int:
+    """Return the size of content, or the one that a BDAT announces: less may have come."""
+    try:
+        return bdat_size(octets_of(exchange.command) + b"\r\n")
+    except ClientViolation:
+        return exchange.content_bytes
 
 
 class Gap(Struct, tag_field="what", tag="gap", omit_defaults=True):

@@ -16,7 +16,7 @@ from smtpproxy.core.violations import BackendViolation
 from smtpproxy.log.verb_name import END_OF_DATA
 from smtpproxy.text.escaping import octets_of, text_of
 from smtpproxy.trace.reader import RecordedSession
-from smtpproxy.trace.records import Exchanged
+from smtpproxy.trace.records import Exchanged, announced_bytes
 
 REPLY_LIMIT_S = 300.0
 """The time limit for the connection and for each reply; also the longest pause."""
@@ -152,8 +152,9 @@ class _Player:
     async def _play_group(self, group: list[Exchanged]) -> bool:
         """Send a group and read its replies; return whether the replay can continue."""
         for each in group:
-            if each.content_bytes > CONTENT_BYTES:
-                self._result.stopped = f"content of {each.content_bytes} bytes is too long"
+            size = announced_bytes(each)
+            if size > CONTENT_BYTES:
+                self._result.stopped = f"content of {size} bytes is too long"
                 return False
         sending = asyncio.create_task(self._send(group))
         try:
@@ -214,8 +215,9 @@ def played_pieces(exchange: Exchanged) -> Iterator[bytes]:
     line = octets_of(exchange.command) + end if exchange.command else b""
     content = octets_of(exchange.content_received or exchange.content)
     if exchange.verb == "BDAT":
-        yield line + content[: exchange.content_bytes]
-        yield from _filler(exchange.content_bytes - len(content))
+        size = announced_bytes(exchange)
+        yield line + content[:size]
+        yield from _filler(size - len(content))
     elif exchange.verb != END_OF_DATA:
         yield line
     elif content and not exchange.content_cut:

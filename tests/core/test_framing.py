@@ -143,18 +143,19 @@ def test_an_end_of_data_that_is_none_is_taken_once() -> None:
 def test_payload_is_counted() -> None:
     framing = Framing()
     framing.receive(b"BDAT 7\r\n.\r\nRS\r\nNOOP\r\n")
-    assert framing.framer.queue[0].octets == 7
-    framing.framer.open_payload(7)
+    assert framing.framer.payload == 7
+    framing.framer.open_payload()
     framing.framer.frame_waiting(3.0)
     assert framing.sent == [b".\r\nRS\r\n"]
     assert framing.queued[1:] == [b"NOOP\r\n"]
     assert framing.framer.payload == 0
+    assert framing.framer.queue[0].octets == 7
 
 
 def test_payload_is_passed_on_as_it_comes() -> None:
     framing = Framing()
     framing.receive(b"BDAT 3\r\n")
-    framing.framer.open_payload(3)
+    framing.framer.open_payload()
     for octets in (b"a", b"\r", b"\nRSET\r\n"):
         assert not framing.framer.content_over
         framing.receive(octets)
@@ -166,7 +167,7 @@ def test_payload_is_passed_on_as_it_comes() -> None:
 def test_payload_of_nothing_lets_commands_follow() -> None:
     framing = Framing()
     framing.receive(b"BDAT 0\r\nNOOP\r\n")
-    framing.framer.open_payload(0)
+    framing.framer.open_payload()
     framing.framer.frame_waiting(3.0)
     assert framing.sent == []
     assert framing.queued[1:] == [b"NOOP\r\n"]

@@ -437,3 +437,34 @@ def test_at_level_debug_each_exchange_is_logged() -> None:
     auth, noop = lines[-3:-1]
     assert (auth["verb"], auth["command"], auth["reply"]) == ("AUTH", "AUTH PLAIN *", "235 *")
     assert (auth["backend_s"], noop["backend_s"], noop["held_s"]) == (0.25, 0.25, 0.0)
+
+
+@pytest.mark.parametrize("extension", ["CHUNKING", "8BITMIME"], ids=["BDAT", "DATA"])
+@pytest.mark.parametrize(("came", "size"), [("", 0), ("ab", 4)])
+def test_a_payload_that_is_cut_off_counts_as_what_came_of_it(
+    extension: str, came: str, size: int
+) -> None:
+    """A client may announce any size."""
+    logged = Logged(add_chunking=True)
+    logged.sends("EHLO x")
+    logged.says(f"250-mx\r\n250 {extension}")
+    logged.sends("MAIL FROM:<a@x>", "RCPT TO:<b@y>", "BDAT 99999999999999999999")
+    logged.says("250 a", "250 b", *["354 go"][: extension != "CHUNKING"])
+    if came:
+        logged.sends(came)
+    logged.pipeline.client_lost(13.0)
+    logged.close()
+    abandoned, _ = logged.lines
+    assert (abandoned["event"], abandoned["size_bytes"]) == ("message_abandoned", size)
+
+
+def test_the_payload_of_a_refused_chunk_does_not_count() -> None:
+    logged = Logged(add_chunking=True)
+    logged.sends("EHLO x")
+    logged.says("250 mx")
+    logged.sends("MAIL FROM:<a@x>", "RCPT TO:<b@y>", "BDAT 99999999999999999999")
+    logged.says("250 a", "250 b", "452 full")
+    logged.sends("text")
+    logged.close()
+    refused, _ = logged.lines
+    assert (refused["event"], refused["size_bytes"]) == ("message_refused", 0)

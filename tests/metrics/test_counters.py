@@ -113,6 +113,17 @@ def test_chunks_that_become_content_count_as_sent_and_only_the_last_waits_for_th
     assert 2000 < numbers(counters, definitions.BYTES)[*NAMES, "backend", "out"] < 2100
 
 
+def test_payload_that_a_client_only_announces_does_not_count() -> None:
+    counters = MetricCounters()
+    session = Watched(counters)
+    session.sends("EHLO x")
+    session.says("250-mx\r\n250 CHUNKING")
+    session.sends("MAIL FROM:<a@x>", "RCPT TO:<b@y>", "BDAT 99999999999999999999", "ab")
+    session.says("250 a", "250 b")
+    session.pipeline.client_lost(session.now)
+    assert numbers(counters, definitions.CONTENT_BYTES) == {NAMES: 4}
+
+
 def test_refused_authentication_counts_wherever_the_exchange_ends() -> None:
     counters = MetricCounters()
     session = Watched(counters)

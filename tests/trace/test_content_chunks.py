@@ -9,7 +9,7 @@ import msgspec
 from smtpproxy.core.policy import SessionPolicy
 from smtpproxy.text.escaping import octets_of
 from smtpproxy.trace.content_capture import CaptureMode
-from smtpproxy.trace.pcapng import _payloads
+from smtpproxy.trace.pcapng import _payloads, client_octets
 from smtpproxy.trace.reader import TraceReader
 from smtpproxy.trace.records import Exchanged, decode
 from smtpproxy.trace.replay import played_pieces
@@ -109,3 +109,25 @@ def test_an_empty_chunk_is_drawn_as_no_content(tmp_path: Path) -> None:
     rows = rows_of(TraceReader(tmp_path).session(name))
     content = [label.long for row in rows for label in row.to_mta if label.short == "content"]
     assert content == ["content, 4 bytes", "content, 3 bytes"]
+
+
+def test_a_refused_chunk_is_played_and_exported_with_the_payload_that_it_announces(
+    tmp_path: Path,
+) -> None:
+    """None of it is counted, as the client may announce any size, but the next command follows."""
+    traced = Traced(tmp_path)
+    session = Watched(traced.trace, policy=SessionPolicy(add_chunking=True))
+    session.sends("EHLO x")
+    session.says("250 mx")
+    session.sends("MAIL FROM:<a@x>", "RCPT TO:<b@y>", "BDAT 4", "ab")
+    session.says("250 a", "250 b", "452 full")
+    session.sends("MAIL FROM:<a@x>", "BDAT 99999999999999999999")
+    session.says("250 a", "452 full")
+    session.close()
+    lines = map(msgspec.json.encode, traced.records())
+    found = [each for each in map(decode, lines) if isinstance(each, Exchanged)]
+    four, endless = [each for each in found if each.verb == "BDAT"]
+    assert (four.content_bytes, endless.content_bytes) == (0, 0)
+    assert b"".join(played_pieces(four)) == b"BDAT 4\r\nxxxx"
+    assert client_octets(four) == b"BDAT 4\r\n----"
+    assert len(client_octets(endless, 100)) == len("BDAT 99999999999999999999\r\n") + 100

@@ -383,7 +383,7 @@ class TestBounds:
         assert (file.parent / "x").stat().st_size < 200 << 20
 
     async def test_content_of_a_size_that_cannot_be_is_not_played(self, file: Path) -> None:
-        big = EXCHANGE | {"verb": "BDAT", "command": "BDAT 9", "content_bytes": 50_000_000_000}
+        big = EXCHANGE | {"verb": "BDAT", "command": "BDAT 50000000000"}
         file.write_bytes(lines(OPENED, CONNECTED, EXCHANGE, big | {"framed": 2.5}, CLOSED))
         async with LegacyMTA() as mta:
             address = trace_commands.parse_server(mta.address)
