@@ -430,12 +430,17 @@ class Framer:
                 self.last.problem = self.last.problem or problem
 
     def _stream_payload(self, octets: bytes, position: int, now: float) -> int:  # noqa: ARG002
-        """Forward a BDAT payload unchanged; only its octets are counted (RFC 3030 section 2)."""
+        """Forward a BDAT payload unchanged; only its octets are counted (RFC 3030 section 2).
+
+        A backend may refuse the chunk before.  Observers have seen the chunk then, and get no more.
+        """
+        chunk = self.last
         payload = octets[position : position + self.payload]
-        self.last.octets += len(payload)
         self.send_backend(payload)
-        if self._watch is not None:
-            self._watch(self.last, payload, payload)
+        if not chunk.code:
+            chunk.octets += len(payload)
+            if self._watch is not None:
+                self._watch(chunk, payload, payload)
         self.payload -= len(payload)
         if not self.payload:
             self.mode = COMMANDS

@@ -458,6 +458,21 @@ def test_a_payload_that_is_cut_off_counts_as_what_came_of_it(
     assert (abandoned["event"], abandoned["size_bytes"]) == ("message_abandoned", size)
 
 
+def test_a_chunk_may_be_refused_amid_its_payload() -> None:
+    logged = Logged()
+    logged.sends("EHLO x")
+    logged.says("250-mx\r\n250 CHUNKING")
+    logged.sends("MAIL FROM:<a@x>", "RCPT TO:<b@y>", "BDAT 8 LAST", "ab")
+    logged.says("250 a", "250 b", "552 too big")
+    logged.sends("cd")
+    logged.sends("RSET")
+    logged.says("250 reset")
+    logged.close()
+    refused, closed = logged.lines
+    assert (refused["event"], refused["size_bytes"]) == ("message_refused", 4)
+    assert closed["reason"] == "client_closed"
+
+
 def test_the_payload_of_a_refused_chunk_does_not_count() -> None:
     logged = Logged(add_chunking=True)
     logged.sends("EHLO x")

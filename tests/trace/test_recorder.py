@@ -221,6 +221,18 @@ class TestContent:
         *_, first, second = exchanges(traced.records())
         assert (first["content"], second["content"]) == ("abc", "de")
 
+    def test_payload_after_a_refusal_is_not_that_of_the_next_chunk(self, tmp_path: Path) -> None:
+        traced = Traced(tmp_path, kept=CaptureMode.FULL, most=4096)
+        session = Watched(traced.trace)
+        session.sends("EHLO x")
+        session.says("250-mx\r\n250 CHUNKING")
+        session.pipeline.client_received(b"BDAT 3\r\na", 20.0)
+        session.says("552 too big")
+        session.pipeline.client_received(b"bcBDAT 2 LAST\r\nde", 21.0)
+        session.says("250 2")
+        *_, first, second = exchanges(traced.records())
+        assert (first["content"], second["content"]) == ("a", "de")
+
     def test_content_cut_short_is_reported(self, tmp_path: Path) -> None:
         traced = Traced(tmp_path, kept=CaptureMode.FULL, most=4096)
         session = Watched(traced.trace)
