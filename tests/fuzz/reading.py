@@ -163,10 +163,28 @@ def is_last_chunk(line: bytes) -> bool:
 
 
 def declared_size(line: bytes) -> int:
-    """Return the SIZE parameter of MAIL, or 0."""
-    words = [word.upper() for word in line[line.rfind(b">") + 1 :].rstrip(b"\r\n").split(b" ")[1:]]
-    sizes = [word[5:] for word in words if re.fullmatch(rb"SIZE=[0-9]{1,20}", word)]
-    return int(sizes[0]) if sizes else 0
+    """Return the largest SIZE parameter of MAIL; 0 if there is none, or the path has no end."""
+    path = line.partition(b":")[2].lstrip(b" ")
+    end = _end_of_path(path) if path.startswith(b"<") else 0
+    if end < 0:
+        return 0
+    words = path[end:].rstrip(b"\r\n").upper().split(b" ")[1:]
+    return max((int(word[5:]) for word in words if re.fullmatch(rb"SIZE=[0-9]+", word)), default=0)
+
+
+def _end_of_path(path: bytes) -> int:
+    """Return where a path in angle brackets ends; -1 if nowhere."""
+    quoted = escaped = False
+    for at, octet in enumerate(path):
+        if escaped:
+            escaped = False
+        elif octet == ord("\\"):
+            escaped = quoted
+        elif octet == ord('"'):
+            quoted = not quoted
+        elif octet == ord(">") and not quoted:
+            return at + 1
+    return -1
 
 
 # --- content --------------------------------------------------------------------------------------
