@@ -43,6 +43,16 @@ async def greeted(one: Client, header: bytes = b"") -> None:
     assert await one.reply() == b"220 mx"
 
 
+async def deliver_after_header(stage: Stage, port: int, tlvs: ProxyTlvs, *, implicit: bool) -> None:
+    """Deliver a message after a header, which implicit TLS follows if it is asked for."""
+    async with client(port) as one:
+        one.writer.write(make_v2(FRONT, tlvs))
+        if implicit:
+            await one.writer.start_tls(stage.client_context, server_hostname="mx.example")
+        await greeted(one)
+        await deliver(one)
+
+
 def from_header(line: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in line.items() if name.startswith("forwarded_")}
 
@@ -140,12 +150,7 @@ async def test_what_the_proxy_in_front_says_is_passed_on(stage: Stage, *, implic
     """TLS with the proxy in front is not the client's."""
     stage.backend.owed_header = V2_HEADER
     port = await stage.start(f"{IMPLICIT if implicit else ''}\n{FROM_A_PROXY}", PROXY_V2)
-    async with client(port) as one:
-        one.writer.write(make_v2(FRONT, TOLD))
-        if implicit:
-            await one.writer.start_tls(stage.client_context, server_hostname="mx.example")
-        await greeted(one)
-        await deliver(one)
+    await deliver_after_header(stage, port, TOLD, implicit=implicit)
     assert sent(stage) == TOLD
 
 
@@ -154,11 +159,7 @@ async def test_a_proxy_in_front_that_knows_no_tls_has_passed_it_through(
 ) -> None:
     stage.backend.owed_header = V2_HEADER
     port = await stage.start(f"{IMPLICIT}\n{FROM_A_PROXY}", PROXY_V2)
-    async with client(port) as one:
-        one.writer.write(make_v2(FRONT, ProxyTlvs(unique_id=b"id-of-front")))
-        await one.writer.start_tls(stage.client_context, server_hostname="mx.example")
-        await greeted(one)
-        await deliver(one)
+    await deliver_after_header(stage, port, ProxyTlvs(unique_id=b"id-of-front"), implicit=True)
     told = sent(stage)
     assert (told.authority, told.unique_id) == (b"mx.example", b"id-of-front")
     assert told.ssl is not None
