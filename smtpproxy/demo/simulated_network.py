@@ -102,7 +102,7 @@ class SimulatedLink:
     async def _connect(self) -> None:
         try:
             async with asyncio.timeout(CONNECT_DEADLINE_S + self._delay_s):
-                await asyncio.sleep(self._delay_s)
+                await asyncio.sleep(self._delay_s)  # connecting is delayed as each chunk is
                 await self._loop.create_connection(lambda: self.far, *self._target)
         except (OSError, TimeoutError):
             self.abort()

@@ -54,7 +54,9 @@ class TcpServer:
         """Stop listening, and abort the connections that are still open."""
         if self._server is None:
             return
-        for _ in range(TURNS_TO_OPEN):  # closing during an accept would leave it half open
+        # A connection that is being accepted is open after these iterations; no event reports that
+        # there is none.  Closing during an accept would leave it half open.
+        for _ in range(TURNS_TO_OPEN):
             await asyncio.sleep(0)
         self._server.close()
         for each in self._accepted:

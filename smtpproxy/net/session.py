@@ -179,7 +179,7 @@ class Session:
                 self.listener_context.timeouts.watch_held(self)
             if self.client_paused:
                 self._regulate()
-        except Exception as error:  # noqa: BLE001  the outermost callback: no caller could close
+        except Exception as error:  # noqa: BLE001  as in `finish`; hot path (bench S2): no closure
             self._break_down(error, now)
         if pipeline.ended:
             self._end(now)
@@ -259,7 +259,7 @@ class Session:
                 self._note_mistaken_end()
             if pipeline.full:
                 self._regulate()
-        except Exception as error:  # noqa: BLE001  the outermost callback: no caller could close
+        except Exception as error:  # noqa: BLE001  as in `finish`; hot path (bench S2): no closure
             self._break_down(error, now)
         if pipeline.ended:
             self._end(now)

@@ -68,7 +68,8 @@ def begin(
             await _drain(transport, waiting)
             shaking = loop.create_task(start(), name="TLS")
             try:
-                # After one iteration, the loop's TLS has taken over the transport.
+                # `start` runs in this iteration of the loop; after it, the loop's TLS has taken
+                # over the transport, and `waiting` gets nothing more.
                 await asyncio.sleep(0)
                 octets = waiting.take()
                 if octets and early is None:

@@ -168,7 +168,7 @@ class ServerSelection:
             elif error.errno not in OUR_OWN:
                 self._listener_context.servers.failed(server, why)
             session.give_up_server(why)
-        except Exception as error:  # noqa: BLE001  nobody waits for this task
+        except Exception as error:  # noqa: BLE001  nothing awaits this task
             self._connecting = None
             session.break_down(error)
         else:
