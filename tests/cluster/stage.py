@@ -245,7 +245,7 @@ class Stage:
 async def stage(directory: Path) -> AsyncIterator[Stage]:
     """Start everything, and wait until leases are granted."""
     with ExitStack() as stack:
-        hub, machines = _networks(stack, f"smtpproxy-cluster{os.getpid()}")
+        hub, machines = _networks(stack, "smtpproxy-cluster")
         clock = OtherClock(directory)
         clock.skew(0)
         store = RedisServer(

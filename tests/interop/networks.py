@@ -4,6 +4,7 @@ The proxy's is the router between the two networks of the others; all have IPv4 
 outside of the namespaces is touched.
 """
 
+import os
 import shlex
 import shutil
 import subprocess
@@ -92,7 +93,11 @@ def networks(name: str) -> Iterator[Networks]:
 
 @contextmanager
 def make_namespace(name: str) -> Iterator[Machine]:
-    """Make a namespace with its loopback, and remove it at the end."""
+    """Make a namespace with its loopback, and remove it at the end.
+
+    Other processes that run the same test have others of that name.
+    """
+    name = f"{name}-{os.getpid()}"
     try:
         _ip("netns", "add", name)
     except AssertionError as error:

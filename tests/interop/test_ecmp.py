@@ -4,7 +4,6 @@ The router, each proxy and the client are network namespaces. The sessions stay 
 is added to the router's routes, and while one is taken away.
 """
 
-import os
 import subprocess
 import sys
 from collections import Counter
@@ -15,10 +14,10 @@ from typing import Self
 
 import pytest
 
-from tests.interop.networks import Machine
+from tests.interop.networks import Machine, make_namespace
 from tests.support.processes import Process
 from tests.support.program import SMTPPROXY
-from tests.support.programs import command, require_root, unavailable
+from tests.support.programs import require_root, unavailable
 
 ADDRESS = "198.51.100.25"
 SESSIONS = 60
@@ -47,19 +46,13 @@ class Router:
     """The router, its proxies, and the client's sessions.
 
     Args:
-        name: The start of the namespaces' names.
+        machines: The client, the router and the proxies.
         kind: The kind of the group of routes; none for the plain hash.
     """
 
-    def __init__(self, name: str, kind: Sequence[str]) -> None:
+    def __init__(self, machines: Sequence[Machine], kind: Sequence[str]) -> None:
         self._kind = kind
-        self.client, self.router, *self.proxies = (
-            Machine(f"{name}-{each}") for each in ("client", "router", "mx1", "mx2", "mx3")
-        )
-
-    @property
-    def machines(self) -> list[Machine]:
-        return [self.client, self.router, *self.proxies]
+        self.client, self.router, *self.proxies = machines
 
     def connect(self) -> None:
         """Connect the machines, and route the address to the first two proxies."""
@@ -90,17 +83,13 @@ class Router:
 
 
 @contextmanager
-def routed(name: str, kind: Sequence[str], directory: Path) -> Iterator[Router]:
+def routed(kind: Sequence[str], directory: Path) -> Iterator[Router]:
     """Run three proxies, of which the router uses two."""
     require_root("a network of namespaces")
-    router = Router(name, kind)
     with ExitStack() as end:
-        for machine in router.machines:
-            add = [command("ip", "iproute2"), "netns", "add", machine.name]
-            if subprocess.run(add, capture_output=True, check=False).returncode:
-                unavailable("network namespaces are not available here")
-            end.callback(subprocess.run, [*add[:2], "del", machine.name], check=True)
-            machine.run("ip", "link", "set", "lo", "up")
+        names = ("client", "router", "mx1", "mx2", "mx3")
+        made = [end.enter_context(make_namespace(f"smtpproxy-ecmp-{each}")) for each in names]
+        router = Router(made, kind)
         try:
             router.connect()
         except AssertionError as error:
@@ -159,8 +148,7 @@ def test_resilient_hashing_keeps_the_sessions_of_proxies_that_stay(
     kind: Sequence[str], tmp_path: Path
 ) -> None:
     """And a plain hash does not, so that the test would notice."""
-    name = f"ecmp{os.getpid()}{'r' if kind else 'p'}"
-    with routed(name, kind, tmp_path) as router, Sessions(router) as sessions:
+    with routed(kind, tmp_path) as router, Sessions(router) as sessions:
         before = sessions.ask()
         assert lost(before) == 0
         assert {proxy for proxy, _ in before} == {"mx1", "mx2"}

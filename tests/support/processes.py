@@ -11,13 +11,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import IO, Any, Self, TypeVar
 
 from tests.support.preloaded import Preloaded
 
 START_S = 20.0
-STOP_S = 10.0
+STOP_S = 20.0
 POLL_S = 0.01
 
 T = TypeVar("T")
@@ -39,16 +40,22 @@ def eventually(attempt: Callable[[], T | None], what: str, timeout_s: float = ST
     return result
 
 
+_PORTS = 1000
+"""How many ports the part of a process has."""
+_OFFSETS = cycle(random.sample(range(_PORTS), _PORTS))
+
+
 def free_port() -> int:
     """Return a TCP port of 127.0.0.1 on which no process listens.
 
     For programs that cannot choose one themselves. It lies below the range from which the kernel
     takes the ports of outgoing connections, and each of several processes that run the tests
-    (`gw0`, `gw1` and so on) has its own part, so nothing else picks it before the program does.
+    (`gw0`, `gw1` and so on) has its own part, of which each port is returned once before any is
+    again: so nothing else picks it before the program does.
     """
     part = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 12
     while True:
-        port = 20000 + part * 1000 + random.randrange(1000)
+        port = 20000 + part * _PORTS + next(_OFFSETS)
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
