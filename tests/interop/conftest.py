@@ -15,6 +15,7 @@ from tests.interop.stage import Stage
 from tests.interop.stage import keys as made_keys
 from tests.interop.stage import stage as running_stage
 from tests.interop.tap import Tap
+from tests.support.processes import free_port
 from tests.support.programs import command
 
 FLAGS = (
@@ -93,7 +94,8 @@ def browser_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdri
     for flag in (*FLAGS.split(), f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    service = webdriver.ChromeService(command("chromedriver", "chromium-driver"))
+    program = command("chromedriver", "chromium-driver")
+    service = webdriver.ChromeService(program, port=free_port())
     driver = webdriver.Chrome(options=options, service=service)
     yield driver
     driver.quit()

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from smtpproxy.demo.legacy import LegacyMTA
-from tests.support.processes import eventually
+from tests.support.processes import eventually, free_port
 from tests.support.program import Program, send
 from tests.support.scrape import scrape, total
 
@@ -64,8 +64,9 @@ def snapshot(address: str) -> dict[str, float]:
 
 class TestReload:
     def test_the_address_moves_and_viewers_are_disconnected(self, run: Run, file: File) -> None:
-        program = run("-c", file.write('address = "127.0.0.1:0"'))
-        old = program.event("admin_listening")["address"]
+        old = f"127.0.0.1:{free_port()}"
+        program = run("-c", file.write(f'address = "{old}"'))
+        assert program.event("admin_listening")["address"] == old
         program.port()
         viewer = http.client.HTTPConnection(old, timeout=10)
         viewer.request("GET", "/events")

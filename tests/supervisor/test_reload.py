@@ -13,7 +13,7 @@ import pytest
 import trustme
 
 from smtpproxy.demo.legacy import LegacyMTA
-from tests.support.processes import eventually
+from tests.support.processes import eventually, free_port
 from tests.support.program import Program, send
 
 Run = Callable[..., Program]
@@ -234,12 +234,12 @@ def test_the_mode_of_a_unix_socket_follows_the_settings(
 
 
 def test_listeners_can_be_added_and_removed(run: Run, file: File, tmp_path: Path) -> None:
-    path = tmp_path / "s"
-    file.write(f"unix:{path}", "127.0.0.1:0")
+    path, port = tmp_path / "s", free_port()
+    file.write(f"unix:{path}", f"127.0.0.1:{port}")
     program = run("-c", file.path)
     assert program.event("listening")["address"] == f"unix:{path}"
-    port = program.port()
-    file.write("[::1]:0", "127.0.0.1:0")
+    assert program.port() == port
+    file.write("[::1]:0", f"127.0.0.1:{port}")
     program.signal(signal.SIGHUP)
     added = program.event("listening")["address"]
     assert added.startswith("[::1]:")

@@ -7,7 +7,6 @@ import os
 import signal
 import smtplib
 import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from smtpproxy.demo.legacy import LegacyMTA
 from smtpproxy.log import log
 from smtpproxy.worker.app import App
 from tests.support.processes import free_port
+from tests.support.program import SMTPPROXY
 
 
 @pytest.fixture
@@ -153,7 +153,7 @@ class Process:
 
     def __init__(self, backend: str) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "smtpproxy", "run", "-l", "127.0.0.1:0", "-b", backend],
+            [*SMTPPROXY, "run", "-l", f"127.0.0.1:{free_port()}", "-b", backend],
             stderr=subprocess.PIPE,
             text=True,
         )
