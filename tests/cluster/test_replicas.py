@@ -36,7 +36,7 @@ def start(run: Callable[..., Program], tmp_path: Path) -> Iterator[Start]:
         file.write_text(
             f'instance = "{name}"\n[listeners.smtp]\naddress = "127.0.0.1:0"\n'
             f"[backends.old]\nservers = {servers}\nretry_after = 0.1\n"
-            f"[limits]\nexempt = []\n{limits}\n[timeouts]\ngreeting = 2\n"
+            f"[limits]\nexempt = []\n{limits}\n[timeouts]\ngreeting = 4\n"
             f'[cluster]\nurl = "{server.url}"\nreplicas = 2\n'
         )
         return run("-c", file)

@@ -40,8 +40,8 @@ async def running(url: str, instance: str = "one", name: str = "c") -> AsyncIter
         await store.stop()
 
 
-async def until(reached: Callable[[], bool], limit_s: float = 10.0) -> None:
-    async with asyncio.timeout(limit_s):
+async def until(reached: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
         while not reached():
             await asyncio.sleep(0.01)
 
@@ -87,12 +87,9 @@ async def test_mail_waits_50_ms_for_a_stopped_server_and_then_not_at_all(
         began = time.monotonic()
         with pytest.raises(StoreAway):
             await store.run(ECHO, [], ["x"])
-        took = time.monotonic() - began
-        assert took < 1  # the heartbeat may have found it before
-        began = time.monotonic()
-        with pytest.raises(StoreAway):
-            await store.run(ECHO, [], ["x"])
-        assert time.monotonic() - began < LIMIT_S
+        assert time.monotonic() - began < 5  # on a busy machine
+        with pytest.raises(StoreAway):  # at the first step, without a wait
+            store.run(ECHO, [], ["x"]).send(None)
         server.go_on()
         await until(lambda: store.is_up)
         assert await echo(store, "x") == b"x"
@@ -169,7 +166,7 @@ async def test_each_replica_reads_what_all_publish(server: RedisServer) -> None:
         two.publish("sessions", lambda: {"open": 4})
         async with running(server.url, "three", name="other"):
             await until(lambda: one.is_up and two.is_up)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(20):
                 while len(records := await insist(one.replicas)) < 2:
                     await asyncio.sleep(0.01)
     assert [(each.instance, each.parts) for each in records] == [
@@ -184,7 +181,7 @@ async def test_a_replica_that_leaves_is_no_longer_listed(server: RedisServer) ->
     async with running(server.url, "one") as one:
         async with running(server.url, "two") as two:
             await until(lambda: one.is_up and two.is_up)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(20):
                 while len(await insist(one.replicas)) < 2:
                     await asyncio.sleep(0.01)
         await until(lambda: one.is_up)
