@@ -35,7 +35,7 @@ LISTENERS = {
 }
 CHECK = {b"EHLO proxy.example", b"QUIT"}
 """The proxy's own connection: it checks whether a failed server is up again."""
-LIMIT_S = 5
+LIMIT_S = 20
 """Longer than anything may be held for a lost client, so that no time limit frees it."""
 LIMITS = ("greeting", "command", "data", "content", "end_of_data", "client", "tls_handshake")
 
