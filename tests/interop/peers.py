@@ -245,7 +245,7 @@ _POSTSCREEN = {
 
 @contextmanager
 def postscreen() -> Iterator[Backend]:
-    """Run Postfix behind its postscreen, with all tests of the protocol, and PROXY headers owed.
+    """Run Postfix after its postscreen, with all tests of the protocol, and PROXY headers owed.
 
     A client that passes gets 450, and is let through when it comes back; its own networks (where
     the proxy is) are not tested.

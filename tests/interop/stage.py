@@ -40,7 +40,7 @@ class Stage:
         """Wait for the proxy's log line of a sender's message, and return it."""
 
         def look() -> dict[str, Any] | None:
-            entries = _log(self.proxy, "message_relayed")
+            entries = lines_of(self.proxy, "message_relayed")
             return next((entry for entry in entries if entry["sender"] == sender), None)
 
         return eventually(look, f"the event message_relayed of {sender}")
@@ -61,7 +61,7 @@ def keys() -> Iterator[Path]:
 def stage(
     backend: Callable[[], AbstractContextManager[Backend]], keys: Path, *, sealed: bool
 ) -> Iterator[Stage]:
-    """Run an MTA behind a tap behind the proxy."""
+    """Run the proxy in front of a tap in front of an MTA."""
     certificate = f'certificate = "{keys}/mx.pem"'
     listeners = [f'tls = "{way}"\n{certificate if way != "off" else ""}' for way in WAYS]
     trust = f'tls = "starttls"\nca_file = "{keys}/ca.pem"\nserver_name = "mx.example"'
@@ -74,7 +74,7 @@ def stage(
 
 def _assert_both_workers_served(proxy: Process) -> None:
     """Fail if of many sessions all were one worker's: an id begins with its worker's."""
-    sessions = [str(entry["session"]) for entry in _log(proxy, "session_closed")]
+    sessions = [str(entry["session"]) for entry in lines_of(proxy, "session_closed")]
     workers = {session.partition("-")[0] for session in sessions}
     assert len(workers) == 2 or len(sessions) < 30, f"{len(sessions)} sessions of {workers}"
 
@@ -112,11 +112,12 @@ def _running(listeners: int, *flags: str) -> Iterator[tuple[list[int], Process]]
 
 def _ports(process: Process, listeners: int) -> list[int] | None:
     process.check_alive()
-    addresses = [str(entry["address"]) for entry in _log(process, "listening")]
+    addresses = [str(entry["address"]) for entry in lines_of(process, "listening")]
     ports = [int(address.rpartition(":")[2]) for address in addresses]
     return ports if len(ports) == listeners else None
 
 
-def _log(process: Process, event: str) -> list[dict[str, Any]]:
+def lines_of(process: Process, event: str) -> list[dict[str, Any]]:
+    """Return the log lines of an event so far."""
     lines = re.findall(r"^\{.*\}$", process.printed(), re.MULTILINE)
     return [entry for entry in map(json.loads, lines) if entry["event"] == event]

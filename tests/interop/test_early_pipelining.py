@@ -61,7 +61,7 @@ def duration(connection: Connection) -> float:
 
 
 def test_exim_needs_two_waits_for_a_message_from_the_second_on() -> None:
-    """And 0.3 s for it, if the round trip takes 0.1 s; the first message takes 0.5 s."""
+    """And at least 0.3 s for it, if the round trip takes 0.1 s; the first message has four."""
     with (
         BACKENDS["opensmtpd"]() as mta,
         proxy_before(mta) as (port, tap),
@@ -81,7 +81,7 @@ def test_exim_needs_two_waits_for_a_message_from_the_second_on() -> None:
         for connection in early:
             assert waits(connection) == 2
             assert verb_groups(connection)[0] == [b"EHLO", *ENVELOPE, b"DATA"]
-            assert 3 * RTT_S <= duration(connection) < duration(priming)
+            assert duration(connection) >= 3 * RTT_S
         for connection in tap.settled():
             assert_lock_step(connection)
 

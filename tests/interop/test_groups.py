@@ -18,7 +18,7 @@ RCPTS = [b"RCPT"] * 3
 @pytest.fixture
 def front(stage: Stage, way: str) -> Iterator[Tap]:
     """Give a tap whose replies are so late that a group sent in several writes is seen as one."""
-    with Tap(stage.ports[way], reply_delay_s=0.03) as tap:
+    with Tap(stage.ports[way], reply_delay_s=0.1) as tap:
         yield tap
 
 

@@ -1,18 +1,18 @@
 """The client's identity: what a real MTA gets, and what a real proxy in front passes."""
 
-import json
 import ssl
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
 
 from tests.interop.messages import brief
 from tests.interop.peers import Backend, opensmtpd, postfix
-from tests.interop.stage import configured
+from tests.interop.stage import configured, lines_of
 from tests.interop.tap import Tap
 from tests.interop.wire import Wire
 from tests.support.processes import Process, Workplace, eventually, free_port
@@ -24,7 +24,7 @@ GROUP = (b"EHLO client.example", b"MAIL FROM:<a@sender.example>", b"RCPT TO:<goo
 
 
 def send(port: int, header: bytes = HEADER) -> bytes:
-    """Send a message in groups, as a client behind another proxy; return its token."""
+    """Send a message in groups, as a client of another proxy; return its token."""
     message = brief()
     with Wire(port) as wire:
         if header:
@@ -38,6 +38,12 @@ def send(port: int, header: bytes = HEADER) -> bytes:
 def logged_by(mta: Backend, text: str) -> None:
     """Wait until the MTA has logged a text."""
     eventually(lambda: text in mta.printed() or None, f"{text} in the MTA's log")
+
+
+def line_of(process: Process, event: str) -> dict[str, Any]:
+    """Wait for an event of the proxy that happens once, and return its log line."""
+    (line,) = eventually(lambda: lines_of(process, event) or None, f"the event {event}")
+    return line
 
 
 def backend(mta: Backend, identity: str) -> str:
@@ -192,10 +198,8 @@ def test_postfix_serves_the_client_that_swaks_names_by_xclient(identity: str) ->
         assert done.returncode == 0, done.stdout + done.stderr
         name = "client.example" if identity == "xclient" else "unknown"
         logged_by(mta, f"client={name}[192.0.2.7]")
-        logged = '"event":"message_relayed"'
-        eventually(lambda: logged in process.printed() or None, "the message in the log")
-        (line,) = [line for line in process.printed().splitlines() if logged in line]
-        assert '"client_ip":"192.0.2.7","client_port":4711' in line
+        relayed = line_of(process, "message_relayed")
+        assert (relayed["client_ip"], relayed["client_port"]) == ("192.0.2.7", 4711)
 
 
 _HAPROXY = """\
@@ -245,41 +249,38 @@ def test_haproxy_in_front_names_its_clients(options: str) -> None:
         eventually(lambda: client in process.printed() or None, "the client")
 
 
-def context_of(authority: trustme.CA, work: Path, name: str) -> ssl.SSLContext:
-    """Return the context of a client whose certificate has this common name."""
-    certificate = authority.issue_cert("client@sender.example", common_name=name)
-    certificate.private_key_and_cert_chain_pem.write_to_path(work / "client.pem")
-    context = ssl.create_default_context(cafile=work / "ca.pem")
-    context.load_cert_chain(work / "client.pem")
-    return context
-
-
-def test_haproxy_in_front_says_what_it_knows_of_its_client(tmp_path: Path) -> None:
-    """With `proxy-v2` another HAProxy behind the proxy gets it, too."""
-    authority = trustme.CA()
-    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
-    issued = authority.issue_cert("mx.example")
-    issued.private_key_and_cert_chain_pem.write_to_path(tmp_path / "mx.pem")
-    options = "send-proxy-v2-ssl-cn proxy-v2-options ssl,cert-cn,ssl-cipher,authority,unique-id"
-    bind = f"ssl crt {tmp_path}/mx.pem ca-file {tmp_path}/ca.pem verify optional"
+@contextmanager
+def before_haproxy(listener: str) -> Iterator[tuple[int, Process, Process]]:
+    """Run the proxy in front of an HAProxy that logs PROXY headers; give port, proxy, HAProxy."""
     with (
         postfix({"smtpd_upstream_proxy_protocol": "haproxy"}) as mta,
-        haproxy(mta.port, "accept-proxy") as (behind, its_log),
-        configured(FROM_A_PROXY, f'servers = ["127.0.0.1:{behind}"]\nidentity = "proxy-v2"') as (
+        haproxy(mta.port, "accept-proxy") as (after, its_process),
+        configured(listener, f'servers = ["127.0.0.1:{after}"]\nidentity = "proxy-v2"') as (
             port,
             process,
         ),
+    ):
+        yield port, process, its_process
+
+
+def test_haproxy_in_front_says_what_it_knows_of_its_client(keys: Path, tmp_path: Path) -> None:
+    """With `proxy-v2` another HAProxy after the proxy gets it, too."""
+    clients = trustme.CA()
+    clients.cert_pem.write_to_path(tmp_path / "clients.pem")
+    context = ssl.create_default_context(cafile=keys / "ca.pem")
+    clients.issue_cert("c@sender.example", common_name="client.example").configure_cert(context)
+    options = "send-proxy-v2-ssl-cn proxy-v2-options ssl,cert-cn,ssl-cipher,authority,unique-id"
+    bind = f"ssl crt {keys}/mx.pem ca-file {tmp_path}/clients.pem verify optional"
+    with (
+        before_haproxy(FROM_A_PROXY) as (port, process, after),
         haproxy(port, bind, f"{options},crc32c") as (front, _),
         Wire(front) as wire,
     ):
-        wire.secure(context_of(authority, tmp_path, "client.example"), "mx.example")
+        wire.secure(context, "mx.example")
         assert wire.replies(1) == [220]
         assert wire.ask(*GROUP, b"DATA") == [250, 250, 250, 354]
         assert wire.ask(brief().octets + b".", b"QUIT") == [250, 221]
-        logged = '"event":"message_relayed"'
-        eventually(lambda: logged in process.printed() or None, "the message in the log")
-        (line,) = [line for line in process.printed().splitlines() if logged in line]
-        relayed = json.loads(line)
+        relayed = line_of(process, "message_relayed")
         assert {name: relayed.get(name) for name in relayed if name.startswith("forwarded_")} == {
             "forwarded_authority": "mx.example",
             "forwarded_unique_id": "id-of-front",
@@ -288,48 +289,29 @@ def test_haproxy_in_front_says_what_it_knows_of_its_client(tmp_path: Path) -> No
         }
         assert "tls" not in relayed
         seen = "seen mx.example id-of-front"
-        eventually(lambda: seen in its_log.printed() or None, "the log of the HAProxy behind")
+        eventually(lambda: seen in after.printed() or None, "the header in HAProxy's log")
 
 
-def test_haproxy_behind_gets_the_name_and_the_id_of_a_session(tmp_path: Path) -> None:
-    authority = trustme.CA()
-    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
-    issued = authority.issue_cert("mx.example")
-    issued.private_key_and_cert_chain_pem.write_to_path(tmp_path / "mx.pem")
-    listener = f'tls = "implicit"\ncertificate = "{tmp_path}/mx.pem"'
-    with (
-        postfix({"smtpd_upstream_proxy_protocol": "haproxy"}) as mta,
-        haproxy(mta.port, "accept-proxy") as (behind, its_log),
-        configured(listener, f'servers = ["127.0.0.1:{behind}"]\nidentity = "proxy-v2"') as (
-            port,
-            process,
-        ),
-        Wire(port) as wire,
-    ):
-        wire.secure(ssl.create_default_context(cafile=tmp_path / "ca.pem"), "mx.example")
+def test_haproxy_after_the_proxy_gets_the_name_and_the_id_of_a_session(keys: Path) -> None:
+    listener = f'tls = "implicit"\ncertificate = "{keys}/mx.pem"'
+    with before_haproxy(listener) as (port, process, after), Wire(port) as wire:
+        wire.secure(ssl.create_default_context(cafile=keys / "ca.pem"), "mx.example")
         assert wire.replies(1) == [220]
         assert wire.ask(GROUP[0], b"QUIT") == [250, 221]
-        logged = '"event":"session_closed"'
-        eventually(lambda: logged in process.printed() or None, "the end of the session")
-        (line,) = [line for line in process.printed().splitlines() if logged in line]
-        seen = f"seen mx.example {json.loads(line)['session']}"
-        eventually(lambda: seen in its_log.printed() or None, "the log of the HAProxy behind")
+        seen = f"seen mx.example {line_of(process, 'session_closed')['session']}"
+        eventually(lambda: seen in after.printed() or None, "the header in HAProxy's log")
 
 
 @pytest.mark.parametrize("identity", ["proxy-v1", "proxy-v2"])
 def test_haproxy_as_the_backend_accepts_a_header_and_tls_after_it(
-    identity: str, tmp_path: Path
+    identity: str, keys: Path
 ) -> None:
     """Postfix gets the client's address in plaintext, and nothing else in plaintext."""
-    authority = trustme.CA()
-    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
-    issued = authority.issue_cert("127.0.0.1")
-    issued.private_key_and_cert_chain_pem.write_to_path(tmp_path / "mx.pem")
-    trust = f'tls = "implicit"\nca_file = "{tmp_path}/ca.pem"\nhealth_check_interval = 5'
+    trust = f'tls = "implicit"\nca_file = "{keys}/ca.pem"\nhealth_check_interval = 5'
     settings = {"smtpd_upstream_proxy_protocol": "haproxy", "mynetworks": "192.0.2.0/24"}
     with (
         postfix(settings) as mta,
-        haproxy(mta.port, f"accept-proxy ssl crt {tmp_path}/mx.pem") as (mta_port, _),
+        haproxy(mta.port, f"accept-proxy ssl crt {keys}/mx.pem") as (mta_port, _),
         Tap(mta_port) as tap,
     ):
         own = f'servers = ["127.0.0.1:{tap.port}"]\nidentity = "{identity}"\n{trust}'

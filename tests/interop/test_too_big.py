@@ -23,7 +23,7 @@ ENVELOPE = (b"MAIL FROM:<sender@sender.example>", f"RCPT TO:<{RECIPIENT}>".encod
 
 @dataclass(frozen=True)
 class Bounded:
-    """An MTA with CHUNKING behind a tap behind a proxy that bounds messages."""
+    """An MTA with CHUNKING, after a tap and a proxy that bounds messages."""
 
     mta: Backend
     tap: Tap

@@ -18,7 +18,7 @@ from tests.interop.lan import Host
 from tests.support.processes import STOP_S, eventually
 
 CLIENTS = 4
-CONNECT_S = 1.0
+CONNECT_S = 3.0
 """How long a client waits for a connection; then it tries again."""
 PATIENCE_S = 5.0
 """How long a client waits for a reply."""
