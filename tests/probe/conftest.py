@@ -7,4 +7,4 @@ from smtpproxy.probe import connector
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connector, "LEAST_PATIENCE_S", 0.1)
+    monkeypatch.setattr(connector, "LEAST_PATIENCE_S", 0.3)
