@@ -139,7 +139,7 @@ def test_the_mta_counts_commands_that_come_early_and_loses_them(bench: Bench) ->
     (direct,) = (each for each in all_contenders() if each.name == "direct")
     chain = Chain(bench, direct)
     with chain, pytest.raises(RunError, match="stalled in group 2 after 1 of 3 replies"):
-        chain.load(SCENARIOS[0], "--sessions", 1, "--forced", "--patience", 0.1)
+        chain.load(SCENARIOS[0], "--sessions", 1, "--forced", "--patience", 2)
     assert chain.counted["violations"] > 0
     assert chain.counted["messages"] == 0
 

@@ -110,7 +110,7 @@ async def test_a_transport_that_is_closing_gets_no_handshake() -> None:
             server_name="mx.example",
             as_server=False,
         )
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(20):
             assert await whys.get() == "closed"
             await begun
     server.close()

@@ -96,7 +96,7 @@ def test_a_worker_imports_nothing_after_the_fork(
     with socket.create_connection(("127.0.0.1", named), 10) as connection:
         connection.sendall(b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n")
         assert connection.recv(100).startswith(b"220 ")
-    with socket.create_connection(("127.0.0.1", lost), 10) as connection:
+    with socket.create_connection(("127.0.0.1", lost), 30) as connection:  # after a look-up
         assert connection.recv(100).startswith(b"421 ")
     program.signal(signal.SIGTERM)
     assert program.wait() == 0

@@ -155,7 +155,7 @@ def test_one_address_does_not_hold_every_slot(
     mta: LegacyMTA, run: Run, tmp_path: Path, workers: str
 ) -> None:
     """It holds all slots, sends NOOP now and then, and waits for more slots."""
-    more = "max_connections = 10\nmax_wait = 4"
+    more = "max_connections = 10\nmax_wait = 10"
     program = run("-c", write(tmp_path / "p", [mta.address], more), "-w", workers)
     port = program.port()
     with contextlib.ExitStack() as clients:

@@ -63,7 +63,7 @@ def test_a_hanging_worker_is_replaced(mta: LegacyMTA, run: Run, tmp_path: Path) 
 def test_no_worker_hangs_because_of_a_blocked_log(mta: LegacyMTA, tmp_path: Path) -> None:
     """Lines longer than the pipe's buffer are lost, and mail is not affected."""
     file = tmp_path / "p.toml"
-    file.write_text("timeouts = { heartbeat = 2 }\nlog = { level = 'debug' }")
+    file.write_text("timeouts = { heartbeat = 6 }\nlog = { level = 'debug' }")
     port = free_port()
     arguments = ["-c", str(file), "-l", f"127.0.0.1:{port}", "-b", mta.address]
     reader, writer = os.pipe()
@@ -98,13 +98,13 @@ def test_no_worker_is_replaced_because_all_were_stopped(
     """Ctrl-Z, a paused machine: the supervisor resumes first, and has had no message for long."""
     file = tmp_path / "p.toml"
     # One that was stopped has no lag to speak of.
-    file.write_text("timeouts = { heartbeat = 2.5 }\nlimits = { event_loop_lag = 0 }")
+    file.write_text("timeouts = { heartbeat = 4 }\nlimits = { event_loop_lag = 0 }")
     program = run("-c", file, "-l", "127.0.0.1:0", "-b", mta.address)
     port = program.port()
     (worker,) = program.workers()
     for pid in (worker, program.pid):
         os.kill(pid, signal.SIGSTOP)
-    time.sleep(3)
+    time.sleep(4.5)
     program.signal(signal.SIGCONT)
     time.sleep(0.2)
     assert is_alive(worker)
