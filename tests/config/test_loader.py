@@ -240,7 +240,7 @@ class TestMistakes:
             ("[tls]", 6, "tls", "is not a known setting; known here:"),
             ('[trace]\nwhen = "errors"', 6, "trace.directory", "is missing; write, for"),
             ('[trace]\ndirectory = "x"', 7, "trace.directory", "needs the whole path"),
-            ('[trace]\ndirectory = "/dev/null/x"', 7, "trace.directory", "/dev/null is no dir"),
+            ('[trace]\ndirectory = "/dev/null/x"', 7, "trace.directory", "/dev/null is not a dir"),
             ('[trace]\nwhen = "al"', 7, "trace.when", 'did you mean "all"?'),
             ("[otel]\nsample = 0.5", 6, "otel.endpoint", "is missing; write, for"),
             ('[otel]\nendpoint = "127.0.0.1:4318"', 7, "otel.endpoint", "is not the URL of a"),
