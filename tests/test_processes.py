@@ -1,4 +1,4 @@
-"""What the tests start ends with them, also if they are killed."""
+"""What the tests start has ports of its own, and ends with them, also if they are killed."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.preloaded import Preloaded
-from tests.support.processes import eventually
+from tests.support.processes import eventually, free_port
 
 _TESTS = """
 import sys
@@ -32,6 +32,11 @@ def is_running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def test_a_free_port_is_given_to_one_program_only() -> None:
+    ports = [free_port() for _ in range(100)]
+    assert len(set(ports)) == len(ports)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such signal")

@@ -40,22 +40,22 @@ def eventually(attempt: Callable[[], T | None], what: str, timeout_s: float = ST
     return result
 
 
-_PORTS = 1000
-"""How many ports the part of a process has."""
-_OFFSETS = cycle(random.sample(range(_PORTS), _PORTS))
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+_OWN = range(20_000 + _WORKER, 32_000, _WORKERS)
+_PORTS = cycle(random.sample(_OWN, len(_OWN)))
 
 
 def free_port() -> int:
     """Return a TCP port of 127.0.0.1 on which no process listens.
 
     For programs that cannot choose one themselves. It lies below the range from which the kernel
-    takes the ports of outgoing connections, and each of several processes that run the tests
-    (`gw0`, `gw1` and so on) has its own part, of which each port is returned once before any is
-    again: so nothing else picks it before the program does.
+    takes the ports of outgoing connections, and each of several processes that run the tests has
+    its own ports, of which each is returned once before any is again: so nothing else picks it
+    before the program does.
     """
-    part = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 12
     while True:
-        port = 20000 + part * _PORTS + next(_OFFSETS)
+        port = next(_PORTS)
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
