@@ -39,6 +39,9 @@ class Observed(list[Exchange]):
     def settled(self, exchanges: list[Exchange]) -> None:
         self.extend(exchanges)
 
+    def content(self, exchange: Exchange, sent: bytes, came: bytes) -> None:  # noqa: ARG002
+        assert not exchange.code, "content of an exchange that has its reply"
+
 
 class Stage:
     """A pipeline, with the test as both sides and as observer.
@@ -54,7 +57,11 @@ class Stage:
         self.observed = Observed()
         self.sent_to_client = b""
         self.pipeline = Pipeline(
-            policy or SessionPolicy(hostname=b"proxy"), self._write, self.observed, self.now
+            policy or SessionPolicy(hostname=b"proxy"),
+            self._write,
+            self.observed,
+            self.now,
+            self.observed.content,
         )
         self.pipeline.connect_backend(self.to_backend.append)
         self.pipeline.allow_upgrades(self._upgrade, self._introduce)

@@ -382,8 +382,18 @@ class TestBounds:
         assert done.returncode == 0, done.stderr[-500:]
         assert (file.parent / "x").stat().st_size < 200 << 20
 
-    async def test_content_of_a_size_that_cannot_be_is_not_played(self, file: Path) -> None:
-        big = EXCHANGE | {"verb": "BDAT", "command": "BDAT 50000000000"}
+    @pytest.mark.parametrize(
+        "content",
+        [
+            {"verb": "BDAT", "command": "BDAT 50000000000"},
+            {"verb": "end_of_data", "command": "", "content_bytes": 50_000_000_000},
+        ],
+        ids=["BDAT", "DATA"],
+    )
+    async def test_content_of_a_size_that_cannot_be_is_not_played(
+        self, file: Path, content: dict[str, Any]
+    ) -> None:
+        big = EXCHANGE | content
         file.write_bytes(lines(OPENED, CONNECTED, EXCHANGE, big | {"framed": 2.5}, CLOSED))
         async with LegacyMTA() as mta:
             address = trace_commands.parse_server(mta.address)
