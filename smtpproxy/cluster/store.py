@@ -469,8 +469,13 @@ async def _wait_for(answer: object) -> Any:
 
 
 async def _close(client: Redis) -> None:
+    """Close all connections; a cancellation waits for that, as redis-py would leave some open."""
+    closing = asyncio.ensure_future(client.connection_pool.disconnect())
     with contextlib.suppress(RedisError, OSError):
-        await client.connection_pool.disconnect()
+        try:
+            await asyncio.shield(closing)
+        finally:
+            await asyncio.wait((closing,))
 
 
 def _text(error: Exception) -> str:

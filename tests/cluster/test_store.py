@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import pytest
 import trustme
+from redis.asyncio import Redis
 
 from smtpproxy.cluster.store import LIMIT_S, Script, Store, StoreAway
 from smtpproxy.config.schema import ClusterSettings
@@ -327,3 +328,24 @@ async def test_records_of_others_are_read_with_care(server: RedisServer) -> None
         server.command("ZADD", store.key("replicas"), str(now), "big")
         server.command("HSET", store.key("records"), "big", big)
         assert [each.instance for each in await insist(store.replicas)] == ["one"]
+
+
+@pytest.mark.parametrize("turns", range(4))
+async def test_a_stop_while_connections_are_closed_leaves_none_open(
+    server: RedisServer, turns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of a server that does not run scripts, which is asked again and again."""
+    server.command("ACL", "SETUSER", "default", "-@scripting")
+    store = Store(ClusterSettings(url=server.url, name="c", replicas=2), "one")
+    clients: list[Redis] = []
+    make = store._make_client
+    monkeypatch.setattr(store, "_make_client", lambda: clients.append(make()) or clients[-1])
+    store.start()
+    while not store.failures:
+        await asyncio.sleep(0)
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    await store.stop()
+    pool = clients[0].connection_pool
+    (connection,) = (*pool._available_connections, *pool._in_use_connections)
+    assert not connection.is_connected
