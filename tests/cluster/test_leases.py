@@ -328,7 +328,7 @@ async def test_a_replica_with_many_gives_one_back_to_another_that_waits(
 
 
 async def test_a_client_that_waits_too_long_is_refused(server: RedisServer) -> None:
-    async with replicas(server, limit=1, max_wait=0.5) as (one, two, _):
+    async with replicas(server, limit=1, max_wait=2.0) as (one, two, _):
         first = one.client()
         first.reclaim_slot = lambda: None  # type: ignore[method-assign]
         await until(lambda: first.is_served)

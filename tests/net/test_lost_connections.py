@@ -544,7 +544,7 @@ async def test_nothing_is_held_of_inactive_peers_after_the_time_limit(
 ) -> None:
     limit = STATES[name].limit
     async with proxy(tmp_path) as here:
-        await come_to(name, here, f"{limit} = 0.2" if limit else "")
+        await come_to(name, here, f"{limit} = 0.5" if limit else "")
         here.expect_closing_within(0.2)
         await within_a_second(here.reasons)
         here.mta.listen()

@@ -84,7 +84,8 @@ def test_a_check_finds_a_server_down_and_up_without_clients(
     mta: LegacyMTA, run: Run, tmp_path: Path, dead: str
 ) -> None:
     host, _, port = dead.rpartition(":")
-    program = run("-c", write(tmp_path / "p", [dead, mta.address], "health_check_interval = 0.1"))
+    checks = "health_check_interval = 2"  # which is also the time limit of a check
+    program = run("-c", write(tmp_path / "p", [dead, mta.address], checks))
     assert program.event("server_down")["server"] == dead
     with socket.create_server((host, int(port))) as back:
         connection, _ = back.accept()
@@ -124,7 +125,7 @@ def test_connection_slots_are_shared_by_all_workers(
 def test_a_client_that_has_waited_too_long_for_a_slot_gets_421(
     mta: LegacyMTA, run: Run, tmp_path: Path
 ) -> None:
-    more = "max_connections = 1\nmax_wait = 0.1"
+    more = "max_connections = 1\nmax_wait = 2"
     program = run("-c", write(tmp_path / "p", [mta.address], more), "-w", "2")
     port = program.port()
     with Client(port) as one:
@@ -137,7 +138,7 @@ def test_a_client_that_has_waited_too_long_for_a_slot_gets_421(
 def test_a_client_that_waits_for_a_slot_is_refused_although_the_supervisor_hangs(
     mta: LegacyMTA, run: Run, tmp_path: Path
 ) -> None:
-    more = "max_connections = 1\nmax_wait = 0.1"
+    more = "max_connections = 1\nmax_wait = 2"
     program = run("-c", write(tmp_path / "p", [mta.address], more))
     port = program.port()
     program.signal(signal.SIGSTOP)
