@@ -24,7 +24,9 @@ CONTENT_REFUSALS = {*replies.BARE_NEWLINE.values(), replies.MESSAGE_TOO_BIG}
 ALWAYS_ACCEPTED = frozenset((b"EHLO", b"HELO", b"STARTTLS", b"NOOP", b"RSET", b"QUIT"))
 _OTHER_PROTOCOLS = frozenset((b"GET", b"POST", b"PUT", b"HEAD", b"OPTIONS", b"CONNECT", b"PRI"))
 _NEVER = frozenset(
-    (b"TURN", b"ATRN", b"VERB", b"BURL", b"CHECKPOINT", b"X-EXPS", b"X-ANONYMOUSTLS")
+    b"""TURN ATRN VERB BURL CHECKPOINT PRDR REQUIRETLS PIPECONNECT X_PIPE_CONNECT
+    X-EXPS X-ANONYMOUSTLS XSHADOW XSHADOWREQUEST XQDISCARD XSESSIONPARAMS XMESSAGECONTEXT
+    XPROXY XPROXYFROM XPROXYTO""".split()
 )
 _NEVER_AND_CLOSED = frozenset((b"XEXCH50", b"X-LINK2STATE"))
 _PLAIN = frozenset(
@@ -98,6 +100,7 @@ def misread(line: bytes, *, first: bool) -> tuple[bytes, bool]:
     if verb not in _PLAIN | _NEVER | _NEVER_AND_CLOSED | _OTHER_PROTOCOLS | {
         b"XCLIENT",
         b"XFORWARD",
+        b"LHLO",
     }:
         if line.startswith(b"\x16\x03"):
             return replies.TLS_NOT_EXPECTED, True
@@ -125,6 +128,8 @@ def never_forwarded(verb: bytes) -> tuple[bytes, bool]:
         return replies.NOT_SMTP, True
     if verb == b"PROXY":
         return replies.PROXY_UNEXPECTED, True
+    if verb == b"LHLO":
+        return replies.NOT_LMTP, False
     if verb in _NEVER or verb in _NEVER_AND_CLOSED:
         return replies.NOT_IMPLEMENTED, verb in _NEVER_AND_CLOSED
     return (replies.NOT_AUTHORIZED, False) if verb in (b"XCLIENT", b"XFORWARD") else (b"", False)
