@@ -190,7 +190,7 @@ def _archive() -> tuple[str, str]:
 def first_process(nspawn: int) -> int | None:
     """Return the child of nspawn that is process 1 in its namespace, or None as long as none is."""
     for child in Path(f"/proc/{nspawn}/task/{nspawn}/children").read_text().split():
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError, ProcessLookupError):
             status = Path(f"/proc/{child}/status").read_text()
             if re.search(r"^NSpid:.*\t1$", status, re.MULTILINE):
                 return int(child)

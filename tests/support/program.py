@@ -96,11 +96,15 @@ class Program:
         return self._process._popen.wait(20)
 
 
+ENDED = (FileNotFoundError, ProcessLookupError)
+"""What reading /proc/PID raises if the process has ended, before or after the file was opened."""
+
+
 def children(pid: int) -> list[int]:
     """Return the process ids of a process's children."""
     try:
         return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except FileNotFoundError:
+    except ENDED:
         return []
 
 
@@ -108,7 +112,7 @@ def is_worker(pid: int) -> bool:
     """Return whether a process is a worker, as `ps` shows it."""
     try:
         return Path(f"/proc/{pid}/comm").read_text() == "smtp-worker\n"
-    except FileNotFoundError:
+    except ENDED:
         return False
 
 
@@ -124,6 +128,6 @@ def is_alive(pid: int) -> bool:
     """Return whether a process runs (a zombie does not)."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
+    except ENDED:
         return False
     return state != "Z"
