@@ -420,6 +420,8 @@ class Proxy:
         address: str = "127.0.0.1:0",
     ) -> None:
         """Start with these settings, in which `@` is the path of the certificate."""
+        gc.collect()
+        gc.freeze()  # what earlier tests keep is not looked at again
         if not self.mta.address:
             await self.mta.start()
         certificate = authority().issue_cert("mx.example")
@@ -439,7 +441,6 @@ class Proxy:
         )
         await self.app.start()
         self.port = int(self.app.addresses[0].rpartition(":")[2])
-        gc.collect()
         self._earlier = _alive()  # the traceback of a failed test keeps what it used
         self._descriptors = _descriptors()
 
