@@ -109,6 +109,7 @@ def test_an_upgrade_in_place_moves_nothing_and_refuses_no_client(pair: Pair) -> 
     traffic.assert_account(pair.mta)
 
 
+@pytest.mark.long
 def test_planned_work_refuses_no_client_and_cuts_no_session(pair: Pair) -> None:
     one, two = (pair.network[name] for name in MACHINES)
     with traffic_from(pair.network["client"], ADDRESS) as traffic:

@@ -177,6 +177,7 @@ def test_what_a_hostile_client_sends_is_text(
         assert browser.get_log("browser") == []
 
 
+@pytest.mark.long
 def test_nothing_in_a_trace_file_becomes_markup_of_the_page(
     browser: webdriver.Chrome, tmp_path: Path
 ) -> None:
