@@ -78,9 +78,16 @@ def server(tmp_path: Path) -> Iterator[RedisServer]:
 
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a busy machine this process is slow, and not the server."""
+    """On a busy machine this process is slow, and not the server.
+
+    A replica whose call or heartbeat is late connects again, and counts as lost if that takes long.
+    """
     monkeypatch.setattr(leases, "CALL_S", 4.0)
     monkeypatch.setattr(leases, "LIMIT_S", 4.5)
+    monkeypatch.setattr(store, "LIMIT_S", 5.0)
+    monkeypatch.setattr(store, "VALID_S", 5.0)
+    monkeypatch.setattr(store, "LONGEST_DELAY_S", 0.1)
+    monkeypatch.setattr(store.Store.run, "__defaults__", (5.0,))
 
 
 @asynccontextmanager
