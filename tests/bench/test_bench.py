@@ -311,7 +311,8 @@ def test_leases_are_measured_with_a_real_store(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(lease, "REPLICAS", (2,))
     for module, name in ((leases, "CALL_S"), (leases, "LIMIT_S"), (store, "LIMIT_S")):
         monkeypatch.setattr(module, name, 5.0)  # on a busy machine an answer takes long
-    monkeypatch.setattr(store, "VALID_S", 5.0)
+    for name in ("CONNECT_LIMIT_S", "VALID_S"):
+        monkeypatch.setattr(store, name, 5.0)
     monkeypatch.setattr(store.Store.run, "__defaults__", (5.0,))
     (cost,) = lease.measure(sorted(os.sched_getaffinity(0)), 0.1)
     assert 0.1 < cost.wait_ms <= cost.wait_p99_ms, "it asked the store"

@@ -84,8 +84,8 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     monkeypatch.setattr(leases, "CALL_S", 4.0)
     monkeypatch.setattr(leases, "LIMIT_S", 4.5)
-    monkeypatch.setattr(store, "LIMIT_S", 5.0)
-    monkeypatch.setattr(store, "VALID_S", 5.0)
+    for name in ("LIMIT_S", "VALID_S", "CONNECT_LIMIT_S"):
+        monkeypatch.setattr(store, name, 5.0)
     monkeypatch.setattr(store, "LONGEST_DELAY_S", 0.1)
     monkeypatch.setattr(store.Store.run, "__defaults__", (5.0,))
 
