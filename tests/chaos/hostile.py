@@ -87,27 +87,21 @@ class Attack:
 
     async def _close_without_quit(self) -> None:
         """Come to an end that few of the others come to."""
-        one = Client(self.ports.plain, self.addresses[0])
-        try:
+        with contextlib.closing(Client(self.ports.plain, self.addresses[0])) as one:
             await self._hear(one, b"220 mx\r\n")
             one.send(b"EHLO c\r\n")
             await self._hear(one, b"250 PIPELINING\r\n")
             one.half_close()
             await one.rest(WAIT_S)
-        finally:
-            one.close()
 
     async def _send_no_client_hello(self) -> None:
         """Fail in the TLS handshake, as few of the others do."""
-        one = Client(self.ports.starttls, self.addresses[0])
-        try:
+        with contextlib.closing(Client(self.ports.starttls, self.addresses[0])) as one:
             await self._hear(one, b"220 mx\r\n")
             one.send(b"STARTTLS\r\n")
             await self._hear(one, b"220 ")
             one.send(b"NOOP\r\n")
-            await self._hear(one, b"never")
-        finally:
-            one.close()
+            await one.rest(WAIT_S)
 
     async def _one(self) -> None:
         way = self.chance.choice(("plain", "starttls", "implicit", "header", "xclient"))

@@ -91,13 +91,21 @@ def leases_are_granted(server: RedisServer, replicas: int) -> None:
     time.sleep(LEASE_S + 0.5)  # by the server's clock, which gives no sign
 
 
-def test_two_services_share_one_connection_also_after_reloads_and_an_end(
-    mta: LegacyMTA, run: Run, server: RedisServer, tmp_path: Path
-) -> None:
-    files = [tmp_path / "one", tmp_path / "two"]
+def two_services(
+    run: Run, mta: LegacyMTA, server: RedisServer, directory: Path
+) -> tuple[list[Path], list[Program], list[int]]:
+    """Start two replicas; return their settings files, their programs and their ports."""
+    files = [directory / "one", directory / "two"]
     programs = [run("-c", write(file, mta, server)) for file in files]
     ports = [program.port() for program in programs]
     leases_are_granted(server, 2)
+    return files, programs, ports
+
+
+def test_two_services_share_one_connection_also_after_reloads_and_an_end(
+    mta: LegacyMTA, run: Run, server: RedisServer, tmp_path: Path
+) -> None:
+    files, programs, ports = two_services(run, mta, server, tmp_path)
     one, two = (Client(port) for port in ports)
     one.until_served()
     assert waits(two, programs[1])
@@ -120,10 +128,7 @@ def test_two_services_share_one_connection_also_after_reloads_and_an_end(
 def test_another_name_of_the_same_store_frees_no_lease(
     mta: LegacyMTA, run: Run, server: RedisServer, tmp_path: Path
 ) -> None:
-    files = [tmp_path / "one", tmp_path / "two"]
-    programs = [run("-c", write(file, mta, server)) for file in files]
-    ports = [program.port() for program in programs]
-    leases_are_granted(server, 2)
+    files, programs, ports = two_services(run, mta, server, tmp_path)
     one = Client(ports[0])
     one.until_served()
     with one.smtp, socket.create_connection(("127.0.0.1", ports[1])) as waiting:

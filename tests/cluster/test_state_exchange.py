@@ -75,6 +75,15 @@ class Replicas:
         self._stack.push_async_callback(replica.store.stop)
         return replica
 
+    async def add_two(self) -> tuple[Replica, Replica]:
+        """Add two that know of the only session an address may have, which the first has."""
+        one = await self.add("one", sessions_per_address=1)
+        two = await self.add("two", sessions_per_address=1)
+        await self.exchange()
+        assert one.enter()
+        await self.exchange()
+        return one, two
+
     async def exchange(self) -> None:
         """Let all replicas exchange their states, twice, as within a second."""
         for replica in self.all * 2:
@@ -207,11 +216,7 @@ async def test_while_the_store_is_away_each_replica_counts_for_itself_soon(
     monkeypatch.setattr(state_exchange, "EVERY_S", 0.01)
     now = 1000.0
     monkeypatch.setattr(state_exchange, "monotonic", lambda: now)
-    one = await replicas.add("one", sessions_per_address=1)
-    two = await replicas.add("two", sessions_per_address=1)
-    await replicas.exchange()
-    assert one.enter()
-    await replicas.exchange()
+    _, two = await replicas.add_two()
     server.kill()
     two.exchange.start()
     async with asyncio.timeout(20):
@@ -245,22 +250,14 @@ async def test_a_replica_that_was_killed_counts_no_longer(
 async def test_a_replica_that_was_killed_before_the_clock_was_set_back_counts_no_longer(
     replicas: Replicas, server: RedisServer
 ) -> None:
-    one = await replicas.add("one", sessions_per_address=1)
-    two = await replicas.add("two", sessions_per_address=1)
-    await replicas.exchange()
-    assert one.enter()
-    await replicas.exchange()
+    one, two = await replicas.add_two()
     server.command("ZADD", one.exchange._keys[1], "99999999999999", one.store.replica)
     await exchanged(two)
     assert two.enter()
 
 
 async def test_a_replica_that_stops_counts_no_longer_at_once(replicas: Replicas) -> None:
-    one = await replicas.add("one", sessions_per_address=1)
-    two = await replicas.add("two", sessions_per_address=1)
-    await replicas.exchange()
-    assert one.enter()
-    await replicas.exchange()
+    one, two = await replicas.add_two()
     await one.exchange.leave()
     await exchanged(two)
     assert two.enter()
@@ -330,11 +327,7 @@ async def test_after_a_bug_a_replica_counts_for_itself(
     replicas: Replicas, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else the sessions elsewhere would count for ever."""
-    one = await replicas.add("one", sessions_per_address=1)
-    two = await replicas.add("two", sessions_per_address=1)
-    await replicas.exchange()
-    assert one.enter()
-    await replicas.exchange()
+    one, two = await replicas.add_two()
     assert not two.enter()
     reported: list[BaseException] = []
     loop = asyncio.get_running_loop()
